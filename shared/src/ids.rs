@@ -1,0 +1,234 @@
+//! Identities as types, so that a round cannot be passed where an index is meant.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// One submission of a job. UUID version 7: ids sort by the time of their submission.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(Uuid);
+
+impl JobId {
+    /// A new id, unique everywhere.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Uuid::try_parse(text)
+            .map(Self)
+            .map_err(|_| InvalidName { what: "job id", got: text.into(), expected: "a UUID" })
+    }
+}
+
+/// A task's place in its job: 0, 1, 2, … in the order of the split.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskIndex(pub u64);
+
+impl TaskIndex {
+    /// The index that lies `tasks` further on.
+    #[must_use]
+    pub const fn plus(self, tasks: u64) -> Self {
+        Self(self.0.saturating_add(tasks))
+    }
+}
+
+impl fmt::Display for TaskIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// 0, and one more each time failed tasks of a job are sent again.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Round(pub u32);
+
+impl fmt::Display for Round {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+macro_rules! name {
+    ($(#[$doc:meta])* $Name:ident, $what:literal, $expected:literal, $max:literal, $allowed:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $Name(Arc<str>);
+
+        impl $Name {
+            /// Checks the characters and the length.
+            ///
+            /// # Errors
+            /// [`InvalidName`] says what was expected.
+            pub fn new(text: &str) -> Result<Self, InvalidName> {
+                let allowed: fn(char) -> bool = $allowed;
+                if text.is_empty() || text.len() > $max || !text.chars().all(allowed) {
+                    return Err(InvalidName { what: $what, got: text.into(), expected: $expected });
+                }
+                Ok(Self(text.into()))
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $Name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $Name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl FromStr for $Name {
+            type Err = InvalidName;
+            fn from_str(text: &str) -> Result<Self, InvalidName> {
+                Self::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $Name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$Name> for String {
+            fn from(name: $Name) -> Self {
+                name.0.as_ref().into()
+            }
+        }
+    };
+}
+
+name!(
+    /// The stable name of a job type on the wire, independent of the Rust type's name.
+    Kind,
+    "kind",
+    "1 to 63 of a-z, 0-9 and '-'",
+    63,
+    |c| matches!(c, 'a'..='z' | '0'..='9' | '-')
+);
+
+name!(
+    /// A named set of queues that a fleet of workers serves.
+    Lane,
+    "lane",
+    "1 to 63 of a-z, 0-9, '-' and '_'",
+    63,
+    |c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_')
+);
+
+impl Default for Lane {
+    /// The lane `default`.
+    fn default() -> Self {
+        Self("default".into())
+    }
+}
+
+name!(
+    /// One process of a fleet, as it is named in results, events and failures.
+    WorkerId,
+    "worker id",
+    "1 to 120 of letters, digits, '-' and '_'",
+    120,
+    |c| matches!(c, 'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_')
+);
+
+impl WorkerId {
+    /// An id no other process has: `HOST-PID-RANDOM`. Characters of `host` that an id may not have become `-`.
+    #[must_use]
+    pub fn generate(host: &str) -> Self {
+        let host: String =
+            host.chars().take(63).map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let id = Uuid::now_v7().simple().to_string(); // its end is random
+        Self(format!("{host}-{}-{}", std::process::id(), &id[26..]).into())
+    }
+}
+
+name!(
+    /// A ledger's own identity: two sinks with different ledgers must not serve one lane.
+    LedgerId,
+    "ledger id",
+    "1 to 63 of a-z, 0-9 and '-'",
+    63,
+    |c| matches!(c, 'a'..='z' | '0'..='9' | '-')
+);
+
+impl LedgerId {
+    /// A new id, unique everywhere.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().to_string().into())
+    }
+}
+
+/// A name or id that is not one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{got:?} is not a {what} (hint: expected {expected})")]
+pub struct InvalidName {
+    /// What was wanted.
+    pub what: &'static str,
+    /// What was given.
+    pub got: String,
+    /// What is allowed.
+    pub expected: &'static str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_refuse_what_a_queue_name_or_routing_key_cannot_carry() {
+        assert!(Lane::new("night-shift_2").is_ok());
+        for bad in ["", "a.b", "A", "ä", "a b", "*", &"x".repeat(64)] {
+            assert!(Lane::new(bad).is_err(), "{bad:?} passed");
+        }
+        assert!(serde_json::from_str::<Kind>("\"no/kind\"").is_err());
+    }
+
+    #[test]
+    fn job_ids_round_trip_and_sort_by_time() {
+        let (first, second) = (JobId::generate(), JobId::generate());
+        assert!(first < second);
+        assert_eq!(first.to_string().parse(), Ok(first));
+        assert!("no-id".parse::<JobId>().unwrap_err().to_string().contains("a UUID"));
+    }
+
+    #[test]
+    fn a_worker_id_is_made_of_any_host_name() {
+        let id = WorkerId::generate("my.host.lan");
+        assert!(WorkerId::new(id.as_str()).is_ok(), "{id}");
+    }
+}

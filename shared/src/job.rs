@@ -1,0 +1,215 @@
+//! What a user writes: one `impl Job`.
+
+use std::{fmt, ops::ControlFlow};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{TaskContext, TaskError, TaskIndex};
+
+/// A divisible job: how it is split, how one task is processed, how outputs are folded into a report.
+///
+/// The value itself is the *spec*: it is serialised (at most 16 KiB) and travels with every batch, so that any
+/// worker or sink that registered the kind can take part. A field that only the splitting machine needs (the path
+/// of an input file) is `#[serde(skip)]`.
+///
+/// The promise a job can rely on: `collect` sees every task that has an output exactly once, in any order,
+/// whatever was killed when. The promise it gives: `split` is deterministic, and `process` may be run again.
+///
+/// ```
+/// use std::ops::{ControlFlow, Range};
+/// use gristmill_shared::{Job, JobError, Plan, TaskContext, TaskError, TaskIndex, testing};
+/// use serde::{Deserialize, Serialize};
+///
+/// /// Adds up the numbers below `limit`, a thousand a task.
+/// #[derive(Serialize, Deserialize)]
+/// struct Sum { limit: u64 }
+///
+/// impl Job for Sum {
+///     const KIND: &'static str = "sum";
+///     type Task = Range<u64>;
+///     type Output = u64;
+///     type Report = u64;
+///
+///     fn plan(&self) -> Result<Plan, JobError> {
+///         Ok(Plan::of(self.limit.div_ceil(1000)))
+///     }
+///     fn split(&self) -> impl Iterator<Item = Result<Range<u64>, JobError>> + Send {
+///         let limit = self.limit;
+///         (0..limit).step_by(1000).map(move |low| Ok(low..limit.min(low + 1000)))
+///     }
+///     fn process(&self, task: Range<u64>, cx: &TaskContext) -> Result<u64, TaskError> {
+///         cx.check()?;
+///         Ok(task.sum())
+///     }
+///     fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
+///         *report += output;
+///         ControlFlow::Continue(())
+///     }
+/// }
+///
+/// // No broker, and every task is delivered three times, shuffled.
+/// let outcome = testing::run_local(&Sum { limit: 10_000 }, testing::Repeat(3)).unwrap();
+/// assert_eq!(outcome.report, 49_995_000);
+/// ```
+pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The stable name on the wire: 1 to 63 of `a-z`, `0-9` and `-`.
+    const KIND: &'static str;
+    /// What the ledger keeps besides the report. Defaults to nothing.
+    const KEEP: Keep = Keep::Report;
+    /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded.
+    type Task: Serialize + DeserializeOwned + Send;
+    /// What processing one task gives. At most 1 MiB encoded.
+    type Output: Serialize + DeserializeOwned + Send;
+    /// What the sink folds all outputs into.
+    type Report: Serialize + DeserializeOwned + Default + Send;
+
+    /// Runs in the producer, before anything is sent: refuses bad parameters, and says how many tasks there will
+    /// be if it is known. Defaults to an unknown number.
+    ///
+    /// # Errors
+    /// An error refuses the job; nothing was sent.
+    fn plan(&self) -> Result<Plan, JobError> {
+        Ok(Plan::unknown())
+    }
+
+    /// Runs in the producer, on a thread of its own. Lazy; the same spec yields the same tasks in the same order.
+    /// An error or a panic aborts the job, visibly.
+    fn split(&self) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send;
+
+    /// [`Job::split`] from `index` on. Defaults to skipping; a job that can jump there overrides it.
+    fn split_from(&self, index: TaskIndex) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send {
+        self.split().skip(usize::try_from(index.0).unwrap_or(usize::MAX))
+    }
+
+    /// Runs in a worker, at least once per task, on a slot's own thread, which may block and compute.
+    ///
+    /// # Errors
+    /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
+    /// again". A panic counts as an error.
+    fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError>;
+
+    /// Runs in the sink, exactly once per task that has an output, in any order, on a thread that may compute but
+    /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.
+    fn collect(&self, report: &mut Self::Report, index: TaskIndex, output: Self::Output) -> ControlFlow<()>;
+
+    /// What the user reads at the end, and whether it is an answer. Defaults to the report as JSON.
+    fn conclude(&self, report: &Self::Report, account: &Account) -> Conclusion {
+        let _ = account;
+        match serde_json::to_string(report) {
+            Ok(json) => Conclusion::answer(json),
+            Err(error) => Conclusion::no_answer(format!("the report cannot be shown as JSON: {error}")),
+        }
+    }
+}
+
+/// What the ledger keeps of a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// The report only.
+    Report,
+    /// Every output as well, stored in the same transaction; `sink outputs JOB` streams them.
+    Outputs,
+}
+
+/// What a job says before it starts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// How many tasks the split will yield, if that is known.
+    pub tasks: Option<u64>,
+    /// What one task is called in progress and reports, in the plural. Defaults to `tasks`.
+    pub unit: String,
+}
+
+impl Plan {
+    /// A split that yields exactly this many tasks. A split that then yields another number fails the job.
+    #[must_use]
+    pub fn of(tasks: u64) -> Self {
+        Self { tasks: Some(tasks), ..Self::unknown() }
+    }
+
+    /// A split whose end is not known before it is reached.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { tasks: None, unit: "tasks".into() }
+    }
+
+    /// Names the unit, in the plural.
+    #[must_use]
+    pub fn unit(self, unit: &str) -> Self {
+        Self { unit: unit.into(), ..self }
+    }
+}
+
+/// How many tasks have which outcome.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Account {
+    /// Tasks in the job: as sealed by the producer, or as planned while the split goes on.
+    pub total: Option<u64>,
+    /// Tasks with an output.
+    pub done: u64,
+    /// Tasks that failed for good.
+    pub failed: u64,
+    /// Tasks that the job's early end made unnecessary.
+    pub skipped: u64,
+    /// Outcomes that came again and were ignored.
+    pub duplicates: u64,
+    /// Outcomes that came after the job had ended and were ignored.
+    pub late: u64,
+    /// Why the job ended before all of its tasks did.
+    pub stopped: Option<String>,
+}
+
+/// What the user reads at the end.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Conclusion {
+    /// For stdout if it is an answer, else for stderr. One line or several, without a final line feed.
+    pub text: String,
+    /// Whether the job found what it was asked for. A search may end without an answer.
+    pub answered: bool,
+}
+
+impl Conclusion {
+    /// The answer.
+    #[must_use]
+    pub fn answer(text: impl Into<String>) -> Self {
+        Self { text: text.into(), answered: true }
+    }
+
+    /// There is none, and why.
+    #[must_use]
+    pub fn no_answer(text: impl Into<String>) -> Self {
+        Self { text: text.into(), answered: false }
+    }
+}
+
+/// A job that cannot be planned, split or read.
+///
+/// It deliberately is no `std::error::Error`, so that `?` turns any error into one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JobError(String);
+
+impl JobError {
+    /// Says what is wrong: a lowercase fragment with the value seen and a hint.
+    #[must_use]
+    pub fn new(why: impl fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobError({:?})", self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for JobError {
+    fn from(error: E) -> Self {
+        Self(crate::error_chain(&error))
+    }
+}

@@ -1,0 +1,201 @@
+//! The queues of a lane: which there are, what bounds them, and what flows into what.
+//!
+//! ```text
+//! producer ──▶ tasks ──▶ worker ──▶ results ──▶ sink
+//!                ▲        │   ▲
+//!                │        ▼   └── again ◀─┐ (ripe)
+//!                │   retry.1s … retry.10m ┘
+//!                └── suspect (tasks that may have killed a worker)     dead (what is no message of ours)
+//! ```
+
+use std::{fmt, time::Duration};
+
+use crate::Lane;
+
+/// How many task batches may wait in a lane. A producer that is refused slows down.
+pub const TASKS_MAX_MESSAGES: u64 = 1_000;
+/// How many bytes of task batches may wait in a lane.
+pub const TASKS_MAX_BYTES: u64 = 64 << 20;
+/// How many bytes of results may wait for a sink. A worker that is refused waits, and takes no further work.
+pub const RESULTS_MAX_BYTES: u64 = 256 << 20;
+
+/// One queue of one lane. Displays as its name on the broker.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Queue {
+    /// The lane it belongs to.
+    pub lane: Lane,
+    /// Its part in the lane.
+    pub role: QueueRole,
+}
+
+/// The part a queue has in its lane.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum QueueRole {
+    /// Where producers send batches and workers take them.
+    Tasks,
+    /// Batches that may have killed their worker; one at a time per worker.
+    Suspect,
+    /// Failed tasks wait here before they are tried again.
+    Retry(RetryDelay),
+    /// Where retries ripen to.
+    Again,
+    /// Where results and job-level messages go to the sink.
+    Results,
+    /// Messages that are none of ours, with the reason.
+    Dead,
+}
+
+impl QueueRole {
+    /// Every queue of a lane, targets of dead letters first, so that they can be declared in this order.
+    pub const ALL: [Self; 9] = [
+        Self::Dead,
+        Self::Again,
+        Self::Tasks,
+        Self::Suspect,
+        Self::Retry(RetryDelay::Second),
+        Self::Retry(RetryDelay::TenSeconds),
+        Self::Retry(RetryDelay::Minute),
+        Self::Retry(RetryDelay::TenMinutes),
+        Self::Results,
+    ];
+
+    /// The queue with this part in `lane`.
+    #[must_use]
+    pub fn of(self, lane: &Lane) -> Queue {
+        Queue { lane: lane.clone(), role: self }
+    }
+
+    /// What the queue promises.
+    #[must_use]
+    pub fn spec(self) -> QueueSpec {
+        let plain = QueueSpec {
+            max_messages: None,
+            max_bytes: None,
+            ripens: None,
+            dead_letters_to: None,
+            single_active_consumer: false,
+        };
+        match self {
+            Self::Tasks => QueueSpec {
+                max_messages: Some(TASKS_MAX_MESSAGES),
+                max_bytes: Some(TASKS_MAX_BYTES),
+                dead_letters_to: Some(Self::Dead),
+                ..plain
+            },
+            Self::Suspect | Self::Again => QueueSpec { dead_letters_to: Some(Self::Dead), ..plain },
+            Self::Retry(delay) => QueueSpec { ripens: Some((delay.duration(), Self::Again)), ..plain },
+            Self::Results => {
+                QueueSpec { max_bytes: Some(RESULTS_MAX_BYTES), single_active_consumer: true, ..plain }
+            }
+            Self::Dead => plain,
+        }
+    }
+}
+
+/// What a queue promises, in no broker's words. A full queue refuses; it never drops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QueueSpec {
+    /// Refuses further messages while this many wait.
+    pub max_messages: Option<u64>,
+    /// Refuses further messages while this many bytes wait.
+    pub max_bytes: Option<u64>,
+    /// A message moves on to that queue of the lane after this time. Such a queue has no consumers.
+    pub ripens: Option<(Duration, QueueRole)>,
+    /// Where the broker puts a message that it gives up on.
+    pub dead_letters_to: Option<QueueRole>,
+    /// Only one of its consumers gets messages at a time; the next takes over when it goes.
+    pub single_active_consumer: bool,
+}
+
+/// The steps of the retry ladder.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub enum RetryDelay {
+    /// 1 s, after the first failure.
+    Second,
+    /// 10 s, after the second.
+    TenSeconds,
+    /// 1 min, after the third.
+    Minute,
+    /// 10 min, after the fourth and all further ones.
+    TenMinutes,
+}
+
+impl RetryDelay {
+    /// The step for a task that has now failed this often.
+    #[must_use]
+    pub fn after(failures: u32) -> Self {
+        match failures {
+            0 | 1 => Self::Second,
+            2 => Self::TenSeconds,
+            3 => Self::Minute,
+            _ => Self::TenMinutes,
+        }
+    }
+
+    /// How long a task waits on this step.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::Second => 1,
+            Self::TenSeconds => 10,
+            Self::Minute => 60,
+            Self::TenMinutes => 600,
+        })
+    }
+}
+
+impl fmt::Display for RetryDelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Second => "1s",
+            Self::TenSeconds => "10s",
+            Self::Minute => "1m",
+            Self::TenMinutes => "10m",
+        })
+    }
+}
+
+impl fmt::Display for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gristmill.{}.", self.lane)?;
+        match self.role {
+            QueueRole::Tasks => f.write_str("tasks"),
+            QueueRole::Suspect => f.write_str("suspect"),
+            QueueRole::Retry(delay) => write!(f, "retry.{delay}"),
+            QueueRole::Again => f.write_str("again"),
+            QueueRole::Results => f.write_str("results"),
+            QueueRole::Dead => f.write_str("dead"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_the_documented_ones() {
+        let names: Vec<_> =
+            QueueRole::ALL.iter().map(|role| role.of(&Lane::default()).to_string()).collect();
+        let expected = "dead again tasks suspect retry.1s retry.10s retry.1m retry.10m results";
+        let expected: Vec<_> = expected.split(' ').map(|name| format!("gristmill.default.{name}")).collect();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn what_the_broker_moves_by_itself_never_meets_a_bounded_queue() {
+        // A full target would refuse the moved message, and no publisher would be there to hear of it.
+        for role in QueueRole::ALL {
+            let spec = role.spec();
+            for target in spec.ripens.map(|(_, to)| to).into_iter().chain(spec.dead_letters_to) {
+                assert_eq!((target.spec().max_messages, target.spec().max_bytes), (None, None), "{role:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_ladder_rises_and_then_stays() {
+        let steps: Vec<_> = (1..=6).map(|failures| RetryDelay::after(failures).duration().as_secs()).collect();
+        assert_eq!(steps, [1, 10, 60, 600, 600, 600]);
+    }
+}

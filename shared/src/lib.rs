@@ -1,0 +1,28 @@
+//! The contract of Gristmill: what a job is, what travels, and what a broker must do.
+//!
+//! Everything here is plain: no broker's client, no database, no command line. The roles (`producer`, `worker`,
+//! `sink`) and the transports depend on this crate and not on one another.
+
+mod error;
+mod ids;
+mod job;
+mod lane;
+mod message;
+mod policy;
+mod task;
+mod transport;
+
+pub use error::error_chain;
+pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
+pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
+pub use lane::{
+    Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
+};
+pub use message::{Headers, Message};
+pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, Policy};
+pub use task::{StopSignal, TaskContext, TaskError, Trouble};
+pub use transport::{
+    Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, JournalEntry,
+    JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler, Token, Topic,
+    Transport, TransportError,
+};

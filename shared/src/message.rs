@@ -1,0 +1,45 @@
+//! What travels: properties that say what a body is, and the body.
+
+use bytes::Bytes;
+
+use crate::JobId;
+
+/// A message as every transport carries it.
+///
+/// What the body means is the wire module's business; a transport carries it untouched.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Message {
+    /// Unique among the messages of its job; the same message published again has the same id.
+    pub id: String,
+    /// Which of the wire formats the body is in, for instance `gristmill.batch.v1`.
+    pub form: String,
+    /// The job it belongs to, if any.
+    pub job: Option<JobId>,
+    /// The process that published it.
+    pub app: String,
+    /// When it was published, in milliseconds since 1970. For people; nothing depends on it.
+    pub timestamp_ms: u64,
+    /// `application/json`, if it is ours.
+    pub content_type: String,
+    /// How the body is packed; empty for not at all.
+    pub content_encoding: String,
+    /// What is counted and traced from message to message.
+    pub headers: Headers,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// What is counted and traced from message to message. Absent on the broker where it has its default value.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Headers {
+    /// `gm-attempt`: how often the tasks of this batch have failed.
+    pub attempt: u32,
+    /// `gm-loss`: how often the worker of this single task has died.
+    pub loss: u32,
+    /// `gm-reason`: why a message is in the dead queue.
+    pub reason: Option<String>,
+    /// `gm-origin`: which queue a dead message came from.
+    pub origin: Option<String>,
+    /// `traceparent`: the W3C trace context.
+    pub traceparent: Option<String>,
+}

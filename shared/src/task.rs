@@ -1,0 +1,204 @@
+//! One task from the inside: its context, and how it may fail.
+
+use std::{
+    cell::OnceCell,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::runtime::Runtime;
+
+use crate::{JobId, TaskIndex};
+
+/// What [`Job::process`](crate::Job::process) knows of the task it runs.
+#[derive(Debug, Clone)]
+pub struct TaskContext {
+    job: JobId,
+    index: TaskIndex,
+    attempt: u32,
+    stop: StopSignal,
+    deadline: Option<Instant>,
+}
+
+impl TaskContext {
+    /// For the first task of a batch. `failures` is how often the task has failed before.
+    #[must_use]
+    pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
+        Self { job, index, attempt: failures.saturating_add(1), stop, deadline: None }
+    }
+
+    /// The same context, moved to another task of the batch.
+    pub(crate) fn move_to(&mut self, index: TaskIndex, deadline: Option<Instant>) {
+        self.index = index;
+        self.deadline = deadline;
+    }
+
+    /// The job. With [`TaskContext::index`] an idempotency key for side effects, since a task may run twice.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
+    /// The task's index in its job.
+    #[must_use]
+    pub fn index(&self) -> TaskIndex {
+        self.index
+    }
+
+    /// 1 for the first try, and one more for each try that ended in an error.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Call this now and then in long tasks: a stopped job or a passed deadline ends the task here.
+    ///
+    /// # Errors
+    /// Pass it on with `?`; it does not count as a failure of the task if the job was stopped.
+    pub fn check(&self) -> Result<(), TaskError> {
+        if self.stop.is_stopped() {
+            return Err(TaskError(Trouble::Stopped));
+        }
+        match self.deadline {
+            Some(deadline) if Instant::now() >= deadline => Err(TaskError(Trouble::TimedOut)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs async code to its end, on a runtime of this thread's own that carries no broker traffic.
+    ///
+    /// # Panics
+    /// If called from within async code, or if the operating system gives no runtime; both count as an error of
+    /// the task.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        thread_local! {
+            static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
+        }
+        RUNTIME.with(|runtime| {
+            runtime
+                .get_or_init(|| {
+                    tokio::runtime::Builder::new_current_thread()
+                        .enable_all()
+                        .build()
+                        .expect("a current-thread runtime needs only a few file descriptors")
+                })
+                .block_on(future)
+        })
+    }
+}
+
+/// Why a task gave no output.
+///
+/// It deliberately is no `std::error::Error`, so that `?` turns any error into one.
+pub struct TaskError(Trouble);
+
+/// What a [`TaskError`] means for the task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Try again later, with this reason.
+    Failed(String),
+    /// Never again, with this reason.
+    Rejected(String),
+    /// The job was stopped; no outcome.
+    Stopped,
+    /// The deadline passed; counts as a failure.
+    TimedOut,
+}
+
+impl TaskError {
+    /// This task will never succeed: record it as failed at once.
+    #[must_use]
+    pub fn reject(why: impl fmt::Display) -> Self {
+        Self(Trouble::Rejected(why.to_string()))
+    }
+
+    /// This try failed; another one may not. What `?` does with any error.
+    #[must_use]
+    pub fn failed(why: impl fmt::Display) -> Self {
+        Self(Trouble::Failed(why.to_string()))
+    }
+
+    /// What it means for the task.
+    #[must_use]
+    pub fn into_trouble(self) -> Trouble {
+        self.0
+    }
+}
+
+impl fmt::Debug for TaskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskError({:?})", self.0)
+    }
+}
+
+impl<E: std::error::Error> From<E> for TaskError {
+    fn from(error: E) -> Self {
+        Self(Trouble::Failed(crate::error_chain(&error)))
+    }
+}
+
+/// Tells the running tasks of a job that it was stopped. Cheap to clone and to ask; once stopped, always stopped.
+#[derive(Clone, Default)]
+pub struct StopSignal(Arc<AtomicBool>);
+
+impl StopSignal {
+    /// A signal that nobody has given yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the signal to every clone.
+    pub fn stop(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the signal was given.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for StopSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StopSignal({})", self.is_stopped())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_sees_a_stop_and_a_deadline() {
+        let stop = StopSignal::new();
+        let mut cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop.clone());
+        assert!(cx.check().is_ok());
+        cx.move_to(TaskIndex(1), Some(Instant::now()));
+        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::TimedOut);
+        stop.stop();
+        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+    }
+
+    #[test]
+    fn any_error_becomes_a_failure_with_its_causes() {
+        fn task() -> Result<u32, TaskError> {
+            Ok("x".parse::<u32>()?)
+        }
+        let Trouble::Failed(reason) = task().unwrap_err().into_trouble() else { panic!("not a failure") };
+        assert_eq!(reason, "invalid digit found in string");
+    }
+
+    #[test]
+    fn async_code_runs_to_its_end() {
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 2, StopSignal::new());
+        assert_eq!(cx.attempt(), 3);
+        assert_eq!(cx.block_on(async { 7 }), 7);
+    }
+}

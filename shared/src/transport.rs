@@ -1,0 +1,360 @@
+//! The seam between the roles and a broker: three primitives, and nothing of any client library.
+//!
+//! | primitive | semantics | for |
+//! |---|---|---|
+//! | work queue | competing consumers, each message settled once | task batches, results |
+//! | log | kept, many readers, each from the start | the journal |
+//! | topic | live, pub/sub, lost if nobody listens | events |
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{JobId, Lane, Message, Queue, WorkerId};
+
+/// A connection to a broker, or something that behaves like one. Shared by all parts of a process.
+///
+/// An implementor writes every method; none has a default. The conformance suite (feature `conformance`) says what
+/// each must do. `Display` names the instance for errors and logs, without its password.
+#[async_trait]
+pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
+    /// What this backend can do. Constant for the life of the transport.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Creates the lane's queues, the journal and the events topic where they are missing. Idempotent; every role
+    /// calls it before anything else.
+    ///
+    /// # Errors
+    /// [`TransportError::Mismatch`] if something exists with other settings.
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
+
+    /// A publisher; all of a process's publishers may share one connection.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError>;
+
+    /// Starts to take messages from a queue: at most `prefetch` of them are unsettled at any time.
+    ///
+    /// # Errors
+    /// If the connection is gone, or the queue is.
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError>;
+
+    /// Reads the journal from its start, and then follows it.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError>;
+
+    /// Listens to events from now on.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError>;
+
+    /// Hands on what was settled and closes the connections. What is unsettled is delivered again, to others.
+    /// Everything that came from this transport fails with [`TransportError::Disconnected`] afterwards.
+    async fn close(&self);
+}
+
+/// Hands messages to the broker.
+#[async_trait]
+pub trait Publisher: fmt::Debug + Send + Sync {
+    /// Publishes a batch and answers once the broker has said of every message what became of it, in the order of
+    /// the batch. Waits while the bounded window of unconfirmed messages is full, or while the broker blocks.
+    ///
+    /// Several calls may be under way at once. Dropping the future withdraws nothing: the messages may still be
+    /// stored.
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published>;
+}
+
+/// A message and where it goes.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where to.
+    pub to: Address,
+    /// What.
+    pub message: Message,
+}
+
+/// Where a message goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// A work queue. Durable, and returned if the queue is missing.
+    Queue(Queue),
+    /// The journal. Durable.
+    Journal,
+    /// Whoever listens now.
+    Events(Topic),
+}
+
+/// What became of a published message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Published {
+    /// The broker has taken responsibility for it. (For events: it was passed to whoever listens.)
+    Stored,
+    /// The broker refused it, because the queue is full or for a trouble of its own. It is not stored. Try again
+    /// later.
+    Rejected,
+    /// There is no such queue. It is not stored.
+    Unroutable,
+    /// The connection went before the answer came: stored or not, nobody knows. Publishing it again may make a
+    /// duplicate.
+    Unknown,
+    /// It can never be published, and why: it is larger than the broker takes.
+    Refused(String),
+}
+
+/// Takes messages from one queue. Dropping it hands back what is unsettled.
+#[async_trait]
+pub trait Consumer: fmt::Debug + Send {
+    /// Waits for at least one delivery and returns what is there, at most `max` of them. An empty vector means that
+    /// [`Consumer::stop`] was called and everything delivered before has been returned.
+    ///
+    /// Cancel safe: a dropped call loses no delivery.
+    ///
+    /// # Errors
+    /// [`TransportError::Disconnected`] if the connection or the queue went; every later call says so too.
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError>;
+
+    /// Asks the broker for no further deliveries. Those that are here already are still returned and can be settled.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    async fn stop(&mut self) -> Result<(), TransportError>;
+
+    /// Hands all settlements so far to the broker, then hands back what is unsettled.
+    async fn close(self: Box<Self>);
+}
+
+/// A message that the broker has entrusted to us until we settle it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// It was delivered before, to somebody who did not settle it. That alone does not mean that somebody died.
+    pub redelivered: bool,
+    /// The right to settle it.
+    pub receipt: Receipt,
+}
+
+/// The right to settle one delivery, once: settling consumes it.
+///
+/// Dropping a receipt settles nothing: the message stays with its consumer until that goes, and is then delivered
+/// again. A receipt outlives its connection; settling it then does nothing, because the broker has already given
+/// the message to somebody else.
+#[derive(Debug)]
+#[must_use = "an unsettled delivery counts against the prefetch"]
+pub struct Receipt {
+    token: Token,
+    settler: Arc<dyn Settler>,
+}
+
+impl Receipt {
+    /// For transports: the right to settle what `token` names.
+    pub fn new(token: Token, settler: Arc<dyn Settler>) -> Self {
+        Self { token, settler }
+    }
+
+    /// The message is dealt with: everything that follows from it is stored elsewhere. Returns at once; settlements
+    /// reach the broker in groups.
+    pub fn ack(self) {
+        self.settler.settle(self.token, Settlement::Ack);
+    }
+
+    /// Gives the message back to the queue, for anybody. Costs the message a delivery on some brokers, so work
+    /// that was not begun is published again and then acked instead.
+    pub fn requeue(self) {
+        self.settler.settle(self.token, Settlement::Requeue);
+    }
+
+    /// Renews the lease where a backend works by leases; does nothing where a delivery lasts as long as its
+    /// connection.
+    pub fn extend(&self) {
+        self.settler.extend(self.token);
+    }
+}
+
+/// What a transport knows a delivery by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Token {
+    /// Which connection delivered it. A settlement of an older generation is dropped, never sent.
+    pub generation: u64,
+    /// Its number in that generation.
+    pub tag: u64,
+}
+
+/// How a delivery ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Settlement {
+    /// Dealt with.
+    Ack,
+    /// Back to the queue.
+    Requeue,
+}
+
+/// A transport's side of a [`Receipt`]. Neither method blocks.
+pub trait Settler: fmt::Debug + Send + Sync {
+    /// Settles, or does nothing if the token's generation is over.
+    fn settle(&self, token: Token, how: Settlement);
+    /// Renews a lease, where there are leases.
+    fn extend(&self, token: Token);
+}
+
+/// Reads the journal from its start, and then follows it.
+#[async_trait]
+pub trait JournalReader: fmt::Debug + Send {
+    /// The next entry, in the order of the journal. Entries may come twice, since whoever writes repeats after a
+    /// crash; they have ids to tell. Cancel safe.
+    ///
+    /// # Errors
+    /// [`TransportError::Disconnected`] if the connection went.
+    async fn next(&mut self) -> Result<JournalEntry, TransportError>;
+}
+
+/// What a journal reader gives.
+#[derive(Clone, Debug)]
+pub enum JournalEntry {
+    /// A fact.
+    Fact(Message),
+    /// Once: everything that was in the journal when the reader was opened has been read.
+    CaughtUp,
+}
+
+/// Listens to events.
+#[async_trait]
+pub trait EventReader: fmt::Debug + Send {
+    /// The next event. A slow reader misses the oldest. Cancel safe.
+    ///
+    /// # Errors
+    /// [`TransportError::Disconnected`] if the connection went.
+    async fn next(&mut self) -> Result<Message, TransportError>;
+}
+
+/// What an event is about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Topic {
+    /// A job's progress.
+    Job(Lane, JobId),
+    /// A worker's heartbeat.
+    Worker(Lane, WorkerId),
+}
+
+/// Which events to listen to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum EventFilter {
+    /// All of a lane.
+    Lane(Lane),
+    /// One job's.
+    Job(JobId),
+}
+
+impl EventFilter {
+    /// Whether an event on `topic` is wanted.
+    #[must_use]
+    pub fn wants(&self, topic: &Topic) -> bool {
+        match (self, topic) {
+            (Self::Lane(wanted), Topic::Job(lane, _) | Topic::Worker(lane, _)) => wanted == lane,
+            (Self::Job(wanted), Topic::Job(_, job)) => wanted == job,
+            (Self::Job(_), Topic::Worker(..)) => false,
+        }
+    }
+}
+
+/// What a backend can do; what it cannot do is said before a job starts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capabilities {
+    /// What a stored message survives.
+    pub durability: Durability,
+    /// When an unsettled delivery comes again.
+    pub redelivery: Redelivery,
+    /// Whether other processes can join.
+    pub shared: bool,
+    /// How long a delivery may stay unsettled before the broker takes it back, if there is such a bound.
+    pub max_hold: Option<Duration>,
+    /// The largest body it takes, in bytes.
+    pub max_message: usize,
+}
+
+/// What a stored message survives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Durability {
+    /// Nothing: it lives in this process.
+    Volatile,
+    /// The broker's process being killed.
+    ProcessCrash,
+    /// The broker's machine losing power.
+    PowerLoss,
+}
+
+/// When an unsettled delivery comes again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Redelivery {
+    /// When its consumer or its connection goes.
+    OnDisconnect,
+    /// When its lease is not renewed for this long.
+    OnLease(Duration),
+}
+
+/// Why a transport cannot do what it was asked. Grouped by what the caller does next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// The connection, or the queue under a consumer, went. Connect again.
+    #[error("lost the connection to {transport}: {reason}")]
+    Disconnected {
+        /// The transport's name.
+        transport: String,
+        /// What the broker or the operating system said.
+        reason: String,
+    },
+    /// Nobody answers there. Try later, or elsewhere.
+    #[error("cannot reach the broker at {transport} ({tries} in {seconds:.1} s): {reason}", tries = tries_text(*.tries), seconds = .spent.as_secs_f64())]
+    Unreachable {
+        /// The transport's name.
+        transport: String,
+        /// How often it was tried.
+        tries: u32,
+        /// For how long.
+        spent: Duration,
+        /// What the last try ended in.
+        reason: String,
+    },
+    /// The broker is there but does not let us. Mend the user, the password, the virtual host or the permissions.
+    #[error("the broker at {transport} refuses: {reason}")]
+    Denied {
+        /// The transport's name.
+        transport: String,
+        /// What the broker said.
+        reason: String,
+    },
+    /// Something exists with other settings. Delete it there, or use another lane.
+    #[error("{what} exists on {transport} with other settings: {difference}")]
+    Mismatch {
+        /// The transport's name.
+        transport: String,
+        /// The queue or exchange.
+        what: String,
+        /// Both settings.
+        difference: String,
+    },
+    /// The URL, or a wish, that this transport cannot fulfil. Mend the configuration.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl TransportError {
+    /// Whether trying again later may help without anybody changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Disconnected { .. } | Self::Unreachable { .. } => true,
+            Self::Denied { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
+        }
+    }
+}
+
+fn tries_text(tries: u32) -> String {
+    if tries == 1 { "1 try".into() } else { format!("{tries} tries") }
+}
