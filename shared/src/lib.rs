@@ -7,6 +7,7 @@ mod error;
 mod ids;
 mod job;
 mod lane;
+pub mod memory;
 mod message;
 mod policy;
 mod task;

@@ -1,0 +1,158 @@
+//! The reference transport: a broker inside this process. Nothing it holds outlives the process.
+//!
+//! `gristmill run` takes a whole pipeline through it, and tests that need a broker start one. It behaves like
+//! RabbitMQ where the contract leaves a choice: messages are pushed to consumers ahead of `recv`, in turn, and
+//! whatever a consumer held when it went is marked as redelivered, seen or not.
+//!
+//! Nothing here spawns a task. A lock is held for the few statements that move a message, and nobody polls: who
+//! waits is woken by what they wait for.
+
+mod broker;
+mod consumer;
+mod events;
+mod journal;
+mod publisher;
+mod queue;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
+    Redelivery, Transport, TransportError,
+};
+use broker::Broker;
+use consumer::MemoryConsumer;
+use events::MemoryEvents;
+use journal::MemoryJournal;
+use publisher::MemoryPublisher;
+
+/// The largest body, in bytes. RabbitMQ's own limit, so that a job that runs here runs there.
+pub const MAX_MESSAGE: usize = 16 << 20;
+
+/// A connection to a broker inside this process.
+///
+/// Its futures need a tokio runtime with a timer. Dropping it closes nothing: what came from it goes on.
+pub struct MemoryTransport {
+    broker: Arc<Broker>,
+    connection: Connection,
+}
+
+impl MemoryTransport {
+    /// A connection to a new, empty broker, which lives as long as anything that came from it.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Self::to(Arc::new(Broker::new()))
+    }
+
+    /// A further connection to the same broker, with an end of its own; also if this one is closed already.
+    #[must_use]
+    pub fn connect(&self) -> Arc<Self> {
+        Self::to(Arc::clone(&self.broker))
+    }
+
+    fn to(broker: Arc<Broker>) -> Arc<Self> {
+        let connection = Connection { id: broker.next_id(), closed: CancellationToken::new() };
+        Arc::new(Self { broker, connection })
+    }
+}
+
+/// One connection, as its parts see it.
+#[derive(Clone, Debug)]
+struct Connection {
+    id: u64,
+    closed: CancellationToken,
+}
+
+impl Connection {
+    fn alive(&self) -> Result<(), TransportError> {
+        if self.closed.is_cancelled() { Err(disconnected()) } else { Ok(()) }
+    }
+
+    /// What `future` gives, unless the connection is closed before. As cancel safe as `future` is.
+    async fn unless_closed<F: Future + Send>(&self, future: F) -> Result<F::Output, TransportError> {
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => Err(disconnected()),
+            output = future => Ok(output),
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for MemoryTransport {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            durability: Durability::Volatile,
+            redelivery: Redelivery::OnDisconnect,
+            shared: false,
+            max_hold: None,
+            max_message: MAX_MESSAGE,
+        }
+    }
+
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.connection.alive()?;
+        self.broker.open_lane(lane);
+        Ok(())
+    }
+
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.connection.alive()?;
+        Ok(Arc::new(MemoryPublisher::new(Arc::clone(&self.broker), self.connection.clone())))
+    }
+
+    /// A `prefetch` of 0 counts as 1.
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        self.connection.alive()?;
+        let queue = self.broker.consumable(queue)?;
+        let consumer = MemoryConsumer::join(queue, self.broker.next_id(), self.connection.id, prefetch);
+        // Asked again after joining, so that a close at the same time finds the consumer or is found here.
+        self.connection.alive()?;
+        Ok(Box::new(consumer))
+    }
+
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.connection.alive()?;
+        Ok(Box::new(MemoryJournal::open(Arc::clone(&self.broker), self.connection.clone())))
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.connection.alive()?;
+        Ok(Box::new(MemoryEvents::listen(&self.broker, self.connection.clone(), filter)))
+    }
+
+    async fn close(&self) {
+        self.connection.closed.cancel();
+        self.broker.end_connection(self.connection.id);
+    }
+}
+
+impl fmt::Display for MemoryTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("memory")
+    }
+}
+
+impl fmt::Debug for MemoryTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTransport").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+fn disconnected() -> TransportError {
+    TransportError::Disconnected {
+        transport: "memory".into(),
+        reason: "the connection was closed here".into(),
+    }
+}
+
+/// No code under a lock here can panic between two statements that belong together, so a poisoned one is sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

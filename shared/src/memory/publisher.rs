@@ -1,0 +1,51 @@
+//! Publishing: every answer is there at once.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::task::coop::consume_budget;
+
+use super::{Connection, MAX_MESSAGE, broker::Broker};
+use crate::{Address, Outgoing, Published, Publisher};
+
+pub(super) struct MemoryPublisher {
+    broker: Arc<Broker>,
+    connection: Connection,
+}
+
+impl MemoryPublisher {
+    pub(super) fn new(broker: Arc<Broker>, connection: Connection) -> Self {
+        Self { broker, connection }
+    }
+
+    fn publish_one(&self, Outgoing { to, message }: Outgoing) -> Published {
+        let size = message.body.len();
+        if size > MAX_MESSAGE {
+            return Published::Refused(format!(
+                "a body of {size} bytes is more than one message can carry ({MAX_MESSAGE} bytes)"
+            ));
+        }
+        if self.connection.closed.is_cancelled() {
+            return Published::Unknown;
+        }
+        match to {
+            Address::Queue(queue) => self.broker.publish(&queue, message),
+            Address::Journal => self.broker.journal.append(message),
+            Address::Events(topic) => self.broker.events.tell(topic, message),
+        }
+    }
+}
+
+#[async_trait]
+impl Publisher for MemoryPublisher {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+        consume_budget().await; // who publishes without an end must not keep others off the thread
+        batch.into_iter().map(|outgoing| self.publish_one(outgoing)).collect()
+    }
+}
+
+impl fmt::Debug for MemoryPublisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryPublisher").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
