@@ -34,9 +34,11 @@ impl FromStr for JobId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        Uuid::try_parse(text)
-            .map(Self)
-            .map_err(|_| InvalidName { what: "job id", got: text.into(), expected: "a UUID" })
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidName {
+            what: "job id",
+            got: text.into(),
+            expected: "a UUID",
+        })
     }
 }
 

@@ -175,8 +175,7 @@ mod tests {
 
     #[test]
     fn names_are_the_documented_ones() {
-        let names: Vec<_> =
-            QueueRole::ALL.iter().map(|role| role.of(&Lane::default()).to_string()).collect();
+        let names: Vec<_> = QueueRole::ALL.iter().map(|role| role.of(&Lane::default()).to_string()).collect();
         let expected = "dead again tasks suspect retry.1s retry.10s retry.1m retry.10m results";
         let expected: Vec<_> = expected.split(' ').map(|name| format!("gristmill.default.{name}")).collect();
         assert_eq!(names, expected);
@@ -195,7 +194,8 @@ mod tests {
 
     #[test]
     fn the_ladder_rises_and_then_stays() {
-        let steps: Vec<_> = (1..=6).map(|failures| RetryDelay::after(failures).duration().as_secs()).collect();
+        let steps: Vec<_> =
+            (1..=6).map(|failures| RetryDelay::after(failures).duration().as_secs()).collect();
         assert_eq!(steps, [1, 10, 60, 600, 600, 600]);
     }
 }

@@ -3,6 +3,9 @@
 //! Everything here is plain: no broker's client, no database, no command line. The roles (`producer`, `worker`,
 //! `sink`) and the transports depend on this crate and not on one another.
 
+mod board;
+mod digest;
+mod erased;
 mod error;
 mod ids;
 mod job;
@@ -10,9 +13,18 @@ mod lane;
 pub mod memory;
 mod message;
 mod policy;
+mod registry;
 mod task;
+pub mod testing;
 mod transport;
+pub mod wire;
 
+pub use board::{BOARD_MAX_JOBS, JobBoard};
+pub use digest::SplitDigest;
+pub use erased::{
+    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, SplitStep,
+    TaskFailure, erase, panic_text,
+};
 pub use error::error_chain;
 pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
@@ -21,6 +33,7 @@ pub use lane::{
 };
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, Policy};
+pub use registry::{OpenError, RegisterError, Registry};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, JournalEntry,

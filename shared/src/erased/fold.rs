@@ -1,0 +1,116 @@
+//! Folding: outputs become a report, on the sink's side.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use serde_json::value::RawValue;
+
+use super::{Erased, catch};
+use crate::{
+    Account, Conclusion, Job, JobError, TaskIndex,
+    wire::{DoneSpan, Malformed},
+};
+
+/// A job's report so far. Only the sink's ledger thread works with it.
+pub trait AnyFold: fmt::Debug + Send {
+    /// Folds those outputs of `span` whose index lies in one of `fresh` (ascending, within the span).
+    ///
+    /// # Errors
+    /// After [`CollectError::Malformed`] the report is as before; after [`CollectError::Panicked`] it must be
+    /// thrown away and loaded again.
+    fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError>;
+
+    /// The report, encoded.
+    ///
+    /// # Errors
+    /// If the job's report does not encode as JSON.
+    fn report(&self) -> Result<Box<RawValue>, JobError>;
+
+    /// See [`Job::conclude`]. A panic becomes a conclusion that says so.
+    fn conclude(&self, account: &Account) -> Conclusion;
+}
+
+/// What folding a span came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Fresh indices whose output does not decode, and why: failures.
+    pub undecodable: Vec<(TaskIndex, String)>,
+    /// The job ended early with this index; fresh indices after it were not folded.
+    pub broke_at: Option<TaskIndex>,
+}
+
+/// Why a span was not folded.
+#[derive(Debug, PartialEq, Eq)]
+pub enum CollectError {
+    /// It does not have as many outputs as it says. Nothing was folded.
+    Malformed(Malformed),
+    /// `collect` panicked, with this text. The report is no longer to be trusted.
+    Panicked(String),
+}
+
+pub(super) struct Fold<J: Job> {
+    pub(super) job: Arc<Erased<J>>,
+    pub(super) report: J::Report,
+}
+
+impl<J: Job> fmt::Debug for Fold<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fold({})", J::KIND)
+    }
+}
+
+impl<J: Job> AnyFold for Fold<J> {
+    fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError> {
+        let outputs = decode_outputs::<J>(span).map_err(CollectError::Malformed)?;
+        if outputs.len() != span.count as usize {
+            return Err(CollectError::Malformed(Malformed::new(format_args!(
+                "the span says it has {} outputs, but has {}",
+                span.count,
+                outputs.len()
+            ))));
+        }
+        let mut fresh = fresh.iter().peekable();
+        let mut collected = Collected::default();
+        for (index, output) in (span.first.0..).zip(outputs) {
+            while fresh.next_if(|range| range.end <= index).is_some() {}
+            if fresh.peek().is_none_or(|range| index < range.start) {
+                continue;
+            }
+            let index = TaskIndex(index);
+            let output = match output {
+                Ok(output) => output,
+                Err(why) => {
+                    collected.undecodable.push((index, why));
+                    continue;
+                }
+            };
+            let flow = catch(|| self.job.0.collect(&mut self.report, index, output));
+            if flow.map_err(CollectError::Panicked)?.is_break() {
+                collected.broke_at = Some(index);
+                break;
+            }
+        }
+        Ok(collected)
+    }
+
+    fn report(&self) -> Result<Box<RawValue>, JobError> {
+        Ok(serde_json::value::to_raw_value(&self.report)?)
+    }
+
+    fn conclude(&self, account: &Account) -> Conclusion {
+        catch(|| self.job.0.conclude(&self.report, account))
+            .unwrap_or_else(|panic| Conclusion::no_answer(format!("conclude panicked: {panic}")))
+    }
+}
+
+fn decode_outputs<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Output, String>>, Malformed> {
+    if let Ok(outputs) = serde_json::from_str::<Vec<J::Output>>(span.outputs.get()) {
+        return Ok(outputs.into_iter().map(Ok).collect());
+    }
+    let raw: Vec<&RawValue> = serde_json::from_str(span.outputs.get())
+        .map_err(|error| Malformed::new(format_args!("the span's outputs are no array: {error}")))?;
+    let decode = |output: &&RawValue| {
+        serde_json::from_str(output.get())
+            .map_err(|error| format!("the output does not decode as an output of kind {}: {error}", J::KIND))
+    };
+    Ok(raw.iter().map(decode).collect())
+}

@@ -1,0 +1,158 @@
+//! Jobs without their type parameters: what the roles work with.
+//!
+//! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the tasks.
+
+mod fold;
+mod process;
+mod split;
+
+use std::{any::Any, fmt, sync::Arc};
+
+pub use fold::{AnyFold, CollectError, Collected};
+pub use process::{BatchRun, Chunk, DoneTasks, TaskFailure};
+use serde_json::value::RawValue;
+pub use split::{AnySplit, BatchLimit, SplitStep};
+
+use crate::{
+    Job, JobError, Keep, Plan, TaskIndex,
+    wire::{Batch, Malformed, SPEC_MAX_BYTES},
+};
+
+/// One job, whatever its type.
+pub trait AnyJob: fmt::Debug + Send + Sync {
+    /// Its kind.
+    fn kind(&self) -> &'static str;
+
+    /// What the ledger keeps of it.
+    fn keep(&self) -> Keep;
+
+    /// Its parameters as they travel.
+    ///
+    /// # Errors
+    /// If they cannot be encoded, or are larger than [`SPEC_MAX_BYTES`].
+    fn spec(&self) -> Result<Box<RawValue>, JobError>;
+
+    /// See [`Job::plan`].
+    ///
+    /// # Errors
+    /// If the job refuses its parameters, or panics over them.
+    fn plan(&self) -> Result<Plan, JobError>;
+
+    /// See [`Job::split_from`]; tasks come in packs.
+    fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_>;
+
+    /// Runs the batch's tasks in order, on the calling thread, until they have all run or the job is stopped;
+    /// returns how many ran to an outcome. Outcomes are handed on through `run`.
+    ///
+    /// # Errors
+    /// If the batch does not have as many tasks as it says; nothing was run then.
+    fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed>;
+
+    /// The report so far, to fold further outputs into; a new one without `saved`.
+    ///
+    /// # Errors
+    /// If what was saved does not decode as this job's report.
+    fn fold(self: Arc<Self>, saved: Option<&RawValue>) -> Result<Box<dyn AnyFold>, JobError>;
+}
+
+/// A job on its way to the roles.
+#[must_use]
+pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
+    Arc::new(Erased(job))
+}
+
+/// Reads a job from its parameters as they travel.
+pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
+    let job: J = serde_json::from_str(spec.get()).map_err(|error| {
+        JobError::new(format_args!("the spec {} does not fit kind {}: {error}", clip(spec.get()), J::KIND))
+    })?;
+    Ok(erase(job))
+}
+
+struct Erased<J>(J);
+
+impl<J: Job> fmt::Debug for Erased<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Job({})", J::KIND)
+    }
+}
+
+impl<J: Job> AnyJob for Erased<J> {
+    fn kind(&self) -> &'static str {
+        J::KIND
+    }
+
+    fn keep(&self) -> Keep {
+        J::KEEP
+    }
+
+    fn spec(&self) -> Result<Box<RawValue>, JobError> {
+        let spec = serde_json::value::to_raw_value(&self.0)?;
+        if spec.get().len() > SPEC_MAX_BYTES {
+            return Err(JobError::new(format_args!(
+                "the job's parameters take {} bytes, more than the {SPEC_MAX_BYTES} that travel with every batch \
+                 (hint: put large data into the tasks, or where every worker can read it)",
+                spec.get().len()
+            )));
+        }
+        Ok(spec)
+    }
+
+    fn plan(&self) -> Result<Plan, JobError> {
+        catch(|| self.0.plan())
+            .unwrap_or_else(|panic| Err(JobError::new(format_args!("plan panicked: {panic}"))))
+    }
+
+    fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_> {
+        Box::new(split::Split::new(self.0.split_from(index), index))
+    }
+
+    fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed> {
+        process::process_batch(&self.0, batch, run)
+    }
+
+    fn fold(self: Arc<Self>, saved: Option<&RawValue>) -> Result<Box<dyn AnyFold>, JobError> {
+        let report = match saved {
+            None => J::Report::default(),
+            Some(saved) => serde_json::from_str(saved.get()).map_err(|error| {
+                JobError::new(format_args!(
+                    "the saved report {} does not fit kind {}: {error}",
+                    clip(saved.get()),
+                    J::KIND
+                ))
+            })?,
+        };
+        Ok(Box::new(fold::Fold { job: self, report }))
+    }
+}
+
+/// The split of a job that has not travelled.
+pub(crate) fn split<J: Job>(job: &J) -> Box<dyn AnySplit + '_> {
+    Box::new(split::Split::new(job.split(), TaskIndex(0)))
+}
+
+/// Runs user code; a panic becomes its text.
+fn catch<T>(code: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(code)).map_err(|panic| panic_text(&*panic))
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).into()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "(a value that is no text)".into()
+    }
+}
+
+/// The beginning of a JSON text, for errors.
+fn clip(json: &str) -> String {
+    const SHOWN: usize = 120;
+    match json.char_indices().nth(SHOWN) {
+        None => json.into(),
+        Some((end, _)) => format!("{}…", &json[..end]),
+    }
+}

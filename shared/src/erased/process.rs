@@ -1,0 +1,241 @@
+//! Processing: the typed loop over a batch's tasks.
+
+use std::{
+    fmt, mem,
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::catch;
+use crate::{
+    Job, Policy, TaskContext, TaskError, TaskIndex, Trouble,
+    wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
+};
+
+/// A long batch hands on what it has at least this often.
+const HAND_ON_EVERY: Duration = Duration::from_millis(500);
+/// Between two looks at the clock there are at most this many tasks; long tasks have one look each.
+const TASKS_PER_LOOK: u32 = 64;
+/// A stretch of tasks shorter than this is no reason to look at the clock sooner.
+const SHORT_STRETCH: Duration = Duration::from_millis(1);
+
+/// Outcomes of consecutive stretches of a batch, as they leave a slot.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// Outputs.
+    pub done: Vec<DoneTasks>,
+    /// Tasks that gave none.
+    pub failed: Vec<TaskFailure>,
+    /// How long they took, together.
+    pub busy: Duration,
+    bytes: usize,
+}
+
+impl Chunk {
+    fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.failed.is_empty()
+    }
+}
+
+/// Outputs of consecutive tasks.
+#[derive(Debug)]
+pub struct DoneTasks {
+    /// The first task.
+    pub first: TaskIndex,
+    /// How many.
+    pub count: u32,
+    json: Vec<u8>,
+}
+
+impl DoneTasks {
+    /// A JSON array of the outputs.
+    #[must_use]
+    pub fn into_outputs(mut self) -> Box<RawValue> {
+        self.json.push(b']');
+        let json = String::from_utf8(self.json).expect("serde_json writes UTF-8");
+        RawValue::from_string(json).expect("an array of serialised values is JSON")
+    }
+}
+
+/// A task that gave no output this time.
+#[derive(Debug)]
+pub struct TaskFailure {
+    /// Which.
+    pub index: TaskIndex,
+    /// Why. Never [`Trouble::Stopped`].
+    pub trouble: Trouble,
+    /// The task, encoded, so that it can be sent again.
+    pub task: Box<RawValue>,
+}
+
+/// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
+pub struct BatchRun<'a> {
+    cx: TaskContext,
+    timeout: Option<Duration>,
+    hand_on: &'a mut (dyn FnMut(Chunk) + Send),
+    chunk: Chunk,
+    chunk_began: Instant,
+    looked: Instant,
+    tasks_to_look: u32,
+    stretch: u32,
+}
+
+impl fmt::Debug for BatchRun<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchRun").field("cx", &self.cx).finish_non_exhaustive()
+    }
+}
+
+impl<'a> BatchRun<'a> {
+    /// A run that starts now. `hand_on` takes each chunk on the slot's thread: when it is large, when it is half a
+    /// second old, and at the end.
+    pub fn new(cx: TaskContext, policy: &Policy, hand_on: &'a mut (dyn FnMut(Chunk) + Send)) -> Self {
+        let now = Instant::now();
+        Self {
+            cx,
+            timeout: policy.task_timeout(),
+            hand_on,
+            chunk: Chunk::default(),
+            chunk_began: now,
+            looked: now,
+            tasks_to_look: 1,
+            stretch: 1,
+        }
+    }
+
+    fn begin(&mut self, index: TaskIndex) -> Result<(), TaskError> {
+        // A timeout that the clock cannot express never comes.
+        let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        self.cx.move_to(index, None);
+        self.cx.check()?;
+        self.cx.move_to(index, deadline);
+        Ok(())
+    }
+
+    fn done(&mut self, index: TaskIndex, output: &impl Serialize) -> Result<(), TaskError> {
+        let follows = self.chunk.done.last().is_some_and(|span| span.first.plus(span.count.into()) == index);
+        if !follows {
+            self.chunk.done.push(DoneTasks { first: index, count: 0, json: Vec::new() });
+        }
+        let span = self.chunk.done.last_mut().expect("one was pushed if there was none");
+        let before = span.json.len();
+        span.json.push(if before == 0 { b'[' } else { b',' });
+        let written = serde_json::to_writer(&mut span.json, output);
+        let size = span.json.len() - before - 1;
+        let refusal = match written {
+            Err(error) => Some(format!("its output cannot be encoded: {error}")),
+            Ok(()) if size > OUTPUT_MAX_BYTES => {
+                Some(format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}"))
+            }
+            Ok(()) => None,
+        };
+        if let Some(why) = refusal {
+            span.json.truncate(before);
+            if span.count == 0 {
+                self.chunk.done.pop();
+            }
+            return Err(TaskError::reject(why));
+        }
+        span.count += 1;
+        self.chunk.bytes += size + 1;
+        Ok(())
+    }
+
+    fn failed(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
+        self.chunk.bytes += task.get().len();
+        self.chunk.failed.push(TaskFailure { index, trouble, task: task.to_owned() });
+    }
+
+    /// Looks at the clock now and then, and hands on a chunk that is large or old.
+    fn end(&mut self) {
+        self.tasks_to_look -= 1;
+        let large = self.chunk.bytes >= RESULTS_MESSAGE_BYTES;
+        if self.tasks_to_look > 0 && !large {
+            return;
+        }
+        let now = Instant::now();
+        let stretch = now.duration_since(self.looked);
+        self.looked = now;
+        self.stretch = if stretch < SHORT_STRETCH { (self.stretch * 2).min(TASKS_PER_LOOK) } else { 1 };
+        self.tasks_to_look = self.stretch;
+        if large || now.duration_since(self.chunk_began) >= HAND_ON_EVERY {
+            self.flush(now);
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        self.chunk.busy = now.duration_since(self.chunk_began);
+        self.chunk_began = now;
+        if !self.chunk.is_empty() {
+            (self.hand_on)(mem::take(&mut self.chunk));
+        }
+    }
+}
+
+pub(super) fn process_batch<J: Job>(
+    job: &J,
+    batch: &Batch<'_>,
+    run: &mut BatchRun<'_>,
+) -> Result<u32, Malformed> {
+    let mut raw = RawTasks { array: batch.tasks, count: batch.count, tasks: None };
+    // The usual case decodes the whole array at once; one bad task costs the batch a second look, not its neighbours.
+    let typed: Vec<Result<J::Task, TaskError>> = match serde_json::from_str::<Vec<J::Task>>(batch.tasks.get())
+    {
+        Ok(tasks) => tasks.into_iter().map(Ok).collect(),
+        Err(_) => raw.tasks()?.iter().map(|task| decode_task::<J>(task)).collect(),
+    };
+    if typed.len() != batch.count as usize {
+        return Err(raw.wrong_count(typed.len()));
+    }
+    let mut ran = 0;
+    for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
+        let outcome = task.and_then(|task| {
+            run.begin(index)?;
+            let output = catch(|| job.process(task, &run.cx))
+                .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))?;
+            run.done(index, &output)
+        });
+        match outcome.map_err(TaskError::into_trouble) {
+            Ok(()) => {}
+            Err(Trouble::Stopped) => break,
+            Err(trouble) => run.failed(index, trouble, raw.tasks()?[ran as usize]),
+        }
+        ran += 1;
+        run.end();
+    }
+    run.flush(Instant::now());
+    Ok(ran)
+}
+
+fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
+    serde_json::from_str(task.get()).map_err(|error| {
+        TaskError::reject(format_args!("the task does not decode as a task of kind {}: {error}", J::KIND))
+    })
+}
+
+/// The encoded tasks one by one, found when they are first asked for.
+struct RawTasks<'a> {
+    array: &'a RawValue,
+    count: u32,
+    tasks: Option<Vec<&'a RawValue>>,
+}
+
+impl<'a> RawTasks<'a> {
+    fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
+        if self.tasks.is_none() {
+            let tasks: Vec<&'a RawValue> = serde_json::from_str(self.array.get())
+                .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
+            if tasks.len() != self.count as usize {
+                return Err(self.wrong_count(tasks.len()));
+            }
+            self.tasks = Some(tasks);
+        }
+        Ok(self.tasks.as_deref().unwrap_or_default())
+    }
+
+    fn wrong_count(&self, found: usize) -> Malformed {
+        Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
+    }
+}

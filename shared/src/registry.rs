@@ -1,0 +1,97 @@
+//! Which kinds of job a process knows.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde_json::value::RawValue;
+
+use crate::{AnyJob, InvalidName, Job, JobError, Kind, erased};
+
+/// The kinds of job a worker or a sink knows. Built at start, then shared.
+///
+/// ```
+/// # use gristmill_shared::{Job, JobError, Registry, TaskContext, TaskError, TaskIndex};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct Nothing;
+/// # impl Job for Nothing {
+/// #     const KIND: &'static str = "nothing";
+/// #     type Task = (); type Output = (); type Report = ();
+/// #     fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send { std::iter::empty() }
+/// #     fn process(&self, _: (), _: &TaskContext) -> Result<(), TaskError> { Ok(()) }
+/// #     fn collect(&self, _: &mut (), _: TaskIndex, _: ()) -> std::ops::ControlFlow<()> {
+/// #         std::ops::ControlFlow::Continue(())
+/// #     }
+/// # }
+/// let mut registry = Registry::default();
+/// registry.register::<Nothing>()?;
+/// assert!(registry.register::<Nothing>().is_err());
+/// # Ok::<(), gristmill_shared::RegisterError>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Registry {
+    openers: BTreeMap<Kind, Opener>,
+}
+
+type Opener = fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>;
+
+impl Registry {
+    /// Adds a kind.
+    ///
+    /// # Errors
+    /// If the kind is registered already, or its name is not one.
+    pub fn register<J: Job>(&mut self) -> Result<(), RegisterError> {
+        let kind = Kind::new(J::KIND)?;
+        if self.openers.insert(kind.clone(), erased::open::<J>).is_some() {
+            return Err(RegisterError::Twice(kind));
+        }
+        Ok(())
+    }
+
+    /// The names of all kinds, in alphabetical order.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.openers.keys()
+    }
+
+    /// Whether the kind is known here.
+    #[must_use]
+    pub fn knows(&self, kind: &Kind) -> bool {
+        self.openers.contains_key(kind)
+    }
+
+    /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
+    ///
+    /// # Errors
+    /// If the kind is not registered, or the parameters do not fit it.
+    pub fn open(&self, kind: &Kind, spec: &RawValue) -> Result<Arc<dyn AnyJob>, OpenError> {
+        match self.openers.get(kind) {
+            None => Err(OpenError::UnknownKind),
+            Some(open) => open(spec).map_err(OpenError::Spec),
+        }
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.openers.keys()).finish()
+    }
+}
+
+/// A kind that cannot be registered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Two job types have the same name on the wire.
+    #[error("two jobs of kind {0} are registered (hint: give one another KIND)")]
+    Twice(Kind),
+    /// The name has characters a kind cannot have.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+}
+
+/// A job that cannot be read here.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The kind is not registered in this process; in another it may be.
+    UnknownKind,
+    /// The parameters do not fit the kind.
+    Spec(JobError),
+}

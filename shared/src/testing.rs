@@ -1,0 +1,331 @@
+//! A job's own tests, without a broker: what the roles do to it, in one thread, with the worst of orders.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::{
+    Account, AnyFold, AnyJob, BatchLimit, BatchRun, Chunk, CollectError, Conclusion, DEFAULT_MAX_ATTEMPTS,
+    Job, JobError, JobId, Kind, Policy, Round, SplitDigest, SplitStep, StopSignal, TaskContext, TaskIndex,
+    Trouble, erased,
+    wire::{BATCH_MAX_BYTES, Batch, DoneSpan, PackedTasks},
+};
+
+/// How often every batch is processed and delivered. An answer that depends on it is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Repeat(pub u32);
+
+/// How a local run treats a job.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LocalRun {
+    /// How often every batch is processed and delivered. Defaults to once.
+    pub repeat: u32,
+    /// Batches have between one and this many tasks. Defaults to 16.
+    pub batch: u32,
+    /// Decides the sizes of the batches and the order of the deliveries. Defaults to 0.
+    pub seed: u64,
+}
+
+impl Default for LocalRun {
+    fn default() -> Self {
+        Self { repeat: 1, batch: 16, seed: 0 }
+    }
+}
+
+impl From<Repeat> for LocalRun {
+    fn from(Repeat(repeat): Repeat) -> Self {
+        Self { repeat, ..Self::default() }
+    }
+}
+
+/// What a local run came to.
+#[derive(Debug)]
+pub struct LocalOutcome<R> {
+    /// The report.
+    pub report: R,
+    /// How many tasks have which outcome.
+    pub account: Account,
+    /// What the user would read.
+    pub conclusion: Conclusion,
+    /// The tasks that failed for good, and why.
+    pub failures: BTreeMap<TaskIndex, String>,
+}
+
+/// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers each as often as
+/// asked in random order, tries failed tasks again, and folds what is fresh, as a sink does.
+///
+/// The job travels as it does between processes: `process` and `collect` see what its spec decodes to.
+///
+/// # Errors
+/// If the job refuses its parameters, cannot be split, or panics in `collect`.
+pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutcome<J::Report>, JobError> {
+    let how = how.into();
+    let spec = serde_json::value::to_raw_value(job)?;
+    let travelled = erased::open::<J>(&spec)?;
+    let plan = travelled.plan()?;
+    let (work, total) = split(job, how)?;
+    if plan.tasks.is_some_and(|planned| planned != total) {
+        return Err(JobError::new(format_args!(
+            "the plan says {:?} tasks, the split gave {total}",
+            plan.tasks
+        )));
+    }
+    let worker =
+        LocalWorker { job: &*travelled, id: JobId::generate(), kind: Kind::new(J::KIND)?, spec: &spec };
+    let mut sink = LocalSink::new(Arc::clone(&travelled).fold(None)?);
+    let mut queue = VecDeque::from(shuffled_repeats(work, how));
+    while let Some(work) = queue.pop_front() {
+        for chunk in worker.run(&work)? {
+            for done in chunk.done {
+                let (first, count) = (done.first, done.count);
+                sink.take(&DoneSpan { first, count, outputs: &done.into_outputs() })?;
+            }
+            for failure in chunk.failed {
+                let failures = work.failures + 1;
+                match failure.trouble {
+                    Trouble::Failed(_) | Trouble::TimedOut if failures < DEFAULT_MAX_ATTEMPTS => {
+                        let tasks = RawValue::from_string(format!("[{}]", failure.task.get()))?;
+                        queue.push_back(Work { first: failure.index, count: 1, tasks, failures });
+                    }
+                    trouble => sink.fail(failure.index, format!("{trouble:?}")),
+                }
+            }
+        }
+        if sink.account.stopped.is_some() {
+            break;
+        }
+    }
+    let LocalSink { fold, account, failed, .. } = sink.balanced(total);
+    let report = serde_json::from_str(fold.report()?.get())?;
+    let conclusion = fold.conclude(&account);
+    Ok(LocalOutcome { report, conclusion, account, failures: failed })
+}
+
+#[derive(Clone)]
+struct Work {
+    first: TaskIndex,
+    count: u32,
+    tasks: Box<RawValue>,
+    failures: u32,
+}
+
+fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<Work>, u64), JobError> {
+    let mut split = erased::split(job);
+    let (mut batches, mut total, mut digest) = (Vec::new(), 0, SplitDigest::default());
+    loop {
+        let mut tasks = PackedTasks::default();
+        let size = 1 + random(how.seed, total) % u64::from(how.batch.max(1));
+        let limit = BatchLimit { tasks: u32::try_from(size).unwrap_or(1), bytes: BATCH_MAX_BYTES };
+        let step = split.split_into(&mut tasks, &mut digest, limit)?;
+        let count = tasks.count();
+        if count > 0 {
+            batches.push(Work { first: TaskIndex(total), count, tasks: tasks.finish(), failures: 0 });
+            total += u64::from(count);
+        }
+        if step == SplitStep::End {
+            return Ok((batches, total));
+        }
+    }
+}
+
+fn shuffled_repeats(work: Vec<Work>, how: LocalRun) -> Vec<Work> {
+    let repeats = work.iter().flat_map(|work| (0..how.repeat.max(1)).map(move |_| work.clone()));
+    let mut shuffled: Vec<_> =
+        (0..).zip(repeats).map(|(place, work)| (random(how.seed ^ 1, place), work)).collect();
+    shuffled.sort_by_key(|(place, _)| *place);
+    shuffled.into_iter().map(|(_, work)| work).collect()
+}
+
+struct LocalWorker<'a> {
+    job: &'a dyn AnyJob,
+    id: JobId,
+    kind: Kind,
+    spec: &'a RawValue,
+}
+
+impl LocalWorker<'_> {
+    fn run(&self, work: &Work) -> Result<Vec<Chunk>, JobError> {
+        let batch = Batch {
+            job: self.id,
+            kind: self.kind.clone(),
+            spec: self.spec,
+            policy: Policy::default(),
+            round: Round(0),
+            stage: 0,
+            first: work.first,
+            count: work.count,
+            tasks: &work.tasks,
+        };
+        let mut chunks = Vec::new();
+        let mut hand_on = |chunk| chunks.push(chunk);
+        let cx = TaskContext::new(self.id, work.first, work.failures, StopSignal::new());
+        self.job.process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, &mut hand_on))?;
+        Ok(chunks)
+    }
+}
+
+struct LocalSink {
+    fold: Box<dyn AnyFold>,
+    account: Account,
+    done: BTreeSet<TaskIndex>,
+    failed: BTreeMap<TaskIndex, String>,
+}
+
+impl LocalSink {
+    fn new(fold: Box<dyn AnyFold>) -> Self {
+        Self { fold, account: Account::default(), done: BTreeSet::new(), failed: BTreeMap::new() }
+    }
+
+    fn take(&mut self, span: &DoneSpan<'_>) -> Result<(), JobError> {
+        let all = span.first.0..span.first.plus(span.count.into()).0;
+        if self.account.stopped.is_some() {
+            self.account.late += u64::from(span.count);
+            return Ok(());
+        }
+        let fresh: Vec<_> = all.filter(|index| !self.done.contains(&TaskIndex(*index))).collect();
+        let ranges: Vec<_> = fresh.iter().map(|index| *index..index + 1).collect();
+        let collected = self.fold.collect_span(span, &ranges).map_err(|error| match error {
+            CollectError::Malformed(error) => JobError::from(error),
+            CollectError::Panicked(text) => JobError::new(format_args!("collect panicked: {text}")),
+        })?;
+        self.account.duplicates += u64::from(span.count) - fresh.len() as u64;
+        if collected.broke_at.is_some() {
+            self.account.stopped = Some("the job has its answer".into());
+        }
+        let folded = fresh.into_iter().map(TaskIndex);
+        self.done.extend(folded.filter(|index| collected.broke_at.is_none_or(|last| *index <= last)));
+        for (index, why) in collected.undecodable {
+            self.done.remove(&index);
+            self.fail(index, why);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, index: TaskIndex, why: String) {
+        if self.done.contains(&index) || self.failed.contains_key(&index) {
+            self.account.duplicates += 1;
+        } else {
+            self.failed.insert(index, why);
+        }
+    }
+
+    /// The account over all tasks.
+    fn balanced(mut self, total: u64) -> Self {
+        self.failed.retain(|index, _| !self.done.contains(index));
+        self.account.total = Some(total);
+        self.account.done = self.done.len() as u64;
+        self.account.failed = self.failed.len() as u64;
+        self.account.skipped = total - self.account.done - self.account.failed;
+        self
+    }
+}
+
+fn random(seed: u64, place: u64) -> u64 {
+    xxh3_64_with_seed(&place.to_le_bytes(), seed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{TaskError, wire::Malformed};
+
+    /// Squares of 0..tasks; task 3 is rejected, task 5 fails twice, task 7 always panics.
+    #[derive(Serialize, Deserialize)]
+    struct Squares {
+        tasks: u64,
+        stop_at: Option<u64>,
+    }
+
+    impl Job for Squares {
+        const KIND: &'static str = "squares";
+        type Task = u64;
+        type Output = u64;
+        type Report = u64;
+
+        fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+            (0..self.tasks).map(Ok)
+        }
+        fn process(&self, task: u64, cx: &TaskContext) -> Result<u64, TaskError> {
+            assert_eq!(TaskIndex(task), cx.index());
+            match task {
+                3 => Err(TaskError::reject("three")),
+                5 if cx.attempt() < 3 => Err(TaskError::failed("not yet")),
+                7 => panic!("seven"),
+                _ => Ok(task * task),
+            }
+        }
+        fn collect(&self, report: &mut u64, index: TaskIndex, output: u64) -> ControlFlow<()> {
+            *report += output;
+            if self.stop_at == Some(index.0) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+    }
+
+    #[test]
+    fn every_task_counts_once_however_often_it_comes() {
+        let job = Squares { tasks: 100, stop_at: None };
+        for seed in 0..20 {
+            let outcome = run_local(&job, LocalRun { repeat: 3, batch: 9, seed }).unwrap();
+            assert_eq!(outcome.report, (0..100u64).map(|n| n * n).sum::<u64>() - 9 - 49);
+            assert_eq!((outcome.account.done, outcome.account.failed, outcome.account.skipped), (98, 2, 0));
+            assert_eq!(outcome.account.duplicates, 98 * 2 + 2 * 2);
+            assert!(outcome.failures[&TaskIndex(3)].contains("three"));
+            assert!(outcome.failures[&TaskIndex(7)].contains("seven"));
+        }
+    }
+
+    #[test]
+    fn nothing_is_folded_after_a_break() {
+        let job = Squares { tasks: 100, stop_at: Some(10) };
+        let outcome = run_local(&job, LocalRun { repeat: 1, batch: 100, seed: 1 }).unwrap();
+        assert!(outcome.account.stopped.is_some());
+        assert!(outcome.account.skipped > 0);
+        let account = outcome.account;
+        assert_eq!(account.done + account.failed + account.skipped, 100);
+    }
+
+    #[test]
+    fn a_bad_task_costs_itself_and_not_its_neighbours() {
+        let job = erased::open::<Squares>(&raw(r#"{"tasks":9,"stop_at":null}"#)).unwrap();
+        let spec = job.spec().unwrap();
+        let tasks = raw(r#"[0,"no number",2]"#);
+        let mut batch = Batch {
+            job: JobId::generate(),
+            kind: Kind::new("squares").unwrap(),
+            spec: &spec,
+            policy: Policy::default(),
+            round: Round(0),
+            stage: 0,
+            first: TaskIndex(0),
+            count: 3,
+            tasks: &tasks,
+        };
+        let run = |batch: &Batch<'_>| -> Result<Vec<Chunk>, Malformed> {
+            let mut chunks = Vec::new();
+            let mut hand_on = |chunk| chunks.push(chunk);
+            let cx = TaskContext::new(batch.job, batch.first, 0, StopSignal::new());
+            job.process_batch(batch, &mut BatchRun::new(cx, &batch.policy, &mut hand_on))?;
+            Ok(chunks)
+        };
+        let chunk = run(&batch).unwrap().remove(0);
+        assert_eq!(
+            chunk.done.iter().map(|done| (done.first.0, done.count)).collect::<Vec<_>>(),
+            [(0, 1), (2, 1)]
+        );
+        assert_eq!(chunk.failed[0].task.get(), "\"no number\"");
+        assert!(matches!(&chunk.failed[0].trouble, Trouble::Rejected(why) if why.contains("kind squares")));
+        batch.count = 4;
+        assert!(run(&batch).unwrap_err().reason.contains("says it has 4 tasks, but has 3"));
+    }
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.into()).unwrap()
+    }
+}

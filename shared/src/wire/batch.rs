@@ -1,0 +1,91 @@
+//! Consecutive tasks of one job: what a producer sends and a worker takes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Form, form};
+use crate::{JobId, Kind, Message, Policy, Round, TaskIndex};
+
+/// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Batch<'a> {
+    /// The job.
+    pub job: JobId,
+    /// The job's kind.
+    pub kind: Kind,
+    /// The job's parameters.
+    #[serde(borrow)]
+    pub spec: &'a RawValue,
+    /// How its tasks are treated when they fail.
+    pub policy: Policy,
+    /// The round these tasks belong to.
+    pub round: Round,
+    /// Reserved for pipelines of several stages; 0.
+    #[serde(default)]
+    pub stage: u32,
+    /// The first task's index.
+    pub first: TaskIndex,
+    /// How many tasks there are. A body whose `tasks` has another length is malformed.
+    pub count: u32,
+    /// A JSON array of the tasks.
+    #[serde(borrow)]
+    pub tasks: &'a RawValue,
+}
+
+form!(Batch<'_>, "gristmill.batch.v1");
+
+impl Batch<'_> {
+    /// Packs the batch. `failures` is how often its tasks have failed before; a batch of several tasks has none.
+    #[must_use]
+    pub fn to_message(&self, failures: u32, app: &str) -> Message {
+        let id = format!("{}/{}+{}@{}.{failures}", self.job, self.first, self.count, self.round);
+        let mut message = self.message(id, app);
+        message.headers.attempt = failures;
+        message
+    }
+}
+
+/// Tasks as they come out of a split: a growing JSON array.
+#[derive(Debug, Clone, Default)]
+pub struct PackedTasks {
+    json: Vec<u8>,
+    count: u32,
+}
+
+impl PackedTasks {
+    /// How many tasks are in it.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// How large it is, encoded.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Appends a task and returns its encoded form.
+    pub(crate) fn push(&mut self, task: &impl Serialize) -> Result<&[u8], serde_json::Error> {
+        let before = self.json.len();
+        self.json.push(if self.count == 0 { b'[' } else { b',' });
+        let start = self.json.len();
+        if let Err(error) = serde_json::to_writer(&mut self.json, task) {
+            self.json.truncate(before);
+            return Err(error);
+        }
+        self.count += 1;
+        Ok(&self.json[start..])
+    }
+
+    /// The array.
+    #[must_use]
+    pub fn finish(mut self) -> Box<RawValue> {
+        if self.count == 0 {
+            self.json.push(b'[');
+        }
+        self.json.push(b']');
+        let json = String::from_utf8(self.json).expect("serde_json writes UTF-8");
+        RawValue::from_string(json).expect("an array of serialised values is JSON")
+    }
+}

@@ -1,0 +1,108 @@
+//! Facts about jobs that everybody can read from the start: the journal.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Form, Malformed, Opened, decode, form};
+use crate::{Account, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex};
+
+/// `gristmill.finished.v1`: the job has ended; here is what it came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Finished {
+    /// The job.
+    pub job: JobId,
+    /// Its kind.
+    pub kind: Kind,
+    /// The round it ended in.
+    pub round: Round,
+    /// How many tasks have which outcome.
+    pub account: Account,
+    /// What the user reads.
+    pub conclusion: Conclusion,
+}
+
+form!(Finished, "gristmill.finished.v1");
+
+/// `gristmill.stopped.v1`: nobody needs the rest of this round; skip what is queued, stop what runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// The job.
+    pub job: JobId,
+    /// The round, and with it all before.
+    pub round: Round,
+    /// Why, for people.
+    pub why: String,
+}
+
+form!(Stopped, "gristmill.stopped.v1");
+
+/// `gristmill.reopened.v1`: failed tasks of the job were sent again in this round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reopened {
+    /// The job.
+    pub job: JobId,
+    /// The new round.
+    pub round: Round,
+}
+
+form!(Reopened, "gristmill.reopened.v1");
+
+/// `gristmill.missing.v1`: no outcome has come for a while although tasks are missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The job.
+    pub job: JobId,
+    /// Which tasks: pairs of first index and number, the first few.
+    pub ranges: Vec<(TaskIndex, u64)>,
+    /// How many tasks are missing in all.
+    pub tasks: u64,
+}
+
+form!(Missing, "gristmill.missing.v1");
+
+/// `gristmill.serving.v1`: a sink with this ledger serves the lane. A sink with another one keeps away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// The lane.
+    pub lane: Lane,
+    /// The ledger.
+    pub ledger: LedgerId,
+    /// Where it is, for people.
+    pub place: String,
+}
+
+form!(Serving, "gristmill.serving.v1", jobless);
+
+/// Everything that may stand in the journal.
+#[derive(Debug)]
+pub enum Fact {
+    /// The sink knows of the job.
+    Opened(Opened),
+    /// The job has ended.
+    Finished(Finished),
+    /// The rest of the round is not needed.
+    Stopped(Stopped),
+    /// Failed tasks were sent again.
+    Reopened(Reopened),
+    /// Tasks are missing.
+    Missing(Missing),
+    /// A sink serves a lane.
+    Serving(Serving),
+}
+
+impl Fact {
+    /// Reads an entry of the journal.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it is none of these; readers pass over it.
+    pub fn decode(message: &Message) -> Result<Self, Malformed> {
+        match message.form.as_str() {
+            Opened::FORM => decode(message).map(Self::Opened),
+            Finished::FORM => decode(message).map(Self::Finished),
+            Stopped::FORM => decode(message).map(Self::Stopped),
+            Reopened::FORM => decode(message).map(Self::Reopened),
+            Missing::FORM => decode(message).map(Self::Missing),
+            Serving::FORM => decode(message).map(Self::Serving),
+            other => Err(Malformed::new(format_args!("no fact of the journal has the type {other:?}"))),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What a producer tells the sink about a job as a whole, through the results queue, as durably as results.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::form;
+use crate::{JobId, Kind, Lane, Plan, Policy, TaskIndex};
+
+/// `gristmill.opened.v1`: a job begins. Sent before its first task; the sink repeats it in the journal.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opened {
+    /// The job.
+    pub job: JobId,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its parameters, at most 16 KiB.
+    pub spec: Box<RawValue>,
+    /// How its tasks are treated when they fail.
+    pub policy: Policy,
+    /// How many tasks there will be, if that is known.
+    pub plan: Plan,
+    /// The lane its tasks are sent to.
+    pub lane: Lane,
+    /// When it was submitted, in milliseconds since 1970.
+    pub submitted_ms: u64,
+}
+
+form!(Opened, "gristmill.opened.v1");
+
+/// `gristmill.sealed.v1`: the split is complete. Repeating it is harmless; a different seal fails the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sealed {
+    /// The job.
+    pub job: JobId,
+    /// How many tasks there are.
+    pub total: u64,
+    /// The digest of all tasks, see [`SplitDigest`](crate::SplitDigest).
+    pub digest: String,
+}
+
+form!(Sealed, "gristmill.sealed.v1");
+
+/// `gristmill.aborted.v1`: the split failed; there will be no seal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aborted {
+    /// The job.
+    pub job: JobId,
+    /// Why.
+    pub reason: String,
+}
+
+form!(Aborted, "gristmill.aborted.v1");
+
+/// `gristmill.cancelled.v1`: somebody ends the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancelled {
+    /// The job.
+    pub job: JobId,
+    /// Why, for people.
+    pub reason: String,
+}
+
+form!(Cancelled, "gristmill.cancelled.v1");
+
+/// `gristmill.reopen.v1`: failed tasks are to be sent again, in a new round.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reopen {
+    /// The job.
+    pub job: JobId,
+    /// Which of the failed tasks; none means all.
+    #[serde(default)]
+    pub indices: Vec<TaskIndex>,
+}
+
+form!(Reopen, "gristmill.reopen.v1");

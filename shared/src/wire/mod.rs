@@ -1,0 +1,129 @@
+//! The wire format: everything that is serialised to a broker is one of the types in here.
+//!
+//! A message's `form` (the AMQP property `type`) says which of them its body is. Bodies are JSON, unknown fields
+//! are ignored, and a changed byte breaks the golden tests, which read the examples of `docs/protocol.md`.
+
+mod batch;
+mod events;
+mod journal;
+mod lifecycle;
+mod results;
+
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+pub use batch::{Batch, PackedTasks};
+pub use events::{Event, Progress, WorkerBeat};
+pub use journal::{Fact, Finished, Missing, Reopened, Serving, Stopped};
+pub use lifecycle::{Aborted, Cancelled, Opened, Reopen, Sealed};
+pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason};
+use serde::{Deserialize, Serialize};
+
+use crate::{JobId, Message, message::Headers};
+
+/// The largest spec, encoded: it travels with every batch.
+pub const SPEC_MAX_BYTES: usize = 16 << 10;
+/// A batch is closed when its encoded tasks reach this size.
+pub const BATCH_MAX_BYTES: usize = 64 << 10;
+/// A batch is closed when it has this many tasks.
+pub const BATCH_MAX_TASKS: u32 = 10_000;
+/// The largest single task, encoded.
+pub const TASK_MAX_BYTES: usize = 1 << 20;
+/// The largest single output, encoded.
+pub const OUTPUT_MAX_BYTES: usize = 1 << 20;
+/// A result message is closed when its encoded outputs reach this size.
+pub const RESULTS_MESSAGE_BYTES: usize = 256 << 10;
+
+/// What every body says of itself.
+const CONTENT_TYPE: &str = "application/json";
+
+/// A type with a place on the wire.
+pub trait Form: Serialize {
+    /// The name of the format, with its version.
+    const FORM: &'static str;
+
+    /// The job a value belongs to, if any.
+    fn job(&self) -> Option<JobId>;
+
+    /// Packs the value into a message with this id, published by `app`.
+    fn message(&self, id: String, app: &str) -> Message {
+        let body = serde_json::to_vec(self).expect("wire types have string keys and no failing Serialize");
+        Message {
+            id,
+            form: Self::FORM.into(),
+            job: self.job(),
+            app: app.into(),
+            timestamp_ms: now_ms(),
+            content_type: CONTENT_TYPE.into(),
+            content_encoding: String::new(),
+            headers: Headers::default(),
+            body: body.into(),
+        }
+    }
+}
+
+/// Reads a body as the form it must have.
+///
+/// # Errors
+/// [`Malformed`] if the message has another form or the body does not fit it.
+pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, Malformed> {
+    if message.form != F::FORM {
+        return Err(Malformed::new(format_args!(
+            "the message's type is {:?}, not {:?}",
+            message.form,
+            F::FORM
+        )));
+    }
+    if !message.content_encoding.is_empty() {
+        return Err(Malformed::new(format_args!("unknown content-encoding {:?}", message.content_encoding)));
+    }
+    serde_json::from_slice(&message.body)
+        .map_err(|error| Malformed::new(format_args!("the body is no {}: {error}", F::FORM)))
+}
+
+/// A message that is none of ours, and why. It goes to the dead queue.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Malformed {
+    /// What does not fit.
+    pub reason: String,
+}
+
+impl Malformed {
+    /// Says what does not fit.
+    #[must_use]
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self { reason: reason.to_string() }
+    }
+}
+
+/// Milliseconds since 1970, for people to read.
+#[must_use]
+pub fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Implements [`Form`] for a type that has a field `job`, or for one that has none.
+macro_rules! form {
+    ($Type:ty, $name:literal) => {
+        impl $crate::wire::Form for $Type {
+            const FORM: &'static str = $name;
+            fn job(&self) -> Option<$crate::JobId> {
+                Some(self.job)
+            }
+        }
+    };
+    ($Type:ty, $name:literal, jobless) => {
+        impl $crate::wire::Form for $Type {
+            const FORM: &'static str = $name;
+            fn job(&self) -> Option<$crate::JobId> {
+                None
+            }
+        }
+    };
+}
+pub(crate) use form;

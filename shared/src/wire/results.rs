@@ -1,0 +1,139 @@
+//! Outcomes of tasks: what a worker sends and the sink folds.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{Aborted, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form};
+use crate::{JobId, Message, Round, TaskIndex, WorkerId};
+
+/// The longest reason of a failure; what is longer is cut.
+pub const REASON_MAX_BYTES: usize = 4 << 10;
+
+/// `gristmill.results.v1`: outcomes of tasks of one job. Several may settle one batch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Results<'a> {
+    /// The job.
+    pub job: JobId,
+    /// The round the tasks were sent in.
+    pub round: Round,
+    /// Who ran them.
+    pub worker: WorkerId,
+    /// How long they took, together, in microseconds of one slot.
+    #[serde(default)]
+    pub busy_us: u64,
+    /// Outputs of consecutive tasks.
+    #[serde(default, borrow)]
+    pub done: Vec<DoneSpan<'a>>,
+    /// Tasks that failed for good.
+    #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedTask<'a>>,
+}
+
+form!(Results<'_>, "gristmill.results.v1");
+
+/// Outputs of consecutive tasks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DoneSpan<'a> {
+    /// The first task's index.
+    pub first: TaskIndex,
+    /// How many outputs there are. A span whose `outputs` has another length is malformed.
+    pub count: u32,
+    /// A JSON array of the outputs.
+    #[serde(borrow)]
+    pub outputs: &'a RawValue,
+}
+
+/// A task that failed for good.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FailedTask<'a> {
+    /// The task's index.
+    pub index: TaskIndex,
+    /// Why, at most [`REASON_MAX_BYTES`].
+    #[serde(borrow)]
+    pub reason: Cow<'a, str>,
+    /// How often it was tried in this round, and ended in an error of its own.
+    pub attempts: u32,
+    /// How often its worker died.
+    #[serde(default)]
+    pub losses: u32,
+    /// The task itself, so that it can be shown and sent again.
+    #[serde(borrow)]
+    pub task: &'a RawValue,
+}
+
+/// Cuts a reason to what the wire allows.
+#[must_use]
+pub fn clip_reason(reason: &str) -> Cow<'_, str> {
+    if reason.len() <= REASON_MAX_BYTES {
+        return reason.into();
+    }
+    const MARK: &str = " … (cut)";
+    let mut end = REASON_MAX_BYTES - MARK.len();
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{MARK}", &reason[..end]).into()
+}
+
+/// Everything that may come to a sink on a lane's results queue.
+#[derive(Debug)]
+pub enum ToSink<'a> {
+    /// Outcomes.
+    Results(Results<'a>),
+    /// A job begins.
+    Opened(Opened),
+    /// Its split is complete.
+    Sealed(Sealed),
+    /// Its split failed.
+    Aborted(Aborted),
+    /// Somebody ends it.
+    Cancelled(Cancelled),
+    /// Its failed tasks are to be sent again.
+    Reopen(Reopen),
+}
+
+impl<'a> ToSink<'a> {
+    /// Reads a message from the results queue.
+    ///
+    /// # Errors
+    /// [`Malformed`] if it is none of these.
+    pub fn decode(message: &'a Message) -> Result<Self, Malformed> {
+        match message.form.as_str() {
+            Results::FORM => decode(message).map(Self::Results),
+            Opened::FORM => decode(message).map(Self::Opened),
+            Sealed::FORM => decode(message).map(Self::Sealed),
+            Aborted::FORM => decode(message).map(Self::Aborted),
+            Cancelled::FORM => decode(message).map(Self::Cancelled),
+            Reopen::FORM => decode(message).map(Self::Reopen),
+            other => Err(Malformed::new(format_args!("no message for a sink has the type {other:?}"))),
+        }
+    }
+
+    /// The job it is about.
+    #[must_use]
+    pub fn job(&self) -> JobId {
+        match self {
+            Self::Results(body) => body.job,
+            Self::Opened(body) => body.job,
+            Self::Sealed(body) => body.job,
+            Self::Aborted(body) => body.job,
+            Self::Cancelled(body) => body.job,
+            Self::Reopen(body) => body.job,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_between_characters() {
+        let long = "ä".repeat(REASON_MAX_BYTES);
+        let cut = clip_reason(&long);
+        assert!(cut.len() <= REASON_MAX_BYTES && cut.ends_with("(cut)"));
+        assert_eq!(clip_reason("short"), "short");
+    }
+}
