@@ -1,0 +1,143 @@
+//! Where a private node lives: the installation it runs from, its directory, its ports, its environment.
+
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hasher};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+use std::{env, fs, hash, io};
+
+/// Debian's and Red Hat's script itself. The one in their PATH is a wrapper that wants to become another user.
+pub(super) const PACKAGED_SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+
+/// Ports are taken from here. It lies below the range from which systems give ports to outgoing connections:
+/// a client that dials a killed node's port again and again must never be given that very port as its own.
+const PORT_RANGE: Range<u16> = 10_000..30_000;
+
+/// How many ports are looked at before there are none.
+const PORT_TRIES: u32 = 100;
+
+/// The free disk below which a node refuses messages; its default of 50 MB is meant for bigger tasks.
+const CONFIG: &str = "disk_free_limit.absolute = 10MB\n";
+
+/// A RabbitMQ on this machine.
+#[derive(Clone, Debug)]
+pub(super) struct Installation {
+    pub(super) server: PathBuf,
+    pub(super) ctl: PathBuf,
+}
+
+impl Installation {
+    /// The packaged one, else the first in PATH.
+    pub(super) fn find() -> Option<Self> {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let in_path = env::split_paths(&path).map(|dir| dir.join("rabbitmq-server"));
+        let server =
+            std::iter::once(PathBuf::from(PACKAGED_SERVER)).chain(in_path).find(|it| it.is_file())?;
+        Some(Self { ctl: server.with_file_name("rabbitmqctl"), server })
+    }
+}
+
+/// The three ports of a node, all on 127.0.0.1.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) amqp: u16,
+    pub(super) distribution: u16,
+    pub(super) epmd: u16,
+}
+
+impl Ports {
+    /// Three ports that are free at this moment; whoever uses them must be ready to find one taken.
+    pub(super) fn pick() -> io::Result<Self> {
+        let span = u64::from(PORT_RANGE.end - PORT_RANGE.start);
+        let listeners: Vec<TcpListener> = (0..PORT_TRIES)
+            .filter_map(|_| u16::try_from(random() % span).ok())
+            .filter_map(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_RANGE.start + offset)).ok())
+            .take(3)
+            .collect();
+        let ports = listeners.iter().map(|it| Ok(it.local_addr()?.port())).collect::<io::Result<Vec<_>>>()?;
+        match ports[..] {
+            [amqp, distribution, epmd] => Ok(Self { amqp, distribution, epmd }),
+            _ => Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                format!("no three free ports in {PORT_RANGE:?} after {PORT_TRIES} tries"),
+            )),
+        }
+    }
+}
+
+/// A node's own directory and everything that it and its tools are told by environment variables.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) ports: Ports,
+    node: String,
+}
+
+impl Place {
+    /// Makes the directory, open to this user alone. Whoever calls removes it again.
+    pub(super) fn create(ports: Ports) -> io::Result<Self> {
+        let id = random();
+        let dir = env::temp_dir().join(format!("gristmill-broker-{}-{id:016x}", std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&dir)?;
+        Ok(Self { dir, ports, node: format!("gristmill-{id:016x}@localhost") })
+    }
+
+    /// Puts into the directory what a node must find there, among it a cookie of its own.
+    pub(super) fn furnish(&self) -> io::Result<()> {
+        fs::write(self.dir.join("enabled_plugins"), "[].\n")?;
+        fs::write(self.dir.join("rabbitmq.conf"), CONFIG)?;
+        let mut cookie = fs::OpenOptions::new();
+        let mut cookie =
+            cookie.write(true).create_new(true).mode(0o400).open(self.dir.join(".erlang.cookie"))?;
+        write!(cookie, "{:016X}{:016X}", random(), random())
+    }
+
+    /// A command in this place: in its directory, and with nothing of our own environment but PATH.
+    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let Ports { amqp, distribution, epmd } = self.ports;
+        let mut command = Command::new(program);
+        command
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("HOME", &self.dir) // the cookie is there
+            .env("LANG", "C.UTF-8")
+            .env("ERL_CRASH_DUMP_SECONDS", "0")
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", epmd.to_string())
+            .env("ERL_FLAGS", "-start_epmd false") // else each tool may leave a daemon behind
+            .env("RABBITMQ_ALLOW_INPUT", "1") // the script then becomes the node, and our child is the node itself
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
+            )
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_CONFIG_FILE", self.dir.join("rabbitmq.conf"))
+            .env("RABBITMQ_CONFIG_FILES", self.dir.join("conf.d"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", self.dir.join("advanced.config"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("enabled_plugins"))
+            .env("RABBITMQ_NODENAME", &self.node)
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", amqp.to_string())
+            .env("RABBITMQ_DIST_PORT", distribution.to_string())
+            .env("RABBITMQ_CTL_DIST_PORT_MIN", "0") // any port, so that many tools can run at once
+            .env("RABBITMQ_CTL_DIST_PORT_MAX", "0")
+            .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
+            .env("RABBITMQ_LOG_BASE", self.dir.join("log"));
+        command
+    }
+
+    /// The file that the node logs to.
+    pub(super) fn log(&self) -> PathBuf {
+        self.dir.join("log").join(format!("{}.log", self.node))
+    }
+}
+
+/// Sixty-four random bits, from the seed that the standard library gives each hash map.
+fn random() -> u64 {
+    hash::RandomState::new().build_hasher().finish()
+}
