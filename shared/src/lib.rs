@@ -14,6 +14,7 @@ pub mod memory;
 mod message;
 mod policy;
 mod registry;
+mod store;
 mod task;
 pub mod testing;
 mod transport;
@@ -34,6 +35,7 @@ pub use lane::{
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
+pub use store::{StoreError, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, JournalEntry,

@@ -163,7 +163,8 @@ impl LocalWorker<'_> {
         let mut chunks = Vec::new();
         let mut hand_on = |chunk| chunks.push(chunk);
         let cx = TaskContext::new(self.id, work.first, work.failures, StopSignal::new());
-        self.job.process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, &mut hand_on))?;
+        self.job
+            .process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))?;
         Ok(chunks)
     }
 }
@@ -311,7 +312,7 @@ mod tests {
             let mut chunks = Vec::new();
             let mut hand_on = |chunk| chunks.push(chunk);
             let cx = TaskContext::new(batch.job, batch.first, 0, StopSignal::new());
-            job.process_batch(batch, &mut BatchRun::new(cx, &batch.policy, &mut hand_on))?;
+            job.process_batch(batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))?;
             Ok(chunks)
         };
         let chunk = run(&batch).unwrap().remove(0);

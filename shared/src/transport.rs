@@ -88,6 +88,16 @@ pub enum Address {
     Events(Topic),
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(queue) => queue.fmt(f),
+            Self::Journal => f.write_str("the journal"),
+            Self::Events(_) => f.write_str("the events"),
+        }
+    }
+}
+
 /// What became of a published message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use]
@@ -214,6 +224,7 @@ pub trait JournalReader: fmt::Debug + Send {
 }
 
 /// What a journal reader gives.
+#[expect(clippy::large_enum_variant, reason = "read one at a time, never kept in numbers")]
 #[derive(Clone, Debug)]
 pub enum JournalEntry {
     /// A fact.

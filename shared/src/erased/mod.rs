@@ -41,8 +41,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// See [`Job::split_from`]; tasks come in packs.
     fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_>;
 
-    /// Runs the batch's tasks in order, on the calling thread, until they have all run or the job is stopped;
-    /// returns how many ran to an outcome. Outcomes are handed on through `run`.
+    /// Runs the batch's tasks in order, on the calling thread, until they have all run, the job is stopped or the
+    /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::catch;
 use crate::{
-    Job, Policy, TaskContext, TaskError, TaskIndex, Trouble,
+    Job, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
 };
 
@@ -74,6 +74,7 @@ pub struct TaskFailure {
 pub struct BatchRun<'a> {
     cx: TaskContext,
     timeout: Option<Duration>,
+    halt: StopSignal,
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     chunk: Chunk,
     chunk_began: Instant,
@@ -89,13 +90,20 @@ impl fmt::Debug for BatchRun<'_> {
 }
 
 impl<'a> BatchRun<'a> {
-    /// A run that starts now. `hand_on` takes each chunk on the slot's thread: when it is large, when it is half a
-    /// second old, and at the end.
-    pub fn new(cx: TaskContext, policy: &Policy, hand_on: &'a mut (dyn FnMut(Chunk) + Send)) -> Self {
+    /// A run that starts now. `halt` ends it before its next task (the worker is leaving); the running task does not
+    /// see it. `hand_on` takes each chunk on the slot's thread: when it is large, when it is half a second old, and
+    /// at the end.
+    pub fn new(
+        cx: TaskContext,
+        policy: &Policy,
+        halt: StopSignal,
+        hand_on: &'a mut (dyn FnMut(Chunk) + Send),
+    ) -> Self {
         let now = Instant::now();
         Self {
             cx,
             timeout: policy.task_timeout(),
+            halt,
             hand_on,
             chunk: Chunk::default(),
             chunk_began: now,
@@ -191,6 +199,9 @@ pub(super) fn process_batch<J: Job>(
     }
     let mut ran = 0;
     for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
+        if run.halt.is_stopped() {
+            break;
+        }
         let outcome = task.and_then(|task| {
             run.begin(index)?;
             let output = catch(|| job.process(task, &run.cx))

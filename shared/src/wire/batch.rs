@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Form, form};
+use super::{Form, Malformed, form};
 use crate::{JobId, Kind, Message, Policy, Round, TaskIndex};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
@@ -35,6 +35,18 @@ pub struct Batch<'a> {
 form!(Batch<'_>, "gristmill.batch.v1");
 
 impl Batch<'_> {
+    /// The tasks from index `from` on, encoded, for a batch of its own.
+    ///
+    /// # Errors
+    /// If `tasks` is no array of `count` elements.
+    pub fn rest(&self, from: TaskIndex) -> Result<Box<RawValue>, Malformed> {
+        let tasks: Vec<&RawValue> = serde_json::from_str(self.tasks.get())
+            .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
+        let skipped = usize::try_from(from.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
+        let rest = tasks.get(skipped..).unwrap_or_default();
+        serde_json::value::to_raw_value(rest).map_err(Malformed::new)
+    }
+
     /// Packs the batch. `failures` is how often its tasks have failed before; a batch of several tasks has none.
     #[must_use]
     pub fn to_message(&self, failures: u32, app: &str) -> Message {

@@ -1,0 +1,67 @@
+//! Publishing until it is stored: for messages that must not get lost and may wait.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+
+use crate::{Address, Outgoing, Published, Publisher};
+
+/// The first pause after a full queue refused a message.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// Publishes until the broker has stored every message; a full queue is tried again with growing pauses, for as long
+/// as it stays full. Drop the future to give up; messages may then be stored or not.
+///
+/// # Errors
+/// [`StoreError`]; then some of the messages may be stored.
+pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing>) -> Result<(), StoreError> {
+    let mut pauses = ExponentialBuilder::default()
+        .with_min_delay(PAUSE_MIN)
+        .with_max_delay(PAUSE_MAX)
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let mut left = batch;
+    loop {
+        let answers = publisher.publish(left.clone()).await;
+        let mut refused = Vec::new();
+        for (outgoing, answer) in left.into_iter().zip(answers) {
+            match answer {
+                Published::Stored => {}
+                Published::Rejected => refused.push(outgoing),
+                Published::Unknown => return Err(StoreError::Lost),
+                Published::Unroutable => return Err(StoreError::Unroutable(outgoing.to)),
+                Published::Refused(why) => return Err(StoreError::Refused { to: outgoing.to, why }),
+            }
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        left = refused;
+        tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
+    }
+}
+
+/// Why a message could not be stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The connection went before the broker answered; stored or not, nobody knows.
+    #[error("the connection to the broker was lost while it had messages to confirm")]
+    Lost,
+    /// The queue is not there.
+    #[error(
+        "{0} does not exist on the broker (hint: somebody deleted it; start this process again to make it anew)"
+    )]
+    Unroutable(Address),
+    /// It can never be stored.
+    #[error("the broker would not take a message for {to}: {why}")]
+    Refused {
+        /// Where to.
+        to: Address,
+        /// Why not.
+        why: String,
+    },
+}
