@@ -1,0 +1,233 @@
+//! The digests, by their compression functions: a candidate is one prepared block, and one call says whether it fits.
+
+use clap::ValueEnum;
+use gristmill_shared::{JobError, TaskContext, TaskError};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    alphabet::Letter,
+    word::{Block, Word},
+};
+
+/// How many candidates are tried between two looks at whether the job was stopped: well under a millisecond.
+const CHECK_EVERY: u64 = 4096;
+
+// The state each digest starts from: FIPS 180-4 sections 5.3.1 and 5.3.3, RFC 1321 section 3.3.
+const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+const SHA256_START: [u32; 8] =
+    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const MD5_START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
+
+/// How a digest was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// SHA-1, 40 hex digits.
+    Sha1,
+    /// SHA-256, 64 hex digits.
+    Sha256,
+    /// MD5, 32 hex digits.
+    Md5,
+}
+
+impl Algorithm {
+    const fn hex_digits(self) -> usize {
+        match self {
+            Self::Sha1 => 40,
+            Self::Sha256 => 64,
+            Self::Md5 => 32,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Sha1 => "sha1",
+            Self::Sha256 => "sha256",
+            Self::Md5 => "md5",
+        }
+    }
+}
+
+/// The digest that is looked for, as the words a compression function leaves.
+#[derive(Debug)]
+pub(super) enum Digest {
+    Sha1([u32; 5]),
+    Sha256([u32; 8]),
+    Md5([u32; 4]),
+}
+
+impl Digest {
+    /// Reads hex digits in either case. The length decides the algorithm, and must fit `algorithm` if that is given.
+    pub(super) fn parse(hex: &str, algorithm: Option<Algorithm>) -> Result<Self, JobError> {
+        if let Some(other) = hex.chars().find(|c| !c.is_ascii_hexdigit()) {
+            return Err(JobError::new(format!(
+                "--hash {hex:?}: {other:?} is no hex digit, expected 0-9 and a-f"
+            )));
+        }
+        let length = hex.len();
+        let Some(found) = Algorithm::value_variants().iter().find(|known| known.hex_digits() == length)
+        else {
+            return Err(JobError::new(format!(
+                "--hash {hex:?}: {length} hex digits, expected 40 for sha1, 64 for sha256 or 32 for md5"
+            )));
+        };
+        if let Some(wanted) = algorithm.filter(|wanted| wanted != found) {
+            return Err(JobError::new(format!(
+                "--hash {hex:?}: {length} hex digits, expected {} for {} (hint: leave --algorithm out, the length decides)",
+                wanted.hex_digits(),
+                wanted.name(),
+            )));
+        }
+        Ok(match found {
+            Algorithm::Sha1 => Self::Sha1(words(hex)),
+            Algorithm::Sha256 => Self::Sha256(words(hex)),
+            Algorithm::Md5 => Self::Md5(words(hex).map(u32::swap_bytes)),
+        })
+    }
+
+    /// The first of `count` words from number `first` on that has this digest.
+    ///
+    /// # Errors
+    /// Only that the task was stopped.
+    pub(super) fn find(
+        &self,
+        letters: &[Letter],
+        first: u64,
+        count: u64,
+        cx: &TaskContext,
+    ) -> Result<Option<String>, TaskError> {
+        let big_endian = || Word::new(letters, first, u64::to_be_bytes);
+        match self {
+            Self::Sha1(wanted) => {
+                search(big_endian(), count, wanted, &SHA1_START, sha1::block_api::compress, cx)
+            }
+            Self::Sha256(wanted) => {
+                search(big_endian(), count, wanted, &SHA256_START, sha2::block_api::compress256, cx)
+            }
+            Self::Md5(wanted) => {
+                let word = Word::new(letters, first, u64::to_le_bytes);
+                search(word, count, wanted, &MD5_START, md5::block_api::compress, cx)
+            }
+        }
+    }
+}
+
+/// The inner loop, once per digest.
+fn search<const N: usize>(
+    mut word: Word<'_>,
+    count: u64,
+    wanted: &[u32; N],
+    start: &[u32; N],
+    compress: impl Fn(&mut [u32; N], &[Block]),
+    cx: &TaskContext,
+) -> Result<Option<String>, TaskError> {
+    let mut left = count;
+    while left > 0 {
+        cx.check()?;
+        let some = left.min(CHECK_EVERY);
+        for _ in 0..some {
+            let mut state = *start;
+            compress(&mut state, word.message());
+            if state[0] == wanted[0] && state == *wanted {
+                return Ok(Some(word.to_string()));
+            }
+            word.advance();
+        }
+        left -= some;
+    }
+    Ok(None)
+}
+
+/// Hex digits as big-endian words. There are 8 · N of them.
+fn words<const N: usize>(hex: &str) -> [u32; N] {
+    let mut words = [0; N];
+    for (at, digit) in hex.chars().enumerate() {
+        words[at / 8] = words[at / 8] << 4 | digit.to_digit(16).unwrap_or_default();
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{JobId, StopSignal, TaskIndex, Trouble};
+    use sha2::Digest as _;
+
+    use super::*;
+    use crate::crack::alphabet::Alphabet;
+
+    fn context(stop: StopSignal) -> TaskContext {
+        TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop)
+    }
+
+    fn hex(bytes: impl AsRef<[u8]>) -> String {
+        bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Over the lengths at which a message gets another block, in one, two, three and four bytes a letter.
+    #[test]
+    fn every_length_of_word_is_found_by_its_digest() {
+        let cx = context(StopSignal::new());
+        for text in ["x", "ß", "€", "😀"] {
+            let alphabet = Alphabet::parse(text).unwrap();
+            for length in 1..=140 {
+                let word = text.repeat(length);
+                for digest in [
+                    hex(sha1::Sha1::digest(&word)),
+                    hex(sha2::Sha256::digest(&word)).to_uppercase(),
+                    hex(md5::Md5::digest(&word)),
+                ] {
+                    let digest = Digest::parse(&digest, None).unwrap();
+                    let (number, found) = (length as u64 - 1, Some(word.clone()));
+                    assert_eq!(digest.find(alphabet.letters(), number, 1, &cx).unwrap(), found);
+                    assert_eq!(digest.find(alphabet.letters(), 0, number, &cx).unwrap(), None, "too early");
+                    assert_eq!(digest.find(alphabet.letters(), 0, 140, &cx).unwrap(), found);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_digest_that_differs_in_one_bit_fits_nothing() {
+        let cx = context(StopSignal::new());
+        let alphabet = Alphabet::parse("a-z").unwrap();
+        let right = hex(sha1::Sha1::digest("node"));
+        for at in 0..40 {
+            let digit = right[at..=at].chars().next().unwrap().to_digit(16).unwrap() ^ 1;
+            let wrong = format!("{}{digit:x}{}", &right[..at], &right[at + 1..]);
+            let number = 26 + 676 + 17_576 + 13 * 17_576 + 14 * 676 + 3 * 26 + 4;
+            let find = |hex: &str| {
+                Digest::parse(hex, None).unwrap().find(alphabet.letters(), number, 1, &cx).unwrap()
+            };
+            assert_eq!(find(&right).as_deref(), Some("node"));
+            assert_eq!(find(&wrong), None);
+        }
+    }
+
+    #[test]
+    fn a_stopped_job_ends_a_search_that_would_take_days() {
+        let stop = StopSignal::new();
+        stop.stop();
+        let alphabet = Alphabet::parse("a-z").unwrap();
+        let digest = Digest::parse(&"0".repeat(40), None).unwrap();
+        let trouble =
+            digest.find(alphabet.letters(), 0, u64::MAX, &context(stop)).unwrap_err().into_trouble();
+        assert_eq!(trouble, Trouble::Stopped);
+    }
+
+    #[test]
+    fn what_is_no_digest_is_refused_with_what_was_expected() {
+        let zeros = |n| "0".repeat(n);
+        for (text, algorithm, why) in [
+            (String::new(), None, "0 hex digits, expected 40 for sha1"),
+            (zeros(39), None, "39 hex digits"),
+            ("x".repeat(40), None, "'x' is no hex digit"),
+            (format!("{}ß", zeros(38)), None, "'ß' is no hex digit"),
+            (format!("+{}", zeros(39)), None, "'+' is no hex digit"),
+            (zeros(40), Some(Algorithm::Md5), "expected 32 for md5 (hint: leave --algorithm out"),
+        ] {
+            let error = Digest::parse(&text, algorithm).unwrap_err().to_string();
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+        assert!(Digest::parse(&zeros(40), Some(Algorithm::Sha1)).is_ok());
+    }
+}

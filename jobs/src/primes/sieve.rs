@@ -1,0 +1,163 @@
+//! A segmented sieve of Eratosthenes over the odd numbers.
+
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use gristmill_shared::{TaskContext, TaskError};
+
+/// Odd numbers sieved at a time, a byte each: what a core's own cache holds. A task needs no more memory than this and
+/// the base primes, whatever its size.
+const SEGMENT: usize = 1 << 17;
+
+/// How many of `numbers` are prime. All of them lie below `limit`, whose base primes are found once per process.
+///
+/// # Errors
+/// Only that the task was stopped; it is asked once a segment.
+pub(super) fn count(numbers: Range<u64>, limit: u64, cx: &TaskContext) -> Result<u64, TaskError> {
+    let base = base_primes(limit);
+    let mut found = u64::from(numbers.contains(&2));
+    let mut segments = Segments::new(numbers, &base);
+    while let Some((_, composite)) = segments.next() {
+        cx.check()?;
+        found += composite.iter().map(|&composite| u64::from(!composite)).sum::<u64>();
+    }
+    Ok(found)
+}
+
+/// The odd primes whose square is below `limit`, kept for the largest limit that this process has met.
+fn base_primes(limit: u64) -> Arc<Vec<u64>> {
+    /// The limit, and its base primes.
+    static KEPT: Mutex<(u64, Option<Arc<Vec<u64>>>)> = Mutex::new((0, None));
+    // Held while they are found, so that slots that start together do not all find them.
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*kept {
+        (known, Some(base)) if *known >= limit => Arc::clone(base),
+        _ => {
+            let base = Arc::new(odd_primes(limit.isqrt() + 1));
+            *kept = (limit, Some(Arc::clone(&base)));
+            base
+        }
+    }
+}
+
+/// The odd primes below `limit`.
+fn odd_primes(limit: u64) -> Vec<u64> {
+    if limit <= 3 {
+        return Vec::new();
+    }
+    let mut primes = Vec::new();
+    let base = odd_primes(limit.isqrt() + 1);
+    let mut segments = Segments::new(0..limit, &base);
+    while let Some((low, composite)) = segments.next() {
+        primes
+            .extend((low..).step_by(2).zip(composite).filter(|(_, composite)| !**composite).map(|(n, _)| n));
+    }
+    primes
+}
+
+/// The odd ones of some numbers, sieved a segment at a time.
+struct Segments<'a> {
+    /// The odd number that the next segment starts with.
+    low: u64,
+    end: u64,
+    base: &'a [u64],
+    composite: Vec<bool>,
+}
+
+impl<'a> Segments<'a> {
+    /// `base` has the odd primes up to the root of the last number.
+    fn new(numbers: Range<u64>, base: &'a [u64]) -> Self {
+        Self { low: numbers.start | 1, end: numbers.end, base, composite: Vec::new() }
+    }
+
+    /// The first number of the next segment, and for it and each second number after it whether it is composite (as
+    /// is 1).
+    fn next(&mut self) -> Option<(u64, &[bool])> {
+        let low = self.low;
+        let odd = self.end.checked_sub(low)?.div_ceil(2).min(SEGMENT as u64);
+        let end = low + 2 * odd; // the first number of the segment after this one
+        self.composite.clear();
+        self.composite.resize(odd as usize, false);
+        *self.composite.first_mut()? = low == 1;
+        for &prime in self.base.iter().take_while(|&&prime| prime * prime < end) {
+            let factor = low.div_ceil(prime) | 1; // an odd one: even multiples are not here
+            let first = (prime * factor.max(prime) - low) / 2;
+            for composite in self.composite.iter_mut().skip(first as usize).step_by(prime as usize) {
+                *composite = true;
+            }
+        }
+        self.low = end;
+        Some((low, &self.composite))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{JobId, StopSignal, TaskIndex, Trouble};
+
+    use super::*;
+
+    fn count_in(numbers: Range<u64>) -> u64 {
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        count(numbers.clone(), numbers.end, &cx).unwrap()
+    }
+
+    #[test]
+    fn known_counts_below_a_limit() {
+        for (limit, primes) in [
+            (0, 0),
+            (1, 0),
+            (2, 0),
+            (3, 1),
+            (4, 2),
+            (5, 2),
+            (6, 3),
+            (9, 4),
+            (10, 4),
+            (26, 9),
+            (100, 25),
+            (1000, 168),
+            (1_000_000, 78_498),
+            (10_000_000, 664_579),
+        ] {
+            assert_eq!(count_in(0..limit), primes, "below {limit}");
+        }
+    }
+
+    #[test]
+    fn every_number_alone_is_judged_like_by_trial_division() {
+        for n in 0..3000 {
+            let prime = n > 1 && (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+            assert_eq!(count_in(n..n + 1), u64::from(prime), "{n}");
+        }
+    }
+
+    #[test]
+    fn a_slice_far_out_and_the_squares_of_primes() {
+        assert_eq!(count_in(1_000_000_000_000..1_000_000_001_000), 37);
+        assert_eq!(count_in(9_999_999_999_999_900..10_000_000_000_000_000), 2);
+        for prime in [3_u64, 5, 997, 65_537, 99_999_989] {
+            assert_eq!(count_in(prime * prime..prime * prime + 1), 0, "{prime} squared");
+            assert_eq!(count_in(prime..prime + 1), 1, "{prime}");
+        }
+    }
+
+    #[test]
+    fn segments_join_without_a_gap() {
+        let span = 2 * SEGMENT as u64;
+        let whole = count_in(0..3 * span);
+        for cut in [span - 1, span, span + 1, span + 2] {
+            assert_eq!(count_in(0..cut) + count_in(cut..3 * span), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_stopped_job_ends_the_sieve() {
+        let stop = StopSignal::new();
+        stop.stop();
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop);
+        assert_eq!(count(0..u64::MAX / 2, 100, &cx).unwrap_err().into_trouble(), Trouble::Stopped);
+    }
+}

@@ -1,0 +1,230 @@
+//! `spin`: a load to measure and to break things with.
+
+mod load;
+mod work;
+
+use std::ops::ControlFlow;
+
+use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, TaskError, TaskIndex};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+pub use self::{load::SpinTask, work::Work};
+
+/// The most a task may carry, so that it stays below the 1 MiB that any task may have.
+const MAX_PAYLOAD: u32 = 1_000_000;
+
+/// Run tasks that each do a fixed amount of work: a load to measure and to break things with.
+///
+/// The amount is measured here, once, and sent along. A worker does it without
+/// a look at the clock, so a task that was interrupted is a slow task.
+///
+/// Examples:
+///   gristmill run spin --tasks 1000000
+///   producer submit spin --tasks 10000 --micros 500 --payload 1000 --wait
+///   producer submit spin --tasks 10000 --fail-rate 0.05 --seed 7 --wait
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Spin {
+    /// How many tasks
+    #[arg(long, value_name = "N")]
+    pub tasks: u64,
+
+    /// How long the work of one task takes this machine, in µs
+    #[arg(long = "micros", value_name = "D", default_value = "0")]
+    #[serde(default)]
+    pub work: Work,
+
+    /// How many bytes of text each task carries, at most 1000000
+    #[arg(long, value_name = "BYTES", default_value_t)]
+    #[serde(default)]
+    pub payload: u32,
+
+    /// The share of tasks, 0 to 1, that fail their first one or two tries and then succeed
+    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    #[serde(default)]
+    pub fail_rate: f64,
+
+    /// Decides which tasks fail, and what the payloads are
+    #[arg(long, value_name = "S", default_value_t)]
+    #[serde(default)]
+    pub seed: u64,
+}
+
+/// What came in: proof that each task counted once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpinReport {
+    /// Tasks with an output.
+    pub count: u64,
+    /// The exact sum of their indices; as text in JSON, where many readers round what is beyond 2^53.
+    #[serde(with = "as_text")]
+    pub sum: u128,
+}
+
+impl Spin {
+    /// How many tries of this task fail: none, one or two.
+    fn failures(&self, index: u64) -> u32 {
+        let draw = xxh3_64_with_seed(&index.to_le_bytes(), self.seed);
+        let share = (draw >> 11) as f64 / (1_u64 << 53) as f64; // 53 random bits: even over 0..1, never 1
+        if share < self.fail_rate { 1 + (draw & 1) as u32 } else { 0 }
+    }
+}
+
+impl Job for Spin {
+    const KIND: &'static str = "spin";
+    type Task = SpinTask;
+    /// The task's index.
+    type Output = u64;
+    type Report = SpinReport;
+
+    fn plan(&self) -> Result<Plan, JobError> {
+        let payload = self.payload;
+        if payload > MAX_PAYLOAD {
+            return Err(JobError::new(format!("--payload {payload}: expected at most {MAX_PAYLOAD} bytes")));
+        }
+        if !is_share(&self.fail_rate) {
+            return Err(JobError::new(format!("--fail-rate {}: {A_SHARE}", self.fail_rate)));
+        }
+        self.work.check()?;
+        Ok(Plan::of(self.tasks))
+    }
+
+    fn split(&self) -> impl Iterator<Item = Result<SpinTask, JobError>> + Send {
+        self.split_from(TaskIndex(0))
+    }
+
+    fn split_from(&self, index: TaskIndex) -> impl Iterator<Item = Result<SpinTask, JobError>> + Send {
+        (index.0..self.tasks).map(|index| Ok(SpinTask::new(index, self.payload, self.seed)))
+    }
+
+    fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
+        self.work.perform(cx)?;
+        let (index, failures) = (task.index(), self.failures(task.index()));
+        if cx.attempt() <= failures {
+            return Err(TaskError::failed(format!(
+                "try {} of task {index} fails, as --fail-rate asks; it succeeds after {failures}",
+                cx.attempt()
+            )));
+        }
+        Ok(index)
+    }
+
+    fn collect(&self, report: &mut SpinReport, _: TaskIndex, output: u64) -> ControlFlow<()> {
+        report.count += 1;
+        report.sum += u128::from(output);
+        ControlFlow::Continue(())
+    }
+
+    fn conclude(&self, report: &SpinReport, _: &Account) -> Conclusion {
+        Conclusion::answer(format!("{} tasks, sum {}", report.count, report.sum))
+    }
+}
+
+const A_SHARE: &str = "expected a share from 0 to 1";
+
+fn is_share(rate: &f64) -> bool {
+    (0.0..=1.0).contains(rate)
+}
+
+/// The command line checks it too, since a spec cannot carry what is not a number.
+fn share(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(is_share).ok_or(A_SHARE)
+}
+
+/// A number as text.
+mod as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(number: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{JobId, StopSignal, Trouble};
+
+    use super::*;
+
+    fn spin(tasks: u64) -> Spin {
+        Spin { tasks, work: Work::default(), payload: 0, fail_rate: 0.0, seed: 0 }
+    }
+
+    #[test]
+    fn the_plan_is_the_number_of_tasks() {
+        assert_eq!(spin(1_000_000).plan().unwrap(), Plan::of(1_000_000));
+        assert_eq!(spin(0).split().count(), 0);
+    }
+
+    #[test]
+    fn the_plan_refuses_what_cannot_be_done() {
+        for (bad, why) in [
+            (Spin { fail_rate: -0.1, ..spin(1) }, "--fail-rate -0.1: expected a share from 0 to 1"),
+            (Spin { fail_rate: f64::NAN, ..spin(1) }, "--fail-rate NaN"),
+            (Spin { fail_rate: 1.5, ..spin(1) }, "--fail-rate 1.5"),
+            (Spin { payload: 1_000_001, ..spin(1) }, "--payload 1000001: expected at most 1000000 bytes"),
+            (serde_json::from_str(r#"{"tasks":1,"work":{"micros":5}}"#).unwrap(), "5 µs of work"),
+        ] {
+            let error = bad.plan().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_share_of_the_tasks_fails_once_or_twice_and_then_succeeds() {
+        let job = Spin { fail_rate: 0.25, seed: 7, ..spin(10_000) };
+        let mut by_failures = [0; 3];
+        for index in 0..job.tasks {
+            let tried = |failed| {
+                let cx = TaskContext::new(JobId::generate(), TaskIndex(index), failed, StopSignal::new());
+                job.process(SpinTask::Bare(index), &cx)
+            };
+            let mut failed = 0;
+            while let Err(error) = tried(failed) {
+                assert!(
+                    matches!(error.into_trouble(), Trouble::Failed(_)),
+                    "a failure that is not tried again"
+                );
+                failed += 1;
+            }
+            by_failures[failed as usize] += 1;
+            assert_eq!(tried(failed).unwrap(), index);
+        }
+        let [none, once, twice] = by_failures;
+        assert!((7_300..7_700).contains(&none) && (1_100..1_400).contains(&once), "{by_failures:?}");
+        assert_eq!(none + once + twice, 10_000);
+        let other = Spin { seed: 8, ..job.clone() };
+        assert!(
+            (0..100).any(|index| job.failures(index) != other.failures(index)),
+            "the seed changes nothing"
+        );
+    }
+
+    #[test]
+    fn a_rate_of_0_fails_none_and_of_1_all() {
+        let (none, all) = (spin(1), Spin { fail_rate: 1.0, ..spin(1) });
+        assert!((0..1000).all(|index| none.failures(index) == 0 && all.failures(index) > 0));
+    }
+
+    #[test]
+    fn the_sum_is_exact_beyond_u64_and_travels_as_text() {
+        let mut report = SpinReport::default();
+        for _ in 0..3 {
+            assert!(spin(0).collect(&mut report, TaskIndex(0), u64::MAX).is_continue());
+        }
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(json, r#"{"count":3,"sum":"55340232221128654845"}"#);
+        assert_eq!(serde_json::from_str::<SpinReport>(&json).unwrap(), report);
+        let conclusion = spin(0).conclude(&report, &Account::default());
+        assert_eq!(conclusion, Conclusion::answer("3 tasks, sum 55340232221128654845"));
+    }
+
+    #[test]
+    fn a_spec_may_leave_out_what_has_a_default() {
+        assert_eq!(serde_json::from_str::<Spin>(r#"{"tasks":9}"#).unwrap(), spin(9));
+    }
+}
