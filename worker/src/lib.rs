@@ -1,1 +1,18 @@
-//! Skeleton.
+//! Pulls batches, runs their tasks on slots, publishes the outcomes, and only then settles.
+//!
+//! ```text
+//! intake (async) ──▶ slots (threads, user code) ──▶ handoff (async) ──▶ results, retries ──▶ ack
+//! ```
+
+mod beat;
+mod error;
+mod handoff;
+mod in_hand;
+mod intake;
+mod job_cache;
+mod shop;
+mod slot;
+mod worker;
+
+pub use error::WorkerError;
+pub use worker::{DEFAULT_GRACE, Worker, WorkerReport};

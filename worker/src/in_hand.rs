@@ -1,0 +1,71 @@
+//! A batch that is being worked on, and the one rule of settling it.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use gristmill_shared::Receipt;
+
+/// A batch in this worker's hands. It is acked when its slot is through with it **and** everything that follows from
+/// it is stored: when the last of the open ends closes. If one never closes, the batch is delivered again elsewhere.
+#[derive(Debug)]
+pub(crate) struct InHand {
+    receipt: Mutex<Option<Receipt>>,
+    open_ends: AtomicUsize,
+}
+
+impl InHand {
+    /// With one open end: the slot's.
+    pub(crate) fn new(receipt: Receipt) -> Self {
+        Self { receipt: Mutex::new(Some(receipt)), open_ends: AtomicUsize::new(1) }
+    }
+
+    /// Something that follows from the batch is on its way to the broker.
+    pub(crate) fn open(&self) {
+        self.open_ends.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It is stored, or the slot is through.
+    pub(crate) fn close(&self) {
+        if self.open_ends.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(receipt) = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            receipt.ack();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gristmill_shared::{Settlement, Settler, Token};
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Acks(AtomicUsize);
+
+    impl Settler for Acks {
+        fn settle(&self, _: Token, how: Settlement) {
+            assert_eq!(how, Settlement::Ack);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn extend(&self, _: Token) {}
+    }
+
+    #[test]
+    fn a_batch_is_acked_once_and_only_after_its_last_open_end() {
+        let acks = Arc::new(Acks::default());
+        let settler: Arc<dyn Settler> = Arc::clone(&acks) as _;
+        let batch = InHand::new(Receipt::new(Token { generation: 0, tag: 1 }, settler));
+        batch.open();
+        batch.open();
+        batch.close();
+        batch.close();
+        assert_eq!(acks.0.load(Ordering::Relaxed), 0, "acked although the slot was not through");
+        batch.close();
+        assert_eq!(acks.0.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,108 @@
+//! What the slots of a worker share.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use gristmill_shared::{
+    Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal, WorkerId,
+};
+
+use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache};
+
+/// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
+const REPORTED_MAX_JOBS: usize = 10_000;
+
+/// What the slots of a worker share.
+#[derive(Debug)]
+pub(crate) struct Shop {
+    pub(crate) registry: Registry,
+    pub(crate) board: Arc<JobBoard>,
+    pub(crate) jobs: JobCache,
+    pub(crate) lane: Lane,
+    pub(crate) id: WorkerId,
+    /// Given when the worker leaves: slots end before their next task.
+    pub(crate) halt: StopSignal,
+    pub(crate) counts: Counts,
+    pub(crate) messages: AtomicU64,
+    pub(crate) reported: Mutex<BTreeSet<JobId>>,
+}
+
+/// What a worker did since it started.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) batches: AtomicU64,
+    pub(crate) done: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) skipped: AtomicU64,
+    pub(crate) handed_back: AtomicU64,
+    pub(crate) busy: AtomicU32,
+}
+
+impl Shop {
+    pub(crate) fn new(registry: Registry, board: Arc<JobBoard>, lane: Lane, id: WorkerId) -> Self {
+        Self {
+            registry,
+            board,
+            jobs: JobCache::default(),
+            lane,
+            id,
+            halt: StopSignal::new(),
+            counts: Counts::default(),
+            messages: AtomicU64::new(0),
+            reported: Mutex::default(),
+        }
+    }
+
+    /// Where tasks that come back later, or that others shall run, are sent.
+    pub(crate) fn to(&self, role: QueueRole) -> Address {
+        Address::Queue(role.of(&self.lane))
+    }
+
+    /// A number that no other message of this worker has.
+    pub(crate) fn message_number(&self) -> u64 {
+        self.messages.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Gives a message that was not begun to whoever takes it next, at no cost.
+    pub(crate) fn hand_back(&self, message: Message) -> Outgoing {
+        self.counts.handed_back.fetch_add(1, Ordering::Relaxed);
+        Outgoing { to: self.to(QueueRole::Again), message }
+    }
+
+    /// Sends a message to the dead queue, where the sink finds it.
+    pub(crate) fn bury(&self, mut message: Message, origin: QueueRole, reason: &str) -> Outgoing {
+        let origin = origin.of(&self.lane).to_string();
+        tracing::warn!(id = message.id, queue = origin, reason, "moving a message to the dead queue");
+        message.headers.reason = Some(reason.into());
+        message.headers.origin = Some(origin);
+        Outgoing { to: self.to(QueueRole::Dead), message }
+    }
+
+    /// Leaves a batch of a kind that is not known here to workers that may know it.
+    pub(crate) fn pass_on(&self, message: Message, job: JobId, kind: &str) -> Outgoing {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.insert(job) {
+            let known: Vec<_> = self.registry.kinds().map(ToString::to_string).collect();
+            tracing::warn!(
+                %job, kind, known = known.join(", "),
+                "no job of this kind is registered here; its tasks wait 10 s at a time for a worker that knows it \
+                 (hint: start a worker of the version that submitted it)"
+            );
+        }
+        while reported.len() > REPORTED_MAX_JOBS {
+            reported.pop_first();
+        }
+        Outgoing { to: self.to(QueueRole::Retry(RetryDelay::TenSeconds)), message }
+    }
+}
+
+/// What a slot or the intake has for the broker, and the batch it follows from.
+pub(crate) fn handoff(messages: Vec<Outgoing>, batch: &Arc<InHand>) -> Handoff {
+    batch.open();
+    Handoff { messages, batch: Arc::clone(batch) }
+}

@@ -1,0 +1,242 @@
+//! The worker as a whole: what it is made of, and how it starts and leaves.
+
+use std::{
+    fmt,
+    future::Future,
+    num::NonZeroU16,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use gristmill_shared::{Consumer, JobBoard, Lane, QueueRole, Registry, Transport, WorkerId};
+use tokio::sync::oneshot;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    WorkerError, beat,
+    handoff::{self, HANDOFFS_QUEUED, Handoff},
+    intake,
+    shop::Shop,
+    slot::{self, Work},
+};
+
+/// How long running tasks may take to end after the worker was told to leave.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How many messages of the tasks queue a worker holds for each of its slots; and as many retried ones.
+const PREFETCH_PER_SLOT: u16 = 4;
+/// The most messages a worker holds of either.
+const PREFETCH_MAX: u16 = 256;
+/// A process runs one suspect at a time.
+const PREFETCH_SUSPECT: u16 = 1;
+
+/// A worker: takes batches of a lane, runs their tasks, hands on the outcomes.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    registry: Registry,
+    lane: Lane,
+    slots: NonZeroU16,
+    grace: Duration,
+    id: WorkerId,
+}
+
+/// What a worker did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WorkerReport {
+    /// Batches begun.
+    pub batches: u64,
+    /// Tasks that gave an output.
+    pub done: u64,
+    /// Tries that ended in an error.
+    pub errors: u64,
+    /// Tasks that nobody needed any more.
+    pub skipped: u64,
+    /// Batches, or ends of batches, left to others when the worker was told to leave.
+    pub handed_back: u64,
+    /// Slots whose task did not end within the grace; their batches run again elsewhere.
+    pub abandoned: u32,
+}
+
+impl fmt::Display for WorkerReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { batches, done, errors, skipped, handed_back, abandoned } = self;
+        write!(
+            f,
+            "{done} tasks done in {batches} batches, {errors} errors, {skipped} skipped, \
+             {handed_back} batches handed back, {abandoned} abandoned"
+        )
+    }
+}
+
+impl Worker {
+    /// A worker for the lane `default` with one slot.
+    #[must_use]
+    pub fn new(registry: Registry, id: WorkerId) -> Self {
+        Self { registry, lane: Lane::default(), slots: NonZeroU16::MIN, grace: DEFAULT_GRACE, id }
+    }
+
+    /// Serves this lane.
+    #[must_use]
+    pub fn lane(self, lane: Lane) -> Self {
+        Self { lane, ..self }
+    }
+
+    /// Runs this many tasks at a time, each on a thread of its own.
+    #[must_use]
+    pub fn slots(self, slots: NonZeroU16) -> Self {
+        Self { slots, ..self }
+    }
+
+    /// Waits this long for running tasks when told to leave. Defaults to [`DEFAULT_GRACE`].
+    #[must_use]
+    pub fn grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
+    }
+
+    /// Works until `shutdown` resolves; then takes nothing more, lets the running tasks end, hands back the rest
+    /// without cost, and settles.
+    ///
+    /// Dropping the future leaves at once: slots end after their running task, and what was not settled runs again
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// [`WorkerError`] if the broker goes, or takes no outcomes for a reason that waiting does not mend.
+    pub async fn run_until(
+        self,
+        transport: Arc<dyn Transport>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<WorkerReport, WorkerError> {
+        transport.open_lane(&self.lane).await?;
+        let publisher = transport.publisher().await?;
+        let (board, following) = JobBoard::open(&*transport).await?;
+        let shop = Arc::new(Shop::new(self.registry.clone(), board, self.lane.clone(), self.id.clone()));
+        let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
+
+        let (work, waiting) = flume::bounded::<Work>(usize::from(self.slots.get()));
+        let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
+        let slots = self.start_slots(&shop, &waiting, &handoffs).map_err(WorkerError::Threads)?;
+        let leaving = CancellationToken::new();
+        let mut intakes = FuturesUnordered::new();
+        for (role, prefetch) in self.prefetches() {
+            let consumer = transport.consume(&role.of(&self.lane), prefetch).await?;
+            let intake = intake::run(
+                Arc::clone(&shop),
+                consumer,
+                role,
+                work.clone(),
+                handoffs.clone(),
+                leaving.clone(),
+            );
+            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
+        }
+        drop((work, waiting, handoffs));
+        let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
+            Arc::clone(&shop),
+            Arc::clone(&publisher),
+            self.slots.get().into(),
+        )));
+        let following = AbortOnDropHandle::new(tokio::spawn(following));
+        tracing::info!(
+            worker = %self.id, lane = %self.lane, slots = self.slots, transport = %transport, "taking tasks"
+        );
+
+        let leave = async {
+            shutdown.await;
+            shop.halt.stop();
+            leaving.cancel();
+            Ok(())
+        };
+        let intakes_ended = async {
+            let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
+            while let Some(intake) = intakes.next().await {
+                consumers.push(intake.map_err(|_| WorkerError::Died)??);
+            }
+            Ok::<_, WorkerError>(consumers)
+        };
+        let no_more = CancellationToken::new();
+        let worked = async {
+            let ((), consumers, abandoned) =
+                futures::try_join!(leave, intakes_ended, await_slots(slots, &leaving, self.grace))?;
+            no_more.cancel();
+            Ok::<_, WorkerError>((consumers, abandoned))
+        };
+        let handed_on = async { Ok(handoff::hand_on_all(to_hand_on, &*publisher, &no_more).await?) };
+        let ((consumers, abandoned), ()) = tokio::select! {
+            ended = async { futures::try_join!(worked, handed_on) } => ended?,
+            lost = following => return Err(lost.map_or(WorkerError::Died, WorkerError::from)),
+        };
+        for consumer in consumers {
+            consumer.close().await;
+        }
+        let counts = &shop.counts;
+        Ok(WorkerReport {
+            batches: counts.batches.load(Ordering::Relaxed),
+            done: counts.done.load(Ordering::Relaxed),
+            errors: counts.errors.load(Ordering::Relaxed),
+            skipped: counts.skipped.load(Ordering::Relaxed),
+            handed_back: counts.handed_back.load(Ordering::Relaxed),
+            abandoned,
+        })
+    }
+}
+
+impl Worker {
+    fn start_slots(
+        &self,
+        shop: &Arc<Shop>,
+        waiting: &flume::Receiver<Work>,
+        handoffs: &flume::Sender<Handoff>,
+    ) -> std::io::Result<Slots> {
+        (0..self.slots.get())
+            .map(|number| {
+                let (ended, end) = oneshot::channel();
+                let (shop, waiting, handoffs) = (Arc::clone(shop), waiting.clone(), handoffs.clone());
+                std::thread::Builder::new().name(format!("slot-{number}")).spawn(move || {
+                    slot::run(&shop, &waiting, &handoffs);
+                    let _ = ended.send(()); // nobody listens once the worker has left
+                })?;
+                Ok(end)
+            })
+            .collect()
+    }
+
+    fn prefetches(&self) -> [(QueueRole, u16); 3] {
+        let held = self.slots.get().saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
+        [(QueueRole::Tasks, held), (QueueRole::Again, held), (QueueRole::Suspect, PREFETCH_SUSPECT)]
+    }
+}
+
+/// One future per slot, ready when its thread has ended.
+type Slots = FuturesUnordered<oneshot::Receiver<()>>;
+
+/// Waits for all slots, but only for `grace` after the worker began to leave; returns how many still run then.
+async fn await_slots(
+    mut slots: Slots,
+    leaving: &CancellationToken,
+    grace: Duration,
+) -> Result<u32, WorkerError> {
+    let all = async {
+        while let Some(ended) = slots.next().await {
+            ended.map_err(|_| WorkerError::Died)?; // it panicked outside user code
+        }
+        Ok(0)
+    };
+    let too_long = async {
+        leaving.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        ended = all => return ended,
+        () = too_long => {}
+    }
+    Ok(u32::try_from(slots.len()).unwrap_or(u32::MAX))
+}
+
+/// However a worker ends, its slots begin no further task.
+struct HaltOnDrop(Arc<Shop>);
+
+impl Drop for HaltOnDrop {
+    fn drop(&mut self) {
+        self.0.halt.stop();
+    }
+}
