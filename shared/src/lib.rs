@@ -4,6 +4,8 @@
 //! `sink`) and the transports depend on this crate and not on one another.
 
 mod board;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 mod digest;
 mod erased;
 mod error;

@@ -1,0 +1,133 @@
+//! Promises to one consumer.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use futures::FutureExt;
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    BOUND, QUIET,
+    scene::{Scene, ack, bounded, ids, message, messages, never, new_lane, numbers, receive},
+};
+use crate::{Address, Outgoing, Published, QueueRole};
+
+/// A consumer that waits gets a message that comes later.
+pub(super) async fn a_waiting_consumer_is_woken(scene: &Scene) {
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    for id in 0..3 {
+        let publish = async {
+            sleep(QUIET).await; // so that the consumer waits
+            scene.publish(QueueRole::Tasks, vec![message(id)]).await;
+        };
+        let (got, ()) = tokio::join!(receive(&mut *consumer, 1), publish);
+        assert_eq!(ids(&got), numbers(id..id + 1));
+        ack(got);
+    }
+}
+
+/// `recv` returns what is there, and at most as many as it was asked for.
+pub(super) async fn no_more_than_asked_for_is_received(scene: &Scene) {
+    scene.publish(QueueRole::Tasks, messages(0..10)).await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    let mut all = receive(&mut *consumer, 1).await;
+    while all.len() < 10 {
+        let some = bounded("a delivery", consumer.recv(2)).await.expect("a delivery");
+        assert!((1..=2).contains(&some.len()), "asked for 2, got {}", some.len());
+        all.extend(some);
+    }
+    assert_eq!(ids(&all), numbers(0..10));
+}
+
+/// No more than `prefetch` deliveries are unsettled at any time; each one that is settled makes room.
+pub(super) async fn the_prefetch_bounds_what_is_unsettled(scene: &Scene) {
+    scene.publish(QueueRole::Tasks, messages(0..10)).await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 3).await;
+    let mut held = receive(&mut *consumer, 3).await;
+    never("three of three are unsettled", consumer.recv(1)).await;
+    held.remove(1).receipt.ack();
+    held.extend(receive(&mut *consumer, 1).await);
+    never("three of three are unsettled again", consumer.recv(1)).await;
+}
+
+/// A delivery that is settled late holds up none of the others.
+pub(super) async fn settling_out_of_order_never_freezes(scene: &Scene) {
+    const ALL: u32 = 200;
+    scene.publish(QueueRole::Tasks, messages(0..ALL)).await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    let slow = receive(&mut *consumer, 1).await;
+    let mut seen = ids(&slow);
+    while seen.len() < ALL as usize {
+        let mut some = bounded("a delivery", consumer.recv(10)).await.expect("a delivery");
+        some.reverse();
+        for delivery in some {
+            assert!(seen.insert(delivery.message.id), "a message came twice");
+            delivery.receipt.ack();
+        }
+    }
+    ack(slow);
+    bounded("closing a consumer", consumer.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}
+
+/// What is acked never comes again, in whatever order it was.
+pub(super) async fn an_ack_is_final(scene: &Scene) {
+    scene.publish(QueueRole::Tasks, messages(0..20)).await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 20).await;
+    let (even, odd): (Vec<_>, Vec<_>) =
+        receive(&mut *consumer, 20).await.into_iter().enumerate().partition(|(place, _)| place % 2 == 0);
+    odd.into_iter().chain(even).for_each(|(_, delivery)| delivery.receipt.ack());
+    bounded("closing a consumer", consumer.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}
+
+/// A `recv` that is dropped before it returned has lost nothing.
+pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
+    const ALL: u32 = 300;
+    let publish = async {
+        for id in 0..ALL {
+            let to = Address::Queue(scene.queue(QueueRole::Tasks));
+            let answers = scene.publisher.publish(vec![Outgoing { to, message: message(id) }]).await;
+            assert_eq!(answers, [Published::Stored]);
+            yield_now().await;
+        }
+    };
+    let receive = async {
+        let mut consumer = scene.consumer(QueueRole::Tasks, 5).await;
+        let (mut seen, mut dropped, start) = (BTreeSet::new(), 0, Instant::now());
+        for turn in 0_u64.. {
+            if seen.len() == ALL as usize {
+                break;
+            }
+            assert!(start.elapsed() < BOUND, "{} of {ALL} came, with {dropped} calls dropped", seen.len());
+            let received = match turn % 4 {
+                0 => timeout(Duration::from_millis(1), consumer.recv(3)).await.ok(),
+                1 => timeout(Duration::from_micros(50), consumer.recv(3)).await.ok(),
+                _ => consumer.recv(3).now_or_never(),
+            };
+            let Some(received) = received else {
+                dropped += 1;
+                yield_now().await;
+                continue;
+            };
+            for delivery in received.expect("a delivery") {
+                assert!(seen.insert(delivery.message.id), "a message came twice");
+                delivery.receipt.ack();
+            }
+        }
+        assert!(dropped > 0, "no call was dropped, so nothing was shown");
+    };
+    bounded("receiving it all", async { tokio::join!(publish, receive) }).await;
+}
+
+/// To consume a queue that does not exist is an error, and harms no other consumer.
+pub(super) async fn a_missing_queue_cannot_be_consumed(scene: &Scene) {
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    let missing = QueueRole::Tasks.of(&new_lane());
+    let refused = bounded("consume", scene.transport.consume(&missing, 1)).await;
+    assert!(refused.is_err(), "consumes a queue that does not exist");
+    scene.publish(QueueRole::Tasks, messages(0..1)).await;
+    ack(receive(&mut *consumer, 1).await);
+}

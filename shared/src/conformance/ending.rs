@@ -1,0 +1,114 @@
+//! Promises about how a consumer and a connection end.
+
+use super::scene::{Scene, ack, answers, bounded, consumer, ids, message, messages, numbers, receive};
+use crate::{Address, EventFilter, JournalEntry, Outgoing, Published, QueueRole, TransportError};
+
+/// After `stop` nothing more is delivered than was here already; it can still be settled, and the rest stays for
+/// others.
+pub(super) async fn a_stopped_consumer_gets_what_is_here_and_then_the_end(scene: &Scene) {
+    const PREFETCH: u16 = 5;
+    scene.publish(QueueRole::Tasks, messages(0..20)).await;
+    let mut stopped = scene.consumer(QueueRole::Tasks, PREFETCH).await;
+    let mut here = receive(&mut *stopped, 1).await;
+    bounded("stop", stopped.stop()).await.expect("a stop");
+    let mut seen = ids(&here);
+    loop {
+        ack(here);
+        here =
+            bounded("the end of a stopped consumer", stopped.recv(2)).await.expect("deliveries or the end");
+        if here.is_empty() {
+            break;
+        }
+        seen.extend(ids(&here));
+    }
+    assert!(seen.len() <= PREFETCH.into(), "{} deliveries came to a stopped consumer", seen.len());
+    let end = bounded("the end again", stopped.recv(2)).await.expect("the end again");
+    assert!(end.is_empty(), "a stopped consumer goes on");
+    bounded("closing a consumer", stopped.close()).await;
+
+    let mut other = scene.consumer(QueueRole::Tasks, 20).await;
+    let rest = receive(&mut *other, 20 - seen.len()).await;
+    assert!(seen.is_disjoint(&ids(&rest)), "what was settled after the stop came again");
+    assert_eq!(&seen | &ids(&rest), numbers(0..20));
+}
+
+/// Closing a transport wakes whoever waits on it; everything that came from it says that it is disconnected, then
+/// and ever after, and publishes nothing.
+pub(super) async fn closing_wakes_and_disconnects_everything(scene: &Scene) {
+    let other = scene.another().await;
+    let tasks = scene.queue(QueueRole::Tasks);
+    let publisher = bounded("a publisher", other.publisher()).await.expect("a publisher");
+    let mut tasks_consumer = consumer(&*other, &tasks, 1).await;
+    let filter = || EventFilter::Lane(scene.lane.clone());
+    let mut events = bounded("events", other.events(filter())).await.expect("a reader");
+    let mut journal = bounded("journal", other.journal()).await.expect("a reader");
+    while !matches!(bounded("the journal", journal.next()).await.expect("an entry"), JournalEntry::CaughtUp) {
+    }
+
+    let followed = async {
+        // Others may write to the journal meanwhile.
+        loop {
+            if let Err(error) = journal.next().await {
+                return error;
+            }
+        }
+    };
+    let closing = async {
+        tokio::task::yield_now().await; // after the others began to wait
+        other.close().await;
+    };
+    let ((), received, told, followed) = bounded("the end of all that waits", async {
+        tokio::join!(closing, tasks_consumer.recv(1), events.next(), followed)
+    })
+    .await;
+    expect_disconnected("a waiting recv", received);
+    expect_disconnected("a waiting events reader", told);
+    expect_disconnected("a waiting journal reader", Err::<(), _>(followed));
+
+    expect_disconnected("recv", bounded("recv", tasks_consumer.recv(1)).await);
+    expect_disconnected("stop", bounded("stop", tasks_consumer.stop()).await);
+    expect_disconnected("an events reader", bounded("events", events.next()).await);
+    expect_disconnected("a journal reader", bounded("journal", journal.next()).await);
+    expect_disconnected("open_lane", bounded("open_lane", other.open_lane(&scene.lane)).await);
+    expect_disconnected("publisher", bounded("publisher", other.publisher()).await);
+    expect_disconnected("consume", bounded("consume", other.consume(&tasks, 1)).await);
+    expect_disconnected("events", bounded("events", other.events(filter())).await);
+    expect_disconnected("journal", bounded("journal", other.journal()).await);
+    let late = Outgoing { to: Address::Queue(tasks), message: message("late") };
+    assert_eq!(answers(&*publisher, vec![late]).await, [Published::Unknown]);
+    bounded("closing a consumer", tasks_consumer.close()).await;
+    bounded("closing again", other.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}
+
+fn expect_disconnected<T>(what: &str, result: Result<T, TransportError>) {
+    match result {
+        Err(TransportError::Disconnected { .. }) => {}
+        Err(error) => panic!("{what} on a closed transport gives another error: {error}"),
+        Ok(_) => panic!("{what} works on a closed transport"),
+    }
+}
+
+/// Closing a transport hands on every settlement that was made, and gives back what is unsettled; a receipt that
+/// outlived it does nothing.
+pub(super) async fn closing_hands_on_what_was_settled_and_gives_back_the_rest(scene: &Scene) {
+    let other = scene.another().await;
+    scene.publish(QueueRole::Tasks, messages(0..10)).await;
+    let mut goes = consumer(&*other, &scene.queue(QueueRole::Tasks), 10).await;
+    let mut held = receive(&mut *goes, 10).await;
+    let settled = held.split_off(5);
+    let seen = ids(&settled);
+    ack(settled);
+    bounded("closing", other.close()).await;
+    ack(held); // too late
+    let mut stays = scene.consumer(QueueRole::Tasks, 10).await;
+    let rest = receive(&mut *stays, 5).await;
+    assert_eq!(&seen | &ids(&rest), numbers(0..10));
+    assert!(
+        rest.iter().all(|delivery| delivery.redelivered),
+        "what was given back says it never came before"
+    );
+    ack(rest);
+    bounded("closing a consumer", stays.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}

@@ -1,0 +1,96 @@
+//! Promises of the journal. Others may write to it meanwhile, so each looks at the facts of a job of its own.
+
+use futures::FutureExt;
+use tokio::{task::yield_now, time::Instant};
+
+use super::{
+    BOUND,
+    scene::{Scene, bounded, message},
+};
+use crate::{Address, JobId, JournalEntry, JournalReader, Message, Transport};
+
+/// A reader gets everything that was in the journal when it was opened, in order; then, once, that it has caught
+/// up; then what is written later.
+pub(super) async fn the_journal_gives_what_was_there_says_so_and_follows(scene: &Scene) {
+    let job = JobId::generate();
+    let before = facts(job, ["opened", "sealed", "finished"]);
+    scene.send(Address::Journal, before.clone()).await;
+    let mut reader = open(&*scene.transport).await;
+    assert_eq!(catch_up(&mut *reader, job).await, before);
+    for later in facts(job, ["reopened", "stopped"]) {
+        scene.send(Address::Journal, vec![later.clone()]).await;
+        assert_eq!(follow(&mut *reader, job, 1).await, [later]);
+    }
+}
+
+/// Readers take nothing from one another: each gets everything from the start, also on another connection, and
+/// they follow together.
+pub(super) async fn every_journal_reader_starts_at_the_start(scene: &Scene) {
+    let other = scene.another().await;
+    let job = JobId::generate();
+    let facts = facts(job, ["opened", "sealed", "stopped"]);
+    scene.send(Address::Journal, vec![facts[0].clone()]).await;
+    let mut one = open(&*scene.transport).await;
+    assert_eq!(catch_up(&mut *one, job).await, facts[..1]);
+    scene.send(Address::Journal, vec![facts[1].clone()]).await;
+    let mut two = open(&*other).await;
+    assert_eq!(catch_up(&mut *two, job).await, facts[..2]);
+    scene.send(Address::Journal, vec![facts[2].clone()]).await;
+    assert_eq!(follow(&mut *one, job, 2).await, facts[1..]);
+    assert_eq!(follow(&mut *two, job, 1).await, facts[2..]);
+}
+
+/// A `next` that is dropped before it returned has lost no fact.
+pub(super) async fn reading_the_journal_is_cancel_safe(scene: &Scene) {
+    let job = JobId::generate();
+    let facts: Vec<_> = (0..50).map(|id| Message { job: Some(job), ..message(id) }).collect();
+    let mut reader = open(&*scene.transport).await;
+    scene.send(Address::Journal, facts.clone()).await;
+    let (mut seen, mut caught_up, start) = (Vec::new(), 0, Instant::now());
+    while seen.len() < facts.len() || caught_up == 0 {
+        assert!(start.elapsed() < BOUND, "{} of {} facts came", seen.len(), facts.len());
+        match reader.next().now_or_never() {
+            Some(Ok(JournalEntry::Fact(fact))) if fact.job == Some(job) => seen.push(fact),
+            Some(Ok(JournalEntry::Fact(_))) => {}
+            Some(Ok(JournalEntry::CaughtUp)) => caught_up += 1,
+            Some(Err(error)) => panic!("the journal ended: {error}"),
+            None => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+        }
+        yield_now().await;
+    }
+    assert!(seen == facts, "the facts did not come each once and in order");
+    assert_eq!(caught_up, 1, "how often the reader caught up");
+}
+
+fn facts<const N: usize>(job: JobId, names: [&str; N]) -> Vec<Message> {
+    names.into_iter().map(|name| Message { job: Some(job), ..message(format!("{job}/{name}")) }).collect()
+}
+
+async fn open(transport: &dyn Transport) -> Box<dyn JournalReader> {
+    bounded("journal", transport.journal()).await.expect("a journal reader")
+}
+
+/// The job's facts up to where the reader has caught up.
+async fn catch_up(reader: &mut dyn JournalReader, job: JobId) -> Vec<Message> {
+    let mut facts = Vec::new();
+    loop {
+        match bounded("catching up with the journal", reader.next()).await.expect("an entry") {
+            JournalEntry::Fact(fact) if fact.job == Some(job) => facts.push(fact),
+            JournalEntry::Fact(_) => {}
+            JournalEntry::CaughtUp => return facts,
+        }
+    }
+}
+
+/// The job's next facts, to a reader that has caught up.
+async fn follow(reader: &mut dyn JournalReader, job: JobId, count: usize) -> Vec<Message> {
+    let mut facts = Vec::new();
+    while facts.len() < count {
+        match bounded("the next fact", reader.next()).await.expect("an entry") {
+            JournalEntry::Fact(fact) if fact.job == Some(job) => facts.push(fact),
+            JournalEntry::Fact(_) => {}
+            JournalEntry::CaughtUp => panic!("the reader caught up twice"),
+        }
+    }
+    facts
+}

@@ -1,0 +1,214 @@
+//! Promises about publishing, and about the lane that is published to.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    BOUND,
+    scene::{Scene, ack, answers, bounded, ids, message, messages, never, new_lane, numbers, receive},
+};
+use crate::{
+    Address, Headers, JobId, Message, Outgoing, Published, QueueRole, RetryDelay, TASKS_MAX_MESSAGES, Topic,
+};
+
+/// A body that is larger is not tried.
+const LARGEST_TRIED: usize = 64 << 20;
+/// What a broker's clock may differ from ours.
+const CLOCK_SLACK: Duration = Duration::from_millis(50);
+
+/// Every property and the body arrive as they were published, also where they are empty.
+pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
+    let full = Message {
+        id: "job/7#2".into(),
+        form: "gristmill.batch.v1".into(),
+        job: Some(JobId::generate()),
+        app: "host-1-2".into(),
+        timestamp_ms: 1_700_000_000_000,
+        content_type: "application/json".into(),
+        content_encoding: "zstd".into(),
+        headers: Headers {
+            attempt: 3,
+            loss: u32::MAX,
+            reason: Some(format!("größer als erlaubt: {}", "x".repeat(1_000))),
+            origin: Some("gristmill.default.tasks".into()),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        },
+        body: (0..=255).collect(),
+    };
+    let bare = Message { id: "bare".into(), ..Message::default() };
+    for message in [full, bare] {
+        scene.publish(QueueRole::Tasks, vec![message.clone()]).await;
+        let mut consumer = scene.consumer(QueueRole::Tasks, 1).await;
+        let mut delivery = receive(&mut *consumer, 1).await.remove(0);
+        assert_eq!(delivery.message, message);
+        assert!(!delivery.redelivered, "a first delivery says it was delivered before");
+        delivery.message = Message::default();
+        delivery.receipt.ack();
+        bounded("closing a consumer", consumer.close()).await;
+    }
+}
+
+/// The answers stand in the order of the batch, whatever becomes of each message. A message to a queue that does
+/// not exist is unroutable, and its neighbours are not harmed by it.
+pub(super) async fn answers_come_in_the_order_of_the_batch(scene: &Scene) {
+    let tasks = Address::Queue(scene.queue(QueueRole::Tasks));
+    let missing = Address::Queue(QueueRole::Tasks.of(&new_lane()));
+    let event = Address::Events(Topic::Job(scene.lane.clone(), JobId::generate()));
+    let (stored, unroutable) = (Published::Stored, Published::Unroutable);
+    let cases = [
+        (missing.clone(), unroutable.clone()),
+        (tasks.clone(), stored.clone()),
+        (event, stored.clone()),
+        (missing.clone(), unroutable.clone()),
+        (missing, unroutable),
+        (Address::Journal, stored.clone()),
+        (tasks, stored),
+    ];
+    let batch = cases.iter().zip(0..).map(|((to, _), id)| Outgoing { to: to.clone(), message: message(id) });
+    let answers = answers(&*scene.publisher, batch.collect()).await;
+    assert_eq!(answers, cases.map(|(_, answer)| answer));
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    assert_eq!(ids(&receive(&mut *consumer, 2).await), BTreeSet::from(["1".into(), "6".into()]));
+}
+
+/// A queue that holds as much as it may refuses, loses nothing of what it stored and stores nothing of what it
+/// refused; once something is taken out, it takes again.
+pub(super) async fn a_full_queue_refuses_and_later_takes_again(scene: &Scene) {
+    // A broker may overshoot by what is under way.
+    let bound = u32::try_from(TASKS_MAX_MESSAGES * 3).expect("a small number");
+    const STEP: u32 = 100;
+    let tasks = Address::Queue(scene.queue(QueueRole::Tasks));
+    let mut stored = BTreeSet::new();
+    let mut next = 0;
+    let full = loop {
+        assert!(next < bound, "{next} messages were stored in a queue that takes {TASKS_MAX_MESSAGES}");
+        let batch = messages(next..next + STEP);
+        next += STEP;
+        let sent: Vec<_> = batch.iter().map(|message| message.id.clone()).collect();
+        let batch = batch.into_iter().map(|message| Outgoing { to: tasks.clone(), message }).collect();
+        let answers = answers(&*scene.publisher, batch).await;
+        let rejected = answers.contains(&Published::Rejected);
+        for (id, answer) in sent.into_iter().zip(answers) {
+            match answer {
+                Published::Stored => drop(stored.insert(id)),
+                Published::Rejected => {}
+                other => panic!("a full queue answers {other:?}"),
+            }
+        }
+        if rejected {
+            break stored.len() as u64;
+        }
+    };
+    assert!(full >= TASKS_MAX_MESSAGES, "the queue was full with {full} of {TASKS_MAX_MESSAGES}");
+
+    let mut consumer = scene.consumer(QueueRole::Tasks, 200).await;
+    let mut taken = BTreeSet::new();
+    while taken.len() < stored.len() {
+        let deliveries = receive(&mut *consumer, 1).await;
+        taken.extend(ids(&deliveries));
+        ack(deliveries);
+    }
+    assert!(taken == stored, "what came out is not what was stored");
+
+    let start = Instant::now();
+    loop {
+        let again = Outgoing { to: tasks.clone(), message: message("again") };
+        match answers(&*scene.publisher, vec![again]).await.as_slice() {
+            [Published::Stored] => break,
+            [Published::Rejected] if start.elapsed() < BOUND => sleep(CLOCK_SLACK).await,
+            other => panic!("an emptied queue still answers {other:?}"),
+        }
+    }
+    assert_eq!(receive(&mut *consumer, 1).await[0].message.id, "again", "a refused message was stored");
+}
+
+/// A body of `max_message` bytes arrives whole; one more byte is refused, and the connection stays.
+pub(super) async fn the_largest_body_passes_and_a_larger_one_is_refused(scene: &Scene) {
+    let max = scene.transport.capabilities().max_message;
+    if max > LARGEST_TRIED {
+        eprintln!("skipped: bodies of {max} bytes, since more than {LARGEST_TRIED} are not tried");
+        return;
+    }
+    let to = Address::Queue(scene.queue(QueueRole::Again));
+    let of = |size| Outgoing {
+        to: to.clone(),
+        message: Message { body: Bytes::from(vec![7; size]), ..message(size) },
+    };
+    let answers = answers(&*scene.publisher, vec![of(max + 1), of(max)]).await;
+    assert!(
+        matches!(&*answers, [Published::Refused(why), Published::Stored] if !why.is_empty()),
+        "{answers:?}"
+    );
+    let mut consumer = scene.consumer(QueueRole::Again, 10).await;
+    let whole = receive(&mut *consumer, 1).await.remove(0);
+    assert!(whole.message.body == vec![7; max], "the largest body did not arrive whole");
+    whole.receipt.ack();
+    never("nothing was sent but the largest body", consumer.recv(1)).await;
+}
+
+/// Several calls of `publish` may be under way at once, and each gets the answers to its own messages.
+pub(super) async fn several_publishes_at_once_get_their_own_answers(scene: &Scene) {
+    const CALLS: u32 = 20;
+    const EACH: u32 = 50;
+    let (missing, again) = (QueueRole::Again.of(&new_lane()), scene.queue(QueueRole::Again));
+    let other = scene.another().await;
+    let other = bounded("a publisher", other.publisher()).await.expect("a publisher");
+    let calls = (0..CALLS).map(|call| {
+        // One message of each call has no queue to go to, in another place each time.
+        let to = |place| if place == call { missing.clone() } else { again.clone() };
+        let publisher = if call % 4 == 0 { &other } else { &scene.publisher };
+        let outgoing =
+            |place| Outgoing { to: Address::Queue(to(place)), message: message(call * EACH + place) };
+        let batch = (0..EACH).map(outgoing).collect();
+        async move {
+            let expected: Vec<_> = (0..EACH)
+                .map(|place| if place == call { Published::Unroutable } else { Published::Stored })
+                .collect();
+            assert_eq!(answers(&**publisher, batch).await, expected, "the answers to call {call}");
+        }
+    });
+    join_all(calls).await;
+    let mut consumer = scene.consumer(QueueRole::Again, 2_000).await;
+    let all = receive(&mut *consumer, (CALLS * (EACH - 1)) as usize).await;
+    let mut expected = numbers(0..CALLS * EACH);
+    (0..CALLS).for_each(|call| assert!(expected.remove(&(call * EACH + call).to_string())));
+    assert!(ids(&all) == expected, "what came out is not what was stored");
+}
+
+/// Opening a lane again, also from elsewhere, leaves what is in its queues.
+pub(super) async fn opening_a_lane_again_changes_nothing(scene: &Scene) {
+    scene.publish(QueueRole::Tasks, messages(0..3)).await;
+    bounded("open_lane", scene.transport.open_lane(&scene.lane)).await.expect("the same lane again");
+    scene.another().await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
+    assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
+}
+
+/// A message in a retry queue comes to `again` when its time has passed, whole, and not before.
+pub(super) async fn a_retry_ripens_after_its_time_and_not_before(scene: &Scene) {
+    let mut again = scene.consumer(QueueRole::Again, 10).await;
+    let delay = RetryDelay::Second.duration();
+    let start = Instant::now();
+    // The longer step is not waited for: it must not come with the others.
+    scene.publish(QueueRole::Retry(RetryDelay::TenSeconds), vec![message("later")]).await;
+    let sent = Message { headers: Headers { attempt: 1, ..Headers::default() }, ..message("ripe") };
+    scene.publish(QueueRole::Retry(RetryDelay::Second), vec![sent.clone()]).await;
+    let ripe = receive(&mut *again, 1).await.remove(0);
+    let waited = start.elapsed();
+    assert_eq!(ripe.message, sent);
+    assert!(waited + CLOCK_SLACK >= delay, "it came after {waited:?} instead of {delay:?}");
+    assert!(waited < delay * 5, "it came after {waited:?} instead of {delay:?}");
+    ripe.receipt.ack();
+    never("nothing else is ripe", again.recv(1)).await;
+}
+
+/// The name is there, and is fit for a log.
+pub(super) async fn the_name_shows_no_password(scene: &Scene) {
+    let name = scene.transport.to_string();
+    assert!(!name.is_empty(), "the transport has no name");
+    let user = name.split_once("://").map_or(&*name, |(_, rest)| rest).split_once('@').map(|(user, _)| user);
+    assert!(user.is_none_or(|user| !user.contains(':')), "a password is in the transport's name");
+}
