@@ -186,6 +186,8 @@ fn grouped(number: u128) -> String {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::{JobId, StopSignal, Trouble};
+
     use super::*;
 
     fn crack(hash: &str, max_length: u32) -> Crack {
@@ -257,6 +259,19 @@ mod tests {
             [(0, "0"), (999, "999"), (1000, "1,000"), (475_254, "475,254"), (1_000_000, "1,000,000")]
         {
             assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn a_task_that_is_not_of_this_job_is_rejected() {
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
+        for task in [475_250..475_255, 7..6] {
+            let trouble = crack(ZEROS, 4).process(task, &cx).unwrap_err().into_trouble();
+            assert!(
+                matches!(&trouble, Trouble::Rejected(why) if why.contains("not within 0..475254")),
+                "{trouble:?}"
+            );
         }
     }
 }

@@ -79,6 +79,8 @@ impl Job for Primes {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::{JobId, StopSignal, Trouble};
+
     use super::*;
 
     #[test]
@@ -101,5 +103,18 @@ mod tests {
     fn a_spec_may_leave_out_the_slice() {
         let spec: Primes = serde_json::from_str(r#"{"limit":10}"#).unwrap();
         assert_eq!(spec, Primes { limit: 10, slice: 1_000_000 });
+    }
+
+    #[test]
+    fn a_task_that_is_not_of_this_job_is_rejected() {
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
+        for task in [90..101, 7..6] {
+            let trouble = Primes { limit: 100, slice: 10 }.process(task, &cx).unwrap_err().into_trouble();
+            assert!(
+                matches!(&trouble, Trouble::Rejected(why) if why.contains("not within 0..100")),
+                "{trouble:?}"
+            );
+        }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn count(numbers: Range<u64>, limit: u64, cx: &TaskContext) -> Result
     Ok(found)
 }
 
-/// The odd primes whose square is below `limit`, kept for the largest limit that this process has met.
+/// [`odd_primes_to_root`], kept for the largest limit that this process has met.
 fn base_primes(limit: u64) -> Arc<Vec<u64>> {
     /// The limit, and its base primes.
     static KEPT: Mutex<(u64, Option<Arc<Vec<u64>>>)> = Mutex::new((0, None));
@@ -35,11 +35,16 @@ fn base_primes(limit: u64) -> Arc<Vec<u64>> {
     match &*kept {
         (known, Some(base)) if *known >= limit => Arc::clone(base),
         _ => {
-            let base = Arc::new(odd_primes(limit.isqrt() + 1));
+            let base = Arc::new(odd_primes_to_root(limit));
             *kept = (limit, Some(Arc::clone(&base)));
             base
         }
     }
+}
+
+/// The odd primes whose square is at most `limit`.
+fn odd_primes_to_root(limit: u64) -> Vec<u64> {
+    odd_primes(limit.isqrt() + 1)
 }
 
 /// The odd primes below `limit`.
@@ -48,7 +53,7 @@ fn odd_primes(limit: u64) -> Vec<u64> {
         return Vec::new();
     }
     let mut primes = Vec::new();
-    let base = odd_primes(limit.isqrt() + 1);
+    let base = odd_primes_to_root(limit);
     let mut segments = Segments::new(0..limit, &base);
     while let Some((low, composite)) = segments.next() {
         primes
@@ -141,6 +146,16 @@ mod tests {
         for prime in [3_u64, 5, 997, 65_537, 99_999_989] {
             assert_eq!(count_in(prime * prime..prime * prime + 1), 0, "{prime} squared");
             assert_eq!(count_in(prime..prime + 1), 1, "{prime}");
+        }
+    }
+
+    /// Apart from `count`, where a larger limit of another test may have left more than is needed.
+    #[test]
+    fn the_base_primes_reach_the_root_and_no_further() {
+        for (limit, base) in
+            [(0, &[][..]), (8, &[]), (9, &[3]), (24, &[3]), (25, &[3, 5]), (121, &[3, 5, 7, 11])]
+        {
+            assert_eq!(odd_primes_to_root(limit), base, "to the root of {limit}");
         }
     }
 
