@@ -1,1 +1,23 @@
-//! Skeleton.
+//! Splits a job lazily, publishes its tasks confirmed and within bounds, and seals it.
+//!
+//! ```text
+//! split (thread, user code) ──▶ packed batches (bounded) ──▶ sending (async, window) ──▶ tasks
+//!                                                                 │
+//!                                                                 └──▶ cursor (file)
+//! ```
+
+mod cancel;
+mod cursor;
+mod error;
+mod producer;
+mod sending;
+mod splitting;
+mod watch;
+mod window;
+
+pub use cancel::{Cancelling, cancel};
+pub use cursor::{CURSORS_KEPT, Cursor, CursorDir, CursorError};
+pub use error::ProducerError;
+pub use producer::{DEFAULT_BATCH, Producer, Submission, SubmitOptions};
+pub use sending::{SplitEnd, SplitReport};
+pub use watch::{News, Watch};

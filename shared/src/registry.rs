@@ -88,10 +88,12 @@ pub enum RegisterError {
 }
 
 /// A job that cannot be read here.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The kind is not registered in this process; in another it may be.
+    #[error("no job of its kind is registered here")]
     UnknownKind,
     /// The parameters do not fit the kind.
+    #[error("{0}")]
     Spec(JobError),
 }

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::Notify};
 
 use crate::{JobId, TaskIndex};
 
@@ -144,7 +144,13 @@ impl<E: std::error::Error> From<E> for TaskError {
 
 /// Tells the running tasks of a job that it was stopped. Cheap to clone and to ask; once stopped, always stopped.
 #[derive(Clone, Default)]
-pub struct StopSignal(Arc<AtomicBool>);
+pub struct StopSignal(Arc<Signal>);
+
+#[derive(Default)]
+struct Signal {
+    given: AtomicBool,
+    wake: Notify,
+}
 
 impl StopSignal {
     /// A signal that nobody has given yet.
@@ -155,13 +161,23 @@ impl StopSignal {
 
     /// Gives the signal to every clone.
     pub fn stop(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.given.store(true, Ordering::Release);
+        self.0.wake.notify_waiters();
     }
 
     /// Whether the signal was given.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.given.load(Ordering::Acquire)
+    }
+
+    /// Waits until the signal is given. Cancel safe.
+    pub async fn stopped(&self) {
+        let mut wake = std::pin::pin!(self.0.wake.notified());
+        wake.as_mut().enable(); // from here on no signal is missed
+        if !self.is_stopped() {
+            wake.await;
+        }
     }
 }
 
@@ -184,6 +200,13 @@ mod tests {
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::TimedOut);
         stop.stop();
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+    }
+
+    #[tokio::test]
+    async fn a_stop_wakes_whoever_waits_and_whoever_comes_later() {
+        let stop = StopSignal::new();
+        tokio::join!(stop.stopped(), async { stop.clone().stop() });
+        stop.stopped().await;
     }
 
     #[test]

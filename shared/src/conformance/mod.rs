@@ -12,6 +12,8 @@ mod competing;
 mod consuming;
 mod ending;
 mod events;
+#[cfg(test)]
+mod flawed;
 mod giving_back;
 mod journal;
 mod publishing;

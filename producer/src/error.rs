@@ -1,0 +1,35 @@
+//! Why a producer gives up.
+
+use gristmill_shared::{JobError, StoreError, TransportError};
+
+use crate::CursorError;
+
+/// Why a producer gives up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProducerError {
+    /// The job refused its parameters; nothing was sent.
+    #[error("{0}")]
+    Plan(JobError),
+    /// The split failed; the job has been ended and the sink says why.
+    #[error("{0}; the job was ended")]
+    Split(JobError),
+    /// The broker is gone, or does not let us.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The broker did not take a message.
+    #[error("a message could not be published: {0}")]
+    Store(#[from] StoreError),
+    /// The cursor cannot be read or saved.
+    #[error(transparent)]
+    Cursor(#[from] CursorError),
+    /// The job is not what it was when it was submitted.
+    #[error("{0}")]
+    Changed(String),
+    /// The operating system gives no thread.
+    #[error("cannot start the thread that splits")]
+    Thread(#[source] std::io::Error),
+    /// A defect of the producer itself.
+    #[error("the thread that splits died; this is a defect of the producer, not of the job")]
+    Died,
+}

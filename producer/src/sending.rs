@@ -1,0 +1,170 @@
+//! Publishes what the split gives, confirmed, within the window, and notes how far it got.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use gristmill_shared::{
+    Address, Outgoing, Published, Publisher, SplitDigest, StopSignal, StoreError, TaskIndex,
+};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::{
+    ProducerError,
+    splitting::{Packed, Place, Split},
+    window::Window,
+};
+
+/// How often the cursor is saved while batches are sent.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// How a split ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitEnd {
+    /// Every task is stored on the broker and the job is sealed.
+    Sealed,
+    /// The job ended before its split did.
+    Stopped,
+}
+
+/// What a split came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SplitReport {
+    /// How it ended.
+    pub end: SplitEnd,
+    /// How many tasks are stored on the broker.
+    pub sent: u64,
+}
+
+/// What has been sent when [`send_all`] ends.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// Everything: this many tasks with this digest.
+    All(u64, SplitDigest),
+    /// The job was stopped after so many tasks.
+    Stopped(u64),
+}
+
+/// Sends until the split ends or `stop` is given. `save` is called about once a second with the place up to which
+/// everything is stored.
+pub(crate) async fn send_all(
+    splits: flume::Receiver<Split>,
+    to: Address,
+    start: Place,
+    publisher: &dyn Publisher,
+    stop: &StopSignal,
+    mut save: impl AsyncFnMut(Place) -> Result<(), ProducerError>,
+) -> Result<Sent, ProducerError> {
+    let mut confirmed = Confirmed::new(start);
+    let mut window = Window::new();
+    let mut in_flight = FuturesUnordered::new();
+    let mut bytes_in_flight = 0;
+    let mut held: Option<Packed> = None; // split, but the window has no room
+    let mut refused = VecDeque::new();
+    let mut pause_ends = Instant::now();
+    let mut end = None;
+    let mut saves = tokio::time::interval(SAVE_EVERY);
+    saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    saves.tick().await; // the first is immediate
+    loop {
+        let waiting = refused.front().or(held.as_ref());
+        let room = waiting.is_some_and(|packed| {
+            window.has_room(in_flight.len(), bytes_in_flight, packed.message.body.len())
+        });
+        if room && Instant::now() >= pause_ends {
+            let packed: Packed = match refused.pop_front() {
+                Some(packed) => packed,
+                None => held.take().expect("one of the two was waiting"),
+            };
+            bytes_in_flight += packed.message.body.len();
+            let outgoing = Outgoing { to: to.clone(), message: packed.message.clone() };
+            in_flight.push(async move { (packed, publisher.publish(vec![outgoing]).await.pop()) });
+            continue;
+        }
+        if let Some(Split::End(total, digest)) = end
+            && in_flight.is_empty()
+            && waiting.is_none()
+        {
+            return Ok(Sent::All(total, digest));
+        }
+        tokio::select! {
+            biased;
+            () = stop.stopped() => return Ok(Sent::Stopped(confirmed.place.index.0)),
+            Some((packed, answer)) = in_flight.next() => {
+                bytes_in_flight -= packed.message.body.len();
+                match answer {
+                    Some(Published::Stored) => {
+                        window.stored();
+                        confirmed.add(&packed);
+                    }
+                    Some(Published::Rejected) => {
+                        pause_ends = Instant::now() + window.refused();
+                        refused.push_back(packed);
+                    }
+                    Some(Published::Unroutable) => return Err(StoreError::Unroutable(to).into()),
+                    Some(Published::Refused(why)) => return Err(StoreError::Refused { to, why }.into()),
+                    Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
+                }
+            }
+            () = tokio::time::sleep_until(pause_ends), if room => {}
+            split = splits.recv_async(), if held.is_none() && end.is_none() => match split {
+                Ok(Split::Batch(packed)) => held = Some(packed),
+                Ok(Split::Failed(error)) => return Err(ProducerError::Split(error)),
+                Ok(Split::Changed) => return Err(ProducerError::Changed(format!(
+                    "the job's split gives other tasks than before the crash, somewhere in its first {} \
+                     (hint: its input or the program changed; cancel it and submit it anew)",
+                    start.index
+                ))),
+                Ok(last @ Split::End(..)) => end = Some(last),
+                Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
+            },
+            _ = saves.tick() => save(confirmed.place).await?,
+        }
+    }
+}
+
+/// How far everything is stored, when answers come in any order.
+#[derive(Debug)]
+struct Confirmed {
+    place: Place,
+    beyond: BTreeMap<TaskIndex, Place>,
+}
+
+impl Confirmed {
+    fn new(place: Place) -> Self {
+        Self { place, beyond: BTreeMap::new() }
+    }
+
+    fn add(&mut self, packed: &Packed) {
+        let end = Place { index: packed.first.plus(packed.count.into()), digest: packed.digest };
+        self.beyond.insert(packed.first, end);
+        while let Some(end) = self.beyond.remove(&self.place.index) {
+            self.place = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::Message;
+
+    use super::*;
+
+    #[test]
+    fn the_place_moves_only_over_what_is_stored_without_a_gap() {
+        let batch = |first, count| Packed {
+            first: TaskIndex(first),
+            count,
+            digest: SplitDigest::default(),
+            message: Message::default(),
+        };
+        let mut confirmed = Confirmed::new(Place::default());
+        confirmed.add(&batch(10, 5));
+        assert_eq!(confirmed.place.index.0, 0);
+        confirmed.add(&batch(0, 10));
+        assert_eq!(confirmed.place.index.0, 15);
+        assert!(confirmed.beyond.is_empty());
+    }
+}

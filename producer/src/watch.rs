@@ -1,0 +1,91 @@
+//! Following a job from outside: events for the bar, the journal for the answer.
+
+use gristmill_shared::{
+    EventFilter, EventReader, JobId, JournalEntry, JournalReader, Round, Transport, TransportError,
+    wire::{Event, Fact, Finished, Opened, Progress},
+};
+
+/// News of one job.
+#[derive(Debug, Clone)]
+pub enum News {
+    /// The sink knows the job.
+    Opened(Box<Opened>),
+    /// It moved. Best effort; nothing depends on it.
+    Progress(Progress),
+    /// The journal has been read to its present end: what was not told before is not known yet.
+    CaughtUp,
+    /// It has ended. The last news.
+    Finished(Box<Finished>),
+}
+
+/// Follows one job, from its beginning.
+#[derive(Debug)]
+pub struct Watch {
+    job: JobId,
+    journal: Box<dyn JournalReader>,
+    events: Box<dyn EventReader>,
+    /// Whether the journal has been read to what was its end at the start.
+    caught_up: bool,
+    /// The job's last end before that; a later round may follow.
+    ended: Option<Finished>,
+}
+
+impl Watch {
+    /// Begins to follow. Open it before the job is sent to miss no event.
+    ///
+    /// # Errors
+    /// If the connection is gone.
+    pub async fn open(transport: &dyn Transport, job: JobId) -> Result<Self, TransportError> {
+        let events = transport.events(EventFilter::Job(job)).await?;
+        let journal = transport.journal().await?;
+        Ok(Self { job, journal, events, caught_up: false, ended: None })
+    }
+
+    /// The next news; after [`News::Finished`] there is none. Cancel safe.
+    ///
+    /// # Errors
+    /// If the connection goes.
+    pub async fn next(&mut self) -> Result<News, TransportError> {
+        loop {
+            if self.caught_up
+                && let Some(finished) = self.ended.take()
+            {
+                return Ok(News::Finished(Box::new(finished)));
+            }
+            tokio::select! {
+                entry = self.journal.next() => match entry? {
+                    JournalEntry::CaughtUp => {
+                        self.caught_up = true;
+                        if self.ended.is_none() {
+                            return Ok(News::CaughtUp);
+                        }
+                    }
+                    JournalEntry::Fact(message) => match Fact::decode(&message) {
+                        Ok(Fact::Opened(opened)) if opened.job == self.job => {
+                            return Ok(News::Opened(Box::new(opened)));
+                        }
+                        Ok(Fact::Finished(finished)) if finished.job == self.job => self.end(finished),
+                        Ok(Fact::Reopened(reopened)) if reopened.job == self.job => self.reopen(reopened.round),
+                        _ => {}
+                    },
+                },
+                event = self.events.next() => if let Ok(Event::Progress(progress)) = Event::decode(&event?) {
+                    return Ok(News::Progress(progress));
+                },
+            }
+        }
+    }
+
+    /// The last round's end counts; entries may repeat.
+    fn end(&mut self, finished: Finished) {
+        if self.ended.as_ref().is_none_or(|ended| ended.round <= finished.round) {
+            self.ended = Some(finished);
+        }
+    }
+
+    fn reopen(&mut self, round: Round) {
+        if self.ended.as_ref().is_some_and(|ended| ended.round < round) {
+            self.ended = None;
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! A consumer with one flaw, and what its receipts do.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use futures::{FutureExt, future::pending};
+use tokio::task::yield_now;
+
+use super::{Flaw, transport::Memory};
+use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
+
+/// A delivery's true receipt, until it is settled.
+pub(super) type Slot = Arc<Mutex<Option<Receipt>>>;
+
+#[derive(Debug)]
+pub(super) struct FlawedConsumer {
+    inner: Option<Box<dyn Consumer>>,
+    flaw: Flaw,
+    memory: Arc<Memory>,
+    last_tag: u64,
+}
+
+impl FlawedConsumer {
+    pub(super) fn new(inner: Box<dyn Consumer>, flaw: Flaw, memory: Arc<Memory>) -> Self {
+        Self { inner: Some(inner), flaw, memory, last_tag: 0 }
+    }
+
+    fn deliver(&mut self, delivery: Delivery) -> Delivery {
+        self.last_tag += 1;
+        let slot: Slot = Arc::new(Mutex::new(Some(delivery.receipt)));
+        let id = delivery.message.id.clone();
+        self.memory.newest.lock().unwrap().insert(id.clone(), Arc::clone(&slot));
+        self.memory.in_order.lock().unwrap().push_back((self.last_tag, None));
+        let settler = FlawedSettler { slot, id, flaw: self.flaw, memory: Arc::clone(&self.memory) };
+        let token = Token { generation: 0, tag: self.last_tag };
+        Delivery {
+            message: delivery.message,
+            redelivered: delivery.redelivered && self.flaw != Flaw::ForgetsRedelivered,
+            receipt: Receipt::new(token, Arc::new(settler)),
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for FlawedConsumer {
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
+        self.memory.held_back.lock().unwrap().drain(..).for_each(Receipt::ack);
+        let inner = self.inner.as_mut().unwrap();
+        let deliveries = match self.flaw {
+            Flaw::IgnoresMax => inner.recv(usize::MAX).await?,
+            Flaw::MissesWakeUps => match inner.recv(max).now_or_never() {
+                Some(received) => received?,
+                None => pending().await,
+            },
+            Flaw::LosesWhenCancelled => {
+                let deliveries = inner.recv(max).await?;
+                yield_now().await;
+                deliveries
+            }
+            _ => inner.recv(max).await?,
+        };
+        Ok(deliveries.into_iter().map(|delivery| self.deliver(delivery)).collect())
+    }
+
+    async fn stop(&mut self) -> Result<(), TransportError> {
+        if self.flaw == Flaw::NeverStops {
+            return Ok(());
+        }
+        self.inner.as_mut().unwrap().stop().await
+    }
+
+    async fn close(mut self: Box<Self>) {
+        let inner = self.inner.take().unwrap();
+        if self.flaw == Flaw::KeepsWhenClosed { std::mem::forget(inner) } else { inner.close().await }
+    }
+}
+
+impl Drop for FlawedConsumer {
+    fn drop(&mut self) {
+        if self.flaw == Flaw::KeepsWhenDropped {
+            std::mem::forget(self.inner.take());
+        }
+    }
+}
+
+/// Settles one delivery.
+#[derive(Debug)]
+struct FlawedSettler {
+    slot: Slot,
+    id: String,
+    flaw: Flaw,
+    memory: Arc<Memory>,
+}
+
+impl Settler for FlawedSettler {
+    fn settle(&self, token: Token, how: Settlement) {
+        let newest = || self.memory.newest.lock().unwrap()[&self.id].lock().unwrap().take();
+        let receipt = match self.flaw {
+            Flaw::HasNoGenerations => newest(),
+            _ => self.slot.lock().unwrap().take(),
+        };
+        let Some(receipt) = receipt else { return };
+        match (self.flaw, how) {
+            (Flaw::ForgetsAnAck, Settlement::Ack) if self.id == "7" => drop(receipt),
+            (Flaw::LosesAcksWhenClosed, Settlement::Ack) => {
+                self.memory.held_back.lock().unwrap().push(receipt);
+            }
+            (Flaw::SettlesInOrder, _) => {
+                let mut waiting = self.memory.in_order.lock().unwrap();
+                if let Some((_, place)) = waiting.iter_mut().find(|(tag, _)| *tag == token.tag) {
+                    *place = Some(receipt);
+                }
+                while let Some((_, Some(_))) = waiting.front() {
+                    let _ = waiting.pop_front().and_then(|(_, receipt)| receipt).map(Receipt::ack);
+                }
+            }
+            (Flaw::AcksWhatIsRequeued, _) | (_, Settlement::Ack) => receipt.ack(),
+            (_, Settlement::Requeue) => receipt.requeue(),
+        }
+    }
+
+    fn extend(&self, _: Token) {}
+}
+
+impl Drop for FlawedSettler {
+    fn drop(&mut self) {
+        if self.flaw == Flaw::AcksWhatIsDropped
+            && let Some(receipt) = self.slot.lock().unwrap().take()
+        {
+            receipt.ack();
+        }
+    }
+}
