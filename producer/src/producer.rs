@@ -1,6 +1,6 @@
 //! Submitting a job: plan, open, split and send, seal.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use gristmill_shared::{
     Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
@@ -203,10 +203,15 @@ impl Submission {
         Label { job, kind, spec, policy, app: self.producer.app.clone() }
     }
 
-    async fn tell_sink(&self, what: &impl Form, part: &str) -> Result<(), StoreError> {
+    /// Sends the sink a message about the job as a whole; `part` makes its id.
+    fn tell_sink(
+        &self,
+        what: &impl Form,
+        part: &str,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + '_ {
         let message = what.message(format!("{}/{part}", self.id()), &self.producer.app);
         let to = Address::Queue(QueueRole::Results.of(&self.cursor.lane));
-        publish_until_stored(&*self.publisher, vec![Outgoing { to, message }]).await
+        publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
     }
 }
 

@@ -110,7 +110,7 @@ pub(crate) async fn send_all(
             }
             () = tokio::time::sleep_until(pause_ends), if room => {}
             split = splits.recv_async(), if held.is_none() && end.is_none() => match split {
-                Ok(Split::Batch(packed)) => held = Some(packed),
+                Ok(Split::Batch(packed)) => held = Some(*packed),
                 Ok(Split::Failed(error)) => return Err(ProducerError::Split(error)),
                 Ok(Split::Changed) => return Err(ProducerError::Changed(format!(
                     "the job's split gives other tasks than before the crash, somewhere in its first {} \

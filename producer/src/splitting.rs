@@ -35,7 +35,7 @@ pub(crate) struct Packed {
 #[derive(Debug)]
 pub(crate) enum Split {
     /// The next tasks.
-    Batch(Packed),
+    Batch(Box<Packed>),
     /// There are no more; this many there were, with this digest.
     End(u64, SplitDigest),
     /// The job's split failed.
@@ -60,8 +60,9 @@ pub(crate) fn start(
 ) -> std::io::Result<flume::Receiver<Split>> {
     let (sender, receiver) = flume::bounded(BATCHES_AHEAD);
     std::thread::Builder::new().name("split".into()).spawn(move || {
-        let last =
-            split(&*job, &label, place, batch, &mut |packed| sender.send(Split::Batch(packed)).is_ok());
+        let last = split(&*job, &label, place, batch, &mut |packed| {
+            sender.send(Split::Batch(Box::new(packed))).is_ok()
+        });
         if let Some(last) = last {
             let _ = sender.send(last); // nobody listens: the job was stopped
         }
@@ -117,8 +118,85 @@ fn split(
             }
         }
         if step == SplitStep::End {
-            let changed = next < place.index;
+            let changed = next < place.index || (next == place.index && digest != place.digest);
             return Some(if changed { Split::Changed } else { Split::End(next.0, digest) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use gristmill_shared::{Job, TaskContext, TaskError, erase};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Count(u64);
+
+    impl Job for Count {
+        const KIND: &'static str = "count";
+        type Task = u64;
+        type Output = ();
+        type Report = ();
+        fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+            (0..self.0).map(Ok)
+        }
+        fn process(&self, _: u64, _: &TaskContext) -> Result<(), TaskError> {
+            Ok(())
+        }
+        fn collect(&self, (): &mut (), _: TaskIndex, (): ()) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+    }
+
+    fn split_all(tasks: u64, place: Place, batch: u32) -> (Vec<(u64, u32, SplitDigest)>, Split) {
+        let label = Label {
+            job: JobId::generate(),
+            kind: Kind::new("count").unwrap(),
+            spec: RawValue::from_string("0".into()).unwrap(),
+            policy: Policy::default(),
+            app: "test".into(),
+        };
+        let mut batches = Vec::new();
+        let last = split(&*erase(Count(tasks)), &label, place, batch, &mut |packed| {
+            batches.push((packed.first.0, packed.count, packed.digest));
+            true
+        });
+        (batches, last.unwrap())
+    }
+
+    #[test]
+    fn a_split_goes_on_where_it_was_left_with_the_same_digest() {
+        let (batches, last) = split_all(10, Place::default(), 4);
+        assert_eq!(
+            batches.iter().map(|(first, count, _)| (*first, *count)).collect::<Vec<_>>(),
+            [(0, 4), (4, 4), (8, 2)]
+        );
+        let Split::End(10, digest) = last else { panic!("{last:?}") };
+        let place = Place { index: TaskIndex(8), digest: batches[1].2 };
+        let (rest, last) = split_all(10, place, 3);
+        assert_eq!(rest, [(8, 2, digest)]);
+        assert!(matches!(last, Split::End(10, again) if again == digest));
+        let all = Place { index: TaskIndex(10), digest };
+        assert!(matches!(split_all(10, all, 3), (none, Split::End(10, _)) if none.is_empty()));
+    }
+
+    #[test]
+    fn a_changed_split_is_noticed_before_anything_is_sent() {
+        let place = Place { index: TaskIndex(8), digest: split_all(8, Place::default(), 8).0[0].2 };
+        for (tasks, place) in [
+            (7, place),                                             // shorter than it was
+            (20, Place { index: TaskIndex(9), ..place }),           // other tasks before the place
+            (8, Place { digest: SplitDigest::default(), ..place }), // likewise, ending there
+        ] {
+            let (sent, last) = split_all(tasks, place, 3);
+            assert!(
+                sent.is_empty() && matches!(last, Split::Changed),
+                "{tasks} {place:?}: {sent:?} {last:?}"
+            );
         }
     }
 }
