@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     BOUND, QUIET,
-    scene::{Scene, ack, bounded, ids, message, messages, never, new_lane, numbers, receive},
+    scene::{Scene, ack, answers, bounded, expect_quiet, ids, message, messages, new_lane, numbers, receive},
 };
 use crate::{Address, Outgoing, Published, QueueRole};
 
@@ -33,10 +33,8 @@ pub(super) async fn no_more_than_asked_for_is_received(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     let mut all = receive(&mut *consumer, 1).await;
-    while all.len() < 10 {
-        let some = bounded("a delivery", consumer.recv(2)).await.expect("a delivery");
-        assert!((1..=2).contains(&some.len()), "asked for 2, got {}", some.len());
-        all.extend(some);
+    for _ in 0..3 {
+        all.extend(receive(&mut *consumer, 3).await);
     }
     assert_eq!(ids(&all), numbers(0..10));
 }
@@ -46,10 +44,10 @@ pub(super) async fn the_prefetch_bounds_what_is_unsettled(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 3).await;
     let mut held = receive(&mut *consumer, 3).await;
-    never("three of three are unsettled", consumer.recv(1)).await;
+    expect_quiet(&mut *consumer, "three of three are unsettled").await;
     held.remove(1).receipt.ack();
     held.extend(receive(&mut *consumer, 1).await);
-    never("three of three are unsettled again", consumer.recv(1)).await;
+    expect_quiet(&mut *consumer, "three of three are unsettled again").await;
 }
 
 /// A delivery that is settled late holds up none of the others.
@@ -89,8 +87,10 @@ pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
     let publish = async {
         for id in 0..ALL {
             let to = Address::Queue(scene.queue(QueueRole::Tasks));
-            let answers = scene.publisher.publish(vec![Outgoing { to, message: message(id) }]).await;
-            assert_eq!(answers, [Published::Stored]);
+            assert_eq!(
+                answers(&*scene.publisher, vec![Outgoing { to, message: message(id) }]).await,
+                [Published::Stored]
+            );
             yield_now().await;
         }
     };
@@ -119,7 +119,7 @@ pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
         }
         assert!(dropped > 0, "no call was dropped, so nothing was shown");
     };
-    bounded("receiving it all", async { tokio::join!(publish, receive) }).await;
+    tokio::join!(publish, receive);
 }
 
 /// To consume a queue that does not exist is an error, and harms no other consumer.

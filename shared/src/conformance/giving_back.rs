@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::scene::{Scene, ack, bounded, ids, message, messages, never, numbers, receive};
+use super::scene::{Scene, ack, bounded, expect_quiet, ids, message, messages, numbers, receive};
 use crate::{Consumer, QueueRole, Redelivery};
 
 /// A receipt that is dropped settles nothing: its delivery counts as unsettled, and comes again after its consumer.
@@ -13,7 +13,7 @@ pub(super) async fn a_dropped_receipt_settles_nothing(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..3)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 2).await;
     drop(receive(&mut *consumer, 2).await);
-    never("both are unsettled", consumer.recv(1)).await;
+    expect_quiet(&mut *consumer, "both are unsettled").await;
     bounded("closing a consumer", consumer.close()).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 3).await;
     assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
@@ -71,7 +71,7 @@ pub(super) async fn a_requeued_message_comes_again(scene: &Scene) {
     assert_eq!(again[0].message.id, "1");
     assert!(again[0].redelivered, "a requeued message says that it never came before");
     ack(again);
-    never("everything was settled", second.recv(1)).await;
+    expect_quiet(&mut *second, "everything was settled").await;
 }
 
 /// A receipt that is settled after its consumer went does nothing: the message is somebody else's.
@@ -89,7 +89,7 @@ pub(super) async fn a_receipt_does_nothing_after_its_consumer(scene: &Scene) {
     let mut stale = stale.into_iter().map(|delivery| delivery.receipt);
     stale.next().expect("two").ack();
     stale.next().expect("two").requeue();
-    never("both are held by this consumer", second.recv(1)).await;
+    expect_quiet(&mut *second, "both are held by this consumer").await;
 
     drop(held);
     bounded("closing a consumer", second.close()).await;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     BOUND,
-    scene::{Scene, ack, answers, bounded, ids, message, messages, never, new_lane, numbers, receive},
+    scene::{Scene, ack, answers, bounded, expect_quiet, ids, message, messages, new_lane, numbers, receive},
 };
 use crate::{
     Address, Headers, JobId, Message, Outgoing, Published, QueueRole, RetryDelay, TASKS_MAX_MESSAGES, Topic,
@@ -146,7 +146,7 @@ pub(super) async fn the_largest_body_passes_and_a_larger_one_is_refused(scene: &
     let whole = receive(&mut *consumer, 1).await.remove(0);
     assert!(whole.message.body == vec![7; max], "the largest body did not arrive whole");
     whole.receipt.ack();
-    never("nothing was sent but the largest body", consumer.recv(1)).await;
+    expect_quiet(&mut *consumer, "nothing was sent but the largest body").await;
 }
 
 /// Several calls of `publish` may be under way at once, and each gets the answers to its own messages.
@@ -202,7 +202,7 @@ pub(super) async fn a_retry_ripens_after_its_time_and_not_before(scene: &Scene) 
     assert!(waited + CLOCK_SLACK >= delay, "it came after {waited:?} instead of {delay:?}");
     assert!(waited < delay * 5, "it came after {waited:?} instead of {delay:?}");
     ripe.receipt.ack();
-    never("nothing else is ripe", again.recv(1)).await;
+    expect_quiet(&mut *again, "nothing else is ripe").await;
 }
 
 /// The name is there, and is fit for a log.

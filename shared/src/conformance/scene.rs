@@ -102,10 +102,12 @@ pub(super) async fn bounded<F: Future>(what: &str, future: F) -> F::Output {
     }
 }
 
-/// What must not happen.
-pub(super) async fn never<F: Future<Output: fmt::Debug>>(what: &str, future: F) {
-    if let Ok(output) = timeout(QUIET, future).await {
-        panic!("{what}, but it gave {output:?}");
+/// Nothing is delivered for a while, and why that is expected.
+pub(super) async fn expect_quiet(consumer: &mut dyn Consumer, because: &str) {
+    match timeout(QUIET, consumer.recv(1)).await {
+        Err(_) => {}
+        Ok(Ok(deliveries)) => panic!("{because}, but {:?} came", ids(&deliveries)),
+        Ok(Err(error)) => panic!("{because}, but the consumer ended: {error}"),
     }
 }
 
@@ -117,13 +119,14 @@ pub(super) async fn consumer(transport: &dyn Transport, queue: &Queue, prefetch:
     bounded("consume", transport.consume(queue, prefetch)).await.expect("a consumer")
 }
 
-/// The next `count` deliveries.
+/// The next `count` deliveries, neither fewer nor more.
 pub(super) async fn receive(consumer: &mut dyn Consumer, count: usize) -> Vec<Delivery> {
     let mut all = Vec::new();
     while all.len() < count {
         let what = format!("delivery {} of {count}", all.len() + 1);
         let some = bounded(&what, consumer.recv(count - all.len())).await.expect("a delivery");
         assert!(!some.is_empty(), "{what}: the consumer ended, though nobody stopped it");
+        assert!(some.len() <= count - all.len(), "{what}: {} came instead", some.len());
         all.extend(some);
     }
     all

@@ -7,12 +7,10 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::{task::yield_now, time::sleep};
 
 use super::{
     Flaw,
@@ -120,7 +118,7 @@ fn flawed_queue(flaw: Flaw, mut queue: Queue) -> Queue {
     queue.role = match (flaw, queue.role) {
         (Flaw::AlwaysOneActive, QueueRole::Tasks) => QueueRole::Results,
         (Flaw::NeverOneActive, QueueRole::Results) => QueueRole::Tasks,
-        (Flaw::RipensAtOnce, QueueRole::Retry(_)) => QueueRole::Again,
+        (Flaw::RipensAtOnce, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Again,
         (Flaw::RipensLate, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Retry(RetryDelay::TenSeconds),
         (_, role) => role,
     };
@@ -171,8 +169,6 @@ impl Publisher for FlawedPublisher {
                 }
             }
             Flaw::PublishesTwice => drop(self.inner.publish(copy).await),
-            Flaw::LosesWhenCancelled => yield_now().await,
-            Flaw::RipensLate => sleep(Duration::ZERO).await,
             _ => {}
         }
         answers

@@ -1,0 +1,183 @@
+//! What the memory transport promises beyond the conformance suite.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use super::{events::EVENTS_MAX_WAITING, journal::JOURNAL_MAX_BYTES, *};
+use crate::{
+    Address, Delivery, JobId, JournalEntry, Message, Outgoing, Published, QueueRole, RESULTS_MAX_BYTES,
+    RetryDelay, Topic,
+};
+
+async fn open() -> (Arc<MemoryTransport>, Lane) {
+    let transport = MemoryTransport::new();
+    let lane = Lane::default();
+    transport.open_lane(&lane).await.unwrap();
+    (transport, lane)
+}
+
+fn to(role: QueueRole) -> Address {
+    Address::Queue(role.of(&Lane::default()))
+}
+
+async fn publish(transport: &MemoryTransport, to: Address, message: Message) -> Published {
+    let publisher = transport.publisher().await.unwrap();
+    publisher.publish(vec![Outgoing { to, message }]).await.remove(0)
+}
+
+fn message(id: impl fmt::Display) -> Message {
+    Message { id: id.to_string(), ..Message::default() }
+}
+
+fn ids(deliveries: &[Delivery]) -> Vec<&str> {
+    deliveries.iter().map(|delivery| delivery.message.id.as_str()).collect()
+}
+
+#[tokio::test]
+async fn what_comes_back_takes_its_old_place() {
+    let (transport, lane) = open().await;
+    let tasks = QueueRole::Tasks.of(&lane);
+    for id in 0..6 {
+        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+    }
+    let mut one = transport.consume(&tasks, 2).await.unwrap();
+    let two = transport.consume(&tasks, 2).await.unwrap();
+    let mut first = one.recv(2).await.unwrap();
+    first.remove(0).receipt.requeue(); // and it comes to this consumer again, before number 4
+    assert_eq!(ids(&one.recv(2).await.unwrap()), ["0"]);
+    drop(one);
+    drop(two);
+    let all = transport.consume(&tasks, 6).await.unwrap().recv(6).await.unwrap();
+    assert_eq!(ids(&all), ["0", "1", "2", "3", "4", "5"]);
+    let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered).collect();
+    assert_eq!(redelivered, [true, true, true, true, false, false]);
+}
+
+#[tokio::test]
+async fn consumers_take_turns() {
+    let (transport, lane) = open().await;
+    let tasks = QueueRole::Tasks.of(&lane);
+    let mut consumers = Vec::new();
+    for _ in 0..3 {
+        consumers.push(transport.consume(&tasks, 100).await.unwrap());
+    }
+    for id in 0..30 {
+        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+    }
+    for consumer in &mut consumers {
+        assert_eq!(consumer.recv(100).await.unwrap().len(), 10);
+    }
+}
+
+#[tokio::test]
+async fn receipts_settle_from_any_thread() {
+    let (transport, lane) = open().await;
+    for id in 0..2 {
+        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+    }
+    let mut consumer = transport.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
+    let first = consumer.recv(1).await.unwrap().remove(0);
+    std::thread::spawn(|| first.receipt.ack());
+    assert_eq!(ids(&consumer.recv(1).await.unwrap()), ["1"]);
+}
+
+#[tokio::test]
+async fn results_are_bounded_in_bytes() {
+    let (transport, _) = open().await;
+    let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
+    for id in 0..RESULTS_MAX_BYTES / MAX_MESSAGE as u64 {
+        let message = Message { body: body.clone(), ..message(id) };
+        assert_eq!(publish(&transport, to(QueueRole::Results), message).await, Published::Stored);
+    }
+    assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Rejected);
+    let results = QueueRole::Results.of(&Lane::default());
+    let mut consumer = transport.consume(&results, 1).await.unwrap();
+    assert_eq!(consumer.recv(1).await.unwrap().len(), 1);
+    assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Stored);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
+    let (transport, lane) = open().await;
+    let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
+    let start = Instant::now();
+    for delay in [RetryDelay::TenMinutes, RetryDelay::Minute, RetryDelay::Second] {
+        let stored = publish(&transport, to(QueueRole::Retry(delay)), message(delay)).await;
+        assert_eq!(stored, Published::Stored);
+        assert!(again.recv(1).now_or_never().is_none()); // it waits from here on
+    }
+    for delay in [RetryDelay::Second, RetryDelay::Minute, RetryDelay::TenMinutes] {
+        assert_eq!(ids(&again.recv(10).await.unwrap()), [delay.to_string()]);
+        let late = start.elapsed() - delay.duration();
+        assert!(late < Duration::from_millis(10), "{late:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_waits_for_nothing_hears_of_a_retry() {
+    let (transport, lane) = open().await;
+    let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
+    let waiting = tokio::spawn(async move { again.recv(1).await.unwrap().remove(0).message.id });
+    tokio::task::yield_now().await;
+    let stored = publish(&transport, to(QueueRole::Retry(RetryDelay::Second)), message("ripe")).await;
+    assert_eq!(stored, Published::Stored);
+    assert_eq!(waiting.await.unwrap(), "ripe");
+}
+
+#[tokio::test]
+async fn a_queue_that_ripens_has_no_consumers() {
+    let (transport, lane) = open().await;
+    let error = transport.consume(&QueueRole::Retry(RetryDelay::Second).of(&lane), 1).await.unwrap_err();
+    assert!(error.to_string().contains("(hint: consume gristmill.default.again)"), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_journal_has_caught_up_at_once() {
+    let (transport, _) = open().await;
+    let mut journal = transport.journal().await.unwrap();
+    assert!(matches!(journal.next().now_or_never(), Some(Ok(JournalEntry::CaughtUp))));
+    assert!(journal.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
+    let (transport, _) = open().await;
+    let mut slow = transport.journal().await.unwrap();
+    let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
+    let kept = JOURNAL_MAX_BYTES / MAX_MESSAGE;
+    for id in 0..kept + 3 {
+        let fact = Message { body: body.clone(), ..message(id) };
+        assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
+    }
+    assert!(matches!(slow.next().await, Ok(JournalEntry::CaughtUp)));
+    for id in 3..kept + 3 {
+        let Ok(JournalEntry::Fact(fact)) = slow.next().await else { panic!("no fact {id}") };
+        assert_eq!(fact.id, id.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_events_reader_misses_the_oldest() {
+    let (transport, lane) = open().await;
+    let mut slow = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
+    let topic = Topic::Job(lane, JobId::generate());
+    for id in 0..EVENTS_MAX_WAITING + 3 {
+        let _ = publish(&transport, Address::Events(topic.clone()), message(id)).await;
+    }
+    for id in 3..EVENTS_MAX_WAITING + 3 {
+        assert_eq!(slow.next().await.unwrap().id, id.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_closed_connection_can_be_followed_by_another() {
+    let (transport, lane) = open().await;
+    assert_eq!(publish(&transport, to(QueueRole::Tasks), message("kept")).await, Published::Stored);
+    transport.close().await;
+    let next = transport.connect();
+    let mut consumer = next.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
+    assert_eq!(ids(&consumer.recv(1).await.unwrap()), ["kept"]);
+}
