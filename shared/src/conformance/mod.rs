@@ -1,12 +1,21 @@
 //! What every transport must do, as promises that any of them can be put through.
 //!
-//! ```ignore
-//! conformance::all(connect(|| async { MyTransport::connect(url).await.unwrap() })).await;
+//! ```
+//! use gristmill_shared::{conformance, memory::MemoryTransport};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! let broker = MemoryTransport::new();
+//! let connect = conformance::connect(move || {
+//!     let connection = broker.connect();
+//!     async { connection }
+//! });
+//! conformance::all(connect).await;
+//! # }
 //! ```
 //!
-//! Each promise runs on a lane of its own, so that a broker may be shared with others meanwhile; its journal and
-//! its events too. Every wait is bounded, by [`BOUND`] if something must happen. Nothing here looks behind the
-//! contract: what a transport leaves open ([`Capabilities`](crate::Capabilities)) is skipped, and printed.
+//! Each promise runs on a connection and a lane of its own, and looks at its own facts and events only, so that
+//! others may use the broker meanwhile. Every wait is bounded, by [`BOUND`] if something must happen. What a
+//! transport does not claim to do ([`Capabilities`](crate::Capabilities)) is skipped, and printed.
 
 mod competing;
 mod consuming;
@@ -150,23 +159,21 @@ mod tests {
     use super::*;
     use crate::memory::MemoryTransport;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_memory_transport_keeps_every_promise() {
+    fn memory() -> Connect {
         let broker = MemoryTransport::new();
-        all(connect(move || {
+        connect(move || {
             let connection = broker.connect();
             async { connection }
-        }))
-        .await;
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_transport_keeps_every_promise() {
+        all(memory()).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn the_memory_transport_keeps_every_promise_on_many_threads() {
-        let broker = MemoryTransport::new();
-        all(connect(move || {
-            let connection = broker.connect();
-            async { connection }
-        }))
-        .await;
+        all(memory()).await;
     }
 }

@@ -4,6 +4,9 @@
 //! RabbitMQ where the contract leaves a choice: messages are pushed to consumers ahead of `recv`, in turn, and
 //! whatever a consumer held when it went is marked as redelivered, seen or not.
 //!
+//! A queue is bounded as its [`QueueSpec`](crate::QueueSpec) says. This broker never gives up on a message, so it
+//! moves none to the dead queue.
+//!
 //! Nothing here spawns a task. A lock is held for the few statements that move a message, and nobody polls: who
 //! waits is woken by what they wait for.
 
