@@ -1,1 +1,39 @@
-//! Skeleton.
+//! Gristmill over RabbitMQ, 3.10 to 4.x: the only crate that names lapin.
+//!
+//! ```text
+//!                          ┌─ connection ── channel ◀── sender ◀─┐
+//! AmqpTransport ─ generation              └ channel ◀── sender ◀─┴─ requests ◀── publish()
+//!                          └─ connection ── channel ──▶ consumer ──▶ recv()
+//!                                            ▲    └───▶ consumer …
+//!                                            └ acker ◀── receipts
+//! ```
+//!
+//! - A [generation](generation) is one life of the two connections. When it ends, everything that came from it fails.
+//! - A channel has one task that writes to it: lapin hands confirms to the wrong message otherwise.
+//! - Letters are sent in [waves](wave), so that a returned one is told from its neighbours.
+//! - Acks are [sent together](unsettled), and nothing that stays unsettled holds them up.
+
+mod channel;
+mod config;
+mod consumer;
+mod end;
+mod events;
+mod failure;
+mod feed;
+mod generation;
+mod journal;
+mod letter;
+mod properties;
+mod publisher;
+mod topology;
+mod transport;
+mod unsettled;
+mod wave;
+
+pub use config::{AmqpConfig, GIVE_UP_AFTER};
+pub use events::EVENTS_MAX_WAITING;
+pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
+pub use transport::AmqpTransport;
+
+/// The largest body that is published, in bytes: what RabbitMQ 4 takes, less some room for what belongs to it.
+pub const MAX_MESSAGE: usize = (16 << 20) - (64 << 10);

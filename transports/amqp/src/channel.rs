@@ -1,0 +1,81 @@
+//! Channels that are closed with care.
+
+use std::{future::Future, ops::Deref};
+
+use futures::StreamExt;
+use lapin::{Channel, Consumer, message::Delivery};
+use tokio::{runtime::Handle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::generation::ANSWER_TIMEOUT;
+
+/// Closes a channel. The broker answers that only after it has dealt with everything sent before.
+pub(crate) async fn close(channel: &Channel) {
+    // It fails if the channel or the connection is gone already, which is the aim.
+    let _ = timeout(ANSWER_TIMEOUT, channel.close(200, "closed".into())).await;
+}
+
+/// A channel, with the consumer and the task on it if there are any. Dropping it ends the task, closes the channel and
+/// drops the consumer, in this order and in the background.
+///
+/// lapin closes what is dropped too, but it looks at the state first and acts later, and if the channel was closed in
+/// between, it ends the whole connection. What was closed by hand it leaves alone.
+#[derive(Debug)]
+pub(crate) struct OwnChannel {
+    channel: Channel,
+    consumer: Option<Consumer>,
+    task: TaskTracker,
+    leave: CancellationToken,
+    runtime: Handle,
+}
+
+impl OwnChannel {
+    /// The token tells the task to end.
+    pub(crate) fn new(channel: Channel, leave: CancellationToken, runtime: Handle) -> Self {
+        Self { channel, consumer: None, task: TaskTracker::new(), leave, runtime }
+    }
+
+    pub(crate) fn set_consumer(&mut self, consumer: Consumer) {
+        self.consumer = Some(consumer);
+    }
+
+    /// What comes to the consumer next; `None` if there is no consumer any more. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
+        self.consumer.as_mut()?.next().await
+    }
+
+    /// Runs the task that writes to the channel. It must end when the token says so.
+    pub(crate) fn spawn<F>(&self, task: impl FnOnce(Channel, CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.task.spawn_on(task(self.channel.clone(), self.leave.clone()), &self.runtime);
+    }
+
+    /// What dropping does, and waits for it.
+    pub(crate) fn close(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        self.leave.cancel();
+        self.task.close();
+        let (task, channel, consumer) = (self.task.clone(), self.channel.clone(), self.consumer.take());
+        async move {
+            task.wait().await;
+            close(&channel).await;
+            drop(consumer);
+        }
+    }
+}
+
+impl Deref for OwnChannel {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+impl Drop for OwnChannel {
+    fn drop(&mut self) {
+        let closed = self.close();
+        self.runtime.spawn(closed);
+    }
+}

@@ -1,0 +1,177 @@
+//! Where the broker is, and who we are there.
+
+use std::{fmt, time::Duration};
+
+use gristmill_shared::TransportError;
+use lapin::uri::{AMQPScheme, AMQPUri};
+
+/// For how long [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries, unless told otherwise.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
+/// The largest frame, in bytes. Without it lapin would take any size that the broker asks for, times 64.
+const FRAME_MAX: u32 = 131_072;
+/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone.
+const HEARTBEAT: u16 = 10;
+/// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the URL may say after its `?`.
+const PARAMETERS: [&str; 4] = ["auth_mechanism", "channel_max", "connection_timeout", "heartbeat"];
+
+/// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
+#[derive(Clone)]
+pub struct AmqpConfig {
+    /// What the broker's operator sees of us: role, host and process. Defaults to `gristmill`.
+    pub name: String,
+    /// For how long a first connection is tried for. Defaults to [`GIVE_UP_AFTER`].
+    pub give_up_after: Duration,
+    uri: AMQPUri,
+}
+
+impl AmqpConfig {
+    /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the system's
+    /// certificates or those in the file that `SSL_CERT_FILE` names.
+    ///
+    /// What is missing is as RabbitMQ has it at first: `guest`, `guest`, `localhost`, 5672 or 5671, `/`. After a `?`
+    /// may follow `heartbeat` (seconds), `connection_timeout` (milliseconds, for one attempt), `channel_max` and
+    /// `auth_mechanism`.
+    ///
+    /// # Errors
+    /// [`TransportError::Invalid`] says what is wrong with the URL, without showing the password.
+    pub fn new(url: &str) -> Result<Self, TransportError> {
+        let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
+        refuse_unknown_parameters(url)?;
+        if let Some(host) = ipv6_host(url) {
+            uri.authority.host = host.into(); // lapin would go to localhost instead
+        }
+        if uri.vhost.is_empty() {
+            uri.vhost = "/".into(); // a slash at the end; nobody has a virtual host without a name
+        }
+        if uri.vhost.len() > u8::MAX.into() {
+            return Err(invalid("its virtual host is longer than 255 bytes"));
+        }
+        uri.query.frame_max = Some(FRAME_MAX);
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, uri })
+    }
+
+    /// Holds the password.
+    pub(crate) fn uri(&self) -> &AMQPUri {
+        &self.uri
+    }
+
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.uri.query.connection_timeout.map_or(ATTEMPT_TIMEOUT, Duration::from_millis)
+    }
+}
+
+fn invalid(why: &str) -> TransportError {
+    TransportError::Invalid(format!(
+        "the broker's URL is not valid: {why} (hint: expected amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…)"
+    ))
+}
+
+/// The parser's complaint, unless it quotes the URL and with it the password.
+fn plain(why: &str) -> String {
+    if why.starts_with("Invalid URL") { "it has no //".into() } else { why.replace("Invalid", "invalid") }
+}
+
+fn refuse_unknown_parameters(url: &str) -> Result<(), TransportError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    let keys =
+        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next().unwrap_or(pair));
+    for key in keys {
+        if !PARAMETERS.contains(&key) {
+            let known = PARAMETERS.join(", ");
+            return Err(TransportError::Invalid(format!(
+                "the broker's URL has an unknown parameter {key:?} (hint: known are {known})"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn ipv6_host(url: &str) -> Option<&str> {
+    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.strip_prefix('[')?.split_once(']').map(|(host, _)| host)
+}
+
+/// `amqp://user@host:port/vhost`; the virtual host `/` is left out.
+impl fmt::Display for AmqpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
+        let scheme = if *scheme == AMQPScheme::AMQPS { "amqps" } else { "amqp" };
+        let host = &authority.host;
+        let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+        write!(f, "{scheme}://{}@{open}{host}{close}:{}", authority.userinfo.username, authority.port)?;
+        if vhost != "/" {
+            write!(f, "/{}", vhost.replace('/', "%2f"))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for AmqpConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpConfig")
+            .field("broker", &self.to_string())
+            .field("name", &self.name)
+            .field("give_up_after", &self.give_up_after)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(url: &str) -> String {
+        AmqpConfig::new(url).unwrap().to_string()
+    }
+
+    #[test]
+    fn what_is_missing_is_filled_in_and_the_password_is_left_out() {
+        assert_eq!(shown("amqp://localhost"), "amqp://guest@localhost:5672");
+        assert_eq!(shown("amqp://me:secret@10.0.0.1:1234/"), "amqp://me@10.0.0.1:1234");
+        assert_eq!(shown("amqps://me:secret@host/mill%2fone"), "amqps://me@host:5671/mill%2fone");
+        let config = AmqpConfig::new("amqp://me:secret@host").unwrap();
+        assert!(!format!("{config:?}").contains("secret"));
+        assert_eq!(config.uri().authority.userinfo.password, "secret");
+    }
+
+    #[test]
+    fn an_ipv6_host_is_not_taken_for_localhost() {
+        let config = AmqpConfig::new("amqp://me:pass@[2001:db8::1]:5673/x").unwrap();
+        assert_eq!(config.uri().authority.host, "2001:db8::1");
+        assert_eq!(config.to_string(), "amqp://me@[2001:db8::1]:5673/x");
+    }
+
+    #[test]
+    fn the_frame_size_is_ours_and_the_heartbeat_the_users_if_given() {
+        let query = |url| AmqpConfig::new(url).unwrap().uri().query.clone();
+        assert_eq!(query("amqp://host").heartbeat, Some(10));
+        assert_eq!(query("amqp://host?heartbeat=3").heartbeat, Some(3));
+        assert_eq!(query("amqp://host").frame_max, Some(131_072));
+        let config = AmqpConfig::new("amqp://host?connection_timeout=250").unwrap();
+        assert_eq!(config.attempt_timeout(), Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_bad_url_is_refused_without_showing_the_password() {
+        let long = format!("amqp://me:secret@host/{}", "v".repeat(256));
+        for url in [
+            "me:secret@host",
+            "amqp:me:secret@host",
+            "http://me:secret@host",
+            "amqp://me:secret@host:port",
+            "amqp://me:secret@host?heartbeat=soon",
+            "amqp://me:secret@host?cacertfile=x",
+            "",
+            "host:5672",
+            &long,
+        ] {
+            let error = AmqpConfig::new(url).unwrap_err().to_string();
+            assert!(error.contains("URL") && error.contains("(hint: "), "{url}: {error}");
+            assert!(!error.contains("secret"), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What lapin's errors mean to us.
+
+use gristmill_shared::TransportError;
+use lapin::ErrorKind;
+
+/// The broker's reply code for "you may not".
+pub(crate) const ACCESS_REFUSED: u16 = 403;
+/// The broker's reply code for a queue or exchange that is not there.
+pub(crate) const NOT_FOUND: u16 = 404;
+/// The broker's reply code for, among others, other arguments, and bodies that are too large.
+pub(crate) const PRECONDITION_FAILED: u16 = 406;
+/// The broker's reply code for a virtual host that is not there, or not for us.
+pub(crate) const NOT_ALLOWED: u16 = 530;
+/// The broker's reply code for what it cannot do.
+pub(crate) const NOT_IMPLEMENTED: u16 = 540;
+
+/// The broker's reply code, if it was the broker that complained.
+pub(crate) fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+/// What the broker or the operating system said, in one line.
+pub(crate) fn reason(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        // lapin's word for the end of the stream.
+        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {
+            "the broker hung up".into()
+        }
+        ErrorKind::IOError(error) => error.to_string(),
+        ErrorKind::MissingHeartbeatError => "the broker fell silent".into(),
+        ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..) => {
+            "the connection is closed".into()
+        }
+        ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) => {
+            format!("{error} (hint: is it an AMQP 0-9-1 broker, and is it TLS or not?)")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// `None` if trying again may help.
+pub(crate) fn denied(transport: &str, error: &lapin::Error) -> Option<TransportError> {
+    matches!(code(error), Some(ACCESS_REFUSED | NOT_ALLOWED))
+        .then(|| TransportError::Denied { transport: transport.into(), reason: reason(error) })
+}

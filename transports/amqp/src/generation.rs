@@ -1,0 +1,225 @@
+//! One life of the connections: made whole, and over as a whole.
+
+use std::{future::Future, mem, pin::pin, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use gristmill_shared::TransportError;
+use lapin::{Connection, ConnectionProperties, Event};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    channel::OwnChannel,
+    config::AmqpConfig,
+    end::End,
+    failure::{self, NOT_FOUND},
+};
+
+/// Threads that do nothing but talk to the broker, so that no task's work holds up a heartbeat.
+const THREADS: usize = 2;
+/// How long the broker may take over one answer.
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end may take to be told to the broker.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One life of the connections, and of all that came from them.
+///
+/// It has a runtime of its own: when that goes, so do lapin's tasks, threads and sockets, in whatever state they are.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    /// Deliveries carry it, so that one of an older generation is never settled in a newer.
+    pub(crate) number: u64,
+    /// Once it is over, everything that lives by it fails.
+    pub(crate) end: End,
+    connections: Connections,
+    /// Whoever has something to tell the broker before the connections close.
+    tasks: TaskTracker,
+    runtime: OwnRuntime,
+}
+
+/// Two, because a broker that is low on memory stops reading from whoever publishes, and acks must still get through.
+#[derive(Clone, Debug)]
+struct Connections {
+    publishing: Arc<Connection>,
+    consuming: Arc<Connection>,
+}
+
+/// Why there is no generation.
+pub(crate) enum Failure {
+    /// Trying again may help.
+    Unreachable(String),
+    /// It will not.
+    Final(TransportError),
+}
+
+impl Generation {
+    /// Tries once.
+    pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
+        let runtime = OwnRuntime::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let open = |purpose: &str| {
+            let name = format!("{}/{number}/{purpose}", config.name);
+            let properties = ConnectionProperties::default().with_connection_name(name.into());
+            let uri = config.uri().clone();
+            // lapin binds a connection to the runtime that it is opened on.
+            runtime.spawn(async move { Connection::connect_uri(uri, properties).await })
+        };
+        let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
+        let Ok((publishing, consuming)) = opened else {
+            return Err(Failure::Unreachable(format!("no answer within {:.1} s", within.as_secs_f64())));
+        };
+        let transport = config.to_string();
+        let connected = |result: Result<lapin::Result<Connection>, _>| match result {
+            Ok(Ok(connection)) => Ok(Arc::new(connection)),
+            Ok(Err(error)) => Err(failure::denied(&transport, &error)
+                .map_or_else(|| Failure::Unreachable(failure::reason(&error)), Failure::Final)),
+            Err(panic) => Err(Failure::Unreachable(format!("lapin failed: {panic}"))),
+        };
+        let connections =
+            Connections { publishing: connected(publishing)?, consuming: connected(consuming)? };
+        let generation =
+            Self { number, end: End::new(&transport), connections, tasks: TaskTracker::new(), runtime };
+        let Connections { publishing, consuming } = generation.connections.clone();
+        generation.spawn(watch(publishing, generation.end.clone()));
+        generation.spawn(watch(consuming, generation.end.clone()));
+        Ok(generation)
+    }
+
+    /// Runs a task on the generation's own threads. It must end when the generation does, and must not own it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, self.runtime.handle());
+    }
+
+    pub(crate) fn publishing(&self) -> Arc<Connection> {
+        Arc::clone(&self.connections.publishing)
+    }
+
+    /// A new channel on the consuming connection.
+    pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
+        let channel = self.ask("a new channel", self.connections.consuming.create_channel()).await?;
+        Ok(OwnChannel::new(channel, self.end.child_token(), self.runtime.handle().clone()))
+    }
+
+    /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].
+    pub(crate) async fn ask<T>(
+        &self,
+        what: &str,
+        question: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, TransportError> {
+        self.end.check()?;
+        match timeout(ANSWER_TIMEOUT, question).await {
+            Ok(answer) => answer.map_err(|error| self.explain(what, &error)),
+            Err(_) => {
+                let seconds = ANSWER_TIMEOUT.as_secs();
+                Err(self.end.disconnected(&format!("no answer to {what} within {seconds} s")))
+            }
+        }
+    }
+
+    fn explain(&self, what: &str, error: &lapin::Error) -> TransportError {
+        if let Some(denied) = failure::denied(self.end.transport(), error) {
+            return denied;
+        }
+        let reason = failure::reason(error);
+        let hint =
+            if failure::code(error) == Some(NOT_FOUND) { " (hint: its lane was not opened)" } else { "" };
+        self.end.check().err().unwrap_or_else(|| self.end.disconnected(&format!("{what}: {reason}{hint}")))
+    }
+
+    /// Ends the generation: what was settled is handed on, then the connections close.
+    pub(crate) async fn close(&self) {
+        self.end.because("it was closed at this end");
+        say_goodbye(&self.tasks, &self.connections).await;
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.end.because("it was dropped at this end");
+        let (tasks, connections) = (self.tasks.clone(), self.connections.clone());
+        let runtime = mem::replace(&mut self.runtime, OwnRuntime(None));
+        let handle = runtime.handle().clone();
+        handle.spawn(async move {
+            say_goodbye(&tasks, &connections).await;
+            drop(runtime); // from one of its own threads, which is allowed: it does not wait for them
+        });
+    }
+}
+
+async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }: &Connections) {
+    tasks.close();
+    let goodbye = async {
+        tasks.wait().await;
+        // They fail if the connection is gone already, which is the aim.
+        let _ = futures::join!(publishing.close(200, "closed".into()), consuming.close(200, "closed".into()));
+    };
+    if timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
+        tracing::debug!("the broker did not answer the goodbye");
+    }
+}
+
+/// Reports what the broker says about a connection, and ends the generation when the connection goes.
+async fn watch(connection: Arc<Connection>, end: End) {
+    let mut events = pin!(connection.events_listener());
+    // An event is sent only to those who listen already.
+    if !connection.status().connected() {
+        end.because("the broker hung up");
+    }
+    loop {
+        let event = tokio::select! {
+            () = end.wait() => return,
+            event = events.next() => event,
+        };
+        match event {
+            Some(Event::ConnectionBlocked(why)) => tracing::warn!(
+                "{} blocks whoever publishes: {why}; nothing is lost, publishing goes on when it recovers",
+                end.transport()
+            ),
+            Some(Event::ConnectionUnblocked) => {
+                tracing::info!("{} takes messages again", end.transport());
+            }
+            // A channel's error comes here too, and ends only that channel.
+            Some(Event::Error(error)) if !connection.status().connected() => {
+                end.because(failure::reason(&error));
+            }
+            Some(_) => {}
+            None => end.because("the connection is closed"),
+        }
+    }
+}
+
+/// A runtime that may be dropped anywhere, also on a thread that runs async code: it does not wait for its threads.
+#[derive(Debug)]
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start() -> std::io::Result<Self> {
+        Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("gristmill-amqp")
+            .enable_all()
+            .build()
+            .map(|runtime| Self(Some(runtime)))
+    }
+
+    fn handle(&self) -> &tokio::runtime::Handle {
+        self.0.as_ref().map(Runtime::handle).expect("only the drop of its owner takes it")
+    }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.handle().spawn(task)
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The transport: the one generation there is, and what is asked of it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use backon::{BackoffBuilder, ExponentialBuilder};
+use gristmill_shared::{
+    Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
+    Redelivery, Transport, TransportError,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    MAX_MESSAGE,
+    config::AmqpConfig,
+    consumer::AmqpConsumer,
+    events::AmqpEvents,
+    generation::{Failure, Generation},
+    journal::AmqpJournal,
+    publisher::AmqpPublisher,
+    topology,
+};
+
+/// The pause after the first failed attempt to connect. It doubles, with jitter, up to [`MAX_PAUSE`].
+const MIN_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two attempts, give or take the jitter.
+const MAX_PAUSE: Duration = Duration::from_millis(500);
+/// An attempt gets at least this long, however little is left.
+const MIN_ATTEMPT: Duration = Duration::from_secs(1);
+/// RabbitMQ takes a delivery back after 30 minutes, unless configured otherwise.
+const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// A pair of connections to a RabbitMQ: one publishes, one consumes.
+///
+/// Its futures need a tokio runtime with a timer; the connections themselves run on threads of their own. Dropping it
+/// closes nothing as long as something that came from it is left, and then closes in the background;
+/// [`Transport::close`] closes at once.
+pub struct AmqpTransport {
+    config: AmqpConfig,
+    generation: Arc<Generation>,
+    publisher: Arc<AmqpPublisher>,
+}
+
+impl AmqpTransport {
+    /// Connects, and keeps trying for as long as the configuration says while nobody answers.
+    ///
+    /// # Errors
+    /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the broker does not know
+    /// us or the virtual host.
+    pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
+        let generation = Arc::new(first_generation(&config).await?);
+        let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&generation)));
+        Ok(Arc::new(Self { config, generation, publisher }))
+    }
+}
+
+async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
+    let start = Instant::now();
+    let backoff = ExponentialBuilder::new().with_min_delay(MIN_PAUSE).with_max_delay(MAX_PAUSE);
+    let mut pauses = backoff.with_jitter().without_max_times().build();
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let left = config.give_up_after.saturating_sub(start.elapsed());
+        let within = config.attempt_timeout().min(left.max(MIN_ATTEMPT));
+        let reason = match Generation::connect(config, 1, within).await {
+            Ok(generation) => return Ok(generation),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Unreachable(reason)) => reason,
+        };
+        let pause = pauses.next().unwrap_or(MAX_PAUSE);
+        if start.elapsed() + pause >= config.give_up_after {
+            let (transport, spent) = (config.to_string(), start.elapsed());
+            return Err(TransportError::Unreachable { transport, tries, spent, reason });
+        }
+        tracing::debug!("cannot reach {config}: {reason}; trying again in {} ms", pause.as_millis());
+        sleep(pause).await;
+    }
+}
+
+#[async_trait]
+impl Transport for AmqpTransport {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            durability: Durability::PowerLoss,
+            redelivery: Redelivery::OnDisconnect,
+            shared: true,
+            max_hold: Some(CONSUMER_TIMEOUT),
+            max_message: MAX_MESSAGE,
+        }
+    }
+
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        topology::open_lane(&self.generation, lane).await
+    }
+
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.generation.end.check()?;
+        Ok(Arc::clone(&self.publisher) as _)
+    }
+
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        if let Some((_, target)) = queue.role.spec().ripens {
+            let target = target.of(&queue.lane);
+            return Err(TransportError::Invalid(format!(
+                "{queue} has no consumers: its messages ripen (hint: consume {target})"
+            )));
+        }
+        Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.generation), queue, prefetch).await?))
+    }
+
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        Ok(Box::new(AmqpJournal::open(Arc::clone(&self.generation)).await?))
+    }
+
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        Ok(Box::new(AmqpEvents::listen(Arc::clone(&self.generation), &filter).await?))
+    }
+
+    async fn close(&self) {
+        self.generation.close().await;
+    }
+}
+
+impl fmt::Display for AmqpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}
+
+impl fmt::Debug for AmqpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpTransport")
+            .field("config", &self.config)
+            .field("generation", &self.generation.number)
+            .finish_non_exhaustive()
+    }
+}
