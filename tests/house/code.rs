@@ -25,9 +25,16 @@ pub(super) fn code_only(source: &str) -> String {
     code
 }
 
-/// The same without the unit tests, which by the custom of this house stand at a file's end.
+/// The same without the unit tests, which by the custom of this house are a module at a file's end.
 pub(super) fn without_tests(code: &str) -> &str {
-    code.find("#[cfg(test)]\nmod ").map_or(code, |start| &code[..start])
+    let starts_tests = |after: &str| {
+        let module = after.lines().find(|line| !line.starts_with("#["));
+        module.is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+    };
+    let marks = code.match_indices("#[cfg(test)]\n");
+    let end =
+        marks.map(|(start, mark)| (start, start + mark.len())).find(|&(_, end)| starts_tests(&code[end..]));
+    end.map_or(code, |(start, _)| &code[..start])
 }
 
 /// Where `word` stands in `line` as a word of its own, not as a part of a longer name.
@@ -140,5 +147,8 @@ fn a_word_is_not_found_in_a_longer_name() {
 #[test]
 fn unit_tests_are_cut_off() {
     assert_eq!(without_tests("a\n#[cfg(test)]\nmod tests {\n b }"), "a\n");
-    assert_eq!(without_tests("#[cfg(test)]\nuse a;\nb"), "#[cfg(test)]\nuse a;\nb");
+    assert_eq!(without_tests("a\n#[cfg(test)]\n#[expect(b)]\nmod tests {\n c }"), "a\n");
+    for elsewhere in ["#[cfg(test)]\nuse a;\nb", "#[cfg(test)]\nmod tests;\nb"] {
+        assert_eq!(without_tests(elsewhere), elsewhere);
+    }
 }
