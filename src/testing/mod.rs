@@ -1,8 +1,11 @@
-//! What tests and fault drills stand on: a private RabbitMQ that may be killed at will.
+//! What tests and fault drills stand on: runs of a job without a broker, and a private RabbitMQ that may be killed.
 
+mod error;
 mod local_broker;
 mod node;
 mod place;
 mod watchdog;
 
-pub use local_broker::{LocalBroker, LocalBrokerError};
+pub use error::LocalBrokerError;
+pub use gristmill_shared::testing::*;
+pub use local_broker::LocalBroker;
