@@ -49,10 +49,8 @@ pub(crate) async fn run(
     }
     consumer.stop().await?;
     loop {
-        for Work { message, batch, .. } in unbegun.drain(..) {
-            // Fails only if the handoff has ended with an error; the batch then stays unsettled.
-            let _ = handoffs.send_async(handoff(vec![shop.hand_back(message)], &batch)).await;
-            batch.close();
+        for work in unbegun.drain(..) {
+            hand_back(&shop, work, &handoffs).await;
         }
         let left = consumer.recv(TAKEN_AT_ONCE).await?;
         if left.is_empty() {
@@ -60,6 +58,17 @@ pub(crate) async fn run(
         }
         unbegun.extend(left.into_iter().map(|delivery| take(delivery, from)));
     }
+}
+
+/// Leaves a message that no slot has begun to others.
+pub(crate) async fn hand_back(
+    shop: &Shop,
+    Work { message, batch, .. }: Work,
+    handoffs: &flume::Sender<Handoff>,
+) {
+    // Fails only if the handoff has ended with an error; the batch then stays unsettled.
+    let _ = handoffs.send_async(handoff(vec![shop.hand_back(message)], &batch)).await;
+    batch.close();
 }
 
 fn take(Delivery { message, receipt, redelivered }: Delivery, from: QueueRole) -> Work {

@@ -129,7 +129,7 @@ impl Worker {
             );
             intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
         }
-        drop((work, waiting, handoffs));
+        drop(work);
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
             Arc::clone(&shop),
             Arc::clone(&publisher),
@@ -146,11 +146,16 @@ impl Worker {
             leaving.cancel();
             Ok(())
         };
-        let intakes_ended = async {
+        let shop_of_intakes = Arc::clone(&shop);
+        let intakes_ended = async move {
             let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
             while let Some(intake) = intakes.next().await {
                 consumers.push(intake.map_err(|_| WorkerError::Died)??);
             }
+            for unbegun in waiting.drain() {
+                intake::hand_back(&shop_of_intakes, unbegun, &handoffs).await;
+            }
+            drop(handoffs);
             Ok::<_, WorkerError>(consumers)
         };
         let no_more = CancellationToken::new();

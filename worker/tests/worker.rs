@@ -1,0 +1,263 @@
+//! What a worker does with what comes to it, on the memory transport.
+
+use std::{
+    future::Future,
+    num::NonZeroU16,
+    ops::ControlFlow,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use gristmill_shared::{
+    Address, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry, Round,
+    TaskContext, TaskError, TaskIndex, Transport,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{self, Batch, Form, Results, Stopped},
+};
+use gristmill_worker::{Worker, WorkerReport};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::to_raw_value};
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Doubles numbers; some tasks behave badly.
+#[derive(Serialize, Deserialize)]
+struct Double {
+    #[serde(default)]
+    hold: bool,
+}
+
+/// Held tasks meet the test here when they begin, and again before they end.
+static BEGUN: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
+static END: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+impl Job for Double {
+    const KIND: &'static str = "double";
+    type Task = i64;
+    type Output = i64;
+    type Report = i64;
+
+    fn split(&self) -> impl Iterator<Item = Result<i64, JobError>> + Send {
+        std::iter::empty()
+    }
+    #[expect(clippy::panic_in_result_fn, reason = "one of the ways to behave badly")]
+    fn process(&self, task: i64, _: &TaskContext) -> Result<i64, TaskError> {
+        if self.hold {
+            HELD.fetch_add(1, Ordering::SeqCst);
+            BEGUN.wait();
+            END.wait();
+        }
+        match task {
+            -1 => Err(TaskError::failed("minus one")),
+            -2 => Err(TaskError::reject("minus two")),
+            -3 => panic!("minus three"),
+            _ => Ok(task * 2),
+        }
+    }
+    fn collect(&self, _: &mut i64, _: TaskIndex, _: i64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// A worker on a transport of its own.
+struct Bench {
+    transport: Arc<dyn Transport>,
+    leave: oneshot::Sender<()>,
+    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+}
+
+impl Bench {
+    async fn start(messages: Vec<Outgoing>) -> Self {
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        transport.open_lane(&Lane::default()).await.unwrap();
+        let publisher = transport.publisher().await.unwrap();
+        publish_until_stored(&*publisher, messages).await.unwrap();
+        let mut registry = Registry::default();
+        registry.register::<Double>().unwrap();
+        let worker = Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::MIN);
+        let (leave, left) = oneshot::channel::<()>();
+        let running = worker.run_until(Arc::clone(&transport), async {
+            let _ = left.await;
+        });
+        Self { worker: tokio::spawn(running), transport, leave }
+    }
+
+    async fn stop(self) -> (WorkerReport, Arc<dyn Transport>) {
+        let _ = self.leave.send(());
+        (within(self.worker).await.unwrap().unwrap(), self.transport)
+    }
+
+    async fn take(&self, role: QueueRole) -> Message {
+        take(&*self.transport, role).await
+    }
+
+    async fn results(&self) -> serde_json::Value {
+        let message = self.take(QueueRole::Results).await;
+        wire::decode::<Results<'_>>(&message).unwrap();
+        serde_json::from_slice(&message.body).unwrap()
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+async fn take(transport: &dyn Transport, role: QueueRole) -> Message {
+    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
+    let delivery = within(consumer.recv(1)).await.unwrap().remove(0);
+    delivery.receipt.ack();
+    consumer.close().await;
+    delivery.message
+}
+
+async fn is_empty(transport: &dyn Transport, role: QueueRole) -> bool {
+    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
+    timeout(Duration::from_millis(50), consumer.recv(1)).await.is_err()
+}
+
+fn batch(job: JobId, kind: &str, spec: &serde_json::Value, tasks: &[i64], failures: u32) -> Outgoing {
+    let message = Batch {
+        job,
+        kind: Kind::new(kind).unwrap(),
+        spec: &to_raw_value(spec).unwrap(),
+        policy: Policy::default(),
+        round: Round(0),
+        stage: 0,
+        first: TaskIndex(10),
+        count: u32::try_from(tasks.len()).unwrap(),
+        tasks: &to_raw_value(tasks).unwrap(),
+    }
+    .to_message(failures, "test");
+    to_queue(QueueRole::Tasks, message)
+}
+
+fn to_queue(role: QueueRole, message: Message) -> Outgoing {
+    Outgoing { to: Address::Queue(role.of(&Lane::default())), message }
+}
+
+#[tokio::test]
+async fn outcomes_are_stored_and_then_the_batch_is_settled() {
+    let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[1, 2, 3], 0)]).await;
+    let results = bench.results().await;
+    assert_eq!(results["done"], json!([{"first": 10, "count": 3, "outputs": [2, 4, 6]}]));
+    let (report, transport) = bench.stop().await;
+    assert_eq!((report.done, report.batches), (3, 1));
+    assert!(is_empty(&*transport, QueueRole::Tasks).await, "the batch was not acked");
+}
+
+#[tokio::test]
+async fn a_failed_task_goes_up_the_ladder_alone() {
+    let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[1, -1, -3, 4], 0)]).await;
+    let results = bench.results().await;
+    assert_eq!(
+        results["done"],
+        json!([{"first": 10, "count": 1, "outputs": [2]}, {"first": 13, "count": 1, "outputs": [8]}])
+    );
+    let (_, transport) = bench.stop().await;
+    for (index, task) in [(11, "[-1]"), (12, "[-3]")] {
+        let message = take(&*transport, QueueRole::Again).await;
+        let batch = wire::decode::<Batch<'_>>(&message).unwrap();
+        assert_eq!((batch.first, batch.count, batch.tasks.get()), (TaskIndex(index), 1, task));
+        assert_eq!(message.headers.attempt, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_last_attempt_and_a_rejection_are_recorded_with_the_task() {
+    let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[-1, -2, -3], 4)]).await;
+    let failed = bench.results().await["failed"].clone();
+    for (place, task, reason) in [(0, -1, "minus one"), (1, -2, "minus two"), (2, -3, "panic: minus three")] {
+        let expected =
+            json!({"index": 10 + place, "reason": reason, "attempts": 5, "losses": 0, "task": task});
+        assert_eq!(failed[place], expected);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_rejected_task_is_not_tried_again() {
+    let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[-2], 0)]).await;
+    assert_eq!(bench.results().await["failed"][0]["attempts"], 1);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_kind_nobody_here_knows_waits_for_somebody_who_does() {
+    let unknown = batch(JobId::generate(), "triple", &json!({}), &[1], 2);
+    let known = batch(JobId::generate(), "double", &json!({}), &[1], 0);
+    let bench = Bench::start(vec![unknown.clone(), known]).await;
+    bench.results().await; // of the known one, which comes after
+    let (report, transport) = bench.stop().await;
+    assert_eq!((report.done, report.errors), (1, 0));
+    tokio::time::pause(); // 10 s pass at once
+    let message = take(&*transport, QueueRole::Again).await;
+    assert_eq!(message, unknown.message, "it cost an attempt, or changed on the way");
+}
+
+#[tokio::test]
+async fn what_is_no_batch_of_ours_is_buried_with_the_reason() {
+    let garbage = Message { body: "{".into(), form: Batch::FORM.into(), ..Message::default() };
+    let short = {
+        let mut short = batch(JobId::generate(), "double", &json!({}), &[1], 0);
+        short.message.body = String::from_utf8(short.message.body.to_vec())
+            .unwrap()
+            .replace("\"count\":1", "\"count\":2")
+            .into();
+        short
+    };
+    let spec = batch(JobId::generate(), "double", &json!({"hold": "no boolean"}), &[1], 0);
+    let bench = Bench::start(vec![to_queue(QueueRole::Tasks, garbage), short, spec]).await;
+    let mut reasons = Vec::new();
+    for _ in 0..3 {
+        let message = bench.take(QueueRole::Dead).await;
+        assert_eq!(message.headers.origin.as_deref(), Some("gristmill.default.tasks"));
+        reasons.push(message.headers.reason.unwrap());
+    }
+    reasons.sort();
+    assert!(reasons[0].contains("says it has 2 tasks, but has 1"), "{reasons:?}");
+    assert!(reasons[1].contains("the body is no gristmill.batch.v1"), "{reasons:?}");
+    assert!(reasons[2].contains("does not fit kind double"), "{reasons:?}");
+    let (_, transport) = bench.stop().await;
+    assert!(is_empty(&*transport, QueueRole::Tasks).await);
+}
+
+#[tokio::test]
+async fn a_stopped_job_is_skipped_without_a_result() {
+    let job = JobId::generate();
+    let stopped = Stopped { job, round: Round(0), why: "test".into() }.message("stop".into(), "test");
+    let journal = Outgoing { to: Address::Journal, message: stopped };
+    let other = batch(JobId::generate(), "double", &json!({}), &[7], 0);
+    let bench = Bench::start(vec![journal, batch(job, "double", &json!({}), &[1, 2], 0), other]).await;
+    assert_eq!(bench.results().await["done"][0]["outputs"], json!([14]));
+    let (report, transport) = bench.stop().await;
+    assert_eq!((report.skipped, report.done), (2, 1));
+    assert!(is_empty(&*transport, QueueRole::Tasks).await && is_empty(&*transport, QueueRole::Results).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_worker_ends_its_task_and_hands_back_the_rest_at_no_cost() {
+    let job = JobId::generate();
+    let held = batch(job, "double", &json!({"hold": true}), &[1, 2, 3], 0);
+    let waiting = batch(JobId::generate(), "double", &json!({"hold": true}), &[9], 0);
+    let bench = Bench::start(vec![held, waiting]).await;
+    tokio::task::spawn_blocking(|| BEGUN.wait()).await.unwrap();
+    let Bench { transport, leave, worker } = bench;
+    leave.send(()).unwrap();
+    // The waiting batch is handed back while the task still runs: the worker has begun to leave.
+    let back = take(&*transport, QueueRole::Again).await;
+    assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
+    tokio::task::spawn_blocking(|| END.wait()).await.unwrap();
+    let report = within(worker).await.unwrap().unwrap();
+    assert_eq!((report.done, report.handed_back, report.abandoned), (1, 2, 0));
+    assert_eq!(HELD.load(Ordering::SeqCst), 1, "a task was begun after the worker was told to leave");
+    let rest = take(&*transport, QueueRole::Again).await;
+    let batch = wire::decode::<Batch<'_>>(&rest).unwrap();
+    assert_eq!((batch.first, batch.tasks.get(), rest.headers.attempt), (TaskIndex(11), "[2,3]", 0));
+    assert!(is_empty(&*transport, QueueRole::Tasks).await);
+}
