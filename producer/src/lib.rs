@@ -9,6 +9,7 @@
 mod cancel;
 mod cursor;
 mod error;
+mod kept_cursor;
 mod producer;
 mod sending;
 mod splitting;

@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport,
+    kept_cursor::KeptCursor,
     sending::{self, Sent},
     splitting::{self, Label, Place},
 };
@@ -111,8 +112,9 @@ impl Producer {
     async fn begin(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
         self.transport.open_lane(&cursor.lane).await?;
         let publisher = self.transport.publisher().await?;
-        let submission = Submission { producer: self.clone(), publisher, job, cursor };
-        let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = submission.cursor.clone();
+        let kept = KeptCursor { cursor, dir: self.cursors.clone() };
+        let submission = Submission { producer: self.clone(), publisher, job, kept };
+        let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = submission.cursor().clone();
         submission.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await?;
         Ok(submission)
     }
@@ -124,20 +126,24 @@ pub struct Submission {
     producer: Producer,
     publisher: Arc<dyn Publisher>,
     job: Arc<dyn AnyJob>,
-    cursor: Cursor,
+    kept: KeptCursor,
 }
 
 impl Submission {
+    fn cursor(&self) -> &Cursor {
+        &self.kept.cursor
+    }
+
     /// The job's id.
     #[must_use]
     pub fn id(&self) -> JobId {
-        self.cursor.job
+        self.cursor().job
     }
 
     /// What the job said of itself.
     #[must_use]
     pub fn plan(&self) -> &Plan {
-        &self.cursor.plan
+        &self.cursor().plan
     }
 
     /// Splits the job, sends its tasks and seals it; ends early if the job does. The tasks are split on a thread of
@@ -148,32 +154,26 @@ impl Submission {
     /// # Errors
     /// [`ProducerError`]; the job can be resumed unless the split itself failed.
     pub async fn send(mut self) -> Result<SplitReport, ProducerError> {
-        if let Some(sealed) = self.cursor.sealed.clone() {
+        if let Some(sealed) = self.cursor().sealed.clone() {
             self.tell_sink(&sealed, "sealed").await?;
             return Ok(SplitReport { end: SplitEnd::Sealed, sent: sealed.total });
         }
         let (board, following) = JobBoard::open(&*self.producer.transport).await?;
         let stop = board.stop_signal(self.id(), Round(0));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
-        let place = Place { index: self.cursor.confirmed, digest: self.cursor.digest };
-        let splits = splitting::start(Arc::clone(&self.job), self.label(), place, self.cursor.batch)
-            .map_err(ProducerError::Thread)?;
-        let to = Address::Queue(QueueRole::Tasks.of(&self.cursor.lane));
-        let (publisher, cursors, cursor) =
-            (&*self.publisher, self.producer.cursors.clone(), &mut self.cursor);
-        let save = async |Place { index, digest }: Place| {
-            (cursor.confirmed, cursor.digest) = (index, digest);
-            save(cursors.clone(), cursor.clone()).await
-        };
+        let splits =
+            splitting::start(Arc::clone(&self.job), self.label(), self.kept.place(), self.cursor().batch)
+                .map_err(ProducerError::Thread)?;
+        let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
         let sent = tokio::select! {
-            sent = sending::send_all(splits, to, place, publisher, &stop, save) => sent,
+            sent = sending::send_all(splits, to, &*self.publisher, &stop, &mut self.kept) => sent,
             lost = following => return Err(lost.map_or(ProducerError::Died, ProducerError::from)),
         };
         match sent {
             Ok(Sent::Stopped(sent)) => Ok(SplitReport { end: SplitEnd::Stopped, sent }),
-            Ok(Sent::All(total, digest)) => match self.cursor.plan.tasks {
+            Ok(Sent::All(total, digest)) => match self.cursor().plan.tasks {
                 Some(planned) if planned != total => {
-                    let unit = &self.cursor.plan.unit;
+                    let unit = &self.cursor().plan.unit;
                     let why = format!("the job planned {planned} {unit}, but its split gave {total}");
                     self.abort(JobError::new(why)).await
                 }
@@ -186,9 +186,7 @@ impl Submission {
 
     async fn seal(mut self, total: u64, digest: SplitDigest) -> Result<SplitReport, ProducerError> {
         let sealed = Sealed { job: self.id(), total, digest: digest.to_string() };
-        (self.cursor.confirmed, self.cursor.digest) = (TaskIndex(total), digest);
-        self.cursor.sealed = Some(sealed.clone());
-        save(self.producer.cursors.clone(), self.cursor.clone()).await?;
+        self.kept.seal(Place { index: TaskIndex(total), digest }, sealed.clone()).await?;
         self.tell_sink(&sealed, "sealed").await?;
         Ok(SplitReport { end: SplitEnd::Sealed, sent: total })
     }
@@ -199,7 +197,7 @@ impl Submission {
     }
 
     fn label(&self) -> Label {
-        let Cursor { job, kind, spec, policy, .. } = self.cursor.clone();
+        let Cursor { job, kind, spec, policy, .. } = self.cursor().clone();
         Label { job, kind, spec, policy, app: self.producer.app.clone() }
     }
 
@@ -210,16 +208,7 @@ impl Submission {
         part: &str,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + '_ {
         let message = what.message(format!("{}/{part}", self.id()), &self.producer.app);
-        let to = Address::Queue(QueueRole::Results.of(&self.cursor.lane));
+        let to = Address::Queue(QueueRole::Results.of(&self.cursor().lane));
         publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
-    }
-}
-
-/// Off the runtime's threads, since it waits for the disk.
-async fn save(cursors: Option<CursorDir>, cursor: Cursor) -> Result<(), ProducerError> {
-    let Some(cursors) = cursors else { return Ok(()) };
-    match tokio::task::spawn_blocking(move || cursors.save(&cursor)).await {
-        Ok(saved) => Ok(saved?),
-        Err(_) => Err(ProducerError::Died),
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     ProducerError,
+    kept_cursor::KeptCursor,
     splitting::{Packed, Place, Split},
     window::Window,
 };
@@ -47,16 +48,16 @@ pub(crate) enum Sent {
     Stopped(u64),
 }
 
-/// Sends until the split ends or `stop` is given. `save` is called about once a second with the place up to which
-/// everything is stored.
+/// Sends until the split ends or `stop` is given. About once a second the place up to which everything is stored is
+/// noted in the cursor.
 pub(crate) async fn send_all(
     splits: flume::Receiver<Split>,
     to: Address,
-    start: Place,
     publisher: &dyn Publisher,
     stop: &StopSignal,
-    mut save: impl AsyncFnMut(Place) -> Result<(), ProducerError>,
+    cursor: &mut KeptCursor,
 ) -> Result<Sent, ProducerError> {
+    let start = cursor.place();
     let mut confirmed = Confirmed::new(start);
     let mut window = Window::new();
     let mut in_flight = FuturesUnordered::new();
@@ -120,7 +121,7 @@ pub(crate) async fn send_all(
                 Ok(last @ Split::End(..)) => end = Some(last),
                 Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
             },
-            _ = saves.tick() => save(confirmed.place).await?,
+            _ = saves.tick() => cursor.advance(confirmed.place).await?,
         }
     }
 }

@@ -26,7 +26,9 @@ pub struct Watch {
     events: Box<dyn EventReader>,
     /// Whether the journal has been read to what was its end at the start.
     caught_up: bool,
-    /// The job's last end before that; a later round may follow.
+    /// The last round that was begun, as far as it has been read.
+    round: Round,
+    /// How that round ended; told once everything has been read, since a later round may follow.
     ended: Option<Finished>,
 }
 
@@ -38,7 +40,7 @@ impl Watch {
     pub async fn open(transport: &dyn Transport, job: JobId) -> Result<Self, TransportError> {
         let events = transport.events(EventFilter::Job(job)).await?;
         let journal = transport.journal().await?;
-        Ok(Self { job, journal, events, caught_up: false, ended: None })
+        Ok(Self { job, journal, events, caught_up: false, round: Round(0), ended: None })
     }
 
     /// The next news; after [`News::Finished`] there is none. Cancel safe.
@@ -76,16 +78,15 @@ impl Watch {
         }
     }
 
-    /// The last round's end counts; entries may repeat.
+    /// The last round's end counts; entries may repeat, also late.
     fn end(&mut self, finished: Finished) {
-        if self.ended.as_ref().is_none_or(|ended| ended.round <= finished.round) {
+        if finished.round >= self.round {
             self.ended = Some(finished);
         }
     }
 
     fn reopen(&mut self, round: Round) {
-        if self.ended.as_ref().is_some_and(|ended| ended.round < round) {
-            self.ended = None;
-        }
+        self.round = self.round.max(round);
+        self.ended.take_if(|ended| ended.round < round);
     }
 }

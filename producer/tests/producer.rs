@@ -1,0 +1,302 @@
+//! What a producer sends, and when it stops, on the memory transport.
+
+use std::{future::Future, ops::ControlFlow, sync::Arc, time::Duration};
+
+use gristmill_producer::{
+    Cancelling, CursorDir, News, Producer, ProducerError, SplitEnd, SubmitOptions, Watch, cancel,
+};
+use gristmill_shared::{
+    Account, Address, Conclusion, Consumer, Job, JobError, JobId, JournalEntry, Kind, Lane, Message,
+    Outgoing, Plan, QueueRole, Registry, Round, TASKS_MAX_MESSAGES, TaskContext, TaskError, TaskIndex,
+    Transport, erase,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{Batch, Fact, Finished, Form, Reopened, Stopped, ToSink, decode},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Counts to `tasks`; may fail on its way, or plan something else.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Count {
+    tasks: u64,
+    plan: Option<u64>,
+    fail_at: Option<u64>,
+}
+
+impl Job for Count {
+    const KIND: &'static str = "count";
+    type Task = u64;
+    type Output = ();
+    type Report = ();
+
+    fn plan(&self) -> Result<Plan, JobError> {
+        if self.tasks == 0 {
+            return Err(JobError::new("nothing to count"));
+        }
+        Ok(self.plan.map_or_else(Plan::unknown, Plan::of))
+    }
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        let fail_at = self.fail_at;
+        (0..self.tasks)
+            .map(move |n| if fail_at == Some(n) { Err(JobError::new("out of fingers")) } else { Ok(n) })
+    }
+    fn process(&self, _: u64, _: &TaskContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+    fn collect(&self, (): &mut (), _: TaskIndex, (): ()) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+fn count(tasks: u64) -> Count {
+    Count { tasks, ..Count::default() }
+}
+
+fn options(batch: u32) -> SubmitOptions {
+    SubmitOptions { batch, ..SubmitOptions::default() }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+async fn consume(transport: &dyn Transport, role: QueueRole) -> Box<dyn Consumer> {
+    transport.consume(&role.of(&Lane::default()), 500).await.unwrap()
+}
+
+/// Everything that waits in a queue.
+async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<Message> {
+    let mut consumer = consume(transport, role).await;
+    let mut all = Vec::new();
+    while let Ok(deliveries) = timeout(Duration::from_millis(50), consumer.recv(500)).await {
+        for delivery in deliveries.unwrap() {
+            delivery.receipt.ack();
+            all.push(delivery.message);
+        }
+    }
+    all
+}
+
+fn first_and_count(message: &Message) -> (u64, u32) {
+    let batch = decode::<Batch<'_>>(message).unwrap();
+    let tasks: Vec<u64> = serde_json::from_str(batch.tasks.get()).unwrap();
+    let indices: Vec<u64> = (batch.first.0..batch.first.0 + u64::from(batch.count)).collect();
+    assert_eq!(tasks, indices, "a task has another index than its place in the split");
+    (batch.first.0, batch.count)
+}
+
+fn seal(messages: &[Message]) -> (u64, String) {
+    let seals: Vec<_> = messages
+        .iter()
+        .filter_map(|message| match ToSink::decode(message).unwrap() {
+            ToSink::Sealed(sealed) => Some((sealed.total, sealed.digest)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(seals.len(), 1);
+    seals[0].clone()
+}
+
+#[tokio::test]
+async fn a_job_is_opened_sent_in_order_and_sealed() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let submission = producer.open(erase(count(10)), options(4)).await.unwrap();
+    assert!(drain(&*transport, QueueRole::Tasks).await.is_empty(), "a task was sent before the job was sent");
+    let opened = drain(&*transport, QueueRole::Results).await;
+    assert!(
+        matches!(&ToSink::decode(&opened[0]).unwrap(), ToSink::Opened(opened) if opened.kind.as_str() == "count")
+    );
+
+    let report = within(submission.send()).await.unwrap();
+    assert_eq!((report.end, report.sent), (SplitEnd::Sealed, 10));
+    let batches: Vec<_> = drain(&*transport, QueueRole::Tasks).await.iter().map(first_and_count).collect();
+    assert_eq!(batches, [(0, 4), (4, 4), (8, 2)]);
+    assert_eq!(seal(&drain(&*transport, QueueRole::Results).await).0, 10);
+}
+
+#[tokio::test]
+async fn a_refused_plan_sends_nothing() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let error = producer.open(erase(count(0)), options(1)).await.unwrap_err();
+    assert!(matches!(error, ProducerError::Plan(why) if why.to_string() == "nothing to count"));
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_backlog_is_bounded_and_nothing_is_lost_when_the_queue_is_full() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let total = TASKS_MAX_MESSAGES * 3;
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(count(total)), options(1)).await.unwrap();
+    let mut sending = tokio::spawn(submission.send());
+    let stuck = timeout(Duration::from_millis(300), &mut sending).await;
+    assert!(stuck.is_err(), "it sent more than the queue holds");
+    let mut consumer = consume(&*transport, QueueRole::Tasks).await;
+    let mut seen = vec![0; usize::try_from(total).unwrap()];
+    while seen.contains(&0) {
+        for delivery in within(consumer.recv(500)).await.unwrap() {
+            seen[usize::try_from(first_and_count(&delivery.message).0).unwrap()] += 1;
+            delivery.receipt.ack();
+        }
+    }
+    assert_eq!(within(sending).await.unwrap().unwrap().sent, total);
+    assert!(seen.iter().all(|times| *times == 1), "refused messages were stored, or sent twice");
+}
+
+#[tokio::test]
+async fn a_failing_split_and_a_wrong_plan_abort_the_job_and_never_seal_it() {
+    let failing = Count { fail_at: Some(5), ..count(10) };
+    let wrong = Count { plan: Some(11), ..count(10) };
+    for (job, reason) in [
+        (failing, "split failed at task 5: out of fingers"),
+        (wrong, "the job planned 11 tasks, but its split gave 10"),
+    ] {
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        let submission =
+            Producer::new(Arc::clone(&transport), "test").open(erase(job), options(2)).await.unwrap();
+        assert!(matches!(within(submission.send()).await, Err(ProducerError::Split(_))));
+        let told = drain(&*transport, QueueRole::Results).await;
+        assert_eq!(told.len(), 2);
+        let last = ToSink::decode(&told[1]).unwrap();
+        assert!(matches!(&last, ToSink::Aborted(aborted) if aborted.reason == reason), "{last:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_job_is_not_split_to_its_end() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let endless = count(u64::MAX);
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(endless), options(1)).await.unwrap();
+    let job = submission.id();
+    let sending = tokio::spawn(submission.send());
+    let mut consumer = consume(&*transport, QueueRole::Tasks).await;
+    within(consumer.recv(1)).await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), job, "enough", "test").await.unwrap();
+    assert_eq!(told, Cancelling::Told);
+    assert_eq!(within(sending).await.unwrap().unwrap().end, SplitEnd::Stopped);
+    let told = drain(&*transport, QueueRole::Results).await;
+    assert!(
+        matches!(&ToSink::decode(&told[1]).unwrap(), ToSink::Cancelled(cancelled) if cancelled.reason == "enough")
+    );
+    assert_eq!(told.len(), 2, "it was sealed");
+}
+
+#[tokio::test]
+async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
+    let dir = tempfile::tempdir().unwrap();
+    let cursors = CursorDir::new(dir.path());
+    let total = TASKS_MAX_MESSAGES + 500;
+    let mut registry = Registry::default();
+    registry.register::<Count>().unwrap();
+
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
+    let submission = producer.open(erase(count(total)), options(1)).await.unwrap();
+    let job = submission.id();
+    // The queue fills up, the cursor is saved, and then the producer is no more.
+    assert!(timeout(Duration::from_millis(1500), submission.send()).await.is_err());
+    let cursor = cursors.load(job).unwrap();
+    assert!(cursor.confirmed.0 > 0 && cursor.confirmed.0 <= TASKS_MAX_MESSAGES, "{:?}", cursor.confirmed);
+    let before = drain(&*transport, QueueRole::Tasks).await;
+    assert!(before.len() as u64 >= cursor.confirmed.0, "the cursor is ahead of what is stored");
+
+    let other = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "2");
+    assert!(matches!(other.resume(&registry, cursor.clone()).await, Err(ProducerError::Changed(_))));
+    let resumed = producer.resume(&registry, cursor.clone()).await.unwrap();
+    assert_eq!(within(resumed.send()).await.unwrap().sent, total);
+    let after: Vec<_> = drain(&*transport, QueueRole::Tasks).await.iter().map(first_and_count).collect();
+    assert_eq!(after.first(), Some(&(cursor.confirmed.0, 1)));
+    assert_eq!(after.last(), Some(&(total - 1, 1)));
+    let resumed_seal = seal(&drain(&*transport, QueueRole::Results).await);
+
+    // Once sealed, resuming repeats the seal and nothing else.
+    let again = producer.resume(&registry, cursors.load(job).unwrap()).await.unwrap();
+    within(again.send()).await.unwrap();
+    assert!(drain(&*transport, QueueRole::Tasks).await.is_empty());
+    assert_eq!(seal(&drain(&*transport, QueueRole::Results).await), resumed_seal);
+
+    let whole: Arc<dyn Transport> = MemoryTransport::new();
+    let submission =
+        Producer::new(Arc::clone(&whole), "test").open(erase(count(total)), options(100)).await.unwrap();
+    within(submission.send()).await.unwrap();
+    assert_eq!(seal(&drain(&*whole, QueueRole::Results).await), resumed_seal);
+}
+
+#[tokio::test]
+async fn a_job_whose_split_changed_is_not_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let cursors = CursorDir::new(dir.path());
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
+    let submission = producer.open(erase(count(10)), options(1)).await.unwrap();
+    let mut cursor = cursors.load(submission.id()).unwrap();
+    cursor.confirmed = TaskIndex(5); // with the digest of no tasks
+    let mut registry = Registry::default();
+    registry.register::<Count>().unwrap();
+    let resumed = producer.resume(&registry, cursor).await.unwrap();
+    let error = within(resumed.send()).await.unwrap_err();
+    assert!(matches!(&error, ProducerError::Changed(why) if why.contains("first 5")), "{error}");
+    assert!(drain(&*transport, QueueRole::Tasks).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_watch_sees_the_end_of_the_last_round_only() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let job = JobId::generate();
+    let finished = |round, text: &str| Finished {
+        job,
+        kind: Kind::new("count").unwrap(),
+        round: Round(round),
+        account: Account::default(),
+        conclusion: Conclusion::answer(text),
+    };
+    let fact = |message| vec![Outgoing { to: Address::Journal, message }];
+    let reopened = Reopened { job, round: Round(1) };
+    for message in [
+        finished(0, "first").message("1".into(), "test"),
+        reopened.message("2".into(), "test"),
+        finished(0, "first").message("1".into(), "test"),
+    ] {
+        publish_until_stored(&*publisher, fact(message)).await.unwrap();
+    }
+    let mut watch = Watch::open(&*transport, job).await.unwrap();
+    assert!(
+        matches!(within(watch.next()).await.unwrap(), News::CaughtUp),
+        "an old round's end was taken for the end"
+    );
+    publish_until_stored(&*publisher, fact(finished(1, "second").message("3".into(), "test"))).await.unwrap();
+    let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
+    assert_eq!(end.conclusion.text, "second");
+}
+
+#[tokio::test]
+async fn cancelling_a_job_that_has_ended_says_so() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let job = JobId::generate();
+    let finished = Finished {
+        job,
+        kind: Kind::new("count").unwrap(),
+        round: Round(0),
+        account: Account::default(),
+        conclusion: Conclusion::answer("done"),
+    };
+    let message = finished.message("1".into(), "test");
+    publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), job, "late", "test").await.unwrap();
+    assert_eq!(told, Cancelling::HadEnded);
+    let mut journal = transport.journal().await.unwrap();
+    while let JournalEntry::Fact(message) = journal.next().await.unwrap() {
+        assert!(!matches!(Fact::decode(&message).unwrap(), Fact::Stopped(Stopped { .. })));
+    }
+}
