@@ -1,0 +1,145 @@
+//! One value of each form, as the page shows it.
+
+use gristmill_shared::{
+    Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
+    wire::{
+        self, Aborted, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing, Opened,
+        Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
+    },
+};
+use serde_json::value::RawValue;
+
+/// A form with its example.
+pub(crate) struct Golden {
+    /// The Rust type, as it is written in `form!`.
+    pub(crate) type_name: &'static str,
+    /// The name on the wire.
+    pub(crate) form: &'static str,
+    /// The value below, encoded.
+    pub(crate) body: String,
+    /// Decodes a body and encodes it again.
+    pub(crate) recode: fn(&Message) -> Result<String, Malformed>,
+}
+
+macro_rules! golden {
+    ($Type:ty, $value:expr) => {
+        Golden {
+            type_name: stringify!($Type),
+            form: <$Type as Form>::FORM,
+            body: body(&$value),
+            recode: |message| wire::decode::<$Type>(message).map(|value| body(&value)),
+        }
+    };
+}
+
+fn body(value: &impl Form) -> String {
+    String::from_utf8(value.message("id".into(), "app").body.to_vec()).unwrap()
+}
+
+/// The example of a batch.
+pub(crate) fn batch() -> Batch<'static> {
+    Batch {
+        job: job(),
+        kind: "word-count".parse().unwrap(),
+        spec: raw(r#"{"min_letters":2}"#),
+        policy: policy(),
+        round: Round(0),
+        stage: 0,
+        first: TaskIndex(0),
+        count: 2,
+        tasks: raw(r#"["to be or not to be","that is the question"]"#),
+    }
+}
+
+/// The example of each form.
+pub(crate) fn all() -> Vec<Golden> {
+    let job = job();
+    vec![
+        golden!(Batch<'_>, batch()),
+        golden!(
+            Results<'_>,
+            Results {
+                job,
+                round: Round(0),
+                worker: "mill-7-4242-9f3c21".parse().unwrap(),
+                busy_us: 1_500,
+                done: vec![DoneSpan { first: TaskIndex(0), count: 2, outputs: raw("[6,4]") }],
+                failed: vec![FailedTask {
+                    index: TaskIndex(2),
+                    reason: "no letters in the text".into(),
+                    attempts: 5,
+                    losses: 0,
+                    task: raw(r#""...""#),
+                }],
+            }
+        ),
+        golden!(
+            Opened,
+            Opened {
+                job,
+                kind: "word-count".parse().unwrap(),
+                spec: raw(r#"{"min_letters":2}"#).to_owned(),
+                policy: policy(),
+                plan: Plan::of(3).unit("lines"),
+                lane: "default".parse().unwrap(),
+                submitted_ms: 1_733_745_900_352,
+            }
+        ),
+        golden!(Sealed, Sealed { job, total: 3, digest: "xxh3:2288a1c73cd1def8".into() }),
+        golden!(
+            Aborted,
+            Aborted { job, reason: "split failed at task 2: cannot read hamlet.txt: no such file".into() }
+        ),
+        golden!(Cancelled, Cancelled { job, reason: "the wrong text".into() }),
+        golden!(Reopen, Reopen { job, indices: vec![TaskIndex(2)] }),
+        golden!(
+            Finished,
+            Finished {
+                job,
+                kind: "word-count".parse().unwrap(),
+                round: Round(0),
+                account: Account { failed: 1, duplicates: 4, ..account() },
+                conclusion: Conclusion::answer("10 words"),
+            }
+        ),
+        golden!(Stopped, Stopped { job, round: Round(0), why: "the job has its answer".into() }),
+        golden!(Reopened, Reopened { job, round: Round(1) }),
+        golden!(Missing, Missing { job, ranges: vec![(TaskIndex(2), 1)], tasks: 1 }),
+        golden!(
+            Serving,
+            Serving {
+                lane: "default".parse().unwrap(),
+                ledger: "0193a1b0-11aa-7c3e-9a44-52d0c7e81b6a".parse().unwrap(),
+                place: "mill-7:/var/lib/gristmill/ledger.db".into(),
+            }
+        ),
+        golden!(Progress, Progress { job, account: account(), sealed: true, busy_us: 1_500 }),
+        golden!(
+            WorkerBeat,
+            WorkerBeat {
+                worker: "mill-7-4242-9f3c21".parse().unwrap(),
+                lane: "default".parse().unwrap(),
+                slots: 8,
+                busy: 3,
+                done: 1_204,
+                errors: 2,
+            }
+        ),
+    ]
+}
+
+fn job() -> JobId {
+    "0193a1c2-7b40-7d10-8e5a-6f2b1c9d4e3f".parse().unwrap()
+}
+
+fn policy() -> Policy {
+    Policy { max_attempts: 5, task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)) }
+}
+
+fn account() -> Account {
+    Account { total: Some(3), done: 2, ..Account::default() }
+}
+
+fn raw(json: &'static str) -> &'static RawValue {
+    serde_json::from_str(json).unwrap()
+}
