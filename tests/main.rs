@@ -1,1 +1,15 @@
-fn main() {}
+//! End-to-end tests: real processes on a real RabbitMQ. One binary, so that they share one broker.
+//!
+//! The broker is that of `GRISTMILL_TEST_BROKER`, else a private one from the local installation; without either the
+//! tests fail, and `scripts/test` says what is missing.
+
+mod amqp;
+mod bad_input;
+mod conformance;
+mod example;
+mod harness;
+mod house;
+mod pipeline;
+mod run;
+
+pub(crate) use harness::broker::broker_url;

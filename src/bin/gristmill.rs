@@ -1,2 +1,7 @@
-//! Skeleton.
-fn main() {}
+//! Every role in one program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    gristmill::App::with_built_in_jobs().main()
+}

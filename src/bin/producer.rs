@@ -1,2 +1,9 @@
-//! Skeleton.
-fn main() {}
+//! Splits jobs and publishes their tasks.
+
+use std::process::ExitCode;
+
+use gristmill::{App, Role};
+
+fn main() -> ExitCode {
+    App::with_built_in_jobs().main_as(Role::Producer)
+}

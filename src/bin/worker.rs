@@ -1,2 +1,9 @@
-//! Skeleton.
-fn main() {}
+//! Runs tasks.
+
+use std::process::ExitCode;
+
+use gristmill::{App, Role};
+
+fn main() -> ExitCode {
+    App::with_built_in_jobs().main_as(Role::Worker)
+}

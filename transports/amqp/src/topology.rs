@@ -116,7 +116,9 @@ fn difference(refusal: &str) -> Option<String> {
     let (_, rest) = refusal.split_once("inequivalent arg '")?;
     let (argument, rest) = rest.split_once('\'')?;
     let (ours, theirs) = rest.split_once("received ")?.1.split_once(" but current is ")?;
-    Some(format!("{argument} is {theirs} there and would be {ours} here"))
+    // A value is `'5'`, `the value '5' of type 'signedint'` or `none`, depending on the other side.
+    let value = |text: &'_ str| text.split('\'').nth(1).unwrap_or(text).to_owned();
+    Some(format!("{argument} is {} there and would be {} here", value(theirs), value(ours)))
 }
 
 fn queue_arguments(queue: &Queue) -> FieldTable {
@@ -216,7 +218,10 @@ mod tests {
     fn a_mismatch_shows_both_sides() {
         let told = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': \
                     received '1000' but current is '5'";
-        assert_eq!(difference(told).unwrap(), "x-max-length is '5' there and would be '1000' here");
+        assert_eq!(difference(told).unwrap(), "x-max-length is 5 there and would be 1000 here");
+        let told = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': \
+                    received none but current is the value '5' of type 'signedint'";
+        assert_eq!(difference(told).unwrap(), "x-message-ttl is 5 there and would be none here");
         assert_eq!(difference("PRECONDITION_FAILED - something else"), None);
     }
 }

@@ -82,3 +82,88 @@ fn unsent(letter: &Letter, error: &lapin::Error) -> Published {
 fn size_limit(why: &str) -> Option<usize> {
     why.split_once("message size ")?.1.split_once("max size ")?.1.trim().parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{Address, Lane, Message, Outgoing, QueueRole};
+    use lapin::{
+        BasicProperties, ErrorKind,
+        message::Delivery,
+        protocol::{AMQPError, AMQPErrorKind, AMQPSoftError},
+    };
+
+    use super::*;
+
+    fn letter(id: &str) -> Letter {
+        let to = Address::Queue(QueueRole::Tasks.of(&Lane::default()));
+        let message = Message { id: id.into(), body: vec![0; 100].into(), ..Message::default() };
+        Letter::new(Outgoing { to, message }).unwrap()
+    }
+
+    fn letters(ids: &str) -> Vec<Letter> {
+        ids.split(' ').map(letter).collect()
+    }
+
+    fn returned(id: &str) -> BasicReturnMessage {
+        let letter = letter(id);
+        let mut delivery = Delivery::mock(0, letter.exchange.into(), letter.key.into(), false, Vec::new());
+        delivery.properties = BasicProperties::default().with_message_id(id.into());
+        BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
+    }
+
+    fn ack() -> Confirmed {
+        Ok(Confirmation::Ack(None))
+    }
+
+    fn ack_with(id: &str) -> Confirmed {
+        Ok(Confirmation::Ack(Some(returned(id))))
+    }
+
+    fn refusal(kind: AMQPSoftError, text: &str) -> Confirmed {
+        let error = AMQPError::new(AMQPErrorKind::Soft(kind), text.into());
+        Err(ErrorKind::ProtocolError(error).into())
+    }
+
+    #[test]
+    fn a_returned_letter_is_told_by_its_name_and_not_by_the_confirm_it_hangs_on() {
+        use Published::{Rejected, Stored, Unroutable};
+        let confirmed = [ack_with("c"), ack(), ack(), Ok(Confirmation::Nack(Some(returned("e")))), ack()];
+        assert_eq!(
+            answers(&letters("a b c d e"), &confirmed),
+            [Stored, Stored, Unroutable, Rejected, Unroutable]
+        );
+    }
+
+    #[test]
+    fn a_channel_that_is_gone_leaves_its_letters_unknown() {
+        use Published::{Rejected, Stored, Unknown};
+        let gone = || Err(ErrorKind::MissingHeartbeatError.into());
+        let confirmed = [ack(), gone(), Ok(Confirmation::Nack(None)), gone()];
+        assert_eq!(answers(&letters("a b c d"), &confirmed), [Stored, Unknown, Rejected, Unknown]);
+    }
+
+    #[test]
+    fn what_carries_anothers_return_when_the_channel_breaks_may_have_been_returned_itself() {
+        use Published::{Unknown, Unroutable};
+        let confirmed = [Err(ErrorKind::MissingHeartbeatError.into()), ack_with("a")];
+        assert_eq!(answers(&letters("a b"), &confirmed), [Unroutable, Unknown]);
+    }
+
+    #[test]
+    fn a_channel_that_was_closed_over_a_letter_tells_what_was_wrong() {
+        let answer = |kind, text: &str| answers(&letters("a"), &[refusal(kind, text)]).remove(0);
+        let missing = "NOT_FOUND - no exchange 'gristmill.work' in vhost '/'";
+        assert_eq!(answer(AMQPSoftError::NOTFOUND, missing), Published::Unroutable);
+        let other = "NOT_FOUND - no exchange 'gristmill.dead' in vhost '/'";
+        assert_eq!(answer(AMQPSoftError::NOTFOUND, other), Published::Unknown);
+        let forbidden =
+            "ACCESS_REFUSED - access to exchange 'gristmill.work' in vhost '/' refused for user 'me'";
+        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Refused(forbidden.into()));
+        let large = |limit| {
+            format!("PRECONDITION_FAILED - message size 100 is larger than configured max size {limit}")
+        };
+        let refused = Published::Refused(large(99));
+        assert_eq!(answer(AMQPSoftError::PRECONDITIONFAILED, &large(99)), refused);
+        assert_eq!(answer(AMQPSoftError::PRECONDITIONFAILED, &large(100)), Published::Unknown);
+    }
+}

@@ -1,0 +1,256 @@
+//! The clerk: takes in messages, and enters them into the ledger in groups. The only one who changes anything; works
+//! on one thread, and knows nothing of the broker.
+
+mod dead;
+mod news;
+mod outbox;
+mod parking;
+mod seldom;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, mem, time::Instant};
+
+use gristmill_shared::{
+    Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
+    wire::{Batch, Malformed, Opened, Progress, Reopen, ToSink, decode},
+};
+
+pub(crate) use outbox::Outbox;
+
+use crate::{
+    SinkError, SinkReport,
+    job::Job,
+    ledger::{
+        Ledger,
+        outbox::{OutboxBatch, Target},
+    },
+};
+use dead::DeadLetters;
+use news::News;
+use parking::Parking;
+
+/// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.
+const JOBS_IN_MEMORY: usize = 1_000;
+
+/// Folds messages into jobs, and commits what came of it.
+///
+/// Whatever fails, fails the clerk as a whole: what is in memory is thrown away with it, and the messages, which were
+/// not acknowledged, come again.
+#[derive(Debug)]
+pub(crate) struct Clerk {
+    ledger: Ledger,
+    registry: Registry,
+    lane: Lane,
+    app: WorkerId,
+    jobs: HashMap<JobId, Job>,
+    outbox: Outbox,
+    parking: Parking,
+    dead: DeadLetters,
+    news: News,
+    /// Of messages that are not committed.
+    receipts: Vec<Receipt>,
+    report: SinkReport,
+}
+
+/// What follows from a commit.
+#[derive(Debug, Default)]
+pub(crate) struct Committed {
+    /// To be acknowledged.
+    pub(crate) receipts: Vec<Receipt>,
+    /// To be published until it is stored; [`Clerk::stored`] wants to know.
+    pub(crate) outbox: Vec<OutboxBatch>,
+}
+
+impl Clerk {
+    pub(crate) fn new(ledger: Ledger, registry: Registry, lane: Lane, app: WorkerId) -> Self {
+        Self {
+            ledger,
+            registry,
+            outbox: Outbox::new(lane.clone(), app.clone()),
+            lane,
+            app,
+            jobs: HashMap::new(),
+            parking: Parking::default(),
+            dead: DeadLetters::default(),
+            news: News::default(),
+            receipts: Vec::new(),
+            report: SinkReport::default(),
+        }
+    }
+
+    /// Takes in a message from the results queue.
+    pub(crate) fn take(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
+        self.report.messages += 1;
+        self.receipts.push(receipt);
+        self.fold(&message)
+    }
+
+    /// Takes in a message from the dead queue: a batch is given up, anything else is recorded.
+    pub(crate) fn take_dead(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
+        self.report.dead += 1;
+        self.receipts.push(receipt);
+        if let Err(malformed) = self.give_up(&message)? {
+            self.dead.record(&message, malformed.reason);
+        }
+        Ok(())
+    }
+
+    /// The publisher has stored these rows of the outbox.
+    pub(crate) fn stored(&mut self, target: Target, rows: Vec<i64>) {
+        self.outbox.stored(target, rows);
+    }
+
+    /// How many messages wait for a commit.
+    pub(crate) fn held(&self) -> usize {
+        self.receipts.len()
+    }
+
+    /// Whether there is anything to commit.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.held() > 0 || self.outbox.has_changed()
+    }
+
+    /// Writes all that was taken in. After an error nothing of it is in the ledger, and there is no clerk any more.
+    pub(crate) fn commit(mut self) -> Result<(Self, Committed), SinkError> {
+        self.save()?;
+        let outbox = self.outbox.next(&self.ledger)?;
+        let receipts = mem::take(&mut self.receipts);
+        Ok((self, Committed { receipts, outbox }))
+    }
+
+    /// When there is progress to tell.
+    pub(crate) fn news_due(&self) -> Option<Instant> {
+        self.news.due()
+    }
+
+    /// Progress that is to be told now.
+    pub(crate) fn take_news(&mut self) -> Vec<(Topic, Progress)> {
+        self.news.take()
+    }
+
+    /// What was done so far.
+    pub(crate) fn report(&self) -> SinkReport {
+        self.report
+    }
+
+    fn fold(&mut self, message: &Message) -> Result<(), SinkError> {
+        let folded = match ToSink::decode(message) {
+            Ok(body) => self.fold_body(body, message)?,
+            Err(malformed) => Err(malformed),
+        };
+        if let Err(malformed) = folded {
+            let origin = QueueRole::Results.of(&self.lane).to_string();
+            self.outbox.dead(message, malformed.reason, origin);
+        }
+        Ok(())
+    }
+
+    fn fold_body(&mut self, body: ToSink<'_>, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
+        let id = body.job();
+        if let ToSink::Reopen(reopen) = &body {
+            return self.reopen(reopen, message).map(Ok);
+        }
+        if !self.load(id)? {
+            return match body {
+                ToSink::Opened(opened) => self.open(opened),
+                _ => {
+                    self.parking.park(id, message);
+                    Ok(Ok(()))
+                }
+            };
+        }
+        let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
+        match body {
+            ToSink::Results(results) => return Ok(job.results(&results, outbox)),
+            ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
+            ToSink::Opened(opened) => job.opened_again(&opened),
+            ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
+            ToSink::Cancelled(cancelled) => job.cancelled(&cancelled.reason, outbox),
+            ToSink::Reopen(_) => {}
+        }
+        Ok(Ok(()))
+    }
+
+    /// Makes sure that the job is in memory; answers whether there is one.
+    fn load(&mut self, id: JobId) -> Result<bool, SinkError> {
+        if self.jobs.contains_key(&id) {
+            return Ok(true);
+        }
+        let job = Job::load(&self.ledger, id, &self.registry, &mut self.outbox)?;
+        Ok(job.is_some_and(|job| self.jobs.insert(id, job).is_none()))
+    }
+
+    fn open(&mut self, opened: Opened) -> Result<Result<(), Malformed>, SinkError> {
+        let id = opened.job;
+        match Job::open(opened, &self.registry, &mut self.outbox) {
+            Ok(job) => drop(self.jobs.insert(id, job)),
+            Err(malformed) => return Ok(Err(malformed)),
+        }
+        for message in self.parking.leave(id, &self.ledger)? {
+            if decode::<Batch<'_>>(&message).is_ok() {
+                self.give_up(&message)?.unwrap_or_else(|malformed| self.dead.record(&message, malformed.reason));
+            } else {
+                self.fold(&message)?;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn give_up(&mut self, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
+        let batch = match decode::<Batch<'_>>(message) {
+            Ok(batch) => batch,
+            Err(malformed) => return Ok(Err(malformed)),
+        };
+        if !self.load(batch.job)? {
+            self.parking.park(batch.job, message);
+            return Ok(Ok(()));
+        }
+        let Some(job) = self.jobs.get_mut(&batch.job) else { return Ok(Ok(())) };
+        Ok(job.given_up(&batch, &message.headers, &mut self.outbox))
+    }
+
+    fn reopen(&mut self, reopen: &Reopen, message: &Message) -> Result<(), SinkError> {
+        self.save()?; // a job is reopened as it is in the ledger
+        let id = reopen.job;
+        if !self.load(id)? {
+            self.parking.park(id, message);
+            return Ok(());
+        }
+        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        let outbox = (&self.app, &mut self.outbox);
+        match job.reopen(&reopen.indices, &self.ledger, &self.registry, outbox)? {
+            Ok(tasks) => tracing::info!(job = %id, tasks, "failed tasks are sent again"),
+            Err(why) => tracing::warn!(job = %id, why, "no tasks are sent again"),
+        }
+        Ok(())
+    }
+
+    fn save(&mut self) -> Result<(), SinkError> {
+        let Self { ledger, jobs, outbox, parking, dead, news, report, .. } = self;
+        let mut changed: Vec<&mut Job> = jobs.values_mut().filter(|job| job.has_changed()).collect();
+        changed.iter_mut().for_each(|job| job.prepare(outbox));
+        if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
+            return Ok(());
+        }
+        ledger.write(|transaction| {
+            for job in &mut changed {
+                report.tasks += job.save(transaction)?;
+            }
+            parking.save(transaction)?;
+            dead.save(transaction)?;
+            outbox.save(transaction)
+        })?;
+        for job in changed {
+            if let Some(told) = job.news() {
+                report.jobs_ended += u64::from(job.has_ended());
+                news.add(told, job.has_ended());
+            }
+        }
+        jobs.retain(|_, job| !job.has_ended());
+        if jobs.len() > JOBS_IN_MEMORY {
+            jobs.clear(); // all of them are in the ledger as they are here
+        }
+        Ok(())
+    }
+}

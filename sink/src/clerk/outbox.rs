@@ -1,0 +1,106 @@
+//! What is to be published: it is written with what it follows from, and goes out when that is committed.
+
+use gristmill_shared::{Lane, Message, WorkerId, wire::Form};
+use rusqlite::Transaction;
+
+use crate::{
+    SinkError,
+    ledger::{
+        Ledger,
+        outbox::{self, OutboxBatch, Target},
+    },
+};
+
+/// Messages of the sink, on their way through the ledger to the broker.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    lane: Lane,
+    app: WorkerId,
+    /// Since the last commit.
+    staged: Vec<(Target, Message)>,
+    /// Rows that the broker has.
+    stored: Vec<i64>,
+    targets: [TargetState; Target::ALL.len()],
+}
+
+/// Where one target stands.
+#[derive(Debug, Clone, Copy)]
+struct TargetState {
+    /// The last row that was handed out.
+    last: i64,
+    /// There may be rows after that.
+    waiting: bool,
+    /// Rows are with the publisher; there are never more than one batch.
+    in_flight: bool,
+}
+
+impl Outbox {
+    /// What an earlier sink left in the ledger goes out first.
+    pub(crate) fn new(lane: Lane, app: WorkerId) -> Self {
+        let target = TargetState { last: 0, waiting: true, in_flight: false };
+        Self { lane, app, staged: Vec::new(), stored: Vec::new(), targets: [target; Target::ALL.len()] }
+    }
+
+    /// A fact for the journal.
+    pub(crate) fn fact(&mut self, fact: &impl Form) {
+        // Its id is its place in the ledger, which it gets there.
+        self.staged.push((Target::Journal, fact.message(String::new(), self.app.as_str())));
+    }
+
+    /// Tasks for the lane's workers.
+    pub(crate) fn tasks(&mut self, batch: Message) {
+        self.staged.push((Target::Tasks, batch));
+    }
+
+    /// A message that is none of ours.
+    pub(crate) fn dead(&mut self, message: &Message, reason: String, origin: String) {
+        let mut message = message.clone();
+        (message.headers.reason, message.headers.origin) = (Some(reason), Some(origin));
+        self.staged.push((Target::Dead, message));
+    }
+
+    /// Whether there is something to save.
+    pub(crate) fn has_changed(&self) -> bool {
+        !self.staged.is_empty() || !self.stored.is_empty()
+    }
+
+    /// These rows are with the broker; the next ones may follow.
+    pub(crate) fn stored(&mut self, target: Target, rows: Vec<i64>) {
+        self.stored.extend(rows);
+        self.targets[target as usize].in_flight = false;
+    }
+
+    /// Writes what changed.
+    pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        for row in self.stored.drain(..) {
+            outbox::remove(transaction, row)?;
+        }
+        for (target, message) in self.staged.drain(..) {
+            outbox::insert(transaction, target, &self.lane, &message)?;
+            self.targets[target as usize].waiting = true;
+        }
+        Ok(())
+    }
+
+    /// What can go out now: at most one batch for each target.
+    pub(crate) fn next(&mut self, ledger: &Ledger) -> Result<Vec<OutboxBatch>, SinkError> {
+        let mut batches = Vec::new();
+        for target in Target::ALL {
+            let state = &mut self.targets[target as usize];
+            if state.in_flight || !state.waiting {
+                continue;
+            }
+            let batch = ledger.read("the outbox is read", |connection| {
+                outbox::next(connection, ledger.id(), target, state.last)
+            })?;
+            match batch.rows.last() {
+                None => state.waiting = false,
+                Some((last, _)) => {
+                    (state.last, state.in_flight) = (*last, true);
+                    batches.push(batch);
+                }
+            }
+        }
+        Ok(batches)
+    }
+}

@@ -1,0 +1,63 @@
+//! Messages about jobs that are not known yet wait in the ledger until their job is opened.
+
+use gristmill_shared::{JobId, Message};
+use rusqlite::Transaction;
+
+use super::seldom::Seldom;
+use crate::{
+    SinkError,
+    ledger::{Ledger, parked},
+};
+
+/// The way of parked messages into the ledger and out of it.
+#[derive(Debug, Default)]
+pub(super) struct Parking {
+    /// Since the last commit.
+    staged: Vec<(JobId, Message)>,
+    /// Jobs whose messages leave the ledger.
+    left: Vec<JobId>,
+    seldom: Seldom<()>,
+}
+
+impl Parking {
+    /// Keeps a message.
+    pub(super) fn park(&mut self, job: JobId, message: &Message) {
+        if self.seldom.is_due(()) {
+            tracing::warn!(%job, form = message.form, "parked a message about a job that this ledger does not know");
+        }
+        self.staged.push((job, message.clone()));
+    }
+
+    /// All messages about a job, in the order of their arrival.
+    pub(super) fn leave(&mut self, job: JobId, ledger: &Ledger) -> Result<Vec<Message>, SinkError> {
+        let mut messages = ledger.read("parked messages are read", |connection| parked::load(connection, job))?;
+        if !messages.is_empty() {
+            self.left.push(job);
+        }
+        messages.extend(self.staged.extract_if(.., |(of, _)| *of == job).map(|(_, message)| message));
+        Ok(messages)
+    }
+
+    /// Whether there is something to save.
+    pub(super) fn has_changed(&self) -> bool {
+        !self.staged.is_empty() || !self.left.is_empty()
+    }
+
+    /// Writes what changed, within the bounds.
+    pub(super) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        for job in self.left.drain(..) {
+            parked::remove(transaction, job)?;
+        }
+        if self.staged.is_empty() {
+            return Ok(());
+        }
+        for (job, message) in self.staged.drain(..) {
+            parked::insert(transaction, job, &message)?;
+        }
+        let dropped = parked::keep_bounds(transaction)?;
+        if dropped > 0 {
+            tracing::warn!(dropped, "too much is parked: the oldest messages about unknown jobs were dropped");
+        }
+        Ok(())
+    }
+}

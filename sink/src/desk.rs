@@ -1,0 +1,134 @@
+//! The clerk's thread: messages come in over a bounded channel, acknowledgements and what is to be published go out.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Instant,
+};
+
+use flume::{Receiver, RecvTimeoutError, Sender};
+use gristmill_shared::{Delivery, Topic, panic_text, wire::Progress};
+use tokio::sync::oneshot;
+
+use crate::{
+    SinkError, SinkReport,
+    clerk::{Clerk, Committed},
+    ledger::outbox::{OutboxBatch, Target},
+    pace::Pace,
+};
+
+/// How many result messages the sink holds without having acknowledged them. With their usual size, at most 256 KiB,
+/// that is 64 MiB.
+pub(crate) const RESULTS_PREFETCH: u16 = 256;
+/// How many dead messages the sink holds without having acknowledged them.
+pub(crate) const DEAD_PREFETCH: u16 = 16;
+/// A commit is due at once when this many messages wait for it, so that the broker never runs out of what it may send.
+const HELD_MAX: usize = RESULTS_PREFETCH as usize / 2;
+/// How many errands may wait for the clerk.
+const ERRANDS_MAX: usize = 8;
+/// How many lots of progress may wait to be told. Further ones are not told.
+const NEWS_MAX: usize = 4;
+
+/// What the clerk is asked to do.
+#[derive(Debug)]
+pub(crate) enum Errand {
+    /// Take in results.
+    Take(Vec<Delivery>),
+    /// Take in dead messages.
+    TakeDead(Vec<Delivery>),
+    /// Strike rows of the outbox that the broker has.
+    Stored(Target, Vec<i64>),
+    /// Commit what was taken in, and go home.
+    Leave,
+}
+
+/// The ends of a clerk's channels that the others hold.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    pub(crate) errands: Sender<Errand>,
+    pub(crate) outbox: Receiver<OutboxBatch>,
+    pub(crate) news: Receiver<Vec<(Topic, Progress)>>,
+    /// What the clerk says when it goes, or why it fell.
+    pub(crate) end: oneshot::Receiver<Result<SinkReport, SinkError>>,
+}
+
+/// Sets a clerk to work on a thread of its own, since user code runs there. It goes when it is asked to, when nobody
+/// can ask it anything any more, or when it fails.
+pub(crate) fn start(clerk: Clerk) -> Result<Desk, SinkError> {
+    let (errands, asked) = flume::bounded(ERRANDS_MAX);
+    // Of each target at most one batch is on its way, so this channel is never full.
+    let (outbox_in, outbox) = flume::bounded(Target::ALL.len());
+    let (news_in, news) = flume::bounded(NEWS_MAX);
+    let (end_in, end) = oneshot::channel();
+    let work = move || {
+        let outlets = Outlets { outbox: outbox_in, news: news_in };
+        let ended = catch_unwind(AssertUnwindSafe(|| serve(clerk, &asked, &outlets)));
+        let ended = ended.unwrap_or_else(|panic| Err(SinkError::Died(panic_text(&*panic))));
+        let _ = end_in.send(ended); // nobody may be there to hear it
+    };
+    thread::Builder::new().name("ledger".into()).spawn(work).map_err(SinkError::Thread)?;
+    Ok(Desk { errands, outbox, news, end })
+}
+
+struct Outlets {
+    outbox: Sender<OutboxBatch>,
+    news: Sender<Vec<(Topic, Progress)>>,
+}
+
+fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Result<SinkReport, SinkError> {
+    let mut pace = Pace::new(Instant::now());
+    // Before anything comes in: what an earlier sink left in the outbox.
+    clerk = commit(clerk, &mut pace, outlets)?;
+    loop {
+        let errand = match due(&clerk, &pace, asked.is_empty()) {
+            Some(due) => asked.recv_deadline(due),
+            None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match errand {
+            Ok(Errand::Take(deliveries)) => {
+                for delivery in deliveries {
+                    clerk.take(delivery)?;
+                    if clerk.held() >= HELD_MAX {
+                        clerk = commit(clerk, &mut pace, outlets)?;
+                    }
+                }
+            }
+            Ok(Errand::TakeDead(deliveries)) => {
+                deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
+            }
+            Ok(Errand::Stored(target, rows)) => clerk.stored(target, rows),
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
+                return Ok(commit(clerk, &mut pace, outlets)?.report());
+            }
+        }
+        if clerk.has_changed() && Instant::now() >= pace.due(asked.is_empty()) {
+            clerk = commit(clerk, &mut pace, outlets)?;
+        }
+        tell(&mut clerk, outlets);
+    }
+}
+
+/// When the clerk has something to do even if nobody asks.
+fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
+    let commit = clerk.has_changed().then(|| pace.due(idle));
+    commit.into_iter().chain(clerk.news_due()).min()
+}
+
+fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {
+    let began = Instant::now();
+    let (mut clerk, Committed { receipts, outbox }) = clerk.commit()?;
+    pace.committed(began, Instant::now());
+    receipts.into_iter().for_each(gristmill_shared::Receipt::ack);
+    for batch in outbox {
+        let _ = outlets.outbox.try_send(batch); // if nobody publishes any more, it goes out next time
+    }
+    tell(&mut clerk, outlets);
+    Ok(clerk)
+}
+
+fn tell(clerk: &mut Clerk, outlets: &Outlets) {
+    if clerk.news_due().is_some_and(|due| Instant::now() >= due) {
+        let _ = outlets.news.try_send(clerk.take_news()); // nobody waits for an event
+    }
+}

@@ -1,0 +1,195 @@
+//! A set of task indices, stored piece by piece: only what changed is written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    ops::{Range, RangeInclusive},
+};
+
+use roaring::RoaringBitmap;
+
+/// How many indices one container covers: what a roaring bitmap keeps in one piece, 8 KiB at most.
+const CONTAINER_BITS: u32 = 16;
+/// The last place in a container.
+const LAST: u32 = (1 << CONTAINER_BITS) - 1;
+
+/// A set of task indices in containers of 65,536, that knows which of them changed since they were saved.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct IndexSet {
+    containers: BTreeMap<u64, RoaringBitmap>,
+    len: u64,
+    changed: BTreeSet<u64>,
+}
+
+impl IndexSet {
+    /// How many indices are in it.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// One past the highest index.
+    pub(crate) fn end(&self) -> u64 {
+        let highest = self.containers.iter().next_back().and_then(|(key, bits)| Some((key, bits.max()?)));
+        highest.map_or(0, |(key, place)| (key << CONTAINER_BITS) + u64::from(place) + 1)
+    }
+
+    pub(crate) fn contains(&self, index: u64) -> bool {
+        let (key, place) = locate(index);
+        self.containers.get(&key).is_some_and(|bits| bits.contains(place))
+    }
+
+    /// The parts of `range` that are not in the set, ascending and as long as possible.
+    pub(crate) fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut missing = Vec::new();
+        for (key, places) in pieces(range) {
+            let base = key << CONTAINER_BITS;
+            let mut add = |from: u32, end: u32| {
+                push_range(&mut missing, base + u64::from(from)..base + u64::from(end));
+            };
+            let (first, last) = (*places.start(), *places.end());
+            let Some(bits) = self.containers.get(&key) else {
+                add(first, last + 1);
+                continue;
+            };
+            let mut next = first;
+            let mut present = bits.range(places);
+            while let Some(run) = present.next_range() {
+                add(next, *run.start());
+                next = (*run.end()).min(last) + 1;
+            }
+            add(next, last + 1);
+        }
+        missing
+    }
+
+    /// Adds all of `range`.
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
+        for (key, places) in pieces(range) {
+            let added = self.containers.entry(key).or_default().insert_range(places);
+            if added > 0 {
+                self.len += added;
+                self.changed.insert(key);
+            }
+        }
+    }
+
+    /// Adds a container as it was saved. Only for a set that is being loaded.
+    ///
+    /// # Errors
+    /// If the bytes are no bitmap.
+    pub(crate) fn load(&mut self, key: u64, bytes: &[u8]) -> io::Result<()> {
+        let bits = RoaringBitmap::deserialize_from(bytes)?;
+        if bits.is_empty() || bits.max().is_some_and(|place| place > LAST) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a container that is none of ours"));
+        }
+        self.len += bits.len();
+        self.containers.insert(key, bits);
+        Ok(())
+    }
+
+    /// The containers that changed since the last call, to be saved under their keys.
+    pub(crate) fn take_changed(&mut self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+        std::mem::take(&mut self.changed).into_iter().filter_map(|key| {
+            let bits = self.containers.get_mut(&key)?;
+            bits.optimize();
+            let mut bytes = Vec::with_capacity(bits.serialized_size());
+            bits.serialize_into(&mut bytes).expect("writing to a vector does not fail");
+            Some((key, bytes))
+        })
+    }
+}
+
+/// Appends a range, joined to the last one if it follows on it. Empty ranges are left out.
+pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        _ if range.is_empty() => {}
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
+}
+
+fn locate(index: u64) -> (u64, u32) {
+    let place = u32::try_from(index & u64::from(LAST)).expect("16 bits fit into 32");
+    (index >> CONTAINER_BITS, place)
+}
+
+/// The range, cut at the borders of containers.
+fn pieces(range: Range<u64>) -> impl Iterator<Item = (u64, RangeInclusive<u32>)> {
+    let keys = if range.is_empty() { 0..0 } else { locate(range.start).0..locate(range.end - 1).0 + 1 };
+    let (first, last) = (keys.start, keys.end.saturating_sub(1));
+    keys.map(move |key| {
+        let from = if key == first { locate(range.start).1 } else { 0 };
+        let to = if key == last { locate(range.end - 1).1 } else { LAST };
+        (key, from..=to)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
+        let range = (prop_oneof![0u64..50, 65_500..65_600, 131_000..131_200], 0u64..140);
+        prop::collection::vec(range.prop_map(|(start, len)| start..start + len), 1..20)
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_set_of_numbers(ranges in ranges(), asked in ranges()) {
+            let (mut set, mut model) = (IndexSet::default(), BTreeSet::new());
+            for range in ranges {
+                set.insert(range.clone());
+                model.extend(range);
+            }
+            prop_assert_eq!(set.len(), model.len() as u64);
+            prop_assert_eq!(set.end(), model.last().map_or(0, |last| last + 1));
+            for range in asked {
+                let missing = set.missing(range.clone());
+                let expected: Vec<u64> = range.clone().filter(|index| !model.contains(index)).collect();
+                prop_assert_eq!(missing.iter().cloned().flatten().collect::<Vec<_>>(), expected);
+                prop_assert!(missing.windows(2).all(|pair| pair[0].end < pair[1].start));
+                prop_assert!(range.clone().all(|index| set.contains(index) == model.contains(&index)));
+            }
+        }
+
+        #[test]
+        fn what_changed_is_all_that_needs_saving(first in ranges(), second in ranges()) {
+            let (mut set, mut saved) = (IndexSet::default(), BTreeMap::new());
+            for ranges in [first, second] {
+                ranges.into_iter().for_each(|range| set.insert(range));
+                saved.extend(set.take_changed());
+            }
+            let mut loaded = IndexSet::default();
+            for (key, bytes) in &saved {
+                loaded.load(*key, bytes).unwrap();
+            }
+            prop_assert_eq!(loaded.len(), set.len());
+            prop_assert_eq!(loaded.missing(0..200_000), set.missing(0..200_000));
+            prop_assert_eq!(set.take_changed().count(), 0);
+        }
+    }
+
+    #[test]
+    fn a_full_container_is_small() {
+        let mut set = IndexSet::default();
+        set.insert(0..65_536);
+        let (_, bytes) = set.take_changed().next().unwrap();
+        assert!(bytes.len() < 32, "{} bytes", bytes.len());
+    }
+
+    #[test]
+    fn the_end_of_the_world_is_an_index_too() {
+        let mut set = IndexSet::default();
+        set.insert(u64::MAX - 2..u64::MAX);
+        assert_eq!((set.len(), set.end()), (2, u64::MAX));
+    }
+
+    #[test]
+    fn bytes_that_are_no_bitmap_are_refused() {
+        assert!(IndexSet::default().load(0, b"no bitmap").is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! What a producer, or a user, says about a job as a whole.
+
+use std::sync::Arc;
+
+use gristmill_shared::{
+    AnyJob, Keep, OpenError, Registry,
+    wire::{Malformed, Opened},
+};
+
+use super::{
+    Job, Phase,
+    work::{Broken, Work, guarded},
+};
+use crate::{
+    clerk::Outbox,
+    ledger::{Counts, NUMBER_MAX, Record, Seal},
+};
+
+impl Job {
+    /// A job begins. One that cannot run here ends at once, visibly.
+    ///
+    /// # Errors
+    /// If its plan has more tasks than can be counted.
+    pub(crate) fn open(opened: Opened, registry: &Registry, outbox: &mut Outbox) -> Result<Self, Malformed> {
+        if let Some(tasks) = opened.plan.tasks.filter(|tasks| *tasks > NUMBER_MAX) {
+            return Err(Malformed::new(format_args!("its plan has {tasks} tasks, more than {NUMBER_MAX}")));
+        }
+        outbox.fact(&opened);
+        let job = read_job(&opened, registry);
+        let keeps_outputs = job.as_ref().is_ok_and(|job| job.keep() == Keep::Outputs);
+        let work = job.and_then(Work::new);
+        let mut job = Self {
+            record: Record::new(opened, keeps_outputs),
+            phase: Phase::Ended(None),
+            saved: Counts::default(),
+            seq: None,
+            changed: true,
+            moves: true,
+        };
+        match work {
+            Ok(work) => job.phase = Phase::Running(Box::new(work)),
+            Err(Broken(why)) => job.break_down(&why, outbox),
+        }
+        Ok(job)
+    }
+
+    /// A repetition is harmless.
+    pub(crate) fn opened_again(&self, again: &Opened) {
+        let first = &self.record.opened;
+        if first.kind != again.kind || first.spec.get() != again.spec.get() {
+            tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
+        }
+    }
+
+    /// The split is complete. After an early end this only tells how many tasks there were.
+    ///
+    /// # Errors
+    /// If there are more tasks than can be counted.
+    pub(crate) fn sealed(&mut self, seal: Seal, outbox: &mut Outbox) -> Result<(), Malformed> {
+        if seal.total > NUMBER_MAX {
+            let total = seal.total;
+            return Err(Malformed::new(format_args!("it seals {total} tasks, more than {NUMBER_MAX}")));
+        }
+        self.changed = true;
+        let contradiction = self.contradiction(&seal);
+        match contradiction {
+            Some(why) if self.has_ended() => {
+                tracing::warn!(job = %self.record.opened.job, why, "a seal after the job's end does not fit");
+            }
+            Some(why) => self.fail_job(why, outbox),
+            None => {
+                self.record.seal = Some(seal);
+                let skipped = self.record.without_outcome();
+                match &mut self.record.end {
+                    Some(end) => end.skipped = skipped,
+                    None => self.end_if_due(outbox),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn contradiction(&self, seal: &Seal) -> Option<String> {
+        let (total, reached) = (seal.total, self.record.counts.reached);
+        match (&self.record.seal, self.record.opened.plan.tasks) {
+            (Some(first), _) if first != seal => Some(format!(
+                "the split was sealed twice: with {} tasks ({}), then with {total} ({}) \
+                 (hint: split must yield the same tasks each time)",
+                first.total, first.digest, seal.digest
+            )),
+            (_, Some(planned)) if planned != total => Some(format!(
+                "the plan says {planned} tasks, the split gave {total} (hint: mend plan or split)"
+            )),
+            _ if total < reached => {
+                Some(format!("the split gave {total} tasks, but task {} has an outcome", reached - 1))
+            }
+            _ => None,
+        }
+    }
+
+    /// The split failed; there will be no seal.
+    pub(crate) fn aborted(&mut self, reason: &str, outbox: &mut Outbox) {
+        self.fail_job(format!("the split was aborted: {reason}"), outbox);
+    }
+
+    /// Somebody ends it.
+    pub(crate) fn cancelled(&mut self, reason: &str, outbox: &mut Outbox) {
+        self.stop(format!("cancelled: {reason}"), outbox);
+    }
+}
+
+/// Reads a job from its parameters.
+pub(super) fn read_job(opened: &Opened, registry: &Registry) -> Result<Arc<dyn AnyJob>, Broken> {
+    let Opened { kind, spec, .. } = opened;
+    match guarded("reading the spec", || registry.open(kind, spec))? {
+        Ok(job) => Ok(job),
+        Err(OpenError::UnknownKind) => {
+            let known: Vec<_> = registry.kinds().map(|kind| kind.as_str()).collect();
+            let known = known.join(", ");
+            Err(Broken(format!("the sink knows no jobs of kind {kind} (it knows: {known})")))
+        }
+        Err(OpenError::Spec(error)) => Err(Broken(error.to_string())),
+    }
+}

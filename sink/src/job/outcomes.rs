@@ -1,0 +1,146 @@
+//! Outcomes come in.
+
+use gristmill_shared::{
+    Headers, Round, TaskIndex,
+    wire::{Batch, DoneSpan, FailedTask, Malformed, Results, clip_reason},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    Job, Phase,
+    work::{Broken, Taken},
+};
+use crate::{clerk::Outbox, ledger::outcomes::Failure};
+
+impl Job {
+    /// Counts what is new in a message of results. Nothing counts after the end: there even a known outcome is late.
+    ///
+    /// # Errors
+    /// If it is malformed; spans before the malformed one count.
+    pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
+        let Results { job: _, round, worker: _, busy_us, done, failed } = results;
+        let before = self.record.counts;
+        let taken = self.outcomes(*round, done, failed, outbox);
+        let after = self.record.counts;
+        if (after.done, after.failed) != (before.done, before.failed) {
+            self.record.counts.busy_us = before.busy_us.saturating_add(*busy_us);
+        }
+        taken
+    }
+
+    fn outcomes(
+        &mut self,
+        round: Round,
+        done: &[DoneSpan<'_>],
+        failed: &[FailedTask<'_>],
+        outbox: &mut Outbox,
+    ) -> Result<(), Malformed> {
+        self.changed = true;
+        if !self.has_ended() {
+            self.check_bounds(done, failed)?;
+        }
+        let taken = done.iter().try_for_each(|span| self.span(span, outbox));
+        failed.iter().for_each(|failed| self.failed(round, failed));
+        self.recount();
+        self.end_if_due(outbox);
+        taken
+    }
+
+    /// A task that is not there has no outcome; nothing of such a message is taken in.
+    fn check_bounds(&self, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
+        let limit = self.record.limit();
+        let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));
+        let failures = failed.iter().map(|failed| (failed.index.0, 1));
+        for (first, count) in spans.chain(failures) {
+            if first.checked_add(count).is_none_or(|end| end > limit) {
+                return Err(Malformed::new(format_args!(
+                    "it has outcomes for {count} tasks from index {first} on, but the job has {limit} tasks"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn span(&mut self, span: &DoneSpan<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
+        let Phase::Running(work) = &mut self.phase else {
+            self.record.counts.late += u64::from(span.count);
+            return Ok(());
+        };
+        match work.take(span) {
+            Ok(Ok(Taken { fresh: _, duplicates, late, broke, undecodable })) => {
+                self.record.counts.duplicates += duplicates;
+                self.record.counts.late += late;
+                for (index, reason) in undecodable {
+                    let round = self.record.round;
+                    self.fail(index, Failure { round, reason, attempts: 1, losses: 0, payload: None });
+                }
+                if broke {
+                    self.answered(outbox);
+                }
+                Ok(())
+            }
+            Ok(Err(malformed)) => Err(malformed),
+            Err(Broken(why)) => {
+                self.record.counts.late += u64::from(span.count);
+                self.break_down(&why, outbox);
+                Ok(())
+            }
+        }
+    }
+
+    fn failed(&mut self, round: Round, failed: &FailedTask<'_>) {
+        if round < self.record.round && !self.has_ended() {
+            self.record.counts.duplicates += 1;
+            return;
+        }
+        let failure = Failure {
+            round,
+            reason: clip_reason(&failed.reason).into_owned(),
+            attempts: failed.attempts,
+            losses: failed.losses,
+            payload: Some(failed.task.get().to_owned()),
+        };
+        self.fail(failed.index.0, failure);
+    }
+
+    fn fail(&mut self, index: u64, failure: Failure) {
+        match &mut self.phase {
+            Phase::Ended(_) => self.record.counts.late += 1,
+            Phase::Running(work) => {
+                if !work.fail(index, failure) {
+                    self.record.counts.duplicates += 1;
+                }
+            }
+        }
+    }
+
+    /// Tasks whose message was given up: they have failed, since every task must get an outcome.
+    ///
+    /// # Errors
+    /// If the tasks cannot be told from one another.
+    pub(crate) fn given_up(
+        &mut self,
+        batch: &Batch<'_>,
+        headers: &Headers,
+        outbox: &mut Outbox,
+    ) -> Result<(), Malformed> {
+        let tasks: Vec<&RawValue> = serde_json::from_str(batch.tasks.get())
+            .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
+        if tasks.len() != batch.count as usize {
+            let (said, found) = (batch.count, tasks.len());
+            return Err(Malformed::new(format_args!("the batch says it has {said} tasks, but has {found}")));
+        }
+        let reason = headers.reason.as_deref().unwrap_or("the broker gave up on its message");
+        let failed: Vec<_> = (batch.first.0..)
+            .zip(tasks)
+            .map(|(index, task)| FailedTask {
+                index: TaskIndex(index),
+                reason: reason.into(),
+                attempts: headers.attempt,
+                losses: headers.loss,
+                task,
+            })
+            .collect();
+        self.outcomes(batch.round, &[], &failed, outbox)
+    }
+}

@@ -1,0 +1,126 @@
+//! Failed tasks are sent again, in a new round.
+
+use std::collections::BTreeSet;
+
+use gristmill_shared::{
+    Message, Registry, Round, TaskIndex, WorkerId,
+    wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Reopened},
+};
+
+use serde_json::value::RawValue;
+
+use super::{Job, Phase, work::Broken};
+use crate::{
+    SinkError,
+    clerk::Outbox,
+    ledger::{JobState, Ledger, outcomes},
+};
+
+/// How many tasks are sent again at a time. The others stay failed; asking again sends further ones.
+const REOPEN_MAX_TASKS: usize = 100_000;
+/// Tasks are sent again until they take this many bytes.
+const REOPEN_MAX_BYTES: usize = 64 << 20;
+
+/// A failed task, with what a worker needs to run it.
+type Task = (u64, String);
+
+impl Job {
+    /// Sends failed tasks again: these, or all. The job must be as the ledger has it. It goes on if every task has an
+    /// outcome; otherwise tasks are missing that nobody would send.
+    ///
+    /// Answers how many tasks were sent, or why none was.
+    pub(crate) fn reopen(
+        &mut self,
+        indices: &[TaskIndex],
+        ledger: &Ledger,
+        registry: &Registry,
+        (app, outbox): (&WorkerId, &mut Outbox),
+    ) -> Result<Result<usize, String>, SinkError> {
+        let Some(seq) = self.seq.filter(|_| self.record.state() == JobState::Finished) else {
+            return Ok(Err(format!("it is {}; only a finished job can be reopened", self.record.state())));
+        };
+        let tasks = failed_tasks(ledger, seq, indices)?;
+        if tasks.is_empty() {
+            return Ok(Err("none of these tasks has failed and is known in full".into()));
+        }
+        let mut work = match self.load_work(ledger, seq, registry)? {
+            Ok(work) => work,
+            Err(Broken(why)) => return Ok(Err(why)),
+        };
+        work.forget_failures(tasks.iter().map(|(index, _)| *index));
+        self.phase = Phase::Running(Box::new(work));
+        self.record.end = None;
+        self.record.round = Round(self.record.round.0 + 1);
+        self.recount();
+        (self.changed, self.moves) = (true, true);
+        outbox.fact(&Reopened { job: self.record.opened.job, round: self.record.round });
+        for run in runs(&tasks) {
+            outbox.tasks(self.batch(run, app));
+        }
+        Ok(Ok(tasks.len()))
+    }
+
+    fn batch(&self, run: &[Task], app: &WorkerId) -> Message {
+        let tasks: Vec<&str> = run.iter().map(|(_, task)| task.as_str()).collect();
+        let tasks = RawValue::from_string(format!("[{}]", tasks.join(",")));
+        let opened = &self.record.opened;
+        Batch {
+            job: opened.job,
+            kind: opened.kind.clone(),
+            spec: &opened.spec,
+            policy: opened.policy.clone(),
+            round: self.record.round,
+            stage: 0,
+            first: TaskIndex(run[0].0),
+            count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
+            tasks: &tasks.expect("payloads came as JSON"),
+        }
+        .to_message(0, app.as_str())
+    }
+}
+
+fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<Task>, SinkError> {
+    let wanted: BTreeSet<u64> = indices.iter().map(|index| index.0).collect();
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
+    ledger.read("failed tasks are read", |connection| {
+        outcomes::load_payloads(connection, job, &mut |index, payload| {
+            if let Some(payload) = payload.filter(|_| wanted.is_empty() || wanted.contains(&index)) {
+                bytes += payload.len();
+                tasks.push((index, payload.to_owned()));
+            }
+            tasks.len() < REOPEN_MAX_TASKS && bytes < REOPEN_MAX_BYTES
+        })
+    })?;
+    Ok(tasks)
+}
+
+/// Consecutive tasks that fit into one batch.
+fn runs(tasks: &[Task]) -> Vec<&[Task]> {
+    let (mut runs, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (place, (index, task)) in tasks.iter().enumerate() {
+        let follows = place > start && tasks[place - 1].0 + 1 == *index;
+        if place > start && !(follows && bytes < BATCH_MAX_BYTES && place - start < BATCH_MAX_TASKS as usize) {
+            runs.push(&tasks[start..place]);
+            (start, bytes) = (place, 0);
+        }
+        bytes += task.len() + 1;
+    }
+    runs.push(&tasks[start..]);
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_consecutive_and_bounded() {
+        let task = |index: u64| (index, "1".to_owned());
+        let lengths = |tasks: &[Task]| runs(tasks).iter().map(|run| run.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(&[task(1), task(2), task(4), task(5), task(9)]), [2, 2, 1]);
+        let many: Vec<Task> = (0..u64::from(BATCH_MAX_TASKS) + 1).map(task).collect();
+        assert_eq!(lengths(&many), [BATCH_MAX_TASKS as usize, 1]);
+        let large: Vec<Task> = (0..3).map(|index| (index, "1".repeat(BATCH_MAX_BYTES))).collect();
+        assert_eq!(lengths(&large), [1, 1, 1]);
+    }
+}

@@ -1,0 +1,77 @@
+//! Between a job in memory and the ledger.
+
+use std::mem;
+
+use gristmill_shared::{JobId, Registry};
+use rusqlite::Transaction;
+
+use super::{
+    Job, Phase,
+    lifecycle::read_job,
+    work::{Broken, Work},
+};
+use crate::{
+    SinkError,
+    clerk::Outbox,
+    index_set::IndexSet,
+    ledger::{Ledger, Record, outcomes},
+};
+
+impl Job {
+    /// A job as the ledger has it, if it does. One that is running but cannot be read here ends, visibly.
+    pub(crate) fn load(
+        ledger: &Ledger,
+        job: JobId,
+        registry: &Registry,
+        outbox: &mut Outbox,
+    ) -> Result<Option<Self>, SinkError> {
+        let found = ledger.read("a job is read", |connection| Record::load(connection, job))?;
+        let Some((seq, record)) = found else { return Ok(None) };
+        let saved = record.counts;
+        let moves = record.end.is_none();
+        let mut job = Self { record, phase: Phase::Ended(None), saved, seq: Some(seq), changed: false, moves };
+        if moves {
+            match job.load_work(ledger, seq, registry)? {
+                Ok(work) => job.phase = Phase::Running(Box::new(work)),
+                Err(Broken(why)) => job.break_down(&why, outbox),
+            }
+        }
+        Ok(Some(job))
+    }
+
+    /// The outcomes of a job in the ledger, and its report.
+    pub(super) fn load_work(
+        &self,
+        ledger: &Ledger,
+        seq: i64,
+        registry: &Registry,
+    ) -> Result<Result<Work, Broken>, SinkError> {
+        let (done, failed, report) = ledger.read("a job is read", |connection| {
+            let done: IndexSet = outcomes::load_done(connection, seq)?;
+            Ok((done, outcomes::load_failed(connection, seq)?, outcomes::load_report(connection, seq)?))
+        })?;
+        Ok(read_job(&self.record.opened, registry).and_then(|job| Work::resume(job, report, done, failed)))
+    }
+
+    /// Runs what of the job's own code is needed before a transaction. It may end the job.
+    pub(crate) fn prepare(&mut self, outbox: &mut Outbox) {
+        if let Phase::Running(work) = &mut self.phase
+            && let Err(Broken(why)) = work.prepare()
+        {
+            self.break_down(&why, outbox);
+        }
+    }
+
+    /// Writes what changed, and answers how many outcomes are new. If the transaction fails, the job must not be used
+    /// any more.
+    pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+        let seq = self.record.save(transaction, self.seq)?;
+        self.seq = Some(seq);
+        if let Phase::Running(work) | Phase::Ended(Some(work)) = &mut self.phase {
+            work.save(transaction, seq)?;
+        }
+        let saved = mem::replace(&mut self.saved, self.record.counts);
+        self.changed = false;
+        Ok((self.saved.done + self.saved.failed).saturating_sub(saved.done + saved.failed))
+    }
+}

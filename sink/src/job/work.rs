@@ -1,0 +1,238 @@
+//! What a running job has in memory: who has an outcome, the report, and what of it is not in the ledger yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use gristmill_shared::{
+    Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, panic_text,
+    wire::{DoneSpan, Malformed},
+};
+use rusqlite::Transaction;
+use serde_json::value::RawValue;
+
+use crate::{
+    index_set::IndexSet,
+    ledger::outcomes::{self, Failure, KeptOutputs},
+};
+
+/// The outcomes of a running job, and its report.
+#[derive(Debug)]
+pub(super) struct Work {
+    fold: Box<dyn AnyFold>,
+    done: IndexSet,
+    failed: BTreeSet<u64>,
+    keeps_outputs: bool,
+    /// The report as it is in the ledger.
+    saved_report: Option<Box<RawValue>>,
+    /// The report as it is to be saved, if it changed.
+    report: Option<Box<RawValue>>,
+    folded: bool,
+    /// Changes of the table of failures; none means that it is a failure no more.
+    failures: BTreeMap<u64, Option<Failure>>,
+    outputs: Vec<KeptOutputs>,
+}
+
+/// The job's own code cannot go on, and why. What was folded since the last commit is not to be trusted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Broken(pub(super) String);
+
+/// What of a span was new.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Outcomes that count.
+    pub(super) fresh: u64,
+    /// Outcomes that were there already.
+    pub(super) duplicates: u64,
+    /// Outcomes after the one that ended the job.
+    pub(super) late: u64,
+    /// The job needs no more.
+    pub(super) broke: bool,
+    /// Outputs that are none.
+    pub(super) undecodable: Vec<(u64, String)>,
+}
+
+impl Work {
+    /// A job that begins.
+    pub(super) fn new(job: Arc<dyn AnyJob>) -> Result<Self, Broken> {
+        Self::resume(job, None, IndexSet::default(), BTreeSet::new())
+    }
+
+    /// A job as it was saved.
+    pub(super) fn resume(
+        job: Arc<dyn AnyJob>,
+        report: Option<Box<RawValue>>,
+        done: IndexSet,
+        failed: BTreeSet<u64>,
+    ) -> Result<Self, Broken> {
+        let keeps_outputs = job.keep() == gristmill_shared::Keep::Outputs;
+        let fold = guarded("the report", || job.fold(report.as_deref()))?;
+        let fold = fold.map_err(|error| Broken(error.to_string()))?;
+        Ok(Self {
+            fold,
+            done,
+            failed,
+            keeps_outputs,
+            saved_report: report,
+            report: None,
+            folded: false,
+            failures: BTreeMap::new(),
+            outputs: Vec::new(),
+        })
+    }
+
+    /// Tasks done, tasks failed, and one past the highest index of either.
+    pub(super) fn counts(&self) -> (u64, u64, u64) {
+        let failed_end = self.failed.last().map_or(0, |index| index + 1);
+        (self.done.len(), self.failed.len() as u64, self.done.end().max(failed_end))
+    }
+
+    /// Folds what is new of a span.
+    pub(super) fn take(&mut self, span: &DoneSpan<'_>) -> Result<Result<Taken, Malformed>, Broken> {
+        let range = span.first.0..span.first.plus(span.count.into()).0;
+        let missing = self.done.missing(range.clone());
+        let new: u64 = missing.iter().map(|range| range.end - range.start).sum();
+        let duplicates = u64::from(span.count) - new;
+        if new == 0 {
+            return Ok(Ok(Taken { duplicates, ..Taken::default() }));
+        }
+        let collected = match guarded("collect", || self.fold.collect_span(span, &missing))? {
+            Ok(collected) => collected,
+            Err(CollectError::Malformed(malformed)) => return Ok(Err(malformed)),
+            Err(CollectError::Panicked(text)) => return Err(Broken(format!("collect panicked: {text}"))),
+        };
+        self.folded = true;
+        let Collected { undecodable, broke_at } = collected;
+        let undecodable: Vec<_> = undecodable.into_iter().map(|(index, why)| (index.0, why)).collect();
+        let end = broke_at.map_or(range.end, |last| last.0 + 1);
+        let folded = without(&missing, end, undecodable.iter().map(|(index, _)| *index));
+        if self.keeps_outputs
+            && let Err(malformed) = self.keep(span, &range, &folded)
+        {
+            return Ok(Err(malformed)); // cannot be: the span was an array just now
+        }
+        let mut fresh = 0;
+        for range in folded {
+            fresh += range.end - range.start;
+            self.done.insert(range.clone());
+            // An output overrides a failure.
+            let overridden: Vec<u64> = self.failed.range(range).copied().collect();
+            for index in overridden {
+                self.failed.remove(&index);
+                self.failures.insert(index, None);
+            }
+        }
+        let late = new - fresh - undecodable.len() as u64;
+        Ok(Ok(Taken { fresh, duplicates, late, broke: broke_at.is_some(), undecodable }))
+    }
+
+    fn keep(&mut self, span: &DoneSpan<'_>, all: &Range<u64>, folded: &[Range<u64>]) -> Result<(), Malformed> {
+        if folded == std::slice::from_ref(all) {
+            let outputs = span.outputs.get().to_owned();
+            self.outputs.push(KeptOutputs { first: all.start, count: span.count.into(), outputs });
+            return Ok(());
+        }
+        let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get()).map_err(Malformed::new)?;
+        for range in folded {
+            let place = |index: u64| usize::try_from(index - all.start).unwrap_or(usize::MAX);
+            let part: Vec<&str> =
+                outputs[place(range.start)..place(range.end)].iter().map(|output| output.get()).collect();
+            let outputs = format!("[{}]", part.join(","));
+            self.outputs.push(KeptOutputs { first: range.start, count: range.end - range.start, outputs });
+        }
+        Ok(())
+    }
+
+    /// Records a failure; answers whether the task had no outcome before.
+    pub(super) fn fail(&mut self, index: u64, failure: Failure) -> bool {
+        if self.done.contains(index) || !self.failed.insert(index) {
+            return false;
+        }
+        self.failures.insert(index, Some(failure));
+        true
+    }
+
+    /// Makes failed tasks tasks without an outcome.
+    pub(super) fn forget_failures(&mut self, indices: impl Iterator<Item = u64>) {
+        for index in indices {
+            if self.failed.remove(&index) {
+                self.failures.insert(index, None);
+            }
+        }
+    }
+
+    /// Which of the tasks failed.
+    pub(super) fn has_failed(&self, index: u64) -> bool {
+        self.failed.contains(&index)
+    }
+
+    /// Encodes the report, if it changed; before the transaction, since it runs the job's code.
+    pub(super) fn prepare(&mut self) -> Result<(), Broken> {
+        if !std::mem::take(&mut self.folded) {
+            return Ok(());
+        }
+        let report = guarded("the report", || self.fold.report())?;
+        let report = report.map_err(|error| Broken(format!("the report cannot be encoded: {error}")))?;
+        let changed = self.saved_report.as_ref().is_none_or(|saved| saved.get() != report.get());
+        self.report = changed.then_some(report);
+        Ok(())
+    }
+
+    /// What the job says of its report.
+    pub(super) fn conclude(&self, account: &Account) -> Conclusion {
+        self.fold.conclude(account)
+    }
+
+    /// Writes what changed. If the transaction fails, this must not be used any more.
+    pub(super) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
+        outcomes::save_done(transaction, job, self.done.take_changed())?;
+        outcomes::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
+        outcomes::save_outputs(transaction, job, self.outputs.drain(..))?;
+        if let Some(report) = self.report.take() {
+            outcomes::save_report(transaction, job, &report)?;
+            self.saved_report = Some(report);
+        }
+        Ok(())
+    }
+}
+
+/// Runs the job's own code, which may panic where the contract does not foresee it: in its `Serialize` and
+/// `Deserialize`.
+pub(super) fn guarded<T>(what: &str, code: impl FnOnce() -> T) -> Result<T, Broken> {
+    catch_unwind(AssertUnwindSafe(code))
+        .map_err(|panic| Broken(format!("{what} panicked: {}", panic_text(&*panic))))
+}
+
+/// The part of `ranges` that lies below `end`, without single indices, which are ascending.
+fn without(ranges: &[Range<u64>], end: u64, mut left_out: impl Iterator<Item = u64>) -> Vec<Range<u64>> {
+    let mut parts = Vec::with_capacity(ranges.len());
+    let mut hole = left_out.next();
+    for range in ranges {
+        let mut rest = range.start.min(end)..range.end.min(end);
+        while let Some(index) = hole.filter(|index| *index < rest.end) {
+            parts.push(rest.start..index);
+            rest.start = index + 1;
+            hole = left_out.next();
+        }
+        parts.push(rest);
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_and_ends_are_cut_out() {
+        let ranges = [0..5, 8..10, 20..30];
+        assert_eq!(without(&ranges, 40, [].into_iter()), ranges);
+        assert_eq!(without(&ranges, 9, [2, 4].into_iter()), [0..2, 3..4, 8..9]);
+        assert_eq!(without(&ranges, 0, [].into_iter()), []);
+        assert_eq!(without(&[5..6], 6, [5].into_iter()), []);
+    }
+}

@@ -1,0 +1,77 @@
+//! Whole messages in two columns: `properties` and `body`.
+
+use gristmill_shared::{Headers, JobId, Message};
+use rusqlite::Row;
+use serde::{Deserialize, Serialize};
+
+use super::columns::{json, to_json};
+
+/// A message but for its body.
+#[derive(Serialize, Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Properties {
+    pub(super) id: String,
+    pub(super) form: String,
+    pub(super) job: Option<JobId>,
+    pub(super) app: String,
+    timestamp_ms: u64,
+    content_type: String,
+    content_encoding: String,
+    attempt: u32,
+    loss: u32,
+    reason: Option<String>,
+    pub(super) origin: Option<String>,
+    traceparent: Option<String>,
+}
+
+/// The column `properties`.
+pub(super) fn properties(message: &Message) -> String {
+    let Message { id, form, job, app, timestamp_ms, content_type, content_encoding, headers, body: _ } =
+        message.clone();
+    let Headers { attempt, loss, reason, origin, traceparent } = headers;
+    to_json(&Properties {
+        id,
+        form,
+        job,
+        app,
+        timestamp_ms,
+        content_type,
+        content_encoding,
+        attempt,
+        loss,
+        reason,
+        origin,
+        traceparent,
+    })
+}
+
+/// The message that these two columns hold.
+pub(super) fn message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite::Result<Message> {
+    let Properties {
+        id,
+        form,
+        job,
+        app,
+        timestamp_ms,
+        content_type,
+        content_encoding,
+        attempt,
+        loss,
+        reason,
+        origin,
+        traceparent,
+    } = json(row, properties)?;
+    let headers = Headers { attempt, loss, reason, origin, traceparent };
+    let body: Vec<u8> = row.get(body)?;
+    Ok(Message {
+        id,
+        form,
+        job,
+        app,
+        timestamp_ms,
+        content_type,
+        content_encoding,
+        headers,
+        body: body.into(),
+    })
+}

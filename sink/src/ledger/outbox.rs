@@ -1,0 +1,99 @@
+//! Messages that are to be published, as durably as what they follow from.
+
+use gristmill_shared::{Address, Lane, LedgerId, Message, Outgoing, QueueRole};
+use rusqlite::{Connection, Transaction, params};
+
+use super::{
+    columns::text,
+    letter::{message, properties},
+};
+
+/// How many rows are published at a time, for each target.
+const BATCH_MAX_ROWS: i64 = 64;
+/// A batch ends when its bodies reach this size.
+const BATCH_MAX_BYTES: usize = 4 << 20;
+
+/// Where a row goes. Rows of one target go out in order; one target does not wait for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Target {
+    /// Facts about jobs.
+    Journal,
+    /// Tasks that are sent again.
+    Tasks,
+    /// Messages that are none of ours.
+    Dead,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 3] = [Self::Journal, Self::Tasks, Self::Dead];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Journal => "journal",
+            Self::Tasks => "tasks",
+            Self::Dead => "dead",
+        }
+    }
+
+    fn address(self, lane: &Lane) -> Address {
+        match self {
+            Self::Journal => Address::Journal,
+            Self::Tasks => Address::Queue(QueueRole::Tasks.of(lane)),
+            Self::Dead => Address::Queue(QueueRole::Dead.of(lane)),
+        }
+    }
+}
+
+/// Rows on their way to the broker.
+#[derive(Debug)]
+pub(crate) struct OutboxBatch {
+    pub(crate) target: Target,
+    pub(crate) rows: Vec<(i64, Outgoing)>,
+}
+
+/// Adds a message.
+pub(crate) fn insert(
+    transaction: &Transaction<'_>,
+    target: Target,
+    lane: &Lane,
+    letter: &Message,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT INTO outbox (target, lane, properties, body) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![target.as_str(), lane.as_str(), properties(letter), &letter.body[..]])?;
+    Ok(())
+}
+
+/// Removes a message that the broker has.
+pub(crate) fn remove(transaction: &Transaction<'_>, seq: i64) -> rusqlite::Result<()> {
+    transaction.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?.execute([seq])?;
+    Ok(())
+}
+
+/// The next messages after `seq` for that target. One without an id gets one that stays the same when it is published
+/// again, so that readers can tell.
+pub(crate) fn next(
+    connection: &Connection,
+    ledger: &LedgerId,
+    target: Target,
+    seq: i64,
+) -> rusqlite::Result<OutboxBatch> {
+    let mut statement = connection.prepare_cached(
+        "SELECT seq, lane, properties, body FROM outbox WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+    )?;
+    let mut found = statement.query(params![target.as_str(), seq, BATCH_MAX_ROWS])?;
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    while let Some(row) = found.next()? {
+        let seq: i64 = row.get(0)?;
+        let mut message = message(row, 2, 3)?;
+        if message.id.is_empty() {
+            message.id = format!("{ledger}/{seq}");
+        }
+        bytes += message.body.len();
+        rows.push((seq, Outgoing { to: target.address(&text(row, 1)?), message }));
+        if bytes >= BATCH_MAX_BYTES {
+            break;
+        }
+    }
+    Ok(OutboxBatch { target, rows })
+}

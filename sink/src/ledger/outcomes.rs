@@ -1,0 +1,130 @@
+//! Outcomes in the ledger: which tasks are done, which failed and why, the report, the outputs that are kept.
+
+use std::collections::BTreeSet;
+
+use gristmill_shared::Round;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use serde_json::value::RawValue;
+
+use super::columns::{conversion, json};
+use crate::index_set::IndexSet;
+
+/// A task that failed for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) round: Round,
+    pub(crate) reason: String,
+    pub(crate) attempts: u32,
+    pub(crate) losses: u32,
+    /// The task itself, if it is known here.
+    pub(crate) payload: Option<String>,
+}
+
+/// Outputs of consecutive tasks, to be kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeptOutputs {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    /// A JSON array.
+    pub(crate) outputs: String,
+}
+
+/// The tasks with an output.
+pub(crate) fn load_done(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
+    let mut done = IndexSet::default();
+    let mut rows = connection.prepare_cached("SELECT container, bits FROM done WHERE job = ?1")?;
+    let mut rows = rows.query([job])?;
+    while let Some(row) = rows.next()? {
+        done.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion(1, error))?;
+    }
+    Ok(done)
+}
+
+/// The tasks that failed.
+pub(crate) fn load_failed(connection: &Connection, job: i64) -> rusqlite::Result<BTreeSet<u64>> {
+    let mut rows = connection.prepare_cached("SELECT task FROM failures WHERE job = ?1")?;
+    rows.query_map([job], |row| row.get(0))?.collect()
+}
+
+/// The report so far; none before the first output.
+pub(crate) fn load_report(connection: &Connection, job: i64) -> rusqlite::Result<Option<Box<RawValue>>> {
+    let mut rows = connection.prepare_cached("SELECT report FROM reports WHERE job = ?1")?;
+    rows.query_row([job], |row| json(row, 0)).optional()
+}
+
+/// What of the failed tasks is needed to send them again: index and payload, ascending, of those from `first` on.
+pub(crate) fn load_payloads(
+    connection: &Connection,
+    job: i64,
+    each: &mut dyn FnMut(u64, Option<&str>) -> bool,
+) -> rusqlite::Result<()> {
+    let mut rows =
+        connection.prepare_cached("SELECT task, payload FROM failures WHERE job = ?1 ORDER BY task")?;
+    let mut rows = rows.query([job])?;
+    while let Some(row) = rows.next()? {
+        if !each(row.get(0)?, row.get_ref(1)?.as_str_or_null()?) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes containers of the set of done tasks.
+pub(crate) fn save_done(
+    transaction: &Transaction<'_>,
+    job: i64,
+    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+) -> rusqlite::Result<()> {
+    let mut save = transaction.prepare_cached(
+        "INSERT INTO done (job, container, bits) VALUES (?1, ?2, ?3)
+         ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
+    )?;
+    for (container, bits) in containers {
+        save.execute(params![job, container, bits])?;
+    }
+    Ok(())
+}
+
+/// Writes failures, and removes those that are none any more.
+pub(crate) fn save_failures(
+    transaction: &Transaction<'_>,
+    job: i64,
+    changes: impl Iterator<Item = (u64, Option<Failure>)>,
+) -> rusqlite::Result<()> {
+    let mut save = transaction.prepare_cached(
+        "INSERT OR REPLACE INTO failures (job, task, round, reason, attempts, losses, payload)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?;
+    let mut remove = transaction.prepare_cached("DELETE FROM failures WHERE job = ?1 AND task = ?2")?;
+    for (task, failure) in changes {
+        match failure {
+            None => remove.execute(params![job, task])?,
+            Some(Failure { round, reason, attempts, losses, payload }) => {
+                save.execute(params![job, task, round.0, reason, attempts, losses, payload])?
+            }
+        };
+    }
+    Ok(())
+}
+
+/// Adds outputs to those that are kept.
+pub(crate) fn save_outputs(
+    transaction: &Transaction<'_>,
+    job: i64,
+    outputs: impl Iterator<Item = KeptOutputs>,
+) -> rusqlite::Result<()> {
+    let mut save = transaction
+        .prepare_cached("INSERT INTO outputs (job, first, count, outputs) VALUES (?1, ?2, ?3, ?4)")?;
+    for KeptOutputs { first, count, outputs } in outputs {
+        save.execute(params![job, first, count, outputs])?;
+    }
+    Ok(())
+}
+
+/// Replaces the report.
+pub(crate) fn save_report(transaction: &Transaction<'_>, job: i64, report: &RawValue) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO reports (job, report) VALUES (?1, ?2)")?
+        .execute(params![job, report.get()])?;
+    Ok(())
+}

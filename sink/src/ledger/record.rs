@@ -1,0 +1,267 @@
+//! What a ledger knows of one job, but for the outcomes themselves.
+
+use std::{fmt, str::FromStr};
+
+use gristmill_shared::{
+    Account, Conclusion, InvalidName, Round,
+    wire::{Opened, Progress, Sealed},
+};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params};
+use serde::Serialize;
+
+use super::columns::{NUMBER_MAX, int, json, text, to_json};
+
+/// One job in the ledger.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    /// What its producer said at first.
+    pub(crate) opened: Opened,
+    /// Whether outputs are kept beside the report.
+    pub(crate) keeps_outputs: bool,
+    /// The round it is in.
+    pub(crate) round: Round,
+    /// What its producer said at last.
+    pub(crate) seal: Option<Seal>,
+    pub(crate) counts: Counts,
+    /// How it ended.
+    pub(crate) end: Option<End>,
+}
+
+/// How many tasks the split gave, and their digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seal {
+    pub(crate) total: u64,
+    pub(crate) digest: String,
+}
+
+impl From<Sealed> for Seal {
+    fn from(Sealed { job: _, total, digest }: Sealed) -> Self {
+        Self { total, digest }
+    }
+}
+
+/// Running counts of a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Tasks with an output.
+    pub(crate) done: u64,
+    /// Tasks that failed for good.
+    pub(crate) failed: u64,
+    /// One past the highest index that has an outcome.
+    pub(crate) reached: u64,
+    /// Outcomes that came again.
+    pub(crate) duplicates: u64,
+    /// Outcomes that came after the end, or that the end made void.
+    pub(crate) late: u64,
+    /// What the tasks took, in microseconds of one slot.
+    pub(crate) busy_us: u64,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub(crate) state: JobState,
+    /// Why it ended before all of its tasks did.
+    pub(crate) stopped: Option<String>,
+    pub(crate) skipped: u64,
+    pub(crate) conclusion: Conclusion,
+    pub(crate) at_ms: u64,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Outcomes are missing.
+    Running,
+    /// Every task has an outcome.
+    Finished,
+    /// It ended early, as it should: it has its answer, or somebody wanted no more of it.
+    Stopped,
+    /// It could not go on: the split failed, or the job's own code did.
+    Failed,
+}
+
+impl JobState {
+    const ALL: [Self; 4] = [Self::Running, Self::Finished, Self::Stopped, Self::Failed];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for JobState {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| InvalidName {
+            what: "state of a job",
+            got: text.into(),
+            expected: "running, finished, stopped or failed",
+        })
+    }
+}
+
+impl Record {
+    pub(crate) fn new(opened: Opened, keeps_outputs: bool) -> Self {
+        Self { opened, keeps_outputs, round: Round(0), seal: None, counts: Counts::default(), end: None }
+    }
+
+    pub(crate) fn state(&self) -> JobState {
+        self.end.as_ref().map_or(JobState::Running, |end| end.state)
+    }
+
+    /// How many tasks there are: as sealed, or as planned while the split goes on.
+    pub(crate) fn total(&self) -> Option<u64> {
+        self.seal.as_ref().map(|seal| seal.total).or(self.opened.plan.tasks)
+    }
+
+    /// Every index that an outcome may have lies below.
+    pub(crate) fn limit(&self) -> u64 {
+        self.total().unwrap_or(NUMBER_MAX)
+    }
+
+    /// How many tasks have no outcome, as far as it is known which tasks there are.
+    pub(crate) fn without_outcome(&self) -> u64 {
+        let Counts { done, failed, reached, .. } = self.counts;
+        self.total().unwrap_or(reached).saturating_sub(done + failed)
+    }
+
+    pub(crate) fn account(&self) -> Account {
+        let Counts { done, failed, duplicates, late, .. } = self.counts;
+        let end = self.end.as_ref();
+        Account {
+            total: self.total(),
+            done,
+            failed,
+            skipped: end.map_or(0, |end| end.skipped),
+            duplicates,
+            late,
+            stopped: end.and_then(|end| end.stopped.clone()),
+        }
+    }
+
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            job: self.opened.job,
+            account: self.account(),
+            sealed: self.seal.is_some(),
+            busy_us: self.counts.busy_us,
+        }
+    }
+
+    /// Reads one job; with it the number by which the other tables know it.
+    pub(crate) fn load(
+        connection: &Connection,
+        job: gristmill_shared::JobId,
+    ) -> rusqlite::Result<Option<(i64, Self)>> {
+        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1");
+        connection.prepare_cached(&sql)?.query_row([job.to_string()], Self::from_row).optional()
+    }
+
+    /// Reads all jobs, the newest first.
+    pub(super) fn load_all(connection: &Connection) -> rusqlite::Result<Vec<(i64, Self)>> {
+        let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY seq DESC");
+        connection.prepare(&sql)?.query_map([], Self::from_row)?.collect()
+    }
+
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<(i64, Self)> {
+        let opened = Opened {
+            job: text(row, 1)?,
+            kind: text(row, 2)?,
+            spec: json(row, 3)?,
+            policy: json(row, 4)?,
+            plan: json(row, 5)?,
+            lane: text(row, 6)?,
+            submitted_ms: row.get(7)?,
+        };
+        let seal = match (row.get(11)?, row.get(12)?) {
+            (Some(total), Some(digest)) => Some(Seal { total, digest }),
+            _ => None,
+        };
+        let counts = Counts {
+            done: row.get(13)?,
+            failed: row.get(14)?,
+            reached: row.get(15)?,
+            duplicates: row.get(16)?,
+            late: row.get(17)?,
+            busy_us: row.get(18)?,
+        };
+        let end = match text(row, 10)? {
+            JobState::Running => None,
+            state => Some(End {
+                state,
+                skipped: row.get(19)?,
+                stopped: row.get(20)?,
+                conclusion: Conclusion { text: row.get(21)?, answered: row.get(22)? },
+                at_ms: row.get(23)?,
+            }),
+        };
+        Ok((row.get(0)?, Self { opened, keeps_outputs: row.get(8)?, round: Round(row.get(9)?), seal, counts, end }))
+    }
+
+    /// Writes the job; `seq` is its number if it has one already. Answers its number.
+    pub(crate) fn save(&self, transaction: &Transaction<'_>, seq: Option<i64>) -> rusqlite::Result<i64> {
+        let Opened { job, kind, spec, policy, plan, lane, submitted_ms } = &self.opened;
+        let seq = match seq {
+            Some(seq) => seq,
+            None => transaction.prepare_cached(INSERT)?.insert(named_params! {
+                ":id": job.to_string(),
+                ":kind": kind.as_str(),
+                ":spec": spec.get(),
+                ":policy": to_json(policy),
+                ":plan": to_json(plan),
+                ":lane": lane.as_str(),
+                ":submitted_ms": int(*submitted_ms),
+                ":keeps_outputs": self.keeps_outputs,
+            })?,
+        };
+        let (seal, end, counts) = (self.seal.as_ref(), self.end.as_ref(), &self.counts);
+        transaction.prepare_cached(UPDATE)?.execute(named_params! {
+            ":seq": seq,
+            ":round": self.round.0,
+            ":state": self.state().as_str(),
+            ":sealed_total": seal.map(|seal| seal.total),
+            ":sealed_digest": seal.map(|seal| seal.digest.as_str()),
+            ":done": counts.done,
+            ":failed": counts.failed,
+            ":reached": counts.reached,
+            ":duplicates": int(counts.duplicates),
+            ":late": int(counts.late),
+            ":busy_us": int(counts.busy_us),
+            ":skipped": end.map_or(0, |end| end.skipped),
+            ":stopped": end.and_then(|end| end.stopped.as_deref()),
+            ":conclusion": end.map(|end| end.conclusion.text.as_str()),
+            ":answered": end.map(|end| end.conclusion.answered),
+            ":finished_ms": end.map(|end| int(end.at_ms)),
+        })?;
+        Ok(seq)
+    }
+}
+
+const COLUMNS: &str = "seq, id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state,
+    sealed_total, sealed_digest, done, failed, reached, duplicates, late, busy_us, skipped, stopped, conclusion,
+    answered, finished_ms";
+
+const INSERT: &str = "
+    INSERT INTO jobs (id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state, done, failed,
+        reached, duplicates, late, busy_us, skipped)
+    VALUES (:id, :kind, :spec, :policy, :plan, :lane, :submitted_ms, :keeps_outputs, 0, '', 0, 0, 0, 0, 0, 0, 0)";
+
+const UPDATE: &str = "
+    UPDATE jobs SET round = :round, state = :state, sealed_total = :sealed_total, sealed_digest = :sealed_digest,
+        done = :done, failed = :failed, reached = :reached, duplicates = :duplicates, late = :late,
+        busy_us = :busy_us, skipped = :skipped, stopped = :stopped, conclusion = :conclusion,
+        answered = :answered, finished_ms = :finished_ms
+    WHERE seq = :seq";

@@ -1,0 +1,155 @@
+//! The tables of a ledger. Anybody with SQLite can read them; only a sink writes them.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::SinkError;
+
+/// Tells a ledger from other SQLite files: `GRML`.
+const APPLICATION_ID: i64 = 0x4752_4d4c;
+/// The version of the tables below.
+const VERSION: i64 = 1;
+
+/// What a new ledger is made of.
+const TABLES: &str = "
+    -- One row: what this ledger is, and what its bounds made it drop.
+    CREATE TABLE ledger (
+        id TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        parked_dropped INTEGER NOT NULL DEFAULT 0,
+        dead_dropped INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+
+    -- One row per job. `reached` is one past the highest index that has an outcome.
+    CREATE TABLE jobs (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        policy TEXT NOT NULL,
+        plan TEXT NOT NULL,
+        lane TEXT NOT NULL,
+        submitted_ms INTEGER NOT NULL,
+        keeps_outputs INTEGER NOT NULL,
+        round INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        sealed_total INTEGER,
+        sealed_digest TEXT,
+        done INTEGER NOT NULL,
+        failed INTEGER NOT NULL,
+        reached INTEGER NOT NULL,
+        duplicates INTEGER NOT NULL,
+        late INTEGER NOT NULL,
+        busy_us INTEGER NOT NULL,
+        skipped INTEGER NOT NULL,
+        stopped TEXT,
+        conclusion TEXT,
+        answered INTEGER,
+        finished_ms INTEGER
+    ) STRICT;
+
+    CREATE TABLE reports (job INTEGER PRIMARY KEY, report TEXT NOT NULL) STRICT;
+
+    -- Which tasks have an output: one roaring bitmap for each 65,536 indices.
+    CREATE TABLE done (
+        seq INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        container INTEGER NOT NULL,
+        bits BLOB NOT NULL,
+        UNIQUE (job, container)
+    ) STRICT;
+
+    CREATE TABLE failures (
+        job INTEGER NOT NULL,
+        task INTEGER NOT NULL,
+        round INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        attempts INTEGER NOT NULL,
+        losses INTEGER NOT NULL,
+        payload TEXT,
+        PRIMARY KEY (job, task)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Outputs of consecutive tasks, as a JSON array; only of jobs that keep them. Rows of a job do not overlap.
+    CREATE TABLE outputs (
+        seq INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        count INTEGER NOT NULL,
+        outputs TEXT NOT NULL,
+        UNIQUE (job, first)
+    ) STRICT;
+
+    -- What is to be published; a row goes when the broker has it.
+    CREATE TABLE outbox (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        target TEXT NOT NULL,
+        lane TEXT NOT NULL,
+        properties TEXT NOT NULL,
+        body BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX outbox_by_target ON outbox (target, seq);
+
+    -- Messages about jobs that have not been opened here.
+    CREATE TABLE parked (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        job TEXT NOT NULL,
+        properties TEXT NOT NULL,
+        body BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX parked_by_job ON parked (job, seq);
+
+    -- Messages that were none of ours.
+    CREATE TABLE dead (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        received_ms INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        properties TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        body BLOB NOT NULL
+    ) STRICT;
+";
+
+/// Makes the tables in an empty database.
+pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!(
+        "{TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+    ))
+}
+
+/// What a database is to us.
+pub(super) enum Found {
+    /// Nothing is in it.
+    Empty,
+    /// A ledger of this version.
+    Ledger,
+}
+
+/// Looks whether a database is a ledger that this program knows.
+pub(super) fn look(connection: &Connection, path: &Path) -> Result<Found, SinkError> {
+    let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
+    // The first statement that reads the file is the first to notice that it is damaged.
+    let tables = match number("SELECT count(*) FROM sqlite_schema") {
+        Ok(tables) => tables,
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
+            return Err(not("it is no SQLite file"));
+        }
+        Err(error) => return Err(failed(path, error)),
+    };
+    if tables == 0 {
+        return Ok(Found::Empty);
+    }
+    if number("PRAGMA application_id").map_err(|error| failed(path, error))? != APPLICATION_ID {
+        return Err(not("it is the SQLite database of another program"));
+    }
+    match number("PRAGMA user_version").map_err(|error| failed(path, error))? {
+        found if found > VERSION => Err(SinkError::Newer { path: path.into(), found, known: VERSION }),
+        _ => Ok(Found::Ledger),
+    }
+}
+
+fn failed(path: &Path, source: rusqlite::Error) -> SinkError {
+    SinkError::Ledger { place: path.display().to_string(), doing: "being opened", source }
+}

@@ -1,0 +1,157 @@
+//! The proof that a job adds up, from what is stored and not from what was counted.
+
+use std::{collections::BTreeSet, fmt, ops::Range};
+
+use gristmill_shared::JobId;
+use rusqlite::Connection;
+use serde::Serialize;
+
+use super::{JobState, Record, outcomes};
+use crate::index_set::IndexSet;
+
+/// How many gaps a verification lists; all are counted.
+const GAPS_LISTED: usize = 1_000;
+
+/// Whether every task of a job has exactly one outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// The job.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// Whether it has ended, has no gaps, and everything stored agrees.
+    pub ok: bool,
+    /// How many tasks there are; unknown if the split was not finished and had no plan.
+    pub total: Option<u64>,
+    /// Without a total: the split had given at least this many tasks.
+    pub reached: u64,
+    /// Tasks with an output, counted in the bitmap.
+    pub done: u64,
+    /// Tasks that failed for good, counted in the table of failures.
+    pub failed: u64,
+    /// Tasks that the job's early end made unnecessary.
+    pub skipped: u64,
+    /// Outcomes that came again and were ignored.
+    pub duplicates: u64,
+    /// Outcomes that came after the end and were ignored.
+    pub late: u64,
+    /// Tasks without an outcome that should have one: all ranges of them, up to a thousand.
+    pub gaps: Vec<Range<u64>>,
+    /// How many tasks have no outcome and should have one.
+    pub missing: u64,
+    /// What does not agree with what.
+    pub problems: Vec<String>,
+    /// Why the job ended early.
+    pub stopped: Option<String>,
+}
+
+impl fmt::Display for Verification {
+    /// One line for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { done, failed, skipped, duplicates, late, missing, .. } = self;
+        match self.total {
+            Some(total) => write!(f, "{total} tasks: ")?,
+            None => write!(f, "split not finished at {}: ", self.reached)?,
+        }
+        write!(f, "{done} done, {failed} failed, {skipped} skipped, {missing} without an outcome; ")?;
+        write!(f, "{duplicates} duplicates and {late} late outcomes ignored")
+    }
+}
+
+/// Checks one job, if the ledger has it.
+pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Option<Verification>> {
+    let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
+    let done = outcomes::load_done(connection, seq)?;
+    let failed = outcomes::load_failed(connection, seq)?;
+    let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
+    Ok(Some(check(&record, &done, &failed, kept.as_deref())))
+}
+
+/// Which outputs are kept, by index.
+fn load_kept(connection: &Connection, job: i64) -> rusqlite::Result<Vec<Range<u64>>> {
+    let mut rows = connection.prepare("SELECT first, count FROM outputs WHERE job = ?1 ORDER BY first")?;
+    rows.query_map([job], |row| {
+        let (first, count): (u64, u64) = (row.get(0)?, row.get(1)?);
+        Ok(first..first + count)
+    })?
+    .collect()
+}
+
+fn check(
+    record: &Record,
+    done: &IndexSet,
+    failed: &BTreeSet<u64>,
+    kept: Option<&[Range<u64>]>,
+) -> Verification {
+    let reached = done.end().max(failed.last().map_or(0, |last| last + 1));
+    let total = record.total();
+    let account = record.account();
+    let mut problems = Vec::new();
+    let mut differ = |what: &str, stored: u64, found: u64| {
+        if stored != found {
+            problems.push(format!("the ledger counts {stored} {what}, but has {found}"));
+        }
+    };
+    differ("tasks done", account.done, done.len());
+    differ("failures", account.failed, failed.len() as u64);
+    if let Some(kept) = kept {
+        differ("tasks done", done.len(), kept.iter().map(|range| range.end - range.start).sum());
+        let once = kept.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        if !once || kept.iter().any(|range| !done.missing(range.start..range.end).is_empty()) {
+            problems.push("the kept outputs are not those of the tasks done, each once".into());
+        }
+    }
+    let both = failed.iter().filter(|index| done.contains(**index)).count();
+    if both > 0 {
+        problems.push(format!("{both} tasks are both done and failed"));
+    }
+    if let Some(total) = total.filter(|total| reached > *total) {
+        problems.push(format!("there are {total} tasks, but task {} has an outcome", reached - 1));
+    }
+
+    let (mut gaps, mut open) = (Vec::new(), 0);
+    each_gap(done, failed, total.unwrap_or(reached), &mut |gap| {
+        open += gap.end - gap.start;
+        if gaps.len() < GAPS_LISTED {
+            gaps.push(gap);
+        }
+    });
+    let mut missing = open;
+    if matches!(record.state(), JobState::Stopped | JobState::Failed) {
+        // The end was decreed: what has no outcome is skipped.
+        if account.skipped != open {
+            problems.push(format!("the ledger counts {} tasks skipped, but {open} are", account.skipped));
+        }
+        gaps.clear();
+        missing = 0;
+    }
+    Verification {
+        job: record.opened.job,
+        state: record.state(),
+        ok: problems.is_empty() && missing == 0 && record.state() != JobState::Running,
+        total,
+        reached,
+        done: done.len(),
+        failed: failed.len() as u64,
+        skipped: open - missing,
+        duplicates: account.duplicates,
+        late: account.late,
+        gaps,
+        missing,
+        problems,
+        stopped: account.stopped,
+    }
+}
+
+/// The ranges below `end` without any outcome.
+fn each_gap(done: &IndexSet, failed: &BTreeSet<u64>, end: u64, each: &mut dyn FnMut(Range<u64>)) {
+    for range in done.missing(0..end) {
+        let mut next = range.start;
+        for index in failed.range(range.clone()).copied().chain([range.end]) {
+            if next < index {
+                each(next..index);
+            }
+            next = index + 1;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The sink as a whole: what it is made of, and how it starts and leaves.
+
+use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+
+use flume::Sender;
+use futures::{FutureExt, future::FusedFuture};
+use gristmill_shared::{
+    Consumer, Delivery, Lane, LedgerId, QueueRole, Registry, Transport, WorkerId, wire::Serving,
+};
+use tokio::time::timeout;
+
+use crate::{
+    LedgerPlace, SinkError,
+    clerk::Clerk,
+    desk::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
+    ledger::Ledger,
+    publish,
+    serving::Claim,
+};
+
+/// How many deliveries are handed to the clerk at a time.
+const DELIVERIES_MAX: usize = 64;
+/// How long a leaving sink waits for the broker to take what the ledger's outbox holds. What is left goes out when a
+/// sink starts with this ledger again.
+const OUTBOX_GRACE: Duration = Duration::from_secs(5);
+
+/// What a sink is made of.
+#[derive(Debug, Clone)]
+pub struct SinkConfig {
+    /// The kinds of job it can fold. A job of another kind ends at once, visibly.
+    pub registry: Registry,
+    /// The lane it serves, alone.
+    pub lane: Lane,
+    /// Where its ledger is.
+    pub ledger: LedgerPlace,
+    /// Whether it may take the lane from a sink with another ledger.
+    pub adopt: bool,
+    /// What its messages say they come from.
+    pub app: WorkerId,
+}
+
+/// A sink with an open ledger: folds the results of a lane's jobs, and says how they ended.
+#[derive(Debug)]
+pub struct Sink {
+    registry: Registry,
+    lane: Lane,
+    adopt: bool,
+    app: WorkerId,
+    ledger: Ledger,
+}
+
+/// What a sink did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SinkReport {
+    /// Messages taken in from the results queue.
+    pub messages: u64,
+    /// Tasks that got an outcome.
+    pub tasks: u64,
+    /// Jobs that ended.
+    pub jobs_ended: u64,
+    /// Messages taken in from the dead queue.
+    pub dead: u64,
+}
+
+impl fmt::Display for SinkReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { messages, tasks, jobs_ended, dead } = self;
+        write!(f, "{tasks} outcomes from {messages} messages, {jobs_ended} jobs ended, {dead} dead messages")
+    }
+}
+
+impl Sink {
+    /// Opens the ledger, or makes it, and holds it until the sink is dropped or ends. Blocking.
+    ///
+    /// # Errors
+    /// If the file is no ledger, cannot be written, or is held by another sink. Then nothing was changed.
+    pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
+        let SinkConfig { registry, lane, ledger, adopt, app } = config;
+        Ok(Self { registry, lane, adopt, app, ledger: Ledger::open(ledger)? })
+    }
+
+    /// What tells its ledger from all others.
+    #[must_use]
+    pub fn ledger_id(&self) -> &LedgerId {
+        self.ledger.id()
+    }
+
+    /// Serves the lane until `shutdown` resolves; then takes nothing more, commits what it has and acknowledges it.
+    ///
+    /// Dropping the future leaves at once: what was handed over is still committed, and what was not acknowledged
+    /// comes again.
+    ///
+    /// # Errors
+    /// [`SinkError`] if the broker goes, the ledger fails, or the lane belongs to another ledger.
+    pub async fn run_until(
+        self,
+        transport: Arc<dyn Transport>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<SinkReport, SinkError> {
+        let Self { registry, lane, adopt, app, ledger } = self;
+        transport.open_lane(&lane).await?;
+        let publisher = transport.publisher().await?;
+        let serving = Serving {
+            lane: lane.clone(),
+            ledger: ledger.id().clone(),
+            place: format!("{} of {app}", ledger.place()),
+        };
+        let claim = Claim::stake(&*transport, &*publisher, serving, (adopt, app.as_str())).await?;
+        let mut results = transport.consume(&QueueRole::Results.of(&lane), RESULTS_PREFETCH).await?;
+        let mut dead = transport.consume(&QueueRole::Dead.of(&lane), DEAD_PREFETCH).await?;
+
+        let Desk { errands, outbox, news, end } =
+            desk::start(Clerk::new(ledger, registry, lane, app.clone()))?;
+        let mut outbox = pin!(publish::empty_outbox(outbox, errands.clone(), &*publisher).fuse());
+        let mut news = pin!(publish::tell(news, &*publisher, &app));
+        // Nothing is wrong if we are told to leave; or the clerk has gone, who says why himself.
+        let wrong = tokio::select! {
+            () = shutdown => None,
+            wrong = receive(&mut *results, &errands, Errand::Take) => wrong,
+            wrong = receive(&mut *dead, &errands, Errand::TakeDead) => wrong,
+            wrong = claim.until_lost() => Some(wrong),
+            stored = &mut outbox => stored.err(),
+            () = &mut news => None,
+        };
+
+        // The consumers stay until the clerk has acknowledged: dropping them hands back what is not.
+        let _ = errands.send_async(Errand::Leave).await; // fails if he has gone
+        let report = end.await.unwrap_or_else(|_| Err(SinkError::Died("it ended without a word".into())));
+        if let Some(wrong) = wrong {
+            return Err(wrong);
+        }
+        let report = report?;
+        results.close().await;
+        dead.close().await;
+        drop(errands);
+        if !outbox.is_terminated() {
+            match timeout(OUTBOX_GRACE, outbox).await {
+                Ok(stored) => stored?,
+                Err(_) => tracing::warn!("the broker does not take all facts; they go out when a sink starts again"),
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// Hands deliveries to the clerk; answers why that ended. Nothing if the clerk has gone, who says why himself.
+async fn receive(
+    consumer: &mut dyn Consumer,
+    errands: &Sender<Errand>,
+    errand: impl Fn(Vec<Delivery>) -> Errand + Send,
+) -> Option<SinkError> {
+    loop {
+        match consumer.recv(DELIVERIES_MAX).await {
+            Ok(deliveries) => errands.send_async(errand(deliveries)).await.ok()?,
+            Err(error) => return Some(error.into()),
+        }
+    }
+}

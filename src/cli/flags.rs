@@ -1,0 +1,126 @@
+//! Flags that several commands share.
+
+use std::{num::NonZeroU16, sync::Arc};
+
+use clap::{ArgAction, Args};
+use gristmill_producer::{DEFAULT_BATCH, SubmitOptions};
+use gristmill_shared::{
+    DEFAULT_MAX_ATTEMPTS, Lane, Policy, Transport, WorkerId,
+    wire::{BATCH_MAX_TASKS, now_ms},
+};
+
+use crate::{connect, exit::Failure};
+
+/// Where the broker is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BrokerFlags {
+    /// The broker, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`; a password is better kept in the
+    /// environment, where other users do not see it
+    #[arg(
+        long,
+        global = true,
+        env = "GRISTMILL_BROKER",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "amqp://guest:guest@localhost:5672"
+    )]
+    pub(crate) broker: String,
+}
+
+impl BrokerFlags {
+    /// Connects as `role`, and gives the name that goes with it.
+    pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
+        let app = process_id(role);
+        let transport = connect(&self.broker, app.as_str()).await?;
+        Ok((transport, app))
+    }
+}
+
+/// How much is logged, to stderr.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogFlags {
+    /// Log more: -v for what happens, -vv for every failed try
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+
+    /// What to log, for instance `gristmill_worker=debug`; overrides -v
+    #[arg(long, global = true, env = "GRISTMILL_LOG", value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl LogFlags {
+    pub(crate) fn filter(&self) -> Option<String> {
+        self.log.clone().or(match self.verbose {
+            0 => None,
+            1 => Some("info".into()),
+            _ => Some("info,gristmill=debug,gristmill_worker=debug,gristmill_sink=debug,gristmill_producer=debug,gristmill_amqp=debug".into()),
+        })
+    }
+}
+
+/// Which lane.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LaneFlags {
+    /// The lane: a set of queues with its own workers and its own sink
+    #[arg(long, global = true, env = "GRISTMILL_LANE", default_value = "default")]
+    pub(crate) lane: Lane,
+}
+
+/// How many tasks at a time.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SlotFlags {
+    /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
+    #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N")]
+    slots: Option<NonZeroU16>,
+}
+
+impl SlotFlags {
+    pub(crate) fn slots(&self) -> NonZeroU16 {
+        let processors = || {
+            let found = std::thread::available_parallelism().map_or(1, usize::from);
+            NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
+        };
+        self.slots.unwrap_or_else(processors)
+    }
+}
+
+/// How a job is sent.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SubmitFlags {
+    /// How many tasks travel in one message; long tasks want few
+    #[arg(
+        long,
+        global = true,
+        value_name = "TASKS",
+        default_value_t = DEFAULT_BATCH,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(BATCH_MAX_TASKS))
+    )]
+    batch: u32,
+
+    /// How often a task may fail before it counts as failed
+    #[arg(
+        long,
+        global = true,
+        value_name = "N",
+        default_value_t = DEFAULT_MAX_ATTEMPTS,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    max_attempts: u32,
+}
+
+impl SubmitFlags {
+    pub(crate) fn options(&self, lane: &Lane) -> SubmitOptions {
+        let policy = Policy { max_attempts: self.max_attempts, ..Policy::default() };
+        SubmitOptions { lane: lane.clone(), policy, batch: self.batch }
+    }
+}
+
+/// How a process is named in messages and on the broker.
+pub(crate) fn process_id(role: &str) -> WorkerId {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => format!("host-{}", now_ms() % 1_000_000),
+        host => host.into(),
+    };
+    WorkerId::generate(&format!("{role}-{host}"))
+}

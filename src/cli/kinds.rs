@@ -1,0 +1,64 @@
+//! Kinds of job as subcommands of `submit` and `run`.
+
+use std::sync::Arc;
+
+use clap::{
+    ArgMatches, Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use gristmill_shared::AnyJob;
+
+use crate::{app::KindArgs, exit::Failure};
+
+/// How the place of a kind is named in usage lines.
+const VALUE_NAME: &str = "KIND";
+
+/// The kinds a program knows.
+#[derive(Debug)]
+pub(crate) struct Kinds(pub(crate) Vec<KindArgs>);
+
+impl Kinds {
+    /// Gives `command` a subcommand for each kind.
+    pub(crate) fn add_to(&self, command: Command) -> Command {
+        command
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .subcommand_value_name(VALUE_NAME)
+            .subcommand_help_heading("Kinds")
+            .disable_help_subcommand(true)
+            .subcommands(self.0.iter().map(|kind| kind.command.clone()))
+    }
+
+    /// The job that the subcommand and its flags describe.
+    pub(crate) fn job(&self, matches: &ArgMatches) -> Result<Arc<dyn AnyJob>, Failure> {
+        let (name, matches) =
+            matches.subcommand().ok_or_else(|| Failure::usage("no kind of job was named"))?;
+        let kind = self.0.iter().find(|kind| kind.command.get_name() == name);
+        let kind =
+            kind.ok_or_else(|| Failure::usage(format_args!("no job of kind {name:?} is known here")))?;
+        (kind.parse)(matches).map_err(|error| Failure::usage(super::brief(&error)))
+    }
+
+    /// If the command line named a kind that is not known: a line that says which there are.
+    pub(crate) fn unknown(&self, error: &clap::Error) -> Option<Failure> {
+        if error.kind() != ErrorKind::InvalidSubcommand {
+            return None;
+        }
+        let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return None };
+        if !usage.to_string().contains(&format!("<{VALUE_NAME}>")) {
+            return None;
+        }
+        let Some(ContextValue::String(got)) = error.get(ContextKind::InvalidSubcommand) else { return None };
+        let names: Vec<_> = self.0.iter().map(|kind| kind.command.get_name()).collect();
+        let near = names
+            .iter()
+            .map(|name| (strsim::damerau_levenshtein(name, got), name))
+            .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
+            .min();
+        let hint = near.map(|(_, name)| format!("; did you mean {name:?}?")).unwrap_or_default();
+        Some(Failure::usage(format_args!(
+            "no job of kind {got:?} is known here (known: {}{hint})",
+            names.join(", ")
+        )))
+    }
+}

@@ -1,0 +1,156 @@
+//! The command line: what can be said, and who does it.
+
+mod bar;
+mod flags;
+mod follow;
+mod kinds;
+mod log;
+mod producer;
+mod run;
+mod signals;
+mod sink;
+mod sink_read;
+mod state;
+mod worker;
+
+use std::{fmt::Display, io::Write as _, panic::AssertUnwindSafe};
+
+use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
+use gristmill_shared::{Registry, panic_text};
+use tokio::runtime::Runtime;
+
+use self::{bar::Bar, flags::LogFlags, kinds::Kinds, signals::Signals};
+use crate::{App, Exit, Role, exit::Failure};
+
+/// What every command is given.
+pub(crate) struct Context {
+    kinds: Kinds,
+    registry: Registry,
+    bar: Bar,
+    signals: Signals,
+}
+
+type Outcome = Result<Exit, Failure>;
+
+/// Does what the command line says.
+pub(crate) fn main(app: App, role: Role) -> Exit {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(app, role))) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(failure)) => complain(failure.exit, &failure),
+        Err(panic) => complain(Exit::Bug, &format_args!("this is a defect: {}", panic_text(&*panic))),
+    }
+}
+
+fn complain(exit: Exit, why: &dyn Display) -> Exit {
+    // Nobody is left to tell if stderr is closed.
+    let _ = writeln!(std::io::stderr(), "error: {why}");
+    exit
+}
+
+fn try_main(app: App, role: Role) -> Outcome {
+    let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
+    let kinds = Kinds(kinds);
+    let matches = match command(role, &kinds).try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return explain(&error, &kinds),
+    };
+    let bar = Bar::hidden();
+    log::init(LogFlags::from_arg_matches(&matches).map_err(Failure::usage)?.filter(), &bar);
+    let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
+    let done = runtime.block_on(async {
+        let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
+        let interrupted = signals.clone();
+        let context = Context { kinds, registry, bar, signals };
+        tokio::select! {
+            done = dispatch(role, &context, &matches) => done,
+            () = interrupted.second() => Ok(Exit::Interrupted),
+        }
+    });
+    runtime.shutdown_background(); // a task that does not end must not keep the program
+    done
+}
+
+/// The whole command line of a program with this role.
+fn command(role: Role, kinds: &Kinds) -> Command {
+    let command = match role {
+        Role::Producer => producer::command(kinds).name("producer"),
+        Role::Worker => worker::command().name("worker"),
+        Role::Sink => sink::command().name("sink"),
+        Role::All => Command::new("gristmill")
+            .about("Divides one big job over a fleet and counts every task exactly once, whatever dies")
+            .after_help(EXAMPLES)
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()]),
+    };
+    LogFlags::augment_args(command.version(env!("CARGO_PKG_VERSION")))
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  # All in one process, with no broker:
+  gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4
+
+  # A fleet: on each machine a worker, on one a sink, and then jobs.
+  export GRISTMILL_BROKER=amqp://user:password@broker:5672
+  gristmill sink
+  gristmill worker --slots 8
+  gristmill producer submit primes --limit 100000000 --wait
+
+Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 130 interrupted";
+
+async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcome {
+    match role {
+        Role::Producer => producer::main(context, matches).await,
+        Role::Worker => worker::main(context, matches).await,
+        Role::Sink => sink::main(context, matches).await,
+        Role::All => match matches.subcommand() {
+            Some(("run", matches)) => run::main(context, matches).await,
+            Some(("producer", matches)) => producer::main(context, matches).await,
+            Some(("worker", matches)) => worker::main(context, matches).await,
+            Some(("sink", matches)) => sink::main(context, matches).await,
+            _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
+        },
+    }
+}
+
+/// Help goes to stdout and is no error; what is wrong is told in a line or two, without the usage.
+fn explain(error: &clap::Error, kinds: &Kinds) -> Outcome {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            let _ = error.print(); // nobody is left to tell if it cannot be printed
+            Ok(Exit::Ok)
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            Ok(Exit::Usage)
+        }
+        _ => Err(kinds.unknown(error).unwrap_or_else(|| Failure::usage(brief(error)))),
+    }
+}
+
+/// What clap says of an error, less the usage and on one line.
+fn brief(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or_default();
+    let said = said.split("\n\nFor more information").next().unwrap_or_default();
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    let words: Vec<_> = said.split_whitespace().collect();
+    format!("{} (hint: try --help)", words.join(" "))
+}
+
+/// Prints a result. A reader that has gone is no error.
+fn print(result: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{result}");
+}
+
+/// Prints a result as JSON, on one line.
+fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
+    print(serde_json::to_string(result).map_err(|error| Failure::new(Exit::Bug, error))?);
+    Ok(())
+}
+
+/// Says something to the person at the terminal.
+fn say(news: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{news}");
+}

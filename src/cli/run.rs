@@ -1,0 +1,121 @@
+//! `run`: the whole pipeline in this process.
+
+use std::sync::Arc;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches as _};
+use gristmill_producer::{Producer, Watch};
+use gristmill_shared::{Transport, memory::MemoryTransport};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_worker::Worker;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Context, Outcome,
+    flags::{LaneFlags, SlotFlags, SubmitFlags, process_id},
+    follow::{self, Known},
+    kinds::Kinds,
+    say,
+    state::StateFlags,
+};
+use crate::{Exit, connect, exit::Failure};
+
+/// Run a whole job in this process: producer, workers and sink; needs nothing else
+///
+/// With --broker the job runs over that broker, so that workers elsewhere can join.
+#[derive(Debug, Args)]
+struct RunFlags {
+    /// Run over this broker, so that other workers can join [default: none, all in memory]
+    #[arg(long, global = true, value_name = "URL")]
+    broker: Option<String>,
+    #[command(flatten)]
+    lane: LaneFlags,
+    #[command(flatten)]
+    state: StateFlags,
+    #[command(flatten)]
+    slots: SlotFlags,
+    #[command(flatten)]
+    how: SubmitFlags,
+    /// Print the end as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+pub(crate) fn command(kinds: &Kinds) -> Command {
+    kinds.add_to(RunFlags::augment_args(Command::new("run"))).after_help(
+        "Examples:\n  gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4\n  \
+         gristmill run primes --limit 100000000 --slots 4",
+    )
+}
+
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+    let flags = RunFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let job = context.kinds.job(matches)?;
+    job.plan().map_err(Failure::usage)?; // before anything is started
+    let app = process_id("run");
+    let lane = flags.lane.lane.clone();
+    let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
+        None => (MemoryTransport::new(), LedgerPlace::Memory),
+        Some(url) => (connect(url, app.as_str()).await?, LedgerPlace::File(flags.state.ledger(&lane)?)),
+    };
+    let sink = Sink::open(SinkConfig {
+        registry: context.registry.clone(),
+        lane: lane.clone(),
+        ledger,
+        adopt: false,
+        app: app.clone(),
+    })?;
+    let worker =
+        Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
+
+    let job_ended = CancellationToken::new();
+    let sinking = async {
+        let report = sink.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
+        report.map(drop).map_err(Failure::from)
+    };
+    let working = async {
+        let report = worker.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
+        report.map(drop).map_err(Failure::from)
+    };
+    let submitting = async {
+        let producer = Producer::new(Arc::clone(&transport), app.as_str());
+        let submission = producer.open(job, flags.how.options(&lane)).await?;
+        let (id, plan) = (submission.id(), submission.plan().clone());
+        if flags.broker.is_some() {
+            say(format_args!("job {id}"));
+        }
+        let watch = Watch::open(&*transport, id).await?;
+        let sending = async { submission.send().await.map_err(Failure::from) };
+        let (_, finished) =
+            futures::try_join!(sending, follow::to_the_end(context, watch, id, Known::Submitted(plan)))?;
+        job_ended.cancel();
+        Ok::<_, Failure>(finished)
+    };
+    let roles = async { futures::try_join!(sinking, working).map(|((), ())| ()) };
+    let all = async {
+        let mut roles = std::pin::pin!(roles);
+        let finished = tokio::select! {
+            finished = submitting => finished?,
+            ended = &mut roles => {
+                ended?;
+                return Err(Failure::new(Exit::Bug, "the sink and the worker ended before the job did"));
+            }
+        };
+        if flags.broker.is_some() {
+            roles.await?; // settles what others would otherwise run again
+        }
+        Ok(finished)
+    };
+    tokio::select! {
+        finished = all => {
+            context.bar.end();
+            let finished = finished?;
+            transport.close().await;
+            follow::conclude(&finished, flags.json)
+        }
+        () = context.signals.first() => {
+            context.bar.end();
+            say("interrupted; the job is given up");
+            Ok(Exit::Interrupted)
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! `sink`: serves a lane, or reads its ledger.
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+
+use super::{
+    Context, Outcome,
+    flags::{BrokerFlags, LaneFlags},
+    say,
+    sink_read::{self, Reading},
+    state::StateFlags,
+};
+use crate::{Exit, exit::Failure};
+
+/// Serve all jobs of a lane: fold their results, each task once; or read the ledger, also while a sink runs
+///
+/// SIGTERM or Ctrl-C: takes nothing more, commits and acknowledges what it has, and exits 0.
+#[derive(Debug, Args)]
+struct SinkFlags {
+    #[command(flatten)]
+    broker: BrokerFlags,
+    #[command(flatten)]
+    lane: LaneFlags,
+    #[command(flatten)]
+    state: StateFlags,
+
+    /// The ledger [default: LANE.ledger in the state directory]
+    #[arg(long, global = true, env = "GRISTMILL_LEDGER", value_name = "FILE")]
+    ledger: Option<PathBuf>,
+
+    /// Take the lane over from a sink with another ledger
+    #[arg(long)]
+    adopt: bool,
+}
+
+pub(crate) fn command() -> Command {
+    let command = Reading::augment_subcommands(SinkFlags::augment_args(Command::new("sink")));
+    command.args_conflicts_with_subcommands(false).after_help(
+        "Examples:\n  sink --ledger /var/lib/gristmill/default.ledger\n  sink jobs\n  sink show JOB --json\n  \
+         sink verify JOB",
+    )
+}
+
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+    let flags = SinkFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let lane = flags.lane.lane.clone();
+    let ledger = match &flags.ledger {
+        Some(path) => path.clone(),
+        None => flags.state.ledger(&lane)?,
+    };
+    if matches.subcommand().is_some() {
+        return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
+    }
+    let app = super::flags::process_id("sink");
+    let config = SinkConfig {
+        registry: context.registry.clone(),
+        lane: lane.clone(),
+        ledger: LedgerPlace::File(ledger.clone()),
+        adopt: flags.adopt,
+        app,
+    };
+    let sink = Sink::open(config)?;
+    let (transport, _) = flags.broker.connect("sink").await?;
+    tracing::info!(%lane, ledger = %ledger.display(), %transport, "serving");
+    let leave = async {
+        context.signals.first().await;
+        say("leaving: committing what is here (once more to stop at once)");
+    };
+    let report = sink.run_until(std::sync::Arc::clone(&transport), leave).await;
+    transport.close().await;
+    say(format_args!("stopped: {}", report?));
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,262 @@
+//! Reading a ledger: `sink jobs`, `show`, `failures`, `outputs`, `verify`, `dead`, `prune`.
+
+use std::{io::Write as _, ops::ControlFlow, path::Path, time::Duration};
+
+use clap::Subcommand;
+use gristmill_shared::{Account, JobId};
+use gristmill_sink::{JobSummary, JobView, LedgerReader, PruneRule, prune};
+use indicatif::HumanCount;
+
+use super::{Outcome, print, print_json, say};
+use crate::{Exit, exit::Failure};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Reading {
+    /// List all jobs, the newest first
+    Jobs {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one job: how far it is, or how it ended
+    Show {
+        /// The job's id
+        job: JobId,
+        /// Print JSON, with parameters and report
+        #[arg(long)]
+        json: bool,
+    },
+    /// List a job's failed tasks, with the reasons
+    Failures {
+        /// The job's id
+        job: JobId,
+        /// Print JSON, one task a line, with the task itself
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a job's outputs, one a line: index, tab, output as JSON; for kinds that keep them
+    Outputs {
+        /// The job's id
+        job: JobId,
+        /// In the order of the split, not of arrival
+        #[arg(long)]
+        ordered: bool,
+        /// Print JSON, one output a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove from the ledger that every task has exactly one outcome
+    ///
+    /// Counts from the stored set of tasks, not from counters. Exits 1 and lists the gaps if a task has none.
+    Verify {
+        /// The job's id
+        job: JobId,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the messages that were none of ours, the newest first
+    Dead {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget jobs that have ended
+    #[command(group(clap::ArgGroup::new("rule").required(true).multiple(true)))]
+    Prune {
+        /// Those that ended longer ago than this, for instance 30d
+        #[arg(long, group = "rule", value_name = "AGE", value_parser = humantime::parse_duration)]
+        older_than: Option<Duration>,
+        /// All but the newest of them
+        #[arg(long, group = "rule", value_name = "JOBS")]
+        keep: Option<usize>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Blocks on the file; there is nothing else to do meanwhile.
+pub(crate) fn main(ledger: &Path, reading: &Reading) -> Outcome {
+    if let Reading::Prune { older_than, keep, json } = reading {
+        let report = prune(ledger, PruneRule { older_than: *older_than, keep: *keep })?;
+        if *json {
+            print_json(&report)?;
+        } else {
+            say(format_args!("{} jobs forgotten, {} left", report.pruned, report.left));
+        }
+        return Ok(Exit::Ok);
+    }
+    let ledger_name = ledger;
+    let ledger = LedgerReader::open(ledger)?;
+    match reading {
+        Reading::Jobs { json } => jobs(&ledger, *json),
+        Reading::Show { job, json } => match ledger.job(*job)? {
+            Some(view) => show(&view, *json),
+            None => Err(Failure::usage(format_args!(
+                "the ledger {} has no job {job} (hint: see `sink jobs`)",
+                ledger_name.display()
+            ))),
+        },
+        Reading::Failures { job, json } => failures(&ledger, *job, *json),
+        Reading::Outputs { job, ordered, json } => outputs(&ledger, *job, *ordered, *json),
+        Reading::Verify { job, json } => verify(&ledger, *job, *json),
+        Reading::Dead { json } => dead(&ledger, *json),
+        Reading::Prune { .. } => Ok(Exit::Ok),
+    }
+}
+
+fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
+    let jobs = ledger.jobs()?;
+    if json {
+        print_json(&jobs)?;
+        return Ok(Exit::Ok);
+    }
+    if jobs.is_empty() {
+        say("no jobs yet");
+    } else {
+        say(format_args!(
+            "{:36}  {:10}  {:8}  {:>21}  {:>6}",
+            "JOB", "KIND", "STATE", "DONE/TOTAL", "FAILED"
+        ));
+    }
+    for JobSummary { job, kind, state, account, .. } in jobs {
+        let done = format!("{}/{}", account.done, of_total(&account));
+        print(format_args!("{job}  {:10}  {state:8}  {done:>21}  {:>6}", kind.as_str(), account.failed));
+    }
+    let parked = ledger.parked()?;
+    for job in &parked.jobs {
+        say(format_args!(
+            "warning: {} messages wait for job {}, which this ledger does not know",
+            job.messages, job.job
+        ));
+    }
+    if parked.dropped > 0 {
+        say(format_args!(
+            "warning: {} messages for jobs this ledger does not know were dropped",
+            parked.dropped
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+fn of_total(account: &Account) -> String {
+    account.total.map_or_else(|| "?".into(), |total| total.to_string())
+}
+
+fn show(view: &JobView, json: bool) -> Outcome {
+    if json {
+        print_json(view)?;
+        return Ok(Exit::Ok);
+    }
+    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, .. } = &view.summary;
+    let count = |number| HumanCount(number).to_string();
+    let total = account.total.map_or_else(|| "an unknown number of".into(), count);
+    let outcomes = account.done + account.failed;
+    let share = match account.total {
+        Some(total) if total > 0 => format!(" ({:.2} %)", 100.0 * outcomes as f64 / total as f64),
+        _ => String::new(),
+    };
+    print(format_args!("job        {job}"));
+    print(format_args!("kind       {kind} {}", view.spec));
+    print(format_args!("lane       {lane}, round {round}"));
+    let split = if *sealed { "" } else { ", split not finished" };
+    print(format_args!("state      {state}{split}"));
+    if let Some(why) = &account.stopped {
+        print(format_args!("stopped    {why}"));
+    }
+    print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)));
+    print(format_args!(
+        "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
+        count(account.done),
+        count(account.failed),
+        count(account.skipped),
+        count(account.duplicates),
+        count(account.late)
+    ));
+    print(format_args!("slot time  {:.3} s", *busy_us as f64 / 1e6));
+    if let Some(conclusion) = &view.conclusion {
+        let what = if conclusion.answered { "answer   " } else { "no answer" };
+        print(format_args!("{what}  {}", conclusion.text));
+    }
+    Ok(Exit::Ok)
+}
+
+fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
+    let failures = ledger.failures(job)?;
+    for failure in &failures {
+        if json {
+            print_json(failure)?;
+        } else {
+            print(format_args!("{}\t{} attempts\t{}", failure.index, failure.attempts, failure.reason));
+        }
+    }
+    if failures.is_empty() {
+        say("no task of this job failed");
+    }
+    Ok(Exit::Ok)
+}
+
+fn outputs(ledger: &LedgerReader, job: JobId, ordered: bool, json: bool) -> Outcome {
+    if !ledger.job(job)?.is_none_or(|view| view.keeps_outputs) {
+        return Err(Failure::usage(format_args!(
+            "job {job} keeps no outputs, only its report (hint: see `sink show {job}`)"
+        )));
+    }
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    ledger.outputs(job, ordered, &mut |index, output| {
+        let written = if json {
+            writeln!(out, "{{\"index\":{index},\"output\":{output}}}")
+        } else {
+            writeln!(out, "{index}\t{output}")
+        };
+        // A reader that has seen enough has gone.
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let _ = out.flush();
+    Ok(Exit::Ok)
+}
+
+fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
+    let verification = ledger.verify(job)?;
+    if json {
+        print_json(&verification)?;
+    } else {
+        print(&verification);
+        for problem in &verification.problems {
+            print(format_args!("problem: {problem}"));
+        }
+        for gap in &verification.gaps {
+            print(format_args!("gap: {} to {}", gap.start, gap.end - 1));
+        }
+        let listed: u64 = verification.gaps.iter().map(|gap| gap.end - gap.start).sum();
+        if listed < verification.missing {
+            print(format_args!("gap: and {} tasks more", verification.missing - listed));
+        }
+        if verification.ok {
+            say("every task has exactly one outcome");
+        } else if verification.problems.is_empty() {
+            say("the job is not at its end");
+        }
+    }
+    Ok(if verification.ok { Exit::Ok } else { Exit::Incomplete })
+}
+
+fn dead(ledger: &LedgerReader, json: bool) -> Outcome {
+    let dead = ledger.dead()?;
+    if json {
+        print_json(&dead)?;
+        return Ok(Exit::Ok);
+    }
+    for message in &dead.messages {
+        let origin = message.origin.as_deref().unwrap_or("?");
+        print(format_args!("{origin}\t{} bytes\t{}", message.bytes, message.reason));
+    }
+    if dead.messages.is_empty() {
+        say("no dead messages");
+    }
+    if dead.dropped > 0 {
+        say(format_args!("{} older ones are no longer kept", dead.dropped));
+    }
+    Ok(Exit::Ok)
+}

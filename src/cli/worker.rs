@@ -1,0 +1,46 @@
+//! `worker`: joins the fleet.
+
+use clap::{ArgMatches, Args, Command, FromArgMatches as _};
+use gristmill_worker::Worker;
+
+use super::{
+    Context, Outcome,
+    flags::{BrokerFlags, LaneFlags, SlotFlags},
+    say,
+};
+use crate::{Exit, exit::Failure};
+
+/// Join the fleet: take batches of a lane, run their tasks, hand on the outcomes
+///
+/// SIGTERM or Ctrl-C: takes nothing more, lets the running tasks end, hands back the rest and exits 0. A second one
+/// stops at once; what was not settled runs again elsewhere.
+#[derive(Debug, Args)]
+struct WorkerFlags {
+    #[command(flatten)]
+    broker: BrokerFlags,
+    #[command(flatten)]
+    lane: LaneFlags,
+    #[command(flatten)]
+    slots: SlotFlags,
+}
+
+pub(crate) fn command() -> Command {
+    WorkerFlags::augment_args(Command::new("worker")).after_help(
+        "Examples:\n  worker --slots 8\n  worker --broker amqp://user:password@broker:5672 --lane night",
+    )
+}
+
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+    let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let (transport, id) = flags.broker.connect("worker").await?;
+    let worker =
+        Worker::new(context.registry.clone(), id).lane(flags.lane.lane.clone()).slots(flags.slots.slots());
+    let leave = async {
+        context.signals.first().await;
+        say("leaving: taking nothing more, waiting for the running tasks (once more to stop at once)");
+    };
+    let report = worker.run_until(std::sync::Arc::clone(&transport), leave).await;
+    transport.close().await;
+    say(format_args!("stopped: {}", report?));
+    Ok(Exit::Ok)
+}

@@ -1,0 +1,163 @@
+//! What is wrong is told in a line or two, with the right exit code, and nothing is half done.
+
+use std::{io::Write as _, os::unix::fs::PermissionsExt as _, time::Instant};
+
+use crate::{
+    broker_url,
+    harness::{Ended, NODE, PATIENCE, Site},
+};
+
+/// Checks the code and the text of an error: at most two lines, on stderr alone.
+fn assert_told(ended: &Ended, code: i32, parts: &[&str]) {
+    assert_eq!((ended.code, ended.stdout.as_str()), (code, ""), "{ended:?}");
+    for part in parts {
+        assert!(ended.stderr.contains(part), "{part:?} is missing: {ended:?}");
+    }
+    assert!(ended.stderr.lines().count() <= 2, "{ended:?}");
+}
+
+#[tokio::test]
+async fn bad_parameters_are_refused_before_a_broker_is_asked_for() {
+    let site = Site::new();
+    for (words, parts) in [
+        ("crack --hash xyz --max-length 4", ["xyz", "hex"]),
+        ("crack --hash abcd --max-length 4", ["abcd", "40"]),
+        (&format!("crack --hash {NODE} --max-length 0"), ["max-length", "0"]),
+        (&format!("crack --hash {NODE} --max-length 99"), ["max-length", "2^64"]),
+        (&format!("crack --hash {NODE} --max-length 4 --alphabet="), ["alphabet", "empty"]),
+        ("crak --hash x --max-length 1", ["crak", "did you mean \"crack\"?"]),
+    ] {
+        for how in ["gristmill run", "producer --broker amqp://localhost:1 submit"] {
+            assert_told(&site.run(&format!("{how} {words}")).await, 2, &parts);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_wrong_or_away_is_told_within_ten_seconds() {
+    let site = Site::new();
+    for (url, code, part) in [
+        ("localhost", 2, "no scheme"),
+        ("redis://localhost", 2, "no transport for redis://"),
+        ("amqp://guest:secret@localhost:port", 2, "amqp://USER:PASSWORD@HOST:PORT/VHOST"),
+        ("amqp://guest:secret@127.0.0.1:9", 3, "cannot reach the broker at amqp://guest@127.0.0.1:9"),
+    ] {
+        let began = Instant::now();
+        for words in ["worker", "sink", &format!("producer submit crack --hash {NODE} --max-length 4")] {
+            let ended = site.start_with(words, |command| command.env("GRISTMILL_BROKER", url)).end().await;
+            assert_told(&ended, code, &[part]);
+            assert!(!ended.stderr.contains("secret"), "the password is shown: {ended:?}");
+        }
+        assert!(began.elapsed().as_secs() < 3 * 12, "{url} took {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_refused_password_is_told_and_not_shown() {
+    let url = broker_url();
+    let (_, host) = url.rsplit_once('@').expect("the test broker's URL has a user");
+    let site = Site::new();
+    let wrong = format!("amqp://guest:not-the-password@{host}");
+    let ended = site.start_with("worker", |command| command.env("GRISTMILL_BROKER", wrong)).end().await;
+    assert_told(&ended, 3, &["refuses", "hint: check the user, the password"]);
+    assert!(!ended.stderr.contains("not-the-password"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_none_is_refused_and_left_as_it_is() {
+    let site = Site::new();
+    let path = site.path("not-a-ledger");
+    std::fs::File::create(&path).unwrap().write_all(&[b'x'; 4096]).unwrap();
+    let name = path.to_str().unwrap().to_owned();
+    for words in [format!("sink --ledger {name}"), format!("sink jobs --ledger {name}")] {
+        assert_told(&site.run(&words).await, 2, &[&name]);
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), [b'x'; 4096]);
+    let missing = site.run(&format!("sink jobs --ledger {name}-2")).await;
+    assert_told(&missing, 2, &[&format!("{name}-2")]);
+    assert!(!site.path("not-a-ledger-2").exists());
+}
+
+#[tokio::test]
+async fn a_read_only_ledger_is_refused() {
+    let site = Site::new();
+    let mut sink = site.start("sink");
+    sink.says("serving").await;
+    assert_eq!(sink.stop().await.code, 0);
+    let ledger = std::fs::read_dir(site.path("."))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "ledger"))
+        .expect("the sink made a ledger");
+    std::fs::set_permissions(&ledger, std::fs::Permissions::from_mode(0o444)).unwrap();
+    if std::fs::OpenOptions::new().write(true).open(&ledger).is_ok() {
+        // Nothing is read-only to root; then a directory in its place is refused.
+        std::fs::remove_file(&ledger).unwrap();
+        std::fs::create_dir(&ledger).unwrap();
+    }
+    assert_told(&site.run("sink").await, 2, &[ledger.to_str().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_ledger_has_one_sink_and_a_lane_one_ledger() {
+    let site = Site::new();
+    let mut sink = site.start("sink");
+    sink.says("serving").await;
+    assert_told(&site.run("sink").await, 2, &["ledger"]);
+    let other = site.path("other.ledger");
+    let ended = site.run(&format!("sink --ledger {}", other.display())).await;
+    assert_told(&ended, 2, &["--adopt"]);
+    let ended = sink.stop().await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let mut adopting = site.start(&format!("sink --adopt --ledger {}", other.display()));
+    adopting.says("serving").await;
+}
+
+#[tokio::test]
+async fn a_wrong_job_id_is_told_from_a_slow_job() {
+    let site = Site::new();
+    let mut sink = site.start("sink");
+    sink.says("serving").await;
+    let began = Instant::now();
+    let ended = site.run("producer wait 01890a5d-ac96-774b-bcce-b302099a8057").await;
+    assert_told(&ended, 2, &["no job 01890a5d-ac96-774b-bcce-b302099a8057 is known"]);
+    assert!(began.elapsed() < PATIENCE / 4);
+    assert_told(&site.run("producer wait nonsense").await, 2, &["nonsense"]);
+    assert_told(&site.run("sink show 01890a5d-ac96-774b-bcce-b302099a8057").await, 2, &["01890a5d"]);
+}
+
+#[tokio::test]
+async fn a_kind_no_worker_here_knows_waits_and_is_told_once() {
+    let site = Site::new();
+    let mut worker = site.start("worker --slots 1");
+    worker.says("taking tasks").await;
+    let transport = site.transport().await;
+    let publisher = transport.publisher().await.unwrap();
+    let job = gristmill_shared::JobId::generate();
+    let batches = (0..3).map(|n| {
+        let raw = |json: &str| serde_json::value::RawValue::from_string(json.into()).unwrap();
+        let message = gristmill_shared::wire::Batch {
+            job,
+            kind: "mystery".parse().unwrap(),
+            spec: &raw("{}"),
+            policy: gristmill_shared::Policy::default(),
+            round: gristmill_shared::Round(0),
+            stage: 0,
+            first: gristmill_shared::TaskIndex(n),
+            count: 1,
+            tasks: &raw("[0]"),
+        }
+        .to_message(0, "test");
+        let to = gristmill_shared::Address::Queue(site.queue(gristmill_shared::QueueRole::Tasks));
+        gristmill_shared::Outgoing { to, message }
+    });
+    gristmill_shared::publish_until_stored(&*publisher, batches.collect()).await.unwrap();
+    let line = worker.says("no job of this kind is registered here").await;
+    assert!(line.contains("mystery") && line.contains("crack, primes, spin"), "{line}");
+    // They all come back after 10 s, which is when the last of them is known to have been met.
+    let mut again = transport.consume(&site.queue(gristmill_shared::QueueRole::Tasks), 1).await.unwrap();
+    let nothing = tokio::time::timeout(std::time::Duration::from_millis(500), again.recv(1)).await;
+    assert!(nothing.is_err(), "it was put back where every worker meets it again at once");
+    assert_eq!(worker.said("no job of this kind is registered here"), 1);
+    assert_eq!(worker.stop().await.code, 0);
+}

@@ -1,0 +1,21 @@
+//! One broker for all tests of the binary.
+
+use std::sync::{Mutex, OnceLock};
+
+use gristmill::testing::LocalBroker;
+
+/// The URL of the broker that all tests share; every test uses a lane of its own there.
+pub(crate) fn broker_url() -> String {
+    static BROKER: OnceLock<(String, Option<Mutex<LocalBroker>>)> = OnceLock::new();
+    let (url, _) = BROKER.get_or_init(|| match std::env::var("GRISTMILL_TEST_BROKER") {
+        Ok(url) => (url, None),
+        // It ends with this process: a watchdog sees to it, since a static is never dropped.
+        Err(_) => {
+            let broker = LocalBroker::start().unwrap_or_else(|error| {
+                panic!("no broker to test with: {error} (hint: `scripts/test` installs one, or set GRISTMILL_TEST_BROKER)")
+            });
+            (broker.url(), Some(Mutex::new(broker)))
+        }
+    });
+    url.clone()
+}

@@ -1,0 +1,110 @@
+//! One of our programs, as a process.
+
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use super::within;
+
+/// A running process. Dropping it kills it.
+pub(crate) struct Process {
+    name: String,
+    child: Child,
+    said: watch::Receiver<Vec<String>>,
+    stdout: JoinHandle<String>,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// Its exit code; -1 if a signal ended it.
+    pub(crate) code: i32,
+    /// What it said on stdout.
+    pub(crate) stdout: String,
+    /// What it said on stderr.
+    pub(crate) stderr: String,
+}
+
+impl Process {
+    pub(crate) fn start(name: &str, mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let mut stdout = child.stdout.take().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (sender, said) = watch::channel(Vec::new());
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                sender.send_modify(|lines| lines.push(line));
+            }
+        });
+        let stdout = tokio::spawn(async move {
+            let mut text = String::new();
+            stdout.read_to_string(&mut text).await.unwrap();
+            text
+        });
+        Self { name: name.into(), child, said, stdout }
+    }
+
+    /// Waits until it has said something that contains `text` on stderr, and returns the line.
+    pub(crate) async fn says(&mut self, text: &str) -> String {
+        let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(text)).cloned();
+        let waited = within(text, self.said.wait_for(|lines| find(lines).is_some())).await;
+        match waited {
+            Ok(lines) => find(&lines).unwrap(),
+            Err(_) => panic!("{} ended without saying {text:?}: {:#?}", self.name, self.said.borrow()),
+        }
+    }
+
+    /// How many lines on stderr contain `text` so far.
+    pub(crate) fn said(&self, text: &str) -> usize {
+        self.said.borrow().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub(crate) async fn kill(mut self) {
+        self.child.start_kill().unwrap();
+        let status = within("a killed process", self.child.wait()).await.unwrap();
+        assert!(!status.success(), "{} ended by itself before it could be killed", self.name);
+    }
+
+    /// Sends SIGTERM or another signal.
+    pub(crate) async fn signal(&self, signal: &str) {
+        let pid = self.child.id().expect("it still runs").to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().await.unwrap();
+        assert!(sent.success());
+    }
+
+    /// SIGTERM, and how it ended.
+    pub(crate) async fn stop(self) -> Ended {
+        self.signal("-TERM").await;
+        self.end().await
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn end(mut self) -> Ended {
+        let status = within(&self.name, self.child.wait()).await.unwrap();
+        let stdout = within("its stdout", self.stdout).await.unwrap();
+        // The sender goes when everything has been read.
+        while self.said.changed().await.is_ok() {}
+        let stderr = self.said.borrow().join("\n");
+        Ended { code: status.code().unwrap_or(-1), stdout, stderr }
+    }
+}
+
+impl Ended {
+    /// Its one line on stdout, if it ended well.
+    pub(crate) fn answer(&self) -> &str {
+        assert_eq!(self.code, 0, "{self:?}");
+        self.stdout.trim_end()
+    }
+}

@@ -1,0 +1,97 @@
+//! A lane with its own state, on which a test runs processes.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use gristmill_shared::{JobId, Lane, QueueRole, Transport};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use super::{Ended, Process, broker::broker_url, within};
+
+/// A lane of its own on the shared broker, and a directory for ledgers and cursors.
+pub(crate) struct Site {
+    dir: TempDir,
+    lane: Lane,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        let lane = format!("test-{}", JobId::generate()).parse().unwrap();
+        Self { dir: tempfile::tempdir().unwrap(), lane }
+    }
+
+    /// A path in the site's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Starts one of our programs here; `words` are its name and its arguments.
+    pub(crate) fn start(&self, words: &str) -> Process {
+        self.start_with(words, |command| command)
+    }
+
+    /// [`Site::start`], with something changed.
+    pub(crate) fn start_with(
+        &self,
+        words: &str,
+        change: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Process {
+        let mut split = words.split_whitespace();
+        let program = match split.next().unwrap() {
+            "gristmill" => env!("CARGO_BIN_EXE_gristmill"),
+            "producer" => env!("CARGO_BIN_EXE_producer"),
+            "worker" => env!("CARGO_BIN_EXE_worker"),
+            "sink" => env!("CARGO_BIN_EXE_sink"),
+            other => panic!("no program {other}"),
+        };
+        let mut command = Command::new(program);
+        command
+            .args(split)
+            .env_clear()
+            .env("GRISTMILL_STATE", self.dir.path())
+            .env("GRISTMILL_LANE", self.lane.as_str())
+            .env("GRISTMILL_BROKER", broker_url());
+        change(&mut command);
+        Process::start(words, command)
+    }
+
+    /// Runs one of our programs to its end.
+    pub(crate) async fn run(&self, words: &str) -> Ended {
+        self.start(words).end().await
+    }
+
+    /// Runs one of our programs that prints JSON.
+    pub(crate) async fn json(&self, words: &str) -> serde_json::Value {
+        let ended = self.run(words).await;
+        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{words}: {error}: {ended:?}"))
+    }
+
+    /// A connection of the test's own.
+    pub(crate) async fn transport(&self) -> Arc<dyn Transport> {
+        let transport = gristmill::connect(&broker_url(), "test").await.unwrap();
+        transport.open_lane(&self.lane).await.unwrap();
+        transport
+    }
+
+    /// One of the lane's queues.
+    pub(crate) fn queue(&self, role: QueueRole) -> gristmill_shared::Queue {
+        role.of(&self.lane)
+    }
+
+    /// Whether nothing waits in a queue. Only when nobody else consumes it.
+    pub(crate) async fn is_empty(&self, role: QueueRole) -> bool {
+        let transport = self.transport().await;
+        let mut consumer = transport.consume(&self.queue(role), 1).await.unwrap();
+        let empty = tokio::time::timeout(Duration::from_millis(300), consumer.recv(1)).await.is_err();
+        drop(consumer);
+        within("closing", transport.close()).await;
+        empty
+    }
+
+    /// Checks that a job's ledger adds up, and returns what `sink verify` counts.
+    pub(crate) async fn verify(&self, job: &str) -> serde_json::Value {
+        let verified = self.json(&format!("sink verify {job} --json")).await;
+        assert_eq!(verified["ok"], true, "{verified}");
+        verified
+    }
+}
