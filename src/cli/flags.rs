@@ -13,6 +13,7 @@ use crate::{connect, exit::Failure};
 
 /// Where the broker is.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct BrokerFlags {
     /// The broker, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`; a password is better kept in the
     /// environment, where other users do not see it
@@ -38,6 +39,7 @@ impl BrokerFlags {
 
 /// How much is logged, to stderr.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct LogFlags {
     /// Log more: -v for what happens, -vv for every failed try
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -60,6 +62,7 @@ impl LogFlags {
 
 /// Which lane.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct LaneFlags {
     /// The lane: a set of queues with its own workers and its own sink
     #[arg(long, global = true, env = "GRISTMILL_LANE", default_value = "default")]
@@ -68,6 +71,7 @@ pub(crate) struct LaneFlags {
 
 /// How many tasks at a time.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct SlotFlags {
     /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
     #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N")]
@@ -86,6 +90,7 @@ impl SlotFlags {
 
 /// How a job is sent.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
     /// How many tasks travel in one message; long tasks want few
     #[arg(

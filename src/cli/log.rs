@@ -5,22 +5,27 @@ use std::io::{self, IsTerminal as _, Write};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use super::bar::Bar;
+use crate::Role;
 
-/// What is logged unless the user says otherwise: what an operator should know.
-const DEFAULT_FILTER: &str =
+/// What an operator should know of a worker or a sink, unless they say otherwise.
+const SERVER_FILTER: &str =
     "warn,gristmill=info,gristmill_worker=info,gristmill_sink=info,gristmill_amqp=info";
+/// What somebody who submits or runs a job should know besides the bar, unless they say otherwise.
+const CLIENT_FILTER: &str = "warn";
 
 /// Starts to log. A filter that cannot be read is told, and the default used.
-pub(crate) fn init(filter: Option<String>, bar: &Bar) {
+pub(crate) fn init(filter: Option<String>, role: Role, bar: &Bar) {
+    let default = match role {
+        Role::Worker | Role::Sink => SERVER_FILTER,
+        Role::Producer | Role::All => CLIENT_FILTER,
+    };
     let filter = match filter.map(EnvFilter::try_new) {
         Some(Ok(filter)) => filter,
         Some(Err(error)) => {
-            super::say(format_args!(
-                "warning: the log filter cannot be read: {error}; using {DEFAULT_FILTER}"
-            ));
-            EnvFilter::new(DEFAULT_FILTER)
+            super::say(format_args!("warning: the log filter cannot be read: {error}; using {default}"));
+            EnvFilter::new(default)
         }
-        None => EnvFilter::new(DEFAULT_FILTER),
+        None => EnvFilter::new(default),
     };
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

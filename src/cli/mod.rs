@@ -55,7 +55,8 @@ fn try_main(app: App, role: Role) -> Outcome {
         Err(error) => return explain(&error, &kinds),
     };
     let bar = Bar::hidden();
-    log::init(LogFlags::from_arg_matches(&matches).map_err(Failure::usage)?.filter(), &bar);
+    let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
+    log::init(LogFlags::from_arg_matches(&matches).map_err(Failure::usage)?.filter(), serves, &bar);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
@@ -68,6 +69,16 @@ fn try_main(app: App, role: Role) -> Outcome {
     });
     runtime.shutdown_background(); // a task that does not end must not keep the program
     done
+}
+
+/// The role that a subcommand of the whole program takes.
+fn named(subcommand: &str) -> Role {
+    match subcommand {
+        "producer" => Role::Producer,
+        "worker" => Role::Worker,
+        "sink" => Role::Sink,
+        _ => Role::All,
+    }
 }
 
 /// The whole command line of a program with this role.
@@ -83,7 +94,14 @@ fn command(role: Role, kinds: &Kinds) -> Command {
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()]),
     };
-    LogFlags::augment_args(command.version(env!("CARGO_PKG_VERSION")))
+    let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
+    let command = LogFlags::augment_args(command.version(env!("CARGO_PKG_VERSION")));
+    // The flags' own text is not the program's.
+    let command = command.about(about.unwrap_or_default());
+    match long_about {
+        Some(long_about) => command.long_about(long_about),
+        None => command.long_about(None),
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -136,7 +154,8 @@ fn brief(error: &clap::Error) -> String {
     let said = said.split("\n\nFor more information").next().unwrap_or_default();
     let said = said.strip_prefix("error: ").unwrap_or(said);
     let words: Vec<_> = said.split_whitespace().collect();
-    format!("{} (hint: try --help)", words.join(" "))
+    let said = words.join(" ");
+    if said.contains("(hint: ") { said } else { said + " (hint: try --help)" }
 }
 
 /// Prints a result. A reader that has gone is no error.

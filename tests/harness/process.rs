@@ -58,11 +58,13 @@ impl Process {
     /// Waits until it has said something that contains `text` on stderr, and returns the line.
     pub(crate) async fn says(&mut self, text: &str) -> String {
         let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(text)).cloned();
-        let waited = within(text, self.said.wait_for(|lines| find(lines).is_some())).await;
-        match waited {
-            Ok(lines) => find(&lines).unwrap(),
-            Err(_) => panic!("{} ended without saying {text:?}: {:#?}", self.name, self.said.borrow()),
-        }
+        let line = within(text, self.said.wait_for(|lines| find(lines).is_some()))
+            .await
+            .ok()
+            .and_then(|lines| find(&lines));
+        line.unwrap_or_else(|| {
+            panic!("{} ended without saying {text:?}: {:#?}", self.name, self.said.borrow())
+        })
     }
 
     /// How many lines on stderr contain `text` so far.
