@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{events::EVENTS_MAX_WAITING, journal::JOURNAL_MAX_BYTES, *};
 use crate::{
@@ -32,11 +32,21 @@ fn message(id: impl fmt::Display) -> Message {
     Message { id: id.to_string(), ..Message::default() }
 }
 
+/// The ids of what comes next.
+async fn next(consumer: &mut dyn Consumer, max: usize) -> Vec<String> {
+    let deliveries = soon(consumer.recv(max)).await.unwrap();
+    ids(&deliveries).into_iter().map(str::to_owned).collect()
+}
+
+async fn soon<F: Future>(future: F) -> F::Output {
+    timeout(Duration::from_secs(3_600), future).await.expect("it never happened")
+}
+
 fn ids(deliveries: &[Delivery]) -> Vec<&str> {
     deliveries.iter().map(|delivery| delivery.message.id.as_str()).collect()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn what_comes_back_takes_its_old_place() {
     let (transport, lane) = open().await;
     let tasks = QueueRole::Tasks.of(&lane);
@@ -45,18 +55,19 @@ async fn what_comes_back_takes_its_old_place() {
     }
     let mut one = transport.consume(&tasks, 2).await.unwrap();
     let two = transport.consume(&tasks, 2).await.unwrap();
-    let mut first = one.recv(2).await.unwrap();
+    let mut first = soon(one.recv(2)).await.unwrap();
     first.remove(0).receipt.requeue(); // and it comes to this consumer again, before number 4
-    assert_eq!(ids(&one.recv(2).await.unwrap()), ["0"]);
+    assert_eq!(next(&mut *one, 2).await, ["0"]);
     drop(one);
     drop(two);
-    let all = transport.consume(&tasks, 6).await.unwrap().recv(6).await.unwrap();
+    let mut last = transport.consume(&tasks, 6).await.unwrap();
+    let all = soon(last.recv(6)).await.unwrap();
     assert_eq!(ids(&all), ["0", "1", "2", "3", "4", "5"]);
     let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered).collect();
     assert_eq!(redelivered, [true, true, true, true, false, false]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn consumers_take_turns() {
     let (transport, lane) = open().await;
     let tasks = QueueRole::Tasks.of(&lane);
@@ -68,23 +79,38 @@ async fn consumers_take_turns() {
         assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
     }
     for consumer in &mut consumers {
-        assert_eq!(consumer.recv(100).await.unwrap().len(), 10);
+        assert_eq!(soon(consumer.recv(100)).await.unwrap().len(), 10);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_stopped_consumer_is_active_no_longer() {
+    let (transport, lane) = open().await;
+    let results = QueueRole::Results.of(&lane);
+    let mut active = transport.consume(&results, 1).await.unwrap();
+    let mut standby = transport.consume(&results, 1).await.unwrap();
+    for id in 0..2 {
+        assert_eq!(publish(&transport, to(QueueRole::Results), message(id)).await, Published::Stored);
+    }
+    assert!(standby.recv(1).now_or_never().is_none());
+    active.stop().await.unwrap();
+    assert_eq!(next(&mut *standby, 1).await, ["1"]);
+    assert_eq!(next(&mut *active, 1).await, ["0"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn receipts_settle_from_any_thread() {
     let (transport, lane) = open().await;
     for id in 0..2 {
         assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
     }
     let mut consumer = transport.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
-    let first = consumer.recv(1).await.unwrap().remove(0);
-    std::thread::spawn(|| first.receipt.ack());
-    assert_eq!(ids(&consumer.recv(1).await.unwrap()), ["1"]);
+    let first = soon(consumer.recv(1)).await.unwrap().remove(0);
+    std::thread::spawn(|| first.receipt.ack()).join().unwrap();
+    assert_eq!(next(&mut *consumer, 1).await, ["1"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn results_are_bounded_in_bytes() {
     let (transport, _) = open().await;
     let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
@@ -95,7 +121,7 @@ async fn results_are_bounded_in_bytes() {
     assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Rejected);
     let results = QueueRole::Results.of(&Lane::default());
     let mut consumer = transport.consume(&results, 1).await.unwrap();
-    assert_eq!(consumer.recv(1).await.unwrap().len(), 1);
+    assert_eq!(soon(consumer.recv(1)).await.unwrap().len(), 1);
     assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Stored);
 }
 
@@ -110,7 +136,7 @@ async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
         assert!(again.recv(1).now_or_never().is_none()); // it waits from here on
     }
     for delay in [RetryDelay::Second, RetryDelay::Minute, RetryDelay::TenMinutes] {
-        assert_eq!(ids(&again.recv(10).await.unwrap()), [delay.to_string()]);
+        assert_eq!(next(&mut *again, 10).await, [delay.to_string()]);
         let late = start.elapsed() - delay.duration();
         assert!(late < Duration::from_millis(10), "{late:?}");
     }
@@ -120,21 +146,21 @@ async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
 async fn a_consumer_that_waits_for_nothing_hears_of_a_retry() {
     let (transport, lane) = open().await;
     let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
-    let waiting = tokio::spawn(async move { again.recv(1).await.unwrap().remove(0).message.id });
+    let waiting = tokio::spawn(async move { next(&mut *again, 1).await });
     tokio::task::yield_now().await;
     let stored = publish(&transport, to(QueueRole::Retry(RetryDelay::Second)), message("ripe")).await;
     assert_eq!(stored, Published::Stored);
-    assert_eq!(waiting.await.unwrap(), "ripe");
+    assert_eq!(waiting.await.unwrap(), ["ripe"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_queue_that_ripens_has_no_consumers() {
     let (transport, lane) = open().await;
     let error = transport.consume(&QueueRole::Retry(RetryDelay::Second).of(&lane), 1).await.unwrap_err();
     assert!(error.to_string().contains("(hint: consume gristmill.default.again)"), "{error}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_empty_journal_has_caught_up_at_once() {
     let (transport, _) = open().await;
     let mut journal = transport.journal().await.unwrap();
@@ -142,7 +168,7 @@ async fn an_empty_journal_has_caught_up_at_once() {
     assert!(journal.next().now_or_never().is_none());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
     let (transport, _) = open().await;
     let mut slow = transport.journal().await.unwrap();
@@ -152,14 +178,14 @@ async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
         let fact = Message { body: body.clone(), ..message(id) };
         assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
     }
-    assert!(matches!(slow.next().await, Ok(JournalEntry::CaughtUp)));
+    assert!(matches!(soon(slow.next()).await, Ok(JournalEntry::CaughtUp)));
     for id in 3..kept + 3 {
-        let Ok(JournalEntry::Fact(fact)) = slow.next().await else { panic!("no fact {id}") };
+        let Ok(JournalEntry::Fact(fact)) = soon(slow.next()).await else { panic!("no fact {id}") };
         assert_eq!(fact.id, id.to_string());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slow_events_reader_misses_the_oldest() {
     let (transport, lane) = open().await;
     let mut slow = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
@@ -168,16 +194,16 @@ async fn a_slow_events_reader_misses_the_oldest() {
         let _ = publish(&transport, Address::Events(topic.clone()), message(id)).await;
     }
     for id in 3..EVENTS_MAX_WAITING + 3 {
-        assert_eq!(slow.next().await.unwrap().id, id.to_string());
+        assert_eq!(soon(slow.next()).await.unwrap().id, id.to_string());
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_closed_connection_can_be_followed_by_another() {
     let (transport, lane) = open().await;
     assert_eq!(publish(&transport, to(QueueRole::Tasks), message("kept")).await, Published::Stored);
     transport.close().await;
-    let next = transport.connect();
-    let mut consumer = next.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
-    assert_eq!(ids(&consumer.recv(1).await.unwrap()), ["kept"]);
+    let further = transport.connect();
+    let mut consumer = further.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
+    assert_eq!(next(&mut *consumer, 1).await, ["kept"]);
 }
