@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     fn ranges() -> impl Strategy<Value = Vec<Range<u64>>> {
-        let range = (prop_oneof![0u64..50, 65_500..65_600, 131_000..131_200], 0u64..140);
+        let range = (prop_oneof![0u64..50, 65_500u64..65_600, 131_000u64..131_200], 0u64..140);
         prop::collection::vec(range.prop_map(|(start, len)| start..start + len), 1..20)
     }
 

@@ -14,6 +14,8 @@ mod pace;
 mod publish;
 mod serving;
 mod sink;
+#[cfg(test)]
+mod toy;
 
 pub use error::SinkError;
 pub use ledger::{

@@ -136,7 +136,9 @@ impl Sink {
         if !outbox.is_terminated() {
             match timeout(OUTBOX_GRACE, outbox).await {
                 Ok(stored) => stored?,
-                Err(_) => tracing::warn!("the broker does not take all facts; they go out when a sink starts again"),
+                Err(_) => {
+                    tracing::warn!("the broker does not take all facts; they go out when a sink starts again")
+                }
             }
         }
         Ok(report)

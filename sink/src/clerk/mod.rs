@@ -189,7 +189,8 @@ impl Clerk {
         }
         for message in self.parking.leave(id, &self.ledger)? {
             if decode::<Batch<'_>>(&message).is_ok() {
-                self.give_up(&message)?.unwrap_or_else(|malformed| self.dead.record(&message, malformed.reason));
+                self.give_up(&message)?
+                    .unwrap_or_else(|malformed| self.dead.record(&message, malformed.reason));
             } else {
                 self.fold(&message)?;
             }

@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::{
-    JobId, Topic,
-    wire::Progress,
-};
+use gristmill_shared::{JobId, Topic, wire::Progress};
 
 /// A job's progress is told this often at most, while it moves; its end at once.
 const EVERY: Duration = Duration::from_millis(250);

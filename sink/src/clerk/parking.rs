@@ -30,7 +30,8 @@ impl Parking {
 
     /// All messages about a job, in the order of their arrival.
     pub(super) fn leave(&mut self, job: JobId, ledger: &Ledger) -> Result<Vec<Message>, SinkError> {
-        let mut messages = ledger.read("parked messages are read", |connection| parked::load(connection, job))?;
+        let mut messages =
+            ledger.read("parked messages are read", |connection| parked::load(connection, job))?;
         if !messages.is_empty() {
             self.left.push(job);
         }
@@ -56,7 +57,10 @@ impl Parking {
         }
         let dropped = parked::keep_bounds(transaction)?;
         if dropped > 0 {
-            tracing::warn!(dropped, "too much is parked: the oldest messages about unknown jobs were dropped");
+            tracing::warn!(
+                dropped,
+                "too much is parked: the oldest messages about unknown jobs were dropped"
+            );
         }
         Ok(())
     }

@@ -44,6 +44,8 @@ mod tests {
     fn the_same_is_told_once_in_a_while() {
         let mut seldom = Seldom::default();
         assert_eq!([1, 2, 1, 2].map(|kind| seldom.is_due(kind)), [true, true, false, false]);
-        assert!((0..2 * MAX_KINDS).all(|kind| seldom.0.len() <= MAX_KINDS && (seldom.is_due(kind) || kind <= 2)));
+        assert!(
+            (0..2 * MAX_KINDS).all(|kind| seldom.0.len() <= MAX_KINDS && (seldom.is_due(kind) || kind <= 2))
+        );
     }
 }

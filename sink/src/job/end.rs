@@ -66,7 +66,10 @@ impl Job {
         } else if self.record.seal.is_some() && self.record.without_outcome() == 0 {
             self.end(Ending::Complete, outbox);
         } else if self.too_many_failed() {
-            self.end(Ending::Stopped(format!("{failed} tasks failed, more than the job's policy allows")), outbox);
+            self.end(
+                Ending::Stopped(format!("{failed} tasks failed, more than the job's policy allows")),
+                outbox,
+            );
         }
     }
 

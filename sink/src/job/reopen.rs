@@ -99,7 +99,8 @@ fn runs(tasks: &[Task]) -> Vec<&[Task]> {
     let (mut runs, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (place, (index, task)) in tasks.iter().enumerate() {
         let follows = place > start && tasks[place - 1].0 + 1 == *index;
-        if place > start && !(follows && bytes < BATCH_MAX_BYTES && place - start < BATCH_MAX_TASKS as usize) {
+        if place > start && !(follows && bytes < BATCH_MAX_BYTES && place - start < BATCH_MAX_TASKS as usize)
+        {
             runs.push(&tasks[start..place]);
             (start, bytes) = (place, 0);
         }

@@ -129,7 +129,12 @@ impl Work {
         Ok(Ok(Taken { fresh, duplicates, late, broke: broke_at.is_some(), undecodable }))
     }
 
-    fn keep(&mut self, span: &DoneSpan<'_>, all: &Range<u64>, folded: &[Range<u64>]) -> Result<(), Malformed> {
+    fn keep(
+        &mut self,
+        span: &DoneSpan<'_>,
+        all: &Range<u64>,
+        folded: &[Range<u64>],
+    ) -> Result<(), Malformed> {
         if folded == std::slice::from_ref(all) {
             let outputs = span.outputs.get().to_owned();
             self.outputs.push(KeptOutputs { first: all.start, count: span.count.into(), outputs });
@@ -162,11 +167,6 @@ impl Work {
                 self.failures.insert(index, None);
             }
         }
-    }
-
-    /// Which of the tasks failed.
-    pub(super) fn has_failed(&self, index: u64) -> bool {
-        self.failed.contains(&index)
     }
 
     /// Encodes the report, if it changed; before the transaction, since it runs the job's code.
@@ -233,6 +233,6 @@ mod tests {
         assert_eq!(without(&ranges, 40, [].into_iter()), ranges);
         assert_eq!(without(&ranges, 9, [2, 4].into_iter()), [0..2, 3..4, 8..9]);
         assert_eq!(without(&ranges, 0, [].into_iter()), []);
-        assert_eq!(without(&[5..6], 6, [5].into_iter()), []);
+        assert_eq!(without(&[5..6, 8..9], 8, [5].into_iter()), []);
     }
 }

@@ -59,7 +59,8 @@ impl Ledger {
             }
             LedgerPlace::Memory => {
                 let connection = Connection::open_in_memory();
-                let connection = connection.and_then(|connection| schema::create(&connection).map(|()| connection));
+                let connection =
+                    connection.and_then(|connection| schema::create(&connection).map(|()| connection));
                 (connection.map_err(|source| failed(&place, "being made", source))?, None)
             }
         };

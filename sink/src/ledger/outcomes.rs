@@ -122,7 +122,11 @@ pub(crate) fn save_outputs(
 }
 
 /// Replaces the report.
-pub(crate) fn save_report(transaction: &Transaction<'_>, job: i64, report: &RawValue) -> rusqlite::Result<()> {
+pub(crate) fn save_report(
+    transaction: &Transaction<'_>,
+    job: i64,
+    report: &RawValue,
+) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("INSERT OR REPLACE INTO reports (job, report) VALUES (?1, ?2)")?
         .execute(params![job, report.get()])?;

@@ -37,8 +37,12 @@ pub(super) fn inspect(path: &Path) -> Result<(), SinkError> {
     let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
     let access = |source| SinkError::Access { path: path.into(), doing: "read", source };
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(SinkError::Missing { path: path.into() }),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(not("a part of its path is a file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(SinkError::Missing { path: path.into() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            Err(not("a part of its path is a file"))
+        }
         Err(error) => Err(access(error)),
         Ok(meta) if meta.is_dir() => Err(not("it is a directory")),
         Ok(meta) if !meta.is_file() => Err(not("it is no ordinary file")),
@@ -69,8 +73,11 @@ impl LedgerLock {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        fs::create_dir_all(folder)
-            .map_err(|source| SinkError::Access { path: folder.into(), doing: "make the folder", source })?;
+        fs::create_dir_all(folder).map_err(|source| SinkError::Access {
+            path: folder.into(),
+            doing: "make the folder",
+            source,
+        })?;
         // The superuser may write what is marked as read-only; the mark was meant, all the same.
         for what in [folder, path] {
             if fs::metadata(what).is_ok_and(|meta| meta.permissions().readonly()) {
@@ -125,7 +132,10 @@ mod tests {
         fs::write(&path, "").unwrap();
         mark(&path, true);
         let error = LedgerLock::take(&path).unwrap_err();
-        assert!(matches!(&error, SinkError::ReadOnly { why, .. } if why.ends_with("ledger is read-only")), "{error}");
+        assert!(
+            matches!(&error, SinkError::ReadOnly { why, .. } if why.ends_with("ledger is read-only")),
+            "{error}"
+        );
         mark(&path, false);
         mark(dir.path(), true);
         let error = LedgerLock::take(&path).unwrap_err();

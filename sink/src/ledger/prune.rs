@@ -61,7 +61,11 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     transaction.commit()?;
     // Only now, and also what an earlier one left: rows of jobs that are not there.
     for (table, key) in [("outputs", "seq"), ("done", "seq"), ("reports", "job")] {
-        sweep(connection, &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"), table)?;
+        sweep(
+            connection,
+            &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"),
+            table,
+        )?;
     }
     sweep(
         connection,

@@ -134,8 +134,9 @@ impl LedgerReader {
     /// If the ledger cannot be read.
     pub fn parked(&self) -> Result<ParkedMessages, SinkError> {
         self.read(|connection| {
-            let mut rows = connection
-                .prepare("SELECT job, count(*), sum(length(body)) FROM parked GROUP BY job ORDER BY min(seq)")?;
+            let mut rows = connection.prepare(
+                "SELECT job, count(*), sum(length(body)) FROM parked GROUP BY job ORDER BY min(seq)",
+            )?;
             let row = |row: &rusqlite::Row<'_>| {
                 Ok(ParkedJob { job: text(row, 0)?, messages: row.get(1)?, bytes: row.get(2)? })
             };

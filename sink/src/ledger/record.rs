@@ -208,7 +208,10 @@ impl Record {
                 at_ms: row.get(23)?,
             }),
         };
-        Ok((row.get(0)?, Self { opened, keeps_outputs: row.get(8)?, round: Round(row.get(9)?), seal, counts, end }))
+        Ok((
+            row.get(0)?,
+            Self { opened, keeps_outputs: row.get(8)?, round: Round(row.get(9)?), seal, counts, end },
+        ))
     }
 
     /// Writes the job; `seq` is its number if it has one already. Answers its number.

@@ -1,8 +1,7 @@
 //! What readers of a ledger get, ready for people and for `--json`.
 
 use gristmill_shared::{
-    Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex,
-    wire::Opened,
+    Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, wire::Opened,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;

@@ -1,0 +1,225 @@
+//! Toy jobs, and the messages that a producer and workers would send about them.
+
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+};
+
+use gristmill_shared::{
+    Account, Conclusion, Delivery, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy, Receipt,
+    Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
+    wire::{Aborted, Batch, Cancelled, DoneSpan, FailedTask, Form, Opened, Reopen, Results, Sealed, now_ms},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// Adds up outputs.
+#[derive(Serialize, Deserialize, Default, Clone)]
+pub(crate) struct Toy {
+    /// Breaks at this index.
+    pub(crate) stop_at: Option<u64>,
+    /// `collect` panics at this index.
+    pub(crate) panic_at: Option<u64>,
+}
+
+impl Job for Toy {
+    const KIND: &'static str = "toy";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        (0..=u64::MAX).map(Ok)
+    }
+    fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+        Ok(task)
+    }
+    fn collect(&self, report: &mut u64, index: TaskIndex, output: u64) -> ControlFlow<()> {
+        *report += output;
+        assert!(self.panic_at != Some(index.0), "I cannot bear it");
+        if self.stop_at == Some(index.0) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+    fn conclude(&self, report: &u64, account: &Account) -> Conclusion {
+        Conclusion::answer(format!("{report} from {} tasks", account.done))
+    }
+}
+
+/// Keeps its outputs; its report never encodes after an output `bad`.
+#[derive(Serialize, Deserialize, Default)]
+pub(crate) struct Keeper {}
+
+#[derive(Deserialize, Default)]
+pub(crate) struct Touchy {
+    spoilt: bool,
+}
+
+impl Serialize for Touchy {
+    #[expect(clippy::panic_in_result_fn, reason = "a job may do this too, and it must not be the sink's end")]
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(!self.spoilt, "spoilt");
+        serializer.collect_map([("spoilt", false)])
+    }
+}
+
+impl Job for Keeper {
+    const KIND: &'static str = "keeper";
+    const KEEP: Keep = Keep::Outputs;
+    type Task = u64;
+    type Output = String;
+    type Report = Touchy;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, _: u64, _: &TaskContext) -> Result<String, TaskError> {
+        Ok(String::new())
+    }
+    fn collect(&self, report: &mut Touchy, _: TaskIndex, output: String) -> ControlFlow<()> {
+        report.spoilt |= output == "bad";
+        ControlFlow::Continue(())
+    }
+}
+
+pub(crate) fn registry() -> Registry {
+    let mut registry = Registry::default();
+    registry.register::<Toy>().unwrap();
+    registry.register::<Keeper>().unwrap();
+    registry
+}
+
+/// A job, as its producer and its workers know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Submitted {
+    pub(crate) id: JobId,
+    pub(crate) opened: Opened,
+}
+
+impl Submitted {
+    pub(crate) fn new<J: Job>(job: &J) -> Self {
+        let id = JobId::generate();
+        let opened = Opened {
+            job: id,
+            kind: Kind::new(J::KIND).unwrap(),
+            spec: serde_json::value::to_raw_value(job).unwrap(),
+            policy: Policy::default(),
+            plan: Plan::unknown(),
+            lane: Lane::default(),
+            submitted_ms: now_ms(),
+        };
+        Self { id, opened }
+    }
+
+    pub(crate) fn toy() -> Self {
+        Self::new(&Toy::default())
+    }
+
+    pub(crate) fn planned(mut self, tasks: u64) -> Self {
+        self.opened.plan = Plan::of(tasks);
+        self
+    }
+
+    pub(crate) fn opened(&self) -> Message {
+        message(&self.opened)
+    }
+
+    pub(crate) fn sealed(&self, total: u64) -> Message {
+        message(&Sealed { job: self.id, total, digest: format!("of {total}") })
+    }
+
+    pub(crate) fn aborted(&self) -> Message {
+        message(&Aborted { job: self.id, reason: "no such file".into() })
+    }
+
+    pub(crate) fn cancelled(&self) -> Message {
+        message(&Cancelled { job: self.id, reason: "lunch".into() })
+    }
+
+    pub(crate) fn reopen(&self, indices: &[u64]) -> Message {
+        message(&Reopen { job: self.id, indices: indices.iter().copied().map(TaskIndex).collect() })
+    }
+
+    /// Results of several spans: first index and outputs as JSON.
+    pub(crate) fn spans(&self, spans: &[(u64, u32, &str)], failed: &[u64], round: u32) -> Message {
+        let outputs: Vec<_> = spans.iter().map(|(_, _, outputs)| raw(outputs)).collect();
+        let done = spans.iter().zip(&outputs).map(|((first, count, _), outputs)| DoneSpan {
+            first: TaskIndex(*first),
+            count: *count,
+            outputs,
+        });
+        let task = raw("\"payload\"");
+        let failed = failed.iter().map(|index| FailedTask {
+            index: TaskIndex(*index),
+            reason: format!("task {index} is bad").into(),
+            attempts: 5,
+            losses: 0,
+            task: &task,
+        });
+        message(&Results {
+            job: self.id,
+            round: Round(round),
+            worker: app(),
+            busy_us: 10,
+            done: done.collect(),
+            failed: failed.collect(),
+        })
+    }
+
+    /// Tasks that give their index.
+    pub(crate) fn done(&self, indices: std::ops::Range<u64>) -> Message {
+        let outputs = serde_json::to_string(&indices.clone().collect::<Vec<_>>()).unwrap();
+        self.spans(&[(indices.start, u32::try_from(indices.end - indices.start).unwrap(), &outputs)], &[], 0)
+    }
+
+    pub(crate) fn failed(&self, indices: &[u64]) -> Message {
+        self.spans(&[], indices, 0)
+    }
+
+    /// A batch as its worker got it.
+    pub(crate) fn batch(&self, first: u64, count: u32) -> Message {
+        let tasks: Vec<u64> = (first..first + u64::from(count)).collect();
+        let tasks = serde_json::value::to_raw_value(&tasks).unwrap();
+        let Opened { kind, spec, policy, .. } = &self.opened;
+        let (kind, policy) = (kind.clone(), policy.clone());
+        let first = TaskIndex(first);
+        Batch { job: self.id, kind, spec, policy, round: Round(0), stage: 0, first, count, tasks: &tasks }
+            .to_message(2, app().as_str())
+    }
+}
+
+pub(crate) fn raw(json: &str) -> Box<RawValue> {
+    RawValue::from_string(json.into()).unwrap()
+}
+
+pub(crate) fn message(body: &impl Form) -> Message {
+    body.message("an id".into(), app().as_str())
+}
+
+pub(crate) fn garbage() -> Message {
+    Message {
+        id: "1".into(),
+        form: "spam.v1".into(),
+        body: (&b"\xff not ours"[..]).into(),
+        ..Message::default()
+    }
+}
+
+pub(crate) fn app() -> WorkerId {
+    WorkerId::new("toy").unwrap()
+}
+
+/// Counts what is settled.
+#[derive(Debug, Default)]
+pub(crate) struct Settled(pub(crate) Mutex<Vec<u64>>);
+
+impl Settler for Settled {
+    fn settle(&self, token: Token, how: Settlement) {
+        assert_eq!(how, Settlement::Ack);
+        self.0.lock().unwrap().push(token.tag);
+    }
+    fn extend(&self, _: Token) {}
+}
+
+pub(crate) fn delivery(message: Message) -> Delivery {
+    let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Settled::default()));
+    Delivery { message, redelivered: false, receipt }
+}
