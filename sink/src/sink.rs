@@ -108,6 +108,7 @@ impl Sink {
         let claim = Claim::stake(&*transport, &*publisher, serving, (adopt, app.as_str())).await?;
         let mut results = transport.consume(&QueueRole::Results.of(&lane), RESULTS_PREFETCH).await?;
         let mut dead = transport.consume(&QueueRole::Dead.of(&lane), DEAD_PREFETCH).await?;
+        tracing::info!(%lane, ledger = %ledger.place(), %transport, "serving");
 
         let Desk { errands, outbox, news, end } =
             desk::start(Clerk::new(ledger, registry, lane, app.clone()))?;
@@ -158,3 +159,6 @@ async fn receive(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -80,3 +80,65 @@ fn sweep(connection: &Connection, which: &str, table: &str) -> rusqlite::Result<
     while delete.execute([ROWS_AT_A_TIME])? > 0 {}
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{Lane, Message};
+
+    use super::*;
+    use crate::{
+        LedgerReader,
+        clerk::Clerk,
+        ledger::Ledger,
+        toy::{Keeper, Submitted, app, delivery, registry},
+    };
+
+    #[test]
+    fn ended_jobs_go_by_age_or_number_while_a_sink_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
+        let running = Submitted::toy();
+        let ended: Vec<_> = (0..3).map(|_| Submitted::new(&Keeper {})).collect();
+        let spans: Vec<String> = (0..600).map(|index| format!(r#"["{index}"]"#)).collect();
+        let take = |mut clerk: Clerk, messages: Vec<Message>| {
+            for message in messages {
+                clerk.take(delivery(message)).unwrap();
+            }
+            clerk.commit().unwrap().0
+        };
+        clerk = take(clerk, vec![running.opened(), running.done(0..9)]);
+        for job in &ended {
+            // Apart from one another, so that nothing is joined.
+            let spans: Vec<_> = (0..)
+                .map(|index| index * 2)
+                .zip(&spans)
+                .map(|(index, text)| (index, 1, text.as_str()))
+                .collect();
+            clerk = take(clerk, vec![job.opened(), job.spans(&spans, &[1, 3], 0), job.cancelled()]);
+        }
+        let reader = LedgerReader::open(&path).unwrap();
+        let left = || reader.jobs().unwrap().iter().map(|row| row.job).collect::<Vec<_>>();
+        let hour = Some(Duration::from_secs(3600));
+
+        let report = prune(&path, PruneRule { older_than: hour, keep: None }).unwrap();
+        assert_eq!(report, PruneReport { pruned: 0, left: 4 });
+        let report = prune(&path, PruneRule { older_than: None, keep: Some(1) }).unwrap();
+        assert_eq!(report, PruneReport { pruned: 2, left: 2 });
+        assert_eq!(left(), [ended[2].id, running.id]);
+        assert!(reader.verify(ended[2].id).unwrap().ok);
+        let rows = |table: &str| -> u64 {
+            let connection = Connection::open(&path).unwrap();
+            connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(["outputs", "failures", "done", "reports"].map(rows), [600, 2, 2, 2]);
+        let report = prune(&path, PruneRule { older_than: Some(Duration::ZERO), keep: None }).unwrap();
+        assert_eq!((report.left, left()), (1, vec![running.id]));
+
+        // The sink does not mind.
+        clerk = take(clerk, vec![running.done(9..10), running.sealed(10)]);
+        assert!(reader.verify(running.id).unwrap().ok);
+        drop(clerk);
+    }
+}

@@ -95,7 +95,7 @@ fn check(
     differ("tasks done", account.done, done.len());
     differ("failures", account.failed, failed.len() as u64);
     if let Some(kept) = kept {
-        differ("tasks done", done.len(), kept.iter().map(|range| range.end - range.start).sum());
+        differ("outputs to keep", done.len(), kept.iter().map(|range| range.end - range.start).sum());
         let once = kept.windows(2).all(|pair| pair[0].end <= pair[1].start);
         if !once || kept.iter().any(|range| !done.missing(range.start..range.end).is_empty()) {
             problems.push("the kept outputs are not those of the tasks done, each once".into());
@@ -153,5 +153,76 @@ fn each_gap(done: &IndexSet, failed: &BTreeSet<u64>, end: u64, each: &mut dyn Fn
             }
             next = index + 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::Lane;
+
+    use super::*;
+    use crate::{
+        LedgerPlace, LedgerReader,
+        clerk::Clerk,
+        ledger::Ledger,
+        toy::{Keeper, Submitted, app, delivery, registry},
+    };
+
+    /// A finished job of ten tasks, 7 of which failed, in a ledger that somebody then tampers with.
+    fn tampered(sql: &str) -> Verification {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
+        let job = Submitted::new(&Keeper {});
+        let spans = [(0, 7, r#"["","","","","","",""]"#), (8, 2, r#"["",""]"#)];
+        for message in [job.opened(), job.spans(&spans, &[7], 0), job.sealed(10)] {
+            clerk.take(delivery(message)).unwrap();
+        }
+        drop(clerk.commit().unwrap());
+        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        LedgerReader::open(&path).unwrap().verify(job.id).unwrap()
+    }
+
+    #[test]
+    fn what_adds_up_is_said_in_numbers() {
+        let verification = tampered("");
+        assert!(verification.ok && verification.problems.is_empty(), "{verification:?}");
+        assert_eq!(
+            verification.to_string(),
+            "10 tasks: 9 done, 1 failed, 0 skipped, 0 without an outcome; 0 duplicates and 0 late outcomes ignored"
+        );
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_found() {
+        let cases = [
+            ("DELETE FROM done", "counts 9 tasks done, but has 0"),
+            ("DELETE FROM failures", "counts 1 failures, but has 0"),
+            ("UPDATE jobs SET done = 8", "counts 8 tasks done, but has 9"),
+            ("UPDATE failures SET task = 3", "1 tasks are both done and failed"),
+            ("UPDATE jobs SET sealed_total = 9", "there are 9 tasks, but task 9 has an outcome"),
+            ("DELETE FROM outputs WHERE first = 8", "counts 9 outputs to keep, but has 7"),
+            (
+                "UPDATE outputs SET first = 7 WHERE first = 8",
+                "the kept outputs are not those of the tasks done",
+            ),
+            ("UPDATE jobs SET state = 'stopped', skipped = 3", "counts 3 tasks skipped, but 0 are"),
+        ];
+        for (sql, problem) in cases {
+            let verification = tampered(sql);
+            let found = verification.problems.join("; ");
+            assert!(!verification.ok && found.contains(problem), "{sql}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn gaps_are_listed_as_ranges() {
+        let verification =
+            tampered("UPDATE jobs SET sealed_total = 20; DELETE FROM failures; UPDATE jobs SET failed = 0");
+        assert_eq!((verification.gaps, verification.missing), (vec![7..8, 10..20], 11));
+        assert!(!verification.ok);
+        let running = tampered("UPDATE jobs SET state = 'running'");
+        assert!(!running.ok && running.missing == 0, "a running job is not proven, whatever it has");
     }
 }
