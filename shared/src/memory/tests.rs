@@ -143,14 +143,25 @@ async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_waits_for_nothing_hears_of_a_retry() {
+async fn whatever_comes_first_wakes_the_consumer_of_retries() {
     let (transport, lane) = open().await;
     let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
-    let waiting = tokio::spawn(async move { next(&mut *again, 1).await });
-    tokio::task::yield_now().await;
-    let stored = publish(&transport, to(QueueRole::Retry(RetryDelay::Second)), message("ripe")).await;
+    let mut first = async |role| {
+        let consumer = &mut *again;
+        let publish = async {
+            tokio::task::yield_now().await; // while the consumer waits
+            assert_eq!(publish(&transport, to(role), message(role.of(&lane))).await, Published::Stored);
+        };
+        tokio::join!(next(consumer, 1), publish).0
+    };
+    let start = Instant::now();
+    assert_eq!(first(QueueRole::Again).await, ["gristmill.default.again"]);
+    let stored = publish(&transport, to(QueueRole::Retry(RetryDelay::Minute)), message("later")).await;
     assert_eq!(stored, Published::Stored);
-    assert_eq!(waiting.await.unwrap(), ["ripe"]);
+    assert_eq!(first(QueueRole::Again).await, ["gristmill.default.again"]);
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    let ripe = first(QueueRole::Retry(RetryDelay::Second)).await;
+    assert_eq!(ripe, ["gristmill.default.retry.1s"]);
 }
 
 #[tokio::test(start_paused = true)]
