@@ -60,7 +60,10 @@ async fn publish(transport: &MemoryTransport, messages: impl IntoIterator<Item =
 }
 
 /// Everything that stands in the journal until the first fact that `is_last`.
-async fn journal_until(transport: &MemoryTransport, is_last: impl Fn(&Fact) -> bool + Send) -> Vec<Fact> {
+async fn journal_until(
+    transport: &MemoryTransport,
+    is_last: impl Fn(&Fact) -> bool + Send + Sync,
+) -> Vec<Fact> {
     let mut journal = transport.journal().await.unwrap();
     let mut facts = Vec::new();
     let read = async {
@@ -227,6 +230,24 @@ async fn a_ledger_that_fails_ends_the_sink_and_acknowledges_nothing() {
     let sink = Running::start(config(&ledger), &transport);
     assert_eq!(finished(&transport, job.id).await.account.duplicates, 0);
     assert!(sink.stop().await.unwrap().messages >= 3);
+}
+
+#[tokio::test]
+async fn leaving_finishes_what_was_begun_so_that_nothing_comes_twice() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+    let ledger = dir.path().join("ledger");
+    publish(&transport, [job.opened()].into_iter().chain((0..2_000).map(|index| job.done(index..index + 1))))
+        .await;
+    for _ in 0..3 {
+        let sink = Running::start(config(&ledger), &transport);
+        journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
+        sink.stop().await.unwrap();
+    }
+    let sink = Running::start(config(&ledger), &transport);
+    publish(&transport, [job.sealed(2_000)]).await;
+    let account = finished(&transport, job.id).await.account;
+    assert_eq!((account.done, account.duplicates), (2_000, 0));
+    sink.stop().await.unwrap();
 }
 
 #[tokio::test]
