@@ -2,9 +2,10 @@
 """A Gristmill worker in Python, by docs/protocol.md: the other half of examples/collatz.rs.
 
     pip install pika
-    cargo run --example collatz -- sink --broker amqp://guest:guest@localhost &
-    python3 examples/worker.py amqp://guest:guest@localhost &
-    cargo run --example collatz -- producer submit collatz --limit 300000 --wait --broker amqp://guest:guest@localhost
+    export GRISTMILL_BROKER=amqp://guest:guest@localhost:5672
+    cargo run --example collatz -- sink &
+    python3 examples/worker.py &
+    cargo run --example collatz -- producer submit collatz --limit 300000 --wait
 
 It runs one task at a time, in the thread that talks to the broker. Start as many as there are cores.
 """
@@ -53,7 +54,7 @@ class Malformed(Exception):
 
 
 class Worker:
-    def __init__(self, url, lane):
+    def __init__(self, url, lane="default"):
         parameters = pika.URLParameters(url)
         parameters.heartbeat = HEARTBEAT
         self.lane, self.leaving, self.sent = lane, False, 0
@@ -261,10 +262,10 @@ def clip(reason):
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
-        sys.exit(f"usage: {sys.argv[0]} amqp://USER:PASSWORD@HOST:PORT/VHOST [LANE]")
-    lane = sys.argv[2] if len(sys.argv) == 3 else "default"
-    worker = Worker(sys.argv[1], lane)
+    if len(sys.argv) > 2:
+        sys.exit(f"usage: {sys.argv[0]} [LANE]   (the broker's URL is in GRISTMILL_BROKER)")
+    url = os.environ.get("GRISTMILL_BROKER", "amqp://guest:guest@localhost:5672")
+    worker = Worker(url, *sys.argv[1:])
 
     def leave(*_):
         worker.leaving = True
