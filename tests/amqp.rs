@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, future::join_all};
+use futures::future::join_all;
 use gristmill_amqp::{AmqpConfig, AmqpTransport, EVENTS_MAX_WAITING};
 use gristmill_shared::{
     Address, Consumer, Delivery, EventFilter, Headers, JobId, JournalEntry, JournalReader, Lane, Message,
@@ -14,7 +14,9 @@ use gristmill_shared::{
 };
 use lapin::{
     BasicProperties, Channel, Connection, ConnectionProperties,
-    options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions},
+    options::{
+        BasicGetOptions, BasicPublishOptions, BasicRejectOptions, QueueDeclareOptions, QueueDeleteOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 use tokio::time::timeout;
@@ -394,6 +396,19 @@ async fn a_retry_ripens_when_its_time_has_come() {
 }
 
 #[tokio::test]
+async fn what_the_broker_gives_up_is_in_the_dead_queue_with_its_reason_and_origin() {
+    let (transport, lane) = open().await;
+    let (queue, dead) = (QueueRole::Tasks.of(&lane), QueueRole::Dead.of(&lane));
+    store(&transport, vec![to(&queue, message("hopeless"))]).await;
+    let by_hand = ByHand::open().await;
+    let got = by_hand.channel.basic_get(queue.to_string().into(), BasicGetOptions::default()).await.unwrap();
+    got.unwrap().delivery.reject(BasicRejectOptions { requeue: false }).await.unwrap();
+    let found = drain(&transport, &dead, 1).await.remove(0);
+    assert_eq!((found.id.as_str(), found.headers.origin), ("hopeless", Some(queue.to_string())));
+    assert!(found.headers.reason.unwrap().contains("rejected"));
+}
+
+#[tokio::test]
 async fn results_go_to_one_sink_at_a_time() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Results.of(&lane);
@@ -597,20 +612,24 @@ async fn nobody_there_is_unreachable_after_the_time_given() {
 }
 
 #[tokio::test]
-async fn one_that_hangs_up_is_no_broker() {
+async fn what_does_not_speak_amqp_is_told_at_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
-        let greet = async |(mut stream, _): (tokio::net::TcpStream, _)| {
-            let _ =
-                tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
-        };
-        let connections = futures::stream::unfold(listener, async |l| Some((l.accept().await, l)));
-        connections.filter_map(async |accepted| accepted.ok()).for_each(greet).await;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer).await;
+        }
     });
-    let mut config = AmqpConfig::new(&format!("amqp://{address}")).unwrap();
-    config.give_up_after = Duration::from_secs(1);
+    let start = Instant::now();
+    let config = AmqpConfig::new(&format!("amqp://me:sesame@{address}")).unwrap();
     let error = within(AmqpTransport::connect(config)).await.unwrap_err();
-    assert!(matches!(error, TransportError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, TransportError::Invalid(_)), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    let text = error.to_string();
+    assert!(
+        text.contains("AMQP") && text.contains(&address.to_string()) && !text.contains("sesame"),
+        "{text}"
+    );
     server.abort();
 }

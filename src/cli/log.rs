@@ -7,11 +7,12 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 use super::bar::Bar;
 use crate::Role;
 
+// What lapin has to say of a connection we say ourselves, once.
 /// What an operator should know of a worker or a sink, unless they say otherwise.
 const SERVER_FILTER: &str =
-    "warn,gristmill=info,gristmill_worker=info,gristmill_sink=info,gristmill_amqp=info";
+    "warn,lapin=off,gristmill=info,gristmill_worker=info,gristmill_sink=info,gristmill_amqp=info";
 /// What somebody who submits or runs a job should know besides the bar, unless they say otherwise.
-const CLIENT_FILTER: &str = "warn";
+const CLIENT_FILTER: &str = "warn,lapin=off";
 
 /// Starts to log. A filter that cannot be read is told, and the default used.
 pub(crate) fn init(filter: Option<String>, role: Role, bar: &Bar) {

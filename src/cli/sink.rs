@@ -56,14 +56,13 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let app = super::flags::process_id("sink");
     let config = SinkConfig {
         registry: context.registry.clone(),
-        lane: lane.clone(),
-        ledger: LedgerPlace::File(ledger.clone()),
+        lane,
+        ledger: LedgerPlace::File(ledger),
         adopt: flags.adopt,
         app,
     };
     let sink = Sink::open(config)?;
     let (transport, _) = flags.broker.connect("sink").await?;
-    tracing::info!(%lane, ledger = %ledger.display(), %transport, "serving");
     let leave = async {
         context.signals.first().await;
         say("leaving: committing what is here (once more to stop at once)");

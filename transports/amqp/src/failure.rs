@@ -1,5 +1,7 @@
 //! What lapin's errors mean to us.
 
+use std::io;
+
 use gristmill_shared::TransportError;
 use lapin::ErrorKind;
 
@@ -27,7 +29,7 @@ pub(crate) fn reason(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
         // lapin's word for the end of the stream.
-        ErrorKind::IOError(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {
+        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
             "the broker hung up".into()
         }
         ErrorKind::IOError(error) => error.to_string(),
@@ -35,15 +37,29 @@ pub(crate) fn reason(error: &lapin::Error) -> String {
         ErrorKind::InvalidConnectionState(_) | ErrorKind::InvalidChannelState(..) => {
             "the connection is closed".into()
         }
-        ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) => {
-            format!("{error} (hint: is it an AMQP 0-9-1 broker, and is it TLS or not?)")
-        }
+        ErrorKind::ParsingError(_) => "it does not speak AMQP".into(),
         _ => error.to_string(),
     }
 }
 
-/// `None` if trying again may help.
+/// If the broker does not let us.
 pub(crate) fn denied(transport: &str, error: &lapin::Error) -> Option<TransportError> {
     matches!(code(error), Some(ACCESS_REFUSED | NOT_ALLOWED))
         .then(|| TransportError::Denied { transport: transport.into(), reason: reason(error) })
+}
+
+/// If connecting again would end no better.
+pub(crate) fn hopeless(transport: &str, error: &lapin::Error) -> Option<TransportError> {
+    let hint = match error.kind() {
+        // rustls's word for a certificate that it does not trust, and for what is no TLS.
+        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => {
+            "SSL_CERT_FILE names a file of trusted certificates; without TLS it is amqp://"
+        }
+        ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) => {
+            "expected an AMQP 0-9-1 broker; with TLS it is amqps://"
+        }
+        _ => return denied(transport, error),
+    };
+    let reason = reason(error);
+    Some(TransportError::Invalid(format!("cannot talk to {transport}: {reason} (hint: {hint})")))
 }

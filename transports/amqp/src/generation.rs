@@ -73,7 +73,7 @@ impl Generation {
         let transport = config.to_string();
         let connected = |result: Result<lapin::Result<Connection>, _>| match result {
             Ok(Ok(connection)) => Ok(Arc::new(connection)),
-            Ok(Err(error)) => Err(failure::denied(&transport, &error)
+            Ok(Err(error)) => Err(failure::hopeless(&transport, &error)
                 .map_or_else(|| Failure::Unreachable(failure::reason(&error)), Failure::Final)),
             Err(panic) => Err(Failure::Unreachable(format!("lapin failed: {panic}"))),
         };
