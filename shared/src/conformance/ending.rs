@@ -1,7 +1,9 @@
 //! Promises about how a consumer and a connection end.
 
 use super::scene::{Scene, ack, answers, bounded, consumer, ids, message, messages, numbers, receive};
-use crate::{Address, EventFilter, JournalEntry, Outgoing, Published, QueueRole, TransportError};
+use crate::{
+    Address, EventFilter, JobId, JournalEntry, Outgoing, Published, QueueRole, Topic, TransportError,
+};
 
 /// After `stop` nothing more is delivered than was here already; it can still be settled, and the rest stays for
 /// others.
@@ -109,6 +111,29 @@ pub(super) async fn closing_hands_on_what_was_settled_and_gives_back_the_rest(sc
         "what was given back says it never came before"
     );
     ack(rest);
+    bounded("closing a consumer", stays.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}
+
+/// Closing a connection ends nothing of another: its consumers keep what they hold, and go on.
+pub(super) async fn closing_leaves_other_connections_alone(scene: &Scene) {
+    let other = scene.another().await;
+    let mut goes = consumer(&*other, &scene.queue(QueueRole::Again), 1).await;
+    let mut stays = scene.consumer(QueueRole::Tasks, 2).await;
+    let filter = EventFilter::Lane(scene.lane.clone());
+    let mut events = bounded("events", scene.transport.events(filter)).await.expect("a reader");
+    scene.publish(QueueRole::Tasks, vec![message("before")]).await;
+    let mut held = receive(&mut *stays, 1).await;
+    bounded("closing", other.close()).await;
+    expect_disconnected("recv", bounded("recv", goes.recv(1)).await);
+
+    scene.publish(QueueRole::Tasks, vec![message("after")]).await;
+    held.extend(receive(&mut *stays, 1).await);
+    assert_eq!(held[1].message.id, "after", "what comes next");
+    let topic = Topic::Job(scene.lane.clone(), JobId::generate());
+    scene.send(Address::Events(topic), vec![message("event")]).await;
+    assert_eq!(bounded("an event", events.next()).await.expect("an event").id, "event");
+    ack(held);
     bounded("closing a consumer", stays.close()).await;
     scene.expect_empty(QueueRole::Tasks).await;
 }

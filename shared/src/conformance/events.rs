@@ -6,7 +6,7 @@ use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    BOUND,
+    BOUND, QUIET,
     scene::{Scene, bounded, message, messages, new_lane},
 };
 use crate::{Address, EventFilter, EventReader, JobId, Message, QueueRole, Topic, Transport, WorkerId};
@@ -44,6 +44,20 @@ pub(super) async fn events_are_not_repeated_to_who_comes_later(scene: &Scene) {
     let mut late = open(&*scene.transport, EventFilter::Lane(scene.lane.clone())).await;
     scene.send(event, vec![message("now")]).await;
     assert_eq!(next(&mut *late).await, message("now"));
+}
+
+/// A reader that waits gets an event that comes later.
+pub(super) async fn a_waiting_events_reader_is_woken(scene: &Scene) {
+    let topic = Topic::Job(scene.lane.clone(), JobId::generate());
+    let mut reader = open(&*scene.transport, EventFilter::Lane(scene.lane.clone())).await;
+    for id in 0..2 {
+        let publish = async {
+            sleep(QUIET).await; // so that the reader waits
+            scene.send(Address::Events(topic.clone()), vec![message(id)]).await;
+        };
+        let (read, ()) = tokio::join!(next(&mut *reader), publish);
+        assert_eq!(read, message(id));
+    }
 }
 
 /// A `next` that is dropped before it returned has lost no event.

@@ -1,10 +1,15 @@
 //! Promises of the journal. Others may write to it meanwhile, so each looks at the facts of a job of its own.
 
+use std::time::Duration;
+
 use futures::FutureExt;
-use tokio::{task::yield_now, time::Instant};
+use tokio::{
+    task::yield_now,
+    time::{Instant, sleep},
+};
 
 use super::{
-    BOUND,
+    BOUND, QUIET,
     scene::{Scene, bounded, message},
 };
 use crate::{Address, JobId, JournalEntry, JournalReader, Message, Transport};
@@ -40,6 +45,21 @@ pub(super) async fn every_journal_reader_starts_at_the_start(scene: &Scene) {
     assert_eq!(follow(&mut *two, job, 1).await, facts[2..]);
 }
 
+/// A reader that waits gets a fact that comes later.
+pub(super) async fn a_waiting_journal_reader_is_woken(scene: &Scene) {
+    let job = JobId::generate();
+    let mut reader = open(&*scene.transport).await;
+    assert_eq!(catch_up(&mut *reader, job).await, []);
+    for fact in facts(job, ["opened", "sealed"]) {
+        let publish = async {
+            sleep(QUIET).await; // so that the reader waits
+            scene.send(Address::Journal, vec![fact.clone()]).await;
+        };
+        let (read, ()) = tokio::join!(follow(&mut *reader, job, 1), publish);
+        assert_eq!(read, [fact]);
+    }
+}
+
 /// A `next` that is dropped before it returned has lost no fact.
 pub(super) async fn reading_the_journal_is_cancel_safe(scene: &Scene) {
     let job = JobId::generate();
@@ -54,7 +74,7 @@ pub(super) async fn reading_the_journal_is_cancel_safe(scene: &Scene) {
             Some(Ok(JournalEntry::Fact(_))) => {}
             Some(Ok(JournalEntry::CaughtUp)) => caught_up += 1,
             Some(Err(error)) => panic!("the journal ended: {error}"),
-            None => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+            None => sleep(Duration::from_millis(1)).await,
         }
         yield_now().await;
     }

@@ -146,11 +146,14 @@ promises![
     ending::a_stopped_consumer_gets_what_is_here_and_then_the_end,
     ending::closing_wakes_and_disconnects_everything,
     ending::closing_hands_on_what_was_settled_and_gives_back_the_rest,
+    ending::closing_leaves_other_connections_alone,
     journal::the_journal_gives_what_was_there_says_so_and_follows,
     journal::every_journal_reader_starts_at_the_start,
+    journal::a_waiting_journal_reader_is_woken,
     journal::reading_the_journal_is_cancel_safe,
     events::events_reach_those_who_want_them,
     events::events_are_not_repeated_to_who_comes_later,
+    events::a_waiting_events_reader_is_woken,
     events::reading_events_is_cancel_safe,
 ];
 

@@ -6,7 +6,11 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::time::{Instant, timeout};
 
-use super::{events::EVENTS_MAX_WAITING, journal::JOURNAL_MAX_BYTES, *};
+use super::{
+    events::EVENTS_MAX_WAITING,
+    journal::{JOURNAL_MAX_BYTES, JOURNAL_MAX_FACTS},
+    *,
+};
 use crate::{
     Address, Delivery, JobId, JournalEntry, Message, Outgoing, Published, QueueRole, RESULTS_MAX_BYTES,
     RetryDelay, Topic,
@@ -181,18 +185,38 @@ async fn an_empty_journal_has_caught_up_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
-    let (transport, _) = open().await;
-    let mut slow = transport.journal().await.unwrap();
     let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
-    let kept = JOURNAL_MAX_BYTES / MAX_MESSAGE;
-    for id in 0..kept + 3 {
-        let fact = Message { body: body.clone(), ..message(id) };
-        assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
+    for (body, kept) in [(body, JOURNAL_MAX_BYTES / MAX_MESSAGE), (Bytes::new(), JOURNAL_MAX_FACTS)] {
+        let (transport, _) = open().await;
+        let mut slow = transport.journal().await.unwrap();
+        assert!(matches!(soon(slow.next()).await, Ok(JournalEntry::CaughtUp)));
+        for id in 0..kept + 3 {
+            let fact = Message { body: body.clone(), ..message(id) };
+            assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
+            if id == 0 {
+                assert_eq!(next_fact(&mut *slow).await, "0");
+            }
+        }
+        for id in 3..kept + 3 {
+            assert_eq!(next_fact(&mut *slow).await, id.to_string());
+        }
+        assert!(slow.next().now_or_never().is_none());
     }
-    assert!(matches!(soon(slow.next()).await, Ok(JournalEntry::CaughtUp)));
-    for id in 3..kept + 3 {
-        let Ok(JournalEntry::Fact(fact)) = soon(slow.next()).await else { panic!("no fact {id}") };
-        assert_eq!(fact.id, id.to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_journal_gives_no_further_facts() {
+    let (transport, _) = open().await;
+    assert_eq!(publish(&transport, Address::Journal, message("kept")).await, Published::Stored);
+    let mut journal = transport.journal().await.unwrap();
+    transport.close().await;
+    assert!(soon(journal.next()).await.is_err());
+}
+
+async fn next_fact(journal: &mut dyn JournalReader) -> String {
+    match soon(journal.next()).await.unwrap() {
+        JournalEntry::Fact(fact) => fact.id,
+        JournalEntry::CaughtUp => panic!("it has caught up already"),
     }
 }
 

@@ -49,6 +49,7 @@ enum Flaw {
     ClosesWithoutWaking,
     ClosesWithoutTelling,
     LosesAcksWhenClosed,
+    ClosesTheOthersToo,
     // Readers.
     NeverCatchesUp,
     CatchesUpTwice,
@@ -97,13 +98,16 @@ const CASES: &[(Flaw, &str, &str)] = &[
     (Flaw::ClosesWithoutWaking, "closing_wakes_and_disconnects_everything", "the end of all that waits"),
     (Flaw::ClosesWithoutTelling, "closing_wakes_and_disconnects_everything", "the end of all that waits"),
     (Flaw::LosesAcksWhenClosed, "closing_hands_on_what_was_settled_and_gives_back_the_rest", "not empty"),
+    (Flaw::ClosesTheOthersToo, "closing_leaves_other_connections_alone", "the answers to a publish"),
     (Flaw::NeverCatchesUp, "the_journal_gives_what_was_there_says_so_and_follows", "catching up"),
     (Flaw::CatchesUpTwice, "the_journal_gives_what_was_there_says_so_and_follows", "caught up twice"),
     (Flaw::CatchesUpEarly, "the_journal_gives_what_was_there_says_so_and_follows", "left: []"),
     (Flaw::StartsAtTheEnd, "every_journal_reader_starts_at_the_start", "left: []"),
+    (Flaw::MissesWakeUps, "a_waiting_journal_reader_is_woken", "the next fact: nothing"),
     (Flaw::LosesWhenCancelled, "reading_the_journal_is_cancel_safe", "of 50 facts"),
     (Flaw::MixesUpLanes, "events_reach_those_who_want_them", "for who wants the lane"),
     (Flaw::RepeatsEvents, "events_are_not_repeated_to_who_comes_later", "early"),
+    (Flaw::MissesWakeUps, "a_waiting_events_reader_is_woken", "an event: nothing"),
     (Flaw::LosesWhenCancelled, "reading_events_is_cancel_safe", "of 50 events"),
 ];
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use async_trait::async_trait;
+use futures::{FutureExt, future::pending};
 use tokio::task::yield_now;
 
 use super::{Flaw, transport::Memory};
@@ -34,10 +35,7 @@ impl JournalReader for FlawedJournal {
             return Ok(JournalEntry::CaughtUp);
         }
         loop {
-            let entry = self.inner.next().await?;
-            if self.flaw == Flaw::LosesWhenCancelled {
-                yield_now().await;
-            }
+            let entry = flawed(self.flaw, self.inner.next()).await?;
             match (&entry, self.flaw) {
                 (JournalEntry::CaughtUp, Flaw::NeverCatchesUp) => {}
                 (JournalEntry::Fact(_), Flaw::StartsAtTheEnd) if self.caught_up == 0 => {}
@@ -69,10 +67,22 @@ impl EventReader for FlawedEvents {
         if let Some(event) = self.repeated.pop_front() {
             return Ok(event);
         }
-        let event = self.inner.next().await?;
-        if self.flaw == Flaw::LosesWhenCancelled {
+        flawed(self.flaw, self.inner.next()).await
+    }
+}
+
+/// What comes next, if it is waited for rightly.
+pub(super) async fn flawed<T>(flaw: Flaw, next: impl Future<Output = T> + Send) -> T {
+    match flaw {
+        Flaw::MissesWakeUps => match next.now_or_never() {
+            Some(output) => output,
+            None => pending().await,
+        },
+        Flaw::LosesWhenCancelled => {
+            let output = next.await;
             yield_now().await;
+            output
         }
-        Ok(event)
+        _ => next.await,
     }
 }

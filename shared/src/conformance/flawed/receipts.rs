@@ -3,10 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use futures::{FutureExt, future::pending};
-use tokio::task::yield_now;
 
-use super::{Flaw, transport::Memory};
+use super::{Flaw, readers::flawed, transport::Memory};
 use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
 
 /// A delivery's true receipt, until it is settled.
@@ -46,19 +44,8 @@ impl Consumer for FlawedConsumer {
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
         self.memory.held_back.lock().unwrap().drain(..).for_each(Receipt::ack);
         let inner = self.inner.as_mut().unwrap();
-        let deliveries = match self.flaw {
-            Flaw::IgnoresMax => inner.recv(usize::MAX).await?,
-            Flaw::MissesWakeUps => match inner.recv(max).now_or_never() {
-                Some(received) => received?,
-                None => pending().await,
-            },
-            Flaw::LosesWhenCancelled => {
-                let deliveries = inner.recv(max).await?;
-                yield_now().await;
-                deliveries
-            }
-            _ => inner.recv(max).await?,
-        };
+        let max = if self.flaw == Flaw::IgnoresMax { usize::MAX } else { max };
+        let deliveries = flawed(self.flaw, inner.recv(max)).await?;
         Ok(deliveries.into_iter().map(|delivery| self.deliver(delivery)).collect())
     }
 

@@ -33,6 +33,7 @@ pub(super) struct Flawed {
 /// What the flawed connections of one broker remember.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
+    connections: Mutex<Vec<Arc<dyn Transport>>>,
     /// The lane that was opened first.
     lane: OnceLock<Lane>,
     last_answers: Mutex<Vec<Published>>,
@@ -45,6 +46,7 @@ pub(super) struct Memory {
 
 impl Flawed {
     pub(super) fn new(inner: Arc<dyn Transport>, flaw: Flaw, memory: Arc<Memory>) -> Self {
+        memory.connections.lock().unwrap().push(Arc::clone(&inner));
         Self { inner, flaw, memory, closed: AtomicBool::new(false) }
     }
 
@@ -108,6 +110,10 @@ impl Transport for Flawed {
         match self.flaw {
             Flaw::ClosesWithoutWaking => self.closed.store(true, Ordering::Relaxed),
             Flaw::ClosesWithoutTelling => {}
+            Flaw::ClosesTheOthersToo => {
+                let all = self.memory.connections.lock().unwrap().split_off(0);
+                futures::future::join_all(all.iter().map(|connection| connection.close())).await;
+            }
             _ => self.inner.close().await,
         }
     }
