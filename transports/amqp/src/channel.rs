@@ -24,15 +24,22 @@ pub(crate) async fn close(channel: &Channel) {
 pub(crate) struct OwnChannel {
     channel: Channel,
     consumer: Option<Consumer>,
+    /// The task on it, and the token that tells it to end.
     task: TaskTracker,
     leave: CancellationToken,
+    /// What the generation waits for before its connections close.
+    tasks: TaskTracker,
     runtime: Handle,
 }
 
 impl OwnChannel {
-    /// The token tells the task to end.
-    pub(crate) fn new(channel: Channel, leave: CancellationToken, runtime: Handle) -> Self {
-        Self { channel, consumer: None, task: TaskTracker::new(), leave, runtime }
+    pub(crate) fn new(
+        channel: Channel,
+        leave: CancellationToken,
+        tasks: TaskTracker,
+        runtime: Handle,
+    ) -> Self {
+        Self { channel, consumer: None, task: TaskTracker::new(), leave, tasks, runtime }
     }
 
     pub(crate) fn set_consumer(&mut self, consumer: Consumer) {
@@ -49,7 +56,8 @@ impl OwnChannel {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.task.spawn_on(task(self.channel.clone(), self.leave.clone()), &self.runtime);
+        let task = task(self.channel.clone(), self.leave.clone());
+        self.task.spawn_on(self.tasks.track_future(task), &self.runtime);
     }
 
     /// What dropping does, and waits for it.
@@ -76,6 +84,6 @@ impl Deref for OwnChannel {
 impl Drop for OwnChannel {
     fn drop(&mut self) {
         let closed = self.close();
-        self.runtime.spawn(closed);
+        self.tasks.spawn_on(closed, &self.runtime);
     }
 }

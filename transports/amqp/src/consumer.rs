@@ -155,11 +155,13 @@ async fn acknowledge(channel: Channel, leave: CancellationToken, unsettled: Arc<
 async fn say(channel: &Channel, unsettled: &Unsettled) {
     // Polled together, so that they share a write; in turn, so that they keep their order. If the channel is gone, so
     // are the deliveries, and the consumer's stream says why.
-    let _ = join_all(unsettled.take().into_iter().map(async |word| match word {
-        Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
-        Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
-        Word::Requeue(tag) => {
-            channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+    let _ = join_all(unsettled.take().into_iter().map(|word| async move {
+        match word {
+            Word::Ack(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+            Word::AckUpTo(tag) => channel.basic_ack(tag, BasicAckOptions { multiple: true }).await,
+            Word::Requeue(tag) => {
+                channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+            }
         }
     }))
     .await;

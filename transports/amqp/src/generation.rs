@@ -99,7 +99,8 @@ impl Generation {
     /// A new channel on the consuming connection.
     pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
         let channel = self.ask("a new channel", self.connections.consuming.create_channel()).await?;
-        Ok(OwnChannel::new(channel, self.end.child_token(), self.runtime.handle().clone()))
+        let (leave, tasks) = (self.end.child_token(), self.tasks.clone());
+        Ok(OwnChannel::new(channel, leave, tasks, self.runtime.handle().clone()))
     }
 
     /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].

@@ -8,10 +8,10 @@
 //!                                            └ acker ◀── receipts
 //! ```
 //!
-//! - A [generation](generation) is one life of the two connections. When it ends, everything that came from it fails.
+//! - A generation is one life of the two connections. When it ends, everything that came from it fails.
 //! - A channel has one task that writes to it: lapin hands confirms to the wrong message otherwise.
-//! - Letters are sent in [waves](wave), so that a returned one is told from its neighbours.
-//! - Acks are [sent together](unsettled), and nothing that stays unsettled holds them up.
+//! - Letters are sent in waves, so that a returned one is told from its neighbours.
+//! - Acks are sent together, and nothing that stays unsettled holds them up.
 
 mod channel;
 mod config;

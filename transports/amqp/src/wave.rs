@@ -24,7 +24,7 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter]) -> Vec<Published
         channel.basic_publish(exchange, key, letter.options, &letter.body, letter.properties.clone())
     }))
     .await;
-    let confirmed = join_all(sent.into_iter().map(async |sent| sent?.await)).await;
+    let confirmed = join_all(sent.into_iter().map(|sent| async move { sent?.await })).await;
     answers(letters, &confirmed)
 }
 
