@@ -89,7 +89,8 @@ impl LedgerReader {
     }
 
     /// Hands over the outputs that were kept of a job, one by one: in the order of the tasks, or in the order of their
-    /// arrival. A job that keeps none has none.
+    /// arrival. A job that keeps none has none. While `each` takes its time, a sink goes on, but its write-ahead log
+    /// beside the ledger grows.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.

@@ -1,0 +1,134 @@
+//! What is no outcome: dead and parked messages, and what goes out.
+
+use super::*;
+
+#[test]
+fn what_is_malformed_goes_to_the_dead_queue_with_the_reason() {
+    let (office, job) = (Office::new(), Submitted::toy().planned(5));
+    let wrong_count = job.spans(&[(0, 1, "[0]"), (1, 3, "[1]")], &[], 0);
+    let beyond = job.spans(&[(2, 1, "[2]"), (4, 2, "[4,5]")], &[], 0);
+    let endless = job.spans(&[(u64::MAX, 2, "[0,0]")], &[], 0);
+    let outbox = office.take([job.opened(), garbage(), wrong_count, beyond, endless]);
+    let dead = outbox.iter().find(|batch| batch.target == Target::Dead).unwrap();
+    let expected = [
+        "no message for a sink has the type \"spam.v1\"",
+        "the span says it has 3 outputs, but has 1",
+        "it has outcomes for 2 tasks from index 4 on, but the job has 5 tasks",
+        "it has outcomes for 2 tasks from index 18446744073709551615 on",
+    ];
+    assert_eq!(dead.rows.len(), expected.len());
+    for ((_, row), reason) in dead.rows.iter().zip(expected) {
+        assert_eq!(row.to, gristmill_shared::Address::Queue(QueueRole::Dead.of(&Lane::default())));
+        assert_eq!(row.message.headers.origin.as_deref(), Some("gristmill.default.results"));
+        let found = row.message.headers.reason.as_deref().unwrap();
+        assert!(found.contains(reason), "{found}");
+    }
+    assert_eq!(dead.rows[0].1.message.body, garbage().body);
+    assert_eq!(dead.rows[0].1.message.id, garbage().id);
+    assert_eq!(office.account(&job).done, 1, "the span before the malformed one counts, and nothing else");
+}
+
+#[test]
+fn dead_messages_are_recorded_and_dead_batches_become_failures() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let mut clerk = take(office.clerk(), [job.opened(), job.done(0..2)]);
+    let mut batch = job.batch(1, 3);
+    batch.headers.reason = Some("the spec does not fit".into());
+    let mut torn = job.batch(5, 2);
+    torn.body = String::from_utf8(torn.body.to_vec()).unwrap().replace("[5,6]", "[5]").into();
+    for message in [garbage(), batch, torn] {
+        clerk.take_dead(delivery(message)).unwrap();
+    }
+    clerk.commit().unwrap();
+    let dead = office.reader().dead().unwrap();
+    let reasons: Vec<_> = dead.messages.iter().map(|row| row.reason.as_str()).collect();
+    assert_eq!(reasons[0], "the batch says it has 2 tasks, but has 1");
+    assert!(reasons[1].contains("spam.v1"), "{reasons:?}");
+    assert_eq!((dead.messages[1].bytes, &*dead.messages[1].body), (10, "\u{fffd} not ours"));
+    let failures = office.reader().failures(job.id).unwrap();
+    let failures: Vec<_> =
+        failures.iter().map(|row| (row.index.0, &*row.reason, row.task.as_ref().unwrap().get())).collect();
+    assert_eq!(failures, [(2, "the spec does not fit", "2"), (3, "the spec does not fit", "3")]);
+    assert_eq!(office.account(&job).duplicates, 1);
+}
+
+#[test]
+fn the_record_of_dead_messages_is_bounded() {
+    let office = Office::new();
+    let mut clerk = office.clerk();
+    for _ in 0..crate::ledger::dead::DEAD_MAX_MESSAGES + 3 {
+        clerk.take_dead(delivery(garbage())).unwrap();
+    }
+    clerk.commit().unwrap();
+    let dead = office.reader().dead().unwrap();
+    assert_eq!((dead.messages.len() as u64, dead.dropped), (crate::ledger::dead::DEAD_MAX_MESSAGES, 3));
+}
+
+#[test]
+fn what_comes_before_its_job_is_parked_and_then_folded() {
+    let (office, job, other) = (Office::new(), Submitted::toy(), Submitted::toy());
+    office.take([job.done(2..5), other.done(0..1), job.sealed(6)]);
+    let mut clerk = office.clerk();
+    clerk.take_dead(delivery(job.batch(5, 1))).unwrap();
+    let parked = office.reader().parked().unwrap();
+    assert_eq!(
+        parked.jobs.iter().map(|row| (row.job, row.messages)).collect::<Vec<_>>(),
+        [(job.id, 2), (other.id, 1)]
+    );
+    take(clerk, [job.opened(), job.done(0..2)]).commit().unwrap();
+    assert!(office.verify(&job).ok);
+    assert_eq!((office.report(&job), office.account(&job).failed), (sum(0..5), 1));
+    let left = office.reader().parked().unwrap();
+    assert_eq!((left.jobs.len(), left.jobs[0].job, left.dropped), (1, other.id, 0));
+}
+
+#[test]
+fn parking_is_bounded_and_says_what_it_dropped() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    office.take((0..parked::PARKED_MAX_MESSAGES + 2).map(|index| job.done(index..index + 1)));
+    let parked = office.reader().parked().unwrap();
+    assert_eq!((parked.jobs[0].messages, parked.dropped), (parked::PARKED_MAX_MESSAGES, 2));
+    office.take([job.opened()]);
+    let verification = office.reader().verify(job.id).unwrap();
+    assert_eq!(
+        (verification.done, &verification.gaps[0]),
+        (parked::PARKED_MAX_MESSAGES, &(0..2)),
+        "the oldest went"
+    );
+}
+
+#[test]
+fn facts_stay_in_the_outbox_until_the_broker_has_them_under_one_id() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let first = office.take([job.opened(), job.sealed(0)]);
+    assert_eq!(names(&first), ["opened", "finished"]);
+    let (mut clerk, again) = office.clerk().commit().unwrap();
+    let ids = |outbox: &[OutboxBatch]| -> Vec<String> {
+        outbox[0].rows.iter().map(|(_, row)| row.message.id.clone()).collect()
+    };
+    assert_eq!(ids(&again.outbox), ids(&first));
+    assert!(ids(&first)[0].starts_with(clerk.ledger.id().as_str()));
+    clerk.stored(Target::Journal, again.outbox[0].rows.iter().map(|(row, _)| *row).collect());
+    let (clerk, rest) = clerk.commit().unwrap();
+    assert!(rest.outbox.is_empty());
+    drop(clerk);
+    assert!(office.clerk().commit().unwrap().1.outbox.is_empty());
+}
+
+#[test]
+fn one_batch_of_a_target_is_on_its_way_at_a_time_and_in_order() {
+    let office = Office::new();
+    let jobs: Vec<_> = (0..100).map(|_| Submitted::toy()).collect();
+    let (mut clerk, mut committed) =
+        take(office.clerk(), jobs.iter().map(Submitted::opened)).commit().unwrap();
+    let mut seen = Vec::new();
+    while let Some(batch) = committed.outbox.pop() {
+        let (next, nothing) = clerk.commit().unwrap();
+        assert!(nothing.outbox.is_empty(), "two batches at once");
+        clerk = next;
+        seen.extend(batch.rows.iter().map(|(_, row)| row.message.job.unwrap()));
+        clerk.stored(batch.target, batch.rows.iter().map(|(row, _)| *row).collect());
+        (clerk, committed) = clerk.commit().unwrap();
+    }
+    assert_eq!(seen, jobs.iter().map(|job| job.id).collect::<Vec<_>>());
+}
