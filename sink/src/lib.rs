@@ -15,7 +15,7 @@ mod publish;
 mod serving;
 mod sink;
 #[cfg(test)]
-mod toy;
+mod tests;
 
 pub use error::SinkError;
 pub use ledger::{

@@ -90,7 +90,7 @@ mod tests {
         LedgerReader,
         clerk::Clerk,
         ledger::Ledger,
-        toy::{Keeper, Submitted, app, delivery, registry},
+        tests::toy::{Keeper, Submitted, app, delivery, registry},
     };
 
     #[test]

@@ -165,7 +165,7 @@ mod tests {
         LedgerPlace, LedgerReader,
         clerk::Clerk,
         ledger::Ledger,
-        toy::{Keeper, Submitted, app, delivery, registry},
+        tests::toy::{Keeper, Submitted, app, delivery, registry},
     };
 
     /// A finished job of ten tasks, 7 of which failed, in a ledger that somebody then tampers with.

@@ -12,7 +12,7 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use super::*;
 use crate::{
     LedgerReader,
-    toy::{Submitted, Toy, app, garbage, registry},
+    tests::toy::{Submitted, Toy, app, garbage, registry},
 };
 
 /// Whatever is waited for comes within this time, or the test fails.

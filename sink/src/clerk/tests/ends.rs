@@ -125,7 +125,7 @@ fn a_kind_or_a_spec_that_cannot_be_read_ends_the_job_at_once() {
     let office = Office::new();
     let (mut unknown, mut unfit) = (Submitted::toy(), Submitted::toy());
     unknown.opened.kind = gristmill_shared::Kind::new("magic").unwrap();
-    unfit.opened.spec = crate::toy::raw("[1]");
+    unfit.opened.spec = crate::tests::toy::raw("[1]");
     let outbox = office.take([unknown.opened(), unfit.opened(), unknown.done(0..3)]);
     assert_eq!(names(&outbox), ["opened", "stopped", "finished", "opened", "stopped", "finished"]);
     let stopped = office.account(&unknown).stopped.unwrap();

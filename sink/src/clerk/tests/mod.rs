@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     JobState, LedgerPlace, LedgerReader, Verification,
     ledger::parked,
-    toy::{Keeper, Submitted, Toy, app, delivery, garbage, registry},
+    tests::toy::{Keeper, Submitted, Toy, app, delivery, garbage, registry},
 };
 
 /// A ledger in a file, and clerks who work with it one after another.
