@@ -24,7 +24,7 @@ async fn bad_parameters_are_refused_before_a_broker_is_asked_for() {
         ("crack --hash abcd --max-length 4", ["abcd", "40"]),
         (&format!("crack --hash {NODE} --max-length 0"), ["max-length", "0"]),
         (&format!("crack --hash {NODE} --max-length 99"), ["max-length", "18,446,744,073,709,551,615"]),
-        (&format!("crack --hash {NODE} --max-length 4 --alphabet="), ["alphabet", "empty"]),
+        (&format!("crack --hash {NODE} --max-length 4 --alphabet="), ["alphabet", "no letters"]),
         ("crak --hash x --max-length 1", ["crak", "did you mean \"crack\"?"]),
     ] {
         for how in ["gristmill run", "producer --broker amqp://localhost:1 submit"] {

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use futures::future::join_all;
-use gristmill_shared::{QueueRole, RetryDelay, TransportError};
+use gristmill::testing::LocalBroker;
+use gristmill_shared::{JournalEntry, QueueRole, RetryDelay, TransportError};
 use lapin::{
     options::{BasicGetOptions, BasicRejectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
@@ -92,4 +93,18 @@ async fn several_may_open_a_lane_at_once() {
     }))
     .await;
     assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+}
+
+/// RabbitMQ knows a new stream by name some time before it can be read; who reads it then loses the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_broker_bears_a_fleet_that_starts_all_at_once() {
+    let broker = LocalBroker::start().unwrap();
+    let lane = Lane::default();
+    let starts = (0..12).map(|_| async {
+        let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+        transport.open_lane(&lane).await.unwrap();
+        let mut journal = transport.journal().await.unwrap();
+        assert!(matches!(journal.next().await.unwrap(), JournalEntry::CaughtUp));
+    });
+    join_all(starts).await;
 }

@@ -59,13 +59,7 @@ impl Generation {
     /// Tries once.
     pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
         let runtime = OwnRuntime::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
-        let open = |purpose: &str| {
-            let name = format!("{}/{number}/{purpose}", config.name);
-            let properties = ConnectionProperties::default().with_connection_name(name.into());
-            let uri = config.uri().clone();
-            // lapin binds a connection to the runtime that it is opened on.
-            runtime.spawn(async move { Connection::connect_uri(uri, properties).await })
-        };
+        let open = |purpose| connect(&runtime, config, number, purpose);
         let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
         let Ok((publishing, consuming)) = opened else {
             return Err(Failure::Unreachable(format!("no answer within {:.1} s", within.as_secs_f64())));
@@ -129,6 +123,18 @@ impl Generation {
         self.end.check().err().unwrap_or_else(|| self.end.disconnected(&format!("{what}: {reason}{hint}")))
     }
 
+    /// One more connection, which does not belong to the generation but shares its runtime.
+    pub(crate) async fn connect_again(
+        &self,
+        config: &AmqpConfig,
+        purpose: &str,
+    ) -> lapin::Result<Connection> {
+        match connect(&self.runtime, config, self.number, purpose).await {
+            Ok(connected) => connected,
+            Err(panic) => Err(std::io::Error::other(format!("lapin failed: {panic}")).into()),
+        }
+    }
+
     /// Ends the generation: what was settled is handed on, then the connections close.
     pub(crate) async fn close(&self) {
         self.end.because("it was closed at this end");
@@ -147,6 +153,19 @@ impl Drop for Generation {
             drop(runtime); // from one of its own threads, which is allowed: it does not wait for them
         });
     }
+}
+
+/// Connects on the runtime, where lapin's own tasks then live.
+fn connect(
+    runtime: &OwnRuntime,
+    config: &AmqpConfig,
+    number: u64,
+    purpose: &str,
+) -> tokio::task::JoinHandle<lapin::Result<Connection>> {
+    let name = format!("{}/{number}/{purpose}", config.name);
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let uri = config.uri().clone();
+    runtime.spawn(async move { Connection::connect_uri(uri, properties).await })
 }
 
 async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }: &Connections) {

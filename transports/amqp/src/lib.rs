@@ -28,6 +28,7 @@ mod publisher;
 mod topology;
 mod transport;
 mod unsettled;
+mod visit;
 mod wave;
 
 pub use config::{AmqpConfig, GIVE_UP_AFTER};

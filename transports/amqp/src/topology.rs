@@ -6,14 +6,15 @@
 use gristmill_shared::{Lane, Queue, QueueRole, TransportError};
 use lapin::{
     ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{
+        BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 
 use crate::{
-    channel::OwnChannel,
     failure::{self, NOT_IMPLEMENTED, PRECONDITION_FAILED},
-    generation::Generation,
+    visit::Visit,
 };
 
 /// Tasks, on all their ways.
@@ -47,9 +48,8 @@ pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
 }
 
 /// Declares what is missing. A refusal closes the channel, so it is one of its own.
-pub(crate) async fn open_lane(generation: &Generation, lane: &Lane) -> Result<(), TransportError> {
-    let channel = generation.channel().await?;
-    let declare = Declare { generation, channel };
+pub(crate) async fn open_lane(visit: &Visit, lane: &Lane) -> Result<(), TransportError> {
+    let declare = Declare(visit);
     for exchange in [WORK, RESULTS, JOURNAL, DEAD] {
         declare.exchange(exchange, ExchangeKind::Direct).await?;
     }
@@ -58,27 +58,35 @@ pub(crate) async fn open_lane(generation: &Generation, lane: &Lane) -> Result<()
         let queue = role.of(lane);
         declare.queue(&queue.to_string(), exchange_of(role), queue_arguments(&queue)).await?;
     }
-    declare.queue(JOURNAL, JOURNAL, journal_arguments()).await
+    declare.queue(JOURNAL, JOURNAL, journal_arguments()).await?;
+    declare.can_be_read(JOURNAL).await
 }
 
-struct Declare<'a> {
-    generation: &'a Generation,
-    channel: OwnChannel,
-}
+struct Declare<'a>(&'a Visit);
 
 impl Declare<'_> {
     async fn exchange(&self, name: &str, kind: ExchangeKind) -> Result<(), TransportError> {
         let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        let declared = self.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
+        let declared = self.0.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
         self.agree(&format!("the exchange {name}"), declared).await
+    }
+
+    /// A stream that somebody else is just making is there by name only; reading it is an internal error.
+    async fn can_be_read(&self, stream: &str) -> Result<(), TransportError> {
+        let channel = &self.0.channel;
+        self.0.ask("a prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+        let offset = table([("x-stream-offset", text("next"))]);
+        let reading = channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), offset);
+        self.0.ask(&format!("a reader of {stream}"), reading).await.map(drop)
     }
 
     async fn queue(&self, name: &str, exchange: &str, arguments: FieldTable) -> Result<(), TransportError> {
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        let declared = async { self.channel.queue_declare(name.into(), options, arguments).await.map(drop) };
+        let declared =
+            async { self.0.channel.queue_declare(name.into(), options, arguments).await.map(drop) };
         self.agree(&format!("the queue {name}"), declared).await?;
         let options = QueueBindOptions::default();
-        let bound = self.channel.queue_bind(
+        let bound = self.0.channel.queue_bind(
             name.into(),
             exchange.into(),
             name.into(),
@@ -101,9 +109,9 @@ impl Declare<'_> {
                 }
             })
         };
-        let declared = self.generation.ask(what, declaration).await;
+        let declared = self.0.ask(what, declaration).await;
         let Some(refusal) = refusal else { return declared };
-        let transport = self.generation.end.transport().to_owned();
+        let transport = self.0.transport();
         Err(match difference(&refusal) {
             Some(difference) => TransportError::Mismatch { transport, what: what.into(), difference },
             None => TransportError::Invalid(format!("{transport} cannot have {what}: {refusal}")),

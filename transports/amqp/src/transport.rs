@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use gristmill_shared::{
     Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
     Redelivery, Transport, TransportError,
@@ -19,6 +19,7 @@ use crate::{
     journal::AmqpJournal,
     publisher::AmqpPublisher,
     topology,
+    visit::Visit,
 };
 
 /// The pause after the first failed attempt to connect. It doubles, with jitter, up to [`MAX_PAUSE`].
@@ -27,6 +28,8 @@ const MIN_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// An attempt gets at least this long, however little is left.
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
+/// How often a lane is declared before the broker's trouble with it counts as ours: for about 8 s.
+const OPEN_TRIES: u32 = 20;
 /// RabbitMQ takes a delivery back after 30 minutes, unless configured otherwise.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -56,8 +59,7 @@ impl AmqpTransport {
 
 async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
     let start = Instant::now();
-    let backoff = ExponentialBuilder::new().with_min_delay(MIN_PAUSE).with_max_delay(MAX_PAUSE);
-    let mut pauses = backoff.with_jitter().without_max_times().build();
+    let mut pauses = pauses();
     let mut tries = 0;
     loop {
         tries += 1;
@@ -78,6 +80,11 @@ async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportEr
     }
 }
 
+fn pauses() -> ExponentialBackoff {
+    let backoff = ExponentialBuilder::new().with_min_delay(MIN_PAUSE).with_max_delay(MAX_PAUSE);
+    backoff.with_jitter().without_max_times().build()
+}
+
 #[async_trait]
 impl Transport for AmqpTransport {
     fn capabilities(&self) -> Capabilities {
@@ -91,7 +98,23 @@ impl Transport for AmqpTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        topology::open_lane(&self.generation, lane).await
+        let mut pauses = pauses();
+        let mut tries = 1;
+        loop {
+            self.generation.end.check()?;
+            let visit = Visit::begin(&self.generation, &self.config).await?;
+            match topology::open_lane(&visit, lane).await {
+                Err(error) if error.is_retryable() && tries < OPEN_TRIES => {
+                    tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
+                }
+                opened => {
+                    visit.end().await;
+                    return opened;
+                }
+            }
+            tries += 1;
+            sleep(pauses.next().unwrap_or(MAX_PAUSE)).await;
+        }
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
