@@ -147,7 +147,7 @@ async fn a_kind_no_worker_here_knows_waits_and_is_told_once() {
             count: 1,
             tasks: &raw("[0]"),
         }
-        .to_message(0, "test");
+        .to_message(gristmill_shared::Headers::default(), "test");
         let to = gristmill_shared::Address::Queue(site.queue(gristmill_shared::QueueRole::Tasks));
         gristmill_shared::Outgoing { to, message }
     });

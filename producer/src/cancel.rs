@@ -43,7 +43,7 @@ pub async fn cancel(
     if ended.is_some_and(|ended| ended >= round) {
         return Ok(Cancelling::HadEnded);
     }
-    let stopped = Stopped { job, round, why: format!("cancelled: {reason}") };
+    let stopped = Stopped { job, round, reason: format!("cancelled: {reason}") };
     let cancelled = Cancelled { job, reason: reason.into() };
     let messages = vec![
         Outgoing {

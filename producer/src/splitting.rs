@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use gristmill_shared::{
-    AnyJob, BatchLimit, JobError, JobId, Kind, Message, Policy, Round, SplitDigest, SplitStep, TaskIndex,
+    AnyJob, BatchLimit, Headers, JobError, JobId, Kind, Message, Policy, Round, SplitDigest, SplitStep,
+    TaskIndex,
     wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, PackedTasks},
 };
 use serde_json::value::RawValue;
@@ -112,7 +113,7 @@ fn split(
                 count,
                 tasks: &tasks,
             }
-            .to_message(0, &label.app);
+            .to_message(Headers::default(), &label.app);
             if !send(Packed { first, count, digest, message }) {
                 return None;
             }

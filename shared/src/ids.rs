@@ -7,8 +7,21 @@ use uuid::Uuid;
 
 /// One submission of a job. UUID version 7: ids sort by the time of their submission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Uuid", into = "Uuid")]
 pub struct JobId(Uuid);
+
+impl TryFrom<Uuid> for JobId {
+    type Error = InvalidName;
+    fn try_from(id: Uuid) -> Result<Self, InvalidName> {
+        id.hyphenated().to_string().parse()
+    }
+}
+
+impl From<JobId> for Uuid {
+    fn from(id: JobId) -> Self {
+        id.0
+    }
+}
 
 impl JobId {
     /// A new id, unique everywhere.
@@ -34,20 +47,40 @@ impl FromStr for JobId {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        Uuid::try_parse(text).map(Self).map_err(|_| InvalidName {
-            what: "job id",
-            got: text.into(),
-            expected: "a UUID",
-        })
+        match Uuid::try_parse(text) {
+            Ok(id) if id.get_version_num() == 7 => Ok(Self(id)),
+            _ => Err(InvalidName { what: "job id", got: text.into(), expected: "a UUID of version 7" }),
+        }
     }
 }
 
 /// A task's place in its job: 0, 1, 2, … in the order of the split.
+///
+/// On the wire it lies below [`TaskIndex::LIMIT`], because beyond that many readers of JSON round numbers.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct TaskIndex(pub u64);
 
+impl TryFrom<u64> for TaskIndex {
+    type Error = InvalidName;
+    fn try_from(index: u64) -> Result<Self, InvalidName> {
+        if index < Self::LIMIT {
+            return Ok(Self(index));
+        }
+        Err(InvalidName { what: "task index", got: index.to_string(), expected: "less than 2^53" })
+    }
+}
+
+impl From<TaskIndex> for u64 {
+    fn from(index: TaskIndex) -> Self {
+        index.0
+    }
+}
+
 impl TaskIndex {
+    /// No index on the wire is as large, and no job has more tasks: 2⁵³.
+    pub const LIMIT: u64 = 1 << 53;
+
     /// The index that lies `tasks` further on.
     #[must_use]
     pub const fn plus(self, tasks: u64) -> Self {
@@ -226,6 +259,19 @@ mod tests {
         assert!(first < second);
         assert_eq!(first.to_string().parse(), Ok(first));
         assert!("no-id".parse::<JobId>().unwrap_err().to_string().contains("a UUID"));
+    }
+
+    #[test]
+    fn what_other_readers_would_round_is_no_index() {
+        assert_eq!(
+            serde_json::from_str::<TaskIndex>("9007199254740991").unwrap(),
+            TaskIndex(TaskIndex::LIMIT - 1)
+        );
+        assert!(serde_json::from_str::<TaskIndex>("9007199254740992").is_err());
+        assert!(
+            serde_json::from_str::<JobId>("\"8c5a5c54-1f5c-4d3a-9b0a-6b1f0a5c1d2e\"").is_err(),
+            "version 4"
+        );
     }
 
     #[test]

@@ -117,7 +117,12 @@ pub struct Plan {
     /// How many tasks the split will yield, if that is known.
     pub tasks: Option<u64>,
     /// What one task is called in progress and reports, in the plural. Defaults to `tasks`.
+    #[serde(default = "default_unit")]
     pub unit: String,
+}
+
+fn default_unit() -> String {
+    "tasks".into()
 }
 
 impl Plan {
@@ -130,7 +135,7 @@ impl Plan {
     /// A split whose end is not known before it is reached.
     #[must_use]
     pub fn unknown() -> Self {
-        Self { tasks: None, unit: "tasks".into() }
+        Self { tasks: None, unit: default_unit() }
     }
 
     /// Names the unit, in the plural.

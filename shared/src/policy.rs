@@ -11,6 +11,7 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A task that failed this often is a failure. At least 1. Defaults to [`DEFAULT_MAX_ATTEMPTS`].
+    #[serde(default = "default_max_attempts")]
     pub max_attempts: u32,
     /// How long one task may take, in milliseconds; `TaskContext::check` sees it. Defaults to no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -18,6 +19,10 @@ pub struct Policy {
     /// When too many tasks failed, the job ends early. Defaults to never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
+}
+
+fn default_max_attempts() -> u32 {
+    DEFAULT_MAX_ATTEMPTS
 }
 
 impl Default for Policy {

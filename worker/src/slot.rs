@@ -3,8 +3,8 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use gristmill_shared::{
-    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, RetryDelay, TaskContext, TaskFailure,
-    TaskIndex, Trouble,
+    AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RetryDelay, TaskContext,
+    TaskFailure, TaskIndex, Trouble,
     wire::{self, Batch, DoneSpan, FailedTask, Form, Malformed, Results, clip_reason},
 };
 use serde_json::value::RawValue;
@@ -60,7 +60,7 @@ impl Run<'_> {
                 }
             };
             match self.shop.jobs.open(&self.shop.registry, &batch) {
-                Ok(job) => match self.run_tasks(&*job, &batch, message.headers.attempt) {
+                Ok(job) => match self.run_tasks(&*job, &batch, &message.headers) {
                     Ok(()) => return,
                     Err(malformed) => malformed.reason,
                 },
@@ -77,14 +77,14 @@ impl Run<'_> {
         self.send(vec![self.shop.bury(message, from, &reason)]);
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, batch: &Batch<'_>, failures: u32) -> Result<(), Malformed> {
+    fn run_tasks(&self, job: &dyn AnyJob, batch: &Batch<'_>, headers: &Headers) -> Result<(), Malformed> {
         let stop = self.shop.board.stop_signal(batch.job, batch.round);
         if stop.is_stopped() {
             self.skip(batch);
             return Ok(());
         }
-        let cx = TaskContext::new(batch.job, batch.first, failures, stop.clone());
-        let mut hand_on = |chunk| self.hand_on(batch, failures, chunk);
+        let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
+        let mut hand_on = |chunk| self.hand_on(batch, headers, chunk);
         let ran = job.process_batch(
             batch,
             &mut BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on),
@@ -92,7 +92,8 @@ impl Run<'_> {
         if ran < batch.count && !stop.is_stopped() {
             let first = batch.first.plus(ran.into());
             let rest = batch.rest(first)?;
-            let message = again(batch, first, batch.count - ran, &rest).to_message(failures, self.app());
+            let message =
+                again(batch, first, batch.count - ran, &rest).to_message(headers.clone(), self.app());
             self.send(vec![self.shop.hand_back(message)]);
         }
         Ok(())
@@ -103,17 +104,18 @@ impl Run<'_> {
         self.shop.counts.skipped.fetch_add(batch.count.into(), Ordering::Relaxed);
     }
 
-    fn hand_on(&self, batch: &Batch<'_>, failures: u32, chunk: Chunk) {
+    fn hand_on(&self, batch: &Batch<'_>, headers: &Headers, chunk: Chunk) {
         let done_tasks = chunk.done.iter().map(|done| u64::from(done.count)).sum();
         self.shop.counts.done.fetch_add(done_tasks, Ordering::Relaxed);
         self.shop.counts.errors.fetch_add(chunk.failed.len() as u64, Ordering::Relaxed);
 
-        let failures = failures.saturating_add(1);
+        let failures = headers.attempt.saturating_add(1);
+        let next_try = Headers { attempt: failures, ..headers.clone() };
         let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
             !matches!(failure.trouble, Trouble::Rejected(_)) && failures < batch.policy.max_attempts
         });
         let mut messages: Vec<_> =
-            retried.into_iter().filter_map(|failure| self.retry(batch, failure, failures)).collect();
+            retried.into_iter().filter_map(|failure| self.retry(batch, failure, &next_try)).collect();
         let outputs: Vec<_> =
             chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
         if !outputs.is_empty() || !failed.is_empty() {
@@ -136,14 +138,14 @@ impl Run<'_> {
     }
 
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
-    fn retry(&self, batch: &Batch<'_>, failure: &TaskFailure, failures: u32) -> Option<Outgoing> {
-        let delay = RetryDelay::after(failures);
+    fn retry(&self, batch: &Batch<'_>, failure: &TaskFailure, headers: &Headers) -> Option<Outgoing> {
+        let delay = RetryDelay::after(headers.attempt);
         tracing::debug!(
-            job = %batch.job, index = %failure.index, attempt = failures, again_in = %delay,
+            job = %batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
             reason = why(batch, failure), "a task failed"
         );
         let task = RawValue::from_string(format!("[{}]", failure.task.get())).ok()?;
-        let message = again(batch, failure.index, 1, &task).to_message(failures, self.app());
+        let message = again(batch, failure.index, 1, &task).to_message(headers.clone(), self.app());
         Some(Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message })
     }
 

@@ -12,8 +12,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry, Round,
-    TaskContext, TaskError, TaskIndex, Transport,
+    Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry,
+    Round, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Form, Results, Stopped},
@@ -133,7 +133,7 @@ fn batch(job: JobId, kind: &str, spec: &serde_json::Value, tasks: &[i64], failur
         count: u32::try_from(tasks.len()).unwrap(),
         tasks: &to_raw_value(tasks).unwrap(),
     }
-    .to_message(failures, "test");
+    .to_message(Headers { attempt: failures, ..Headers::default() }, "test");
     to_queue(QueueRole::Tasks, message)
 }
 
@@ -230,7 +230,7 @@ async fn what_is_no_batch_of_ours_is_buried_with_the_reason() {
 #[tokio::test]
 async fn a_stopped_job_is_skipped_without_a_result() {
     let job = JobId::generate();
-    let stopped = Stopped { job, round: Round(0), why: "test".into() }.message("stop".into(), "test");
+    let stopped = Stopped { job, round: Round(0), reason: "test".into() }.message("stop".into(), "test");
     let journal = Outgoing { to: Address::Journal, message: stopped };
     let other = batch(JobId::generate(), "double", &json!({}), &[7], 0);
     let bench = Bench::start(vec![journal, batch(job, "double", &json!({}), &[1, 2], 0), other]).await;

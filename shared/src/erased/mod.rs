@@ -35,7 +35,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// See [`Job::plan`].
     ///
     /// # Errors
-    /// If the job refuses its parameters, or panics over them.
+    /// If the job refuses its parameters, panics over them, or plans more tasks than [`TaskIndex::LIMIT`].
     fn plan(&self) -> Result<Plan, JobError>;
 
     /// See [`Job::split_from`]; tasks come in packs.
@@ -99,8 +99,15 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn plan(&self) -> Result<Plan, JobError> {
-        catch(|| self.0.plan())
-            .unwrap_or_else(|panic| Err(JobError::new(format_args!("plan panicked: {panic}"))))
+        let plan = catch(|| self.0.plan())
+            .unwrap_or_else(|panic| Err(JobError::new(format_args!("plan panicked: {panic}"))))?;
+        match plan.tasks {
+            Some(tasks) if tasks > TaskIndex::LIMIT => Err(JobError::new(format_args!(
+                "{tasks} tasks are more than can be numbered, expected at most {} (hint: make each task larger)",
+                TaskIndex::LIMIT
+            ))),
+            _ => Ok(plan),
+        }
     }
 
     fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_> {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, form};
-use crate::{JobId, Kind, Message, Policy, Round, TaskIndex};
+use crate::{Headers, JobId, Kind, Message, Policy, Round, TaskIndex};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -47,13 +47,12 @@ impl Batch<'_> {
         serde_json::value::to_raw_value(rest).map_err(Malformed::new)
     }
 
-    /// Packs the batch. `failures` is how often its tasks have failed before; a batch of several tasks has none.
+    /// Packs the batch. `headers` say how often its tasks have failed before; they go on from message to message.
     #[must_use]
-    pub fn to_message(&self, failures: u32, app: &str) -> Message {
-        let id = format!("{}/{}+{}@{}.{failures}", self.job, self.first, self.count, self.round);
-        let mut message = self.message(id, app);
-        message.headers.attempt = failures;
-        message
+    pub fn to_message(&self, headers: Headers, app: &str) -> Message {
+        let Self { job, first, count, round, .. } = self;
+        let id = format!("{job}/{first}+{count}@{round}.{}", headers.attempt);
+        Message { headers, ..self.message(id, app) }
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Stopped {
     /// The round, and with it all before.
     pub round: Round,
     /// Why, for people.
-    pub why: String,
+    pub reason: String,
 }
 
 form!(Stopped, "gristmill.stopped.v1");

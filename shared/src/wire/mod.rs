@@ -39,6 +39,9 @@ pub const RESULTS_MESSAGE_BYTES: usize = 256 << 10;
 /// What every body says of itself.
 const CONTENT_TYPE: &str = "application/json";
 
+/// How a body may say that it is not packed; some clients name its characters here.
+const PLAIN: [&str; 3] = ["", "identity", "utf-8"];
+
 /// A type with a place on the wire.
 pub trait Form: Serialize {
     /// The name of the format, with its version.
@@ -76,7 +79,7 @@ pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, 
             F::FORM
         )));
     }
-    if !message.content_encoding.is_empty() {
+    if !PLAIN.contains(&message.content_encoding.as_str()) {
         return Err(Malformed::new(format_args!("unknown content-encoding {:?}", message.content_encoding)));
     }
     serde_json::from_slice(&message.body)

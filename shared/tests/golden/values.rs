@@ -102,7 +102,7 @@ pub(crate) fn all() -> Vec<Golden> {
                 conclusion: Conclusion::answer("10 words"),
             }
         ),
-        golden!(Stopped, Stopped { job, round: Round(0), why: "the job has its answer".into() }),
+        golden!(Stopped, Stopped { job, round: Round(0), reason: "the job has its answer".into() }),
         golden!(Reopened, Reopened { job, round: Round(1) }),
         golden!(Missing, Missing { job, ranges: vec![(TaskIndex(2), 1)], tasks: 1 }),
         golden!(

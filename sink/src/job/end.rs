@@ -143,7 +143,7 @@ impl Job {
         let (Some(end), opened) = (&self.record.end, &self.record.opened) else { return };
         let (job, round) = (opened.job, self.record.round);
         if let Some(why) = &end.stopped {
-            outbox.fact(&Stopped { job, round, why: why.clone() });
+            outbox.fact(&Stopped { job, round, reason: why.clone() });
         }
         let mut conclusion = end.conclusion.clone();
         if conclusion.text.len() > CONCLUSION_MAX_BYTES {

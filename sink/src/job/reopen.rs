@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use gristmill_shared::{
-    Message, Registry, Round, TaskIndex, WorkerId,
+    Headers, Message, Registry, Round, TaskIndex, WorkerId,
     wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Reopened},
 };
-
 use serde_json::value::RawValue;
 
 use super::{Job, Phase, work::Broken};
@@ -75,7 +74,7 @@ impl Job {
             count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
             tasks: &tasks.expect("payloads came as JSON"),
         }
-        .to_message(0, app.as_str())
+        .to_message(Headers::default(), app.as_str())
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Account, Conclusion, Delivery, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy, Receipt,
-    Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
+    Account, Conclusion, Delivery, Headers, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy,
+    Receipt, Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
     wire::{Aborted, Batch, Cancelled, DoneSpan, FailedTask, Form, Opened, Reopen, Results, Sealed, now_ms},
 };
 use serde::{Deserialize, Serialize};
@@ -182,7 +182,7 @@ impl Submitted {
         let (kind, policy) = (kind.clone(), policy.clone());
         let first = TaskIndex(first);
         Batch { job: self.id, kind, spec, policy, round: Round(0), stage: 0, first, count, tasks: &tasks }
-            .to_message(2, app().as_str())
+            .to_message(Headers { attempt: 2, ..Headers::default() }, app().as_str())
     }
 }
 

@@ -12,7 +12,7 @@ fn a_break_ends_the_job_and_nothing_is_folded_after_it() {
     let [Fact::Opened(_), Fact::Stopped(stopped), Fact::Finished(finished)] = &facts[..] else {
         panic!("{facts:?}")
     };
-    assert_eq!(*stopped, Stopped { job: job.id, round: Round(0), why: "the job has its answer".into() });
+    assert_eq!(*stopped, Stopped { job: job.id, round: Round(0), reason: "the job has its answer".into() });
     assert_eq!(finished.conclusion, Conclusion::answer(format!("{} from 5 tasks", 8 + 9 + 3 + 4 + 5)));
     let account = office.account(&job);
     assert_eq!((account.done, account.duplicates, account.late, account.skipped), (5, 1, 2 + 1 + 2, 5));
