@@ -9,8 +9,9 @@ use gristmill_shared::{AnyJob, Job, RegisterError, Registry, erase};
 use crate::cli;
 
 /// A program that knows some kinds of job and can take every role.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct App {
+    pub(crate) version: &'static str,
     kinds: Vec<KindArgs>,
     registry: Registry,
     refused: Option<RegisterError>,
@@ -36,11 +37,29 @@ pub(crate) struct KindArgs {
     pub(crate) parse: fn(&ArgMatches) -> Result<Arc<dyn AnyJob>, clap::Error>,
 }
 
+impl Default for App {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl App {
     /// A program that knows no kind yet.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            kinds: Vec::new(),
+            registry: Registry::default(),
+            refused: None,
+        }
+    }
+
+    /// The program's own version, for `--version` and for cursors: a job is resumed by the version that submitted it.
+    /// Defaults to Gristmill's.
+    #[must_use]
+    pub fn version(self, version: &'static str) -> Self {
+        Self { version, ..self }
     }
 
     /// A program that knows the built-in kinds: `crack`, `primes` and `spin`.

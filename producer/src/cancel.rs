@@ -10,31 +10,35 @@ use crate::ProducerError;
 /// What became of the wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelling {
-    /// Workers stop it now, and the sink will record it.
+    /// Workers stop it now, and the sink records it.
     Told,
     /// It had ended before.
     HadEnded,
+    /// Nobody here knows the job, so nobody was told.
+    Unknown,
 }
 
-/// Ends a job: tells the journal, which workers and producer follow, and the sink, which records it.
+/// Ends a job: tells the sink, which records it, and the journal, which workers and producer follow.
 ///
-/// The job's lane is looked up in the journal; `lane` is used if no sink has seen the job yet.
+/// The job's lane is looked up in the journal; `known` is the lane of a job that no sink has seen yet, if the caller
+/// knows it. The lane `here` is opened, so that there is a journal.
 ///
 /// # Errors
 /// If the broker goes or does not take the messages.
 pub async fn cancel(
     transport: &dyn Transport,
-    lane: &Lane,
+    here: &Lane,
     job: JobId,
+    known: Option<Lane>,
     reason: &str,
     app: &str,
 ) -> Result<Cancelling, ProducerError> {
-    transport.open_lane(lane).await?;
-    let (mut lane, mut round, mut ended) = (lane.clone(), Round(0), None);
+    transport.open_lane(here).await?;
+    let (mut lane, mut round, mut ended) = (known, Round(0), None);
     let mut journal = transport.journal().await?;
     while let JournalEntry::Fact(message) = journal.next().await? {
         match Fact::decode(&message) {
-            Ok(Fact::Opened(opened)) if opened.job == job => lane = opened.lane,
+            Ok(Fact::Opened(opened)) if opened.job == job => lane = Some(opened.lane),
             Ok(Fact::Reopened(reopened)) if reopened.job == job => round = round.max(reopened.round),
             Ok(Fact::Finished(finished)) if finished.job == job => ended = ended.max(Some(finished.round)),
             _ => {}
@@ -43,18 +47,20 @@ pub async fn cancel(
     if ended.is_some_and(|ended| ended >= round) {
         return Ok(Cancelling::HadEnded);
     }
-    let stopped = Stopped { job, round, reason: format!("cancelled: {reason}") };
+    let Some(lane) = lane else { return Ok(Cancelling::Unknown) };
+    transport.open_lane(&lane).await?;
+    let publisher = transport.publisher().await?;
     let cancelled = Cancelled { job, reason: reason.into() };
-    let messages = vec![
-        Outgoing {
-            to: Address::Journal,
-            message: stopped.message(format!("{job}/stopped@{round}/{app}"), app),
-        },
-        Outgoing {
-            to: Address::Queue(QueueRole::Results.of(&lane)),
-            message: cancelled.message(format!("{job}/cancelled@{round}/{app}"), app),
-        },
-    ];
-    publish_until_stored(&*transport.publisher().await?, messages).await?;
+    let stopped = Stopped { job, round, reason: format!("cancelled: {reason}") };
+    // The sink first: were it told last and we died before, workers would skip what the sink waits for.
+    for (to, message) in [
+        (
+            Address::Queue(QueueRole::Results.of(&lane)),
+            cancelled.message(format!("{job}/cancelled@{round}/{app}"), app),
+        ),
+        (Address::Journal, stopped.message(format!("{job}/stopped@{round}/{app}"), app)),
+    ] {
+        publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await?;
+    }
     Ok(Cancelling::Told)
 }

@@ -88,7 +88,13 @@ impl CursorDir {
                 .collect();
             jobs.sort_unstable();
             for job in &jobs[..jobs.len().saturating_sub(CURSORS_KEPT)] {
-                fs::remove_file(self.file(*job))?;
+                for file in [self.file(*job), self.file(*job).with_extension("draft")] {
+                    match fs::remove_file(file) {
+                        // Somebody else who prunes was faster.
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
             }
             Ok(())
         };

@@ -18,7 +18,7 @@ pub enum ProducerError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The broker did not take a message.
-    #[error("a message could not be published: {0}")]
+    #[error("a message could not be published")]
     Store(#[from] StoreError),
     /// The cursor cannot be read or saved.
     #[error(transparent)]

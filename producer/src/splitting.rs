@@ -79,7 +79,10 @@ fn split(
     batch: u32,
     send: &mut dyn FnMut(Packed) -> bool,
 ) -> Option<Split> {
-    let mut split = job.split_from(TaskIndex(0));
+    let mut split = match job.split_from(TaskIndex(0)) {
+        Ok(split) => split,
+        Err(error) => return Some(Split::Failed(error)),
+    };
     let mut digest = SplitDigest::default();
     let mut next = TaskIndex(0);
     loop {

@@ -24,6 +24,8 @@ struct Count {
     tasks: u64,
     plan: Option<u64>,
     fail_at: Option<u64>,
+    #[serde(default)]
+    panic: bool,
 }
 
 impl Job for Count {
@@ -39,6 +41,7 @@ impl Job for Count {
         Ok(self.plan.map_or_else(Plan::unknown, Plan::of))
     }
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        assert!(!self.panic, "no hands");
         let fail_at = self.fail_at;
         (0..self.tasks)
             .map(move |n| if fail_at == Some(n) { Err(JobError::new("out of fingers")) } else { Ok(n) })
@@ -153,7 +156,9 @@ async fn the_backlog_is_bounded_and_nothing_is_lost_when_the_queue_is_full() {
 async fn a_failing_split_and_a_wrong_plan_abort_the_job_and_never_seal_it() {
     let failing = Count { fail_at: Some(5), ..count(10) };
     let wrong = Count { plan: Some(11), ..count(10) };
+    let panicking = Count { panic: true, ..count(10) };
     for (job, reason) in [
+        (panicking, "split failed before task 0: panic: no hands"),
         (failing, "split failed at task 5: out of fingers"),
         (wrong, "the job planned 11 tasks, but its split gave 10"),
     ] {
@@ -178,7 +183,8 @@ async fn a_stopped_job_is_not_split_to_its_end() {
     let sending = tokio::spawn(submission.send());
     let mut consumer = consume(&*transport, QueueRole::Tasks).await;
     within(consumer.recv(1)).await.unwrap();
-    let told = cancel(&*transport, &Lane::default(), job, "enough", "test").await.unwrap();
+    let told =
+        cancel(&*transport, &Lane::default(), job, Some(Lane::default()), "enough", "test").await.unwrap();
     assert_eq!(told, Cancelling::Told);
     assert_eq!(within(sending).await.unwrap().unwrap().end, SplitEnd::Stopped);
     let told = drain(&*transport, QueueRole::Results).await;
@@ -293,10 +299,35 @@ async fn cancelling_a_job_that_has_ended_says_so() {
     };
     let message = finished.message("1".into(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
-    let told = cancel(&*transport, &Lane::default(), job, "late", "test").await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), job, None, "late", "test").await.unwrap();
     assert_eq!(told, Cancelling::HadEnded);
     let mut journal = transport.journal().await.unwrap();
     while let JournalEntry::Fact(message) = journal.next().await.unwrap() {
         assert!(!matches!(Fact::decode(&message).unwrap(), Fact::Stopped(Stopped { .. })));
     }
+}
+
+#[tokio::test]
+async fn cancelling_a_job_that_nobody_knows_tells_nobody() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let told = cancel(&*transport, &Lane::default(), JobId::generate(), None, "typo", "test").await.unwrap();
+    assert_eq!(told, Cancelling::Unknown);
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+}
+
+#[tokio::test]
+async fn cancelling_reaches_the_lane_of_the_job_and_not_the_one_at_hand() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let night: Lane = "night".parse().unwrap();
+    let options = SubmitOptions { lane: night.clone(), ..SubmitOptions::default() };
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(count(5)), options).await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), submission.id(), Some(night.clone()), "no", "test")
+        .await
+        .unwrap();
+    assert_eq!(told, Cancelling::Told);
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+    let mut consumer = transport.consume(&QueueRole::Results.of(&night), 10).await.unwrap();
+    let told = within(consumer.recv(10)).await.unwrap();
+    assert!(matches!(ToSink::decode(&told[1].message).unwrap(), ToSink::Cancelled(_)));
 }

@@ -51,12 +51,6 @@ impl Registry {
         self.openers.keys()
     }
 
-    /// Whether the kind is known here.
-    #[must_use]
-    pub fn knows(&self, kind: &Kind) -> bool {
-        self.openers.contains_key(kind)
-    }
-
     /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing
     let mut left = batch;
     loop {
         let answers = publisher.publish(left.clone()).await;
+        if answers.len() != left.len() {
+            return Err(StoreError::Lost); // of some of them nobody knows
+        }
         let mut refused = Vec::new();
         for (outgoing, answer) in left.into_iter().zip(answers) {
             match answer {

@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::{JobId, TaskIndex};
+use crate::{JobId, TaskIndex, wire::clip_reason};
 
 /// What [`Job::process`](crate::Job::process) knows of the task it runs.
 #[derive(Debug, Clone)]
@@ -108,6 +108,27 @@ pub enum Trouble {
     Stopped,
     /// The deadline passed; counts as a failure.
     TimedOut,
+}
+
+impl Trouble {
+    /// With a reason of a length that travels.
+    pub(crate) fn clipped(self) -> Self {
+        match self {
+            Self::Failed(reason) => Self::Failed(clip_reason(&reason).into_owned()),
+            Self::Rejected(reason) => Self::Rejected(clip_reason(&reason).into_owned()),
+            Self::Stopped | Self::TimedOut => self,
+        }
+    }
+
+    /// How many bytes the reason takes on the wire, where some characters take six.
+    pub(crate) fn encoded_len(&self) -> usize {
+        match self {
+            Self::Failed(reason) | Self::Rejected(reason) => {
+                serde_json::to_string(reason).map_or(reason.len(), |json| json.len())
+            }
+            Self::Stopped | Self::TimedOut => 0,
+        }
+    }
 }
 
 impl TaskError {

@@ -114,7 +114,7 @@ struct Work {
 }
 
 fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<Work>, u64), JobError> {
-    let mut split = erased::split(job);
+    let mut split = erased::split(job)?;
     let (mut batches, mut total, mut digest) = (Vec::new(), 0, SplitDigest::default());
     loop {
         let mut tasks = PackedTasks::default();

@@ -195,7 +195,7 @@ fn the_digest_is_that_of_the_page() {
         let (mut packed, mut digest) = (PackedTasks::default(), SplitDigest::default());
         let job = erase(AsItIs(tasks.to_vec()));
         let limit = BatchLimit { tasks: u32::MAX, bytes: usize::MAX };
-        job.split_from(TaskIndex(from)).split_into(&mut packed, &mut digest, limit).unwrap();
+        job.split_from(TaskIndex(from)).unwrap().split_into(&mut packed, &mut digest, limit).unwrap();
         digest.to_string()
     }
 

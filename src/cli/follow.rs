@@ -36,7 +36,7 @@ pub(crate) async fn to_the_end(
         Known::Claimed => false,
     };
     let mut silence = std::pin::pin!(tokio::time::sleep(UNKNOWN_FOR));
-    let mut silent = true;
+    let mut silent = false; // until the journal has been read
     loop {
         let news = tokio::select! {
             news = watch.next() => news?,
@@ -69,7 +69,10 @@ pub(crate) async fn to_the_end(
                 heard = true;
                 context.bar.update(&progress);
             }
-            News::CaughtUp => {}
+            News::CaughtUp => {
+                silent = true;
+                silence.as_mut().reset(tokio::time::Instant::now() + UNKNOWN_FOR);
+            }
             News::Finished(finished) => {
                 context.bar.end();
                 return Ok(*finished);
@@ -78,8 +81,8 @@ pub(crate) async fn to_the_end(
     }
 }
 
-/// Prints what a job came to: the answer on stdout, everything else on stderr.
-pub(crate) fn conclude(finished: &Finished, json: bool) -> Outcome {
+/// Prints what a job came to: the answer on stdout, everything else on stderr. `why` says how to see why tasks failed.
+pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     let account = &finished.account;
     let count = |number| HumanCount(number).to_string();
     let mut summary = format!("{} of ", count(account.done));
@@ -100,16 +103,12 @@ pub(crate) fn conclude(finished: &Finished, json: bool) -> Outcome {
     }
     say(summary);
     if account.failed > 0 {
-        say(format_args!(
-            "warning: {} tasks failed (hint: list them with `sink failures {}`)",
-            count(account.failed),
-            finished.job
-        ));
+        say(format_args!("warning: {} tasks failed (hint: {why})", count(account.failed)));
     }
     if json {
         print_json(finished)?;
     } else if finished.conclusion.answered {
-        print(&finished.conclusion.text);
+        print(&finished.conclusion.text)?;
     } else {
         say(&finished.conclusion.text);
     }

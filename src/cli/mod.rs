@@ -13,7 +13,7 @@ mod sink_read;
 mod state;
 mod worker;
 
-use std::{fmt::Display, io::Write as _, panic::AssertUnwindSafe};
+use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe};
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
 use gristmill_shared::{Registry, panic_text};
@@ -26,11 +26,25 @@ use crate::{App, Exit, Role, exit::Failure};
 pub(crate) struct Context {
     kinds: Kinds,
     registry: Registry,
+    version: &'static str,
     bar: Bar,
     signals: Signals,
 }
 
 type Outcome = Result<Exit, Failure>;
+
+impl Context {
+    /// What must not be left half done is done outside of this.
+    async fn unless_interrupted<T>(
+        &self,
+        what: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            done = what => done,
+            () = self.signals.first() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+        }
+    }
+}
 
 /// Does what the command line says.
 pub(crate) fn main(app: App, role: Role) -> Exit {
@@ -48,9 +62,10 @@ fn complain(exit: Exit, why: &dyn Display) -> Exit {
 }
 
 fn try_main(app: App, role: Role) -> Outcome {
+    let version = app.version;
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
-    let matches = match command(role, &kinds).try_get_matches() {
+    let matches = match command(role, &kinds, version).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return explain(&error, &kinds),
     };
@@ -61,7 +76,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
         let interrupted = signals.clone();
-        let context = Context { kinds, registry, bar, signals };
+        let context = Context { kinds, registry, version, bar, signals };
         tokio::select! {
             done = dispatch(role, &context, &matches) => done,
             () = interrupted.second() => Ok(Exit::Interrupted),
@@ -82,7 +97,7 @@ fn named(subcommand: &str) -> Role {
 }
 
 /// The whole command line of a program with this role.
-fn command(role: Role, kinds: &Kinds) -> Command {
+fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     let command = match role {
         Role::Producer => producer::command(kinds).name("producer"),
         Role::Worker => worker::command().name("worker"),
@@ -95,7 +110,7 @@ fn command(role: Role, kinds: &Kinds) -> Command {
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()]),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
-    let command = LogFlags::augment_args(command.version(env!("CARGO_PKG_VERSION")));
+    let command = LogFlags::augment_args(command.version(version));
     // The flags' own text is not the program's.
     let command = command.about(about.unwrap_or_default());
     match long_about {
@@ -158,15 +173,28 @@ fn brief(error: &clap::Error) -> String {
     if said.contains("(hint: ") { said } else { said + " (hint: try --help)" }
 }
 
-/// Prints a result. A reader that has gone is no error.
-fn print(result: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{result}");
+/// Prints a result. A reader that has gone is no error; a result that cannot be written is one.
+///
+/// # Errors
+/// If stdout is a full disk, for instance.
+fn print(result: impl Display) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    written(writeln!(out, "{result}").and_then(|()| out.flush()))
+}
+
+/// What writing a result came to.
+fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::usage(format_args!("cannot write the result to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Prints a result as JSON, on one line.
 fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
-    print(serde_json::to_string(result).map_err(|error| Failure::new(Exit::Bug, error))?);
-    Ok(())
+    print(serde_json::to_string(result).map_err(|error| Failure::new(Exit::Bug, error))?)
 }
 
 /// Says something to the person at the terminal.

@@ -1,10 +1,10 @@
 //! `producer`: submits jobs, and looks after them.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand};
 use gristmill_producer::{Cancelling, CursorError, Producer, SplitEnd, Submission, Watch, cancel};
-use gristmill_shared::{JobId, Transport};
+use gristmill_shared::{JobId, Lane, Plan, Transport};
 
 use super::{
     Context, Outcome,
@@ -70,9 +70,12 @@ struct Submit {
     #[arg(long, global = true)]
     wait: bool,
     /// With --wait: print the end as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, requires = "wait")]
     json: bool,
 }
+
+/// After this long somebody who waits is told what for.
+const SLOW: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,100 +101,150 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             let matches = matches.subcommand_matches("submit").ok_or_else(|| Failure::usage("no kind"))?;
             let job = context.kinds.job(matches)?;
             job.plan().map_err(Failure::usage)?; // before a broker is asked for
-            let (transport, producer) = flags.producer().await?;
-            let submission = producer.open(job, submit.how.options(&flags.lane.lane)).await?;
-            send(context, &*transport, submission, submit.wait, submit.json).await
+            let (transport, submission) = context
+                .unless_interrupted(async {
+                    let (transport, producer) = flags.producer(context).await?;
+                    let open = producer.open(job, submit.how.options(&flags.lane.lane));
+                    Ok((transport, not_too_long(open).await?))
+                })
+                .await?;
+            flags.send(context, &*transport, submission, submit.wait, submit.json).await
         }
         Action::Resume { job, wait, json } => {
             let cursor = flags.state.cursors()?.load(job)?;
-            let (transport, producer) = flags.producer().await?;
-            let submission = producer.resume(&context.registry, cursor).await?;
-            send(context, &*transport, submission, wait, json).await
+            let (transport, submission) = context
+                .unless_interrupted(async {
+                    let (transport, producer) = flags.producer(context).await?;
+                    Ok((transport, not_too_long(producer.resume(&context.registry, cursor)).await?))
+                })
+                .await?;
+            flags.send(context, &*transport, submission, wait, json).await
         }
-        Action::Wait { job, json } => {
-            let known = match flags.state.cursors()?.load(job) {
-                Ok(cursor) => Known::Submitted(cursor.plan),
-                Err(CursorError::None { .. }) => Known::Claimed,
-                Err(error) => return Err(error.into()),
-            };
-            let (transport, _) = flags.broker.connect("producer").await?;
-            transport.open_lane(&flags.lane.lane).await?;
-            let watch = Watch::open(&*transport, job).await?;
-            tokio::select! {
-                finished = follow::to_the_end(context, watch, job, known) => follow::conclude(&finished?, json),
-                () = context.signals.first() => {
-                    context.bar.end();
-                    say(format_args!("interrupted; job {job} goes on (hint: wait again with `producer wait {job}`)"));
-                    Ok(Exit::Interrupted)
-                }
-            }
-        }
-        Action::Cancel { job, reason } => {
-            let (transport, app) = flags.broker.connect("producer").await?;
-            match cancel(&*transport, &flags.lane.lane, job, &reason, app.as_str()).await? {
-                Cancelling::Told => say(format_args!("job {job} is cancelled")),
-                Cancelling::HadEnded => say(format_args!("job {job} had ended before")),
-            }
-            transport.close().await;
-            Ok(Exit::Ok)
-        }
+        Action::Wait { job, json } => flags.wait(context, job, json).await,
+        Action::Cancel { job, reason } => context.unless_interrupted(flags.cancel(job, &reason)).await,
     }
+}
+
+/// Says what may be the matter if the broker takes its time.
+async fn not_too_long<T>(
+    open: impl Future<Output = Result<T, gristmill_producer::ProducerError>>,
+) -> Result<T, Failure> {
+    let mut open = std::pin::pin!(open);
+    tokio::select! {
+        opened = &mut open => return Ok(opened?),
+        () = tokio::time::sleep(SLOW) => {}
+    }
+    say("the broker has not taken the job yet (hint: its results queue may be full; start a sink)");
+    Ok(open.await?)
 }
 
 impl ProducerFlags {
-    async fn producer(&self) -> Result<(Arc<dyn Transport>, Producer), Failure> {
+    async fn producer(&self, context: &Context) -> Result<(Arc<dyn Transport>, Producer), Failure> {
         let cursors = self.state.cursors()?;
         let (transport, app) = self.broker.connect("producer").await?;
-        let producer =
-            Producer::new(Arc::clone(&transport), app.as_str()).cursors(cursors, env!("CARGO_PKG_VERSION"));
+        let producer = Producer::new(Arc::clone(&transport), app.as_str()).cursors(cursors, context.version);
         Ok((transport, producer))
+    }
+
+    /// How the lane is named in a command that somebody may copy.
+    fn lane_words(&self, lane: &Lane) -> String {
+        if *lane == Lane::default() { String::new() } else { format!(" --lane {lane}") }
+    }
+
+    fn why_failed(&self, job: JobId) -> String {
+        format!("list them with `sink failures {job}{}`", self.lane_words(&self.lane.lane))
+    }
+
+    async fn wait(&self, context: &Context, job: JobId, json: bool) -> Outcome {
+        let known = match self.state.cursors()?.load(job) {
+            Ok(cursor) => Known::Submitted(cursor.plan),
+            Err(CursorError::None { .. }) => Known::Claimed,
+            Err(error) => return Err(error.into()),
+        };
+        let waiting = async {
+            let (transport, _) = self.broker.connect("producer").await?;
+            transport.open_lane(&self.lane.lane).await?;
+            let watch = Watch::open(&*transport, job).await?;
+            follow::to_the_end(context, watch, job, known).await
+        };
+        tokio::select! {
+            finished = waiting => follow::conclude(&finished?, json, &self.why_failed(job)),
+            () = context.signals.first() => {
+                context.bar.end();
+                say(format_args!("interrupted; job {job} goes on (hint: wait again with `producer wait {job}`)"));
+                Ok(Exit::Interrupted)
+            }
+        }
+    }
+
+    async fn cancel(&self, job: JobId, reason: &str) -> Outcome {
+        let known = self.state.cursors()?.load(job).ok().map(|cursor| cursor.lane);
+        let (transport, app) = self.broker.connect("producer").await?;
+        let told = cancel(&*transport, &self.lane.lane, job, known, reason, app.as_str()).await?;
+        transport.close().await;
+        match told {
+            Cancelling::Told => say(format_args!("job {job} is cancelled")),
+            Cancelling::HadEnded => say(format_args!("job {job} had ended before")),
+            Cancelling::Unknown => {
+                return Err(Failure::usage(format_args!(
+                    "no job {job} is known on this broker (hint: check the id; if no sink has taken it up yet, cancel \
+                     it where it was submitted)"
+                )));
+            }
+        }
+        Ok(Exit::Ok)
+    }
+
+    /// Sends a job that has been opened, and waits for its end if asked to.
+    async fn send(
+        &self,
+        context: &Context,
+        transport: &dyn Transport,
+        submission: Submission,
+        wait: bool,
+        json: bool,
+    ) -> Outcome {
+        let (job, plan) = (submission.id(), submission.plan().clone());
+        if wait {
+            say(format_args!("job {job}"));
+        } else {
+            print(job)?;
+        }
+        let work = async {
+            if !wait {
+                return send_only(context, submission, &plan).await;
+            }
+            let watch = Watch::open(transport, job).await?;
+            let sending = async { submission.send().await.map_err(Failure::from) };
+            let following = follow::to_the_end(context, watch, job, Known::Submitted(plan));
+            let (_, finished) = futures::try_join!(sending, following)?;
+            follow::conclude(&finished, json, &self.why_failed(job))
+        };
+        let done = tokio::select! {
+            done = work => done,
+            () = context.signals.first() => {
+                say(format_args!(
+                    "interrupted; job {job} is as it was (hint: go on with `producer resume {job}`, or end it with \
+                     `producer cancel {job}`)"
+                ));
+                Ok(Exit::Interrupted)
+            }
+        };
+        context.bar.end();
+        transport.close().await;
+        done
     }
 }
 
-/// Sends a job that has been opened, and waits for its end if asked to.
-async fn send(
-    context: &Context,
-    transport: &dyn Transport,
-    submission: Submission,
-    wait: bool,
-    json: bool,
-) -> Outcome {
-    let (job, plan) = (submission.id(), submission.plan().clone());
-    if wait {
-        say(format_args!("job {job}"));
-    } else {
-        print(job);
-    }
-    let work = async {
-        if !wait {
-            context.bar.begin(&plan);
-            let sent = submission.send().await;
-            context.bar.end();
-            let sent = sent?;
-            let how = match sent.end {
-                SplitEnd::Sealed => "all sent",
-                SplitEnd::Stopped => "the job ended before its split did",
-            };
-            say(format_args!("{how}: {} tasks", indicatif::HumanCount(sent.sent)));
-            return Ok(Exit::Ok);
-        }
-        let watch = Watch::open(transport, job).await?;
-        let sending = async { submission.send().await.map_err(Failure::from) };
-        let following = follow::to_the_end(context, watch, job, Known::Submitted(plan));
-        let (_, finished) = futures::try_join!(sending, following)?;
-        follow::conclude(&finished, json)
-    };
-    let done = tokio::select! {
-        done = work => done,
-        () = context.signals.first() => {
-            say(format_args!(
-                "interrupted; job {job} is as it was (hint: go on with `producer resume {job}`, or end it with \
-                 `producer cancel {job}`)"
-            ));
-            Ok(Exit::Interrupted)
-        }
-    };
+async fn send_only(context: &Context, submission: Submission, plan: &Plan) -> Outcome {
+    context.bar.begin(plan);
+    let sent = submission.send().await;
     context.bar.end();
-    transport.close().await;
-    done
+    let sent = sent?;
+    let how = match sent.end {
+        SplitEnd::Sealed => "all sent",
+        SplitEnd::Stopped => "the job ended before its split did",
+    };
+    say(format_args!("{how}: {} tasks", indicatif::HumanCount(sent.sent)));
+    Ok(Exit::Ok)
 }

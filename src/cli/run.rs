@@ -1,9 +1,9 @@
 //! `run`: the whole pipeline in this process.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
-use gristmill_producer::{Producer, Watch};
+use gristmill_producer::{Producer, Watch, cancel};
 use gristmill_shared::{Transport, memory::MemoryTransport};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use gristmill_worker::Worker;
@@ -68,6 +68,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
 
     let job_ended = CancellationToken::new();
+    let opened = OnceLock::new();
     let sinking = async {
         let report = sink.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
         report.map(drop).map_err(Failure::from)
@@ -80,6 +81,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         let producer = Producer::new(Arc::clone(&transport), app.as_str());
         let submission = producer.open(job, flags.how.options(&lane)).await?;
         let (id, plan) = (submission.id(), submission.plan().clone());
+        let _ = opened.set(id); // there is one job
         if flags.broker.is_some() {
             say(format_args!("job {id}"));
         }
@@ -105,17 +107,23 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         }
         Ok(finished)
     };
-    tokio::select! {
-        finished = all => {
-            context.bar.end();
-            let finished = finished?;
-            transport.close().await;
-            follow::conclude(&finished, flags.json)
-        }
+    let done = tokio::select! {
+        finished = all => finished,
         () = context.signals.first() => {
             context.bar.end();
-            say("interrupted; the job is given up");
-            Ok(Exit::Interrupted)
+            // Its tasks would stay on the broker, and nobody would end it.
+            if let (Some(_), Some(job)) = (&flags.broker, opened.get()) {
+                cancel(&*transport, &lane, *job, Some(lane.clone()), "interrupted", app.as_str()).await?;
+            }
+            Err(Failure::new(Exit::Interrupted, "interrupted; the job is given up"))
         }
-    }
+    };
+    context.bar.end();
+    transport.close().await;
+    let finished = done?;
+    let why = match flags.broker {
+        None => "run it again with -v to see why".into(),
+        Some(_) => format!("list them with `sink failures {} --lane {lane}`", finished.job),
+    };
+    follow::conclude(&finished, flags.json, &why)
 }

@@ -62,7 +62,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         app,
     };
     let sink = Sink::open(config)?;
-    let (transport, _) = flags.broker.connect("sink").await?;
+    let (transport, _) = context.unless_interrupted(flags.broker.connect("sink")).await?;
     let leave = async {
         context.signals.first().await;
         say("leaving: committing what is here (once more to stop at once)");

@@ -7,7 +7,7 @@ use gristmill_shared::{Account, JobId};
 use gristmill_sink::{JobSummary, JobView, LedgerReader, PruneRule, prune};
 use indicatif::HumanCount;
 
-use super::{Outcome, print, print_json, say};
+use super::{Outcome, print, print_json, say, written};
 use crate::{Exit, exit::Failure};
 
 #[derive(Debug, Subcommand)]
@@ -122,7 +122,7 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     }
     for JobSummary { job, kind, state, account, .. } in jobs {
         let done = format!("{}/{}", account.done, of_total(&account));
-        print(format_args!("{job}  {:10}  {state:8}  {done:>21}  {:>6}", kind.as_str(), account.failed));
+        print(format_args!("{job}  {:10}  {state:8}  {done:>21}  {:>6}", kind.as_str(), account.failed))?;
     }
     let parked = ledger.parked()?;
     for job in &parked.jobs {
@@ -157,15 +157,15 @@ fn show(view: &JobView, json: bool) -> Outcome {
         Some(total) if total > 0 => format!(" ({:.2} %)", 100.0 * outcomes as f64 / total as f64),
         _ => String::new(),
     };
-    print(format_args!("job        {job}"));
-    print(format_args!("kind       {kind} {}", view.spec));
-    print(format_args!("lane       {lane}, round {round}"));
+    print(format_args!("job        {job}"))?;
+    print(format_args!("kind       {kind} {}", view.spec))?;
+    print(format_args!("lane       {lane}, round {round}"))?;
     let split = if *sealed { "" } else { ", split not finished" };
-    print(format_args!("state      {state}{split}"));
+    print(format_args!("state      {state}{split}"))?;
     if let Some(why) = &account.stopped {
-        print(format_args!("stopped    {why}"));
+        print(format_args!("stopped    {why}"))?;
     }
-    print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)));
+    print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)))?;
     print(format_args!(
         "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
         count(account.done),
@@ -173,11 +173,11 @@ fn show(view: &JobView, json: bool) -> Outcome {
         count(account.skipped),
         count(account.duplicates),
         count(account.late)
-    ));
-    print(format_args!("slot time  {:.3} s", *busy_us as f64 / 1e6));
+    ))?;
+    print(format_args!("slot time  {:.3} s", *busy_us as f64 / 1e6))?;
     if let Some(conclusion) = &view.conclusion {
         let what = if conclusion.answered { "answer   " } else { "no answer" };
-        print(format_args!("{what}  {}", conclusion.text));
+        print(format_args!("{what}  {}", conclusion.text))?;
     }
     Ok(Exit::Ok)
 }
@@ -188,7 +188,7 @@ fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
         if json {
             print_json(failure)?;
         } else {
-            print(format_args!("{}\t{} attempts\t{}", failure.index, failure.attempts, failure.reason));
+            print(format_args!("{}\t{} attempts\t{}", failure.index, failure.attempts, failure.reason))?;
         }
     }
     if failures.is_empty() {
@@ -204,16 +204,16 @@ fn outputs(ledger: &LedgerReader, job: JobId, ordered: bool, json: bool) -> Outc
         )));
     }
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut result = Ok(());
     ledger.outputs(job, ordered, &mut |index, output| {
-        let written = if json {
+        result = if json {
             writeln!(out, "{{\"index\":{index},\"output\":{output}}}")
         } else {
             writeln!(out, "{index}\t{output}")
         };
-        // A reader that has seen enough has gone.
-        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    let _ = out.flush();
+    written(result.and_then(|()| out.flush()))?;
     Ok(Exit::Ok)
 }
 
@@ -222,16 +222,16 @@ fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
     if json {
         print_json(&verification)?;
     } else {
-        print(&verification);
+        print(&verification)?;
         for problem in &verification.problems {
-            print(format_args!("problem: {problem}"));
+            print(format_args!("problem: {problem}"))?;
         }
         for gap in &verification.gaps {
-            print(format_args!("gap: {} to {}", gap.start, gap.end - 1));
+            print(format_args!("gap: {} to {}", gap.start, gap.end - 1))?;
         }
         let listed: u64 = verification.gaps.iter().map(|gap| gap.end - gap.start).sum();
         if listed < verification.missing {
-            print(format_args!("gap: and {} tasks more", verification.missing - listed));
+            print(format_args!("gap: and {} tasks more", verification.missing - listed))?;
         }
         if verification.ok {
             say("every task has exactly one outcome");
@@ -250,7 +250,7 @@ fn dead(ledger: &LedgerReader, json: bool) -> Outcome {
     }
     for message in &dead.messages {
         let origin = message.origin.as_deref().unwrap_or("?");
-        print(format_args!("{origin}\t{} bytes\t{}", message.bytes, message.reason));
+        print(format_args!("{origin}\t{} bytes\t{}", message.bytes, message.reason))?;
     }
     if dead.messages.is_empty() {
         say("no dead messages");

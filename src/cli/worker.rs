@@ -32,7 +32,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let (transport, id) = flags.broker.connect("worker").await?;
+    let (transport, id) = context.unless_interrupted(flags.broker.connect("worker")).await?;
     let worker =
         Worker::new(context.registry.clone(), id).lane(flags.lane.lane.clone()).slots(flags.slots.slots());
     let leave = async {

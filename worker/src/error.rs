@@ -10,7 +10,7 @@ pub enum WorkerError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The broker did not take an outcome.
-    #[error("an outcome could not be handed on: {0}; its batch runs again elsewhere")]
+    #[error("an outcome could not be handed on; its batch runs again elsewhere")]
     Store(#[from] StoreError),
     /// The operating system gives no thread.
     #[error("cannot start a slot's thread (hint: fewer slots, or a higher limit on processes)")]

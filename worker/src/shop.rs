@@ -12,10 +12,15 @@ use gristmill_shared::{
     Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal, WorkerId,
 };
 
+use gristmill_shared::wire::clip_reason;
+
 use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
+
+/// How much of a body goes to the dead queue: more than any batch of ours has, and less than any broker refuses.
+const BURIED_MAX_BYTES: usize = 8 << 20;
 
 /// What the slots of a worker share.
 #[derive(Debug)]
@@ -77,8 +82,13 @@ impl Shop {
     /// Sends a message to the dead queue, where the sink finds it.
     pub(crate) fn bury(&self, mut message: Message, origin: QueueRole, reason: &str) -> Outgoing {
         let origin = origin.of(&self.lane).to_string();
+        let mut reason = clip_reason(reason).into_owned();
+        if message.body.len() > BURIED_MAX_BYTES {
+            reason = format!("{reason} (its body of {} bytes is cut)", message.body.len());
+            message.body.truncate(BURIED_MAX_BYTES);
+        }
         tracing::warn!(id = message.id, queue = origin, reason, "moving a message to the dead queue");
-        message.headers.reason = Some(reason.into());
+        message.headers.reason = Some(reason);
         message.headers.origin = Some(origin);
         Outgoing { to: self.to(QueueRole::Dead), message }
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use gristmill_shared::{
     AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RetryDelay, TaskContext,
     TaskFailure, TaskIndex, Trouble,
-    wire::{self, Batch, DoneSpan, FailedTask, Form, Malformed, Results, clip_reason},
+    wire::{self, Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
 use serde_json::value::RawValue;
 
@@ -112,7 +112,9 @@ impl Run<'_> {
         let failures = headers.attempt.saturating_add(1);
         let next_try = Headers { attempt: failures, ..headers.clone() };
         let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
-            !matches!(failure.trouble, Trouble::Rejected(_)) && failures < batch.policy.max_attempts
+            !matches!(failure.trouble, Trouble::Rejected(_))
+                && failures < batch.policy.max_attempts
+                && travels(&failure.task)
         });
         let mut messages: Vec<_> =
             retried.into_iter().filter_map(|failure| self.retry(batch, failure, &next_try)).collect();
@@ -167,8 +169,13 @@ fn for_good<'a>(batch: &Batch<'_>, failure: &'a TaskFailure, failures: u32) -> F
         reason: clip_reason(&reason).into_owned().into(),
         attempts: failures,
         losses: 0,
-        task: &failure.task,
+        task: if travels(&failure.task) { &failure.task } else { RawValue::NULL },
     }
+}
+
+/// Whether a task is as small as tasks are; others may send larger ones, which cannot be sent on.
+fn travels(task: &RawValue) -> bool {
+    task.get().len() <= TASK_MAX_BYTES
 }
 
 fn why(batch: &Batch<'_>, failure: &TaskFailure) -> String {

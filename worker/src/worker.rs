@@ -23,6 +23,8 @@ use crate::{
 
 /// How long running tasks may take to end after the worker was told to leave.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How long a leaving worker waits, after that, for the broker to take what it has.
+const SETTLING_GRACE: Duration = Duration::from_secs(10);
 /// How many messages of the tasks queue a worker holds for each of its slots; and as many retried ones.
 const PREFETCH_PER_SLOT: u16 = 4;
 /// The most messages a worker holds of either.
@@ -119,14 +121,7 @@ impl Worker {
         let mut intakes = FuturesUnordered::new();
         for (role, prefetch) in self.prefetches() {
             let consumer = transport.consume(&role.of(&self.lane), prefetch).await?;
-            let intake = intake::run(
-                Arc::clone(&shop),
-                consumer,
-                role,
-                work.clone(),
-                handoffs.clone(),
-                leaving.clone(),
-            );
+            let intake = intake::run(consumer, role, work.clone(), leaving.clone());
             intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
         }
         drop(work);
@@ -146,33 +141,45 @@ impl Worker {
             leaving.cancel();
             Ok(())
         };
-        let shop_of_intakes = Arc::clone(&shop);
-        let intakes_ended = async move {
+        let intakes_ended = async {
             let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
             while let Some(intake) = intakes.next().await {
                 consumers.push(intake.map_err(|_| WorkerError::Died)??);
             }
-            for unbegun in waiting.drain() {
-                intake::hand_back(&shop_of_intakes, unbegun, &handoffs).await;
-            }
-            drop(handoffs);
             Ok::<_, WorkerError>(consumers)
+        };
+        let handed_back = async {
+            leaving.cancelled().await;
+            intake::hand_back_all(&shop, waiting, handoffs).await;
+            Ok(())
         };
         let no_more = CancellationToken::new();
         let worked = async {
-            let ((), consumers, abandoned) =
-                futures::try_join!(leave, intakes_ended, await_slots(slots, &leaving, self.grace))?;
+            let slots_ended = await_slots(slots, &leaving, self.grace);
+            let ((), consumers, (), abandoned) =
+                futures::try_join!(leave, intakes_ended, handed_back, slots_ended)?;
             no_more.cancel();
             Ok::<_, WorkerError>((consumers, abandoned))
         };
         let handed_on = async { Ok(handoff::hand_on_all(to_hand_on, &*publisher, &no_more).await?) };
-        let ((consumers, abandoned), ()) = tokio::select! {
-            ended = async { futures::try_join!(worked, handed_on) } => ended?,
+        let too_long = async {
+            leaving.cancelled().await;
+            tokio::time::sleep(self.grace + SETTLING_GRACE).await;
+        };
+        let abandoned = tokio::select! {
+            ended = async { futures::try_join!(worked, handed_on) } => {
+                let ((consumers, abandoned), ()) = ended?;
+                for consumer in consumers {
+                    consumer.close().await;
+                }
+                abandoned
+            }
+            () = too_long => {
+                tracing::warn!("the broker takes no outcomes; leaving, what was not settled runs again elsewhere");
+                shop.counts.busy.load(Ordering::Relaxed)
+            }
             lost = following => return Err(lost.map_or(WorkerError::Died, WorkerError::from)),
         };
-        for consumer in consumers {
-            consumer.close().await;
-        }
         let counts = &shop.counts;
         Ok(WorkerReport {
             batches: counts.batches.load(Ordering::Relaxed),

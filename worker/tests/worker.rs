@@ -80,6 +80,7 @@ impl Bench {
         publish_until_stored(&*publisher, messages).await.unwrap();
         let mut registry = Registry::default();
         registry.register::<Double>().unwrap();
+        registry.register::<Fragile>().unwrap();
         let worker = Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::MIN);
         let (leave, left) = oneshot::channel::<()>();
         let running = worker.run_until(Arc::clone(&transport), async {
@@ -114,6 +115,16 @@ async fn take(transport: &dyn Transport, role: QueueRole) -> Message {
     delivery.receipt.ack();
     consumer.close().await;
     delivery.message
+}
+
+/// Everything that waits in a queue, unsettled.
+async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<gristmill_shared::Delivery> {
+    let mut consumer = transport.consume(&role.of(&Lane::default()), 100).await.unwrap();
+    let mut all = Vec::new();
+    while let Ok(deliveries) = timeout(Duration::from_millis(50), consumer.recv(100)).await {
+        all.extend(deliveries.unwrap());
+    }
+    all
 }
 
 async fn is_empty(transport: &dyn Transport, role: QueueRole) -> bool {
@@ -244,20 +255,112 @@ async fn a_stopped_job_is_skipped_without_a_result() {
 async fn a_leaving_worker_ends_its_task_and_hands_back_the_rest_at_no_cost() {
     let job = JobId::generate();
     let held = batch(job, "double", &json!({"hold": true}), &[1, 2, 3], 0);
-    let waiting = batch(JobId::generate(), "double", &json!({"hold": true}), &[9], 0);
-    let bench = Bench::start(vec![held, waiting]).await;
+    let waiting = (0..4).map(|_| batch(JobId::generate(), "double", &json!({"hold": true}), &[9], 0));
+    let bench = Bench::start([held].into_iter().chain(waiting).collect()).await;
     tokio::task::spawn_blocking(|| BEGUN.wait()).await.unwrap();
     let Bench { transport, leave, worker } = bench;
     leave.send(()).unwrap();
-    // The waiting batch is handed back while the task still runs: the worker has begun to leave.
-    let back = take(&*transport, QueueRole::Again).await;
-    assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
+    // What waits is handed back while the task still runs: the worker has begun to leave.
+    for _ in 0..3 {
+        let back = take(&*transport, QueueRole::Again).await;
+        assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
+    }
     tokio::task::spawn_blocking(|| END.wait()).await.unwrap();
     let report = within(worker).await.unwrap().unwrap();
-    assert_eq!((report.done, report.handed_back, report.abandoned), (1, 2, 0));
+    assert_eq!((report.done, report.abandoned), (1, 0));
     assert_eq!(HELD.load(Ordering::SeqCst), 1, "a task was begun after the worker was told to leave");
-    let rest = take(&*transport, QueueRole::Again).await;
-    let batch = wire::decode::<Batch<'_>>(&rest).unwrap();
+    let back = drain(&*transport, QueueRole::Again).await;
+    let rest = &back.last().unwrap().message;
+    let batch = wire::decode::<Batch<'_>>(rest).unwrap();
     assert_eq!((batch.first, batch.tasks.get(), rest.headers.attempt), (TaskIndex(11), "[2,3]", 0));
-    assert!(is_empty(&*transport, QueueRole::Tasks).await);
+    // The last of the five may have come before the worker said that it wants no more.
+    let untouched = drain(&*transport, QueueRole::Tasks).await;
+    assert!(
+        untouched.iter().all(|delivery| !delivery.redelivered),
+        "what was held was dropped, not handed back"
+    );
+    assert_eq!(report.handed_back + untouched.len() as u64, 5);
+}
+
+/// Tasks and outputs whose encoding is user code that may panic.
+struct Touchy(i64);
+
+impl Serialize for Touchy {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        assert!(self.0 != -5, "minus five");
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Touchy {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = i64::deserialize(deserializer)?;
+        assert!(number != -4, "minus four");
+        Ok(Self(number))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Fragile;
+
+impl Job for Fragile {
+    const KIND: &'static str = "fragile";
+    type Task = Touchy;
+    type Output = Touchy;
+    type Report = ();
+
+    fn split(&self) -> impl Iterator<Item = Result<Touchy, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, task: Touchy, _: &TaskContext) -> Result<Touchy, TaskError> {
+        match task.0 {
+            -6 => Err(TaskError::reject("\u{1}".repeat(3000))), // six times as long on the wire
+            _ => Ok(task),
+        }
+    }
+    fn collect(&self, (): &mut (), _: TaskIndex, _: Touchy) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_user_code_anywhere_costs_its_task_and_nothing_else() {
+    let bench =
+        Bench::start(vec![batch(JobId::generate(), "fragile", &json!(null), &[1, -4, -5, 2], 0)]).await;
+    let results = bench.results().await;
+    assert_eq!(results["done"][0]["outputs"], json!([1]), "{results}");
+    assert_eq!(results["done"][1]["outputs"], json!([2]), "{results}");
+    let reason = |n: usize| results["failed"][n]["reason"].as_str().unwrap().to_owned();
+    assert!(reason(0).contains("minus four") && reason(1).contains("minus five"), "{results}");
+    assert_eq!(bench.stop().await.0.done, 2);
+}
+
+#[tokio::test]
+async fn many_failures_with_long_reasons_make_many_messages_and_not_a_large_one() {
+    let tasks = 500;
+    let bench =
+        Bench::start(vec![batch(JobId::generate(), "fragile", &json!(null), &vec![-6; tasks], 0)]).await;
+    let mut failed = 0;
+    while failed < tasks {
+        let message = bench.take(QueueRole::Results).await;
+        assert!(message.body.len() < 2 * wire::RESULTS_MESSAGE_BYTES, "{} bytes", message.body.len());
+        failed += wire::decode::<Results<'_>>(&message).unwrap().failed.len();
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_for_a_header_or_a_message_is_buried_all_the_same() {
+    let long = Message {
+        body: format!("{{\"kind\":\"{}\"}}", "X".repeat(70_000)).into(),
+        form: Batch::FORM.into(),
+        ..Message::default()
+    };
+    let large = Message { body: vec![b'x'; 15 << 20].into(), form: Batch::FORM.into(), ..Message::default() };
+    let bench = Bench::start(vec![to_queue(QueueRole::Tasks, long), to_queue(QueueRole::Tasks, large)]).await;
+    for _ in 0..2 {
+        let buried = bench.take(QueueRole::Dead).await;
+        assert!(buried.headers.reason.unwrap().len() < 5_000 && buried.body.len() <= 8 << 20);
+    }
+    bench.stop().await;
 }

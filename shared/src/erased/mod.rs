@@ -10,6 +10,7 @@ use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
 pub use process::{BatchRun, Chunk, DoneTasks, TaskFailure};
+use serde::Serialize;
 use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
 
@@ -39,7 +40,10 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     fn plan(&self) -> Result<Plan, JobError>;
 
     /// See [`Job::split_from`]; tasks come in packs.
-    fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_>;
+    ///
+    /// # Errors
+    /// If the job panics before it gives its first task.
+    fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
     /// Runs the batch's tasks in order, on the calling thread, until they have all run, the job is stopped or the
     /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
@@ -63,10 +67,12 @@ pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
 
 /// Reads a job from its parameters as they travel.
 pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
-    let job: J = serde_json::from_str(spec.get()).map_err(|error| {
-        JobError::new(format_args!("the spec {} does not fit kind {}: {error}", clip(spec.get()), J::KIND))
-    })?;
-    Ok(erase(job))
+    let why = match catch(|| serde_json::from_str::<J>(spec.get())) {
+        Ok(Ok(job)) => return Ok(erase(job)),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("panic: {panic}"),
+    };
+    Err(JobError::new(format_args!("the spec {} does not fit kind {}: {why}", clip(spec.get()), J::KIND)))
 }
 
 struct Erased<J>(J);
@@ -110,8 +116,8 @@ impl<J: Job> AnyJob for Erased<J> {
         }
     }
 
-    fn split_from(&self, index: TaskIndex) -> Box<dyn AnySplit + '_> {
-        Box::new(split::Split::new(self.0.split_from(index), index))
+    fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError> {
+        begin(index, || self.0.split_from(index))
     }
 
     fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed> {
@@ -134,8 +140,21 @@ impl<J: Job> AnyJob for Erased<J> {
 }
 
 /// The split of a job that has not travelled.
-pub(crate) fn split<J: Job>(job: &J) -> Box<dyn AnySplit + '_> {
-    Box::new(split::Split::new(job.split(), TaskIndex(0)))
+pub(crate) fn split<J: Job>(job: &J) -> Result<Box<dyn AnySplit + '_>, JobError> {
+    begin(TaskIndex(0), || job.split())
+}
+
+fn begin<'a, T: Serialize, I>(
+    index: TaskIndex,
+    tasks: impl FnOnce() -> I,
+) -> Result<Box<dyn AnySplit + 'a>, JobError>
+where
+    I: Iterator<Item = Result<T, JobError>> + Send + 'a,
+{
+    match catch(tasks) {
+        Ok(tasks) => Ok(Box::new(split::Split::new(tasks, index))),
+        Err(panic) => Err(JobError::new(format_args!("split failed before task {index}: panic: {panic}"))),
+    }
 }
 
 /// Runs user code; a panic becomes its text.

@@ -16,10 +16,6 @@ use crate::{
 
 /// A long batch hands on what it has at least this often.
 const HAND_ON_EVERY: Duration = Duration::from_millis(500);
-/// Between two looks at the clock there are at most this many tasks; long tasks have one look each.
-const TASKS_PER_LOOK: u32 = 64;
-/// A stretch of tasks shorter than this is no reason to look at the clock sooner.
-const SHORT_STRETCH: Duration = Duration::from_millis(1);
 
 /// Outcomes of consecutive stretches of a batch, as they leave a slot.
 #[derive(Debug, Default)]
@@ -78,9 +74,6 @@ pub struct BatchRun<'a> {
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     chunk: Chunk,
     chunk_began: Instant,
-    looked: Instant,
-    tasks_to_look: u32,
-    stretch: u32,
 }
 
 impl fmt::Debug for BatchRun<'_> {
@@ -99,17 +92,13 @@ impl<'a> BatchRun<'a> {
         halt: StopSignal,
         hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     ) -> Self {
-        let now = Instant::now();
         Self {
             cx,
             timeout: policy.task_timeout(),
             halt,
             hand_on,
             chunk: Chunk::default(),
-            chunk_began: now,
-            looked: now,
-            tasks_to_look: 1,
-            stretch: 1,
+            chunk_began: Instant::now(),
         }
     }
 
@@ -130,14 +119,15 @@ impl<'a> BatchRun<'a> {
         let span = self.chunk.done.last_mut().expect("one was pushed if there was none");
         let before = span.json.len();
         span.json.push(if before == 0 { b'[' } else { b',' });
-        let written = serde_json::to_writer(&mut span.json, output);
+        let written = catch(|| serde_json::to_writer(&mut span.json, output));
         let size = span.json.len() - before - 1;
         let refusal = match written {
-            Err(error) => Some(format!("its output cannot be encoded: {error}")),
-            Ok(()) if size > OUTPUT_MAX_BYTES => {
+            Err(panic) => Some(format!("encoding its output panicked: {panic}")),
+            Ok(Err(error)) => Some(format!("its output cannot be encoded: {error}")),
+            Ok(Ok(())) if size > OUTPUT_MAX_BYTES => {
                 Some(format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}"))
             }
-            Ok(()) => None,
+            Ok(Ok(())) => None,
         };
         if let Some(why) = refusal {
             span.json.truncate(before);
@@ -152,33 +142,24 @@ impl<'a> BatchRun<'a> {
     }
 
     fn failed(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
-        self.chunk.bytes += task.get().len();
+        let trouble = trouble.clipped();
+        self.chunk.bytes += task.get().len() + trouble.encoded_len();
         self.chunk.failed.push(TaskFailure { index, trouble, task: task.to_owned() });
     }
 
-    /// Looks at the clock now and then, and hands on a chunk that is large or old.
+    /// Hands on a chunk that is large or old.
     fn end(&mut self) {
-        self.tasks_to_look -= 1;
-        let large = self.chunk.bytes >= RESULTS_MESSAGE_BYTES;
-        if self.tasks_to_look > 0 && !large {
-            return;
-        }
-        let now = Instant::now();
-        let stretch = now.duration_since(self.looked);
-        self.looked = now;
-        self.stretch = if stretch < SHORT_STRETCH { (self.stretch * 2).min(TASKS_PER_LOOK) } else { 1 };
-        self.tasks_to_look = self.stretch;
-        if large || now.duration_since(self.chunk_began) >= HAND_ON_EVERY {
-            self.flush(now);
+        if self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= HAND_ON_EVERY {
+            self.flush();
         }
     }
 
-    fn flush(&mut self, now: Instant) {
-        self.chunk.busy = now.duration_since(self.chunk_began);
-        self.chunk_began = now;
+    fn flush(&mut self) {
+        self.chunk.busy = self.chunk_began.elapsed();
         if !self.chunk.is_empty() {
             (self.hand_on)(mem::take(&mut self.chunk));
         }
+        self.chunk_began = Instant::now(); // the slot may have waited for the broker
     }
 }
 
@@ -189,10 +170,10 @@ pub(super) fn process_batch<J: Job>(
 ) -> Result<u32, Malformed> {
     let mut raw = RawTasks { array: batch.tasks, count: batch.count, tasks: None };
     // The usual case decodes the whole array at once; one bad task costs the batch a second look, not its neighbours.
-    let typed: Vec<Result<J::Task, TaskError>> = match serde_json::from_str::<Vec<J::Task>>(batch.tasks.get())
-    {
-        Ok(tasks) => tasks.into_iter().map(Ok).collect(),
-        Err(_) => raw.tasks()?.iter().map(|task| decode_task::<J>(task)).collect(),
+    let decoded = catch(|| serde_json::from_str::<Vec<J::Task>>(batch.tasks.get()));
+    let typed: Vec<Result<J::Task, TaskError>> = match decoded {
+        Ok(Ok(tasks)) => tasks.into_iter().map(Ok).collect(),
+        Ok(Err(_)) | Err(_) => raw.tasks()?.iter().map(|task| decode_task::<J>(task)).collect(),
     };
     if typed.len() != batch.count as usize {
         return Err(raw.wrong_count(typed.len()));
@@ -216,14 +197,17 @@ pub(super) fn process_batch<J: Job>(
         ran += 1;
         run.end();
     }
-    run.flush(Instant::now());
+    run.flush();
     Ok(ran)
 }
 
 fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
-    serde_json::from_str(task.get()).map_err(|error| {
-        TaskError::reject(format_args!("the task does not decode as a task of kind {}: {error}", J::KIND))
-    })
+    let why = match catch(|| serde_json::from_str(task.get())) {
+        Ok(Ok(task)) => return Ok(task),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("panic: {panic}"),
+    };
+    Err(TaskError::reject(format_args!("the task does not decode as a task of kind {}: {why}", J::KIND)))
 }
 
 /// The encoded tasks one by one, found when they are first asked for.
