@@ -22,4 +22,4 @@ pub use ledger::{
     DeadLetters, DeadRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader, ParkedJob,
     ParkedMessages, PruneReport, PruneRule, Verification, prune,
 };
-pub use sink::{Sink, SinkConfig, SinkReport};
+pub use sink::{ClaimedSink, Sink, SinkConfig, SinkReport};

@@ -1,9 +1,9 @@
 //! Publishes what the ledger's outbox holds, and tells progress.
 
 use flume::{Receiver, Sender};
-use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Publisher, StoreError, Topic, WorkerId, publish_until_stored,
+    Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId, publish_until_stored,
     wire::{Form, Progress},
 };
 
@@ -41,22 +41,35 @@ pub(crate) async fn empty_outbox(
     }
 }
 
+/// Publishes the rows together, which keeps their order. Those that the broker refuses at first are tried again alone,
+/// and so come later than what was to follow on them.
 async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Target, Vec<i64>), SinkError> {
-    // One by one, so that one that can never be stored does not keep the others; all at once, so that they keep their
-    // order and share the broker's answer.
-    let publish = |(row, outgoing): (i64, Outgoing)| async move {
+    let OutboxBatch { target, rows } = batch;
+    let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
+    if answers.len() != rows.len() {
+        return Err(StoreError::Lost.into()); // of some of them nobody knows
+    }
+    let mut stored = Vec::with_capacity(rows.len());
+    for ((row, outgoing), answer) in rows.into_iter().zip(answers) {
         let (id, form) = (outgoing.message.id.clone(), outgoing.message.form.clone());
-        match publish_until_stored(publisher, vec![outgoing]).await {
-            Ok(()) => Ok(row),
+        let end = match answer {
+            Published::Stored => Ok(()),
+            Published::Refused(why) => Err(StoreError::Refused { to: outgoing.to, why }),
+            // The next try ends well, or says what is wrong.
+            Published::Rejected | Published::Unroutable | Published::Unknown => {
+                publish_until_stored(publisher, vec![outgoing]).await
+            }
+        };
+        match end {
+            // One that can never be stored does not keep the others.
             Err(error @ StoreError::Refused { .. }) => {
                 tracing::error!(id, form, %error, "gave up a message of the sink");
-                Ok(row)
             }
-            Err(error) => Err(error),
+            end => end?,
         }
-    };
-    let rows = join_all(batch.rows.into_iter().map(publish)).await;
-    Ok((batch.target, rows.into_iter().collect::<Result<_, _>>()?))
+        stored.push(row);
+    }
+    Ok((target, stored))
 }
 
 /// Tells progress to whoever listens, until the clerk has gone.
@@ -67,5 +80,73 @@ pub(crate) async fn tell(news: Receiver<Vec<(Topic, Progress)>>, publisher: &dyn
             Outgoing { to: Address::Events(topic), message: progress.message(id, app.as_str()) }
         });
         drop(publisher.publish(events.collect()).await); // nobody waits for an event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use gristmill_shared::{Lane, Message, QueueRole};
+
+    use super::*;
+
+    /// Answers as it was told to, call by call, and then always that it has stored; notes the ids of every call.
+    #[derive(Debug, Default)]
+    struct Scripted {
+        answers: Mutex<Vec<Vec<Published>>>,
+        calls: Mutex<Vec<Vec<String>>>,
+    }
+
+    #[async_trait]
+    impl Publisher for Scripted {
+        async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+            let ids = batch.iter().map(|outgoing| outgoing.message.id.clone()).collect();
+            self.calls.lock().unwrap().push(ids);
+            self.answers.lock().unwrap().pop().unwrap_or_else(|| vec![Published::Stored; batch.len()])
+        }
+    }
+
+    fn batch() -> OutboxBatch {
+        let to = Address::Queue(QueueRole::Tasks.of(&Lane::default()));
+        let row = |row: i64| {
+            (row, Outgoing { to: to.clone(), message: Message { id: row.to_string(), ..Message::default() } })
+        };
+        OutboxBatch { target: Target::Tasks, rows: (1..=4).map(row).collect() }
+    }
+
+    async fn publish_with(
+        answers: Vec<Vec<Published>>,
+    ) -> (Result<(Target, Vec<i64>), SinkError>, Vec<String>) {
+        let publisher = Scripted { answers: Mutex::new(answers), ..Scripted::default() };
+        let end = publish(batch(), &publisher).await;
+        (end, publisher.calls.into_inner().unwrap().iter().map(|ids| ids.join(" ")).collect())
+    }
+
+    #[tokio::test]
+    async fn rows_go_out_together_and_only_what_was_rejected_goes_again() {
+        use Published::{Refused, Rejected, Stored};
+        let (end, calls) = publish_with(Vec::new()).await;
+        assert_eq!((end.unwrap().1, calls), (vec![1, 2, 3, 4], vec!["1 2 3 4".to_owned()]));
+
+        let (end, calls) =
+            publish_with(vec![vec![Rejected, Refused("too large".into()), Stored, Rejected]]).await;
+        assert_eq!(end.unwrap().1, [1, 2, 3, 4], "a row that can never be stored is struck too");
+        assert_eq!(calls, ["1 2 3 4", "1", "4"]);
+    }
+
+    #[tokio::test]
+    async fn what_waiting_does_not_mend_is_an_error() {
+        use Published::{Stored, Unknown, Unroutable};
+        for (answer, expected) in [(Unknown, "lost"), (Unroutable, "gristmill.default.tasks does not exist")]
+        {
+            // The last answer comes first.
+            let (end, _) =
+                publish_with(vec![vec![answer.clone()], vec![Stored, answer, Stored, Stored]]).await;
+            let error = gristmill_shared::error_chain(&end.unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(publish_with(vec![vec![Stored]]).await.0.is_err(), "an answer is missing");
     }
 }

@@ -5,7 +5,7 @@ use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
 use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
 use gristmill_shared::{
-    Consumer, Delivery, Lane, LedgerId, QueueRole, Registry, Transport, WorkerId, wire::Serving,
+    Consumer, Delivery, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId, wire::Serving,
 };
 use tokio::time::timeout;
 
@@ -13,7 +13,7 @@ use crate::{
     LedgerPlace, SinkError,
     clerk::Clerk,
     desk::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
-    ledger::Ledger,
+    ledger::{Ledger, outbox},
     publish,
     serving::Claim,
 };
@@ -47,6 +47,17 @@ pub struct Sink {
     adopt: bool,
     app: WorkerId,
     ledger: Ledger,
+    /// Where an earlier sink wanted to send what the ledger's outbox still holds.
+    outbox_lanes: Vec<Lane>,
+}
+
+/// A sink that has a lane for its own, and serves it as soon as it is [run](ClaimedSink::run_until).
+#[derive(Debug)]
+pub struct ClaimedSink {
+    sink: Sink,
+    transport: Arc<dyn Transport>,
+    publisher: Arc<dyn Publisher>,
+    claim: Claim,
 }
 
 /// What a sink did.
@@ -76,7 +87,9 @@ impl Sink {
     /// If the file is no ledger, cannot be written, or is held by another sink. Then nothing was changed.
     pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
         let SinkConfig { registry, lane, ledger, adopt, app } = config;
-        Ok(Self { registry, lane, adopt, app, ledger: Ledger::open(ledger)? })
+        let ledger = Ledger::open(ledger)?;
+        let outbox_lanes = ledger.read("the outbox is read", outbox::lanes)?;
+        Ok(Self { registry, lane, adopt, app, ledger, outbox_lanes })
     }
 
     /// What tells its ledger from all others.
@@ -85,29 +98,66 @@ impl Sink {
         self.ledger.id()
     }
 
+    /// Makes the lane's queues where they are missing, and claims the lane for this ledger. Nothing is taken from it
+    /// yet. Dropping the future leaves at once; the claim may stand then.
+    ///
+    /// # Errors
+    /// If the lane belongs to another ledger, or the broker goes.
+    pub async fn claim(self, transport: Arc<dyn Transport>) -> Result<ClaimedSink, SinkError> {
+        transport.open_lane(&self.lane).await?;
+        for lane in &self.outbox_lanes {
+            transport.open_lane(lane).await?;
+        }
+        let publisher = transport.publisher().await?;
+        let serving = Serving {
+            lane: self.lane.clone(),
+            ledger: self.ledger.id().clone(),
+            place: format!("{} of {}", self.ledger.place(), self.app),
+        };
+        let who = (self.adopt, self.app.as_str());
+        let claim = Claim::stake(&*transport, Arc::clone(&publisher), serving, who).await?;
+        Ok(ClaimedSink { sink: self, transport, publisher, claim })
+    }
+
+    /// [Claims](Sink::claim) the lane and [serves](ClaimedSink::run_until) it until `shutdown` resolves, which may be
+    /// before it has begun to.
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub async fn run_until(
+        self,
+        transport: Arc<dyn Transport>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<SinkReport, SinkError> {
+        let mut shutdown = pin!(shutdown);
+        let claimed = tokio::select! {
+            () = &mut shutdown => return Ok(SinkReport::default()),
+            claimed = self.claim(transport) => claimed?,
+        };
+        claimed.run_until(shutdown).await
+    }
+}
+
+impl ClaimedSink {
     /// Serves the lane until `shutdown` resolves; then takes nothing more, commits what it has and acknowledges it.
     ///
     /// Dropping the future leaves at once: what was handed over is still committed, and what was not acknowledged
     /// comes again.
     ///
     /// # Errors
-    /// [`SinkError`] if the broker goes, the ledger fails, or the lane belongs to another ledger.
-    pub async fn run_until(
-        self,
-        transport: Arc<dyn Transport>,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<SinkReport, SinkError> {
-        let Self { registry, lane, adopt, app, ledger } = self;
-        transport.open_lane(&lane).await?;
-        let publisher = transport.publisher().await?;
-        let serving = Serving {
-            lane: lane.clone(),
-            ledger: ledger.id().clone(),
-            place: format!("{} of {app}", ledger.place()),
+    /// [`SinkError`] if the broker goes, the ledger fails, or another ledger takes the lane over.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<SinkReport, SinkError> {
+        let Self { sink, transport, publisher, claim } = self;
+        let Sink { registry, lane, app, ledger, .. } = sink;
+        let mut shutdown = pin!(shutdown);
+        let consumers = async {
+            let results = transport.consume(&QueueRole::Results.of(&lane), RESULTS_PREFETCH).await?;
+            Ok::<_, SinkError>((results, transport.consume(&QueueRole::Dead.of(&lane), DEAD_PREFETCH).await?))
         };
-        let claim = Claim::stake(&*transport, &*publisher, serving, (adopt, app.as_str())).await?;
-        let mut results = transport.consume(&QueueRole::Results.of(&lane), RESULTS_PREFETCH).await?;
-        let mut dead = transport.consume(&QueueRole::Dead.of(&lane), DEAD_PREFETCH).await?;
+        let (mut results, mut dead) = tokio::select! {
+            () = &mut shutdown => return Ok(SinkReport::default()),
+            consumers = consumers => consumers?,
+        };
         tracing::info!(%lane, ledger = %ledger.place(), %transport, "serving");
 
         let Desk { errands, outbox, news, end } =
@@ -116,7 +166,7 @@ impl Sink {
         let mut news = pin!(publish::tell(news, &*publisher, &app));
         // Nothing is wrong if we are told to leave; or the clerk has gone, who says why himself.
         let wrong = tokio::select! {
-            () = shutdown => None,
+            () = &mut shutdown => None,
             wrong = receive(&mut *results, &errands, Errand::Take) => wrong,
             wrong = receive(&mut *dead, &errands, Errand::TakeDead) => wrong,
             wrong = claim.until_lost() => Some(wrong),

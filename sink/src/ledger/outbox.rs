@@ -13,7 +13,8 @@ const BATCH_MAX_ROWS: i64 = 64;
 /// A batch ends when its bodies reach this size.
 const BATCH_MAX_BYTES: usize = 4 << 20;
 
-/// Where a row goes. Rows of one target go out in order; one target does not wait for another.
+/// Where a row goes. Rows of one target go out in order, but for those that the broker refused at first; one target
+/// does not wait for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Target {
     /// Facts about jobs.
@@ -68,6 +69,12 @@ pub(crate) fn insert(
 pub(crate) fn remove(transaction: &Transaction<'_>, seq: i64) -> rusqlite::Result<()> {
     transaction.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?.execute([seq])?;
     Ok(())
+}
+
+/// The lanes whose queues the rows need.
+pub(crate) fn lanes(connection: &Connection) -> rusqlite::Result<Vec<Lane>> {
+    let mut lanes = connection.prepare("SELECT DISTINCT lane FROM outbox WHERE target <> ?1")?;
+    lanes.query_map([Target::Journal.as_str()], |row| text(row, 0))?.collect()
 }
 
 /// The next messages after `seq` for that target. One without an id gets one that stays the same when it is published
