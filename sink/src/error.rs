@@ -32,6 +32,17 @@ pub enum SinkError {
         /// What cannot be written.
         why: String,
     },
+    /// SQLite keeps no write-ahead log there.
+    #[error(
+        "the ledger {} cannot have a write-ahead log where it is, SQLite stays with {mode:?} (hint: put it on a \
+         disk of this machine; network file systems do not do)", .path.display()
+    )]
+    NoLog {
+        /// The ledger.
+        path: PathBuf,
+        /// The journal mode that SQLite answers.
+        mode: String,
+    },
     /// Another sink works with it.
     #[error("the ledger {} is held by another sink ({holder}) (hint: stop that one, or name another file)", .path.display())]
     Held {

@@ -35,8 +35,9 @@ use events::MemoryEvents;
 use journal::MemoryJournal;
 use publisher::MemoryPublisher;
 
-/// The largest body, in bytes. RabbitMQ's own limit, so that a job that runs here runs there.
-pub const MAX_MESSAGE: usize = 16 << 20;
+/// The largest body, in bytes. What the RabbitMQ transport takes, so that a job that runs here runs there: 16 MiB less
+/// room for what travels with it.
+pub const MAX_MESSAGE: usize = (16 << 20) - (64 << 10);
 
 /// A connection to a broker inside this process.
 ///

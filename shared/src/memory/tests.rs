@@ -117,8 +117,8 @@ async fn receipts_settle_from_any_thread() {
 #[tokio::test(start_paused = true)]
 async fn results_are_bounded_in_bytes() {
     let (transport, _) = open().await;
-    let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
-    for id in 0..RESULTS_MAX_BYTES / MAX_MESSAGE as u64 {
+    let body = Bytes::from(vec![0; 8 << 20]); // shared by all
+    for id in 0..RESULTS_MAX_BYTES / body.len() as u64 {
         let message = Message { body: body.clone(), ..message(id) };
         assert_eq!(publish(&transport, to(QueueRole::Results), message).await, Published::Stored);
     }

@@ -149,7 +149,7 @@ impl Clerk {
     fn fold_body(&mut self, body: ToSink<'_>, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
         let id = body.job();
         if let ToSink::Reopen(reopen) = &body {
-            return self.reopen(reopen, message).map(Ok);
+            return self.reopen(reopen).map(Ok);
         }
         if !self.load(id)? {
             return match body {
@@ -211,14 +211,16 @@ impl Clerk {
         Ok(job.given_up(&batch, &message.headers, &mut self.outbox))
     }
 
-    fn reopen(&mut self, reopen: &Reopen, message: &Message) -> Result<(), SinkError> {
+    /// A request about a job that is not known is not parked: what failed of it is not known either, and what waits for
+    /// a job is folded in one commit with it.
+    fn reopen(&mut self, reopen: &Reopen) -> Result<(), SinkError> {
         self.save()?; // a job is reopened as it is in the ledger
         let id = reopen.job;
-        if !self.load(id)? {
-            self.parking.park(id, message);
+        self.load(id)?;
+        let Some(job) = self.jobs.get_mut(&id) else {
+            tracing::warn!(job = %id, "no tasks are sent again: this ledger does not know the job");
             return Ok(());
-        }
-        let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
+        };
         let outbox = (&self.app, &mut self.outbox);
         match job.reopen(&reopen.indices, &self.ledger, &self.registry, outbox)? {
             Ok(tasks) => tracing::info!(job = %id, tasks, "failed tasks are sent again"),

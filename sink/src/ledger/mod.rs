@@ -54,8 +54,9 @@ impl Ledger {
                     Ok(()) | Err(SinkError::Missing { .. }) => {}
                     Err(error) => return Err(error),
                 }
-                let lock = LedgerLock::take(path)?;
-                (open_file(path)?, Some(lock))
+                let path = place::real(path)?;
+                let lock = LedgerLock::take(&path)?;
+                (open_file(&path)?, Some(lock))
             }
             LedgerPlace::Memory => {
                 let connection = Connection::open_in_memory();
@@ -117,10 +118,9 @@ fn open_file(path: &Path) -> Result<Connection, SinkError> {
         let why = "the operating system opens it for reading only".into();
         return Err(SinkError::ReadOnly { path: path.into(), why });
     }
+    keep_log(&connection, path)?;
     connection
-        .execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {WAL_MAX_BYTES};"
-        ))
+        .execute_batch(&format!("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {WAL_MAX_BYTES};"))
         .map_err(failed)?;
     if let Found::Empty = found {
         let made = connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| {
@@ -131,6 +131,15 @@ fn open_file(path: &Path) -> Result<Connection, SinkError> {
         made.map_err(failed)?;
     }
     Ok(connection)
+}
+
+/// Has SQLite keep a write-ahead log, without which readers and the sink would wait for each other.
+fn keep_log(connection: &Connection, path: &Path) -> Result<(), SinkError> {
+    let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
+    match mode.map_err(|source| failed(&LedgerPlace::File(path.into()), "being opened", source))? {
+        mode if mode == "wal" => Ok(()),
+        mode => Err(SinkError::NoLog { path: path.into(), mode }),
+    }
 }
 
 /// A connection that waits for others.
@@ -157,4 +166,17 @@ fn identity(connection: &Connection) -> rusqlite::Result<LedgerId> {
 
 fn failed(place: &LedgerPlace, doing: &'static str, source: rusqlite::Error) -> SinkError {
     SinkError::Ledger { place: place.to_string(), doing, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_takes_no_write_ahead_log_is_refused() {
+        // SQLite answers so on a file system that does not map files into memory; and in memory.
+        let connection = Connection::open_in_memory().unwrap();
+        let error = keep_log(&connection, Path::new("ledger")).unwrap_err().to_string();
+        assert!(error.contains("write-ahead log") && error.contains("\"memory\""), "{error}");
+    }
 }

@@ -33,20 +33,16 @@ pub(crate) fn remove(transaction: &Transaction<'_>, job: JobId) -> rusqlite::Res
 
 /// Drops the oldest messages until no more are left than may be; answers how many went.
 pub(crate) fn keep_bounds(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
-    let mut dropped = 0;
-    loop {
-        let (messages, bytes): (u64, u64) = transaction
-            .prepare_cached("SELECT count(*), coalesce(sum(length(body)), 0) FROM parked")?
-            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let over = messages.saturating_sub(PARKED_MAX_MESSAGES).max(u64::from(bytes > PARKED_MAX_BYTES));
-        if over == 0 {
-            break;
-        }
-        transaction
-            .prepare_cached("DELETE FROM parked WHERE seq IN (SELECT seq FROM parked ORDER BY seq LIMIT ?1)")?
-            .execute([over])?;
-        dropped += over;
-    }
+    // Counted from the newest on: the first that is too much goes, and all that are older.
+    let dropped = transaction
+        .prepare_cached(
+            "DELETE FROM parked WHERE seq <= (
+                 SELECT max(seq) FROM (
+                     SELECT seq, count(*) OVER newer AS messages, sum(length(body)) OVER newer AS bytes
+                     FROM parked WINDOW newer AS (ORDER BY seq DESC ROWS UNBOUNDED PRECEDING))
+                 WHERE messages > ?1 OR bytes > ?2)",
+        )?
+        .execute([PARKED_MAX_MESSAGES, PARKED_MAX_BYTES])? as u64;
     if dropped > 0 {
         transaction.execute("UPDATE ledger SET parked_dropped = parked_dropped + ?1", [dropped])?;
     }

@@ -37,9 +37,10 @@ pub(super) fn inspect(path: &Path) -> Result<(), SinkError> {
     let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
     let access = |source| SinkError::Access { path: path.into(), doing: "read", source };
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(SinkError::Missing { path: path.into() })
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::symlink_metadata(path) {
+            Ok(_) => Err(not("it is a link to a file that is not there")),
+            Err(_) => Err(SinkError::Missing { path: path.into() }),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             Err(not("a part of its path is a file"))
         }
@@ -55,6 +56,24 @@ pub(super) fn inspect(path: &Path) -> Result<(), SinkError> {
     }
 }
 
+/// The one name of a file that has been looked at, or is to be made, whatever links lead there. Makes the folders it is
+/// in.
+pub(super) fn real(path: &Path) -> Result<PathBuf, SinkError> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let access = |doing| move |source| SinkError::Access { path: folder.into(), doing, source };
+    fs::create_dir_all(folder).map_err(access("make the folder"))?;
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = fs::canonicalize(folder).map_err(access("find the folder"))?;
+            Ok(folder.join(path.file_name().unwrap_or_default())) // a path without a name is a folder
+        }
+        real => real.map_err(|source| SinkError::Access { path: path.into(), doing: "find", source }),
+    }
+}
+
 /// The right to write a ledger; it ends with the process, however that ends.
 #[derive(Debug)]
 pub(super) struct LedgerLock {
@@ -62,24 +81,15 @@ pub(super) struct LedgerLock {
 }
 
 impl LedgerLock {
-    /// Makes sure that the file can be written here, by nobody else. The lock is a file beside it, `NAME.lock`,
-    /// since SQLite has its own ideas about locks on the database.
+    /// Makes sure that the file with that [real] name can be written here, by nobody else. The lock is a file beside
+    /// it, `NAME.lock`, since SQLite has its own ideas about locks on the database.
     pub(super) fn take(path: &Path) -> Result<Self, SinkError> {
         let read_only = |what: &Path, why: &str| SinkError::ReadOnly {
             path: path.into(),
             why: format!("{} {why}", what.display()),
         };
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(folder).map_err(|source| SinkError::Access {
-            path: folder.into(),
-            doing: "make the folder",
-            source,
-        })?;
         // The superuser may write what is marked as read-only; the mark was meant, all the same.
-        for what in [folder, path] {
+        for what in path.parent().into_iter().chain([path]) {
             if fs::metadata(what).is_ok_and(|meta| meta.permissions().readonly()) {
                 return Err(read_only(what, "is read-only"));
             }
@@ -113,11 +123,12 @@ impl LedgerLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Ledger;
 
     #[test]
     fn one_lock_at_a_time_and_it_says_who_has_it() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("not/yet/ledger");
+        let path = real(&dir.path().join("not/yet/ledger")).unwrap();
         let held = LedgerLock::take(&path).unwrap();
         let error = LedgerLock::take(&path).unwrap_err();
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
@@ -142,6 +153,26 @@ mod tests {
         mark(dir.path(), false);
         assert!(matches!(error, SinkError::ReadOnly { .. }), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left behind");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_ledger_has_one_lock_whatever_it_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, link) = (dir.path().join("ledger"), dir.path().join("link"));
+        let other_folder = dir.path().join("folder");
+        std::os::unix::fs::symlink(dir.path(), &other_folder).unwrap();
+        std::os::unix::fs::symlink("ledger", &link).unwrap();
+        let open = |path: &Path| Ledger::open(LedgerPlace::File(path.into()));
+        let error = open(&link).unwrap_err();
+        assert!(error.to_string().contains("a link to a file that is not there"), "{error}");
+        let held = open(&path).unwrap();
+        for name in [&link, &other_folder.join("ledger"), &other_folder.join("link")] {
+            let error = open(name).unwrap_err();
+            assert!(matches!(error, SinkError::Held { .. }), "{}: {error}", name.display());
+        }
+        drop(held);
+        open(&link).unwrap();
     }
 
     fn mark(path: &Path, read_only: bool) {

@@ -98,6 +98,36 @@ fn parking_is_bounded_and_says_what_it_dropped() {
 }
 
 #[test]
+fn parking_is_bounded_in_bytes_too() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let large = |index: u64| Message {
+        body: vec![b' '; parked::PARKED_MAX_BYTES as usize / 8].into(),
+        ..job.done(index..index + 1)
+    };
+    let mut clerk = office.clerk();
+    // As if it had been decoded: what is parked is not read again until its job is opened.
+    clerk.parking.park(job.id, &job.done(0..1));
+    (1..=9).for_each(|index| clerk.parking.park(job.id, &large(index)));
+    clerk.commit().unwrap();
+    let parked = office.reader().parked().unwrap();
+    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked::PARKED_MAX_BYTES, 2));
+}
+
+#[test]
+fn nothing_is_sent_again_of_a_job_that_is_not_known() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    office.take([job.failed(&[0]), job.sealed(2), job.reopen(&[]), job.done(1..2)]);
+    // With the job come the messages that waited for it, all in one commit: an end in the midst of it takes none away.
+    let clerk = take(office.clerk(), [job.opened()]);
+    drop(clerk);
+    assert_eq!(office.reader().parked().unwrap().jobs[0].messages, 3);
+    let outbox = office.take([job.opened()]);
+    assert_eq!(names(&outbox), ["opened", "finished"]);
+    let account = office.account(&job);
+    assert_eq!((account.done, account.failed), (1, 1));
+}
+
+#[test]
 fn facts_stay_in_the_outbox_until_the_broker_has_them_under_one_id() {
     let (office, job) = (Office::new(), Submitted::toy());
     let first = office.take([job.opened(), job.sealed(0)]);
