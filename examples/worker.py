@@ -263,9 +263,10 @@ def clip(reason):
 
 def main():
     if len(sys.argv) > 2:
-        sys.exit(f"usage: {sys.argv[0]} [LANE]   (the broker's URL is in GRISTMILL_BROKER)")
+        sys.exit(f"usage: {sys.argv[0]} [LANE]   (the broker's URL is in GRISTMILL_BROKER, the lane may be in GRISTMILL_LANE)")
     url = os.environ.get("GRISTMILL_BROKER", "amqp://guest:guest@localhost:5672")
-    worker = Worker(url, *sys.argv[1:])
+    lane = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("GRISTMILL_LANE", "default")
+    worker = Worker(url, lane)
 
     def leave(*_):
         worker.leaving = True

@@ -9,6 +9,7 @@ mod conformance;
 mod example;
 mod harness;
 mod house;
+mod interrupted;
 mod pipeline;
 mod run;
 

@@ -43,6 +43,12 @@ impl Watch {
         Ok(Self { job, journal, events, caught_up: false, round: Round(0), ended: None })
     }
 
+    /// Whether the journal has been read to what was its end at the start.
+    #[must_use]
+    pub fn has_caught_up(&self) -> bool {
+        self.caught_up
+    }
+
     /// The next news; after [`News::Finished`] there is none. Cancel safe.
     ///
     /// # Errors

@@ -108,6 +108,9 @@ fn style(total_known: bool) -> ProgressStyle {
             let _ = write!(out, "{}/s", HumanCount(state.per_sec() as u64));
         })
         .with_key("remaining", |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-            let _ = write!(out, "{:#}", HumanDuration(state.eta()));
+            let _ = match state.per_sec() {
+                rate if rate > 0.0 => write!(out, "{:#}", HumanDuration(state.eta())),
+                _ => write!(out, "?"),
+            };
         })
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use gristmill_producer::{News, Watch};
 use gristmill_shared::{JobId, Plan, wire::Finished};
 use indicatif::HumanCount;
+use tokio::time::Instant;
 
 use super::{Context, Outcome, print, print_json, say};
 use crate::{Exit, exit::Failure};
 
-/// How long a job may be unknown to the journal before its id counts as wrong.
-const UNKNOWN_FOR: Duration = Duration::from_secs(10);
+/// When nothing is heard of a job for so long, something may be the matter; if nothing ever was, its id is wrong.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Whether the job is known to exist.
 pub(crate) enum Known {
@@ -20,14 +21,13 @@ pub(crate) enum Known {
     Claimed,
 }
 
-/// Follows a job to its end.
+/// Follows a job to its end. Says what may be the matter if nothing is heard of it.
 pub(crate) async fn to_the_end(
     context: &Context,
     mut watch: Watch,
     job: JobId,
     known: Known,
 ) -> Result<Finished, Failure> {
-    let mut heard = false;
     let submitted = match known {
         Known::Submitted(plan) => {
             context.bar.begin(&plan);
@@ -35,48 +35,73 @@ pub(crate) async fn to_the_end(
         }
         Known::Claimed => false,
     };
-    let mut silence = std::pin::pin!(tokio::time::sleep(UNKNOWN_FOR));
-    let mut silent = false; // until the journal has been read
+    let mut heard = Heard::Nothing;
+    let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
+    let mut listening = false; // until the journal has been read
     loop {
         let news = tokio::select! {
             news = watch.next() => news?,
-            () = &mut silence, if silent => {
-                silent = false;
-                if heard {
-                    continue;
-                }
-                if !submitted {
+            () = &mut silence, if listening => {
+                if heard == Heard::Nothing && !submitted {
                     return Err(Failure::usage(format_args!(
                         "no job {job} is known on this broker (hint: check the id and the broker; if it was just \
                          submitted, no sink is running on its lane)"
                     )));
                 }
-                context.bar.suspend(|| say(
-                    "no sink has taken up the job yet; its tasks and results wait on the broker \
-                     (hint: start one with `sink`)"
-                ));
+                context.bar.suspend(|| say(heard.what_may_be_the_matter(job)));
+                listening = false; // once for each silence
                 continue;
             }
         };
         match news {
             News::Opened(opened) => {
-                if !submitted && !heard {
+                if !submitted && heard == Heard::Nothing {
                     context.bar.begin(&opened.plan);
                 }
-                heard = true;
+                heard = Heard::OfTheSink;
             }
             News::Progress(progress) => {
-                heard = true;
+                heard = if progress.sealed { Heard::OfTasks } else { Heard::OfTheSplit };
                 context.bar.update(&progress);
             }
-            News::CaughtUp => {
-                silent = true;
-                silence.as_mut().reset(tokio::time::Instant::now() + UNKNOWN_FOR);
-            }
+            News::CaughtUp => {}
             News::Finished(finished) => {
                 context.bar.end();
                 return Ok(*finished);
             }
+        }
+        listening |= watch.has_caught_up();
+        silence.as_mut().reset(Instant::now() + SILENCE);
+    }
+}
+
+/// What has been heard of a job, last.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    OfTheSink,
+    OfTheSplit,
+    OfTasks,
+}
+
+impl Heard {
+    fn what_may_be_the_matter(self, job: JobId) -> String {
+        match self {
+            Self::Nothing => "no sink has taken up the job yet; its tasks and results wait on the broker \
+                              (hint: start one with `sink`)"
+                .into(),
+            Self::OfTheSink => {
+                "no task has an outcome yet (hint: is a worker running on the job's lane?)".into()
+            }
+            Self::OfTheSplit => format!(
+                "no outcome for {} s, and the split is not finished (hint: is a worker running? is the job's producer? \
+                 if not, `producer resume {job}` where it was submitted)",
+                SILENCE.as_secs()
+            ),
+            Self::OfTasks => format!(
+                "no outcome for {} s (hint: long tasks, tasks that wait to be tried again, or no worker)",
+                SILENCE.as_secs()
+            ),
         }
     }
 }

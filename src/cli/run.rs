@@ -21,7 +21,8 @@ use crate::{Exit, connect, exit::Failure};
 
 /// Run a whole job in this process: producer, workers and sink; needs nothing else
 ///
-/// With --broker the job runs over that broker, so that workers elsewhere can join.
+/// With --broker the job runs over that broker, so that workers elsewhere can join; this process is then the lane's
+/// sink, so take a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {
     /// Run over this broker, so that other workers can join [default: none, all in memory]
@@ -64,13 +65,16 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         adopt: false,
         app: app.clone(),
     })?;
+    // Before a job is opened, which would be left behind on a lane of another ledger.
+    let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
+    let sink = context.unless_interrupted(claim).await?;
     let worker =
         Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
 
     let job_ended = CancellationToken::new();
     let opened = OnceLock::new();
     let sinking = async {
-        let report = sink.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
+        let report = sink.run_until(job_ended.cancelled()).await;
         report.map(drop).map_err(Failure::from)
     };
     let working = async {

@@ -1,6 +1,11 @@
 //! Reading a ledger: `sink jobs`, `show`, `failures`, `outputs`, `verify`, `dead`, `prune`.
 
-use std::{io::Write as _, ops::ControlFlow, path::Path, time::Duration};
+use std::{
+    io::Write as _,
+    ops::ControlFlow,
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use clap::Subcommand;
 use gristmill_shared::{Account, JobId};
@@ -12,7 +17,7 @@ use crate::{Exit, exit::Failure};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Reading {
-    /// List all jobs, the newest first
+    /// List all jobs, the newest first: STOPPED is one that ended early, because it had its answer or was cancelled
     Jobs {
         /// Print JSON
         #[arg(long)]
@@ -115,14 +120,21 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     if jobs.is_empty() {
         say("no jobs yet");
     } else {
-        say(format_args!(
-            "{:36}  {:10}  {:8}  {:>21}  {:>6}",
-            "JOB", "KIND", "STATE", "DONE/TOTAL", "FAILED"
-        ));
+        print(format_args!(
+            "{:36}  {:10}  {:8}  {:>21}  {:>6}  {:19}",
+            "JOB", "KIND", "STATE", "DONE/TOTAL", "FAILED", "SUBMITTED (UTC)"
+        ))?;
     }
-    for JobSummary { job, kind, state, account, .. } in jobs {
+    for JobSummary { job, kind, state, account, submitted_ms, .. } in jobs {
         let done = format!("{}/{}", account.done, of_total(&account));
-        print(format_args!("{job}  {:10}  {state:8}  {done:>21}  {:>6}", kind.as_str(), account.failed))?;
+        let submitted = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(submitted_ms));
+        let submitted = submitted.to_string().replace('T', " ");
+        print(format_args!(
+            "{job}  {:10}  {state:8}  {done:>21}  {:>6}  {}",
+            kind.as_str(),
+            account.failed,
+            submitted.trim_end_matches('Z')
+        ))?;
     }
     let parked = ledger.parked()?;
     for job in &parked.jobs {
@@ -165,7 +177,7 @@ fn show(view: &JobView, json: bool) -> Outcome {
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
     }
-    print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)))?;
+    print(format_args!("tasks      {} of {total} were run to an outcome{share}", count(outcomes)))?;
     print(format_args!(
         "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
         count(account.done),
@@ -188,7 +200,7 @@ fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
         if json {
             print_json(failure)?;
         } else {
-            print(format_args!("{}\t{} attempts\t{}", failure.index, failure.attempts, failure.reason))?;
+            print(format_args!("{}\tattempts: {}\t{}", failure.index, failure.attempts, failure.reason))?;
         }
     }
     if failures.is_empty() {

@@ -36,6 +36,13 @@ impl Site {
         words: &str,
         change: impl FnOnce(&mut Command) -> &mut Command,
     ) -> Process {
+        let mut command = self.command(words);
+        change(&mut command);
+        Process::start(words, command)
+    }
+
+    /// One of our programs, not started yet.
+    pub(crate) fn command(&self, words: &str) -> Command {
         let mut split = words.split_whitespace();
         let program = match split.next().unwrap() {
             "gristmill" => env!("CARGO_BIN_EXE_gristmill"),
@@ -51,8 +58,28 @@ impl Site {
             .env("GRISTMILL_STATE", self.dir.path())
             .env("GRISTMILL_LANE", self.lane.as_str())
             .env("GRISTMILL_BROKER", broker_url());
-        change(&mut command);
-        Process::start(words, command)
+        command
+    }
+
+    /// Waits until the job's ledger has outcomes.
+    pub(crate) async fn first_outcomes(&self, job: &str) {
+        self.shown(job, |shown| shown["account"]["done"].as_u64() > Some(0)).await;
+    }
+
+    /// Waits until `sink show` shows something of the job.
+    pub(crate) async fn shown(&self, job: &str, what: impl Fn(&serde_json::Value) -> bool) {
+        within("the ledger to show something", async {
+            loop {
+                let shown = self.run(&format!("sink show {job} --json")).await;
+                if let Ok(shown) = serde_json::from_str(&shown.stdout)
+                    && what(&shown)
+                {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
     }
 
     /// Runs one of our programs to its end.
