@@ -37,6 +37,7 @@ impl AmqpConfig {
     /// # Errors
     /// [`TransportError::Invalid`] says what is wrong with the URL, without showing the password.
     pub fn new(url: &str) -> Result<Self, TransportError> {
+        refuse_torn_passwords(url)?;
         let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
         refuse_unknown_parameters(url)?;
         if let Some(host) = ipv6_host(url) {
@@ -72,6 +73,20 @@ fn invalid(why: &str) -> TransportError {
 /// The parser's complaint, unless it quotes the URL and with it the password.
 fn plain(why: &str) -> String {
     if why.starts_with("Invalid URL") { "it has no //".into() } else { why.replace("Invalid", "invalid") }
+}
+
+/// A password with a `/`, `?` or `#` of its own is taken for a host and a path, and then shown as such.
+fn refuse_torn_passwords(url: &str) -> Result<(), TransportError> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let torn = rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@'));
+    if torn {
+        let hint =
+            "in a password write / as %2F, ? as %3F, # as %23 and @ as %40; in a virtual host @ as %40";
+        return Err(TransportError::Invalid(format!(
+            "the broker's URL has an @ where none can be; it is not shown here (hint: {hint})"
+        )));
+    }
+    Ok(())
 }
 
 fn refuse_unknown_parameters(url: &str) -> Result<(), TransportError> {
@@ -173,5 +188,14 @@ mod tests {
             assert!(error.contains("URL") && error.contains("(hint: "), "{url}: {error}");
             assert!(!error.contains("secret"), "{url}: {error}");
         }
+    }
+
+    #[test]
+    fn a_password_that_is_not_escaped_is_refused_and_not_shown() {
+        for url in ["amqp://me:1234/secret@host:5", "amqp://me:12?secret@host", "amqp://me:#secret@host/v"] {
+            let error = AmqpConfig::new(url).unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.contains("%2F"), "{error}");
+        }
+        assert!(AmqpConfig::new("amqp://me:a%2Fb%40c@host/v%40w").is_ok());
     }
 }

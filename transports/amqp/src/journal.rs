@@ -15,7 +15,7 @@ use crate::{
     topology::{JOURNAL, table, text},
 };
 
-/// How long the broker may take to show the last entry. After that, there is none.
+/// How long to wait for the last entry before the broker is asked whether it is still there.
 const LAST_ENTRY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often the last entry is looked for behind the one that was found. Only a journal that grows faster than it can
 /// be read needs as many; then it is caught up with a little early.
@@ -69,8 +69,17 @@ async fn read_from(place: &str, generation: Arc<Generation>) -> Result<Feed, Tra
 /// The offset of the last entry there is now. Asking for `last` gives the last *chunk*, which may have many.
 async fn last_offset(generation: Arc<Generation>) -> Result<Option<i64>, TransportError> {
     let mut feed = read_from("last", generation).await?;
-    let Ok(first) = timeout(LAST_ENTRY_TIMEOUT, feed.next()).await else { return Ok(None) };
-    let mut last = offset(&first?);
+    let mut last = match timeout(LAST_ENTRY_TIMEOUT, feed.next()).await {
+        Ok(first) => offset(&first?),
+        Err(_) => {
+            // Nothing there, or a broker that was busy elsewhere: once it answers, what it has is here.
+            feed.flush().await?;
+            match feed.next_here() {
+                Some(first) => offset(&first?),
+                None => return Ok(None),
+            }
+        }
+    };
     for _ in 0..LAST_ENTRY_ROUNDS {
         feed.flush().await?;
         let mut more = false;

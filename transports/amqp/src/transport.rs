@@ -102,15 +102,17 @@ impl Transport for AmqpTransport {
         let mut tries = 1;
         loop {
             self.generation.end.check()?;
-            let visit = Visit::begin(&self.generation, &self.config).await?;
-            match topology::open_lane(&visit, lane).await {
+            let opened = async {
+                let visit = Visit::begin(&self.generation, &self.config).await?;
+                let opened = topology::open_lane(&visit, lane).await;
+                visit.end().await;
+                opened
+            };
+            match opened.await {
                 Err(error) if error.is_retryable() && tries < OPEN_TRIES => {
                     tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
                 }
-                opened => {
-                    visit.end().await;
-                    return opened;
-                }
+                opened => return opened,
             }
             tries += 1;
             sleep(pauses.next().unwrap_or(MAX_PAUSE)).await;
