@@ -1,6 +1,6 @@
 //! `sink`: serves a lane, or reads its ledger.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
@@ -53,7 +53,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     if matches.subcommand().is_some() {
         return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }
-    let app = super::flags::process_id("sink");
+    // The broker first: a sink that cannot serve leaves no new ledger behind.
+    let (transport, app) = context.unless_interrupted(flags.broker.connect("sink")).await?;
     let config = SinkConfig {
         registry: context.registry.clone(),
         lane,
@@ -61,14 +62,15 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         adopt: flags.adopt,
         app,
     };
-    let sink = Sink::open(config)?;
-    let (transport, _) = context.unless_interrupted(flags.broker.connect("sink")).await?;
     let leave = async {
         context.signals.first().await;
         say("leaving: committing what is here (once more to stop at once)");
     };
-    let report = sink.run_until(std::sync::Arc::clone(&transport), leave).await;
+    let served = match Sink::open(config) {
+        Ok(sink) => sink.run_until(Arc::clone(&transport), leave).await,
+        Err(error) => Err(error),
+    };
     transport.close().await;
-    say(format_args!("stopped: {}", report?));
+    say(format_args!("stopped: {}", served?));
     Ok(Exit::Ok)
 }
