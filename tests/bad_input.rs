@@ -90,12 +90,7 @@ async fn a_read_only_ledger_is_refused() {
         .find(|path| path.extension().is_some_and(|extension| extension == "ledger"))
         .expect("the sink made a ledger");
     std::fs::set_permissions(&ledger, std::fs::Permissions::from_mode(0o444)).unwrap();
-    if std::fs::OpenOptions::new().write(true).open(&ledger).is_ok() {
-        // Nothing is read-only to root; then a directory in its place is refused.
-        std::fs::remove_file(&ledger).unwrap();
-        std::fs::create_dir(&ledger).unwrap();
-    }
-    assert_told(&site.run("sink").await, 2, &[ledger.to_str().unwrap()]);
+    assert_told(&site.run("sink").await, 2, &[ledger.to_str().unwrap(), "is read-only"]);
 }
 
 #[tokio::test]
@@ -111,6 +106,20 @@ async fn a_ledger_has_one_sink_and_a_lane_one_ledger() {
     assert_eq!(ended.code, 0, "{ended:?}");
     let mut adopting = site.start(&format!("sink --adopt --ledger {}", other.display()));
     adopting.says("serving").await;
+}
+
+#[tokio::test]
+async fn a_job_is_not_begun_on_a_lane_of_another_ledger() {
+    let site = Site::new();
+    let other = site.path("other.ledger");
+    let mut sink = site.start(&format!("sink --ledger {}", other.display()));
+    sink.says("serving").await;
+    assert_eq!(sink.stop().await.code, 0);
+    let words = format!("gristmill run --broker {} crack --hash {NODE} --max-length 4", broker_url());
+    assert_told(&site.run(&words).await, 2, &["is served with another ledger", "other.ledger"]);
+    for role in [gristmill_shared::QueueRole::Results, gristmill_shared::QueueRole::Tasks] {
+        assert!(site.is_empty(role).await, "{role:?}: the job was begun");
+    }
 }
 
 #[tokio::test]

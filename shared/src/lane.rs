@@ -16,7 +16,8 @@ use crate::Lane;
 pub const TASKS_MAX_MESSAGES: u64 = 1_000;
 /// How many bytes of task batches may wait in a lane.
 pub const TASKS_MAX_BYTES: u64 = 64 << 20;
-/// How many bytes of results may wait for a sink. A worker that is refused waits, and then runs on only as far as its bounds for what is not handed on let it.
+/// How many bytes of results may wait for a sink. A worker that is refused waits, and then runs on only as far as its
+/// bounds for what is not handed on let it.
 pub const RESULTS_MAX_BYTES: u64 = 256 << 20;
 
 /// One queue of one lane. Displays as its name on the broker.

@@ -11,7 +11,9 @@ pub(crate) fn broker_url() -> String {
         Ok(url) => (url, None),
         // It ends with this process: a watchdog sees to it, since a static is never dropped.
         Err(_) => {
-            let broker = LocalBroker::start().unwrap_or_else(|error| {
+            // On a thread that runs nothing async, as it asks for; the tests wait for it here, since none goes without.
+            let started = std::thread::spawn(LocalBroker::start).join().expect("starting a broker panicked");
+            let broker = started.unwrap_or_else(|error| {
                 panic!("no broker to test with: {error} (hint: `scripts/test` installs one, or set GRISTMILL_TEST_BROKER)")
             });
             (broker.url(), Some(Mutex::new(broker)))

@@ -100,17 +100,14 @@ fn parking_is_bounded_and_says_what_it_dropped() {
 #[test]
 fn parking_is_bounded_in_bytes_too() {
     let (office, job) = (Office::new(), Submitted::toy());
-    let large = |index: u64| Message {
-        body: vec![b' '; parked::PARKED_MAX_BYTES as usize / 8].into(),
-        ..job.done(index..index + 1)
-    };
+    let large = Message { body: vec![b' '; parked::PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
     let mut clerk = office.clerk();
-    // As if it had been decoded: what is parked is not read again until its job is opened.
-    clerk.parking.park(job.id, &job.done(0..1));
-    (1..=9).for_each(|index| clerk.parking.park(job.id, &large(index)));
+    // As if they had been decoded: what is parked is not read again until its job is opened.
+    (0..5_000).for_each(|index| clerk.parking.park(job.id, &job.done(index..index + 1)));
+    (0..9).for_each(|_| clerk.parking.park(job.id, &large));
     clerk.commit().unwrap();
     let parked = office.reader().parked().unwrap();
-    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked::PARKED_MAX_BYTES, 2));
+    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked::PARKED_MAX_BYTES, 5_001));
 }
 
 #[test]
