@@ -44,7 +44,7 @@ pub enum SinkError {
         mode: String,
     },
     /// Another sink works with it.
-    #[error("the ledger {} is held by another sink ({holder}) (hint: stop that one, or name another file)", .path.display())]
+    #[error("the ledger {} is held by another sink ({holder}) (hint: one sink serves a lane; stop that one, or serve another lane with --lane)", .path.display())]
     Held {
         /// The ledger.
         path: PathBuf,
