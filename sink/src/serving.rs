@@ -139,7 +139,7 @@ mod tests {
             ids
         };
         let ids = tokio::select! {
-            ids = read => ids,
+            ids = timeout(REPEATED_EVERY * 4, read) => ids.expect("it was not repeated"),
             error = claim.until_lost() => panic!("{error}"),
         };
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
