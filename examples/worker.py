@@ -147,7 +147,7 @@ class Worker:
                 report.done(index, output, size)
             except Exception as error:
                 tries = failures + 1
-                if isinstance(error, Reject) or tries >= batch["policy"]["max_attempts"]:
+                if isinstance(error, Reject) or tries - batch.get("spent", 0) >= batch["policy"].get("max_attempts", 5):
                     report.failed(index, f"{type(error).__name__}: {error}", tries, losses, task)
                 else:
                     step = {1: "1s", 2: "10s", 3: "1m"}.get(tries, "10m")
@@ -233,7 +233,7 @@ def read_batch(properties, body):
         batch = json.loads(body.decode(), parse_constant=refuse, parse_float=finite)
         policy, _ = batch["policy"], batch["spec"]
         uuid.UUID(batch["job"])
-        numbers = [batch["round"], batch["first"], batch["count"], policy["max_attempts"]]
+        numbers = [batch["round"], batch["first"], batch["count"], policy.get("max_attempts", 5)]
         numbers.append(policy.get("task_timeout_ms") or 0)
         fits = all(type(number) is int and number >= 0 for number in numbers)
         fits = fits and isinstance(batch["kind"], str) and isinstance(batch["tasks"], list)

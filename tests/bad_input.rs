@@ -152,6 +152,7 @@ async fn a_kind_no_worker_here_knows_waits_and_is_told_once() {
             policy: gristmill_shared::Policy::default(),
             round: gristmill_shared::Round(0),
             stage: 0,
+            spent: 0,
             first: gristmill_shared::TaskIndex(n),
             count: 1,
             tasks: &raw("[0]"),

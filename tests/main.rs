@@ -11,6 +11,7 @@ mod harness;
 mod house;
 mod interrupted;
 mod pipeline;
+mod retry;
 mod run;
 
 pub(crate) use harness::broker::broker_url;

@@ -112,6 +112,7 @@ fn split(
                 policy: label.policy.clone(),
                 round: Round(0),
                 stage: 0,
+                spent: 0,
                 first,
                 count,
                 tasks: &tasks,

@@ -43,6 +43,12 @@ impl Watch {
         Ok(Self { job, journal, events, caught_up: false, round: Round(0), ended: None })
     }
 
+    /// Waits for the end of a round after this one, which is known to have ended.
+    #[must_use]
+    pub fn after(self, round: Round) -> Self {
+        Self { round: Round(round.0.saturating_add(1)), ..self }
+    }
+
     /// Whether the journal has been read to what was its end at the start.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::{runtime::Runtime, sync::Notify};
 
-use crate::{JobId, TaskIndex, wire::clip_reason};
+use crate::{
+    JobId, TaskIndex,
+    wire::{clip_reason, encoded_len},
+};
 
 /// What [`Job::process`](crate::Job::process) knows of the task it runs.
 #[derive(Debug, Clone)]
@@ -123,9 +126,7 @@ impl Trouble {
     /// How many bytes the reason takes on the wire, where some characters take six.
     pub(crate) fn encoded_len(&self) -> usize {
         match self {
-            Self::Failed(reason) | Self::Rejected(reason) => {
-                serde_json::to_string(reason).map_or(reason.len(), |json| json.len())
-            }
+            Self::Failed(reason) | Self::Rejected(reason) => encoded_len(reason),
             Self::Stopped | Self::TimedOut => 0,
         }
     }

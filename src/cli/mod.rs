@@ -6,6 +6,7 @@ mod follow;
 mod kinds;
 mod log;
 mod producer;
+mod retry;
 mod run;
 mod signals;
 mod sink;

@@ -8,6 +8,7 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
+    retry::{self, Retry},
     say,
     sink_read::{self, Reading},
     state::StateFlags,
@@ -36,10 +37,12 @@ struct SinkFlags {
 }
 
 pub(crate) fn command() -> Command {
-    let command = Reading::augment_subcommands(SinkFlags::augment_args(Command::new("sink")));
+    let retry = Retry::augment_args(Command::new("retry"));
+    let command =
+        Reading::augment_subcommands(SinkFlags::augment_args(Command::new("sink"))).subcommand(retry);
     command.args_conflicts_with_subcommands(false).after_help(
         "Examples:\n  sink --ledger /var/lib/gristmill/default.ledger\n  sink jobs\n  sink show JOB --json\n  \
-         sink verify JOB",
+         sink verify JOB\n  sink retry JOB --wait",
     )
 }
 
@@ -50,6 +53,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         Some(path) => path.clone(),
         None => flags.state.ledger(&lane)?,
     };
+    if let Some(matches) = matches.subcommand_matches("retry") {
+        let retry = Retry::from_arg_matches(matches).map_err(Failure::usage)?;
+        return retry::main(context, &ledger, &flags.broker, &retry).await;
+    }
     if matches.subcommand().is_some() {
         return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }

@@ -67,7 +67,7 @@ impl Site {
     }
 
     /// Waits until `sink show` shows something of the job.
-    pub(crate) async fn shown(&self, job: &str, what: impl Fn(&serde_json::Value) -> bool) {
+    pub(crate) async fn shown(&self, job: &str, what: impl Fn(&serde_json::Value) -> bool + Send + Sync) {
         within("the ledger to show something", async {
             loop {
                 let shown = self.run(&format!("sink show {job} --json")).await;

@@ -113,7 +113,7 @@ impl Run<'_> {
         let next_try = Headers { attempt: failures, ..headers.clone() };
         let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
             !matches!(failure.trouble, Trouble::Rejected(_))
-                && failures < batch.policy.max_attempts
+                && batch.tries_again(failures)
                 && travels(&failure.task)
         });
         let mut messages: Vec<_> =

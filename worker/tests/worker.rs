@@ -140,6 +140,7 @@ fn batch(job: JobId, kind: &str, spec: &serde_json::Value, tasks: &[i64], failur
         policy: Policy::default(),
         round: Round(0),
         stage: 0,
+        spent: 0,
         first: TaskIndex(10),
         count: u32::try_from(tasks.len()).unwrap(),
         tasks: &to_raw_value(tasks).unwrap(),

@@ -23,6 +23,9 @@ pub struct Batch<'a> {
     /// Reserved for pipelines of several stages; 0.
     #[serde(default)]
     pub stage: u32,
+    /// How often these tasks had failed when this round began: attempt numbers go on, the budget starts afresh.
+    #[serde(default)]
+    pub spent: u32,
     /// The first task's index.
     pub first: TaskIndex,
     /// How many tasks there are. A body whose `tasks` has another length is malformed.
@@ -35,6 +38,12 @@ pub struct Batch<'a> {
 form!(Batch<'_>, "gristmill.batch.v1");
 
 impl Batch<'_> {
+    /// Whether a task that has now failed `failures` times is tried again.
+    #[must_use]
+    pub fn tries_again(&self, failures: u32) -> bool {
+        failures.saturating_sub(self.spent) < self.policy.max_attempts
+    }
+
     /// The tasks from index `from` on, encoded, for a batch of its own.
     ///
     /// # Errors

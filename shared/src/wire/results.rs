@@ -53,7 +53,7 @@ pub struct FailedTask<'a> {
     /// Why, at most [`REASON_MAX_BYTES`].
     #[serde(borrow)]
     pub reason: Cow<'a, str>,
-    /// How often it was tried in this round, and ended in an error of its own.
+    /// How often it was tried, over all rounds, and ended in an error of its own.
     pub attempts: u32,
     /// How often its worker died.
     #[serde(default)]
@@ -75,6 +75,11 @@ pub fn clip_reason(reason: &str) -> Cow<'_, str> {
         end -= 1;
     }
     format!("{}{MARK}", &reason[..end]).into()
+}
+
+/// How many bytes a text takes as JSON, where some characters take six.
+pub(crate) fn encoded_len(text: &str) -> usize {
+    serde_json::to_string(text).map_or(text.len(), |json| json.len())
 }
 
 /// Everything that may come to a sink on a lane's results queue.

@@ -45,6 +45,7 @@ pub(crate) fn batch() -> Batch<'static> {
         policy: policy(),
         round: Round(0),
         stage: 0,
+        spent: 0,
         first: TaskIndex(0),
         count: 2,
         tasks: raw(r#"["to be or not to be","that is the question"]"#),

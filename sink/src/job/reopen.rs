@@ -21,7 +21,12 @@ const REOPEN_MAX_TASKS: usize = 100_000;
 const REOPEN_MAX_BYTES: usize = 64 << 20;
 
 /// A failed task, with what a worker needs to run it.
-type Task = (u64, String);
+#[derive(Debug, Clone)]
+struct Task {
+    index: u64,
+    attempts: u32,
+    payload: String,
+}
 
 impl Job {
     /// Sends failed tasks again: these, or all. The job must be as the ledger has it. It goes on if every task has an
@@ -46,7 +51,7 @@ impl Job {
             Ok(work) => work,
             Err(Broken(why)) => return Ok(Err(why)),
         };
-        work.forget_failures(tasks.iter().map(|(index, _)| *index));
+        work.forget_failures(tasks.iter().map(|task| task.index));
         self.phase = Phase::Running(Box::new(work));
         self.record.end = None;
         self.record.round = Round(self.record.round.0 + 1);
@@ -60,7 +65,7 @@ impl Job {
     }
 
     fn batch(&self, run: &[Task], app: &WorkerId) -> Message {
-        let tasks: Vec<&str> = run.iter().map(|(_, task)| task.as_str()).collect();
+        let tasks: Vec<&str> = run.iter().map(|task| task.payload.as_str()).collect();
         let tasks = RawValue::from_string(format!("[{}]", tasks.join(",")));
         let opened = &self.record.opened;
         Batch {
@@ -70,11 +75,12 @@ impl Job {
             policy: opened.policy.clone(),
             round: self.record.round,
             stage: 0,
-            first: TaskIndex(run[0].0),
+            spent: run[0].attempts,
+            first: TaskIndex(run[0].index),
             count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
             tasks: &tasks.expect("payloads came as JSON"),
         }
-        .to_message(Headers::default(), app.as_str())
+        .to_message(Headers { attempt: run[0].attempts, ..Headers::default() }, app.as_str())
     }
 }
 
@@ -82,10 +88,10 @@ fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<
     let wanted: BTreeSet<u64> = indices.iter().map(|index| index.0).collect();
     let (mut tasks, mut bytes) = (Vec::new(), 0);
     ledger.read("failed tasks are read", |connection| {
-        outcomes::load_payloads(connection, job, &mut |index, payload| {
+        outcomes::load_payloads(connection, job, &mut |index, attempts, payload| {
             if let Some(payload) = payload.filter(|_| wanted.is_empty() || wanted.contains(&index)) {
                 bytes += payload.len();
-                tasks.push((index, payload.to_owned()));
+                tasks.push(Task { index, attempts, payload: payload.to_owned() });
             }
             tasks.len() < REOPEN_MAX_TASKS && bytes < REOPEN_MAX_BYTES
         })
@@ -93,17 +99,18 @@ fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<
     Ok(tasks)
 }
 
-/// Consecutive tasks that fit into one batch.
+/// Consecutive tasks that were tried as often as one another and fit into one batch.
 fn runs(tasks: &[Task]) -> Vec<&[Task]> {
     let (mut runs, mut start, mut bytes) = (Vec::new(), 0, 0);
-    for (place, (index, task)) in tasks.iter().enumerate() {
-        let follows = place > start && tasks[place - 1].0 + 1 == *index;
+    for (place, task) in tasks.iter().enumerate() {
+        let before = &tasks[place.saturating_sub(1)];
+        let follows = before.index + 1 == task.index && before.attempts == task.attempts;
         if place > start && !(follows && bytes < BATCH_MAX_BYTES && place - start < BATCH_MAX_TASKS as usize)
         {
             runs.push(&tasks[start..place]);
             (start, bytes) = (place, 0);
         }
-        bytes += task.len() + 1;
+        bytes += task.payload.len() + 1;
     }
     runs.push(&tasks[start..]);
     runs
@@ -115,12 +122,14 @@ mod tests {
 
     #[test]
     fn runs_are_consecutive_and_bounded() {
-        let task = |index: u64| (index, "1".to_owned());
+        let task = |index: u64| Task { index, attempts: 1, payload: "1".into() };
         let lengths = |tasks: &[Task]| runs(tasks).iter().map(|run| run.len()).collect::<Vec<_>>();
         assert_eq!(lengths(&[task(1), task(2), task(4), task(5), task(9)]), [2, 2, 1]);
         let many: Vec<Task> = (0..u64::from(BATCH_MAX_TASKS) + 1).map(task).collect();
         assert_eq!(lengths(&many), [BATCH_MAX_TASKS as usize, 1]);
-        let large: Vec<Task> = (0..3).map(|index| (index, "1".repeat(BATCH_MAX_BYTES))).collect();
+        let large: Vec<Task> =
+            (0..3).map(|index| Task { payload: "1".repeat(BATCH_MAX_BYTES), ..task(index) }).collect();
         assert_eq!(lengths(&large), [1, 1, 1]);
+        assert_eq!(lengths(&[task(1), Task { attempts: 2, ..task(2) }]), [1, 1]);
     }
 }

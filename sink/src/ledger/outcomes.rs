@@ -52,17 +52,18 @@ pub(crate) fn load_report(connection: &Connection, job: i64) -> rusqlite::Result
     rows.query_row([job], |row| json(row, 0)).optional()
 }
 
-/// What of the failed tasks is needed to send them again: index and payload, ascending, of those from `first` on.
+/// What of the failed tasks is needed to send them again: index, attempts and payload, in the order of the split, until
+/// `each` wants no more.
 pub(crate) fn load_payloads(
     connection: &Connection,
     job: i64,
-    each: &mut dyn FnMut(u64, Option<&str>) -> bool,
+    each: &mut dyn FnMut(u64, u32, Option<&str>) -> bool,
 ) -> rusqlite::Result<()> {
-    let mut rows =
-        connection.prepare_cached("SELECT task, payload FROM failures WHERE job = ?1 ORDER BY task")?;
+    let mut rows = connection
+        .prepare_cached("SELECT task, attempts, payload FROM failures WHERE job = ?1 ORDER BY task")?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
-        if !each(row.get(0)?, row.get_ref(1)?.as_str_or_null()?) {
+        if !each(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str_or_null()?) {
             break;
         }
     }

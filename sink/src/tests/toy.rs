@@ -181,8 +181,19 @@ impl Submitted {
         let Opened { kind, spec, policy, .. } = &self.opened;
         let (kind, policy) = (kind.clone(), policy.clone());
         let first = TaskIndex(first);
-        Batch { job: self.id, kind, spec, policy, round: Round(0), stage: 0, first, count, tasks: &tasks }
-            .to_message(Headers { attempt: 2, ..Headers::default() }, app().as_str())
+        Batch {
+            job: self.id,
+            kind,
+            spec,
+            policy,
+            round: Round(0),
+            stage: 0,
+            spent: 0,
+            first,
+            count,
+            tasks: &tasks,
+        }
+        .to_message(Headers { attempt: 2, ..Headers::default() }, app().as_str())
     }
 }
 

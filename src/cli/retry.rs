@@ -1,0 +1,84 @@
+//! `sink retry`: asks the sink to send failed tasks again.
+
+use std::{path::Path, sync::Arc};
+
+use clap::Args;
+use gristmill_producer::Watch;
+use gristmill_shared::{
+    Address, JobId, Outgoing, QueueRole, TaskIndex, publish_until_stored,
+    wire::{Form, Reopen},
+};
+use gristmill_sink::{JobState, LedgerReader};
+
+use super::{
+    Context, Outcome,
+    flags::BrokerFlags,
+    follow::{self, Known},
+    say,
+};
+use crate::{Exit, exit::Failure};
+
+/// Send a job's failed tasks again; the job is then under way once more
+///
+/// Attempt numbers go on, and each task may fail `--max-attempts` times anew. A sink must be running on the job's lane;
+/// it alone writes the ledger.
+#[derive(Debug, Args)]
+pub(crate) struct Retry {
+    /// The job's id
+    job: JobId,
+    /// Which tasks [default: all that failed]
+    #[arg(value_name = "INDEX")]
+    indices: Vec<u64>,
+    /// Wait for the job's end and print its answer
+    #[arg(long)]
+    wait: bool,
+    /// With --wait: print the end as JSON
+    #[arg(long, requires = "wait")]
+    json: bool,
+}
+
+pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags, retry: &Retry) -> Outcome {
+    let Retry { job, indices, wait, json } = retry;
+    let reader = LedgerReader::open(ledger)?;
+    let Some(view) = reader.job(*job)? else {
+        let ledger = ledger.display();
+        return Err(Failure::usage(format_args!(
+            "the ledger {ledger} has no job {job} (hint: see `sink jobs`)"
+        )));
+    };
+    let summary = &view.summary;
+    if summary.state != JobState::Finished {
+        return Err(Failure::usage(format_args!(
+            "job {job} is {}; only failed tasks of a finished job can be sent again",
+            summary.state
+        )));
+    }
+    if summary.account.failed == 0 {
+        say("no task of this job failed");
+        return Ok(Exit::Ok);
+    }
+    let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
+    let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
+    let (transport, app) = context.unless_interrupted(broker.connect("sink")).await?;
+    let asked = async {
+        transport.open_lane(&summary.lane).await?;
+        let watch = Watch::open(&*transport, *job).await?.after(summary.round);
+        let message = Reopen { job: *job, indices }.message(format!("{job}/reopen/{app}"), app.as_str());
+        let to = Address::Queue(QueueRole::Results.of(&summary.lane));
+        publish_until_stored(&*transport.publisher().await?, vec![Outgoing { to, message }]).await?;
+        Ok::<_, Failure>(watch)
+    };
+    let watch = context.unless_interrupted(asked).await?;
+    let done = if *wait {
+        let known = Known::Submitted(view.plan.clone());
+        let finished = context.unless_interrupted(follow::to_the_end(context, watch, *job, known)).await;
+        context.bar.end();
+        let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
+        finished.and_then(|finished| follow::conclude(&finished, *json, &why))
+    } else {
+        say("asked the sink to send them again (hint: `producer wait` waits for the end)");
+        Ok(Exit::Ok)
+    };
+    Arc::clone(&transport).close().await;
+    done
+}

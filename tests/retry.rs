@@ -1,0 +1,45 @@
+//! Failed tasks, and how they are sent again.
+
+use crate::harness::Site;
+
+#[tokio::test]
+async fn failed_tasks_are_sent_again_until_they_succeed() {
+    let site = Site::new();
+    let _roles = (site.start("sink"), site.start("worker --slots 2"));
+    let submitted =
+        site.run("producer submit spin --tasks 500 --fail-rate 0.2 --seed 5 --max-attempts 1 --wait").await;
+    assert_eq!(submitted.code, 1, "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    let failed = failures(&site, &job).await;
+    assert!((50..150).contains(&failed.len()), "{} of 500 failed at a rate of 0.2", failed.len());
+    assert!(failed.iter().all(|(_, attempts)| *attempts == 1), "{failed:?}");
+
+    // One task alone: the others stay failed. It has failed once or twice in all.
+    let (one, _) = failed[0];
+    let retried = site.run(&format!("sink retry {job} {one} --wait")).await;
+    assert_eq!(retried.code, 1, "{retried:?}");
+    let left = failures(&site, &job).await;
+    assert!(left.iter().all(|(index, attempts)| *attempts == if *index == one { 2 } else { 1 }), "{left:?}");
+    assert!(left.len() >= failed.len() - 1);
+
+    // Tasks fail their first one or two tries; with a budget of one a round, three rounds are enough for all.
+    let mut last = retried;
+    for _ in 0..2 {
+        last = site.run(&format!("sink retry {job} --wait")).await;
+    }
+    assert_eq!(last.code, 0, "attempt numbers did not go on: {last:?}");
+    assert!(last.answer().contains("124750"), "{last:?}");
+    let verified = site.verify(&job).await;
+    assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(500), Some(0)));
+    assert!(failures(&site, &job).await.is_empty());
+}
+
+/// Index and attempts of each failed task.
+async fn failures(site: &Site, job: &str) -> Vec<(u64, u64)> {
+    let listed = site.run(&format!("sink failures {job} --json")).await;
+    let row = |line: &str| {
+        let row: serde_json::Value = serde_json::from_str(line).unwrap();
+        (row["index"].as_u64().unwrap(), row["attempts"].as_u64().unwrap())
+    };
+    listed.stdout.lines().map(row).collect()
+}
