@@ -5,6 +5,8 @@ mod consuming;
 mod lanes;
 mod publishing;
 mod reading;
+mod returning;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 

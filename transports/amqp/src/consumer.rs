@@ -60,11 +60,7 @@ enum Ended {
 
 impl AmqpConsumer {
     /// A prefetch of 0, which means "no bound" to the broker, counts as 1.
-    pub(crate) async fn start(
-        link: Arc<Link>,
-        queue: &Queue,
-        prefetch: u16,
-    ) -> Result<Self, TransportError> {
+    pub(crate) async fn start(link: Arc<Link>, queue: &Queue, prefetch: u16) -> Result<Self, TransportError> {
         let (queue, prefetch) = (queue.clone(), prefetch.max(1));
         let subscribe = |generation| Subscription::begin(generation, queue.clone(), prefetch);
         let subscription = Renewed::make(link, format!("consuming {queue}"), subscribe).await?;
@@ -120,11 +116,7 @@ impl Consumer for AmqpConsumer {
 }
 
 impl Subscription {
-    async fn begin(
-        generation: Arc<Generation>,
-        queue: Queue,
-        prefetch: u16,
-    ) -> Result<Self, TransportError> {
+    async fn begin(generation: Arc<Generation>, queue: Queue, prefetch: u16) -> Result<Self, TransportError> {
         // A new channel for each consumer: 3.10.8 loses track of one that is registered again on the same.
         let mut channel = generation.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });

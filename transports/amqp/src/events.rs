@@ -48,7 +48,9 @@ impl EventReader for AmqpEvents {
             });
             let feed = feed.await?;
             match feed.next().await {
-                Ok(event) => return Ok(properties::incoming(&event.properties, Bytes::from(event.data), false)),
+                Ok(event) => {
+                    return Ok(properties::incoming(&event.properties, Bytes::from(event.data), false));
+                }
                 Err(error) => {
                     let generation = feed.generation();
                     self.feed.lost(generation, &error);

@@ -101,7 +101,9 @@ impl Reading {
         if let Some(given) = given.filter(|given| last >= Some(given.offset)) {
             let mut feed = read_from(AMQPValue::LongLongInt(given.offset), Arc::clone(&generation)).await?;
             let Ok(entry) = timeout(ANSWER_TIMEOUT, feed.next()).await else {
-                return Err(generation.end.disconnected(&format!("no entry {} of the journal", given.offset)));
+                return Err(generation
+                    .end
+                    .disconnected(&format!("no entry {} of the journal", given.offset)));
             };
             let entry = entry?;
             let same = Given::of(&entry).is_some_and(|found| found == given);
@@ -149,10 +151,7 @@ async fn read_from(place: AMQPValue, generation: Arc<Generation>) -> Result<Feed
 }
 
 /// The offset of the last entry there is now. Asking for `last` gives the last *chunk*, which may have many.
-async fn last_offset(
-    generation: Arc<Generation>,
-    patience: Duration,
-) -> Result<Option<i64>, TransportError> {
+async fn last_offset(generation: Arc<Generation>, patience: Duration) -> Result<Option<i64>, TransportError> {
     let mut feed = read_from(text("last"), generation).await?;
     let Ok(first) = timeout(patience, feed.next()).await else { return Ok(None) };
     let mut last = offset(&first?);

@@ -11,8 +11,8 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::AmqpConfig, end::End, generation::Generation, runtime::OwnRuntime, supervisor::Supervisor, topology,
-    visit::Visit,
+    config::AmqpConfig, end::End, generation::Generation, runtime::OwnRuntime, supervisor::Supervisor,
+    topology, visit::Visit,
 };
 
 /// A thread that sees to the generations, and outlives each of them.

@@ -33,7 +33,12 @@ impl Pauses {
 }
 
 fn backoff(min: Duration, max: Duration) -> ExponentialBackoff {
-    ExponentialBuilder::new().with_min_delay(min).with_max_delay(max).with_jitter().without_max_times().build()
+    ExponentialBuilder::new()
+        .with_min_delay(min)
+        .with_max_delay(max)
+        .with_jitter()
+        .without_max_times()
+        .build()
 }
 
 #[cfg(test)]

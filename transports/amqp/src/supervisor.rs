@@ -57,7 +57,9 @@ impl Supervisor {
     /// Why there can be no further generation.
     async fn replace_what_is_lost(&mut self) -> String {
         loop {
-            let Some(generation) = self.current.borrow().clone() else { return "there is no connection".into() };
+            let Some(generation) = self.current.borrow().clone() else {
+                return "there is no connection".into();
+            };
             let since = Instant::now();
             generation.end.wait().await;
             if since.elapsed() >= STEADY {

@@ -155,8 +155,6 @@ impl fmt::Display for AmqpTransport {
 
 impl fmt::Debug for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpTransport")
-            .field("config", &self.link.config)
-            .finish_non_exhaustive()
+        f.debug_struct("AmqpTransport").field("config", &self.link.config).finish_non_exhaustive()
     }
 }
