@@ -5,23 +5,28 @@ use std::collections::HashSet;
 use gristmill_shared::{
     EventFilter, EventReader, JournalEntry, JournalReader, QueueRole, Topic, TransportError,
 };
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
 
 use super::{wire::Wire, *};
 
-fn is_end<T: std::fmt::Debug>(result: Result<T, TransportError>) -> String {
+pub(super) fn is_end<T: std::fmt::Debug>(result: Result<T, TransportError>) -> String {
     match result {
         Err(error @ TransportError::Disconnected { .. }) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }
 
-fn fact(job: JobId, id: impl ToString) -> Outgoing {
+pub(super) fn fact(job: JobId, id: impl ToString) -> Outgoing {
     Outgoing { to: Address::Journal, message: Message { job: Some(job), ..message(id) } }
 }
 
 /// The facts of one job, up to the one of this name; a fact that comes twice counts once. And how often `CaughtUp`
 /// came.
-async fn read_up_to(reader: &mut Box<dyn JournalReader>, job: JobId, last: &str) -> (Vec<String>, usize) {
+pub(super) async fn read_up_to(
+    reader: &mut Box<dyn JournalReader>,
+    job: JobId,
+    last: &str,
+) -> (Vec<String>, usize) {
     let (mut own, mut caught_up) = (Vec::new(), 0);
     loop {
         match within(reader.next()).await.unwrap() {
@@ -38,7 +43,12 @@ async fn read_up_to(reader: &mut Box<dyn JournalReader>, job: JobId, last: &str)
 }
 
 /// Until an event of this job comes, which is told again and again as nobody may listen yet.
-async fn hear(transport: &AmqpTransport, lane: &Lane, events: &mut Box<dyn EventReader>, id: &str) {
+pub(super) async fn hear(
+    transport: &AmqpTransport,
+    lane: &Lane,
+    events: &mut Box<dyn EventReader>,
+    id: &str,
+) {
     let to = Address::Events(Topic::Job(lane.clone(), JobId::generate()));
     let telling = async {
         loop {
@@ -307,4 +317,23 @@ async fn a_transport_gives_up_when_it_was_told_to() {
     assert!(why.contains("not back after") && why.contains("tries"), "{why}");
     assert!((1..4).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     is_end(within(transport.consume(&queue, 1)).await.map(drop));
+}
+
+#[tokio::test]
+async fn queues_that_were_replaced_by_others_meanwhile_end_the_transport() {
+    let wire = Wire::lay().await;
+    let (transport, lane) = wire.open().await;
+    let queue = QueueRole::Dead.of(&lane);
+    let mut consumer = transport.consume(&queue, 1).await.unwrap();
+    within(wire.break_down()).await;
+    let by_hand = ByHand::open().await;
+    by_hand.delete(&queue).await;
+    let options = QueueDeclareOptions { durable: true, ..Default::default() };
+    let declared = by_hand.channel.queue_declare(queue.to_string().into(), options, FieldTable::default());
+    declared.await.unwrap();
+    wire.mend();
+    let why = is_end(within(consumer.recv(1)).await);
+    assert!(why.contains("other settings") && why.contains(&queue.to_string()), "{why}");
+    is_end(within(transport.open_lane(&lane)).await);
+    by_hand.delete(&queue).await;
 }

@@ -29,7 +29,10 @@ struct State {
 impl Wire {
     /// To the broker that all tests share.
     pub(super) async fn lay() -> Self {
-        let url = broker_url();
+        Self::lay_to(&broker_url()).await
+    }
+
+    pub(super) async fn lay_to(url: &str) -> Self {
         let (user, rest) = url.split_once('@').expect("a user");
         let (broker, vhost) = rest.split_once('/').unwrap_or((rest, ""));
         let broker = broker.to_owned();
