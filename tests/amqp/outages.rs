@@ -13,6 +13,7 @@ use super::{
     wire::Wire,
     *,
 };
+use crate::harness::Site;
 
 /// A broker needs some seconds to start, more on a busy machine.
 const OUTAGE_BOUND: Duration = Duration::from_secs(120);
@@ -187,4 +188,38 @@ async fn a_journal_that_was_made_anew_is_read_from_its_start() {
     wire.mend();
     let (facts, caught_up) = read_up_to(&mut reader, job, "d").await;
     assert_eq!((facts, caught_up), (vec!["b".to_owned(), "c".into(), "d".into()], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_needs_to_be_started_again_when_the_broker_was() {
+    const OUTAGES: usize = 2;
+    let broker = Own::start().await;
+    let url = broker.url();
+    let site = Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    let mut roles = [start("sink"), start("worker --slots 1"), start("worker --slots 1")];
+    roles[1].says("taking tasks").await;
+    let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait");
+    submitted.says("job ").await;
+    for outage in 1..=OUTAGES {
+        tokio::time::sleep(Duration::from_secs(1)).await; // of work
+        broker.with(|broker| broker.kill().unwrap()).await;
+        for role in roles.iter_mut().chain([&mut submitted]) {
+            role.says_times("lost the connection", outage).await;
+        }
+        broker.with(|broker| broker.restart().unwrap()).await;
+        for role in &mut roles {
+            role.says_times("again after", outage).await; // the producer's log has warnings only
+        }
+    }
+    let submitted = submitted.end().await;
+    assert!(submitted.answer().contains("799980000"), "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    site.verify(&job).await;
+    for role in roles {
+        let ended = role.stop().await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert_eq!(ended.stderr.matches("lost the connection").count(), OUTAGES, "{ended:?}");
+        println!("{}", ended.stderr);
+    }
 }
