@@ -100,15 +100,10 @@ impl Generation {
         });
         // While the broker blocks whoever publishes, nothing gets through to it, and it is well all the same.
         loop {
-            let answer = tokio::select! {
-                biased;
-                answer = timeout(ANSWER_TIMEOUT, &mut opening) => answer,
-                () = self.end.wait() => return Err(self.end.error()),
-            };
-            match answer {
+            match timeout(ANSWER_TIMEOUT, &mut opening).await {
                 Ok(Ok(channel)) => return Ok(self.own(channel)),
                 Ok(Err(error)) => return Err(self.explain("a channel to publish on", &error)),
-                Err(_) if connection.status().blocked() => {}
+                Err(_) if connection.status().blocked() => self.end.check()?,
                 Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
             }
         }
