@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pieces;
 
-/// The largest limit. It bounds what a worker keeps: the primes up to its root are 5.8 million, or 23 MB.
+/// The largest limit. It bounds what a worker keeps: the primes up to its root are 5.8 million, or up to 64 MB.
 const MAX_LIMIT: u64 = 10_000_000_000_000_000;
 
 /// Count the primes below a limit.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     JobId, JournalEntry, JournalReader, Round, StopSignal, Transport, TransportError,
-    wire::{Fact, Finished, Reopened, Stopped},
+    wire::{Fact, Finished, Stopped},
 };
 
 /// How many jobs a board remembers; the oldest are forgotten first. A job forgotten while its tasks are still queued
@@ -62,7 +62,7 @@ impl JobBoard {
             Ok(Fact::Stopped(Stopped { job, round, .. }) | Fact::Finished(Finished { job, round, .. })) => {
                 self.end(job, round);
             }
-            Ok(Fact::Opened(_) | Fact::Reopened(Reopened { .. }) | Fact::Missing(_) | Fact::Serving(_)) => {}
+            Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_) | Fact::Serving(_)) => {}
             // Of a later version, for days: whoever starts meets it again, and can do nothing about it.
             Err(error) => tracing::debug!(id = message.id, %error, "passing over an entry of the journal"),
         }
