@@ -89,7 +89,7 @@ impl From<DrillError> for Failure {
             DrillError::Broker(LocalBrokerError::NotInstalled) => Exit::Usage,
             DrillError::Broker(_) | DrillError::NotUp { .. } => Exit::Broker,
             DrillError::System { .. } => Exit::Usage,
-            DrillError::Interrupted { .. } => Exit::Interrupted,
+            DrillError::Interrupted | DrillError::InterruptedAt { .. } => Exit::Interrupted,
         };
         Self::new(exit, gristmill_shared::error_chain(&error))
     }

@@ -6,6 +6,7 @@ use gristmill_jobs::SpinReport;
 use serde::Serialize;
 
 use super::plan::Fault;
+use crate::Exit;
 
 /// Of the faults that were planned, this share must have happened: three of four.
 const ENOUGH: (usize, usize) = (3, 4);
@@ -28,6 +29,13 @@ pub(crate) struct Left {
     pub(crate) code: Option<i32>,
     /// Its last line on stderr.
     pub(crate) said: String,
+}
+
+impl Left {
+    /// Whether it ended as one that lost its broker may; it is then started again, and that is no defect.
+    pub(crate) fn lost_its_broker(&self) -> bool {
+        self.code == Some(Exit::Broker as i32)
+    }
 }
 
 impl fmt::Display for Left {
@@ -244,10 +252,12 @@ impl fmt::Display for Account {
         for what in &self.not_done {
             writeln!(f, "  did not happen: {what}")?;
         }
-        writeln!(f, "left            {} processes by themselves", self.left.len())?;
-        for left in &self.left {
-            writeln!(f, "  {:6.1} s  {left}", left.at_seconds)?;
-        }
+        let of_broker = self.left.iter().filter(|left| left.lost_its_broker()).count();
+        let others = self.left.len() - of_broker;
+        writeln!(
+            f,
+            "left            {of_broker} processes as they lost the broker, {others} for other reasons"
+        )?;
         writeln!(f, "jobs            {}, {} of them verified", self.jobs, self.verified)?;
         writeln!(f, "tasks           {}", self.tasks)?;
         writeln!(f, "outcomes        {} done, {} failed, {} skipped", self.done, self.failed, self.skipped)?;

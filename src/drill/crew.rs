@@ -42,6 +42,8 @@ pub(super) struct Crew {
     sending: JoinSet<()>,
     /// All others, which are kept until they are closed.
     serving: JoinSet<()>,
+    /// When it is cancelled, no more jobs are submitted.
+    enough: CancellationToken,
     close: CancellationToken,
 }
 
@@ -53,22 +55,21 @@ impl Crew {
         workers: u16,
         slots: u16,
     ) -> Result<Self, DrillError> {
-        let (mut sending, mut serving, close) = (JoinSet::new(), JoinSet::new(), CancellationToken::new());
+        let (mut sending, mut serving) = (JoinSet::new(), JoinSet::new());
+        let (enough, close) = (CancellationToken::new(), CancellationToken::new());
+        let series = Series::new(plan.seed, plan.length, enough.clone());
         let post = |name: String, duty, tasks: &mut JoinSet<()>| man(site, &close, name, duty, tasks);
         let crew = Self {
             workers: (1..=workers)
                 .map(|number| post(format!("worker {number}"), Duty::Worker { slots }, &mut serving))
                 .collect(),
             sink: post("sink".into(), Duty::Sink, &mut serving),
-            producer: post(
-                "producer".into(),
-                Duty::Producer(Series::new(plan.seed, plan.length)),
-                &mut sending,
-            ),
+            producer: post("producer".into(), Duty::Producer(series), &mut sending),
             site: Arc::clone(site),
             slots,
             sending,
             serving,
+            enough,
             close,
         };
         crew.until_up().await?;
@@ -101,6 +102,7 @@ impl Crew {
         }
         acts.join_all().await;
         tokio::time::sleep_until(began + plan.length).await;
+        self.enough.cancel();
     }
 
     /// One fault, from its time to its end; notes what came of it.

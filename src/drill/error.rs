@@ -28,9 +28,12 @@ pub(crate) enum DrillError {
         /// Where the logs are.
         logs: String,
     },
+    /// A person ended it before there was anything.
+    #[error("interrupted")]
+    Interrupted,
     /// A person ended it.
     #[error("interrupted; ledger and logs are kept in {kept}")]
-    Interrupted {
+    InterruptedAt {
         /// The drill's directory.
         kept: String,
     },

@@ -22,7 +22,7 @@ mod post;
 mod series;
 mod site;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, pin::pin, sync::Arc};
 
 pub(crate) use self::{
     account::Account,
@@ -50,16 +50,21 @@ pub(crate) async fn hold(
     plan: Plan,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Account, DrillError> {
+    let mut interrupted = pin!(interrupted);
     let broker = match fleet.broker {
         Some(url) => Broker::given(url),
-        None => Broker::start().await?,
+        None => tokio::select! {
+            broker = Broker::start() => broker?,
+            () = &mut interrupted => return Err(DrillError::Interrupted),
+        },
     };
     let site = Arc::new(Site::new(broker)?);
-    let done = tokio::select! {
-        account = drill(&site, &plan, fleet.workers, fleet.slots) => account,
-        () = interrupted => Err(DrillError::Interrupted { kept: site.dir.display().to_string() }),
+    let account = tokio::select! {
+        account = drill(&site, &plan, fleet.workers, fleet.slots) => account?,
+        () = interrupted => {
+            return Err(DrillError::InterruptedAt { kept: site.dir.display().to_string() });
+        }
     };
-    let account = done?;
     if account.is_passed() {
         std::fs::remove_dir_all(&site.dir).map_err(cannot("remove the drill's directory"))?;
     } else {

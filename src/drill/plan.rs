@@ -61,6 +61,14 @@ impl Fault {
         }
     }
 
+    /// How long its target is left alone afterwards, so that it is up again when the next one comes.
+    fn recovery(self) -> Duration {
+        match self {
+            BrokerKilled => BROKER_RECOVERY,
+            _ => RECOVERY,
+        }
+    }
+
     /// Whether it is done to the broker, which only a broker of our own may suffer.
     fn is_the_brokers(self) -> bool {
         matches!(self, BrokerKilled | BrokerPaused | ConnectionsClosed)
@@ -107,9 +115,9 @@ const HICCUP_MS: std::ops::Range<u64> = 2_000..6_000;
 const LONG_DRILL: Duration = Duration::from_secs(90);
 /// For how long an added worker stays, in ms.
 const VISIT_MS: std::ops::Range<u64> = 2_000..8_000;
-/// How long a target is left alone after a fault, so that it is up again when the next one comes.
+/// Processes are up again so soon after a fault, and the broker after all but one.
 const RECOVERY: Duration = Duration::from_secs(4);
-/// The same for the broker, which takes its time to start.
+/// A broker that was killed takes its time to start.
 const BROKER_RECOVERY: Duration = Duration::from_secs(14);
 
 /// A fault to come.
@@ -196,28 +204,34 @@ impl Dealer {
         }
     }
 
-    /// The first card of the deck that fits at this time, if one does.
+    /// The first card that fits at this time, if one does. What fits nowhere yet waits in the deck.
     fn deal(&mut self, at: Duration) -> Option<Planned> {
-        if self.deck.is_empty() {
-            self.deck.clone_from(&self.cards);
-            self.rng.shuffle(&mut self.deck);
-        }
-        let worker = self.rng.usize(..self.workers.len());
-        for place in 0..self.deck.len() {
-            let planned =
-                Planned { at, fault: self.deck[place], worker, lasts: self.lasts(self.deck[place]) };
-            let free = *self.target(&planned) <= at && at + planned.lasts <= self.length;
-            if free {
-                self.deck.remove(place);
-                let recovery = if planned.fault.is_the_brokers() { BROKER_RECOVERY } else { RECOVERY };
-                *self.target(&planned) = at + planned.lasts + recovery;
-                self.long_pause_next ^= planned.fault == BrokerPaused;
-                return Some(planned);
+        self.first_that_fits(at).or_else(|| {
+            if self.deck.len() < self.cards.len() {
+                let mut fresh = self.cards.clone();
+                self.rng.shuffle(&mut fresh);
+                self.deck.extend(fresh);
             }
-        }
-        // What is left in the deck fits nowhere just now; at the end of a drill, never again.
-        if self.deck.iter().all(|fault| matches!(fault, WorkerPaused | SinkPaused | BrokerPaused)) {
-            self.deck.clear();
+            self.first_that_fits(at)
+        })
+    }
+
+    fn first_that_fits(&mut self, at: Duration) -> Option<Planned> {
+        let free: Vec<_> = (0..self.workers.len()).filter(|worker| self.workers[*worker] <= at).collect();
+        let worker = self.rng.choice(free).unwrap_or(0);
+        for place in 0..self.deck.len() {
+            let fault = self.deck[place];
+            let planned = Planned { at, fault, worker, lasts: self.lasts(fault) };
+            let end = at + planned.lasts;
+            if *self.target(&planned) > at || end > self.length {
+                continue;
+            }
+            self.deck.remove(place);
+            self.long_pause_next ^= fault == BrokerPaused;
+            // Nobody is replaced while the broker is away.
+            let broker = if fault.is_the_brokers() { Duration::ZERO } else { self.broker };
+            *self.target(&planned) = broker.max(end + fault.recovery());
+            return Some(planned);
         }
         None
     }
@@ -270,9 +284,9 @@ mod tests {
     }
 
     #[test]
-    fn a_short_drill_has_six_types() {
+    fn half_a_minute_has_six_types() {
         for seed in 0..100 {
-            let plan = plan(seed, 20);
+            let plan = plan(seed, 30);
             let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
             assert!(types >= 6, "seed {seed}: {types} types");
         }

@@ -243,8 +243,7 @@ impl Post {
             code: ended.code(),
             said: ended.last.clone(),
         };
-        // Whoever loses the broker may leave with this code and be started again.
-        if left.code != Some(Exit::Broker as i32) {
+        if !left.lost_its_broker() {
             self.site.defect(left.to_string());
         }
         self.site.left(left);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use gristmill_shared::JobId;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::site::Site;
 
@@ -36,6 +37,7 @@ pub(super) struct Series {
     rng: Rng,
     began: Instant,
     length: Duration,
+    enough: CancellationToken,
     sending: Option<Sending>,
 }
 
@@ -48,9 +50,9 @@ struct Sending {
 }
 
 impl Series {
-    /// Jobs until `length` from now.
-    pub(super) fn new(seed: u64, length: Duration) -> Self {
-        Self { rng: Rng::with_seed(seed), began: Instant::now(), length, sending: None }
+    /// Jobs until it is `enough`, which will be about `length` from now.
+    pub(super) fn new(seed: u64, length: Duration, enough: CancellationToken) -> Self {
+        Self { rng: Rng::with_seed(seed), began: Instant::now(), length, enough, sending: None }
     }
 
     /// What the next producer is to do: go on with the job that was not sent to its end, or submit another.
@@ -67,7 +69,10 @@ impl Series {
                 return Some(words(&["producer", "resume", &job.to_string()]));
             }
         }
-        let left = self.length.checked_sub(self.began.elapsed())?;
+        if self.enough.is_cancelled() {
+            return None;
+        }
+        let left = self.length.saturating_sub(self.began.elapsed());
         let tasks = self.size(left, site.outcomes().await);
         self.sending = Some(Sending { tasks, job: None });
         let mut submit = words(&["producer", "submit", "spin", "--fail-rate", FAIL_RATE]);
