@@ -6,7 +6,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 
 use super::{Context, Outcome, print, print_json, say};
 use crate::{
-    Exit,
+    Exit, connect,
     drill::{self, DrillError, Fault, Fleet, Plan},
     exit::Failure,
     testing::LocalBrokerError,
@@ -66,6 +66,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             print(planned)?;
         }
         return Ok(Exit::Ok);
+    }
+    if let Some(url) = &flags.broker {
+        // Before a fleet is started that would wait for it in vain.
+        let reached = context.unless_interrupted(async { Ok(connect(url, "drill").await?) });
+        reached.await?.close().await;
     }
     let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
     say(format_args!(
