@@ -9,7 +9,6 @@ use crate::{
     Exit, connect,
     drill::{self, DrillError, Fault, Fleet, Plan},
     exit::Failure,
-    testing::LocalBrokerError,
 };
 
 /// Hold a fault drill: kill, pause, drain and restart a fleet at work, and prove that nothing was lost
@@ -91,7 +90,6 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
 impl From<DrillError> for Failure {
     fn from(error: DrillError) -> Self {
         let exit = match &error {
-            DrillError::Broker(LocalBrokerError::NotInstalled) => Exit::Usage,
             DrillError::Broker(_) | DrillError::NotUp { .. } => Exit::Broker,
             DrillError::System { .. } => Exit::Usage,
             DrillError::Interrupted | DrillError::InterruptedAt { .. } => Exit::Interrupted,

@@ -9,7 +9,7 @@ use std::{
 use rustix::process::{Pid, WaitIdOptions};
 use tokio::sync::watch;
 
-use super::{child::stands_still, error::DrillError};
+use super::{child::stands_still, error::DrillError, plan::Fault};
 use crate::testing::{LocalBroker, LocalBrokerError};
 
 /// The broker, and how it has been.
@@ -63,8 +63,18 @@ impl Broker {
         let _ = self.up.subscribe().wait_for(|up| *up).await; // its sender is ours and lives
     }
 
-    /// Kills it with SIGKILL and starts it again. Says what happened, if it did.
-    pub(super) async fn kill(&self) -> Result<String, String> {
+    /// Does a fault to it. Says what happened, if it did.
+    pub(super) async fn suffer(&self, fault: Fault, lasts: Duration) -> Result<String, String> {
+        match fault {
+            Fault::BrokerKilled => self.kill().await,
+            Fault::BrokerPaused => self.pause(lasts).await,
+            Fault::ConnectionsClosed => self.close_connections().await,
+            _ => Err("this is not done to a broker".into()),
+        }
+    }
+
+    /// Kills it with SIGKILL and starts it again.
+    async fn kill(&self) -> Result<String, String> {
         self.while_away(async {
             let began = Instant::now();
             let pid = self.with(|broker| {
@@ -83,7 +93,7 @@ impl Broker {
     }
 
     /// Freezes it for a while: its connections stay open, and nothing answers.
-    pub(super) async fn pause(&self, lasts: Duration) -> Result<String, String> {
+    async fn pause(&self, lasts: Duration) -> Result<String, String> {
         self.while_away(async {
             let pid = self.with(|broker| {
                 let pid = pid_of(broker).ok_or("it was down before")?;
@@ -109,7 +119,7 @@ impl Broker {
     }
 
     /// Lets the broker close all connections. It happened if there were any.
-    pub(super) async fn close_connections(&self) -> Result<String, String> {
+    async fn close_connections(&self) -> Result<String, String> {
         let connections = self.with(|broker| {
             let listed = broker.ctl(&["list_connections", "--no-table-headers", "pid"]).map_err(text)?;
             broker.ctl(&["close_all_connections", "--global", "fault drill"]).map_err(text)?;

@@ -10,9 +10,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    duty::Duty,
     error::DrillError,
     plan::{Fault, Plan, Planned},
-    post::{Duty, LEAVE_BOUND, ORDERS, Order, Post, What},
+    post::{LEAVE_BOUND, ORDERS, Order, Post, What},
     series::Series,
     site::Site,
 };
@@ -107,43 +108,37 @@ impl Crew {
 
     /// One fault, from its time to its end; notes what came of it.
     fn act(&mut self, planned: Planned) -> impl Future<Output = ()> + Send + use<> {
-        let Planned { fault, worker, lasts, .. } = planned;
-        let site = Arc::clone(&self.site);
-        let (whom, what) = match fault {
-            Fault::WorkerKilled => (Some(&self.workers[worker]), What::Kill),
-            Fault::WorkerPaused => (Some(&self.workers[worker]), What::Pause(lasts)),
-            Fault::WorkerDrained => (Some(&self.workers[worker]), What::Drain),
-            Fault::SinkKilled => (Some(&self.sink), What::Kill),
-            Fault::SinkPaused => (Some(&self.sink), What::Pause(lasts)),
-            Fault::SinkDrained => (Some(&self.sink), What::Drain),
-            Fault::ProducerKilled => (Some(&self.producer), What::Kill),
-            Fault::ProducerInterrupted => (Some(&self.producer), What::Interrupt),
-            Fault::WorkerAdded => (None, What::DrainAfter(lasts)),
-            Fault::BrokerKilled | Fault::BrokerPaused | Fault::ConnectionsClosed => (None, What::Kill),
-        };
-        let whom = match fault {
-            Fault::WorkerAdded => {
-                let duty = Duty::Worker { slots: self.slots };
-                Some(man(&self.site, &self.close, "added worker".into(), duty, &mut self.serving))
-            }
-            _ => whom.cloned(),
-        };
+        let Planned { fault, lasts, .. } = planned;
+        let (site, aim) = (Arc::clone(&self.site), self.aim(planned));
         async move {
-            let came = match (site.outstanding().await, fault) {
+            let came = match (site.outstanding().await, aim) {
                 (0, _) => Err("there was nothing left to do".into()),
-                (_, Fault::BrokerKilled) => site.broker.kill().await,
-                (_, Fault::BrokerPaused) => {
-                    site.say("broker stands still");
-                    site.broker.pause(lasts).await
-                }
-                (_, Fault::ConnectionsClosed) => site.broker.close_connections().await,
-                _ => match whom {
-                    Some(whom) => whom.order(what, lasts).await,
-                    None => Err("nobody to do it to".into()),
-                },
+                (_, Some((whom, what))) => whom.order(what, lasts).await,
+                (_, None) => site.broker.suffer(fault, lasts).await,
             };
             site.act(fault, came);
         }
+    }
+
+    /// Whom a fault hits, and what is done to them; `None` if it is the broker.
+    fn aim(&mut self, Planned { fault, worker, lasts, .. }: Planned) -> Option<(Handle, What)> {
+        let (whom, what) = match fault {
+            Fault::WorkerKilled => (&self.workers[worker], What::Kill),
+            Fault::WorkerPaused => (&self.workers[worker], What::Pause(lasts)),
+            Fault::WorkerDrained => (&self.workers[worker], What::Drain),
+            Fault::WorkerAdded => {
+                let duty = Duty::Worker { slots: self.slots };
+                let guest = man(&self.site, &self.close, "added worker".into(), duty, &mut self.serving);
+                return Some((guest, What::DrainAfter(lasts)));
+            }
+            Fault::SinkKilled => (&self.sink, What::Kill),
+            Fault::SinkPaused => (&self.sink, What::Pause(lasts)),
+            Fault::SinkDrained => (&self.sink, What::Drain),
+            Fault::ProducerKilled => (&self.producer, What::Kill),
+            Fault::ProducerInterrupted => (&self.producer, What::Interrupt),
+            Fault::BrokerKilled | Fault::BrokerPaused | Fault::ConnectionsClosed => return None,
+        };
+        Some((whom.clone(), what))
     }
 
     /// Waits until everything is sent.

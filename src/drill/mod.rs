@@ -14,6 +14,7 @@ mod account;
 mod broker;
 mod child;
 mod crew;
+mod duty;
 mod error;
 mod finish;
 mod leash;

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     account::Left,
-    child::{Child, Ended, Mark},
-    series::Series,
+    child::{Child, Ended},
+    duty::Duty,
     site::Site,
 };
 use crate::Exit;
@@ -25,14 +25,6 @@ pub(super) const LEAVE_BOUND: Duration = Duration::from_secs(60);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Who was up for so long starts with a short backoff again.
 const STEADY: Duration = Duration::from_secs(10);
-
-/// What the processes at a post do.
-#[derive(Debug)]
-pub(super) enum Duty {
-    Worker { slots: u16 },
-    Sink,
-    Producer(Series),
-}
 
 /// What is done to the process at a post.
 #[derive(Debug, Clone, Copy)]
@@ -94,16 +86,16 @@ impl Post {
                 Ok(child) => self.attend(child).await,
                 Err(error) => Err(error),
             };
-            let ended = match end {
+            let (ended, ordered) = match end {
                 Ok(End::Last) => return,
-                Ok(End::Ordered(ended)) => {
-                    self.duty.follow(&ended);
-                    continue;
-                }
-                Ok(End::Own(ended)) if self.duty.follow(&ended) => continue,
-                Ok(End::Own(ended)) => ended,
+                Ok(End::Ordered(ended)) => (ended, true),
+                Ok(End::Own(ended)) => (ended, false),
                 Err(error) => return self.site.defect(format!("{}: {error}", self.name)),
             };
+            self.duty.follow(&ended);
+            if ordered || self.duty.is_done(&ended) {
+                continue;
+            }
             self.left_by_itself(&ended);
             if began.elapsed() > STEADY {
                 backoff = BACKOFF.0;
@@ -169,7 +161,10 @@ impl Post {
                 let ended = child.ended().await?;
                 let came = match ended.was_killed() {
                     true => Ok(format!("{}, pid {pid}", self.name)),
-                    false => Err(format!("{} had ended by itself: {}", self.name, ended.status)),
+                    false => {
+                        self.left_by_itself(&ended);
+                        Err(format!("{} had ended by itself: {}", self.name, ended.status))
+                    }
                 };
                 Ok((came, Some(ended)))
             }
@@ -226,8 +221,6 @@ impl Post {
                 let took = began.elapsed().as_secs_f64();
                 Ok(format!("{name}, pid {pid}, exit code {code} after {took:.1} s"))
             }
-            // It was through with its job at that moment.
-            Some(0) => Err(format!("{name} had ended by itself")),
             _ => {
                 self.left_by_itself(&ended);
                 Err(format!("{name}: {}: {}", ended.status, ended.last))
@@ -236,7 +229,11 @@ impl Post {
         Ok((came, Some(ended)))
     }
 
+    /// Takes note of an end that nobody had asked for; a producer that is through with its job had leave to go.
     fn left_by_itself(&self, ended: &Ended) {
+        if self.duty.is_done(ended) {
+            return;
+        }
         let left = Left {
             at_seconds: self.site.elapsed().as_secs_f64(),
             who: self.name.clone(),
@@ -247,44 +244,5 @@ impl Post {
             self.site.defect(left.to_string());
         }
         self.site.left(left);
-    }
-}
-
-impl Duty {
-    /// What the next process is started with, or `None` if the duty is done.
-    async fn next(&mut self, site: &Site) -> Option<Vec<String>> {
-        match self {
-            Self::Worker { slots } => Some(vec!["worker".into(), "--slots".into(), slots.to_string()]),
-            Self::Sink => Some(vec!["sink".into()]),
-            Self::Producer(series) => series.next(site).await,
-        }
-    }
-
-    /// What shows that a process does its duty.
-    fn mark(&self) -> Mark {
-        match self {
-            Self::Worker { .. } => Mark::Says("taking tasks"),
-            Self::Sink => Mark::Says("serving"),
-            Self::Producer(_) => Mark::Prints,
-        }
-    }
-
-    /// Takes note of what a process said when it came up, if it did.
-    fn up(&mut self, site: &Site, child: &Child) {
-        if let (Self::Producer(series), Some(line)) = (self, child.up()) {
-            series.opened(site, &line);
-        }
-    }
-
-    /// Draws the conclusions from an end; says whether it was a good one.
-    fn follow(&mut self, ended: &Ended) -> bool {
-        let sent = ended.code() == Some(Exit::Ok as i32);
-        match self {
-            Self::Producer(series) if sent => {
-                series.sent();
-                true
-            }
-            _ => false,
-        }
     }
 }
