@@ -51,6 +51,16 @@ impl OwnChannel {
         self.consumer.as_mut()?.next().await
     }
 
+    /// Waits until the generation is over.
+    pub(crate) async fn over(&self) {
+        self.leave.cancelled().await;
+    }
+
+    /// Whether it can still be used.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.leave.is_cancelled() && self.channel.status().connected()
+    }
+
     /// Runs the task that writes to the channel. It must end when the token says so.
     pub(crate) fn spawn<F>(&self, task: impl FnOnce(Channel, CancellationToken) -> F)
     where

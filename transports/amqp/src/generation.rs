@@ -1,14 +1,11 @@
 //! One life of the connections: made whole, and over as a whole.
 
-use std::{future::Future, mem, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use gristmill_shared::TransportError;
-use lapin::{Connection, ConnectionProperties, Event};
-use tokio::{
-    runtime::{Builder, Runtime},
-    time::timeout,
-};
+use lapin::{Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -16,6 +13,7 @@ use crate::{
     config::AmqpConfig,
     end::End,
     failure::{self, NOT_FOUND},
+    runtime::OwnRuntime,
 };
 
 /// Threads that do nothing but talk to the broker, so that no task's work holds up a heartbeat.
@@ -58,7 +56,7 @@ pub(crate) enum Failure {
 impl Generation {
     /// Tries once.
     pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
-        let runtime = OwnRuntime::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let runtime = OwnRuntime::start(THREADS).map_err(|error| Failure::Unreachable(error.to_string()))?;
         let open = |purpose| connect(&runtime, config, number, purpose);
         let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
         let Ok((publishing, consuming)) = opened else {
@@ -82,19 +80,38 @@ impl Generation {
     }
 
     /// Runs a task on the generation's own threads. It must end when the generation does, and must not own it.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, self.runtime.handle());
-    }
-
-    pub(crate) fn publishing(&self) -> Arc<Connection> {
-        Arc::clone(&self.connections.publishing)
     }
 
     /// A new channel on the consuming connection.
     pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
         let channel = self.ask("a new channel", self.connections.consuming.create_channel()).await?;
+        Ok(self.own(channel))
+    }
+
+    /// A new channel on the publishing connection, which confirms.
+    pub(crate) async fn publishing_channel(&self) -> Result<OwnChannel, TransportError> {
+        let connection = &self.connections.publishing;
+        let mut opening = pin!(async {
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            lapin::Result::Ok(channel)
+        });
+        // While the broker blocks whoever publishes, nothing gets through to it, and it is well all the same.
+        loop {
+            match timeout(ANSWER_TIMEOUT, &mut opening).await {
+                Ok(Ok(channel)) => return Ok(self.own(channel)),
+                Ok(Err(error)) => return Err(self.explain("a channel to publish on", &error)),
+                Err(_) if connection.status().blocked() => self.end.check()?,
+                Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
+            }
+        }
+    }
+
+    fn own(&self, channel: lapin::Channel) -> OwnChannel {
         let (leave, tasks) = (self.end.child_token(), self.tasks.clone());
-        Ok(OwnChannel::new(channel, leave, tasks, self.runtime.handle().clone()))
+        OwnChannel::new(channel, leave, tasks, self.runtime.handle().clone())
     }
 
     /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].
@@ -104,7 +121,12 @@ impl Generation {
         question: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, TransportError> {
         self.end.check()?;
-        match timeout(ANSWER_TIMEOUT, question).await {
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(ANSWER_TIMEOUT, question) => answer,
+            () = self.end.wait() => return Err(self.end.error()),
+        };
+        match answer {
             Ok(answer) => answer.map_err(|error| self.explain(what, &error)),
             Err(_) => {
                 let seconds = ANSWER_TIMEOUT.as_secs();
@@ -146,12 +168,7 @@ impl Drop for Generation {
     fn drop(&mut self) {
         self.end.because("it was dropped at this end");
         let (tasks, connections) = (self.tasks.clone(), self.connections.clone());
-        let runtime = mem::replace(&mut self.runtime, OwnRuntime(None));
-        let handle = runtime.handle().clone();
-        handle.spawn(async move {
-            say_goodbye(&tasks, &connections).await;
-            drop(runtime); // from one of its own threads, which is allowed: it does not wait for them
-        });
+        self.runtime.end_after(async move { say_goodbye(&tasks, &connections).await });
     }
 }
 
@@ -206,40 +223,6 @@ async fn watch(connection: Arc<Connection>, end: End) {
             }
             Some(_) => {}
             None => end.because("the connection is closed"),
-        }
-    }
-}
-
-/// A runtime that may be dropped anywhere, also on a thread that runs async code: it does not wait for its threads.
-#[derive(Debug)]
-struct OwnRuntime(Option<Runtime>);
-
-impl OwnRuntime {
-    fn start() -> std::io::Result<Self> {
-        Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .thread_name("gristmill-amqp")
-            .enable_all()
-            .build()
-            .map(|runtime| Self(Some(runtime)))
-    }
-
-    fn handle(&self) -> &tokio::runtime::Handle {
-        self.0.as_ref().map(Runtime::handle).expect("only the drop of its owner takes it")
-    }
-
-    fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> tokio::task::JoinHandle<T> {
-        self.handle().spawn(task)
-    }
-}
-
-impl Drop for OwnRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
         }
     }
 }
