@@ -100,10 +100,15 @@ impl Generation {
         });
         // While the broker blocks whoever publishes, nothing gets through to it, and it is well all the same.
         loop {
-            match timeout(ANSWER_TIMEOUT, &mut opening).await {
+            let answer = tokio::select! {
+                biased;
+                answer = timeout(ANSWER_TIMEOUT, &mut opening) => answer,
+                () = self.end.wait() => return Err(self.end.error()),
+            };
+            match answer {
                 Ok(Ok(channel)) => return Ok(self.own(channel)),
                 Ok(Err(error)) => return Err(self.explain("a channel to publish on", &error)),
-                Err(_) if connection.status().blocked() => self.end.check()?,
+                Err(_) if connection.status().blocked() => {}
                 Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
             }
         }
