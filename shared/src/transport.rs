@@ -9,6 +9,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::{JobId, Lane, Message, Queue, WorkerId};
 
@@ -58,9 +59,26 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// If the connection is gone for good.
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError>;
 
+    /// How the transport is just now, and from now on. For people who wait, and for health checks; nothing else needs to
+    /// look, since whatever is asked meanwhile waits by itself.
+    fn health(&self) -> watch::Receiver<Health>;
+
     /// Hands on what was settled and closes the connections. What is unsettled is delivered again, to others.
     /// Everything that came from this transport fails with [`TransportError::Disconnected`] afterwards.
     async fn close(&self);
+}
+
+/// How a transport is just now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Connected, and the broker takes messages.
+    Well,
+    /// Connected, but the broker takes no messages, and why: it is low on memory, for instance. It still delivers.
+    Blocked(String),
+    /// The connection is lost, and why; it is made again.
+    Away(String),
+    /// It is gone for good.
+    Closed,
 }
 
 /// Hands messages to the broker.

@@ -7,6 +7,7 @@ mod outages;
 mod publishing;
 mod reading;
 mod returning;
+mod weather;
 mod wire;
 
 use std::{sync::Arc, time::Duration};

@@ -20,21 +20,43 @@ const OUTAGE_BOUND: Duration = Duration::from_secs(120);
 
 /// A broker of one's own, whose methods block.
 #[derive(Clone)]
-struct Own(Arc<Mutex<LocalBroker>>);
+pub(super) struct Own(Arc<Mutex<LocalBroker>>);
 
 impl Own {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let broker = tokio::task::spawn_blocking(|| LocalBroker::start().unwrap()).await.unwrap();
         Self(Arc::new(Mutex::new(broker)))
     }
 
-    async fn with<T: Send + 'static>(&self, act: impl FnOnce(&mut LocalBroker) -> T + Send + 'static) -> T {
+    pub(super) async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut LocalBroker) -> T + Send + 'static,
+    ) -> T {
         let broker = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || act(&mut broker.lock().unwrap())).await.unwrap()
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         self.0.lock().unwrap().url()
+    }
+
+    /// Makes it low on memory, or no longer.
+    pub(super) async fn alarm(&self, on: bool) {
+        let watermark = if on { "0.00001" } else { "0.4" };
+        self.with(move |broker| broker.ctl(&["set_vm_memory_high_watermark", watermark]).unwrap()).await;
+    }
+
+    /// What a hang may be due to.
+    async fn state(&self) -> String {
+        self.with(|broker| {
+            let queues = ["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers"];
+            let channels =
+                ["list_channels", "connection", "messages_unconfirmed", "messages_unacknowledged", "state"];
+            [broker.ctl(&queues), broker.ctl(&channels)]
+                .map(|said| said.unwrap_or_else(|e| e.to_string()))
+                .concat()
+        })
+        .await
     }
 
     /// The names of its clients' connections, which count their transport's generations.
@@ -88,7 +110,10 @@ async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_
             }
         }
     };
-    timeout(OUTAGE_BOUND, consuming).await.expect("it hangs");
+    if timeout(OUTAGE_BOUND, consuming).await.is_err() {
+        let (seen, finished, state) = (seen.len(), publishing.is_finished(), broker.state().await);
+        panic!("it hangs: {seen} of {} seen, all published: {finished}\n{state}", BATCHES * BATCH);
+    }
     outage.expect("an outage").await.unwrap();
     within(publishing).await.unwrap();
     println!("{} messages came twice", seen.values().filter(|&&times| times > 1).count());

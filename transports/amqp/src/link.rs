@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use gristmill_shared::{Lane, TransportError};
+use gristmill_shared::{Health, Lane, TransportError};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::TaskTracker;
 
@@ -35,16 +35,21 @@ pub(crate) struct Line {
     /// The end for good.
     pub(crate) end: End,
     generations: watch::Receiver<Option<Arc<Generation>>>,
+    health: watch::Sender<Health>,
     /// Those that were opened, and are declared again on a broker that may have forgotten them.
     lanes: Arc<Mutex<Vec<Lane>>>,
 }
 
 impl Link {
-    pub(crate) fn start(config: AmqpConfig, first: Generation) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        config: AmqpConfig,
+        first: Generation,
+        health: watch::Sender<Health>,
+    ) -> std::io::Result<Self> {
         let runtime = OwnRuntime::start(THREADS)?;
         let end = End::new(&config.to_string());
         let (current, generations) = watch::channel(Some(Arc::new(first)));
-        let line = Line { config: Arc::new(config), end, generations, lanes: Arc::default() };
+        let line = Line { config: Arc::new(config), end, generations, health, lanes: Arc::default() };
         let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
         link.spawn(Supervisor::new(line, current).run());
         Ok(link)
@@ -103,6 +108,10 @@ impl Line {
             () = self.end.wait() => Err(self.end.error()),
             generation = next => generation.ok_or_else(|| self.end.error()),
         }
+    }
+
+    pub(crate) fn health(&self) -> &watch::Sender<Health> {
+        &self.health
     }
 
     /// The lane was opened, and is to stay.

@@ -187,9 +187,9 @@ impl Sender {
         let mut pauses = Pauses::new();
         loop {
             let channel = self.channel().await?;
-            let sent = tokio::select! {
+            let wave::Sent { answers: sent, silent } = tokio::select! {
                 biased;
-                sent = wave::send(channel, &letters) => sent,
+                sent = wave::send(channel, &letters, || channel.is_blocked()) => sent,
                 () = channel.over() => continue,
             };
             let mut unknown = (Vec::new(), Vec::new());
@@ -202,7 +202,15 @@ impl Sender {
                 answers[place] = answer;
             }
             (letters, places) = unknown;
-            fruitless = if letters.len() < before { 0 } else { fruitless + 1 };
+            if silent {
+                self.channel = None;
+                let (left, transport) = (letters.len(), &self.line.config);
+                tracing::warn!("{transport} leaves {left} messages without an answer; they are sent again");
+            } else if letters.len() < before {
+                fruitless = 0;
+            } else {
+                fruitless += 1;
+            }
             if letters.is_empty() || fruitless > FRUITLESS_TRIES {
                 return Some(answers);
             }

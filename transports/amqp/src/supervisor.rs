@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gristmill_shared::TransportError;
+use gristmill_shared::{Health, TransportError};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -48,6 +48,7 @@ impl Supervisor {
                 end.because(why);
             }
         }
+        self.line.health().send_replace(Health::Closed);
         let last = self.current.send_replace(None);
         if let Some(last) = last {
             last.close().await;
@@ -70,11 +71,14 @@ impl Supervisor {
                 self.line.config,
                 generation.end.reason()
             );
+            self.line.health().send_replace(Health::Away(generation.end.reason().into()));
             self.current.send_replace(None);
             // What of it still works says goodbye: acks get through, and the broker gives the rest to others.
             tokio::spawn(async move { generation.close().await });
             match self.next().await {
-                Ok(generation) => drop(self.current.send_replace(Some(generation))),
+                Ok(generation) => {
+                    self.current.send_replace(Some(generation));
+                }
                 Err(why) => return why,
             }
         }
@@ -119,7 +123,8 @@ impl Supervisor {
     async fn attempt(&mut self) -> Result<Arc<Generation>, Trouble> {
         let Line { config, .. } = &self.line;
         self.begun += 1;
-        let connected = Generation::connect(config, self.begun, config.attempt_timeout()).await;
+        let (within, health) = (config.attempt_timeout(), self.line.health());
+        let connected = Generation::connect(config, self.begun, within, health).await;
         let generation = connected.map_err(|failure| match failure {
             Failure::Unreachable(reason) => Trouble::Passing(reason),
             Failure::Final(error) => Trouble::Refused(error.to_string()),
@@ -130,7 +135,17 @@ impl Supervisor {
             declared = self.line.declare(&generation) => declared,
         };
         match declared {
-            Ok(()) => Ok(Arc::new(generation)),
+            Ok(()) => {
+                // Unless it is blocked already.
+                self.line.health().send_if_modified(|health| {
+                    let was_away = matches!(health, Health::Away(_));
+                    if was_away {
+                        *health = Health::Well;
+                    }
+                    was_away
+                });
+                Ok(Arc::new(generation))
+            }
             Err(error @ TransportError::Denied { .. }) => Err(Trouble::Refused(error.to_string())),
             Err(error) if error.is_retryable() => Err(Trouble::Passing(error.to_string())),
             Err(error) => Err(Trouble::Lasting(error)),

@@ -4,10 +4,13 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
-    Redelivery, Transport, TransportError,
+    Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
+    Queue, Redelivery, Transport, TransportError,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use crate::{
     MAX_MESSAGE,
@@ -50,9 +53,10 @@ impl AmqpTransport {
     /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the broker does not know
     /// us or the virtual host.
     pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
-        let first = first_generation(&config).await?;
+        let (health, _) = watch::channel(Health::Well);
+        let first = first_generation(&config, &health).await?;
         let transport = config.to_string();
-        let link = Link::start(config, first).map_err(|error| TransportError::Unreachable {
+        let link = Link::start(config, first, health).map_err(|error| TransportError::Unreachable {
             transport,
             tries: 1,
             spent: Duration::ZERO,
@@ -64,7 +68,10 @@ impl AmqpTransport {
     }
 }
 
-async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
+async fn first_generation(
+    config: &AmqpConfig,
+    health: &watch::Sender<Health>,
+) -> Result<Generation, TransportError> {
     let start = Instant::now();
     let mut pauses = Pauses::new();
     let mut tries = 0;
@@ -72,7 +79,7 @@ async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportEr
         tries += 1;
         let left = config.give_up_after.saturating_sub(start.elapsed());
         let within = config.attempt_timeout().min(left.max(MIN_ATTEMPT));
-        let reason = match Generation::connect(config, 1, within).await {
+        let reason = match Generation::connect(config, 1, within, health).await {
             Ok(generation) => return Ok(generation),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Unreachable(reason)) => reason,
@@ -140,6 +147,10 @@ impl Transport for AmqpTransport {
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         Ok(Box::new(AmqpEvents::listen(Arc::clone(&self.link), filter).await?))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.link.health().subscribe()
     }
 
     async fn close(&self) {
