@@ -177,6 +177,7 @@ async fn a_task_that_outlasts_the_brokers_patience_is_counted_once() {
     worker.says("delivery acknowledgement").await;
     let ended = submitted.end().await;
     assert!(ended.answer().contains("2 tasks, sum 1"), "{ended:?}");
+    assert!(!ended.stderr.contains("interrupted"), "whoever only reads holds nothing: {ended:?}");
     let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
     site.verify(&job).await;
 }
