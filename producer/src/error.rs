@@ -1,6 +1,8 @@
 //! Why a producer gives up.
 
-use gristmill_shared::{JobError, StoreError, TransportError};
+use std::time::Duration;
+
+use gristmill_shared::{JobError, Lane, StoreError, TransportError};
 
 use crate::CursorError;
 
@@ -26,10 +28,31 @@ pub enum ProducerError {
     /// The job is not what it was when it was submitted.
     #[error("{0}")]
     Changed(String),
+    /// Nobody answered what tasks are missing.
+    #[error(
+        "no sink said within {} s which tasks are missing (hint: is one running on lane {lane}? the question waits for it; \
+         ask again when it runs)", .waited.as_secs()
+    )]
+    NoAnswer {
+        /// The job's lane.
+        lane: Lane,
+        /// How long.
+        waited: Duration,
+    },
     /// The operating system gives no thread.
     #[error("cannot start the thread that splits")]
     Thread(#[source] std::io::Error),
     /// A defect of the producer itself.
     #[error("the thread that splits died; this is a defect of the producer, not of the job")]
     Died,
+}
+
+impl ProducerError {
+    pub(crate) fn split_changed() -> Self {
+        Self::Changed(
+            "the job's split gives other tasks than it gave before (hint: its input or the program changed; cancel it and \
+             submit it anew)"
+                .into(),
+        )
+    }
 }

@@ -3,8 +3,8 @@
 use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
     wire::{
-        self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing, Opened,
-        Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
+        self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing,
+        Opened, Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
     },
 };
 use serde_json::value::RawValue;
