@@ -1,6 +1,6 @@
 //! `producer`: submits jobs, and looks after them.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand};
 use gristmill_producer::{
@@ -150,7 +150,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
 async fn not_too_long<T>(
     open: impl Future<Output = Result<T, gristmill_producer::ProducerError>>,
 ) -> Result<T, Failure> {
-    let mut open = std::pin::pin!(open);
+    let mut open = pin!(open);
     tokio::select! {
         opened = &mut open => return Ok(opened?),
         () = tokio::time::sleep(SLOW) => {}
@@ -232,13 +232,23 @@ impl ProducerFlags {
             print(job)?;
             context.bar.begin(&plan);
         }
+        let mut told = false;
         let sending = async {
             if missing {
-                let sent = tokio::select! {
-                    sent = submission.send_missing() => sent?,
-                    () = context.signals.first() => return Ok(None),
+                let mut resend = pin!(submission.send_missing());
+                let resent = loop {
+                    tokio::select! {
+                        resent = &mut resend => break resent?,
+                        () = context.signals.first() => return Ok(None),
+                        () = tokio::time::sleep(SLOW), if !told => {
+                            told = true;
+                            let why = "no sink has answered yet which tasks are missing (hint: is one running on the job's \
+                                       lane? there may be results before the question)";
+                            context.bar.suspend(|| say(why));
+                        }
+                    }
                 };
-                context.bar.suspend(|| say_missing(job, sent));
+                context.bar.suspend(|| say_missing(job, resent));
             }
             Ok::<_, Failure>(Some(submission.send_until(context.signals.first()).await?))
         };
