@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill_shared::{JobError, Lane, StoreError, TransportError};
+use gristmill_shared::{JobError, Lane, StoreError, TaskIndex, TransportError};
 
 use crate::CursorError;
 
@@ -48,11 +48,11 @@ pub enum ProducerError {
 }
 
 impl ProducerError {
-    pub(crate) fn split_changed() -> Self {
-        Self::Changed(
-            "the job's split gives other tasks than it gave before (hint: its input or the program changed; cancel it and \
-             submit it anew)"
-                .into(),
-        )
+    /// The split gives other tasks than it gave, among the first so many.
+    pub(crate) fn split_changed(among: TaskIndex) -> Self {
+        Self::Changed(format!(
+            "the job's split gives other tasks than it gave before, somewhere in its first {among} (hint: its input or the \
+             program changed; cancel it and submit it anew)"
+        ))
     }
 }

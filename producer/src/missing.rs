@@ -104,7 +104,7 @@ impl Submission {
         let checked = tokio::task::spawn_blocking(move || splitting::is_unchanged(&*job, place)).await;
         match checked.map_err(|_| ProducerError::Died)? {
             Ok(true) => Ok(()),
-            Ok(false) => Err(ProducerError::split_changed()),
+            Ok(false) => Err(ProducerError::split_changed(self.cursor().confirmed)),
             Err(error) => Err(ProducerError::Changed(error.to_string())),
         }
     }

@@ -111,6 +111,7 @@ pub(crate) async fn send_all(
     Sending { to, publisher, stop, leave }: Sending<'_, impl Future<Output = ()>>,
     mut note: Note<'_>,
 ) -> Result<Sent, ProducerError> {
+    let start = TaskIndex(note.tasks());
     let mut leave = pin!(leave);
     let mut leaving: Option<Instant> = None;
     let mut window = Window::new();
@@ -174,7 +175,7 @@ pub(crate) async fn send_all(
             split = splits.recv_async(), if splits_on => match split {
                 Ok(Split::Batch(packed)) => held = Some(*packed),
                 Ok(Split::Failed(error)) => return Err(ProducerError::Split(error)),
-                Ok(Split::Changed) => return Err(ProducerError::split_changed()),
+                Ok(Split::Changed) => return Err(ProducerError::split_changed(start)),
                 Ok(last @ Split::End(..)) => end = Some(last),
                 Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
             },

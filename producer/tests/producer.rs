@@ -243,6 +243,7 @@ async fn a_job_whose_split_changed_is_not_gone_on_with() {
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
     let submission = producer.open(erase(count(10)), options(1)).await.unwrap();
     let mut cursor = cursors.load(submission.id()).unwrap();
+    drop(submission); // it has the cursor
     cursor.confirmed = TaskIndex(5); // with the digest of no tasks
     let mut registry = Registry::default();
     registry.register::<Count>().unwrap();
