@@ -333,8 +333,11 @@ async fn cancelling_reaches_the_lane_of_the_job_and_not_the_one_at_hand() {
     assert!(matches!(ToSink::decode(&told[1].message).unwrap(), ToSink::Cancelled(_)));
 }
 
-/// A sink that knows only what is missing: answers each question with what `missing` says of its `from`.
-async fn answer_audits(transport: Arc<dyn Transport>, missing: fn(u64) -> (Vec<(u64, u64)>, u64)) {
+/// The ranges that are missing from an index on, as first index and number, and how many tasks are in all.
+type WhatIsMissing = fn(u64) -> (Vec<(u64, u64)>, u64);
+
+/// A sink that knows only what is missing.
+async fn answer_audits(transport: Arc<dyn Transport>, missing: WhatIsMissing) {
     let mut results = consume(&*transport, QueueRole::Results).await;
     let publisher = transport.publisher().await.unwrap();
     loop {
@@ -440,13 +443,13 @@ async fn a_producer_that_leaves_has_saved_where_it_is() {
     let mut registry = Registry::default();
     registry.register::<Count>().unwrap();
     let full = async {
-        while cursors.load(id).unwrap().confirmed.0 < TASKS_MAX_MESSAGES as u64 {
+        while cursors.load(id).unwrap().confirmed.0 < TASKS_MAX_MESSAGES {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let second = producer.resume(&registry, cursors.load(id).unwrap()).await;
         assert!(second.unwrap_err().to_string().contains("another producer is sending"));
     };
     let report = within(submission.send_until(full)).await.unwrap();
-    assert_eq!((report.end, report.sent), (SplitEnd::Interrupted, TASKS_MAX_MESSAGES as u64));
+    assert_eq!((report.end, report.sent), (SplitEnd::Interrupted, TASKS_MAX_MESSAGES));
     assert_eq!(cursors.load(id).unwrap().confirmed.0, report.sent);
 }

@@ -186,7 +186,7 @@ impl ProducerFlags {
             let (transport, _) = self.broker.connect("producer").await?;
             transport.open_lane(&self.lane.lane).await?;
             let watch = Watch::open(&*transport, job).await?;
-            follow::to_the_end(context, watch, job, known).await
+            follow::to_the_end(context, &*transport, watch, job, known).await
         };
         tokio::select! {
             finished = waiting => follow::conclude(&finished?, json, &self.why_failed(job)),
@@ -258,7 +258,7 @@ impl ProducerFlags {
             }
             let follow = async {
                 let watch = Watch::open(transport, job).await?;
-                follow::to_the_end(context, watch, job, Known::Submitted(plan)).await
+                follow::to_the_end(context, transport, watch, job, Known::Submitted(plan)).await
             };
             tokio::select! {
                 finished = follow => finished.map(Some),
