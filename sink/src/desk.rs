@@ -41,6 +41,8 @@ pub(crate) enum Errand {
     TakeDead(Vec<Delivery>),
     /// Strike rows of the outbox that the broker has.
     Stored(Target, Vec<i64>),
+    /// Know whether the broker works just now.
+    Broker { works: bool },
     /// Commit what was taken in, and go home.
     Leave,
 }
@@ -101,6 +103,7 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
                 deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
             }
             Ok(Errand::Stored(target, rows)) => clerk.stored(target, rows),
+            Ok(Errand::Broker { works }) => clerk.broker_works(works),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
                 return Ok(commit(clerk, &mut pace, outlets)?.report());

@@ -1,13 +1,21 @@
 //! The sink as a whole: what it is made of, and how it starts and leaves.
 
-use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
 use gristmill_shared::{
-    Consumer, Delivery, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId, wire::Serving,
+    Consumer, Delivery, Health, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId,
+    wire::Serving,
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     LedgerPlace, SinkError,
@@ -175,6 +183,7 @@ impl ClaimedSink {
             wrong = claim.until_lost() => Some(wrong),
             stored = &mut outbox => stored.err(),
             () = &mut news => None,
+            never = follow_health(transport.health(), &errands) => match never {},
         };
 
         // The consumers stay until the clerk has acknowledged: dropping them hands back what is not.
@@ -209,6 +218,16 @@ async fn receive(
         match consumer.recv(DELIVERIES_MAX).await {
             Ok(deliveries) => errands.send_async(errand(deliveries)).await.ok()?,
             Err(error) => return Some(error.into()),
+        }
+    }
+}
+
+/// Lets the clerk know whether the broker works.
+async fn follow_health(mut health: watch::Receiver<Health>, errands: &Sender<Errand>) -> Infallible {
+    loop {
+        let works = *health.borrow_and_update() == Health::Well;
+        if errands.send_async(Errand::Broker { works }).await.is_err() || health.changed().await.is_err() {
+            return pending().await; // somebody else knows why it is over
         }
     }
 }

@@ -107,6 +107,11 @@ impl Clerk {
         Ok(())
     }
 
+    /// Whether the broker works just now: while it does not, no job is said to stall.
+    pub(crate) fn broker_works(&mut self, works: bool) {
+        self.stalls.suspend(!works, Instant::now());
+    }
+
     /// When a job may be found to stall.
     pub(crate) fn stalls_due(&self) -> Option<Instant> {
         self.stalls.due()

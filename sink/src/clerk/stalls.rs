@@ -24,6 +24,8 @@ pub(super) struct Stalls {
     jobs: HashMap<JobId, Watched>,
     /// Before this no job stalls.
     next: Option<Instant>,
+    /// The broker does not work, so that no outcome can come.
+    suspended: bool,
 }
 
 #[derive(Debug)]
@@ -39,7 +41,7 @@ struct Watched {
 
 impl Stalls {
     pub(super) fn new(after: Option<Duration>) -> Self {
-        Self { after, jobs: HashMap::new(), next: None }
+        Self { after, jobs: HashMap::new(), next: None, suspended: false }
     }
 
     /// A job is running, whose tasks take `mean`; `stalls` if that was found before. Nothing if it is watched already.
@@ -68,14 +70,32 @@ impl Stalls {
         self.jobs.remove(&job);
     }
 
+    /// While the broker does not work no job stalls; when it works again, each is given its time anew.
+    pub(super) fn suspend(&mut self, suspended: bool, now: Instant) {
+        if self.suspended && !suspended {
+            let after = self.after;
+            let running = self.jobs.values_mut().filter(|watched| !watched.stalls);
+            self.next = running
+                .map(|watched| {
+                    watched.moved = now;
+                    watched.due(after)
+                })
+                .min();
+        }
+        self.suspended = suspended;
+    }
+
     /// When a job may be found to stall.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.next
+        self.next.filter(|_| !self.suspended)
     }
 
     /// The jobs that stall from now on, and since when, in milliseconds since 1970.
     pub(super) fn look(&mut self, now: Instant) -> Vec<(JobId, u64)> {
         let mut stalled = Vec::new();
+        if self.suspended {
+            return stalled;
+        }
         self.next = None;
         for (job, watched) in self.jobs.iter_mut().filter(|(_, watched)| !watched.stalls) {
             let due = watched.due(self.after);
@@ -140,6 +160,20 @@ mod tests {
         assert_eq!(slowest.look(start + STALL_AFTER_MAX).len(), 1);
         let (mut told, _, start) = watched(Some(SECOND), 30 * SECOND);
         assert_eq!(told.look(start + SECOND).len(), 1);
+    }
+
+    #[test]
+    fn no_job_stalls_while_the_broker_does_not_work() {
+        let (mut stalls, job, start) = watched(None, Duration::ZERO);
+        stalls.suspend(false, start);
+        assert_eq!(stalls.due(), Some(start + STALL_AFTER));
+        stalls.suspend(true, start);
+        let back = start + 9 * STALL_AFTER;
+        assert!(stalls.due().is_none() && stalls.look(back).is_empty());
+        stalls.suspend(false, back);
+        assert_eq!(stalls.due(), Some(back + STALL_AFTER));
+        stalls.moved(job, Duration::ZERO, back + SECOND);
+        assert_eq!(stalls.look(back + SECOND + STALL_AFTER).len(), 1, "the outage was no pause to go by");
     }
 
     #[test]
