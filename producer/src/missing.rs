@@ -57,9 +57,15 @@ impl Submission {
             report.left = 0;
             if let Some(last) = ranges.last() {
                 from = TaskIndex(last.end);
-                let sent = match self.send_part(Part::Ranges(ranges), missing.round, pending()).await? {
-                    Sent::All(..) => listed,
-                    Sent::Stopped(sent) | Sent::Interrupted(sent) => sent,
+                let sent = match self.send_part(Part::Ranges(ranges), missing.round, pending()).await {
+                    Ok(Sent::All(..)) => listed,
+                    Ok(Sent::Stopped(sent) | Sent::Interrupted(sent)) => sent,
+                    // The split did not fail before: the job is as it was, and is not ended for that.
+                    Err(ProducerError::Split(error)) => {
+                        return Err(ProducerError::Changed(error.to_string()));
+                    }
+                    Err(ProducerError::Changed(_)) => return Err(ProducerError::split_changed(known)),
+                    Err(error) => return Err(error),
                 };
                 report.sent += sent;
                 report.left = missing.tasks.saturating_sub(sent);
