@@ -6,13 +6,16 @@
 mod amqp;
 mod bad_input;
 mod conformance;
+mod drain;
 mod drill;
 mod example;
+mod failures;
 mod harness;
 mod house;
 mod interrupted;
 mod pipeline;
 mod retry;
 mod run;
+mod stall;
 
 pub(crate) use harness::broker::broker_url;

@@ -5,6 +5,7 @@ mod drill;
 mod flags;
 mod follow;
 mod kinds;
+mod lines;
 mod log;
 mod producer;
 mod retry;
@@ -12,6 +13,7 @@ mod run;
 mod signals;
 mod sink;
 mod sink_read;
+mod stall;
 mod state;
 mod worker;
 
