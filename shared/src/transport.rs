@@ -6,7 +6,11 @@
 //! | log | kept, many readers, each from the start | the journal |
 //! | topic | live, pub/sub, lost if nobody listens | events |
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 
@@ -14,7 +18,7 @@ use crate::{JobId, Lane, Message, Queue, WorkerId};
 
 /// A connection to a broker, or something that behaves like one. Shared by all parts of a process.
 ///
-/// An implementor writes every method; none has a default. The conformance suite (feature `conformance`) says what
+/// An implementor writes every method but [`Transport::reconnected_at`]. The conformance suite (feature `conformance`) says what
 /// each must do. `Display` names the instance for errors and logs, without its password.
 #[async_trait]
 pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
@@ -51,6 +55,12 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// If the connection is gone.
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError>;
+
+    /// When this transport last lost its connection and made another, if it ever did. Who sees a message come again
+    /// shortly after may be the reason itself. The first connection does not count.
+    fn reconnected_at(&self) -> Option<Instant> {
+        None
+    }
 
     /// Hands on what was settled and closes the connections. What is unsettled is delivered again, to others.
     /// Everything that came from this transport fails with [`TransportError::Disconnected`] afterwards.
@@ -143,10 +153,19 @@ pub trait Consumer: fmt::Debug + Send {
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// It was delivered before, to somebody who did not settle it. That alone does not mean that somebody died.
-    pub redelivered: bool,
+    /// How often it was delivered before, to somebody who did not settle it. That alone does not mean that somebody
+    /// died. A backend that cannot count says 1 for every number above 0.
+    pub deliveries_before: u32,
     /// The right to settle it.
     pub receipt: Receipt,
+}
+
+impl Delivery {
+    /// It was delivered before, to somebody who did not settle it.
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.deliveries_before > 0
+    }
 }
 
 /// The right to settle one delivery, once: settling consumes it.

@@ -275,7 +275,7 @@ async fn a_leaving_worker_ends_its_task_and_hands_back_the_rest_at_no_cost() {
         (drain(&*transport, QueueRole::Again).await, drain(&*transport, QueueRole::Tasks).await);
     assert_eq!(3 + back.len() + untouched.len(), 5, "something was dropped, or handed back twice");
     assert!(
-        untouched.iter().all(|delivery| !delivery.redelivered),
+        untouched.iter().all(|delivery| !delivery.redelivered()),
         "what was held was dropped, not handed back"
     );
     let rest =

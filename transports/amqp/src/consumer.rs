@@ -85,7 +85,8 @@ impl AmqpConsumer {
         let message = properties::incoming(&delivery.properties, Bytes::from(delivery.data), from_dead_queue);
         let token = self.unsettled.add(delivery.delivery_tag);
         let settler = Arc::clone(&self.unsettled) as Arc<dyn Settler>;
-        Some(Delivery { message, redelivered: delivery.redelivered, receipt: Receipt::new(token, settler) })
+        let deliveries_before = properties::deliveries_before(&delivery.properties, delivery.redelivered);
+        Some(Delivery { message, deliveries_before, receipt: Receipt::new(token, settler) })
     }
 }
 
