@@ -10,6 +10,7 @@ use crate::{
     in_hand::InHand,
     shop::{Shop, handoff},
     slot::Work,
+    suspicion::that_count,
 };
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
@@ -21,6 +22,7 @@ const TAKEN_AT_ONCE: usize = 64;
 pub(crate) async fn run(
     mut consumer: Box<dyn Consumer>,
     from: QueueRole,
+    shop: Arc<Shop>,
     work: flume::Sender<Work>,
     leaving: CancellationToken,
 ) -> Result<Box<dyn Consumer>, TransportError> {
@@ -29,7 +31,7 @@ pub(crate) async fn run(
             deliveries = consumer.recv(TAKEN_AT_ONCE) => deliveries?,
             () = leaving.cancelled() => break,
         };
-        give(deliveries, from, &work).await;
+        give(deliveries, from, &shop, &work).await;
     }
     consumer.stop().await?;
     loop {
@@ -37,17 +39,20 @@ pub(crate) async fn run(
         if left.is_empty() {
             return Ok(consumer);
         }
-        give(left, from, &work).await;
+        give(left, from, &shop, &work).await;
     }
 }
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
-async fn give(deliveries: Vec<Delivery>, from: QueueRole, work: &flume::Sender<Work>) {
-    for Delivery { message, receipt, redelivered } in deliveries {
-        if redelivered {
-            tracing::debug!(id = message.id, queue = ?from, "delivered again");
+async fn give(deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &flume::Sender<Work>) {
+    // Judged now, since a delivery may wait here for long.
+    let reconnected_at = shop.reconnected_at();
+    for Delivery { message, receipt, deliveries_before: before } in deliveries {
+        if before > 0 {
+            tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
         }
-        let next = Work { message, from, batch: Arc::new(InHand::new(receipt)) };
+        let before = that_count(before, reconnected_at);
+        let next = Work { message, from, before, batch: Arc::new(InHand::new(receipt)) };
         // Fails only when the worker ends with an error; the batch then stays unsettled.
         let _ = work.send_async(next).await;
     }
@@ -59,9 +64,9 @@ pub(crate) async fn hand_back_all(
     work: flume::Receiver<Work>,
     handoffs: flume::Sender<Handoff>,
 ) {
-    while let Ok(Work { message, batch, .. }) = work.recv_async().await {
+    while let Ok(Work { message, from, batch, .. }) = work.recv_async().await {
         // Fails only when the worker ends with an error; the batch then stays unsettled.
-        let _ = handoffs.send_async(handoff(vec![shop.hand_back(message)], &batch)).await;
+        let _ = handoffs.send_async(handoff(vec![shop.hand_back(message, from)], &batch)).await;
         batch.close();
     }
 }

@@ -10,8 +10,10 @@ mod handoff;
 mod in_hand;
 mod intake;
 mod job_cache;
+mod sequel;
 mod shop;
 mod slot;
+mod suspicion;
 mod worker;
 
 pub use error::WorkerError;

@@ -6,10 +6,12 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use gristmill_shared::{
-    Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal, WorkerId,
+    Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
+    Transport, WorkerId,
 };
 
 use gristmill_shared::wire::clip_reason;
@@ -29,6 +31,7 @@ pub(crate) struct Shop {
     pub(crate) board: Arc<JobBoard>,
     pub(crate) jobs: JobCache,
     pub(crate) lane: Lane,
+    transport: Arc<dyn Transport>,
     pub(crate) id: WorkerId,
     /// Given when the worker leaves: slots end before their next task.
     pub(crate) halt: StopSignal,
@@ -49,12 +52,19 @@ pub(crate) struct Counts {
 }
 
 impl Shop {
-    pub(crate) fn new(registry: Registry, board: Arc<JobBoard>, lane: Lane, id: WorkerId) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        board: Arc<JobBoard>,
+        transport: Arc<dyn Transport>,
+        lane: Lane,
+        id: WorkerId,
+    ) -> Self {
         Self {
             registry,
             board,
             jobs: JobCache::default(),
             lane,
+            transport,
             id,
             halt: StopSignal::new(),
             counts: Counts::default(),
@@ -73,10 +83,16 @@ impl Shop {
         self.messages.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Gives a message that was not begun to whoever takes it next, at no cost.
-    pub(crate) fn hand_back(&self, message: Message) -> Outgoing {
+    /// When this process last lost the broker and found it again.
+    pub(crate) fn reconnected_at(&self) -> Option<Instant> {
+        self.transport.reconnected_at()
+    }
+
+    /// Gives a message that was not begun to whoever takes it next, at no cost. A suspect stays among the suspects.
+    pub(crate) fn hand_back(&self, message: Message, from: QueueRole) -> Outgoing {
         self.counts.handed_back.fetch_add(1, Ordering::Relaxed);
-        Outgoing { to: self.to(QueueRole::Again), message }
+        let to = if from == QueueRole::Suspect { QueueRole::Suspect } else { QueueRole::Again };
+        Outgoing { to: self.to(to), message }
     }
 
     /// Sends a message to the dead queue, where the sink finds it.

@@ -3,16 +3,16 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use gristmill_shared::{
-    AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RetryDelay, TaskContext,
-    TaskFailure, TaskIndex, Trouble,
-    wire::{self, Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
+    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext,
+    wire::{self, Batch, Malformed},
 };
-use serde_json::value::RawValue;
 
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
+    sequel::Sequel,
     shop::{Shop, handoff},
+    suspicion::{Verdict, judge},
 };
 
 /// A message from one of the lane's queues, and the right to settle it.
@@ -20,81 +20,100 @@ use crate::{
 pub(crate) struct Work {
     pub(crate) message: Message,
     pub(crate) from: QueueRole,
+    /// How often it was delivered before, as far as that counts.
+    pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
 }
 
 /// Runs until the queue of work is closed and empty. Blocks while the broker takes no outcomes.
 pub(crate) fn run(shop: &Shop, work: &flume::Receiver<Work>, handoffs: &flume::Sender<Handoff>) {
-    for Work { message, from, batch } in work {
+    for work in work {
         shop.counts.busy.fetch_add(1, Ordering::Relaxed);
-        let run = Run { shop, batch: &batch, handoffs };
+        let run = Run { shop, work: &work, handoffs };
         if shop.halt.is_stopped() {
-            run.send(vec![shop.hand_back(message)]);
+            run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
         } else {
-            shop.counts.batches.fetch_add(1, Ordering::Relaxed);
-            run.work_on(message, from);
+            run.work_on();
         }
-        batch.close();
+        work.batch.close();
         shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 struct Run<'a> {
     shop: &'a Shop,
-    batch: &'a Arc<InHand>,
+    work: &'a Work,
     handoffs: &'a flume::Sender<Handoff>,
 }
 
 impl Run<'_> {
     fn send(&self, messages: Vec<Outgoing>) {
         // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
-        let _ = self.handoffs.send(handoff(messages, self.batch));
+        let _ = self.handoffs.send(handoff(messages, &self.work.batch));
     }
 
-    fn work_on(&self, message: Message, from: QueueRole) {
-        let reason = {
-            let batch = match wire::decode::<Batch<'_>>(&message) {
-                Ok(batch) => batch,
-                Err(malformed) => {
-                    return self.send(vec![self.shop.bury(message.clone(), from, &malformed.reason)]);
-                }
-            };
-            match self.shop.jobs.open(&self.shop.registry, &batch) {
-                Ok(job) => match self.run_tasks(&*job, &batch, &message.headers) {
+    fn work_on(&self) {
+        let Work { message, from, .. } = self.work;
+        let reason = match wire::decode::<Batch<'_>>(message) {
+            Ok(batch) => {
+                let sequel =
+                    Sequel { shop: self.shop, batch: &batch, headers: &message.headers, from: *from };
+                match self.treat(&sequel) {
                     Ok(()) => return,
                     Err(malformed) => malformed.reason,
-                },
-                Err(OpenError::Spec(error)) => error.to_string(),
-                Err(OpenError::UnknownKind) => {
-                    if self.shop.board.stop_signal(batch.job, batch.round).is_stopped() {
-                        return self.skip(&batch);
-                    }
-                    let passed_on = self.shop.pass_on(message.clone(), batch.job, batch.kind.as_str());
-                    return self.send(vec![passed_on]);
                 }
             }
+            Err(malformed) => malformed.reason,
         };
-        self.send(vec![self.shop.bury(message, from, &reason)]);
+        self.send(vec![self.shop.bury(message.clone(), *from, &reason)]);
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, batch: &Batch<'_>, headers: &Headers) -> Result<(), Malformed> {
-        let stop = self.shop.board.stop_signal(batch.job, batch.round);
-        if stop.is_stopped() {
+    /// Everything of it is ours, unless it is malformed on a second look.
+    fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+        let (shop, batch) = (self.shop, sequel.batch);
+        if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
             self.skip(batch);
             return Ok(());
         }
+        match judge(self.work.from, self.work.before, batch.count) {
+            Verdict::Run => {}
+            Verdict::Split => {
+                tracing::info!(
+                    job = %batch.job, first = %batch.first, tasks = batch.count, deliveries = self.work.before,
+                    "a batch came again and again; taking it apart, since a task of it may kill its worker"
+                );
+                self.send(sequel.of_suspicion()?);
+                return Ok(());
+            }
+            Verdict::Loss => {
+                self.send(vec![sequel.of_loss()?]);
+                return Ok(());
+            }
+        }
+        match shop.jobs.open(&shop.registry, batch) {
+            Ok(job) => self.run_tasks(&*job, sequel),
+            Err(OpenError::Spec(error)) => Err(Malformed::new(error)),
+            Err(OpenError::UnknownKind) => {
+                let message = self.work.message.clone();
+                self.send(vec![shop.pass_on(message, batch.job, batch.kind.as_str())]);
+                Ok(())
+            }
+        }
+    }
+
+    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+        let Sequel { batch, headers, .. } = sequel;
+        self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
+        let stop = self.shop.board.stop_signal(batch.job, batch.round);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
-        let mut hand_on = |chunk| self.hand_on(batch, headers, chunk);
+        let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let ran = job.process_batch(
             batch,
             &mut BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on),
         )?;
         if ran < batch.count && !stop.is_stopped() {
-            let first = batch.first.plus(ran.into());
-            let rest = batch.rest(first)?;
-            let message =
-                again(batch, first, batch.count - ran, &rest).to_message(headers.clone(), self.app());
-            self.send(vec![self.shop.hand_back(message)]);
+            let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
+            self.send(rest.into_iter().collect());
         }
         Ok(())
     }
@@ -104,86 +123,10 @@ impl Run<'_> {
         self.shop.counts.skipped.fetch_add(batch.count.into(), Ordering::Relaxed);
     }
 
-    fn hand_on(&self, batch: &Batch<'_>, headers: &Headers, chunk: Chunk) {
+    fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
         let done_tasks = chunk.done.iter().map(|done| u64::from(done.count)).sum();
         self.shop.counts.done.fetch_add(done_tasks, Ordering::Relaxed);
         self.shop.counts.errors.fetch_add(chunk.failed.len() as u64, Ordering::Relaxed);
-
-        let failures = headers.attempt.saturating_add(1);
-        let next_try = Headers { attempt: failures, ..headers.clone() };
-        let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
-            !matches!(failure.trouble, Trouble::Rejected(_))
-                && batch.tries_again(failures)
-                && travels(&failure.task)
-        });
-        let mut messages: Vec<_> =
-            retried.into_iter().filter_map(|failure| self.retry(batch, failure, &next_try)).collect();
-        let outputs: Vec<_> =
-            chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
-        if !outputs.is_empty() || !failed.is_empty() {
-            let results = Results {
-                job: batch.job,
-                round: batch.round,
-                worker: self.shop.id.clone(),
-                busy_us: u64::try_from(chunk.busy.as_micros()).unwrap_or(u64::MAX),
-                done: outputs
-                    .iter()
-                    .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
-                    .collect(),
-                failed: failed.into_iter().map(|failure| for_good(batch, failure, failures)).collect(),
-            };
-            let id = format!("{}/{}#{}", batch.job, self.shop.id, self.shop.message_number());
-            let message = results.message(id, self.app());
-            messages.push(Outgoing { to: self.shop.to(QueueRole::Results), message });
-        }
-        self.send(messages);
-    }
-
-    /// The failed task alone, up the ladder; the rest of its batch is not run again.
-    fn retry(&self, batch: &Batch<'_>, failure: &TaskFailure, headers: &Headers) -> Option<Outgoing> {
-        let delay = RetryDelay::after(headers.attempt);
-        tracing::debug!(
-            job = %batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
-            reason = why(batch, failure), "a task failed"
-        );
-        let task = RawValue::from_string(format!("[{}]", failure.task.get())).ok()?;
-        let message = again(batch, failure.index, 1, &task).to_message(headers.clone(), self.app());
-        Some(Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message })
-    }
-
-    fn app(&self) -> &str {
-        self.shop.id.as_str()
-    }
-}
-
-/// Some of a batch's tasks as a batch of their own.
-fn again<'a>(batch: &Batch<'a>, first: TaskIndex, count: u32, tasks: &'a RawValue) -> Batch<'a> {
-    Batch { first, count, tasks, ..batch.clone() }
-}
-
-fn for_good<'a>(batch: &Batch<'_>, failure: &'a TaskFailure, failures: u32) -> FailedTask<'a> {
-    let reason = why(batch, failure);
-    tracing::info!(job = %batch.job, index = %failure.index, attempts = failures, reason, "a task failed for good");
-    FailedTask {
-        index: failure.index,
-        reason: clip_reason(&reason).into_owned().into(),
-        attempts: failures,
-        losses: 0,
-        task: if travels(&failure.task) { &failure.task } else { RawValue::NULL },
-    }
-}
-
-/// Whether a task is as small as tasks are; others may send larger ones, which cannot be sent on.
-fn travels(task: &RawValue) -> bool {
-    task.get().len() <= TASK_MAX_BYTES
-}
-
-fn why(batch: &Batch<'_>, failure: &TaskFailure) -> String {
-    match &failure.trouble {
-        Trouble::Failed(reason) | Trouble::Rejected(reason) => reason.clone(),
-        Trouble::TimedOut => {
-            format!("it took longer than the job's task timeout of {:?}", batch.policy.task_timeout())
-        }
-        Trouble::Stopped => "the job was stopped".into(),
+        self.send(sequel.of_chunk(chunk));
     }
 }

@@ -111,7 +111,14 @@ impl Worker {
         transport.open_lane(&self.lane).await?;
         let publisher = transport.publisher().await?;
         let (board, following) = JobBoard::open(&*transport).await?;
-        let shop = Arc::new(Shop::new(self.registry.clone(), board, self.lane.clone(), self.id.clone()));
+        let shop = Shop::new(
+            self.registry.clone(),
+            board,
+            Arc::clone(&transport),
+            self.lane.clone(),
+            self.id.clone(),
+        );
+        let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
         let (work, waiting) = flume::bounded::<Work>(usize::from(self.slots.get()));
@@ -121,7 +128,7 @@ impl Worker {
         let mut intakes = FuturesUnordered::new();
         for (role, prefetch) in self.prefetches() {
             let consumer = transport.consume(&role.of(&self.lane), prefetch).await?;
-            let intake = intake::run(consumer, role, work.clone(), leaving.clone());
+            let intake = intake::run(consumer, role, Arc::clone(&shop), work.clone(), leaving.clone());
             intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
         }
         drop(work);

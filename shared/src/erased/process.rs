@@ -168,7 +168,7 @@ pub(super) fn process_batch<J: Job>(
     batch: &Batch<'_>,
     run: &mut BatchRun<'_>,
 ) -> Result<u32, Malformed> {
-    let mut raw = RawTasks { array: batch.tasks, count: batch.count, tasks: None };
+    let mut raw = RawTasks { batch, tasks: None };
     // The usual case decodes the whole array at once; one bad task costs the batch a second look, not its neighbours.
     let decoded = catch(|| serde_json::from_str::<Vec<J::Task>>(batch.tasks.get()));
     let typed: Vec<Result<J::Task, TaskError>> = match decoded {
@@ -176,7 +176,7 @@ pub(super) fn process_batch<J: Job>(
         Ok(Err(_)) | Err(_) => raw.tasks()?.iter().map(|task| decode_task::<J>(task)).collect(),
     };
     if typed.len() != batch.count as usize {
-        return Err(raw.wrong_count(typed.len()));
+        return Err(batch.wrong_count(typed.len()));
     }
     let mut ran = 0;
     for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
@@ -211,26 +211,16 @@ fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
 }
 
 /// The encoded tasks one by one, found when they are first asked for.
-struct RawTasks<'a> {
-    array: &'a RawValue,
-    count: u32,
+struct RawTasks<'b, 'a> {
+    batch: &'b Batch<'a>,
     tasks: Option<Vec<&'a RawValue>>,
 }
 
-impl<'a> RawTasks<'a> {
+impl<'a> RawTasks<'_, 'a> {
     fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
         if self.tasks.is_none() {
-            let tasks: Vec<&'a RawValue> = serde_json::from_str(self.array.get())
-                .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
-            if tasks.len() != self.count as usize {
-                return Err(self.wrong_count(tasks.len()));
-            }
-            self.tasks = Some(tasks);
+            self.tasks = Some(self.batch.each()?);
         }
         Ok(self.tasks.as_deref().unwrap_or_default())
-    }
-
-    fn wrong_count(&self, found: usize) -> Malformed {
-        Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
 }
