@@ -6,11 +6,13 @@
 mod amqp;
 mod bad_input;
 mod conformance;
+mod drain;
 mod example;
 mod harness;
 mod house;
 mod interrupted;
 mod pipeline;
+mod poison;
 mod retry;
 mod run;
 
