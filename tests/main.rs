@@ -11,6 +11,7 @@ mod example;
 mod harness;
 mod house;
 mod interrupted;
+mod limits;
 mod pipeline;
 mod poison;
 mod retry;

@@ -25,8 +25,8 @@ pub mod wire;
 pub use board::{BOARD_MAX_JOBS, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
-    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, SplitStep,
-    TaskFailure, erase, panic_text,
+    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
+    SplitStep, TaskFailure, erase, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};

@@ -5,11 +5,13 @@
 //! ```
 
 mod beat;
+mod crew;
 mod error;
 mod handoff;
 mod in_hand;
 mod intake;
 mod job_cache;
+mod seat;
 mod sequel;
 mod shop;
 mod slot;

@@ -4,7 +4,7 @@ use gristmill_shared::{
     Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
     wire::{Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 use crate::{
     shop::Shop,
@@ -54,10 +54,38 @@ impl Sequel<'_> {
     /// The tasks from index `from` on, for whoever takes them next, at no cost.
     pub(crate) fn of_leaving(&self, from: TaskIndex) -> Result<Option<Outgoing>, Malformed> {
         let tasks = self.batch.each()?;
-        let begun = usize::try_from(from.0.saturating_sub(self.batch.first.0)).unwrap_or(usize::MAX);
-        let Some(rest) = tasks.get(begun..).filter(|rest| !rest.is_empty()) else { return Ok(None) };
-        let message = self.part(from, rest, self.headers)?;
+        self.back(from, tasks.get(self.place(from)..).unwrap_or_default())
+    }
+
+    /// The task at `index` was not awaited to its end: it has failed. The others from `handed_on` on are given back, at
+    /// no cost.
+    pub(crate) fn of_overdue(
+        &self,
+        index: TaskIndex,
+        handed_on: TaskIndex,
+    ) -> Result<Vec<Outgoing>, Malformed> {
+        let tasks = self.batch.each()?;
+        let begun = handed_on.max(self.batch.first);
+        let at = self.place(index);
+        let Some(task) = tasks.get(at) else { return Err(Malformed::new("a task that it does not have")) };
+        let mut chunk = Chunk::default();
+        chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
+        let mut messages = self.of_chunk(chunk);
+        messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default())?);
+        messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default())?);
+        Ok(messages)
+    }
+
+    fn back(&self, first: TaskIndex, tasks: &[&RawValue]) -> Result<Option<Outgoing>, Malformed> {
+        if tasks.is_empty() {
+            return Ok(None);
+        }
+        let message = self.part(first, tasks, self.headers)?;
         Ok(Some(self.shop.hand_back(message, self.from)))
+    }
+
+    fn place(&self, index: TaskIndex) -> usize {
+        usize::try_from(index.0.saturating_sub(self.batch.first.0)).unwrap_or(usize::MAX)
     }
 
     /// The batch in parts, to the suspects.
@@ -136,7 +164,7 @@ impl Sequel<'_> {
     /// Some of the batch's tasks as a batch of their own.
     fn part(&self, first: TaskIndex, tasks: &[&RawValue], headers: &Headers) -> Result<Message, Malformed> {
         let count = u32::try_from(tasks.len()).map_err(Malformed::new)?;
-        let tasks = to_raw_value(tasks).map_err(Malformed::new)?;
+        let tasks = Batch::pack(tasks);
         let part = Batch { first, count, tasks: &tasks, ..self.batch.clone() };
         Ok(part.to_message(headers.clone(), self.shop.id.as_str()))
     }

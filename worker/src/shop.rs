@@ -49,6 +49,8 @@ pub(crate) struct Counts {
     pub(crate) skipped: AtomicU64,
     pub(crate) handed_back: AtomicU64,
     pub(crate) busy: AtomicU32,
+    /// Threads that were left behind in a task, and are still there.
+    pub(crate) stuck: AtomicU32,
 }
 
 impl Shop {

@@ -3,13 +3,14 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use gristmill_shared::{
-    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext,
+    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
+    seat::Tenant,
     sequel::Sequel,
     shop::{Shop, handoff},
     suspicion::{Verdict, judge},
@@ -25,15 +26,26 @@ pub(crate) struct Work {
     pub(crate) batch: Arc<InHand>,
 }
 
-/// Runs until the queue of work is closed and empty. Blocks while the broker takes no outcomes.
-pub(crate) fn run(shop: &Shop, work: &flume::Receiver<Work>, handoffs: &flume::Sender<Handoff>) {
+/// Runs until the queue of work is closed and empty, or until the thread has lost its seat. Blocks while the broker
+/// takes no outcomes.
+pub(crate) fn run(
+    shop: &Shop,
+    tenant: &Tenant,
+    work: &flume::Receiver<Work>,
+    handoffs: &flume::Sender<Handoff>,
+) {
     for work in work {
         shop.counts.busy.fetch_add(1, Ordering::Relaxed);
-        let run = Run { shop, work: &work, handoffs };
+        let work = Arc::new(work);
+        tenant.begin(&work);
+        let run = Run { shop, tenant, work: &work, handoffs };
         if shop.halt.is_stopped() {
             run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
         } else {
             run.work_on();
+        }
+        if !tenant.end() {
+            return;
         }
         work.batch.close();
         shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
@@ -42,14 +54,24 @@ pub(crate) fn run(shop: &Shop, work: &flume::Receiver<Work>, handoffs: &flume::S
 
 struct Run<'a> {
     shop: &'a Shop,
+    tenant: &'a Tenant,
     work: &'a Work,
     handoffs: &'a flume::Sender<Handoff>,
 }
 
 impl Run<'_> {
     fn send(&self, messages: Vec<Outgoing>) {
+        self.send_up_to(messages, None);
+    }
+
+    /// What follows from the tasks before `up_to`. False if it must not be said.
+    fn send_up_to(&self, messages: Vec<Outgoing>, up_to: Option<TaskIndex>) -> bool {
+        if !self.tenant.may_say(up_to) {
+            return false;
+        }
         // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
         let _ = self.handoffs.send(handoff(messages, &self.work.batch));
+        true
     }
 
     fn work_on(&self) {
@@ -107,10 +129,9 @@ impl Run<'_> {
         let stop = self.shop.board.stop_signal(batch.job, batch.round);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
-        let ran = job.process_batch(
-            batch,
-            &mut BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on),
-        )?;
+        let begins = |index, deadline| self.tenant.begin_task(index, deadline);
+        let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let ran = job.process_batch(batch, &mut run.watched(&begins))?;
         if ran < batch.count && !stop.is_stopped() {
             let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
             self.send(rest.into_iter().collect());
@@ -124,9 +145,12 @@ impl Run<'_> {
     }
 
     fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
-        let done_tasks = chunk.done.iter().map(|done| u64::from(done.count)).sum();
-        self.shop.counts.done.fetch_add(done_tasks, Ordering::Relaxed);
-        self.shop.counts.errors.fetch_add(chunk.failed.len() as u64, Ordering::Relaxed);
-        self.send(sequel.of_chunk(chunk));
+        let (done, errors) =
+            (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
+        let up_to = chunk.end();
+        if self.send_up_to(sequel.of_chunk(chunk), up_to) {
+            self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
+            self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
+        }
     }
 }

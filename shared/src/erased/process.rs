@@ -30,6 +30,13 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// The index after the last task that it knows of.
+    #[must_use]
+    pub fn end(&self) -> Option<TaskIndex> {
+        let done = self.done.last().map(|done| done.first.plus(done.count.into()));
+        done.max(self.failed.last().map(|failed| failed.index.plus(1)))
+    }
+
     fn is_empty(&self) -> bool {
         self.done.is_empty() && self.failed.is_empty()
     }
@@ -66,12 +73,17 @@ pub struct TaskFailure {
     pub task: Box<RawValue>,
 }
 
+/// Told on the slot's thread, before a task with a time limit begins, of its index and its deadline. If it answers no,
+/// the run ends there.
+pub type Begins<'a> = dyn Fn(TaskIndex, Instant) -> bool + Sync + 'a;
+
 /// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
 pub struct BatchRun<'a> {
     cx: TaskContext,
     timeout: Option<Duration>,
     halt: StopSignal,
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
+    begins: Option<&'a Begins<'a>>,
     chunk: Chunk,
     chunk_began: Instant,
 }
@@ -97,9 +109,16 @@ impl<'a> BatchRun<'a> {
             timeout: policy.task_timeout(),
             halt,
             hand_on,
+            begins: None,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
         }
+    }
+
+    /// The same run, with somebody who watches over time limits.
+    #[must_use]
+    pub fn watched(self, begins: &'a Begins<'a>) -> Self {
+        Self { begins: Some(begins), ..self }
     }
 
     fn begin(&mut self, index: TaskIndex) -> Result<(), TaskError> {
@@ -108,6 +127,11 @@ impl<'a> BatchRun<'a> {
         self.cx.move_to(index, None);
         self.cx.check()?;
         self.cx.move_to(index, deadline);
+        if let (Some(deadline), Some(begins)) = (deadline, self.begins)
+            && !begins(index, deadline)
+        {
+            return Err(TaskError::stopped());
+        }
         Ok(())
     }
 

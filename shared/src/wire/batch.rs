@@ -57,6 +57,12 @@ impl<'a> Batch<'a> {
         Ok(tasks)
     }
 
+    /// Some tasks, encoded, as the `tasks` of a batch of their own.
+    #[must_use]
+    pub fn pack(tasks: &[&RawValue]) -> Box<RawValue> {
+        serde_json::value::to_raw_value(tasks).expect("what is JSON already is an array of it")
+    }
+
     pub(crate) fn wrong_count(&self, found: usize) -> Malformed {
         Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
