@@ -16,7 +16,7 @@ use gristmill_shared::{
 
 use gristmill_shared::wire::clip_reason;
 
-use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache};
+use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache, pace::Pace};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
@@ -31,7 +31,8 @@ pub(crate) struct Shop {
     pub(crate) board: Arc<JobBoard>,
     pub(crate) jobs: JobCache,
     pub(crate) lane: Lane,
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) pace: Pace,
     pub(crate) id: WorkerId,
     /// Given when the worker leaves: slots end before their next task.
     pub(crate) halt: StopSignal,
@@ -67,6 +68,7 @@ impl Shop {
             jobs: JobCache::default(),
             lane,
             transport,
+            pace: Pace::new(),
             id,
             halt: StopSignal::new(),
             counts: Counts::default(),

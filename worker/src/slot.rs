@@ -1,6 +1,9 @@
 //! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use gristmill_shared::{
     AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
@@ -131,7 +134,9 @@ impl Run<'_> {
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let began = Instant::now();
         let ran = job.process_batch(batch, &mut run.watched(&begins))?;
+        self.shop.pace.note(began.elapsed());
         if ran < batch.count && !stop.is_stopped() {
             let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
             self.send(rest.into_iter().collect());

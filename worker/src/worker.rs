@@ -16,7 +16,7 @@ use crate::{
     WorkerError, beat,
     crew::Crew,
     handoff::{self, HANDOFFS_QUEUED},
-    intake,
+    intake::{self, Intake},
     shop::Shop,
     slot::Work,
 };
@@ -29,6 +29,8 @@ const SETTLING_GRACE: Duration = Duration::from_secs(10);
 const PREFETCH_PER_SLOT: u16 = 4;
 /// The most messages a worker holds of either.
 const PREFETCH_MAX: u16 = 256;
+/// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
+const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
 /// A process runs one suspect at a time.
 const PREFETCH_SUSPECT: u16 = 1;
 
@@ -126,10 +128,19 @@ impl Worker {
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
-        for (role, prefetch) in self.prefetches() {
-            let consumer = transport.consume(&role.of(&self.lane), prefetch).await?;
-            let intake = intake::run(consumer, role, Arc::clone(&shop), work.clone(), leaving.clone());
-            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
+        for (from, prefetch, prefetch_when_long) in self.prefetches() {
+            let intake = Intake {
+                from,
+                prefetch,
+                prefetch_when_long,
+                shop: Arc::clone(&shop),
+                work: work.clone(),
+                waiting: waiting.clone(),
+                handoffs: handoffs.clone(),
+                leaving: leaving.clone(),
+            };
+            let consumer = intake.open().await?;
+            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(consumer))));
         }
         drop(work);
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
@@ -154,7 +165,7 @@ impl Worker {
         let intakes_ended = async {
             let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
             while let Some(intake) = intakes.next().await {
-                consumers.push(intake.map_err(|_| WorkerError::Died)??);
+                consumers.extend(intake.map_err(|_| WorkerError::Died)??);
             }
             Ok::<_, WorkerError>(consumers)
         };
@@ -208,9 +219,15 @@ impl Worker {
 }
 
 impl Worker {
-    fn prefetches(&self) -> [(QueueRole, u16); 3] {
-        let held = self.slots.get().saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
-        [(QueueRole::Tasks, held), (QueueRole::Again, held), (QueueRole::Suspect, PREFETCH_SUSPECT)]
+    /// Of each queue how many deliveries are held, and how many while batches take long.
+    fn prefetches(&self) -> [(QueueRole, u16, u16); 3] {
+        let slots = self.slots.get().min(PREFETCH_MAX);
+        let held = slots.saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
+        [
+            (QueueRole::Tasks, held, slots),
+            (QueueRole::Again, held, PREFETCH_AGAIN_WHEN_LONG),
+            (QueueRole::Suspect, PREFETCH_SUSPECT, PREFETCH_SUSPECT),
+        ]
     }
 }
 
