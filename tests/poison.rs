@@ -16,8 +16,9 @@ async fn keep_up(site: &Site, worker: impl Fn(&Site) -> Process, deaths: &Atomic
     }
 }
 
-/// Runs a job of `tasks` tasks over three workers that are started again when they die; returns how often they did.
-async fn one_task_fails(spin: &str, tasks: u64, poison: u64, worker: impl Fn(&Site) -> Process) -> usize {
+/// Runs a job of `tasks` tasks over three workers that are started again when they die, in which these tasks and no
+/// others fail; returns how often a worker died.
+async fn only_these_fail(spin: &str, tasks: u64, poison: &[u64], worker: impl Fn(&Site) -> Process) -> usize {
     let site = Site::new();
     let _sink = site.start("sink");
     let submit = site.start(&format!("producer submit spin --tasks {tasks} {spin} --wait --json"));
@@ -32,21 +33,31 @@ async fn one_task_fails(spin: &str, tasks: u64, poison: u64, worker: impl Fn(&Si
     let failures = site.run(&format!("sink failures {job} --json")).await;
     let failed: Vec<serde_json::Value> =
         failures.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(failed.len(), 1, "{failed:?}");
-    assert_eq!(failed[0]["index"].as_u64(), Some(poison));
-    assert_eq!(failed[0]["reason"], "its worker died 3 times");
-    assert_eq!(failed[0]["losses"].as_u64(), Some(3));
+    let indices: Vec<u64> = failed.iter().map(|row| row["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, poison, "{failed:?}");
+    for row in &failed {
+        assert_eq!((&row["reason"], row["losses"].as_u64()), (&"its worker died 3 times".into(), Some(3)));
+    }
     let verified = site.verify(job).await;
-    assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(tasks - 1), Some(1)));
+    let (done, failed) = (verified["done"].as_u64(), verified["failed"].as_u64());
+    assert_eq!((done, failed), (Some(tasks - poison.len() as u64), Some(poison.len() as u64)));
     deaths.into_inner()
 }
 
 #[tokio::test]
 async fn a_poisoned_task_fails_alone_and_its_neighbours_only_run_again() {
     let worker = |site: &Site| site.start("worker --slots 2");
-    let deaths = one_task_fails("--batch 64 --poison 100", 201, 100, worker).await;
+    let deaths = only_these_fail("--batch 64 --poison 100", 201, &[100], worker).await;
     // Twice with its batch, once with a part of four, three times alone.
     assert_eq!(deaths, 6);
+}
+
+#[tokio::test]
+async fn several_poisoned_tasks_fail_and_nobody_with_them() {
+    let worker = |site: &Site| site.start("worker --slots 2");
+    let spin = "--batch 32 --poison 5 --poison 77 --poison 150";
+    let deaths = only_these_fail(spin, 200, &[5, 77, 150], worker).await;
+    assert!(deaths >= 9, "{deaths} deaths, and three for each that was found alone");
 }
 
 #[tokio::test]
@@ -63,6 +74,6 @@ async fn a_task_that_takes_all_memory_fails_alone() {
             .env("MALLOC_ARENA_MAX", "2"); // what an arena reserves counts too
         Process::start("a worker with little memory", limited)
     };
-    let deaths = one_task_fails("--batch 16 --hog 20", 60, 20, worker).await;
+    let deaths = only_these_fail("--batch 16 --hog 20", 60, &[20], worker).await;
     assert_eq!(deaths, 5, "twice with its batch, three times alone");
 }

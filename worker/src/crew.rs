@@ -17,7 +17,7 @@ use crate::{
     seat::{Look, Running, Seat, Turn},
     sequel::Sequel,
     shop::{Shop, handoff},
-    slot::{self, Work},
+    slot::{self, Waiting, Work},
 };
 
 /// So many threads for each slot may be stuck; with more of them the worker ends, since only that ends them.
@@ -28,7 +28,7 @@ const STUCK_PER_SLOT: u32 = 1;
 pub(crate) struct Crew {
     shop: Arc<Shop>,
     seats: Vec<Arc<Seat>>,
-    waiting: flume::Receiver<Work>,
+    waiting: Waiting,
     handoffs: flume::Sender<Handoff>,
     wake: Arc<Notify>,
     ends: (flume::Sender<bool>, flume::Receiver<bool>),
@@ -41,7 +41,7 @@ impl Crew {
     pub(crate) fn start(
         slots: NonZeroU16,
         shop: Arc<Shop>,
-        waiting: flume::Receiver<Work>,
+        waiting: Waiting,
         handoffs: flume::Sender<Handoff>,
     ) -> Result<Self, WorkerError> {
         let wake = Arc::new(Notify::new());

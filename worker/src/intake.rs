@@ -10,7 +10,7 @@ use crate::{
     in_hand::InHand,
     pace::LONG,
     shop::{Shop, handoff},
-    slot::Work,
+    slot::{Giving, Waiting, Work},
     suspicion::that_count,
 };
 
@@ -25,9 +25,9 @@ pub(crate) struct Intake {
     pub(crate) prefetch: u16,
     pub(crate) prefetch_when_long: u16,
     pub(crate) shop: Arc<Shop>,
-    pub(crate) work: flume::Sender<Work>,
+    pub(crate) work: Giving,
     /// The other end of `work`, and where to what waits there goes when batches turn out to take long.
-    pub(crate) waiting: flume::Receiver<Work>,
+    pub(crate) waiting: Waiting,
     pub(crate) handoffs: flume::Sender<Handoff>,
     pub(crate) leaving: CancellationToken,
 }
@@ -104,7 +104,7 @@ impl Intake {
                 () = self.shop.pace.becomes(true) => {}
                 () = tokio::time::sleep(LONG) => self.shop.pace.held_up(),
             }
-            hand_back_all(&self.shop, self.waiting.clone(), self.handoffs.clone()).await;
+            hand_back_all(&self.shop, &self.waiting, &self.handoffs).await;
         };
         tokio::select! {
             biased;
@@ -123,13 +123,7 @@ impl Source {
 }
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
-async fn give(
-    source: &mut Source,
-    deliveries: Vec<Delivery>,
-    from: QueueRole,
-    shop: &Shop,
-    work: &flume::Sender<Work>,
-) {
+async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &Giving) {
     source.held.retain(|batch| !batch.is_settled()); // so never more than the prefetch
     // Judged now, since a delivery may wait here for long.
     let reconnected_at = shop.reconnected_at();
@@ -141,18 +135,13 @@ async fn give(
         let batch = Arc::new(InHand::new(receipt));
         source.held.push(Arc::clone(&batch));
         let next = Work { message, from, before, batch };
-        // Fails only when the worker ends with an error; the batch then stays unsettled.
-        let _ = work.send_async(next).await;
+        work.give(next).await;
     }
 }
 
 /// Hands back whatever is given to the slots, at no cost, until the intakes have ended.
-pub(crate) async fn hand_back_all(
-    shop: &Shop,
-    work: flume::Receiver<Work>,
-    handoffs: flume::Sender<Handoff>,
-) {
-    while let Ok(Work { message, from, batch, .. }) = work.recv_async().await {
+pub(crate) async fn hand_back_all(shop: &Shop, waiting: &Waiting, handoffs: &flume::Sender<Handoff>) {
+    while let Some(Work { message, from, batch, .. }) = waiting.next_async().await {
         // Fails only when the worker ends with an error; the batch then stays unsettled.
         let _ = handoffs.send_async(handoff(vec![shop.hand_back(message, from)], &batch)).await;
         batch.close();

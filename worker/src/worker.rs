@@ -18,7 +18,7 @@ use crate::{
     handoff::{self, HANDOFFS_QUEUED},
     intake::{self, Intake},
     shop::Shop,
-    slot::Work,
+    slot,
 };
 
 /// How long running tasks may take to end after the worker was told to leave.
@@ -123,7 +123,7 @@ impl Worker {
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
-        let (work, waiting) = flume::bounded::<Work>(usize::from(self.slots.get()));
+        let (work, waiting) = slot::waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
@@ -171,7 +171,7 @@ impl Worker {
         };
         let handed_back = async {
             leaving.cancelled().await;
-            intake::hand_back_all(&shop, waiting, handoffs).await;
+            intake::hand_back_all(&shop, &waiting, &handoffs).await;
             Ok(())
         };
         let no_more = CancellationToken::new();
@@ -224,9 +224,9 @@ impl Worker {
         let slots = self.slots.get().min(PREFETCH_MAX);
         let held = slots.saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
         [
+            (QueueRole::Suspect, PREFETCH_SUSPECT, PREFETCH_SUSPECT), // taken first, since it is run first
             (QueueRole::Tasks, held, slots),
             (QueueRole::Again, held, PREFETCH_AGAIN_WHEN_LONG),
-            (QueueRole::Suspect, PREFETCH_SUSPECT, PREFETCH_SUSPECT),
         ]
     }
 }

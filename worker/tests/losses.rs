@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     num::NonZeroU16,
-    ops::ControlFlow,
+    ops::{ControlFlow, Range},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -29,6 +29,7 @@ use tokio::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Tasks that end so are poisoned, in jobs that have poison.
 const POISON: u64 = 37;
 
 /// Somebody has begun the poison.
@@ -50,7 +51,7 @@ impl Job for Fatal {
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
         match task {
             0 => Err(TaskError::failed("nought")),
-            POISON => {
+            _ if task % 1000 == POISON => {
                 POISONED.notify_one();
                 loop {
                     std::thread::park(); // what the connection's end makes of it is up to the test
@@ -191,21 +192,30 @@ async fn a_worker_whose_own_connection_went_suspects_nobody() {
 }
 
 /// The whole way: two deaths with the batch as it was sent, one for each step down to a single task, and two more until
-/// the third redelivery of that is a failure.
+/// the third redelivery of that is a failure. And several at once, in the slots of the same workers.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_poisoned_task_is_found_among_its_neighbours_after_six_deaths() {
+async fn poisoned_tasks_are_found_and_their_neighbours_only_run_again() {
+    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held by workers that die, in the other slots
+    let deaths = hunt(&[1..65, innocent(1000), innocent(2000), innocent(3000)]).await;
+    assert_eq!(deaths, 6);
+    let deaths = hunt(&[1..65, innocent(1000), 2001..2065, 3001..3065, 4001..4065]).await;
+    assert!(deaths >= 4 * 3, "{deaths} deaths, and three for each that was found alone");
+}
+
+/// Runs the batches with workers of two slots, of which each dies when it meets a poisoned task; returns how many did.
+async fn hunt(batches: &[Range<u64>]) -> usize {
     let broker = lane().await;
-    let tasks: Vec<u64> = (1..=64).collect();
-    send(&*broker, QueueRole::Tasks, 1, &tasks, Headers::default()).await;
-    for first in [1001, 2001, 3001] {
-        let innocent: Vec<u64> = (first..first + 64).collect(); // held by workers that die, in the other slots
-        send(&*broker, QueueRole::Tasks, first, &innocent, Headers::default()).await;
+    for batch in batches {
+        let tasks: Vec<u64> = batch.clone().collect();
+        send(&*broker, QueueRole::Tasks, batch.start, &tasks, Headers::default()).await;
     }
-    let (mut done, mut failed, mut deaths) = (BTreeSet::new(), Vec::new(), 0);
+    let (poisoned, healthy): (BTreeSet<u64>, BTreeSet<u64>) =
+        batches.iter().cloned().flatten().partition(|task| task % 1000 == POISON);
+    let (mut done, mut failed, mut deaths) = (BTreeSet::new(), BTreeSet::new(), 0);
     let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let mut connection = broker.connect();
     let mut worker = start(Arc::clone(&connection) as _, 2);
-    while done.len() + failed.len() < 4 * 64 {
+    while done.len() + failed.len() < poisoned.len() + healthy.len() {
         let deliveries = tokio::select! {
             deliveries = within(results.recv(10)) => deliveries.unwrap(),
             () = POISONED.notified() => {
@@ -218,20 +228,21 @@ async fn a_poisoned_task_is_found_among_its_neighbours_after_six_deaths() {
             }
         };
         for delivery in deliveries {
-            let body: serde_json::Value = serde_json::from_slice(&delivery.message.body).unwrap();
-            for span in body["done"].as_array().unwrap() {
-                done.extend(span["outputs"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()));
+            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+            for span in results.done {
+                done.extend(serde_json::from_str::<Vec<u64>>(span.outputs.get()).unwrap());
             }
-            failed.extend(body["failed"].as_array().into_iter().flatten().cloned());
+            for task in results.failed {
+                assert_eq!((&*task.reason, task.losses), ("its worker died 3 times", 3), "{}", task.index);
+                failed.insert(task.index.0);
+            }
             delivery.receipt.ack();
         }
     }
-    assert_eq!(deaths, 6);
-    assert_eq!(failed.len(), 1, "{failed:?}");
-    assert_eq!((&failed[0]["index"], &failed[0]["losses"]), (&json!(POISON), &json!(3)));
-    assert!(!done.contains(&POISON) && done.len() == 255);
+    assert_eq!((failed, done), (poisoned, healthy));
     worker.0.send(()).unwrap();
     assert_eq!(within(worker.1).await.unwrap().unwrap().abandoned, 0);
+    deaths
 }
 
 /// A connection that has just come back.
