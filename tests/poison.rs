@@ -8,7 +8,7 @@ use tokio::process::Command;
 use crate::harness::{Process, Site, within};
 
 /// Starts a worker again whenever it dies, and counts.
-async fn keep_up(site: &Site, worker: impl Fn(&Site) -> Process, deaths: &AtomicUsize) {
+async fn keep_up(site: &Site, worker: impl Fn(&Site) -> Process + Send + Sync, deaths: &AtomicUsize) {
     loop {
         let ended = worker(site).end().await;
         assert_eq!(ended.code, -1, "it was no signal that ended this worker: {ended:?}");
@@ -18,7 +18,12 @@ async fn keep_up(site: &Site, worker: impl Fn(&Site) -> Process, deaths: &Atomic
 
 /// Runs a job of `tasks` tasks over three workers that are started again when they die, in which these tasks and no
 /// others fail; returns how often a worker died.
-async fn only_these_fail(spin: &str, tasks: u64, poison: &[u64], worker: impl Fn(&Site) -> Process) -> usize {
+async fn only_these_fail(
+    spin: &str,
+    tasks: u64,
+    poison: &[u64],
+    worker: impl Fn(&Site) -> Process + Send + Sync,
+) -> usize {
     let site = Site::new();
     let _sink = site.start("sink");
     let submit = site.start(&format!("producer submit spin --tasks {tasks} {spin} --wait --json"));

@@ -67,6 +67,13 @@ impl Process {
         })
     }
 
+    /// Waits until so many lines on stderr contain `text`.
+    pub(crate) async fn says_times(&mut self, text: &str, times: usize) {
+        let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= times;
+        let said = within(text, self.said.wait_for(enough)).await.is_ok();
+        assert!(said, "{} ended without saying {text:?} {times} times: {:#?}", self.name, self.said.borrow());
+    }
+
     /// How many lines on stderr contain `text` so far.
     pub(crate) fn said(&self, text: &str) -> usize {
         self.said.borrow().iter().filter(|line| line.contains(text)).count()

@@ -10,11 +10,12 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
+    Address, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
     Transport, WorkerId,
 };
 
 use gristmill_shared::wire::clip_reason;
+use tokio::sync::watch;
 
 use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache, pace::Pace};
 
@@ -32,6 +33,7 @@ pub(crate) struct Shop {
     pub(crate) jobs: JobCache,
     pub(crate) lane: Lane,
     pub(crate) transport: Arc<dyn Transport>,
+    connection: Mutex<Connection>,
     pub(crate) pace: Pace,
     pub(crate) id: WorkerId,
     /// Given when the worker leaves: slots end before their next task.
@@ -39,6 +41,13 @@ pub(crate) struct Shop {
     pub(crate) counts: Counts,
     pub(crate) messages: AtomicU64,
     pub(crate) reported: Mutex<BTreeSet<JobId>>,
+}
+
+/// How this process is connected, as far as somebody has looked.
+#[derive(Debug)]
+struct Connection {
+    health: watch::Receiver<Health>,
+    changed_at: Option<Instant>,
 }
 
 /// What a worker did since it started.
@@ -67,6 +76,7 @@ impl Shop {
             board,
             jobs: JobCache::default(),
             lane,
+            connection: Mutex::new(Connection { health: transport.health(), changed_at: None }),
             transport,
             pace: Pace::new(),
             id,
@@ -87,9 +97,14 @@ impl Shop {
         self.messages.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// When this process last lost the broker and found it again.
+    /// When this process was last seen to lose the broker, or to find it again. The first connection does not count.
     pub(crate) fn reconnected_at(&self) -> Option<Instant> {
-        self.transport.reconnected_at()
+        let mut seen = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.health.has_changed().unwrap_or_default() {
+            seen.health.mark_unchanged();
+            seen.changed_at = Some(Instant::now());
+        }
+        seen.changed_at
     }
 
     /// Gives a message that was not begun to whoever takes it next, at no cost. A suspect stays among the suspects.

@@ -7,14 +7,14 @@ use std::{
     num::NonZeroU16,
     ops::{ControlFlow, Range},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Job, JobError, JobId, JournalReader,
-    Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext, TaskError,
-    TaskIndex, Transport, TransportError,
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
+    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext,
+    TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Results},
@@ -23,7 +23,7 @@ use gristmill_worker::{Worker, WorkerError, WorkerReport};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::to_raw_value};
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -186,7 +186,8 @@ async fn a_worker_whose_own_connection_went_suspects_nobody() {
     let headers = Headers { loss: 2, ..Headers::default() };
     send(&*memory, QueueRole::Suspect, 5, &[7], headers).await;
     take_in_vain(&*memory, QueueRole::Suspect, 1).await;
-    let (_leave, _worker) = start(Arc::new(Reconnected(Arc::clone(&memory))), 1);
+    let (_leave, _worker) =
+        start(Arc::new(Reconnected(Arc::clone(&memory), watch::Sender::new(Health::Well))), 1);
     let results = results(&*memory).await;
     assert_eq!((&results["done"][0]["outputs"], results.get("failed")), (&json!([7]), None));
 }
@@ -245,9 +246,9 @@ async fn hunt(batches: &[Range<u64>]) -> usize {
     deaths
 }
 
-/// A connection that has just come back.
+/// A connection that comes back while its consumers are made.
 #[derive(Debug)]
-struct Reconnected(Arc<MemoryTransport>);
+struct Reconnected(Arc<MemoryTransport>, watch::Sender<Health>);
 
 impl fmt::Display for Reconnected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -267,6 +268,9 @@ impl Transport for Reconnected {
         self.0.publisher().await
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        for health in [Health::Away("a test".into()), Health::Well] {
+            self.1.send_replace(health);
+        }
         self.0.consume(queue, prefetch).await
     }
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
@@ -275,8 +279,8 @@ impl Transport for Reconnected {
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.0.events(filter).await
     }
-    fn reconnected_at(&self) -> Option<Instant> {
-        Some(Instant::now())
+    fn health(&self) -> watch::Receiver<Health> {
+        self.1.subscribe()
     }
     async fn close(&self) {
         self.0.close().await;
