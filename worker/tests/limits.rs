@@ -35,6 +35,10 @@ static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 /// The thread that ran [`UNTIL_RELEASED`] has ended.
 static GONE: Notify = Notify::const_new();
 
+fn until_released() {
+    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+}
+
 struct TellsWhenGone(Cell<bool>);
 
 impl Drop for TellsWhenGone {
@@ -69,9 +73,7 @@ impl Job for Slow {
             },
             UNTIL_RELEASED => {
                 THREAD.with(|thread| thread.0.set(true));
-                let (released, change) = (&RELEASED.0, &RELEASED.1);
-                let waited = change.wait_while(released.lock().unwrap(), |released| !*released);
-                drop(waited);
+                until_released();
             }
             LOOKS_AT_ITS_LIMIT => loop {
                 cx.check()?;

@@ -29,6 +29,10 @@ const BATCHES: usize = 40;
 static BEGUN: Notify = Notify::const_new();
 static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
+fn until_released() {
+    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+}
+
 /// Its tasks wait until they are released.
 #[derive(Serialize, Deserialize)]
 struct Held;
@@ -44,7 +48,7 @@ impl Job for Held {
     }
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
         BEGUN.notify_one();
-        drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released));
+        until_released();
         Ok(task)
     }
     fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
