@@ -21,6 +21,8 @@ pub enum Exit {
     Broker = 3,
     /// A defect of the program.
     Bug = 4,
+    /// Too many of a worker's threads are stuck in tasks that do not end; start it again.
+    Stuck = 5,
     /// SIGINT or SIGTERM came, and what was under way was not ended in order.
     Interrupted = 130,
 }
@@ -107,6 +109,7 @@ impl From<WorkerError> for Failure {
         match error {
             WorkerError::Transport(error) => error.into(),
             WorkerError::Store(_) => Self::new(Exit::Broker, error_chain(&error)),
+            WorkerError::Stuck { .. } => Self::new(Exit::Stuck, error),
             error => Self::new(Exit::Bug, error_chain(&error)),
         }
     }

@@ -34,6 +34,22 @@ async fn bad_parameters_are_refused_before_a_broker_is_asked_for() {
 }
 
 #[tokio::test]
+async fn bad_limits_are_refused_with_what_would_be_good_ones() {
+    let site = Site::new();
+    for (flag, parts) in [
+        ("--fail-fast 0", ["'0'", "a number of failed tasks from 1 on, or a share of all from 1% to 100%"]),
+        ("--fail-fast 101%", ["'101%'", "--fail-fast"]),
+        ("--task-timeout 5", ["'5'", "time unit needed"]),
+        ("--task-timeout 1us", ["'1us'", "expected at least 1ms"]),
+    ] {
+        for how in ["gristmill run", "producer --broker amqp://localhost:1 submit"] {
+            assert_told(&site.run(&format!("{how} spin --tasks 1 {flag}")).await, 2, &parts);
+        }
+    }
+    assert_told(&site.run("worker --grace soon").await, 2, &["'soon'", "--grace"]);
+}
+
+#[tokio::test]
 async fn a_broker_that_is_wrong_or_away_is_told_within_ten_seconds() {
     let site = Site::new();
     for (url, code, part) in [

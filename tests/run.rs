@@ -43,6 +43,21 @@ async fn tasks_that_fail_for_good_are_counted_and_told() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_to_fail_fast_ends_at_so_many_failures() {
+    for limit in ["20", "1%"] {
+        let words = format!(
+            "gristmill run spin --tasks 2000 --fail-rate 0.5 --max-attempts 1 --batch 1 --json --fail-fast {limit}"
+        );
+        let ended = Site::new().run(&words).await;
+        assert_eq!(ended.code, 1, "{ended:?}");
+        let end: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        let count = |what: &str| end["account"][what].as_u64().unwrap();
+        assert!(count("failed") >= 20 && count("skipped") > 0, "{end}");
+        assert_eq!(count("done") + count("failed") + count("skipped"), 2000, "{end}");
+    }
+}
+
+#[tokio::test]
 async fn a_million_tiny_tasks_add_up() {
     let tasks = if cfg!(debug_assertions) { 100_000_u64 } else { 1_000_000 };
     let ended = Site::new().run(&format!("gristmill run spin --tasks {tasks}")).await;

@@ -3,7 +3,7 @@
 mod load;
 mod work;
 
-use std::ops::ControlFlow;
+use std::{hint::black_box, ops::ControlFlow};
 
 use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, TaskError, TaskIndex};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,8 @@ const MAX_PAYLOAD: u32 = 1_000_000;
 ///   gristmill run spin --tasks 1000000
 ///   producer submit spin --tasks 10000 --micros 500 --payload 1000 --wait
 ///   producer submit spin --tasks 10000 --fail-rate 0.05 --seed 7 --wait
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, clap::Args)]
+///   producer submit spin --tasks 10000 --poison 4711 --wait
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Spin {
     /// How many tasks
@@ -44,6 +45,21 @@ pub struct Spin {
     #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
     #[serde(default)]
     pub fail_rate: f64,
+
+    /// A task that aborts the process of its worker, as a crash in native code would; may be given several times
+    #[arg(long, value_name = "INDEX")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub poison: Vec<u64>,
+
+    /// A task that takes memory until its worker dies of it; limit its workers' (`ulimit -v`), or the machine suffers
+    #[arg(long, value_name = "INDEX")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hog: Vec<u64>,
+
+    /// A task that never ends, and does not see when it should; has an end only with --task-timeout
+    #[arg(long, value_name = "INDEX")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hang: Vec<u64>,
 
     /// Decides which tasks fail, and what the payloads are
     #[arg(long, value_name = "S", default_value_t)]
@@ -98,8 +114,19 @@ impl Job for Spin {
     }
 
     fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
-        self.work.perform(cx)?;
         let (index, failures) = (task.index(), self.failures(task.index()));
+        if self.poison.contains(&index) {
+            std::process::abort();
+        }
+        if self.hog.contains(&index) {
+            die_of_hunger();
+        }
+        if self.hang.contains(&index) {
+            loop {
+                std::thread::park();
+            }
+        }
+        self.work.perform(cx)?;
         if cx.attempt() <= failures {
             return Err(TaskError::failed(format!(
                 "try {} of task {index} fails, as --fail-rate asks; it succeeds after {failures}",
@@ -117,6 +144,16 @@ impl Job for Spin {
 
     fn conclude(&self, report: &SpinReport, _: &Account) -> Conclusion {
         Conclusion::answer(format!("{} tasks, sum {}", report.count, report.sum))
+    }
+}
+
+/// Takes memory, and uses it, until there is none; then the allocator aborts the process.
+fn die_of_hunger() -> ! {
+    const BITE: usize = 64 << 20;
+    let mut eaten = Vec::new();
+    loop {
+        eaten.push(black_box(vec![1_u8; BITE])); // ones, since zeros would take no memory
+        black_box(&eaten);
     }
 }
 
@@ -151,7 +188,7 @@ mod tests {
     use super::*;
 
     fn spin(tasks: u64) -> Spin {
-        Spin { tasks, work: Work::default(), payload: 0, fail_rate: 0.0, seed: 0 }
+        Spin { tasks, ..Spin::default() }
     }
 
     #[test]

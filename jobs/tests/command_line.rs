@@ -34,7 +34,14 @@ fn what_is_given_arrives() {
     };
     assert_eq!(parse::<Crack>(crack).unwrap(), wanted);
     let spin = "spin --tasks 1000000 --micros 0 --payload 5 --fail-rate 0.5 --seed 3";
-    let wanted = Spin { tasks: 1_000_000, work: Work::default(), payload: 5, fail_rate: 0.5, seed: 3 };
+    let wanted = Spin {
+        tasks: 1_000_000,
+        work: Work::default(),
+        payload: 5,
+        fail_rate: 0.5,
+        seed: 3,
+        ..Spin::default()
+    };
     assert_eq!(parse::<Spin>(spin).unwrap(), wanted);
 }
 

@@ -108,7 +108,7 @@ proptest! {
         how in how(),
         enter in any::<Index>(),
     ) {
-        let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed };
+        let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed, ..Spin::default() };
         let outcome = run(&job, how, enter);
         let sum = (0..u128::from(tasks)).sum();
         prop_assert_eq!(outcome.report, SpinReport { count: tasks, sum });

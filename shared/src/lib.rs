@@ -25,8 +25,8 @@ pub mod wire;
 pub use board::{BOARD_MAX_JOBS, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
-    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, SplitStep,
-    TaskFailure, erase, panic_text,
+    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
+    SplitStep, TaskFailure, erase, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
@@ -35,7 +35,7 @@ pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
-pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, Policy};
+pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use store::{StoreError, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};

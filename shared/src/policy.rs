@@ -1,6 +1,6 @@
 //! How a job's tasks are treated when they fail; travels in every batch, so that every worker treats a job alike.
 
-use std::time::Duration;
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,4 +47,51 @@ pub enum FailFast {
     Tasks(u64),
     /// This share of the job's tasks, in percent.
     Percent(u8),
+}
+
+impl fmt::Display for FailFast {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tasks(tasks) => write!(f, "{tasks}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+impl FromStr for FailFast {
+    type Err = NoFailFast;
+
+    /// A number of tasks, `10`, or a share of them, `5%`; 0 of either would end every job.
+    fn from_str(text: &str) -> Result<Self, NoFailFast> {
+        let parsed = match text.strip_suffix('%') {
+            Some(percent) => {
+                percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self::Percent)
+            }
+            None => text.parse().ok().filter(|tasks| *tasks > 0).map(Self::Tasks),
+        };
+        parsed.ok_or(NoFailFast)
+    }
+}
+
+/// A text that is no [`FailFast`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number of failed tasks from 1 on, or a share of all from 1% to 100%")]
+pub struct NoFailFast;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fail_fast_is_a_number_or_a_share() {
+        for (text, meant) in
+            [("1", FailFast::Tasks(1)), ("2000", FailFast::Tasks(2000)), ("100%", FailFast::Percent(100))]
+        {
+            assert_eq!(text.parse(), Ok(meant));
+            assert_eq!(meant.to_string(), text);
+        }
+        for bad in ["", "%", "0", "0%", "101%", "-1", "2.5%", "many", "5 %"] {
+            assert_eq!(bad.parse::<FailFast>(), Err(NoFailFast), "{bad}");
+        }
+    }
 }

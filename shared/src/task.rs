@@ -65,7 +65,7 @@ impl TaskContext {
     /// Pass it on with `?`; it does not count as a failure of the task if the job was stopped.
     pub fn check(&self) -> Result<(), TaskError> {
         if self.stop.is_stopped() {
-            return Err(TaskError(Trouble::Stopped));
+            return Err(TaskError::stopped());
         }
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(TaskError(Trouble::TimedOut)),
@@ -143,6 +143,10 @@ impl TaskError {
     #[must_use]
     pub fn failed(why: impl fmt::Display) -> Self {
         Self(Trouble::Failed(why.to_string()))
+    }
+
+    pub(crate) fn stopped() -> Self {
+        Self(Trouble::Stopped)
     }
 
     /// What it means for the task.

@@ -168,10 +168,19 @@ pub trait Consumer: fmt::Debug + Send {
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// It was delivered before, to somebody who did not settle it. That alone does not mean that somebody died.
-    pub redelivered: bool,
+    /// How often it was delivered before, to somebody who did not settle it. That alone does not mean that somebody
+    /// died. A backend that cannot count says 1 for every number above 0.
+    pub deliveries_before: u32,
     /// The right to settle it.
     pub receipt: Receipt,
+}
+
+impl Delivery {
+    /// It was delivered before, to somebody who did not settle it.
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.deliveries_before > 0
+    }
 }
 
 /// The right to settle one delivery, once: settling consumes it.

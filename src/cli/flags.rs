@@ -5,7 +5,7 @@ use std::{num::NonZeroU16, sync::Arc, time::Duration};
 use clap::{ArgAction, Args};
 use gristmill_producer::{DEFAULT_BATCH, SubmitOptions};
 use gristmill_shared::{
-    DEFAULT_MAX_ATTEMPTS, Lane, Policy, Transport, WorkerId,
+    DEFAULT_MAX_ATTEMPTS, FailFast, Lane, Policy, Transport, WorkerId,
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
@@ -115,12 +115,51 @@ pub(crate) struct SubmitFlags {
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     max_attempts: u32,
+
+    /// How long one task may take, 30s or 5m for instance; one that takes longer has failed, and is tried again
+    /// [default: no limit]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = time_limit)]
+    task_timeout: Option<Duration>,
+
+    /// End the job when so many tasks have failed for good: a number, 10, or a share of all, 5% [default: never]
+    #[arg(long, global = true, value_name = "N|P%")]
+    fail_fast: Option<FailFast>,
 }
 
+/// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
+const LONG_TASK: Duration = Duration::from_secs(15 * 60);
+
 impl SubmitFlags {
+    /// What somebody should know who sends tasks that may take so long over a broker.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let limit = self.task_timeout.filter(|limit| *limit > LONG_TASK)?;
+        Some(format!(
+            "warning: a task may take {} (--task-timeout), but RabbitMQ takes a message back after 30 min unless it is \
+             told otherwise: the task would then run again elsewhere, and in the end count as one that kills its \
+             workers (hint: set consumer_timeout on the broker to at least {}, or split into shorter tasks)",
+            humantime::format_duration(limit),
+            humantime::format_duration(limit.saturating_mul(2)),
+        ))
+    }
+
     pub(crate) fn options(&self, lane: &Lane) -> SubmitOptions {
-        let policy = Policy { max_attempts: self.max_attempts, ..Policy::default() };
+        let policy = Policy {
+            max_attempts: self.max_attempts,
+            task_timeout_ms: self
+                .task_timeout
+                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
+            fail_fast: self.fail_fast,
+        };
         SubmitOptions { lane: lane.clone(), policy, batch: self.batch }
+    }
+}
+
+/// A time that is worth a limit.
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(limit) if limit < Duration::from_millis(1) => Err("expected at least 1ms".into()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
     }
 }
 

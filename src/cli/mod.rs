@@ -136,7 +136,7 @@ Examples:
   gristmill worker --slots 8
   gristmill producer submit primes --limit 100000000 --wait
 
-Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 130 interrupted";
+Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 5 a worker's threads are stuck, 130 interrupted";
 
 async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcome {
     match role {

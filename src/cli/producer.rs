@@ -121,6 +121,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             let matches = matches.subcommand_matches("submit").ok_or_else(|| Failure::usage("no kind"))?;
             let job = context.kinds.job(matches)?;
             job.plan().map_err(Failure::usage)?; // before a broker is asked for
+            submit.how.warning().into_iter().for_each(say);
             let (transport, submission) = context
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;

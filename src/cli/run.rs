@@ -52,6 +52,9 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = RunFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let job = context.kinds.job(matches)?;
     job.plan().map_err(Failure::usage)?; // before anything is started
+    if flags.broker.is_some() {
+        flags.how.warning().into_iter().for_each(say);
+    }
     let app = process_id("run");
     let lane = flags.lane.lane.clone();
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {

@@ -1,5 +1,7 @@
 //! `worker`: joins the fleet.
 
+use std::{sync::Arc, time::Duration};
+
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_worker::Worker;
 
@@ -22,24 +24,29 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
+    /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
+    #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    grace: Duration,
 }
 
 pub(crate) fn command() -> Command {
     WorkerFlags::augment_args(Command::new("worker")).after_help(
-        "Examples:\n  worker --slots 8\n  worker --broker amqp://user:password@broker:5672 --lane night",
+        "Examples:\n  worker --slots 8 --grace 2m\n  worker --broker amqp://user:password@broker:5672 --lane night",
     )
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let (transport, id) = context.unless_interrupted(flags.broker.connect("worker")).await?;
-    let worker =
-        Worker::new(context.registry.clone(), id).lane(flags.lane.lane.clone()).slots(flags.slots.slots());
+    let worker = Worker::new(context.registry.clone(), id)
+        .lane(flags.lane.lane.clone())
+        .slots(flags.slots.slots())
+        .grace(flags.grace);
     let leave = async {
         context.signals.first().await;
         say("leaving: taking nothing more, waiting for the running tasks (once more to stop at once)");
     };
-    let report = worker.run_until(std::sync::Arc::clone(&transport), leave).await;
+    let report = worker.run_until(Arc::clone(&transport), leave).await;
     transport.close().await;
     say(format_args!("stopped: {}", report?));
     Ok(Exit::Ok)

@@ -39,7 +39,7 @@ async fn a_requeued_delivery_comes_again_and_its_acked_neighbours_do_not() {
         }
     }
     let again = take(&mut consumer, 1).await;
-    assert_eq!((ids(&again), again[0].redelivered), (vec!["2"], true));
+    assert_eq!((ids(&again), again[0].redelivered()), (vec!["2"], true));
     nothing_comes(&mut consumer).await;
 }
 
@@ -78,7 +78,7 @@ async fn what_a_dropped_consumer_held_comes_again_and_what_it_acked_does_not() {
     let mut next = transport.consume(&queue, 6).await.unwrap();
     let again = take(&mut next, 4).await;
     assert_eq!(ids(&again), ["2", "3", "4", "5"]);
-    assert!(again.iter().all(|delivery| delivery.redelivered));
+    assert!(again.iter().all(|delivery| delivery.redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.ack());
     nothing_comes(&mut next).await;
     within(next.close()).await;
@@ -127,5 +127,5 @@ async fn results_go_to_one_sink_at_a_time() {
     within(active.close()).await;
     let taken_over = take(&mut next, 2).await;
     assert_eq!(ids(&taken_over), ids(&held));
-    assert!(taken_over.iter().all(|delivery| delivery.redelivered));
+    assert!(taken_over.iter().all(|delivery| delivery.redelivered()));
 }

@@ -125,12 +125,12 @@ async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_
 
     // What was held through it all is somebody else's now: ours, by another receipt.
     let again = take(&mut holder, 1).await.remove(0);
-    assert_eq!((again.message.id.as_str(), again.redelivered), ("held", true));
+    assert_eq!((again.message.id.as_str(), again.redelivered()), ("held", true));
     held.receipt.ack();
     again.receipt.ack();
     store(&transport, vec![to(&held_queue, message("next"))]).await;
     let next = take(&mut holder, 1).await.remove(0);
-    assert_eq!((next.message.id.as_str(), next.redelivered), ("next", false), "its channel stood");
+    assert_eq!((next.message.id.as_str(), next.redelivered()), ("next", false), "its channel stood");
 
     let last = (BATCHES - 1).to_string();
     let (facts, caught_up) = read_up_to(&mut journal, job, &last).await;
@@ -159,7 +159,7 @@ async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
 
     broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
     let again = take(&mut consumer, 1).await.remove(0);
-    assert!(again.redelivered);
+    assert!(again.redelivered());
     held.receipt.ack(); // stale
     store(&transport, numbered(&queue, 1..2)).await;
     assert_eq!(ids(&take(&mut consumer, 1).await), ["1"]);

@@ -115,13 +115,13 @@ async fn a_consumer_goes_on_and_what_was_not_settled_comes_again() {
     let mut names = ids(&again);
     names.sort_unstable();
     assert_eq!(names, ["0", "1", "2", "3", "4"], "stale: the ack came too late");
-    assert!(again.iter().all(|delivery| delivery.redelivered));
+    assert!(again.iter().all(|delivery| delivery.redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.requeue());
     nothing_comes(&mut consumer).await; // the prefetch is as it was, and stale receipts move nothing
     again.into_iter().for_each(|delivery| delivery.receipt.ack());
     let rest = take(&mut consumer, 3).await;
     assert_eq!(ids(&rest), ["5", "6", "7"]);
-    assert!(rest.iter().all(|delivery| !delivery.redelivered), "and its channel stood");
+    assert!(rest.iter().all(|delivery| !delivery.redelivered()), "and its channel stood");
     rest.into_iter().for_each(|delivery| delivery.receipt.ack());
     nothing_comes(&mut consumer).await;
     within(consumer.close()).await;

@@ -20,6 +20,7 @@ pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: u
     let mut beats = tokio::time::interval(BEAT_EVERY);
     loop {
         beats.tick().await;
+        let _ = shop.reconnected_at(); // looked at now and then, so that it is not noticed late
         let beat = WorkerBeat {
             worker: shop.id.clone(),
             lane: shop.lane.clone(),

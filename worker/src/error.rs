@@ -15,6 +15,17 @@ pub enum WorkerError {
     /// The operating system gives no thread.
     #[error("cannot start a slot's thread (hint: fewer slots, or a higher limit on processes)")]
     Threads(#[source] std::io::Error),
+    /// Tasks that do not end have taken too many threads.
+    #[error(
+        "{threads} threads are stuck in tasks that run on long after their time limit, more than the {slots} slots; what \
+         was not begun is handed back (hint: start the worker again, and let the job call cx.check() now and then)"
+    )]
+    Stuck {
+        /// How many.
+        threads: u32,
+        /// How many slots the worker has.
+        slots: u16,
+    },
     /// A defect of the worker itself.
     #[error("a part of the worker died; this is a defect of the worker, not of a task")]
     Died,

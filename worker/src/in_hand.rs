@@ -26,6 +26,11 @@ impl InHand {
         self.open_ends.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether it has been acked.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.open_ends.load(Ordering::Acquire) == 0
+    }
+
     /// It is stored, or the slot is through.
     pub(crate) fn close(&self) {
         if self.open_ends.fetch_sub(1, Ordering::AcqRel) == 1

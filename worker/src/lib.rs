@@ -5,13 +5,18 @@
 //! ```
 
 mod beat;
+mod crew;
 mod error;
 mod handoff;
 mod in_hand;
 mod intake;
 mod job_cache;
+mod pace;
+mod seat;
+mod sequel;
 mod shop;
 mod slot;
+mod suspicion;
 mod worker;
 
 pub use error::WorkerError;

@@ -6,15 +6,18 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use gristmill_shared::{
-    Address, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal, WorkerId,
+    Address, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
+    Transport, WorkerId,
 };
 
 use gristmill_shared::wire::clip_reason;
+use tokio::sync::watch;
 
-use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache};
+use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache, pace::Pace};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
@@ -29,12 +32,22 @@ pub(crate) struct Shop {
     pub(crate) board: Arc<JobBoard>,
     pub(crate) jobs: JobCache,
     pub(crate) lane: Lane,
+    pub(crate) transport: Arc<dyn Transport>,
+    connection: Mutex<Connection>,
+    pub(crate) pace: Pace,
     pub(crate) id: WorkerId,
     /// Given when the worker leaves: slots end before their next task.
     pub(crate) halt: StopSignal,
     pub(crate) counts: Counts,
     pub(crate) messages: AtomicU64,
     pub(crate) reported: Mutex<BTreeSet<JobId>>,
+}
+
+/// How this process is connected, as far as somebody has looked.
+#[derive(Debug)]
+struct Connection {
+    health: watch::Receiver<Health>,
+    changed_at: Option<Instant>,
 }
 
 /// What a worker did since it started.
@@ -46,15 +59,26 @@ pub(crate) struct Counts {
     pub(crate) skipped: AtomicU64,
     pub(crate) handed_back: AtomicU64,
     pub(crate) busy: AtomicU32,
+    /// Threads that were left behind in a task, and are still there.
+    pub(crate) stuck: AtomicU32,
 }
 
 impl Shop {
-    pub(crate) fn new(registry: Registry, board: Arc<JobBoard>, lane: Lane, id: WorkerId) -> Self {
+    pub(crate) fn new(
+        registry: Registry,
+        board: Arc<JobBoard>,
+        transport: Arc<dyn Transport>,
+        lane: Lane,
+        id: WorkerId,
+    ) -> Self {
         Self {
             registry,
             board,
             jobs: JobCache::default(),
             lane,
+            connection: Mutex::new(Connection { health: transport.health(), changed_at: None }),
+            transport,
+            pace: Pace::new(),
             id,
             halt: StopSignal::new(),
             counts: Counts::default(),
@@ -73,10 +97,21 @@ impl Shop {
         self.messages.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Gives a message that was not begun to whoever takes it next, at no cost.
-    pub(crate) fn hand_back(&self, message: Message) -> Outgoing {
+    /// When this process was last seen to lose the broker, or to find it again. The first connection does not count.
+    pub(crate) fn reconnected_at(&self) -> Option<Instant> {
+        let mut seen = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.health.has_changed().unwrap_or_default() {
+            seen.health.mark_unchanged();
+            seen.changed_at = Some(Instant::now());
+        }
+        seen.changed_at
+    }
+
+    /// Gives a message that was not begun to whoever takes it next, at no cost. A suspect stays among the suspects.
+    pub(crate) fn hand_back(&self, message: Message, from: QueueRole) -> Outgoing {
         self.counts.handed_back.fetch_add(1, Ordering::Relaxed);
-        Outgoing { to: self.to(QueueRole::Again), message }
+        let to = if from == QueueRole::Suspect { QueueRole::Suspect } else { QueueRole::Again };
+        Outgoing { to: self.to(to), message }
     }
 
     /// Sends a message to the dead queue, where the sink finds it.

@@ -1,18 +1,23 @@
 //! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Instant,
+};
 
 use gristmill_shared::{
-    AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RetryDelay, TaskContext,
-    TaskFailure, TaskIndex, Trouble,
-    wire::{self, Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
+    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    wire::{self, Batch, Malformed},
 };
-use serde_json::value::RawValue;
 
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
+    seat::Tenant,
+    sequel::Sequel,
     shop::{Shop, handoff},
+    suspicion::{Verdict, judge},
 };
 
 /// A message from one of the lane's queues, and the right to settle it.
@@ -20,81 +25,188 @@ use crate::{
 pub(crate) struct Work {
     pub(crate) message: Message,
     pub(crate) from: QueueRole,
+    /// How often it was delivered before, as far as that counts.
+    pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
 }
 
-/// Runs until the queue of work is closed and empty. Blocks while the broker takes no outcomes.
-pub(crate) fn run(shop: &Shop, work: &flume::Receiver<Work>, handoffs: &flume::Sender<Handoff>) {
-    for Work { message, from, batch } in work {
-        shop.counts.busy.fetch_add(1, Ordering::Relaxed);
-        let run = Run { shop, batch: &batch, handoffs };
-        if shop.halt.is_stopped() {
-            run.send(vec![shop.hand_back(message)]);
+/// What waits for a slot: a queue, and suspects, which go first. The shorter one is held, the less likely it is held
+/// when its process dies of something else.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    /// As many as the prefetch of their queue.
+    suspects: Arc<Mutex<VecDeque<Work>>>,
+    /// Nothing stands for "look at the suspects".
+    queue: flume::Receiver<Option<Work>>,
+}
+
+/// Where it comes in.
+#[derive(Clone, Debug)]
+pub(crate) struct Giving {
+    suspects: Arc<Mutex<VecDeque<Work>>>,
+    queue: flume::Sender<Option<Work>>,
+}
+
+/// A queue of this length, and room for suspects.
+pub(crate) fn waiting(length: usize) -> (Giving, Waiting) {
+    let (giving, queue) = flume::bounded(length);
+    let suspects = Arc::default();
+    (Giving { suspects: Arc::clone(&suspects), queue: giving }, Waiting { suspects, queue })
+}
+
+impl Giving {
+    /// Waits for room. If nobody takes work any more, because the worker ends with an error, it stays unsettled.
+    pub(crate) async fn give(&self, work: Work) {
+        let next = if work.from == QueueRole::Suspect {
+            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
+            None
         } else {
-            shop.counts.batches.fetch_add(1, Ordering::Relaxed);
-            run.work_on(message, from);
+            Some(work)
+        };
+        let _ = self.queue.send_async(next).await;
+    }
+}
+
+impl Waiting {
+    /// Blocks. Nothing once the queue is closed and empty.
+    fn next(&self) -> Option<Work> {
+        loop {
+            if let Some(suspect) = self.suspect() {
+                return Some(suspect);
+            }
+            match self.queue.recv() {
+                Ok(Some(work)) => return Some(work),
+                Ok(None) => {}
+                Err(_) => return self.suspect(),
+            }
         }
-        batch.close();
+    }
+
+    /// The same, async.
+    pub(crate) async fn next_async(&self) -> Option<Work> {
+        loop {
+            if let Some(suspect) = self.suspect() {
+                return Some(suspect);
+            }
+            match self.queue.recv_async().await {
+                Ok(Some(work)) => return Some(work),
+                Ok(None) => {}
+                Err(_) => return self.suspect(),
+            }
+        }
+    }
+
+    fn suspect(&self) -> Option<Work> {
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+/// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
+/// takes no outcomes.
+pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &flume::Sender<Handoff>) {
+    while let Some(work) = waiting.next() {
+        shop.counts.busy.fetch_add(1, Ordering::Relaxed);
+        let work = Arc::new(work);
+        tenant.begin(&work);
+        let run = Run { shop, tenant, work: &work, handoffs };
+        if shop.halt.is_stopped() {
+            run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
+        } else {
+            run.work_on();
+        }
+        if !tenant.end() {
+            return;
+        }
+        work.batch.close();
         shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 struct Run<'a> {
     shop: &'a Shop,
-    batch: &'a Arc<InHand>,
+    tenant: &'a Tenant,
+    work: &'a Work,
     handoffs: &'a flume::Sender<Handoff>,
 }
 
 impl Run<'_> {
     fn send(&self, messages: Vec<Outgoing>) {
-        // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
-        let _ = self.handoffs.send(handoff(messages, self.batch));
+        self.send_up_to(messages, None);
     }
 
-    fn work_on(&self, message: Message, from: QueueRole) {
-        let reason = {
-            let batch = match wire::decode::<Batch<'_>>(&message) {
-                Ok(batch) => batch,
-                Err(malformed) => {
-                    return self.send(vec![self.shop.bury(message.clone(), from, &malformed.reason)]);
-                }
-            };
-            match self.shop.jobs.open(&self.shop.registry, &batch) {
-                Ok(job) => match self.run_tasks(&*job, &batch, &message.headers) {
+    /// What follows from the tasks before `up_to`. False if it must not be said.
+    fn send_up_to(&self, messages: Vec<Outgoing>, up_to: Option<TaskIndex>) -> bool {
+        if !self.tenant.may_say(up_to) {
+            return false;
+        }
+        // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
+        let _ = self.handoffs.send(handoff(messages, &self.work.batch));
+        true
+    }
+
+    fn work_on(&self) {
+        let Work { message, from, .. } = self.work;
+        let reason = match wire::decode::<Batch<'_>>(message) {
+            Ok(batch) => {
+                let sequel =
+                    Sequel { shop: self.shop, batch: &batch, headers: &message.headers, from: *from };
+                match self.treat(&sequel) {
                     Ok(()) => return,
                     Err(malformed) => malformed.reason,
-                },
-                Err(OpenError::Spec(error)) => error.to_string(),
-                Err(OpenError::UnknownKind) => {
-                    if self.shop.board.stop_signal(batch.job, batch.round).is_stopped() {
-                        return self.skip(&batch);
-                    }
-                    let passed_on = self.shop.pass_on(message.clone(), batch.job, batch.kind.as_str());
-                    return self.send(vec![passed_on]);
                 }
             }
+            Err(malformed) => malformed.reason,
         };
-        self.send(vec![self.shop.bury(message, from, &reason)]);
+        self.send(vec![self.shop.bury(message.clone(), *from, &reason)]);
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, batch: &Batch<'_>, headers: &Headers) -> Result<(), Malformed> {
-        let stop = self.shop.board.stop_signal(batch.job, batch.round);
-        if stop.is_stopped() {
+    /// Everything of it is ours, unless it is malformed on a second look.
+    fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+        let (shop, batch) = (self.shop, sequel.batch);
+        if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
             self.skip(batch);
             return Ok(());
         }
+        match judge(self.work.from, self.work.before, batch.count) {
+            Verdict::Run => {}
+            Verdict::Split => {
+                tracing::info!(
+                    job = %batch.job, first = %batch.first, tasks = batch.count, deliveries = self.work.before,
+                    "a batch came again and again; taking it apart, since a task of it may kill its worker"
+                );
+                self.send(sequel.of_suspicion()?);
+                return Ok(());
+            }
+            Verdict::Loss => {
+                self.send(vec![sequel.of_loss()?]);
+                return Ok(());
+            }
+        }
+        match shop.jobs.open(&shop.registry, batch) {
+            Ok(job) => self.run_tasks(&*job, sequel),
+            Err(OpenError::Spec(error)) => Err(Malformed::new(error)),
+            Err(OpenError::UnknownKind) => {
+                let message = self.work.message.clone();
+                self.send(vec![shop.pass_on(message, batch.job, batch.kind.as_str())]);
+                Ok(())
+            }
+        }
+    }
+
+    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+        let Sequel { batch, headers, .. } = sequel;
+        self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
+        let stop = self.shop.board.stop_signal(batch.job, batch.round);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
-        let mut hand_on = |chunk| self.hand_on(batch, headers, chunk);
-        let ran = job.process_batch(
-            batch,
-            &mut BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on),
-        )?;
+        let mut hand_on = |chunk| self.hand_on(sequel, chunk);
+        let begins = |index, deadline| self.tenant.begin_task(index, deadline);
+        let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let began = Instant::now();
+        let ran = job.process_batch(batch, &mut run.watched(&begins))?;
+        self.shop.pace.note(began.elapsed());
         if ran < batch.count && !stop.is_stopped() {
-            let first = batch.first.plus(ran.into());
-            let rest = batch.rest(first)?;
-            let message =
-                again(batch, first, batch.count - ran, &rest).to_message(headers.clone(), self.app());
-            self.send(vec![self.shop.hand_back(message)]);
+            let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
+            self.send(rest.into_iter().collect());
         }
         Ok(())
     }
@@ -104,86 +216,46 @@ impl Run<'_> {
         self.shop.counts.skipped.fetch_add(batch.count.into(), Ordering::Relaxed);
     }
 
-    fn hand_on(&self, batch: &Batch<'_>, headers: &Headers, chunk: Chunk) {
-        let done_tasks = chunk.done.iter().map(|done| u64::from(done.count)).sum();
-        self.shop.counts.done.fetch_add(done_tasks, Ordering::Relaxed);
-        self.shop.counts.errors.fetch_add(chunk.failed.len() as u64, Ordering::Relaxed);
-
-        let failures = headers.attempt.saturating_add(1);
-        let next_try = Headers { attempt: failures, ..headers.clone() };
-        let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
-            !matches!(failure.trouble, Trouble::Rejected(_))
-                && batch.tries_again(failures)
-                && travels(&failure.task)
-        });
-        let mut messages: Vec<_> =
-            retried.into_iter().filter_map(|failure| self.retry(batch, failure, &next_try)).collect();
-        let outputs: Vec<_> =
-            chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
-        if !outputs.is_empty() || !failed.is_empty() {
-            let results = Results {
-                job: batch.job,
-                round: batch.round,
-                worker: self.shop.id.clone(),
-                busy_us: u64::try_from(chunk.busy.as_micros()).unwrap_or(u64::MAX),
-                done: outputs
-                    .iter()
-                    .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
-                    .collect(),
-                failed: failed.into_iter().map(|failure| for_good(batch, failure, failures)).collect(),
-            };
-            let id = format!("{}/{}#{}", batch.job, self.shop.id, self.shop.message_number());
-            let message = results.message(id, self.app());
-            messages.push(Outgoing { to: self.shop.to(QueueRole::Results), message });
+    fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
+        let (done, errors) =
+            (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
+        let up_to = chunk.end();
+        if self.send_up_to(sequel.of_chunk(chunk), up_to) {
+            self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
+            self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
         }
-        self.send(messages);
-    }
-
-    /// The failed task alone, up the ladder; the rest of its batch is not run again.
-    fn retry(&self, batch: &Batch<'_>, failure: &TaskFailure, headers: &Headers) -> Option<Outgoing> {
-        let delay = RetryDelay::after(headers.attempt);
-        tracing::debug!(
-            job = %batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
-            reason = why(batch, failure), "a task failed"
-        );
-        let task = RawValue::from_string(format!("[{}]", failure.task.get())).ok()?;
-        let message = again(batch, failure.index, 1, &task).to_message(headers.clone(), self.app());
-        Some(Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message })
-    }
-
-    fn app(&self) -> &str {
-        self.shop.id.as_str()
     }
 }
 
-/// Some of a batch's tasks as a batch of their own.
-fn again<'a>(batch: &Batch<'a>, first: TaskIndex, count: u32, tasks: &'a RawValue) -> Batch<'a> {
-    Batch { first, count, tasks, ..batch.clone() }
-}
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{Receipt, Settlement, Settler, Token};
 
-fn for_good<'a>(batch: &Batch<'_>, failure: &'a TaskFailure, failures: u32) -> FailedTask<'a> {
-    let reason = why(batch, failure);
-    tracing::info!(job = %batch.job, index = %failure.index, attempts = failures, reason, "a task failed for good");
-    FailedTask {
-        index: failure.index,
-        reason: clip_reason(&reason).into_owned().into(),
-        attempts: failures,
-        losses: 0,
-        task: if travels(&failure.task) { &failure.task } else { RawValue::NULL },
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Settler for Nobody {
+        fn settle(&self, _: Token, _: Settlement) {}
+        fn extend(&self, _: Token) {}
     }
-}
 
-/// Whether a task is as small as tasks are; others may send larger ones, which cannot be sent on.
-fn travels(task: &RawValue) -> bool {
-    task.get().len() <= TASK_MAX_BYTES
-}
+    fn work(from: QueueRole) -> Work {
+        let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
+        Work { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+    }
 
-fn why(batch: &Batch<'_>, failure: &TaskFailure) -> String {
-    match &failure.trouble {
-        Trouble::Failed(reason) | Trouble::Rejected(reason) => reason.clone(),
-        Trouble::TimedOut => {
-            format!("it took longer than the job's task timeout of {:?}", batch.policy.task_timeout())
+    #[tokio::test]
+    async fn suspects_go_first_and_nothing_is_left_behind() {
+        let (giving, waiting) = waiting(4);
+        for from in [QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect] {
+            giving.give(work(from)).await;
         }
-        Trouble::Stopped => "the job was stopped".into(),
+        drop(giving);
+        let from = || waiting.next().map(|work| work.from);
+        assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
+        assert_eq!(waiting.next_async().await.map(|work| work.from), Some(QueueRole::Again));
+        assert_eq!([from(), from()], [None, None]);
     }
 }

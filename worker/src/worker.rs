@@ -10,15 +10,15 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{Consumer, JobBoard, Lane, QueueRole, Registry, Transport, WorkerId};
-use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     WorkerError, beat,
-    handoff::{self, HANDOFFS_QUEUED, Handoff},
-    intake,
+    crew::Crew,
+    handoff::{self, HANDOFFS_QUEUED},
+    intake::{self, Intake},
     shop::Shop,
-    slot::{self, Work},
+    slot,
 };
 
 /// How long running tasks may take to end after the worker was told to leave.
@@ -29,6 +29,8 @@ const SETTLING_GRACE: Duration = Duration::from_secs(10);
 const PREFETCH_PER_SLOT: u16 = 4;
 /// The most messages a worker holds of either.
 const PREFETCH_MAX: u16 = 256;
+/// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
+const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
 /// A process runs one suspect at a time.
 const PREFETCH_SUSPECT: u16 = 1;
 
@@ -53,7 +55,7 @@ pub struct WorkerReport {
     pub errors: u64,
     /// Tasks that nobody needed any more.
     pub skipped: u64,
-    /// Batches, or ends of batches, left to others when the worker was told to leave.
+    /// Batches, or ends of batches, left to others: when the worker was told to leave, or when a task beside them ran too long.
     pub handed_back: u64,
     /// Slots whose task did not end within the grace; their batches run again elsewhere.
     pub abandoned: u32,
@@ -111,18 +113,34 @@ impl Worker {
         transport.open_lane(&self.lane).await?;
         let publisher = transport.publisher().await?;
         let (board, following) = JobBoard::open(&*transport).await?;
-        let shop = Arc::new(Shop::new(self.registry.clone(), board, self.lane.clone(), self.id.clone()));
+        let shop = Shop::new(
+            self.registry.clone(),
+            board,
+            Arc::clone(&transport),
+            self.lane.clone(),
+            self.id.clone(),
+        );
+        let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
-        let (work, waiting) = flume::bounded::<Work>(usize::from(self.slots.get()));
+        let (work, waiting) = slot::waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
-        let slots = self.start_slots(&shop, &waiting, &handoffs).map_err(WorkerError::Threads)?;
+        let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
-        for (role, prefetch) in self.prefetches() {
-            let consumer = transport.consume(&role.of(&self.lane), prefetch).await?;
-            let intake = intake::run(consumer, role, work.clone(), leaving.clone());
-            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake)));
+        for (from, prefetch, prefetch_when_long) in self.prefetches() {
+            let intake = Intake {
+                from,
+                prefetch,
+                prefetch_when_long,
+                shop: Arc::clone(&shop),
+                work: work.clone(),
+                waiting: waiting.clone(),
+                handoffs: handoffs.clone(),
+                leaving: leaving.clone(),
+            };
+            let consumer = intake.open().await?;
+            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(consumer))));
         }
         drop(work);
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
@@ -136,7 +154,10 @@ impl Worker {
         );
 
         let leave = async {
-            shutdown.await;
+            tokio::select! {
+                () = shutdown => {}
+                () = crew.too_many_stuck.cancelled() => {}
+            }
             shop.halt.stop();
             leaving.cancel();
             Ok(())
@@ -144,18 +165,18 @@ impl Worker {
         let intakes_ended = async {
             let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
             while let Some(intake) = intakes.next().await {
-                consumers.push(intake.map_err(|_| WorkerError::Died)??);
+                consumers.extend(intake.map_err(|_| WorkerError::Died)??);
             }
             Ok::<_, WorkerError>(consumers)
         };
         let handed_back = async {
             leaving.cancelled().await;
-            intake::hand_back_all(&shop, waiting, handoffs).await;
+            intake::hand_back_all(&shop, &waiting, &handoffs).await;
             Ok(())
         };
         let no_more = CancellationToken::new();
         let worked = async {
-            let slots_ended = await_slots(slots, &leaving, self.grace);
+            let slots_ended = crew.ended(&leaving, self.grace);
             let ((), consumers, (), abandoned) =
                 futures::try_join!(leave, intakes_ended, handed_back, slots_ended)?;
             no_more.cancel();
@@ -179,8 +200,13 @@ impl Worker {
                 shop.counts.busy.load(Ordering::Relaxed)
             }
             lost = following => return Err(lost.map_or(WorkerError::Died, WorkerError::from)),
+            error = crew.watch() => return Err(error),
         };
         let counts = &shop.counts;
+        if crew.too_many_stuck.is_cancelled() {
+            let threads = counts.stuck.load(Ordering::Relaxed);
+            return Err(WorkerError::Stuck { threads, slots: self.slots.get() });
+        }
         Ok(WorkerReport {
             batches: counts.batches.load(Ordering::Relaxed),
             done: counts.done.load(Ordering::Relaxed),
@@ -193,55 +219,16 @@ impl Worker {
 }
 
 impl Worker {
-    fn start_slots(
-        &self,
-        shop: &Arc<Shop>,
-        waiting: &flume::Receiver<Work>,
-        handoffs: &flume::Sender<Handoff>,
-    ) -> std::io::Result<Slots> {
-        (0..self.slots.get())
-            .map(|number| {
-                let (ended, end) = oneshot::channel();
-                let (shop, waiting, handoffs) = (Arc::clone(shop), waiting.clone(), handoffs.clone());
-                std::thread::Builder::new().name(format!("slot-{number}")).spawn(move || {
-                    slot::run(&shop, &waiting, &handoffs);
-                    let _ = ended.send(()); // nobody listens once the worker has left
-                })?;
-                Ok(end)
-            })
-            .collect()
+    /// Of each queue how many deliveries are held, and how many while batches take long.
+    fn prefetches(&self) -> [(QueueRole, u16, u16); 3] {
+        let slots = self.slots.get().min(PREFETCH_MAX);
+        let held = slots.saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
+        [
+            (QueueRole::Suspect, PREFETCH_SUSPECT, PREFETCH_SUSPECT), // taken first, since it is run first
+            (QueueRole::Tasks, held, slots),
+            (QueueRole::Again, held, PREFETCH_AGAIN_WHEN_LONG),
+        ]
     }
-
-    fn prefetches(&self) -> [(QueueRole, u16); 3] {
-        let held = self.slots.get().saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
-        [(QueueRole::Tasks, held), (QueueRole::Again, held), (QueueRole::Suspect, PREFETCH_SUSPECT)]
-    }
-}
-
-/// One future per slot, ready when its thread has ended.
-type Slots = FuturesUnordered<oneshot::Receiver<()>>;
-
-/// Waits for all slots, but only for `grace` after the worker began to leave; returns how many still run then.
-async fn await_slots(
-    mut slots: Slots,
-    leaving: &CancellationToken,
-    grace: Duration,
-) -> Result<u32, WorkerError> {
-    let all = async {
-        while let Some(ended) = slots.next().await {
-            ended.map_err(|_| WorkerError::Died)?; // it panicked outside user code
-        }
-        Ok(0)
-    };
-    let too_long = async {
-        leaving.cancelled().await;
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        ended = all => return ended,
-        () = too_long => {}
-    }
-    Ok(u32::try_from(slots.len()).unwrap_or(u32::MAX))
 }
 
 /// However a worker ends, its slots begin no further task.

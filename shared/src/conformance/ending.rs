@@ -107,7 +107,7 @@ pub(super) async fn closing_hands_on_what_was_settled_and_gives_back_the_rest(sc
     let rest = receive(&mut *stays, 5).await;
     assert_eq!(&seen | &ids(&rest), numbers(0..10));
     assert!(
-        rest.iter().all(|delivery| delivery.redelivered),
+        rest.iter().all(|delivery| delivery.redelivered()),
         "what was given back says it never came before"
     );
     ack(rest);

@@ -50,8 +50,22 @@ async fn expect_given_back(scene: &Scene, held: BTreeSet<String>) {
     let mut next = scene.consumer(QueueRole::Tasks, 10).await;
     let all = receive(&mut *next, 10).await;
     assert_eq!(ids(&all), numbers(0..10));
-    let again = ids(all.iter().filter(|delivery| delivery.redelivered));
+    let again = ids(all.iter().filter(|delivery| delivery.redelivered()));
     assert_eq!(again, held, "the deliveries that say that they came before");
+}
+
+/// A delivery says how often its message was delivered before and not settled.
+pub(super) async fn deliveries_are_counted(scene: &Scene) {
+    if leases(scene) {
+        return;
+    }
+    scene.publish(QueueRole::Suspect, messages(0..1)).await;
+    for before in 0..4 {
+        let mut consumer = scene.consumer(QueueRole::Suspect, 1).await;
+        let delivery = receive(&mut *consumer, 1).await.remove(0);
+        assert_eq!(delivery.deliveries_before, before, "how often it came before");
+        bounded("closing a consumer", consumer.close()).await;
+    }
 }
 
 /// A requeued message comes again, to anybody, and says so. Nothing else does.
@@ -63,13 +77,13 @@ pub(super) async fn a_requeued_message_comes_again(scene: &Scene) {
     }
     let again = receive(&mut *first, 1).await.remove(0);
     assert_eq!(again.message, message(1));
-    assert!(again.redelivered, "a requeued message says that it never came before");
+    assert!(again.redelivered(), "a requeued message says that it never came before");
     bounded("stop", first.stop()).await.expect("a stop");
     again.receipt.requeue();
     let mut second = scene.consumer(QueueRole::Tasks, 3).await;
     let again = receive(&mut *second, 1).await;
     assert_eq!(again[0].message.id, "1");
-    assert!(again[0].redelivered, "a requeued message says that it never came before");
+    assert!(again[0].redelivered(), "a requeued message says that it never came before");
     ack(again);
     expect_quiet(&mut *second, "everything was settled").await;
 }

@@ -141,6 +141,7 @@ promises![
     giving_back::a_dropped_receipt_settles_nothing,
     giving_back::dropping_a_consumer_gives_back,
     giving_back::closing_a_consumer_gives_back,
+    giving_back::deliveries_are_counted,
     giving_back::a_requeued_message_comes_again,
     giving_back::a_receipt_does_nothing_after_its_consumer,
     ending::a_stopped_consumer_gets_what_is_here_and_then_the_end,

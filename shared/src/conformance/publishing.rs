@@ -44,7 +44,7 @@ pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
         let mut consumer = scene.consumer(QueueRole::Tasks, 1).await;
         let mut delivery = receive(&mut *consumer, 1).await.remove(0);
         assert_eq!(delivery.message, message);
-        assert!(!delivery.redelivered, "a first delivery says it was delivered before");
+        assert!(!delivery.redelivered(), "a first delivery says it was delivered before");
         delivery.message = Message::default();
         delivery.receipt.ack();
         bounded("closing a consumer", consumer.close()).await;

@@ -9,7 +9,7 @@ mod split;
 use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
-pub use process::{BatchRun, Chunk, DoneTasks, TaskFailure};
+pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
 use serde::Serialize;
 use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};

@@ -30,6 +30,13 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// The index after the last task that it knows of.
+    #[must_use]
+    pub fn end(&self) -> Option<TaskIndex> {
+        let done = self.done.last().map(|done| done.first.plus(done.count.into()));
+        done.max(self.failed.last().map(|failed| failed.index.plus(1)))
+    }
+
     fn is_empty(&self) -> bool {
         self.done.is_empty() && self.failed.is_empty()
     }
@@ -66,12 +73,17 @@ pub struct TaskFailure {
     pub task: Box<RawValue>,
 }
 
+/// Told on the slot's thread, before a task with a time limit begins, of its index and its deadline. If it answers no,
+/// the run ends there.
+pub type Begins<'a> = dyn Fn(TaskIndex, Instant) -> bool + Sync + 'a;
+
 /// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
 pub struct BatchRun<'a> {
     cx: TaskContext,
     timeout: Option<Duration>,
     halt: StopSignal,
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
+    begins: Option<&'a Begins<'a>>,
     chunk: Chunk,
     chunk_began: Instant,
 }
@@ -97,9 +109,16 @@ impl<'a> BatchRun<'a> {
             timeout: policy.task_timeout(),
             halt,
             hand_on,
+            begins: None,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
         }
+    }
+
+    /// The same run, with somebody who watches over time limits.
+    #[must_use]
+    pub fn watched(self, begins: &'a Begins<'a>) -> Self {
+        Self { begins: Some(begins), ..self }
     }
 
     fn begin(&mut self, index: TaskIndex) -> Result<(), TaskError> {
@@ -108,6 +127,11 @@ impl<'a> BatchRun<'a> {
         self.cx.move_to(index, None);
         self.cx.check()?;
         self.cx.move_to(index, deadline);
+        if let (Some(deadline), Some(begins)) = (deadline, self.begins)
+            && !begins(index, deadline)
+        {
+            return Err(TaskError::stopped());
+        }
         Ok(())
     }
 
@@ -168,7 +192,7 @@ pub(super) fn process_batch<J: Job>(
     batch: &Batch<'_>,
     run: &mut BatchRun<'_>,
 ) -> Result<u32, Malformed> {
-    let mut raw = RawTasks { array: batch.tasks, count: batch.count, tasks: None };
+    let mut raw = RawTasks { batch, tasks: None };
     // The usual case decodes the whole array at once; one bad task costs the batch a second look, not its neighbours.
     let decoded = catch(|| serde_json::from_str::<Vec<J::Task>>(batch.tasks.get()));
     let typed: Vec<Result<J::Task, TaskError>> = match decoded {
@@ -176,7 +200,7 @@ pub(super) fn process_batch<J: Job>(
         Ok(Err(_)) | Err(_) => raw.tasks()?.iter().map(|task| decode_task::<J>(task)).collect(),
     };
     if typed.len() != batch.count as usize {
-        return Err(raw.wrong_count(typed.len()));
+        return Err(batch.wrong_count(typed.len()));
     }
     let mut ran = 0;
     for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
@@ -211,26 +235,16 @@ fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
 }
 
 /// The encoded tasks one by one, found when they are first asked for.
-struct RawTasks<'a> {
-    array: &'a RawValue,
-    count: u32,
+struct RawTasks<'b, 'a> {
+    batch: &'b Batch<'a>,
     tasks: Option<Vec<&'a RawValue>>,
 }
 
-impl<'a> RawTasks<'a> {
+impl<'a> RawTasks<'_, 'a> {
     fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
         if self.tasks.is_none() {
-            let tasks: Vec<&'a RawValue> = serde_json::from_str(self.array.get())
-                .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
-            if tasks.len() != self.count as usize {
-                return Err(self.wrong_count(tasks.len()));
-            }
-            self.tasks = Some(tasks);
+            self.tasks = Some(self.batch.each()?);
         }
         Ok(self.tasks.as_deref().unwrap_or_default())
-    }
-
-    fn wrong_count(&self, found: usize) -> Malformed {
-        Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
 }

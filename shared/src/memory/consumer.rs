@@ -29,7 +29,7 @@ impl MemoryConsumer {
             let token = Token { generation: self.generation, tag: handed.tag };
             Delivery {
                 message: Arc::unwrap_or_clone(handed.message),
-                redelivered: handed.redelivered,
+                deliveries_before: handed.deliveries_before,
                 receipt: Receipt::new(token, Arc::clone(&self.queue) as _),
             }
         };

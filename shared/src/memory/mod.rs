@@ -2,7 +2,7 @@
 //!
 //! `gristmill run` takes a whole pipeline through it, and tests that need a broker start one. It behaves like
 //! RabbitMQ where the contract leaves a choice: messages are pushed to consumers ahead of `recv`, in turn, and
-//! whatever a consumer held when it went is marked as redelivered, seen or not.
+//! whatever a consumer held when it went is counted as delivered, seen or not.
 //!
 //! A queue is bounded as its [`QueueSpec`](crate::QueueSpec) says. This broker never gives up on a message, so it
 //! moves none to the dead queue.

@@ -37,7 +37,7 @@ struct State {
 struct Entry {
     tag: u64,
     message: Arc<Message>,
-    redelivered: bool,
+    deliveries_before: u32,
 }
 
 /// A consumer's place at the queue.
@@ -68,7 +68,7 @@ pub(super) enum Taken {
 pub(super) struct Handed {
     pub(super) tag: u64,
     pub(super) message: Arc<Message>,
-    pub(super) redelivered: bool,
+    pub(super) deliveries_before: u32,
 }
 
 impl WorkQueue {
@@ -167,13 +167,14 @@ impl State {
     fn append(&mut self, message: Message) {
         self.last_tag += 1;
         self.ready_bytes += message.body.len() as u64;
-        self.ready.push_back(Entry { tag: self.last_tag, message: Arc::new(message), redelivered: false });
+        self.ready.push_back(Entry { tag: self.last_tag, message: Arc::new(message), deliveries_before: 0 });
     }
 
     fn put_back(&mut self, entry: Entry) {
         let place = self.ready.partition_point(|other| other.tag < entry.tag);
         self.ready_bytes += entry.message.body.len() as u64;
-        self.ready.insert(place, Entry { redelivered: true, ..entry });
+        let deliveries_before = entry.deliveries_before.saturating_add(1);
+        self.ready.insert(place, Entry { deliveries_before, ..entry });
     }
 
     /// Answers whether anything was ripe.
@@ -223,7 +224,11 @@ impl Seat {
 
 impl Entry {
     fn hand(&self) -> Handed {
-        Handed { tag: self.tag, message: Arc::clone(&self.message), redelivered: self.redelivered }
+        Handed {
+            tag: self.tag,
+            message: Arc::clone(&self.message),
+            deliveries_before: self.deliveries_before,
+        }
     }
 }
 

@@ -67,7 +67,7 @@ async fn what_comes_back_takes_its_old_place() {
     let mut last = transport.consume(&tasks, 6).await.unwrap();
     let all = soon(last.recv(6)).await.unwrap();
     assert_eq!(ids(&all), ["0", "1", "2", "3", "4", "5"]);
-    let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered).collect();
+    let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered()).collect();
     assert_eq!(redelivered, [true, true, true, true, false, false]);
 }
 

@@ -37,23 +37,34 @@ pub struct Batch<'a> {
 
 form!(Batch<'_>, "gristmill.batch.v1");
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
     /// Whether a task that has now failed `failures` times is tried again.
     #[must_use]
     pub fn tries_again(&self, failures: u32) -> bool {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
-    /// The tasks from index `from` on, encoded, for a batch of its own.
+    /// The tasks one by one, encoded.
     ///
     /// # Errors
     /// If `tasks` is no array of `count` elements.
-    pub fn rest(&self, from: TaskIndex) -> Result<Box<RawValue>, Malformed> {
+    pub fn each(&self) -> Result<Vec<&'a RawValue>, Malformed> {
         let tasks: Vec<&RawValue> = serde_json::from_str(self.tasks.get())
             .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
-        let skipped = usize::try_from(from.0.saturating_sub(self.first.0)).unwrap_or(usize::MAX);
-        let rest = tasks.get(skipped..).unwrap_or_default();
-        serde_json::value::to_raw_value(rest).map_err(Malformed::new)
+        if tasks.len() != self.count as usize {
+            return Err(self.wrong_count(tasks.len()));
+        }
+        Ok(tasks)
+    }
+
+    /// Some tasks, encoded, as the `tasks` of a batch of their own.
+    #[must_use]
+    pub fn pack(tasks: &[&RawValue]) -> Box<RawValue> {
+        serde_json::value::to_raw_value(tasks).expect("what is JSON already is an array of it")
+    }
+
+    pub(crate) fn wrong_count(&self, found: usize) -> Malformed {
+        Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
 
     /// Packs the batch. `headers` say how often its tasks have failed before; they go on from message to message.

@@ -238,5 +238,5 @@ impl Settler for Settled {
 
 pub(crate) fn delivery(message: Message) -> Delivery {
     let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Settled::default()));
-    Delivery { message, redelivered: false, receipt }
+    Delivery { message, deliveries_before: 0, receipt }
 }

@@ -159,9 +159,10 @@ impl Subscription {
     fn deliver(&self, delivery: lapin::message::Delivery) -> Delivery {
         let from_dead_queue = self.queue.role == QueueRole::Dead;
         let message = properties::incoming(&delivery.properties, Bytes::from(delivery.data), from_dead_queue);
+        let deliveries_before = properties::deliveries_before(&delivery.properties, delivery.redelivered);
         let token = self.unsettled.add(delivery.delivery_tag);
         let settler = Arc::clone(&self.unsettled) as Arc<dyn Settler>;
-        Delivery { message, redelivered: delivery.redelivered, receipt: Receipt::new(token, settler) }
+        Delivery { message, deliveries_before, receipt: Receipt::new(token, settler) }
     }
 
     fn error(&self) -> TransportError {

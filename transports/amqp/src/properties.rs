@@ -19,6 +19,7 @@ const TRANSIENT: u8 = 1;
 
 const ATTEMPT: &str = "gm-attempt";
 const LOSS: &str = "gm-loss";
+const DELIVERY_COUNT: &str = "x-delivery-count";
 const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
 const TRACEPARENT: &str = "traceparent";
@@ -115,6 +116,14 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
         headers,
         body,
     }
+}
+
+/// How often the message was delivered before. Quorum queues count it, but not on every version for every reason; the
+/// flag is never wrong.
+pub(crate) fn deliveries_before(properties: &BasicProperties, redelivered: bool) -> u32 {
+    let table = properties.headers().as_ref();
+    let counted = table.and_then(|table| table.inner().get(DELIVERY_COUNT)).map_or(0, count);
+    if redelivered { counted.max(1) } else { 0 }
 }
 
 /// Why and whence the broker moved the message: its latest move, or the first where the broker tells only that.
@@ -226,6 +235,18 @@ mod tests {
         assert_eq!(message.headers.reason, None);
         assert_eq!(message.headers.origin.as_deref(), Some("a\u{fffd}"));
         assert_eq!(incoming(&BasicProperties::default(), Bytes::new(), true), Message::default());
+    }
+
+    #[test]
+    fn deliveries_are_counted_by_the_broker_or_to_one() {
+        let counted = |count: i64| {
+            BasicProperties::default().with_headers(table([(DELIVERY_COUNT, AMQPValue::LongLongInt(count))]))
+        };
+        assert_eq!(deliveries_before(&counted(3), true), 3);
+        assert_eq!(deliveries_before(&counted(0), true), 1);
+        assert_eq!(deliveries_before(&BasicProperties::default(), true), 1);
+        assert_eq!(deliveries_before(&BasicProperties::default(), false), 0);
+        assert_eq!(deliveries_before(&counted(3), false), 0, "a header that a publisher brought along");
     }
 
     #[test]

@@ -33,7 +33,11 @@ impl FlawedConsumer {
         let token = Token { generation: 0, tag: self.last_tag };
         Delivery {
             message: delivery.message,
-            redelivered: delivery.redelivered && self.flaw != Flaw::ForgetsRedelivered,
+            deliveries_before: match self.flaw {
+                Flaw::ForgetsRedelivered => 0,
+                Flaw::CountsToOne => delivery.deliveries_before.min(1),
+                _ => delivery.deliveries_before,
+            },
             receipt: Receipt::new(token, Arc::new(settler)),
         }
     }

@@ -1,0 +1,88 @@
+//! Workers that are told to leave while they work.
+
+use std::time::{Duration, Instant};
+
+use gristmill_shared::{
+    EventFilter,
+    wire::{self, WorkerBeat},
+};
+
+use tokio::process::Command;
+
+use crate::harness::{Process, Site, within};
+
+/// Waits until a worker says that so many of its slots are busy.
+async fn until_busy(site: &Site, slots: u32) {
+    let transport = site.transport().await;
+    let lane = site.queue(gristmill_shared::QueueRole::Tasks).lane;
+    let mut events = transport.events(EventFilter::Lane(lane)).await.unwrap();
+    within("the slots to be busy", async {
+        loop {
+            let event = events.next().await.unwrap();
+            if wire::decode::<WorkerBeat>(&event).is_ok_and(|beat| beat.busy == slots) {
+                return;
+            }
+        }
+    })
+    .await;
+    transport.close().await;
+}
+
+async fn submit(site: &Site, spin: &str) -> (Process, String) {
+    let mut submit = site.start(&format!("producer submit spin {spin} --wait"));
+    let job = submit.says("job ").await.trim_start_matches("job ").to_owned();
+    (submit, job)
+}
+
+#[tokio::test]
+async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_account() {
+    let site = Site::new();
+    let _sink = site.start("sink");
+    let mut nice = Command::new("/usr/bin/nice"); // eight tasks of 2 s are a load, and there are other tests
+    let inner = site.command("worker --slots 8 --grace 100s");
+    nice.args(["-n", "10"])
+        .arg(inner.as_std().get_program())
+        .args(inner.as_std().get_args())
+        .env_clear()
+        .envs(inner.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let worker = Process::start("a nice worker", nice);
+    let (submit, job) = submit(&site, "--tasks 10 --micros 2000000 --batch 1").await;
+    until_busy(&site, 8).await;
+    let left = worker.stop().await;
+    assert_eq!(left.code, 0, "{left:?}");
+    let account = left.stderr.lines().last().unwrap_or_default();
+    assert!(account.starts_with("stopped: 8 tasks done in 8 batches, 0 errors, 0 skipped, "), "{left:?}");
+    assert!(account.ends_with(" batches handed back, 0 abandoned"), "{left:?}");
+
+    let _other = site.start("worker --slots 2");
+    assert!(submit.end().await.answer().contains("10 tasks, sum 45"));
+    let shown = site.json(&format!("sink show {job} --json")).await;
+    assert_eq!(shown["account"]["duplicates"].as_u64(), Some(0), "a task was run twice: {shown}");
+    site.verify(&job).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once() {
+    let site = Site::new();
+    let mut worker = site.start("worker --slots 1 --grace 1h");
+    let (_submit, _) = submit(&site, "--tasks 1 --hang 0").await;
+    until_busy(&site, 1).await;
+    worker.signal("-TERM").await;
+    worker.says("leaving: ").await;
+    let began = Instant::now();
+    let ended = worker.stop().await;
+    assert_eq!(ended.code, 130, "{ended:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn what_does_not_end_within_the_grace_is_left_to_others() {
+    let site = Site::new();
+    let worker = site.start("worker --slots 2 --grace 100ms");
+    let (_submit, _) = submit(&site, "--tasks 2 --batch 1 --hang 0").await;
+    until_busy(&site, 1).await;
+    let left = worker.stop().await;
+    assert_eq!(left.code, 0, "{left:?}");
+    assert!(left.stderr.lines().last().unwrap_or_default().ends_with(", 1 abandoned"), "{left:?}");
+    assert!(!site.is_empty(gristmill_shared::QueueRole::Tasks).await, "the task is lost");
+}

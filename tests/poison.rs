@@ -1,0 +1,84 @@
+//! Tasks that take their worker's process down, and the neighbours that they had.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::future::join_all;
+use tokio::process::Command;
+
+use crate::harness::{Process, Site, within};
+
+/// Starts a worker again whenever it dies, and counts.
+async fn keep_up(site: &Site, worker: impl Fn(&Site) -> Process + Send + Sync, deaths: &AtomicUsize) {
+    loop {
+        let ended = worker(site).end().await;
+        assert_eq!(ended.code, -1, "it was no signal that ended this worker: {ended:?}");
+        deaths.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs a job of `tasks` tasks over three workers that are started again when they die, in which these tasks and no
+/// others fail; returns how often a worker died.
+async fn only_these_fail(
+    spin: &str,
+    tasks: u64,
+    poison: &[u64],
+    worker: impl Fn(&Site) -> Process + Send + Sync,
+) -> usize {
+    let site = Site::new();
+    let _sink = site.start("sink");
+    let submit = site.start(&format!("producer submit spin --tasks {tasks} {spin} --wait --json"));
+    let deaths = AtomicUsize::new(0);
+    let workers = join_all((0..3).map(|_| keep_up(&site, &worker, &deaths)));
+    let submitted = tokio::select! {
+        submitted = within("the job", submit.end()) => submitted,
+        _ = workers => unreachable!("somebody is always started again"),
+    };
+    assert_eq!(submitted.code, 1, "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap();
+    let failures = site.run(&format!("sink failures {job} --json")).await;
+    let failed: Vec<serde_json::Value> =
+        failures.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let indices: Vec<u64> = failed.iter().map(|row| row["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, poison, "{failed:?}");
+    for row in &failed {
+        assert_eq!((&row["reason"], row["losses"].as_u64()), (&"its worker died 3 times".into(), Some(3)));
+    }
+    let verified = site.verify(job).await;
+    let (done, failed) = (verified["done"].as_u64(), verified["failed"].as_u64());
+    assert_eq!((done, failed), (Some(tasks - poison.len() as u64), Some(poison.len() as u64)));
+    deaths.into_inner()
+}
+
+#[tokio::test]
+async fn a_poisoned_task_fails_alone_and_its_neighbours_only_run_again() {
+    let worker = |site: &Site| site.start("worker --slots 2");
+    let deaths = only_these_fail("--batch 64 --poison 100", 201, &[100], worker).await;
+    // Twice with its batch, once with a part of four, three times alone.
+    assert_eq!(deaths, 6);
+}
+
+#[tokio::test]
+async fn several_poisoned_tasks_fail_and_nobody_with_them() {
+    let worker = |site: &Site| site.start("worker --slots 2");
+    let spin = "--batch 32 --poison 5 --poison 77 --poison 150";
+    let deaths = only_these_fail(spin, 200, &[5, 77, 150], worker).await;
+    assert!(deaths >= 9, "{deaths} deaths, and three for each that was found alone");
+}
+
+#[tokio::test]
+async fn a_task_that_takes_all_memory_fails_alone() {
+    let worker = |site: &Site| {
+        let inner = site.command("worker --slots 2");
+        let mut limited = Command::new("/bin/sh");
+        limited
+            .env_clear()
+            .args(["-c", "ulimit -v 1500000; exec \"$0\" \"$@\""])
+            .arg(inner.as_std().get_program())
+            .args(inner.as_std().get_args())
+            .envs(inner.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .env("MALLOC_ARENA_MAX", "2"); // what an arena reserves counts too
+        Process::start("a worker with little memory", limited)
+    };
+    let deaths = only_these_fail("--batch 16 --hog 20", 60, &[20], worker).await;
+    assert_eq!(deaths, 5, "twice with its batch, three times alone");
+}

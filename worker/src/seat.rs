@@ -1,0 +1,156 @@
+//! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
+//!
+//! A thread cannot be ended from outside. When a task runs on long after its time limit, its thread loses the seat, in
+//! one step with the batch: from then on nothing that it says of the batch is heard, and another thread sits there.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use gristmill_shared::TaskIndex;
+use tokio::sync::Notify;
+
+use crate::{shop::Shop, slot::Work};
+
+/// How long after its time limit a task may take to notice it by itself.
+pub(crate) const OVERDUE_GRACE: Duration = Duration::from_secs(2);
+
+/// A slot's seat.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    state: Mutex<State>,
+    /// Told when a task begins that is to be watched.
+    wake: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Who has the seat: one more each time it is taken away.
+    tenant: u32,
+    turn: Option<Turn>,
+}
+
+/// A batch on a slot.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) work: Arc<Work>,
+    /// What came of the tasks before this one has been handed on.
+    pub(crate) handed_on: TaskIndex,
+    running: Option<Running>,
+}
+
+/// A task with a time limit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Running {
+    pub(crate) index: TaskIndex,
+    pub(crate) began: Instant,
+    deadline: Instant,
+}
+
+/// What is found on a seat.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// No task that has a time limit.
+    Idle,
+    /// One that may run until then.
+    Until(Instant),
+    /// One that was to have ended. It has lost the seat, and its batch is the finder's.
+    Overdue(Turn, Running),
+}
+
+impl Seat {
+    pub(crate) fn new(wake: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), wake })
+    }
+
+    /// Whoever sits down now.
+    pub(crate) fn sit(self: &Arc<Self>, shop: Arc<Shop>, ends: flume::Sender<bool>) -> Tenant {
+        let number = self.lock().tenant;
+        Tenant { seat: Arc::clone(self), number, shop, ends }
+    }
+
+    /// Looks whether a task is overdue, and takes the seat and the batch away if one is.
+    pub(crate) fn look(&self, now: Instant, shop: &Shop) -> Look {
+        let mut state = self.lock();
+        let Some(running) = state.turn.as_ref().and_then(|turn| turn.running) else { return Look::Idle };
+        let Some(end) = running.deadline.checked_add(OVERDUE_GRACE) else { return Look::Idle };
+        if now < end {
+            return Look::Until(end);
+        }
+        let Some(turn) = state.turn.take() else { return Look::Idle };
+        state.tenant += 1;
+        shop.counts.stuck.fetch_add(1, Ordering::Relaxed); // before its thread can take itself off
+        Look::Overdue(turn, running)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing under the lock panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread's claim to its seat.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    seat: Arc<Seat>,
+    number: u32,
+    shop: Arc<Shop>,
+    /// Told at the end, whether it was in order; not by a thread that has lost its seat.
+    ends: flume::Sender<bool>,
+}
+
+impl Tenant {
+    /// A batch is begun.
+    pub(crate) fn begin(&self, work: &Arc<Work>) {
+        let turn = Turn { work: Arc::clone(work), handed_on: TaskIndex(0), running: None };
+        let _ = self.state().map(|mut state| state.turn = Some(turn));
+    }
+
+    /// A task with a time limit begins. False if the seat is lost.
+    pub(crate) fn begin_task(&self, index: TaskIndex, deadline: Instant) -> bool {
+        let Some(mut state) = self.state() else { return false };
+        let Some(turn) = &mut state.turn else { return false };
+        let running = Running { index, began: Instant::now(), deadline };
+        let watched = turn.running.replace(running).is_some();
+        drop(state);
+        if !watched {
+            self.seat.wake.notify_one(); // else whoever watches looks here anyway, when the task before was due
+        }
+        true
+    }
+
+    /// Something follows from the tasks before `up_to`, if that is known. False if the seat is lost: then it must not
+    /// be said. While it is said no task runs.
+    pub(crate) fn may_say(&self, up_to: Option<TaskIndex>) -> bool {
+        let Some(mut state) = self.state() else { return false };
+        if let Some(turn) = &mut state.turn {
+            turn.running = None;
+            turn.handed_on = up_to.unwrap_or(turn.handed_on);
+        }
+        true
+    }
+
+    /// The batch is done with. False if the seat was lost: then somebody else has done with it.
+    pub(crate) fn end(&self) -> bool {
+        self.state().is_some_and(|mut state| {
+            state.turn = None;
+            true
+        })
+    }
+
+    /// Nothing if the seat is lost.
+    fn state(&self) -> Option<MutexGuard<'_, State>> {
+        Some(self.seat.lock()).filter(|state| state.tenant == self.number)
+    }
+}
+
+impl Drop for Tenant {
+    fn drop(&mut self) {
+        if self.state().is_some() {
+            let _ = self.ends.try_send(!std::thread::panicking()); // nobody listens once the worker has left
+        } else {
+            self.shop.counts.stuck.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! What follows from a batch: messages, of which each must be stored before the batch is settled.
+
+use gristmill_shared::{
+    Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
+    wire::{Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    shop::Shop,
+    suspicion::{LOSSES_MAX, SUSPECT_PARTS},
+};
+
+/// What may follow from a batch.
+#[derive(Clone, Copy)]
+pub(crate) struct Sequel<'a> {
+    pub(crate) shop: &'a Shop,
+    pub(crate) batch: &'a Batch<'a>,
+    pub(crate) headers: &'a Headers,
+    /// Where the batch came from.
+    pub(crate) from: QueueRole,
+}
+
+impl Sequel<'_> {
+    /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone.
+    pub(crate) fn of_chunk(&self, chunk: Chunk) -> Vec<Outgoing> {
+        let failures = self.headers.attempt.saturating_add(1);
+        let next_try = Headers { attempt: failures, ..self.headers.clone() };
+        let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
+            !matches!(failure.trouble, Trouble::Rejected(_))
+                && self.batch.tries_again(failures)
+                && travels(&failure.task)
+        });
+        let mut messages: Vec<_> =
+            retried.into_iter().filter_map(|failure| self.retry(failure, &next_try)).collect();
+        let outputs: Vec<_> =
+            chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
+        if !outputs.is_empty() || !failed.is_empty() {
+            messages.push(
+                self.results(Results {
+                    busy_us: u64::try_from(chunk.busy.as_micros()).unwrap_or(u64::MAX),
+                    done: outputs
+                        .iter()
+                        .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
+                        .collect(),
+                    failed: failed.into_iter().map(|failure| self.for_good(failure, failures)).collect(),
+                    ..self.no_results()
+                }),
+            );
+        }
+        messages
+    }
+
+    /// The tasks from index `from` on, for whoever takes them next, at no cost.
+    pub(crate) fn of_leaving(&self, from: TaskIndex) -> Result<Option<Outgoing>, Malformed> {
+        let tasks = self.batch.each()?;
+        self.back(from, tasks.get(self.place(from)..).unwrap_or_default())
+    }
+
+    /// The task at `index` was not awaited to its end: it has failed. The others from `handed_on` on are given back, at
+    /// no cost.
+    pub(crate) fn of_overdue(
+        &self,
+        index: TaskIndex,
+        handed_on: TaskIndex,
+    ) -> Result<Vec<Outgoing>, Malformed> {
+        let tasks = self.batch.each()?;
+        let begun = handed_on.max(self.batch.first);
+        let at = self.place(index);
+        let Some(task) = tasks.get(at) else { return Err(Malformed::new("a task that it does not have")) };
+        let mut chunk = Chunk::default();
+        chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
+        let mut messages = self.of_chunk(chunk);
+        messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default())?);
+        messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default())?);
+        Ok(messages)
+    }
+
+    fn back(&self, first: TaskIndex, tasks: &[&RawValue]) -> Result<Option<Outgoing>, Malformed> {
+        if tasks.is_empty() {
+            return Ok(None);
+        }
+        let message = self.part(first, tasks, self.headers)?;
+        Ok(Some(self.shop.hand_back(message, self.from)))
+    }
+
+    fn place(&self, index: TaskIndex) -> usize {
+        usize::try_from(index.0.saturating_sub(self.batch.first.0)).unwrap_or(usize::MAX)
+    }
+
+    /// The batch in parts, to the suspects.
+    pub(crate) fn of_suspicion(&self) -> Result<Vec<Outgoing>, Malformed> {
+        let tasks = self.batch.each()?;
+        let size = tasks.len().div_ceil(SUSPECT_PARTS).max(1);
+        let mut first = self.batch.first;
+        let mut parts = Vec::with_capacity(SUSPECT_PARTS);
+        for part in tasks.chunks(size) {
+            let message = self.part(first, part, self.headers)?;
+            parts.push(Outgoing { to: self.shop.to(QueueRole::Suspect), message });
+            first = first.plus(part.len() as u64);
+        }
+        Ok(parts)
+    }
+
+    /// The batch's only task has cost one more worker its life. It is a failure, or tried again among the suspects.
+    pub(crate) fn of_loss(&self) -> Result<Outgoing, Malformed> {
+        let tasks = self.batch.each()?;
+        let loss = self.headers.loss.saturating_add(1);
+        let (job, index) = (self.batch.job, self.batch.first);
+        if loss < LOSSES_MAX {
+            tracing::warn!(%job, %index, losses = loss, "a task's worker died with it; trying it again");
+            let headers = Headers { loss, ..self.headers.clone() };
+            let message = self.part(index, &tasks, &headers)?;
+            return Ok(Outgoing { to: self.shop.to(QueueRole::Suspect), message });
+        }
+        let reason = format!("its worker died {loss} times");
+        tracing::warn!(%job, %index, reason, "a task failed for good");
+        let failed = tasks.first().map(|task| FailedTask {
+            index,
+            reason: reason.as_str().into(),
+            attempts: self.headers.attempt,
+            losses: loss,
+            task: if travels(task) { task } else { RawValue::NULL },
+        });
+        Ok(self.results(Results { failed: failed.into_iter().collect(), ..self.no_results() }))
+    }
+
+    /// The failed task alone, up the ladder; the rest of its batch is not run again.
+    fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Option<Outgoing> {
+        let delay = RetryDelay::after(headers.attempt);
+        tracing::debug!(
+            job = %self.batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
+            reason = self.why(failure), "a task failed"
+        );
+        let message = self.part(failure.index, &[&failure.task], headers).ok()?;
+        Some(Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message })
+    }
+
+    fn for_good<'t>(&self, failure: &'t TaskFailure, failures: u32) -> FailedTask<'t> {
+        let reason = self.why(failure);
+        tracing::info!(
+            job = %self.batch.job, index = %failure.index, attempts = failures, reason, "a task failed for good"
+        );
+        FailedTask {
+            index: failure.index,
+            reason: clip_reason(&reason).into_owned().into(),
+            attempts: failures,
+            losses: self.headers.loss,
+            task: if travels(&failure.task) { &failure.task } else { RawValue::NULL },
+        }
+    }
+
+    fn why(&self, failure: &TaskFailure) -> String {
+        match &failure.trouble {
+            Trouble::Failed(reason) | Trouble::Rejected(reason) => reason.clone(),
+            Trouble::TimedOut => {
+                let limit = self.batch.policy.task_timeout().unwrap_or_default();
+                format!("it ran longer than the job's task timeout of {limit:?}")
+            }
+            Trouble::Stopped => "the job was stopped".into(),
+        }
+    }
+
+    /// Some of the batch's tasks as a batch of their own.
+    fn part(&self, first: TaskIndex, tasks: &[&RawValue], headers: &Headers) -> Result<Message, Malformed> {
+        let count = u32::try_from(tasks.len()).map_err(Malformed::new)?;
+        let tasks = Batch::pack(tasks);
+        let part = Batch { first, count, tasks: &tasks, ..self.batch.clone() };
+        Ok(part.to_message(headers.clone(), self.shop.id.as_str()))
+    }
+
+    fn no_results<'r>(&self) -> Results<'r> {
+        Results {
+            job: self.batch.job,
+            round: self.batch.round,
+            worker: self.shop.id.clone(),
+            busy_us: 0,
+            done: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    fn results(&self, results: Results<'_>) -> Outgoing {
+        let id = format!("{}/{}#{}", self.batch.job, self.shop.id, self.shop.message_number());
+        let message = results.message(id, self.shop.id.as_str());
+        Outgoing { to: self.shop.to(QueueRole::Results), message }
+    }
+}
+
+/// Whether a task is as small as tasks are; others may send larger ones, which cannot be sent on.
+fn travels(task: &RawValue) -> bool {
+    task.get().len() <= TASK_MAX_BYTES
+}

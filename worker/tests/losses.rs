@@ -1,0 +1,288 @@
+//! Tasks that may kill their worker, on the memory transport: a connection that is closed is a worker that died.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    num::NonZeroU16,
+    ops::{ControlFlow, Range},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use gristmill_shared::{
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
+    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext,
+    TaskError, TaskIndex, Transport, TransportError,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{self, Batch, Results},
+};
+use gristmill_worker::{Worker, WorkerError, WorkerReport};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::to_raw_value};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Tasks that end so are poisoned, in jobs that have poison.
+const POISON: u64 = 37;
+
+/// Somebody has begun the poison.
+static POISONED: Notify = Notify::const_new();
+
+/// Gives its tasks back, but for the poison, which never ends, and for number 0, which fails.
+#[derive(Serialize, Deserialize)]
+struct Fatal;
+
+impl Job for Fatal {
+    const KIND: &'static str = "fatal";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+        match task {
+            0 => Err(TaskError::failed("nought")),
+            _ if task % 1000 == POISON => {
+                POISONED.notify_one();
+                loop {
+                    std::thread::park(); // what the connection's end makes of it is up to the test
+                }
+            }
+            _ => Ok(task),
+        }
+    }
+    fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+/// A worker, and how to make it leave.
+type Running = (oneshot::Sender<()>, JoinHandle<Result<WorkerReport, WorkerError>>);
+
+fn start(transport: Arc<dyn Transport>, slots: u16) -> Running {
+    let mut registry = Registry::default();
+    registry.register::<Fatal>().unwrap();
+    let (leave, left) = oneshot::channel::<()>();
+    let worker = Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::new(slots).unwrap());
+    let worker = worker.run_until(transport, async {
+        let _ = left.await;
+    });
+    (leave, tokio::spawn(worker))
+}
+
+async fn send(transport: &dyn Transport, role: QueueRole, first: u64, tasks: &[u64], headers: Headers) {
+    let message = Batch {
+        job: JobId::generate(),
+        kind: Kind::new("fatal").unwrap(),
+        spec: &to_raw_value(&json!(null)).unwrap(),
+        policy: Policy { max_attempts: 2, ..Policy::default() },
+        round: Round(0),
+        stage: 0,
+        spent: 0,
+        first: TaskIndex(first),
+        count: u32::try_from(tasks.len()).unwrap(),
+        tasks: &to_raw_value(tasks).unwrap(),
+    }
+    .to_message(headers, "test");
+    let publisher = transport.publisher().await.unwrap();
+    let to = Address::Queue(role.of(&Lane::default()));
+    publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
+}
+
+async fn lane() -> Arc<MemoryTransport> {
+    let transport = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    transport
+}
+
+/// Takes the one message of a queue so often, and never settles it.
+async fn take_in_vain(transport: &dyn Transport, role: QueueRole, times: usize) {
+    for _ in 0..times {
+        let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
+        assert_eq!(within(consumer.recv(1)).await.unwrap().len(), 1);
+    }
+}
+
+async fn take(transport: &dyn Transport, role: QueueRole) -> gristmill_shared::Message {
+    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
+    let delivery = within(consumer.recv(1)).await.unwrap().remove(0);
+    delivery.receipt.ack();
+    delivery.message
+}
+
+async fn results(transport: &dyn Transport) -> serde_json::Value {
+    let message = take(transport, QueueRole::Results).await;
+    wire::decode::<Results<'_>>(&message).unwrap();
+    serde_json::from_slice(&message.body).unwrap()
+}
+
+#[tokio::test]
+async fn a_batch_that_comes_for_the_second_time_is_run_as_it_is() {
+    let transport = lane().await;
+    send(&*transport, QueueRole::Tasks, 100, &[1, 2, 3], Headers::default()).await;
+    take_in_vain(&*transport, QueueRole::Tasks, 1).await;
+    let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
+    assert_eq!(results(&*transport).await["done"][0]["count"], 3);
+}
+
+#[tokio::test]
+async fn a_batch_that_comes_for_the_third_time_is_taken_apart() {
+    let transport = lane().await;
+    let tasks: Vec<u64> = (100..164).collect();
+    send(&*transport, QueueRole::Tasks, 100, &tasks, Headers::default()).await;
+    take_in_vain(&*transport, QueueRole::Tasks, 2).await;
+    let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
+    for part in 0..16 {
+        let first = 100 + 4 * part;
+        let outputs = [first, first + 1, first + 2, first + 3];
+        let done = json!([{"first": first, "count": 4, "outputs": outputs}]);
+        assert_eq!(results(&*transport).await["done"], done);
+    }
+}
+
+#[tokio::test]
+async fn a_suspect_alone_gains_a_loss_before_it_is_run_and_keeps_it_when_it_is_retried() {
+    let transport = lane().await;
+    send(&*transport, QueueRole::Suspect, 5, &[0], Headers::default()).await;
+    take_in_vain(&*transport, QueueRole::Suspect, 1).await;
+    let (leave, worker) = start(Arc::clone(&transport) as _, 1);
+    let results = results(&*transport).await; // after its second and last attempt
+    assert_eq!((&results["failed"][0]["attempts"], &results["failed"][0]["losses"]), (&json!(2), &json!(1)));
+    leave.send(()).unwrap();
+    within(worker).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_third_loss_is_a_failure_and_the_task_is_not_run() {
+    let transport = lane().await;
+    let headers = Headers { attempt: 1, loss: 2, ..Headers::default() };
+    send(&*transport, QueueRole::Suspect, 5, &[7], headers).await;
+    take_in_vain(&*transport, QueueRole::Suspect, 1).await;
+    let (leave, worker) = start(Arc::clone(&transport) as _, 1);
+    let results = results(&*transport).await;
+    let failed =
+        json!([{"index": 5, "reason": "its worker died 3 times", "attempts": 1, "losses": 3, "task": 7}]);
+    assert_eq!((&results["failed"], &results["done"]), (&failed, &json!([])));
+    leave.send(()).unwrap();
+    assert_eq!(within(worker).await.unwrap().unwrap().batches, 0, "it was run");
+}
+
+#[tokio::test]
+async fn a_worker_whose_own_connection_went_suspects_nobody() {
+    let memory = lane().await;
+    let headers = Headers { loss: 2, ..Headers::default() };
+    send(&*memory, QueueRole::Suspect, 5, &[7], headers).await;
+    take_in_vain(&*memory, QueueRole::Suspect, 1).await;
+    let (_leave, _worker) =
+        start(Arc::new(Reconnected(Arc::clone(&memory), watch::Sender::new(Health::Well))), 1);
+    let results = results(&*memory).await;
+    assert_eq!((&results["done"][0]["outputs"], results.get("failed")), (&json!([7]), None));
+}
+
+/// The whole way: two deaths with the batch as it was sent, one for each step down to a single task, and two more until
+/// the third redelivery of that is a failure. And several at once, in the slots of the same workers.
+#[tokio::test(flavor = "multi_thread")]
+async fn poisoned_tasks_are_found_and_their_neighbours_only_run_again() {
+    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held by workers that die, in the other slots
+    let deaths = hunt(&[1..65, innocent(1000), innocent(2000), innocent(3000)]).await;
+    assert_eq!(deaths, 6);
+    let deaths = hunt(&[1..65, innocent(1000), 2001..2065, 3001..3065, 4001..4065]).await;
+    assert!(deaths >= 4 * 3, "{deaths} deaths, and three for each that was found alone");
+}
+
+/// Runs the batches with workers of two slots, of which each dies when it meets a poisoned task; returns how many did.
+async fn hunt(batches: &[Range<u64>]) -> usize {
+    let broker = lane().await;
+    for batch in batches {
+        let tasks: Vec<u64> = batch.clone().collect();
+        send(&*broker, QueueRole::Tasks, batch.start, &tasks, Headers::default()).await;
+    }
+    let (poisoned, healthy): (BTreeSet<u64>, BTreeSet<u64>) =
+        batches.iter().cloned().flatten().partition(|task| task % 1000 == POISON);
+    let (mut done, mut failed, mut deaths) = (BTreeSet::new(), BTreeSet::new(), 0);
+    let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+    let mut connection = broker.connect();
+    let mut worker = start(Arc::clone(&connection) as _, 2);
+    while done.len() + failed.len() < poisoned.len() + healthy.len() {
+        let deliveries = tokio::select! {
+            deliveries = within(results.recv(10)) => deliveries.unwrap(),
+            () = POISONED.notified() => {
+                connection.close().await;
+                within(worker.1).await.unwrap().unwrap_err();
+                deaths += 1;
+                connection = broker.connect();
+                worker = start(Arc::clone(&connection) as _, 2);
+                continue;
+            }
+        };
+        for delivery in deliveries {
+            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+            for span in results.done {
+                done.extend(serde_json::from_str::<Vec<u64>>(span.outputs.get()).unwrap());
+            }
+            for task in results.failed {
+                assert_eq!((&*task.reason, task.losses), ("its worker died 3 times", 3), "{}", task.index);
+                failed.insert(task.index.0);
+            }
+            delivery.receipt.ack();
+        }
+    }
+    assert_eq!((failed, done), (poisoned, healthy));
+    worker.0.send(()).unwrap();
+    assert_eq!(within(worker.1).await.unwrap().unwrap().abandoned, 0);
+    deaths
+}
+
+/// A connection that comes back while its consumers are made.
+#[derive(Debug)]
+struct Reconnected(Arc<MemoryTransport>, watch::Sender<Health>);
+
+impl fmt::Display for Reconnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[async_trait]
+impl Transport for Reconnected {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.0.open_lane(lane).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.0.publisher().await
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        for health in [Health::Away("a test".into()), Health::Well] {
+            self.1.send_replace(health);
+        }
+        self.0.consume(queue, prefetch).await
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.0.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.0.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.1.subscribe()
+    }
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
