@@ -25,6 +25,7 @@
 mod app;
 mod cli;
 mod connect;
+mod drill;
 mod exit;
 pub mod testing;
 

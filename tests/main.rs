@@ -7,6 +7,7 @@ mod amqp;
 mod bad_input;
 mod conformance;
 mod drain;
+mod drill;
 mod example;
 mod failures;
 mod harness;

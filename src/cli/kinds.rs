@@ -29,6 +29,11 @@ impl Kinds {
             .subcommands(self.0.iter().map(|kind| kind.command.clone()))
     }
 
+    /// Whether this is one of them.
+    pub(crate) fn know(&self, name: &str) -> bool {
+        self.0.iter().any(|kind| kind.command.get_name() == name)
+    }
+
     /// The job that the subcommand and its flags describe.
     pub(crate) fn job(&self, matches: &ArgMatches) -> Result<Arc<dyn AnyJob>, Failure> {
         let (name, matches) =

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod drill;
 mod flags;
 mod follow;
 mod kinds;
@@ -19,7 +20,8 @@ mod worker;
 use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe};
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
-use gristmill_shared::{Registry, panic_text};
+use gristmill_jobs::Spin;
+use gristmill_shared::{Job as _, Registry, panic_text};
 use tokio::runtime::Runtime;
 
 use self::{bar::Bar, flags::LogFlags, kinds::Kinds, signals::Signals};
@@ -110,7 +112,8 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .after_help(EXAMPLES)
             .subcommand_required(true)
             .arg_required_else_help(true)
-            .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()]),
+            .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
+            .subcommands(kinds.know(Spin::KIND).then(drill::command)), // what a drill submits
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
     let command = LogFlags::augment_args(command.version(version));
@@ -145,6 +148,7 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("producer", matches)) => producer::main(context, matches).await,
             Some(("worker", matches)) => worker::main(context, matches).await,
             Some(("sink", matches)) => sink::main(context, matches).await,
+            Some(("drill", matches)) => drill::main(context, matches).await,
             _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
         },
     }

@@ -141,6 +141,12 @@ impl LocalBroker {
         &self.version
     }
 
+    /// The node's process, a child of this one; `None` while it is down.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.node.as_ref().map(Node::pid)
+    }
+
     /// Runs `rabbitmqctl` with these arguments against this node and returns what it printed, without its chatter.
     ///
     /// # Errors

@@ -117,6 +117,11 @@ impl Node {
         }
     }
 
+    /// Its process.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has printed so far.
     pub(super) fn printed(&self) -> &str {
         &self.printed
