@@ -4,7 +4,9 @@ use std::{future::Future, sync::Arc};
 
 use gristmill_shared::{
     Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport, publish_until_stored,
+    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport,
+    fail_point::{FailPoint, reached},
+    publish_until_stored,
     wire::{Aborted, Form, Opened, Sealed, now_ms},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -185,8 +187,10 @@ impl Submission {
     }
 
     async fn seal(mut self, total: u64, digest: SplitDigest) -> Result<SplitReport, ProducerError> {
+        reached(FailPoint::ProducerSplit);
         let sealed = Sealed { job: self.id(), total, digest: digest.to_string() };
         self.kept.seal(Place { index: TaskIndex(total), digest }, sealed.clone()).await?;
+        reached(FailPoint::ProducerSealed);
         self.tell_sink(&sealed, "sealed").await?;
         Ok(SplitReport { end: SplitEnd::Sealed, sent: total })
     }

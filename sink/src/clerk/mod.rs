@@ -13,6 +13,7 @@ use std::{collections::HashMap, mem, time::Instant};
 
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
+    fail_point::{FailPoint, reached},
     wire::{Batch, Malformed, Opened, Progress, Reopen, ToSink, decode},
 };
 
@@ -162,7 +163,11 @@ impl Clerk {
         }
         let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
         match body {
-            ToSink::Results(results) => return Ok(job.results(&results, outbox)),
+            ToSink::Results(results) => {
+                let folded = job.results(&results, outbox);
+                reached(FailPoint::SinkFolded);
+                return Ok(folded);
+            }
             ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
             ToSink::Opened(opened) => job.opened_again(&opened),
             ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
@@ -236,6 +241,7 @@ impl Clerk {
         if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
             return Ok(());
         }
+        let tasks = report.tasks;
         ledger.write(|transaction| {
             for job in &mut changed {
                 report.tasks += job.save(transaction)?;
@@ -244,6 +250,9 @@ impl Clerk {
             dead.save(transaction)?;
             outbox.save(transaction)
         })?;
+        if report.tasks > tasks {
+            reached(FailPoint::SinkCommitted);
+        }
         for job in changed {
             if let Some(told) = job.news() {
                 report.jobs_ended += u64::from(job.has_ended());

@@ -8,7 +8,10 @@
 use std::collections::HashSet;
 
 use futures::future::join_all;
-use gristmill_shared::Published;
+use gristmill_shared::{
+    Published,
+    fail_point::{FailPoint, reached},
+};
 use lapin::{Channel, Confirmation, message::BasicReturnMessage};
 
 use crate::{
@@ -24,6 +27,9 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter]) -> Vec<Published
         channel.basic_publish(exchange, key, letter.options, &letter.body, letter.properties.clone())
     }))
     .await;
+    if letters.iter().any(|letter| letter.options.mandatory) {
+        reached(FailPoint::Sent);
+    }
     let confirmed = join_all(sent.into_iter().map(|sent| async move { sent?.await })).await;
     answers(letters, &confirmed)
 }
