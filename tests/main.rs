@@ -6,6 +6,7 @@
 mod amqp;
 mod bad_input;
 mod conformance;
+mod crash;
 mod example;
 mod harness;
 mod house;
