@@ -8,6 +8,7 @@ mod bad_input;
 mod conformance;
 mod crash;
 mod example;
+mod faults;
 mod harness;
 mod house;
 mod interrupted;

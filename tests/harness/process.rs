@@ -111,7 +111,13 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) async fn end(mut self) -> Ended {
-        let status = within(&self.name, self.child.wait()).await.unwrap();
+        self.gone().await;
+        self.left().await
+    }
+
+    /// Waits for its end, however long that takes.
+    pub(crate) async fn left(mut self) -> Ended {
+        let status = self.child.wait().await.unwrap();
         let stdout = within("its stdout", self.stdout).await.unwrap();
         // The sender goes when everything has been read.
         while self.said.changed().await.is_ok() {}
