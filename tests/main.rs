@@ -5,6 +5,7 @@
 
 mod amqp;
 mod bad_input;
+mod bad_transport;
 mod conformance;
 mod crash;
 mod example;

@@ -139,6 +139,7 @@ promises![
     competing::consumers_share_and_each_message_goes_to_one,
     competing::one_consumer_of_results_is_active_and_the_next_takes_over,
     giving_back::a_dropped_receipt_settles_nothing,
+    giving_back::an_extended_receipt_can_still_be_settled,
     giving_back::dropping_a_consumer_gives_back,
     giving_back::closing_a_consumer_gives_back,
     giving_back::a_requeued_message_comes_again,

@@ -40,6 +40,7 @@ enum Flaw {
     NeverOneActive,
     // Giving back and ending.
     AcksWhatIsDropped,
+    AcksWhatIsExtended,
     KeepsWhenDropped,
     KeepsWhenClosed,
     ForgetsRedelivered,
@@ -88,6 +89,7 @@ const CASES: &[(Flaw, &str, &str)] = &[
         "another consumer is active",
     ),
     (Flaw::AcksWhatIsDropped, "a_dropped_receipt_settles_nothing", "both are unsettled"),
+    (Flaw::AcksWhatIsExtended, "an_extended_receipt_can_still_be_settled", "renewed, not settled"),
     (Flaw::KeepsWhenDropped, "dropping_a_consumer_gives_back", "delivery 6 of 10: nothing"),
     (Flaw::ForgetsRedelivered, "dropping_a_consumer_gives_back", "say that they came before"),
     (Flaw::KeepsWhenClosed, "closing_a_consumer_gives_back", "delivery 6 of 10: nothing"),
