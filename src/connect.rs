@@ -1,20 +1,35 @@
 //! From a URL to a transport: the only place that knows which there are.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use gristmill_amqp::{AmqpConfig, AmqpTransport};
 use gristmill_shared::{Transport, TransportError};
 
 /// Connects to the broker at `url`; `name` is what its operator sees of us. Tries for 10 s.
 ///
+/// A connection that is lost later comes back by itself, whenever that is; [`connect_for`] bounds it.
+///
 /// # Errors
 /// [`TransportError::Invalid`] if the URL is none of ours; otherwise whatever kept us from connecting. No error
 /// shows the password.
 pub async fn connect(url: &str, name: &str) -> Result<Arc<dyn Transport>, TransportError> {
+    connect_for(url, name, None).await
+}
+
+/// As [`connect`]; a connection that is lost later is given up after that time.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_for(
+    url: &str,
+    name: &str,
+    give_up_after: Option<Duration>,
+) -> Result<Arc<dyn Transport>, TransportError> {
     match url.split_once("://") {
         Some(("amqp" | "amqps", _)) => {
             let mut config = AmqpConfig::new(url)?;
             config.name = name.into();
+            config.give_up_after_loss = give_up_after;
             Ok(AmqpTransport::connect(config).await?)
         }
         Some((scheme, _)) => Err(TransportError::Invalid(format!(

@@ -17,7 +17,7 @@ pub enum Exit {
     Incomplete = 1,
     /// The command line, the environment or a file named there is not usable.
     Usage = 2,
-    /// The broker cannot be reached, does not let us, or went.
+    /// The broker cannot be reached, or does not let us, or was lost for longer than `--give-up-after`.
     Broker = 3,
     /// A defect of the program.
     Bug = 4,

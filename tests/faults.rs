@@ -1,42 +1,32 @@
 //! Brokers that die, hang, starve and refuse in the middle of a job. Each belongs to its test.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use gristmill_shared::QueueRole;
 
-use crate::harness::{Ended, Kept, OwnBroker, Site, within};
+use crate::harness::{OwnBroker, Process, Site, within};
 
 const TASKS: u64 = 3_000;
 
-/// A job of some seconds that two workers are in the middle of; what leaves by itself is started again.
+/// A job of some seconds that two workers are in the middle of.
 struct Fleet {
     broker: OwnBroker,
-    site: Arc<Site>,
-    roles: [Kept; 3],
+    site: Site,
+    roles: [Process; 3],
+    producer: Process,
     job: String,
-    waiting: tokio::task::JoinHandle<Ended>,
 }
 
 impl Fleet {
     async fn at_work(url_end: &str) -> Self {
         let broker = OwnBroker::start().await;
-        let site = Arc::new(Site::at(broker.url() + url_end));
-        let roles = ["sink", "worker --slots 1", "worker --slots 1"].map(|words| Kept::start(&site, words));
+        let site = Site::at(broker.url() + url_end);
+        let roles = ["sink", "worker --slots 1", "worker --slots 1"].map(|words| site.start(words));
         let words = format!("producer submit spin --tasks {TASKS} --micros 2000 --batch 5 --wait");
         let mut producer = site.start(&words);
         let job = producer.says("job ").await.trim_start_matches("job ").to_owned();
-        let waiting = tokio::spawn({
-            let (site, job) = (Arc::clone(&site), job.clone());
-            async move {
-                let mut ended = producer.end().await;
-                while ended.code == 3 {
-                    ended = site.run(&format!("producer resume {job} --wait")).await;
-                }
-                ended
-            }
-        });
         site.first_outcomes(&job).await;
-        Self { broker, site, roles, job, waiting }
+        Self { broker, site, roles, producer, job }
     }
 
     async fn done(&self) -> u64 {
@@ -44,13 +34,16 @@ impl Fleet {
         shown["account"]["done"].as_u64().unwrap()
     }
 
-    /// The fault is over, and came before the job's end: the answer is exact all the same.
+    /// The fault is over, and came before the job's end: the answer is exact all the same, and nobody has left.
     async fn exact(self) -> serde_json::Value {
-        let ended = within("the job", self.waiting).await.unwrap();
+        let ended = self.producer.end().await;
         assert!(ended.answer().contains(&(TASKS * (TASKS - 1) / 2).to_string()), "{ended:?}");
         let verified = self.site.verify(&self.job).await;
         assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(TASKS), Some(0)));
-        self.roles.iter().for_each(Kept::only_the_broker_was_to_blame);
+        for role in self.roles {
+            let ended = role.stop().await;
+            assert_eq!(ended.code, 0, "{ended:?}");
+        }
         self.site.json(&format!("sink show {} --json", self.job)).await
     }
 }

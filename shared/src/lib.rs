@@ -41,7 +41,7 @@ pub use registry::{OpenError, RegisterError, Registry};
 pub use store::{StoreError, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use transport::{
-    Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, JournalEntry,
+    Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,
     JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler, Token, Topic,
     Transport, TransportError,
 };

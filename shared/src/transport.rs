@@ -9,10 +9,17 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use crate::{JobId, Lane, Message, Queue, WorkerId};
 
 /// A connection to a broker, or something that behaves like one. Shared by all parts of a process.
+///
+/// A transport may come back by itself when its connection is lost. Then everything that came from it goes on, and only
+/// takes longer: what is asked waits, publishes without an answer are made again, consumers take messages again (what
+/// was unsettled is delivered again, and its old receipts do nothing), a journal reader goes on where it was, an event
+/// reader misses what was told meanwhile. [`TransportError::Disconnected`] and [`Published::Unknown`] then mean that it
+/// is gone for good.
 ///
 /// An implementor writes every method; none has a default. The conformance suite (feature `conformance`) says what
 /// each must do. `Display` names the instance for errors and logs, without its password.
@@ -31,30 +38,47 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// A publisher; all of a process's publishers may share one connection.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection is gone for good.
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError>;
 
     /// Starts to take messages from a queue: at most `prefetch` of them are unsettled at any time.
     ///
     /// # Errors
-    /// If the connection is gone, or the queue is.
+    /// If the connection is gone for good, or the queue is.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError>;
 
     /// Reads the journal from its start, and then follows it.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection is gone for good.
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError>;
 
     /// Listens to events from now on.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection is gone for good.
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError>;
+
+    /// How the transport is just now, and from now on. For people who wait, and for health checks; nothing else needs to
+    /// look, since whatever is asked meanwhile waits by itself.
+    fn health(&self) -> watch::Receiver<Health>;
 
     /// Hands on what was settled and closes the connections. What is unsettled is delivered again, to others.
     /// Everything that came from this transport fails with [`TransportError::Disconnected`] afterwards.
     async fn close(&self);
+}
+
+/// How a transport is just now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Health {
+    /// Connected, and the broker takes messages.
+    Well,
+    /// Connected, but the broker takes no messages, and why: it is low on memory, for instance. It still delivers.
+    Blocked(String),
+    /// The connection is lost, and why; it is made again.
+    Away(String),
+    /// It is gone for good.
+    Closed,
 }
 
 /// Hands messages to the broker.
@@ -109,8 +133,8 @@ pub enum Published {
     Rejected,
     /// There is no such queue. It is not stored.
     Unroutable,
-    /// The connection went before the answer came: stored or not, nobody knows. Publishing it again may make a
-    /// duplicate.
+    /// The connection went for good before the answer came: stored or not, nobody knows. Publishing it again may make
+    /// a duplicate.
     Unknown,
     /// It can never be published, and why: it is larger than the broker takes.
     Refused(String),
@@ -125,13 +149,14 @@ pub trait Consumer: fmt::Debug + Send {
     /// Cancel safe: a dropped call loses no delivery.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection or the queue went; every later call says so too.
+    /// [`TransportError::Disconnected`] if the connection or the queue went for good; every later call says so too.
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError>;
 
-    /// Asks the broker for no further deliveries. Those that are here already are still returned and can be settled.
+    /// Asks the broker for no further deliveries. Those that are here already are still returned and can be settled,
+    /// unless the connection is lost meanwhile: a stopped consumer does not come back.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection is gone for good.
     async fn stop(&mut self) -> Result<(), TransportError>;
 
     /// Hands all settlements so far to the broker, then hands back what is unsettled.
@@ -216,10 +241,11 @@ pub trait Settler: fmt::Debug + Send + Sync {
 #[async_trait]
 pub trait JournalReader: fmt::Debug + Send {
     /// The next entry, in the order of the journal. Entries may come twice, since whoever writes repeats after a
-    /// crash; they have ids to tell. Cancel safe.
+    /// crash; they have ids to tell. If the journal was deleted and made anew meanwhile, it is read from its start.
+    /// Cancel safe.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection went.
+    /// [`TransportError::Disconnected`] if the connection went for good.
     async fn next(&mut self) -> Result<JournalEntry, TransportError>;
 }
 
@@ -236,10 +262,10 @@ pub enum JournalEntry {
 /// Listens to events.
 #[async_trait]
 pub trait EventReader: fmt::Debug + Send {
-    /// The next event. A slow reader misses the oldest. Cancel safe.
+    /// The next event. A slow reader misses the oldest, and what is told while there is no connection. Cancel safe.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection went.
+    /// [`TransportError::Disconnected`] if the connection went for good.
     async fn next(&mut self) -> Result<Message, TransportError>;
 }
 
@@ -312,7 +338,8 @@ pub enum Redelivery {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The connection, or the queue under a consumer, went. Connect again.
+    /// The connection, or the queue under a consumer, went for good: it was closed at this end, or the transport gave
+    /// up.
     #[error("lost the connection to {transport}: {reason}")]
     Disconnected {
         /// The transport's name.

@@ -3,7 +3,7 @@
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal as _},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -24,13 +24,19 @@ pub(crate) struct Bar {
 struct Lines {
     began: Instant,
     last: Instant,
+    /// What there is to say beside the numbers.
+    notes: String,
+    trouble: Option<String>,
 }
 
 impl Bar {
     /// A bar that nobody sees yet.
     pub(crate) fn hidden() -> Self {
         let now = Instant::now();
-        Self { bar: ProgressBar::hidden(), lines: Arc::new(Mutex::new(Lines { began: now, last: now })) }
+        Self {
+            bar: ProgressBar::hidden(),
+            lines: Arc::new(Mutex::new(Lines { began: now, last: now, notes: String::new(), trouble: None })),
+        }
     }
 
     /// Shows the bar of a job that said this of itself.
@@ -63,24 +69,34 @@ impl Bar {
         if !progress.sealed {
             notes.push_str(", splitting…");
         }
-        self.bar.set_message(notes.clone());
+        let mut lines = self.lines();
+        lines.notes = notes;
+        self.show(&lines);
         if self.bar.is_hidden() {
-            self.line(progress, &notes);
+            lines.print(progress);
         }
     }
 
-    fn line(&self, progress: &Progress, notes: &str) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.last.elapsed() < LINE_EVERY {
+    /// The broker is in trouble, or no longer.
+    pub(crate) fn trouble(&self, trouble: Option<String>) {
+        let mut lines = self.lines();
+        if lines.trouble == trouble {
             return;
         }
-        lines.last = Instant::now();
-        let account = &progress.account;
-        let ended = account.done + account.failed + account.skipped;
-        let total = account.total.map_or_else(|| "?".into(), |total| HumanCount(total).to_string());
-        let spent = lines.began.elapsed();
-        let rate = ended as f64 / spent.as_secs_f64();
-        super::say(format_args!("[{spent:.0?}] {}/{total} tasks ({rate:.0}/s){notes}", HumanCount(ended)));
+        lines.trouble = trouble;
+        self.show(&lines);
+        if self.bar.is_hidden() && lines.trouble.is_none() {
+            super::say("the broker is well again"); // that it was not, the log has said
+        }
+    }
+
+    fn show(&self, lines: &Lines) {
+        let trouble = lines.trouble.as_ref().map(|trouble| format!(", {trouble}")).unwrap_or_default();
+        self.bar.set_message(format!("{}{trouble}", lines.notes));
+    }
+
+    fn lines(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the bar away.
@@ -92,6 +108,21 @@ impl Bar {
     /// Prints something without tearing the bar.
     pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
+    }
+}
+
+impl Lines {
+    fn print(&mut self, progress: &Progress) {
+        if self.last.elapsed() < LINE_EVERY {
+            return;
+        }
+        self.last = Instant::now();
+        let account = &progress.account;
+        let ended = account.done + account.failed + account.skipped;
+        let total = account.total.map_or_else(|| "?".into(), |total| HumanCount(total).to_string());
+        let (spent, notes) = (self.began.elapsed(), &self.notes);
+        let rate = ended as f64 / spent.as_secs_f64();
+        super::say(format_args!("[{spent:.0?}] {}/{total} tasks ({rate:.0}/s){notes}", HumanCount(ended)));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::{num::NonZeroU16, sync::Arc};
+use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
 use clap::{ArgAction, Args};
 use gristmill_producer::{DEFAULT_BATCH, SubmitOptions};
@@ -9,7 +9,7 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
-use crate::{connect, exit::Failure};
+use crate::{connect::connect_for, exit::Failure};
 
 /// Where the broker is.
 #[derive(Debug, Clone, Args)]
@@ -26,13 +26,17 @@ pub(crate) struct BrokerFlags {
         default_value = "amqp://guest:guest@localhost:5672"
     )]
     pub(crate) broker: String,
+
+    /// How long a broker that was lost is waited for, as `10m`; then the program ends with code 3 [default: for ever]
+    #[arg(long, global = true, env = "GRISTMILL_GIVE_UP_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    give_up_after: Option<Duration>,
 }
 
 impl BrokerFlags {
     /// Connects as `role`, and gives the name that goes with it.
     pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
         let app = process_id(role);
-        let transport = connect(&self.broker, app.as_str()).await?;
+        let transport = connect_for(&self.broker, app.as_str(), self.give_up_after).await?;
         Ok((transport, app))
     }
 }

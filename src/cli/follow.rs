@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gristmill_producer::{News, Watch};
-use gristmill_shared::{JobId, Plan, wire::Finished};
+use gristmill_shared::{Health, JobId, Plan, Transport, wire::Finished};
 use indicatif::HumanCount;
 use tokio::time::Instant;
 
@@ -24,6 +24,7 @@ pub(crate) enum Known {
 /// Follows a job to its end. Says what may be the matter if nothing is heard of it.
 pub(crate) async fn to_the_end(
     context: &Context,
+    transport: &dyn Transport,
     mut watch: Watch,
     job: JobId,
     known: Known,
@@ -38,10 +39,16 @@ pub(crate) async fn to_the_end(
     let mut heard = Heard::Nothing;
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
     let mut listening = false; // until the journal has been read
+    let mut health = transport.health();
+    context.bar.trouble(trouble(&health.borrow_and_update()));
     loop {
         let news = tokio::select! {
             news = watch.next() => news?,
-            () = &mut silence, if listening => {
+            Ok(()) = health.changed() => {
+                context.bar.trouble(trouble(&health.borrow_and_update()));
+                continue;
+            }
+            () = &mut silence, if listening && *health.borrow() == Health::Well => {
                 if heard == Heard::Nothing && !submitted {
                     return Err(Failure::usage(format_args!(
                         "no job {job} is known on this broker (hint: check the id and the broker; if it was just \
@@ -72,6 +79,16 @@ pub(crate) async fn to_the_end(
         }
         listening |= watch.has_caught_up();
         silence.as_mut().reset(Instant::now() + SILENCE);
+    }
+}
+
+/// What keeps the broker from its work, for the bar.
+fn trouble(health: &Health) -> Option<String> {
+    match health {
+        Health::Well => None,
+        Health::Blocked(why) => Some(format!("broker blocked: {why}")),
+        Health::Away(_) => Some("broker lost, connecting again".into()),
+        Health::Closed => Some("broker given up".into()),
     }
 }
 

@@ -165,7 +165,7 @@ impl ProducerFlags {
             let (transport, _) = self.broker.connect("producer").await?;
             transport.open_lane(&self.lane.lane).await?;
             let watch = Watch::open(&*transport, job).await?;
-            follow::to_the_end(context, watch, job, known).await
+            follow::to_the_end(context, &*transport, watch, job, known).await
         };
         tokio::select! {
             finished = waiting => follow::conclude(&finished?, json, &self.why_failed(job)),
@@ -216,7 +216,7 @@ impl ProducerFlags {
             }
             let watch = Watch::open(transport, job).await?;
             let sending = async { submission.send().await.map_err(Failure::from) };
-            let following = follow::to_the_end(context, watch, job, Known::Submitted(plan));
+            let following = follow::to_the_end(context, transport, watch, job, Known::Submitted(plan));
             let (_, finished) = futures::try_join!(sending, following)?;
             follow::conclude(&finished, json, &self.why_failed(job))
         };

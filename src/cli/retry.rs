@@ -71,7 +71,8 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     let watch = context.unless_interrupted(asked).await?;
     let done = if *wait {
         let known = Known::Submitted(view.plan.clone());
-        let finished = context.unless_interrupted(follow::to_the_end(context, watch, *job, known)).await;
+        let finished =
+            context.unless_interrupted(follow::to_the_end(context, &*transport, watch, *job, known)).await;
         context.bar.end();
         let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
         finished.and_then(|finished| follow::conclude(&finished, *json, &why))

@@ -91,8 +91,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         }
         let watch = Watch::open(&*transport, id).await?;
         let sending = async { submission.send().await.map_err(Failure::from) };
-        let (_, finished) =
-            futures::try_join!(sending, follow::to_the_end(context, watch, id, Known::Submitted(plan)))?;
+        let (_, finished) = futures::try_join!(
+            sending,
+            follow::to_the_end(context, &*transport, watch, id, Known::Submitted(plan))
+        )?;
         job_ended.cancel();
         Ok::<_, Failure>(finished)
     };

@@ -13,17 +13,10 @@ use lapin::{
 use super::*;
 
 #[tokio::test]
-async fn a_deleted_queue_makes_its_messages_unroutable_and_ends_its_consumers() {
+async fn a_deleted_queue_makes_its_messages_unroutable() {
     let (transport, lane) = open().await;
     let (gone, there) = (QueueRole::Suspect.of(&lane), QueueRole::Again.of(&lane));
-    let mut consumer = transport.consume(&gone, 10).await.unwrap();
     ByHand::open().await.delete(&gone).await;
-
-    let error = within(consumer.recv(1)).await.unwrap_err();
-    assert!(matches!(error, TransportError::Disconnected { .. }), "{error}");
-    assert!(error.to_string().contains(&gone.to_string()), "{error}");
-    assert!(within(consumer.recv(1)).await.is_err());
-
     let mixed: Vec<_> =
         (0..100).map(|number| to(if number % 3 == 0 { &gone } else { &there }, message(number))).collect();
     for (number, answer) in publish(&transport, mixed).await.into_iter().enumerate() {

@@ -3,8 +3,12 @@
 mod connecting;
 mod consuming;
 mod lanes;
+mod outages;
 mod publishing;
 mod reading;
+mod returning;
+mod weather;
+mod wire;
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,7 +107,11 @@ struct ByHand {
 
 impl ByHand {
     async fn open() -> Self {
-        let connection = Connection::connect(&broker_url(), ConnectionProperties::default()).await.unwrap();
+        Self::open_at(&broker_url()).await
+    }
+
+    async fn open_at(url: &str) -> Self {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         Self { channel: connection.create_channel().await.unwrap(), _connection: connection }
     }
 

@@ -67,6 +67,13 @@ impl Process {
         })
     }
 
+    /// Waits until so many lines on stderr contain `text`.
+    pub(crate) async fn says_times(&mut self, text: &str, times: usize) {
+        let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= times;
+        let said = within(text, self.said.wait_for(enough)).await.is_ok();
+        assert!(said, "{} ended without saying {text:?} {times} times: {:#?}", self.name, self.said.borrow());
+    }
+
     /// How many lines on stderr contain `text` so far.
     pub(crate) fn said(&self, text: &str) -> usize {
         self.said.borrow().iter().filter(|line| line.contains(text)).count()
@@ -111,13 +118,7 @@ impl Process {
 
     /// Waits for its end.
     pub(crate) async fn end(mut self) -> Ended {
-        self.gone().await;
-        self.left().await
-    }
-
-    /// Waits for its end, however long that takes.
-    pub(crate) async fn left(mut self) -> Ended {
-        let status = self.child.wait().await.unwrap();
+        let status = within(&self.name, self.child.wait()).await.unwrap();
         let stdout = within("its stdout", self.stdout).await.unwrap();
         // The sender goes when everything has been read.
         while self.said.changed().await.is_ok() {}

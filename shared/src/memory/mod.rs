@@ -23,11 +23,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
-    Redelivery, Transport, TransportError,
+    Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
+    Queue, Redelivery, Transport, TransportError,
 };
 use broker::Broker;
 use consumer::MemoryConsumer;
@@ -61,7 +62,11 @@ impl MemoryTransport {
     }
 
     fn to(broker: Arc<Broker>) -> Arc<Self> {
-        let connection = Connection { id: broker.next_id(), closed: CancellationToken::new() };
+        let connection = Connection {
+            id: broker.next_id(),
+            closed: CancellationToken::new(),
+            health: watch::Sender::new(Health::Well),
+        };
         Arc::new(Self { broker, connection })
     }
 }
@@ -71,6 +76,7 @@ impl MemoryTransport {
 struct Connection {
     id: u64,
     closed: CancellationToken,
+    health: watch::Sender<Health>,
 }
 
 impl Connection {
@@ -131,8 +137,13 @@ impl Transport for MemoryTransport {
         Ok(Box::new(MemoryEvents::listen(&self.broker, self.connection.clone(), filter)))
     }
 
+    fn health(&self) -> watch::Receiver<Health> {
+        self.connection.health.subscribe()
+    }
+
     async fn close(&self) {
         self.connection.closed.cancel();
+        self.connection.health.send_replace(Health::Closed);
         self.broker.end_connection(self.connection.id);
     }
 }

@@ -10,11 +10,12 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::Draws;
 use crate::{
-    Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, JournalReader, Lane, Outgoing,
-    Published, Publisher, Queue, Transport, TransportError,
+    Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane,
+    Outgoing, Published, Publisher, Queue, Transport, TransportError,
 };
 
 /// How often what goes wrong, in thousandths: of the messages that are published, and of the calls to `recv`.
@@ -183,6 +184,9 @@ impl Transport for Faulty {
     }
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.inner.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
     }
     async fn close(&self) {
         self.inner.close().await;

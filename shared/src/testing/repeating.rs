@@ -10,12 +10,12 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::Draws;
 use crate::{
-    Capabilities, Consumer, Delivery, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
-    Receipt, Settlement, Settler, Token, Transport, TransportError,
+    Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
+    Queue, Receipt, Settlement, Settler, Token, Transport, TransportError,
 };
 
 /// Any transport, but every message of a work queue is delivered several times, and in another order.
@@ -83,6 +83,9 @@ impl Transport for Repeating {
     }
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.inner.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
     }
     async fn close(&self) {
         self.inner.close().await;

@@ -264,6 +264,9 @@ impl Transport for Stuck {
     async fn events(&self, _: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         pending().await
     }
+    fn health(&self) -> tokio::sync::watch::Receiver<gristmill_shared::Health> {
+        MemoryTransport::new().health()
+    }
     async fn close(&self) {}
 }
 

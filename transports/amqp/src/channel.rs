@@ -3,7 +3,7 @@
 use std::{future::Future, ops::Deref};
 
 use futures::StreamExt;
-use lapin::{Channel, Consumer, message::Delivery};
+use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -23,6 +23,7 @@ pub(crate) async fn close(channel: &Channel) {
 #[derive(Debug)]
 pub(crate) struct OwnChannel {
     channel: Channel,
+    connection: ConnectionStatus,
     consumer: Option<Consumer>,
     /// The task on it, and the token that tells it to end.
     task: TaskTracker,
@@ -35,11 +36,12 @@ pub(crate) struct OwnChannel {
 impl OwnChannel {
     pub(crate) fn new(
         channel: Channel,
+        connection: ConnectionStatus,
         leave: CancellationToken,
         tasks: TaskTracker,
         runtime: Handle,
     ) -> Self {
-        Self { channel, consumer: None, task: TaskTracker::new(), leave, tasks, runtime }
+        Self { channel, connection, consumer: None, task: TaskTracker::new(), leave, tasks, runtime }
     }
 
     pub(crate) fn set_consumer(&mut self, consumer: Consumer) {
@@ -49,6 +51,21 @@ impl OwnChannel {
     /// What comes to the consumer next; `None` if there is no consumer any more. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
         self.consumer.as_mut()?.next().await
+    }
+
+    /// Waits until the generation is over.
+    pub(crate) async fn over(&self) {
+        self.leave.cancelled().await;
+    }
+
+    /// Whether it can still be used.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.leave.is_cancelled() && self.channel.status().connected()
+    }
+
+    /// Whether the broker takes nothing from its connection just now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.connection.blocked()
     }
 
     /// Runs the task that writes to the channel. It must end when the token says so.

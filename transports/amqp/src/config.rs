@@ -23,6 +23,9 @@ pub struct AmqpConfig {
     pub name: String,
     /// For how long a first connection is tried for. Defaults to [`GIVE_UP_AFTER`].
     pub give_up_after: Duration,
+    /// For how long a connection that was lost is tried for before the transport gives up for good. Defaults to
+    /// `None`: for ever.
+    pub give_up_after_loss: Option<Duration>,
     uri: AMQPUri,
 }
 
@@ -51,7 +54,7 @@ impl AmqpConfig {
         }
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, uri })
+        Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, give_up_after_loss: None, uri })
     }
 
     /// Holds the password.
@@ -131,6 +134,7 @@ impl fmt::Debug for AmqpConfig {
             .field("broker", &self.to_string())
             .field("name", &self.name)
             .field("give_up_after", &self.give_up_after)
+            .field("give_up_after_loss", &self.give_up_after_loss)
             .finish()
     }
 }

@@ -18,38 +18,105 @@ use crate::{
     channel::{self, OwnChannel},
     failure,
     generation::Generation,
+    link::Link,
     properties,
+    renewed::Renewed,
     unsettled::{Unsettled, Word},
 };
 
 pub(crate) struct AmqpConsumer {
     queue: Queue,
-    tag: ShortString,
-    channel: OwnChannel,
-    unsettled: Arc<Unsettled>,
+    prefetch: u16,
     state: State,
-    generation: Arc<Generation>,
+    subscription: Renewed<Subscription>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Taking,
     /// No further deliveries were asked for; some may still be here.
     Stopping,
-    /// And all of them have been returned.
+    /// And all of them have been returned, or went with their connection.
     Stopped,
-    /// For this reason.
-    Gone(String),
+}
+
+/// What a consumer is to the broker: it lives as long as its channel.
+struct Subscription {
+    queue: Queue,
+    tag: ShortString,
+    channel: OwnChannel,
+    unsettled: Arc<Unsettled>,
+    /// How its stream ended.
+    ended: Option<Ended>,
+    generation: Arc<Generation>,
+}
+
+#[derive(Clone, Debug)]
+enum Ended {
+    /// Without an error.
+    Quietly,
+    For(String),
 }
 
 impl AmqpConsumer {
     /// A prefetch of 0, which means "no bound" to the broker, counts as 1.
-    pub(crate) async fn start(
-        generation: Arc<Generation>,
-        queue: &Queue,
-        prefetch: u16,
-    ) -> Result<Self, TransportError> {
-        let prefetch = prefetch.max(1);
+    pub(crate) async fn start(link: Arc<Link>, queue: &Queue, prefetch: u16) -> Result<Self, TransportError> {
+        let (queue, prefetch) = (queue.clone(), prefetch.max(1));
+        let subscribe = |generation| Subscription::begin(generation, queue.clone(), prefetch);
+        let subscription = Renewed::make(link, format!("consuming {queue}"), subscribe).await?;
+        Ok(Self { queue, prefetch, state: State::Taking, subscription })
+    }
+}
+
+#[async_trait]
+impl Consumer for AmqpConsumer {
+    /// A `max` of 0 counts as 1, since an empty vector has a meaning of its own.
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
+        consume_budget().await; // a queue that never runs dry must not keep others off the thread
+        while self.state != State::Stopped {
+            let (queue, prefetch) = (&self.queue, self.prefetch);
+            let subscription = self.subscription.get(|| {
+                let queue = queue.clone();
+                move |generation| Subscription::begin(generation, queue.clone(), prefetch)
+            });
+            let subscription = subscription.await?;
+            let deliveries = subscription.recv(max.max(1)).await;
+            if !deliveries.is_empty() {
+                return Ok(deliveries);
+            }
+            if self.state == State::Stopping {
+                self.state = State::Stopped; // what was returned can still be settled
+                self.subscription.line().end.check()?;
+            } else {
+                let (generation, error) = (subscription.generation.number, subscription.error());
+                self.subscription.lost(generation, &error);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn stop(&mut self) -> Result<(), TransportError> {
+        if self.state == State::Taking {
+            self.state = match self.subscription.here() {
+                Some(subscription) => match subscription.cancel().await {
+                    Ok(()) => State::Stopping,
+                    Err(_) => State::Stopped, // then nothing comes from it either
+                },
+                None => State::Stopped,
+            };
+        }
+        self.subscription.line().end.check()
+    }
+
+    async fn close(mut self: Box<Self>) {
+        if let Some(subscription) = self.subscription.here() {
+            subscription.channel.close().await; // its waits are bounded
+        }
+    }
+}
+
+impl Subscription {
+    async fn begin(generation: Arc<Generation>, queue: Queue, prefetch: u16) -> Result<Self, TransportError> {
         // A new channel for each consumer: 3.10.8 loses track of one that is registered again on the same.
         let mut channel = generation.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
@@ -62,50 +129,17 @@ impl AmqpConsumer {
         channel.set_consumer(consumer);
         let unsettled = Arc::new(Unsettled::new(generation.number, prefetch));
         channel.spawn(|channel, leave| acknowledge(channel, leave, Arc::clone(&unsettled)));
-        Ok(Self { queue: queue.clone(), tag, channel, unsettled, state: State::Taking, generation })
+        Ok(Self { queue, tag, channel, unsettled, ended: None, generation })
     }
 
-    /// Takes what the stream gave. Nothing if that was its end, or an error, which `state` then knows.
-    fn deliver(&mut self, item: Option<lapin::Result<lapin::message::Delivery>>) -> Option<Delivery> {
-        let delivery = match item {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) => {
-                self.state = State::Gone(failure::reason(&error));
-                return None;
-            }
-            None => {
-                self.state = match self.state {
-                    State::Stopping => State::Stopped,
-                    _ => State::Gone(format!("the broker ended the consumer of {}", self.queue)),
-                };
-                return None;
-            }
-        };
-        let from_dead_queue = self.queue.role == QueueRole::Dead;
-        let message = properties::incoming(&delivery.properties, Bytes::from(delivery.data), from_dead_queue);
-        let token = self.unsettled.add(delivery.delivery_tag);
-        let settler = Arc::clone(&self.unsettled) as Arc<dyn Settler>;
-        Some(Delivery { message, redelivered: delivery.redelivered, receipt: Receipt::new(token, settler) })
-    }
-}
-
-#[async_trait]
-impl Consumer for AmqpConsumer {
-    /// A `max` of 0 counts as 1, since an empty vector has a meaning of its own.
-    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
-        consume_budget().await; // a queue that never runs dry must not keep others off the thread
+    /// Waits for deliveries; none are the end, and `error` says of what kind. Cancel safe.
+    async fn recv(&mut self, max: usize) -> Vec<Delivery> {
         let mut deliveries = Vec::new();
-        while deliveries.len() < max.max(1) {
-            match &self.state {
-                State::Taking | State::Stopping => {}
-                _ if !deliveries.is_empty() => break,
-                State::Stopped => break,
-                State::Gone(reason) => return Err(self.generation.end.disconnected(reason)),
-            }
+        while deliveries.len() < max && self.ended.is_none() {
             let item = if deliveries.is_empty() {
                 tokio::select! {
                     biased;
-                    () = self.generation.end.wait() => return Err(self.generation.end.error()),
+                    () = self.generation.end.wait() => break,
                     item = self.channel.next() => item,
                 }
             } else {
@@ -113,25 +147,35 @@ impl Consumer for AmqpConsumer {
                 let Some(item) = self.channel.next().now_or_never() else { break };
                 item
             };
-            deliveries.extend(self.deliver(item));
+            match item {
+                Some(Ok(delivery)) => deliveries.push(self.deliver(delivery)),
+                Some(Err(error)) => self.ended = Some(Ended::For(failure::reason(&error))),
+                None => self.ended = Some(Ended::Quietly),
+            }
         }
-        Ok(deliveries)
+        deliveries
     }
 
-    async fn stop(&mut self) -> Result<(), TransportError> {
-        if self.state == State::Taking {
-            let cancel = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
-            self.generation.ask(&format!("stopping the consumer of {}", self.queue), cancel).await?;
-            self.state = State::Stopping;
-        }
-        match &self.state {
-            State::Gone(reason) => Err(self.generation.end.disconnected(reason)),
-            _ => Ok(()),
+    fn deliver(&self, delivery: lapin::message::Delivery) -> Delivery {
+        let from_dead_queue = self.queue.role == QueueRole::Dead;
+        let message = properties::incoming(&delivery.properties, Bytes::from(delivery.data), from_dead_queue);
+        let token = self.unsettled.add(delivery.delivery_tag);
+        let settler = Arc::clone(&self.unsettled) as Arc<dyn Settler>;
+        Delivery { message, redelivered: delivery.redelivered, receipt: Receipt::new(token, settler) }
+    }
+
+    fn error(&self) -> TransportError {
+        let end = &self.generation.end;
+        match &self.ended {
+            Some(Ended::For(reason)) => end.disconnected(reason),
+            Some(Ended::Quietly) => end.disconnected("the broker ended it"),
+            None => end.error(),
         }
     }
 
-    async fn close(mut self: Box<Self>) {
-        self.channel.close().await; // its waits are bounded
+    async fn cancel(&self) -> Result<(), TransportError> {
+        let cancel = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+        self.generation.ask(&format!("stopping the consumer of {}", self.queue), cancel).await
     }
 }
 

@@ -1,11 +1,11 @@
-//! Why and when a generation is over, for all who live by it.
+//! Why and when something is over, for all who live by it.
 
 use std::sync::{Arc, OnceLock};
 
 use gristmill_shared::TransportError;
 use tokio_util::sync::CancellationToken;
 
-/// The end of a generation, which comes once. Clones share it.
+/// The end of a generation, or of all of them, which comes once. Clones share it.
 #[derive(Clone, Debug)]
 pub(crate) struct End {
     transport: Arc<str>,
@@ -22,7 +22,7 @@ impl End {
         &self.transport
     }
 
-    /// Ends the generation. The first reason stays.
+    /// Ends it. The first reason stays.
     pub(crate) fn because(&self, reason: impl Into<String>) {
         let _ = self.reason.set(reason.into()); // it fails if there is one already, which stays
         self.token.cancel();
@@ -41,11 +41,19 @@ impl End {
     /// # Errors
     /// If the end has come.
     pub(crate) fn check(&self) -> Result<(), TransportError> {
-        if self.token.is_cancelled() { Err(self.error()) } else { Ok(()) }
+        if self.is_over() { Err(self.error()) } else { Ok(()) }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    pub(crate) fn reason(&self) -> &str {
+        self.reason.get().map_or("the connection is closed", String::as_str)
     }
 
     pub(crate) fn error(&self) -> TransportError {
-        self.disconnected(self.reason.get().map_or("the connection is closed", String::as_str))
+        self.disconnected(self.reason())
     }
 
     pub(crate) fn disconnected(&self, reason: &str) -> TransportError {

@@ -3,7 +3,7 @@
 use std::io;
 
 use gristmill_shared::TransportError;
-use lapin::ErrorKind;
+use lapin::{ErrorKind, protocol::AMQPErrorKind};
 
 /// The broker's reply code for "you may not".
 pub(crate) const ACCESS_REFUSED: u16 = 403;
@@ -39,6 +39,19 @@ pub(crate) fn reason(error: &lapin::Error) -> String {
         }
         ErrorKind::ParsingError(_) => "it does not speak AMQP".into(),
         _ => error.to_string(),
+    }
+}
+
+/// Whether it is the connection that failed, and not one channel of it.
+pub(crate) fn of_the_connection(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => matches!(error.kind(), AMQPErrorKind::Hard(_)),
+        ErrorKind::IOError(_)
+        | ErrorKind::RuntimeShutdownError(_)
+        | ErrorKind::MissingHeartbeatError
+        | ErrorKind::ParsingError(_)
+        | ErrorKind::InvalidConnectionState(_) => true,
+        _ => false,
     }
 }
 

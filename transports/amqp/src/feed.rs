@@ -41,6 +41,11 @@ impl Feed {
         Ok(Self { queue, channel, taken: 0, gone: None, generation })
     }
 
+    /// The number of the generation that it lives in.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.number
+    }
+
     /// The next delivery. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Delivery, TransportError> {
         consume_budget().await; // a long feed must not keep others off the thread

@@ -1,27 +1,36 @@
 //! One life of the connections: made whole, and over as a whole.
 
-use std::{future::Future, mem, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use gristmill_shared::TransportError;
-use lapin::{Connection, ConnectionProperties, Event};
+use gristmill_shared::{Health, TransportError};
+use lapin::{Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
 use tokio::{
-    runtime::{Builder, Runtime},
-    time::timeout,
+    sync::watch,
+    task::JoinError,
+    time::{sleep, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     channel::OwnChannel,
     config::AmqpConfig,
     end::End,
     failure::{self, NOT_FOUND},
+    runtime::OwnRuntime,
+    topology::EVENTS,
 };
 
 /// Threads that do nothing but talk to the broker, so that no task's work holds up a heartbeat.
 const THREADS: usize = 2;
 /// How long the broker may take over one answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the publishing connection is tried, if only to learn whether the broker takes anything.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// Where such a try goes. No one listens to it.
+const PROBE_KEY: &str = "probe";
+/// How long an attempt to connect that was given up is kept until lapin has noticed.
+const GIVEN_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the end may take to be told to the broker.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,9 +66,14 @@ pub(crate) enum Failure {
 
 impl Generation {
     /// Tries once.
-    pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
-        let runtime = OwnRuntime::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
-        let open = |purpose| connect(&runtime, config, number, purpose);
+    pub(crate) async fn connect(
+        config: &AmqpConfig,
+        number: u64,
+        within: Duration,
+        health: &watch::Sender<Health>,
+    ) -> Result<Self, Failure> {
+        let attempt = Attempt::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
+        let open = |purpose| attempt.connect(config, number, purpose);
         let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
         let Ok((publishing, consuming)) = opened else {
             return Err(Failure::Unreachable(format!("no answer within {:.1} s", within.as_secs_f64())));
@@ -73,28 +87,54 @@ impl Generation {
         };
         let connections =
             Connections { publishing: connected(publishing)?, consuming: connected(consuming)? };
+        let runtime = attempt.succeeded();
         let generation =
             Self { number, end: End::new(&transport), connections, tasks: TaskTracker::new(), runtime };
         let Connections { publishing, consuming } = generation.connections.clone();
-        generation.spawn(watch(publishing, generation.end.clone()));
-        generation.spawn(watch(consuming, generation.end.clone()));
+        generation.spawn(observe(Arc::clone(&publishing), generation.end.clone(), health.clone()));
+        generation.spawn(observe(consuming, generation.end.clone(), health.clone()));
+        generation.spawn(probe(publishing, generation.end.clone()));
         Ok(generation)
     }
 
     /// Runs a task on the generation's own threads. It must end when the generation does, and must not own it.
-    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, self.runtime.handle());
-    }
-
-    pub(crate) fn publishing(&self) -> Arc<Connection> {
-        Arc::clone(&self.connections.publishing)
     }
 
     /// A new channel on the consuming connection.
     pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
         let channel = self.ask("a new channel", self.connections.consuming.create_channel()).await?;
+        Ok(self.own(channel, &self.connections.consuming))
+    }
+
+    /// A new channel on the publishing connection, which confirms.
+    pub(crate) async fn publishing_channel(&self) -> Result<OwnChannel, TransportError> {
+        let connection = &self.connections.publishing;
+        let mut opening = pin!(async {
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            lapin::Result::Ok(channel)
+        });
+        // While the broker blocks whoever publishes, nothing gets through to it, and it is well all the same.
+        loop {
+            let answer = tokio::select! {
+                biased;
+                answer = timeout(ANSWER_TIMEOUT, &mut opening) => answer,
+                () = self.end.wait() => return Err(self.end.error()),
+            };
+            match answer {
+                Ok(Ok(channel)) => return Ok(self.own(channel, connection)),
+                Ok(Err(error)) => return Err(self.explain("a channel to publish on", &error)),
+                Err(_) if connection.status().blocked() => {}
+                Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
+            }
+        }
+    }
+
+    fn own(&self, channel: lapin::Channel, connection: &Connection) -> OwnChannel {
         let (leave, tasks) = (self.end.child_token(), self.tasks.clone());
-        Ok(OwnChannel::new(channel, leave, tasks, self.runtime.handle().clone()))
+        OwnChannel::new(channel, connection.status().clone(), leave, tasks, self.runtime.handle().clone())
     }
 
     /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].
@@ -104,11 +144,17 @@ impl Generation {
         question: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, TransportError> {
         self.end.check()?;
-        match timeout(ANSWER_TIMEOUT, question).await {
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(ANSWER_TIMEOUT, question) => answer,
+            () = self.end.wait() => return Err(self.end.error()),
+        };
+        match answer {
             Ok(answer) => answer.map_err(|error| self.explain(what, &error)),
             Err(_) => {
-                let seconds = ANSWER_TIMEOUT.as_secs();
-                Err(self.end.disconnected(&format!("no answer to {what} within {seconds} s")))
+                // Whatever it is that stands there, it is no broker to work with.
+                self.end.because(format!("no answer to {what} within {} s", ANSWER_TIMEOUT.as_secs()));
+                Err(self.end.error())
             }
         }
     }
@@ -118,6 +164,9 @@ impl Generation {
             return denied;
         }
         let reason = failure::reason(error);
+        if failure::of_the_connection(error) {
+            self.end.because(&*reason); // whoever asked may be the first to notice
+        }
         let hint =
             if failure::code(error) == Some(NOT_FOUND) { " (hint: its lane was not opened)" } else { "" };
         self.end.check().err().unwrap_or_else(|| self.end.disconnected(&format!("{what}: {reason}{hint}")))
@@ -129,7 +178,7 @@ impl Generation {
         config: &AmqpConfig,
         purpose: &str,
     ) -> lapin::Result<Connection> {
-        match connect(&self.runtime, config, self.number, purpose).await {
+        match self.runtime.spawn(connecting(config, self.number, purpose)).await {
             Ok(connected) => connected,
             Err(panic) => Err(std::io::Error::other(format!("lapin failed: {panic}")).into()),
         }
@@ -146,26 +195,67 @@ impl Drop for Generation {
     fn drop(&mut self) {
         self.end.because("it was dropped at this end");
         let (tasks, connections) = (self.tasks.clone(), self.connections.clone());
-        let runtime = mem::replace(&mut self.runtime, OwnRuntime(None));
-        let handle = runtime.handle().clone();
-        handle.spawn(async move {
-            say_goodbye(&tasks, &connections).await;
-            drop(runtime); // from one of its own threads, which is allowed: it does not wait for them
-        });
+        self.runtime.end_after(async move { say_goodbye(&tasks, &connections).await });
     }
 }
 
-/// Connects on the runtime, where lapin's own tasks then live.
-fn connect(
-    runtime: &OwnRuntime,
+/// Connections that are being made, and the runtime on which they live, with all of lapin's own tasks.
+///
+/// If it is given up, the runtime stays until lapin has noticed: its threads do not bear to lose their tasks.
+struct Attempt {
+    runtime: Option<OwnRuntime>,
+    tasks: TaskTracker,
+    given_up: CancellationToken,
+}
+
+impl Attempt {
+    fn start() -> std::io::Result<Self> {
+        let runtime = Some(OwnRuntime::start(THREADS)?);
+        Ok(Self { runtime, tasks: TaskTracker::new(), given_up: CancellationToken::new() })
+    }
+
+    async fn connect(
+        &self,
+        config: &AmqpConfig,
+        number: u64,
+        purpose: &str,
+    ) -> Result<lapin::Result<Connection>, JoinError> {
+        let given_up = self.given_up.clone();
+        let connecting = connecting(config, number, purpose);
+        let connecting = self.tasks.track_future(async move {
+            let connected = connecting.await;
+            if let (true, Ok(connection)) = (given_up.is_cancelled(), &connected) {
+                let _ = connection.close(200, "too late".into()).await; // it fails if it is gone, which is the aim
+            }
+            connected
+        });
+        self.runtime.as_ref().expect("only its end takes it").spawn(connecting).await
+    }
+
+    fn succeeded(mut self) -> OwnRuntime {
+        self.runtime.take().expect("only its end takes it")
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let Some(mut runtime) = self.runtime.take() else { return };
+        self.given_up.cancel();
+        self.tasks.close();
+        let tasks = self.tasks.clone();
+        runtime.end_after(async move { drop(timeout(GIVEN_UP_TIMEOUT, tasks.wait()).await) });
+    }
+}
+
+fn connecting(
     config: &AmqpConfig,
     number: u64,
     purpose: &str,
-) -> tokio::task::JoinHandle<lapin::Result<Connection>> {
+) -> impl Future<Output = lapin::Result<Connection>> + Send + 'static {
     let name = format!("{}/{number}/{purpose}", config.name);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let uri = config.uri().clone();
-    runtime.spawn(async move { Connection::connect_uri(uri, properties).await })
+    async move { Connection::connect_uri(uri, properties).await }
 }
 
 async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }: &Connections) {
@@ -181,7 +271,7 @@ async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }:
 }
 
 /// Reports what the broker says about a connection, and ends the generation when the connection goes.
-async fn watch(connection: Arc<Connection>, end: End) {
+async fn observe(connection: Arc<Connection>, end: End, health: watch::Sender<Health>) {
     let mut events = pin!(connection.events_listener());
     // An event is sent only to those who listen already.
     if !connection.status().connected() {
@@ -193,12 +283,16 @@ async fn watch(connection: Arc<Connection>, end: End) {
             event = events.next() => event,
         };
         match event {
-            Some(Event::ConnectionBlocked(why)) => tracing::warn!(
-                "{} blocks whoever publishes: {why}; nothing is lost, publishing goes on when it recovers",
-                end.transport()
-            ),
+            Some(Event::ConnectionBlocked(why)) => {
+                tracing::warn!(
+                    "broker blocked: {why}; nothing is lost, publishing to {} goes on when it recovers",
+                    end.transport()
+                );
+                health.send_replace(Health::Blocked(why.to_string()));
+            }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("{} takes messages again", end.transport());
+                health.send_replace(Health::Well);
             }
             // A channel's error comes here too, and ends only that channel.
             Some(Event::Error(error)) if !connection.status().connected() => {
@@ -210,36 +304,30 @@ async fn watch(connection: Arc<Connection>, end: End) {
     }
 }
 
-/// A runtime that may be dropped anywhere, also on a thread that runs async code: it does not wait for its threads.
-#[derive(Debug)]
-struct OwnRuntime(Option<Runtime>);
-
-impl OwnRuntime {
-    fn start() -> std::io::Result<Self> {
-        Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            .thread_name("gristmill-amqp")
-            .enable_all()
-            .build()
-            .map(|runtime| Self(Some(runtime)))
-    }
-
-    fn handle(&self) -> &tokio::runtime::Handle {
-        self.0.as_ref().map(Runtime::handle).expect("only the drop of its owner takes it")
-    }
-
-    fn spawn<T: Send + 'static>(
-        &self,
-        task: impl Future<Output = T> + Send + 'static,
-    ) -> tokio::task::JoinHandle<T> {
-        self.handle().spawn(task)
-    }
-}
-
-impl Drop for OwnRuntime {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+/// Publishes something that nobody hears, now and then: a broker that takes no messages says so only to those who try.
+async fn probe(connection: Arc<Connection>, end: End) {
+    let mut channel = None;
+    let trying = async {
+        loop {
+            sleep(PROBE_EVERY).await;
+            if connection.status().blocked() {
+                continue;
+            }
+            let own = match channel.take().filter(|channel: &lapin::Channel| channel.status().connected()) {
+                Some(own) => own,
+                None => match connection.create_channel().await {
+                    Ok(own) => own,
+                    Err(_) => continue, // whoever has something to say learns why
+                },
+            };
+            let own = channel.insert(own);
+            let (exchange, key) = (EVENTS.into(), PROBE_KEY.into());
+            // It may fail: there is no such exchange yet, or it is not ours to publish to.
+            let _ = own.basic_publish(exchange, key, Default::default(), &[], Default::default()).await;
         }
+    };
+    tokio::select! {
+        () = end.wait() => {}
+        () = trying => {}
     }
 }

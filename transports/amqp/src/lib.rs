@@ -8,7 +8,9 @@
 //!                                            └ acker ◀── receipts
 //! ```
 //!
-//! - A generation is one life of the two connections. When it ends, everything that came from it fails.
+//! - A generation is one life of the two connections. When it is lost, a supervisor builds the next, and what came from
+//!   the transport goes on there: publishers send again what was unconfirmed, consumers and readers begin again where
+//!   they were.
 //! - A channel has one task that writes to it: lapin hands confirms to the wrong message otherwise.
 //! - Letters are sent in waves, so that a returned one is told from its neighbours.
 //! - Acks are sent together, and nothing that stays unsettled holds them up.
@@ -23,8 +25,13 @@ mod feed;
 mod generation;
 mod journal;
 mod letter;
+mod link;
+mod pauses;
 mod properties;
 mod publisher;
+mod renewed;
+mod runtime;
+mod supervisor;
 mod topology;
 mod transport;
 mod unsettled;

@@ -4,18 +4,17 @@ use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
 use gristmill_shared::{Outgoing, Published, Publisher};
-use lapin::{Channel, Connection, options::ConfirmSelectOptions};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::timeout,
+    time::sleep,
 };
 
 use crate::{
-    MAX_MESSAGE, channel,
-    end::End,
-    failure,
-    generation::{ANSWER_TIMEOUT, Generation},
+    MAX_MESSAGE,
+    channel::OwnChannel,
     letter::Letter,
+    link::{Line, Link},
+    pauses::Pauses,
     wave,
 };
 
@@ -27,6 +26,8 @@ const WAVE_LETTERS: usize = 500;
 const WAVE_BYTES: usize = 16 << 20;
 /// How many requests may wait for a channel; whoever brings one more waits.
 const REQUESTS_WAITING: usize = 64;
+/// How many channels in a row the broker may close over letters of which it answers none, on connections that stand.
+const FRUITLESS_TRIES: u32 = 10;
 
 const _: () = assert!(MAX_MESSAGE <= WAVE_BYTES, "the largest message must fit into a wave");
 
@@ -35,7 +36,7 @@ const _: () = assert!(MAX_MESSAGE <= WAVE_BYTES, "the largest message must fit i
 pub(crate) struct AmqpPublisher {
     requests: mpsc::Sender<Request>,
     /// What the channels live on.
-    _generation: Arc<Generation>,
+    _link: Arc<Link>,
 }
 
 /// Letters that travel together, within a wave's bounds, and who waits for the answers.
@@ -47,19 +48,14 @@ struct Request {
 }
 
 impl AmqpPublisher {
-    pub(crate) fn start(generation: Arc<Generation>) -> Self {
+    pub(crate) fn start(link: Arc<Link>) -> Self {
         let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
         let inbox = Arc::new(Mutex::new(Inbox { receiver, left_over: None }));
         for _ in 0..CHANNELS {
-            let sender = Sender {
-                inbox: Arc::clone(&inbox),
-                connection: generation.publishing(),
-                channel: None,
-                end: generation.end.clone(),
-            };
-            generation.spawn(sender.run());
+            let sender = Sender { inbox: Arc::clone(&inbox), line: Line::clone(&link), channel: None };
+            link.spawn(sender.run());
         }
-        Self { requests, _generation: generation }
+        Self { requests, _link: link }
     }
 
     async fn request(&self, letters: Vec<Letter>, bytes: usize) -> Vec<Published> {
@@ -151,22 +147,21 @@ impl Inbox {
 /// other's confirms.
 struct Sender {
     inbox: Arc<Mutex<Inbox>>,
-    connection: Arc<Connection>,
-    channel: Option<Channel>,
-    end: End,
+    line: Line,
+    channel: Option<OwnChannel>,
 }
 
 impl Sender {
-    /// Ends with the generation, or when all publishers are gone. Whoever waits for an answer then learns that it is
+    /// Ends with the link, or when all publishers are gone. Whoever waits for an answer then learns that it is
     /// unknown.
     async fn run(mut self) {
-        let end = self.end.clone();
+        let end = self.line.end.clone();
         tokio::select! {
             () = end.wait() => {}
             () = self.send_waves() => {}
         }
-        if let Some(channel) = &self.channel {
-            channel::close(channel).await;
+        if let Some(mut channel) = self.channel {
+            channel.close().await; // its waits are bounded
         }
     }
 
@@ -175,13 +170,7 @@ impl Sender {
             let gathered = self.inbox.lock().await.gather().await;
             let Some(requests) = gathered else { return };
             let (letters, waiting) = unpack(requests);
-            let mut answers = match self.channel().await {
-                Ok(channel) => wave::send(channel, &letters).await,
-                Err(why) => {
-                    self.end.because(format!("cannot open a channel to publish on: {why}"));
-                    return;
-                }
-            };
+            let Some(mut answers) = self.send(letters).await else { return };
             for (count, waiting) in waiting.into_iter().rev() {
                 let own = answers.split_off(answers.len() - count);
                 let _ = waiting.send(own); // it fails if nobody waits any more
@@ -189,21 +178,59 @@ impl Sender {
         }
     }
 
-    /// The channel, or a new one if the broker closed the last one over a letter that it did not like.
-    async fn channel(&mut self) -> Result<&Channel, String> {
-        if self.channel.as_ref().is_none_or(|channel| !channel.status().connected()) {
-            let opening = async {
-                let channel = self.connection.create_channel().await?;
-                channel.confirm_select(ConfirmSelectOptions::default()).await?;
-                lapin::Result::Ok(channel)
+    /// Sends until all are answered, in as many generations as it takes: what was unconfirmed when one was lost is
+    /// sent again in the next, stored before or not. `None` at the end for good.
+    async fn send(&mut self, mut letters: Vec<Letter>) -> Option<Vec<Published>> {
+        let mut answers = vec![Published::Unknown; letters.len()];
+        let mut places: Vec<usize> = (0..letters.len()).collect();
+        let mut fruitless = 0;
+        let mut pauses = Pauses::new();
+        loop {
+            let channel = self.channel().await?;
+            let wave::Sent { answers: sent, silent } = tokio::select! {
+                biased;
+                sent = wave::send(channel, &letters, || channel.is_blocked()) => sent,
+                () = channel.over() => continue,
             };
-            let opened = timeout(ANSWER_TIMEOUT, opening).await.map_err(|_| "no answer")?;
-            self.channel = Some(opened.map_err(|error| failure::reason(&error))?);
+            let mut unknown = (Vec::new(), Vec::new());
+            let before = letters.len();
+            for ((letter, place), answer) in letters.into_iter().zip(places).zip(sent) {
+                if answer == Published::Unknown {
+                    unknown.0.push(letter);
+                    unknown.1.push(place);
+                }
+                answers[place] = answer;
+            }
+            (letters, places) = unknown;
+            if silent {
+                self.channel = None;
+                let (left, transport) = (letters.len(), &self.line.config);
+                tracing::warn!("{transport} leaves {left} messages without an answer; they are sent again");
+            } else if letters.len() < before {
+                fruitless = 0;
+            } else {
+                fruitless += 1;
+            }
+            if letters.is_empty() || fruitless > FRUITLESS_TRIES {
+                return Some(answers);
+            }
+            tracing::debug!("{} messages are sent again", letters.len());
+            sleep(pauses.next()).await;
         }
-        self.channel
-            .as_ref()
-            .filter(|channel| channel.status().confirm())
-            .ok_or_else(|| "it does not confirm".into())
+    }
+
+    /// The channel, or a new one if there is another generation or the broker closed the last one over a letter that
+    /// it did not like. `None` at the end for good.
+    async fn channel(&mut self) -> Option<&OwnChannel> {
+        while self.channel.as_ref().is_none_or(|channel| !channel.is_open() || !channel.status().confirm()) {
+            self.channel = None;
+            let generation = self.line.generation().await.ok()?;
+            match generation.publishing_channel().await {
+                Ok(channel) => self.channel = Some(channel),
+                Err(error) => generation.end.because(format!("nothing can be published: {error}")),
+            }
+        }
+        self.channel.as_ref()
     }
 }
 

@@ -1,14 +1,16 @@
-//! The transport: the one generation there is, and what is asked of it.
+//! The transport: what is asked of whichever generation there is.
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use gristmill_shared::{
-    Capabilities, Consumer, Durability, EventFilter, EventReader, JournalReader, Lane, Publisher, Queue,
-    Redelivery, Transport, TransportError,
+    Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
+    Queue, Redelivery, Transport, TransportError,
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 use crate::{
     MAX_MESSAGE,
@@ -17,19 +19,15 @@ use crate::{
     events::AmqpEvents,
     generation::{Failure, Generation},
     journal::AmqpJournal,
+    link::Link,
+    pauses::Pauses,
     publisher::AmqpPublisher,
-    topology,
-    visit::Visit,
 };
 
-/// The pause after the first failed attempt to connect. It doubles, with jitter, up to [`MAX_PAUSE`].
-const MIN_PAUSE: Duration = Duration::from_millis(50);
-/// The longest pause between two attempts, give or take the jitter.
-const MAX_PAUSE: Duration = Duration::from_millis(500);
 /// An attempt gets at least this long, however little is left.
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 /// How often a lane is declared before the broker's trouble with it counts as ours: for about 8 s.
-const OPEN_TRIES: u32 = 20;
+const OPEN_TRIES: u32 = 15;
 /// RabbitMQ takes a delivery back after 30 minutes, unless configured otherwise.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
@@ -38,9 +36,13 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Its futures need a tokio runtime with a timer; the connections themselves run on threads of their own. Dropping it
 /// closes nothing as long as something that came from it is left, and then closes in the background;
 /// [`Transport::close`] closes at once.
+///
+/// Connections that are lost come back by themselves, and what came from the transport goes on with them: publishes
+/// that have no answer are sent again, consumers take messages again, readers go on where they were. It only takes
+/// longer. [`TransportError::Disconnected`] and [`Published::Unknown`](gristmill_shared::Published::Unknown) mean that
+/// the transport was closed, gave up ([`AmqpConfig::give_up_after_loss`]), or came back to queues with other settings.
 pub struct AmqpTransport {
-    config: AmqpConfig,
-    generation: Arc<Generation>,
+    link: Arc<Link>,
     publisher: Arc<AmqpPublisher>,
 }
 
@@ -51,26 +53,38 @@ impl AmqpTransport {
     /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the broker does not know
     /// us or the virtual host.
     pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
-        let generation = Arc::new(first_generation(&config).await?);
-        let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&generation)));
-        Ok(Arc::new(Self { config, generation, publisher }))
+        let (health, _) = watch::channel(Health::Well);
+        let first = first_generation(&config, &health).await?;
+        let transport = config.to_string();
+        let link = Link::start(config, first, health).map_err(|error| TransportError::Unreachable {
+            transport,
+            tries: 1,
+            spent: Duration::ZERO,
+            reason: format!("cannot start a thread: {error}"),
+        })?;
+        let link = Arc::new(link);
+        let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&link)));
+        Ok(Arc::new(Self { link, publisher }))
     }
 }
 
-async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
+async fn first_generation(
+    config: &AmqpConfig,
+    health: &watch::Sender<Health>,
+) -> Result<Generation, TransportError> {
     let start = Instant::now();
-    let mut pauses = pauses();
+    let mut pauses = Pauses::new();
     let mut tries = 0;
     loop {
         tries += 1;
         let left = config.give_up_after.saturating_sub(start.elapsed());
         let within = config.attempt_timeout().min(left.max(MIN_ATTEMPT));
-        let reason = match Generation::connect(config, 1, within).await {
+        let reason = match Generation::connect(config, 1, within, health).await {
             Ok(generation) => return Ok(generation),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Unreachable(reason)) => reason,
         };
-        let pause = pauses.next().unwrap_or(MAX_PAUSE);
+        let pause = pauses.next();
         if start.elapsed() + pause >= config.give_up_after {
             let (transport, spent) = (config.to_string(), start.elapsed());
             return Err(TransportError::Unreachable { transport, tries, spent, reason });
@@ -78,11 +92,6 @@ async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportEr
         tracing::debug!("cannot reach {config}: {reason}; trying again in {} ms", pause.as_millis());
         sleep(pause).await;
     }
-}
-
-fn pauses() -> ExponentialBackoff {
-    let backoff = ExponentialBuilder::new().with_min_delay(MIN_PAUSE).with_max_delay(MAX_PAUSE);
-    backoff.with_jitter().without_max_times().build()
 }
 
 #[async_trait]
@@ -98,29 +107,27 @@ impl Transport for AmqpTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        let mut pauses = pauses();
+        let mut pauses = Pauses::new();
         let mut tries = 1;
         loop {
-            self.generation.end.check()?;
-            let opened = async {
-                let visit = Visit::begin(&self.generation, &self.config).await?;
-                let opened = topology::open_lane(&visit, lane).await;
-                visit.end().await;
-                opened
-            };
-            match opened.await {
-                Err(error) if error.is_retryable() && tries < OPEN_TRIES => {
+            let generation = self.link.generation().await?;
+            match self.link.declare_one(&generation, lane).await {
+                Err(error) if error.is_retryable() && (tries < OPEN_TRIES || generation.end.is_over()) => {
                     tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
                 }
-                opened => return opened,
+                Ok(()) => {
+                    self.link.keep(lane);
+                    return Ok(());
+                }
+                refused => return refused,
             }
             tries += 1;
-            sleep(pauses.next().unwrap_or(MAX_PAUSE)).await;
+            sleep(pauses.next()).await;
         }
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.generation.end.check()?;
+        self.link.end.check()?;
         Ok(Arc::clone(&self.publisher) as _)
     }
 
@@ -131,33 +138,34 @@ impl Transport for AmqpTransport {
                 "{queue} has no consumers: its messages ripen (hint: consume {target})"
             )));
         }
-        Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.generation), queue, prefetch).await?))
+        Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.link), queue, prefetch).await?))
     }
 
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        Ok(Box::new(AmqpJournal::open(Arc::clone(&self.generation)).await?))
+        Ok(Box::new(AmqpJournal::open(Arc::clone(&self.link)).await?))
     }
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        Ok(Box::new(AmqpEvents::listen(Arc::clone(&self.generation), &filter).await?))
+        Ok(Box::new(AmqpEvents::listen(Arc::clone(&self.link), filter).await?))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.link.health().subscribe()
     }
 
     async fn close(&self) {
-        self.generation.close().await;
+        self.link.close().await;
     }
 }
 
 impl fmt::Display for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.config.fmt(f)
+        self.link.config.fmt(f)
     }
 }
 
 impl fmt::Debug for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpTransport")
-            .field("config", &self.config)
-            .field("generation", &self.generation.number)
-            .finish_non_exhaustive()
+        f.debug_struct("AmqpTransport").field("config", &self.link.config).finish_non_exhaustive()
     }
 }

@@ -5,22 +5,36 @@
 //! come; so once all confirms of a channel are in, so are all returns, and they say by themselves whose they are.
 //! That is why a channel has one wave under way at a time.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use gristmill_shared::{
     Published,
     fail_point::{FailPoint, reached},
 };
 use lapin::{Channel, Confirmation, message::BasicReturnMessage};
+use tokio::time::timeout;
 
 use crate::{
     failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED},
     letter::Letter,
 };
 
-/// Sends the letters on a channel that confirms and has nothing else under way, and answers for each in turn.
-pub(crate) async fn send(channel: &Channel, letters: &[Letter]) -> Vec<Published> {
+/// For how long a wave may get no answer at all on connections that stand. A broker that has just come back may lose
+/// track of what a queue has not confirmed yet, and then it never answers.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// What became of a wave.
+pub(crate) struct Sent {
+    /// Of each letter in turn.
+    pub(crate) answers: Vec<Published>,
+    /// The broker stopped answering. The channel is of no use any more: late answers would be taken for another's.
+    pub(crate) silent: bool,
+}
+
+/// Sends the letters on a channel that confirms and has nothing else under way. While `blocked` says that the broker
+/// takes nothing, silence is no silence.
+pub(crate) async fn send(channel: &Channel, letters: &[Letter], blocked: impl Fn() -> bool) -> Sent {
     // Polled together, so that they share a write; in turn, so that they keep their order.
     let sent = join_all(letters.iter().map(|letter| {
         let (exchange, key) = (letter.exchange.into(), letter.key.as_str().into());
@@ -30,24 +44,41 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter]) -> Vec<Published
     if letters.iter().any(|letter| letter.options.mandatory) {
         reached(FailPoint::Sent);
     }
-    let confirmed = join_all(sent.into_iter().map(|sent| async move { sent?.await })).await;
-    answers(letters, &confirmed)
+    let mut answering: FuturesUnordered<_> = sent
+        .into_iter()
+        .enumerate()
+        .map(|(place, sent)| async move {
+            let confirmed = async { sent?.await };
+            (place, confirmed.await)
+        })
+        .collect();
+    let mut confirmed: Vec<Option<Confirmed>> = letters.iter().map(|_| None).collect();
+    let silent = loop {
+        match timeout(SILENCE, answering.next()).await {
+            Ok(Some((place, answer))) => confirmed[place] = Some(answer),
+            Ok(None) => break false,
+            Err(_) if blocked() => {}
+            Err(_) => break true,
+        }
+    };
+    Sent { answers: answers(letters, &confirmed), silent }
 }
 
 type Confirmed = lapin::Result<Confirmation>;
 
-fn answers(letters: &[Letter], confirmed: &[Confirmed]) -> Vec<Published> {
-    let returned: HashSet<_> = confirmed.iter().filter_map(returned).map(returned_address).collect();
-    let broken = confirmed.iter().any(Result::is_err);
-    let answer = |(letter, confirmed): (&Letter, &Confirmed)| match confirmed {
+fn answers(letters: &[Letter], confirmed: &[Option<Confirmed>]) -> Vec<Published> {
+    let returned: HashSet<_> =
+        confirmed.iter().flatten().filter_map(returned).map(returned_address).collect();
+    let broken = confirmed.iter().any(|confirmed| !matches!(confirmed, Some(Ok(_))));
+    let answer = |(letter, confirmed): (&Letter, &Option<Confirmed>)| match confirmed {
         _ if returned.contains(&address(letter)) => Published::Unroutable,
-        Ok(Confirmation::Ack(None)) => Published::Stored,
+        Some(Ok(Confirmation::Ack(None))) => Published::Stored,
         // Its own return may have been waiting when the channel broke.
-        Ok(Confirmation::Ack(Some(_))) if broken => Published::Unknown,
-        Ok(Confirmation::Ack(Some(_))) => Published::Stored,
-        Ok(Confirmation::Nack(_)) => Published::Rejected,
-        Ok(Confirmation::NotRequested) => Published::Unknown, // the publisher makes sure that it is
-        Err(error) => unsent(letter, error),
+        Some(Ok(Confirmation::Ack(Some(_)))) if broken => Published::Unknown,
+        Some(Ok(Confirmation::Ack(Some(_)))) => Published::Stored,
+        Some(Ok(Confirmation::Nack(_))) => Published::Rejected,
+        Some(Ok(Confirmation::NotRequested)) | None => Published::Unknown, // the publisher makes sure that it is requested
+        Some(Err(error)) => unsent(letter, error),
     };
     letters.iter().zip(confirmed).map(answer).collect()
 }
@@ -125,6 +156,10 @@ mod tests {
         Ok(Confirmation::Ack(Some(returned(id))))
     }
 
+    fn answers(letters: &[Letter], confirmed: impl IntoIterator<Item = Confirmed>) -> Vec<Published> {
+        super::answers(letters, &confirmed.into_iter().map(Some).collect::<Vec<_>>())
+    }
+
     fn refusal(kind: AMQPSoftError, text: &str) -> Confirmed {
         let error = AMQPError::new(AMQPErrorKind::Soft(kind), text.into());
         Err(ErrorKind::ProtocolError(error).into())
@@ -135,7 +170,7 @@ mod tests {
         use Published::{Rejected, Stored, Unroutable};
         let confirmed = [ack_with("c"), ack(), ack(), Ok(Confirmation::Nack(Some(returned("e")))), ack()];
         assert_eq!(
-            answers(&letters("a b c d e"), &confirmed),
+            answers(&letters("a b c d e"), confirmed),
             [Stored, Stored, Unroutable, Rejected, Unroutable]
         );
     }
@@ -145,19 +180,26 @@ mod tests {
         use Published::{Rejected, Stored, Unknown};
         let gone = || Err(ErrorKind::MissingHeartbeatError.into());
         let confirmed = [ack(), gone(), Ok(Confirmation::Nack(None)), gone()];
-        assert_eq!(answers(&letters("a b c d"), &confirmed), [Stored, Unknown, Rejected, Unknown]);
+        assert_eq!(answers(&letters("a b c d"), confirmed), [Stored, Unknown, Rejected, Unknown]);
+    }
+
+    #[test]
+    fn what_was_not_answered_in_time_is_unknown_and_makes_others_doubtful() {
+        use Published::{Stored, Unknown};
+        let confirmed = [Some(ack()), None, Some(ack_with("x"))];
+        assert_eq!(super::answers(&letters("a b c"), &confirmed), [Stored, Unknown, Unknown]);
     }
 
     #[test]
     fn what_carries_anothers_return_when_the_channel_breaks_may_have_been_returned_itself() {
         use Published::{Unknown, Unroutable};
         let confirmed = [Err(ErrorKind::MissingHeartbeatError.into()), ack_with("a")];
-        assert_eq!(answers(&letters("a b"), &confirmed), [Unroutable, Unknown]);
+        assert_eq!(answers(&letters("a b"), confirmed), [Unroutable, Unknown]);
     }
 
     #[test]
     fn a_channel_that_was_closed_over_a_letter_tells_what_was_wrong() {
-        let answer = |kind, text: &str| answers(&letters("a"), &[refusal(kind, text)]).remove(0);
+        let answer = |kind, text: &str| answers(&letters("a"), [refusal(kind, text)]).remove(0);
         let missing = "NOT_FOUND - no exchange 'gristmill.work' in vhost '/'";
         assert_eq!(answer(AMQPSoftError::NOTFOUND, missing), Published::Unroutable);
         let other = "NOT_FOUND - no exchange 'gristmill.dead' in vhost '/'";

@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use tokio::sync::watch;
 
 use super::{
     Flaw,
@@ -18,7 +19,7 @@ use super::{
     receipts::{FlawedConsumer, Slot},
 };
 use crate::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, JournalReader, Lane, Message,
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane, Message,
     Outgoing, Published, Publisher, Queue, QueueRole, Receipt, RetryDelay, Topic, Transport, TransportError,
 };
 
@@ -104,6 +105,10 @@ impl Transport for Flawed {
         self.alive()?;
         let inner = self.inner.events(filter).await?;
         Ok(Box::new(FlawedEvents::new(inner, self.flaw, &self.memory)))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
     }
 
     async fn close(&self) {

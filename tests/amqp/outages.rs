@@ -1,0 +1,250 @@
+//! Brokers that die, hang up, fall silent or forget. Each of them belongs to its test.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Mutex,
+};
+
+use gristmill::testing::LocalBroker;
+use gristmill_shared::{EventFilter, JournalEntry, QueueRole};
+
+use super::{
+    returning::{fact, hear, read_up_to},
+    wire::Wire,
+    *,
+};
+use crate::harness::Site;
+
+/// A broker needs some seconds to start, more on a busy machine.
+const OUTAGE_BOUND: Duration = Duration::from_secs(120);
+
+/// A broker of one's own, whose methods block.
+#[derive(Clone)]
+pub(super) struct Own(Arc<Mutex<LocalBroker>>);
+
+impl Own {
+    pub(super) async fn start() -> Self {
+        let broker = tokio::task::spawn_blocking(|| LocalBroker::start().unwrap()).await.unwrap();
+        Self(Arc::new(Mutex::new(broker)))
+    }
+
+    pub(super) async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut LocalBroker) -> T + Send + 'static,
+    ) -> T {
+        let broker = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || act(&mut broker.lock().unwrap())).await.unwrap()
+    }
+
+    pub(super) fn url(&self) -> String {
+        self.0.lock().unwrap().url()
+    }
+
+    /// Makes it low on memory, or no longer.
+    pub(super) async fn alarm(&self, on: bool) {
+        let watermark = if on { "0.00001" } else { "0.4" };
+        self.with(move |broker| broker.ctl(&["set_vm_memory_high_watermark", watermark]).unwrap()).await;
+    }
+
+    /// What a hang may be due to.
+    async fn state(&self) -> String {
+        self.with(|broker| {
+            let queues = ["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers"];
+            let channels =
+                ["list_channels", "connection", "messages_unconfirmed", "messages_unacknowledged", "state"];
+            [broker.ctl(&queues), broker.ctl(&channels)]
+                .map(|said| said.unwrap_or_else(|e| e.to_string()))
+                .concat()
+        })
+        .await
+    }
+
+    /// The names of its clients' connections, which count their transport's generations.
+    async fn connections(&self) -> String {
+        self.with(|broker| broker.ctl(&["list_connections", "client_properties"]).unwrap()).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_time() {
+    const BATCHES: usize = 150;
+    const BATCH: usize = 200;
+    let broker = Own::start().await;
+    let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+    let lane = Lane::default();
+    transport.open_lane(&lane).await.unwrap();
+    let (queue, held_queue) = (QueueRole::Again.of(&lane), QueueRole::Suspect.of(&lane));
+    let job = JobId::generate();
+    let mut journal = transport.journal().await.unwrap();
+    let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
+
+    store(&transport, vec![to(&held_queue, message("held"))]).await;
+    let mut holder = transport.consume(&held_queue, 1).await.unwrap();
+    let held = take(&mut holder, 1).await.remove(0);
+
+    let publishing = tokio::spawn({
+        let (publisher, queue) = (transport.publisher().await.unwrap(), queue.clone());
+        async move {
+            for batch in 0..BATCHES {
+                let mut letters = numbered(&queue, batch * BATCH..(batch + 1) * BATCH);
+                letters.push(fact(job, batch));
+                let answers = timeout(OUTAGE_BOUND, publisher.publish(letters)).await.expect("it hangs");
+                assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+            }
+        }
+    });
+    let mut consumer = transport.consume(&queue, 100).await.unwrap();
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut outage = None;
+    let consuming = async {
+        while seen.len() < BATCHES * BATCH {
+            for delivery in consumer.recv(100).await.unwrap() {
+                *seen.entry(delivery.message.id).or_default() += 1;
+                delivery.receipt.ack();
+            }
+            if seen.len() > BATCHES * BATCH / 4 && outage.is_none() {
+                broker.with(|broker| broker.kill().unwrap()).await;
+                assert!(!publishing.is_finished(), "it was killed too late");
+                let broker = broker.clone();
+                outage = Some(tokio::spawn(async move { broker.with(|b| b.restart().unwrap()).await }));
+            }
+        }
+    };
+    if timeout(OUTAGE_BOUND, consuming).await.is_err() {
+        let (seen, finished, state) = (seen.len(), publishing.is_finished(), broker.state().await);
+        panic!("it hangs: {seen} of {} seen, all published: {finished}\n{state}", BATCHES * BATCH);
+    }
+    outage.expect("an outage").await.unwrap();
+    within(publishing).await.unwrap();
+    println!("{} messages came twice", seen.values().filter(|&&times| times > 1).count());
+
+    // What was held through it all is somebody else's now: ours, by another receipt.
+    let again = take(&mut holder, 1).await.remove(0);
+    assert_eq!((again.message.id.as_str(), again.redelivered), ("held", true));
+    held.receipt.ack();
+    again.receipt.ack();
+    store(&transport, vec![to(&held_queue, message("next"))]).await;
+    let next = take(&mut holder, 1).await.remove(0);
+    assert_eq!((next.message.id.as_str(), next.redelivered), ("next", false), "its channel stood");
+
+    let last = (BATCHES - 1).to_string();
+    let (facts, caught_up) = read_up_to(&mut journal, job, &last).await;
+    let mut known = HashSet::new();
+    let first: Vec<_> = facts.into_iter().filter(|id| known.insert(id.clone())).collect();
+    assert_eq!(first, (0..BATCHES).map(|batch| batch.to_string()).collect::<Vec<_>>());
+    assert_eq!(caught_up, 1);
+    hear(&transport, &lane, &mut events, "after").await;
+    let connections = broker.connections().await;
+    assert!(!connections.contains("/1/"), "{connections}");
+    transport.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
+    let broker = Own::start().await;
+    let config = AmqpConfig::new(&format!("{}?heartbeat=2", broker.url())).unwrap();
+    let transport = AmqpTransport::connect(config).await.unwrap();
+    let lane = Lane::default();
+    transport.open_lane(&lane).await.unwrap();
+    let queue = QueueRole::Tasks.of(&lane);
+    let mut consumer = transport.consume(&queue, 5).await.unwrap();
+    store(&transport, numbered(&queue, 0..1)).await;
+    let held = take(&mut consumer, 1).await.remove(0);
+    assert!(broker.connections().await.contains("/1/consume"));
+
+    broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
+    let again = take(&mut consumer, 1).await.remove(0);
+    assert!(again.redelivered);
+    held.receipt.ack(); // stale
+    store(&transport, numbered(&queue, 1..2)).await;
+    assert_eq!(ids(&take(&mut consumer, 1).await), ["1"]);
+    let connections = broker.connections().await;
+    assert!(connections.contains("/2/consume") && connections.contains("/2/publish"), "{connections}");
+
+    broker.with(|broker| broker.pause().unwrap()).await;
+    let publishing = tokio::spawn({
+        let publisher = transport.publisher().await.unwrap();
+        let batch = numbered(&queue, 2..3);
+        async move { publisher.publish(batch).await }
+    });
+    tokio::time::sleep(Duration::from_secs(7)).await; // three heartbeats and more, while nothing can be seen
+    assert!(!publishing.is_finished());
+    broker.with(|broker| broker.resume().unwrap()).await;
+    assert_eq!(within(publishing).await.unwrap(), [Published::Stored]);
+    let mut names: HashSet<_> = HashSet::new();
+    while names.len() < 3 {
+        names.extend(take(&mut consumer, 1).await.into_iter().map(|delivery| delivery.message.id));
+    }
+    let connections = broker.connections().await;
+    assert!(!connections.contains("/2/consume"), "nothing was lost: {connections}");
+    drop(again.receipt);
+    transport.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_was_made_anew_is_read_from_its_start() {
+    let broker = Own::start().await;
+    let wire = Wire::lay_to(&broker.url()).await;
+    let (transport, lane) = wire.open().await;
+    let direct = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+    let job = JobId::generate();
+    let mut reader = transport.journal().await.unwrap();
+    assert!(matches!(within(reader.next()).await.unwrap(), JournalEntry::CaughtUp));
+    store(&direct, (0..3).map(|id| fact(job, id)).collect()).await;
+    read_up_to(&mut reader, job, "2").await;
+    let by_hand = ByHand::open_at(&broker.url()).await;
+    let journal = || "gristmill.journal".into();
+
+    // Deleted under the reader, which makes it anew.
+    by_hand.channel.queue_delete(journal(), Default::default()).await.unwrap();
+    let sent = async {
+        while publish(&direct, vec![fact(job, "a")]).await != [Published::Stored] {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let ((facts, caught_up), ()) = tokio::join!(read_up_to(&mut reader, job, "a"), within(sent));
+    assert_eq!((facts, caught_up), (vec!["a".to_owned()], 0));
+
+    // Deleted and made anew by others during an outage; longer than before, so that only the names tell.
+    within(wire.break_down()).await;
+    by_hand.channel.queue_delete(journal(), Default::default()).await.unwrap();
+    direct.open_lane(&lane).await.unwrap();
+    store(&direct, ["b", "c", "d"].map(|id| fact(job, id)).to_vec()).await;
+    wire.mend();
+    let (facts, caught_up) = read_up_to(&mut reader, job, "d").await;
+    assert_eq!((facts, caught_up), (vec!["b".to_owned(), "c".into(), "d".into()], 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_role_needs_to_be_started_again_when_the_broker_was() {
+    const OUTAGES: usize = 2;
+    let broker = Own::start().await;
+    let url = broker.url();
+    let site = Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    let mut roles = [start("sink"), start("worker --slots 1"), start("worker --slots 1")];
+    roles[1].says("taking tasks").await;
+    let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait");
+    submitted.says("job ").await;
+    for outage in 1..=OUTAGES {
+        tokio::time::sleep(Duration::from_secs(1)).await; // of work
+        broker.with(|broker| broker.kill().unwrap()).await;
+        for role in roles.iter_mut().chain([&mut submitted]) {
+            role.says_times("lost the connection", outage).await;
+        }
+        broker.with(|broker| broker.restart().unwrap()).await;
+        for role in &mut roles {
+            role.says_times("again after", outage).await; // the producer's log has warnings only
+        }
+    }
+    let submitted = submitted.end().await;
+    assert!(submitted.answer().contains("799980000"), "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    site.verify(&job).await;
+    for role in roles {
+        let ended = role.stop().await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert_eq!(ended.stderr.matches("lost the connection").count(), OUTAGES, "{ended:?}");
+        println!("{}", ended.stderr);
+    }
+}

@@ -1,0 +1,145 @@
+//! Bad wires and brokers in trouble: nothing is lost, it only takes longer.
+
+use std::collections::HashSet;
+
+use gristmill_shared::{Health, QueueRole};
+use tokio::sync::watch;
+
+use super::{
+    outages::Own,
+    wire::{Manner, Wire},
+    *,
+};
+
+/// Publishes so many messages over a wire, and takes them all, as often as they come.
+async fn all_arrive(transport: &AmqpTransport, queue: &Queue, count: usize) {
+    let mut consumer = within(transport.consume(queue, 50)).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let publishing = publisher.publish(numbered(queue, 0..count));
+    let consuming = async {
+        let mut seen = HashSet::new();
+        while seen.len() < count {
+            for delivery in within(consumer.recv(50)).await.unwrap() {
+                seen.insert(delivery.message.id);
+                delivery.receipt.ack();
+            }
+        }
+    };
+    let (answers, ()) = within(async { tokio::join!(publishing, consuming) }).await;
+    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+}
+
+async fn becomes(health: &mut watch::Receiver<Health>, wanted: impl Fn(&Health) -> bool) {
+    within(health.wait_for(wanted)).await.unwrap();
+}
+
+#[tokio::test]
+async fn single_bytes_are_as_good_as_packets() {
+    let wire = Wire::lay().await;
+    wire.treat(Manner::InBytes);
+    let (transport, lane) = wire.open().await;
+    all_arrive(&transport, &QueueRole::Tasks.of(&lane), 100).await;
+    assert_eq!(*transport.health().borrow(), Health::Well, "slow is not lost");
+}
+
+#[tokio::test]
+async fn a_long_way_costs_time_only() {
+    let wire = Wire::lay().await;
+    let (transport, lane) = wire.open().await;
+    wire.treat(Manner::Late(Duration::from_millis(150)));
+    let start = std::time::Instant::now();
+    all_arrive(&transport, &QueueRole::Tasks.of(&lane), 500).await;
+    assert!(start.elapsed() > Duration::from_millis(600), "it was not late");
+    assert_eq!(*transport.health().borrow(), Health::Well, "slow is not lost");
+}
+
+#[tokio::test]
+async fn a_cut_anywhere_in_a_frame_loses_nothing() {
+    let wire = Wire::lay().await;
+    let (transport, lane) = wire.open().await;
+    let queue = QueueRole::Tasks.of(&lane);
+    let cuts = [1, 7, 8, 30, 333, 4_444];
+    for bytes in cuts {
+        let before = wire.ended();
+        wire.treat(Manner::CutAfter(bytes));
+        all_arrive(&transport, &queue, 200).await;
+        assert!(wire.ended() > before, "it was not cut after {bytes} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_is_heard_no_more_is_found_out_by_its_heartbeats() {
+    let wire = Wire::lay().await;
+    let config = AmqpConfig::new(&format!("{}?heartbeat=2", wire.url())).unwrap();
+    let transport = within(AmqpTransport::connect(config)).await.unwrap();
+    let lane = Lane::new(&format!("amqp-{}", JobId::generate())).unwrap();
+    within(transport.open_lane(&lane)).await.unwrap();
+    let mut health = transport.health();
+    wire.treat(Manner::Deaf);
+    let publishing = tokio::spawn({
+        let (publisher, queue) = (transport.publisher().await.unwrap(), QueueRole::Tasks.of(&lane));
+        async move { publisher.publish(numbered(&queue, 0..10)).await }
+    });
+    becomes(&mut health, |health| matches!(health, Health::Away(_))).await;
+    assert!(wire.ended() > 0 && !publishing.is_finished());
+    wire.treat(Manner::Well);
+    becomes(&mut health, |health| *health == Health::Well).await;
+    assert_eq!(within(publishing).await.unwrap(), vec![Published::Stored; 10]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_low_on_memory_says_so_takes_nothing_and_still_delivers() {
+    let broker = Own::start().await;
+    let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+    let lane = Lane::default();
+    transport.open_lane(&lane).await.unwrap();
+    let queue = QueueRole::Tasks.of(&lane);
+    store(&transport, numbered(&queue, 0..2)).await;
+    let mut consumer = transport.consume(&queue, 1).await.unwrap();
+    let mut health = transport.health();
+
+    broker.alarm(true).await;
+    // Nothing is published here, and it is noticed all the same.
+    becomes(&mut health, |health| matches!(health, Health::Blocked(why) if why.contains("memory"))).await;
+    let publishing = tokio::spawn({
+        let (publisher, batch) = (transport.publisher().await.unwrap(), numbered(&queue, 2..3));
+        async move { publisher.publish(batch).await }
+    });
+    for id in ["0", "1"] {
+        let delivery = take(&mut consumer, 1).await.remove(0);
+        assert_eq!(delivery.message.id, id);
+        delivery.receipt.ack(); // which gets through, or the second would not come
+    }
+    nothing_comes(&mut consumer).await;
+
+    // Lost while it is blocked: it comes back, and is blocked again.
+    broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
+    becomes(&mut health, |health| matches!(health, Health::Away(_))).await;
+    becomes(&mut health, |health| matches!(health, Health::Blocked(_))).await;
+    assert!(!publishing.is_finished());
+
+    broker.alarm(false).await;
+    becomes(&mut health, |health| *health == Health::Well).await;
+    assert_eq!(within(publishing).await.unwrap(), [Published::Stored]);
+    assert_eq!(ids(&take(&mut consumer, 1).await), ["2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_outlives_a_memory_alarm_and_its_bar_says_so() {
+    let broker = Own::start().await;
+    let url = broker.url();
+    let site = crate::harness::Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    let (_sink, _worker) = (start("sink"), start("worker --slots 1"));
+    let mut submitted = start("producer submit spin --tasks 10000 --micros 500 --batch 10 --wait");
+    let line = submitted.says("job ").await;
+    let job = line.strip_prefix("job ").unwrap();
+    site.first_outcomes(job).await;
+    broker.alarm(true).await;
+    submitted.says("broker blocked: low on memory").await;
+    broker.alarm(false).await;
+    let ended = submitted.end().await;
+    assert!(ended.stderr.contains("the broker is well again"), "{ended:?}");
+    assert!(ended.answer().contains("49995000"), "{ended:?}");
+    site.verify(job).await;
+}

@@ -1,0 +1,154 @@
+//! Sees to it that there is a generation: when one is lost, it builds the next.
+
+use std::sync::Arc;
+
+use gristmill_shared::{Health, TransportError};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    generation::{Failure, Generation},
+    link::Line,
+    pauses::{Pauses, STEADY},
+};
+
+pub(crate) struct Supervisor {
+    line: Line,
+    current: watch::Sender<Option<Arc<Generation>>>,
+    /// How many generations were begun.
+    begun: u64,
+    pauses: Pauses,
+}
+
+/// Why an attempt did not end in a generation.
+enum Trouble {
+    /// Nobody answers, or not well.
+    Passing(String),
+    /// The broker does not let us. Somebody may mend that.
+    Refused(String),
+    /// What is there is not what we need, and to wait does not help.
+    Lasting(TransportError),
+}
+
+impl Supervisor {
+    pub(crate) fn new(line: Line, current: watch::Sender<Option<Arc<Generation>>>) -> Self {
+        Self { line, current, begun: 1, pauses: Pauses::new() }
+    }
+
+    /// Runs until the end for good, which it brings about itself if there can be no further generation.
+    pub(crate) async fn run(mut self) {
+        let end = self.line.end.clone();
+        tokio::select! {
+            biased;
+            () = end.wait() => {}
+            why = self.replace_what_is_lost() => {
+                tracing::error!("{}: {why}; it is given up", self.line.config);
+                end.because(why);
+            }
+        }
+        self.line.health().send_replace(Health::Closed);
+        let last = self.current.send_replace(None);
+        if let Some(last) = last {
+            last.close().await;
+        }
+    }
+
+    /// Why there can be no further generation.
+    async fn replace_what_is_lost(&mut self) -> String {
+        loop {
+            let Some(generation) = self.current.borrow().clone() else {
+                return "there is no connection".into();
+            };
+            let since = Instant::now();
+            generation.end.wait().await;
+            if since.elapsed() >= STEADY {
+                self.pauses = Pauses::new();
+            }
+            tracing::warn!(
+                "lost the connection to {}: {}; connecting again",
+                self.line.config,
+                generation.end.reason()
+            );
+            self.line.health().send_replace(Health::Away(generation.end.reason().into()));
+            self.current.send_replace(None);
+            // What of it still works says goodbye: acks get through, and the broker gives the rest to others.
+            tokio::spawn(async move { generation.close().await });
+            match self.next().await {
+                Ok(generation) => {
+                    self.current.send_replace(Some(generation));
+                }
+                Err(why) => return why,
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Arc<Generation>, String> {
+        let start = Instant::now();
+        let mut tries: u32 = 0;
+        let mut refused = false;
+        let mut reason = String::from("not tried");
+        loop {
+            let pause = self.pauses.next();
+            let left = self.line.config.give_up_after_loss.map(|limit| limit.saturating_sub(start.elapsed()));
+            if left.is_some_and(|left| left.is_zero()) {
+                let seconds = start.elapsed().as_secs_f64();
+                return Err(format!("not back after {tries} tries in {seconds:.1} s: {reason}"));
+            }
+            sleep(left.map_or(pause, |left| pause.min(left))).await;
+            tries += 1;
+            reason = match self.attempt().await {
+                Ok(generation) => {
+                    let seconds = start.elapsed().as_secs_f64();
+                    let transport = &self.line.config;
+                    tracing::info!("connected to {transport} again after {seconds:.1} s, tries: {tries}");
+                    return Ok(generation);
+                }
+                Err(Trouble::Lasting(error)) => return Err(error.to_string()),
+                Err(Trouble::Refused(reason)) => {
+                    if !refused {
+                        tracing::warn!("{reason}; trying again until somebody mends it");
+                    }
+                    refused = true;
+                    reason
+                }
+                Err(Trouble::Passing(reason)) => reason,
+            };
+            tracing::debug!(tries, "cannot connect to {} again yet: {reason}", self.line.config);
+        }
+    }
+
+    /// Tries once. A generation in which the lanes that were opened are missing would be of no use.
+    async fn attempt(&mut self) -> Result<Arc<Generation>, Trouble> {
+        let Line { config, .. } = &self.line;
+        self.begun += 1;
+        let (within, health) = (config.attempt_timeout(), self.line.health());
+        let connected = Generation::connect(config, self.begun, within, health).await;
+        let generation = connected.map_err(|failure| match failure {
+            Failure::Unreachable(reason) => Trouble::Passing(reason),
+            Failure::Final(error) => Trouble::Refused(error.to_string()),
+        })?;
+        let declared = tokio::select! {
+            biased;
+            () = generation.end.wait() => Err(generation.end.error()),
+            declared = self.line.declare(&generation) => declared,
+        };
+        match declared {
+            Ok(()) => {
+                // Unless it is blocked already.
+                self.line.health().send_if_modified(|health| {
+                    let was_away = matches!(health, Health::Away(_));
+                    if was_away {
+                        *health = Health::Well;
+                    }
+                    was_away
+                });
+                Ok(Arc::new(generation))
+            }
+            Err(error @ TransportError::Denied { .. }) => Err(Trouble::Refused(error.to_string())),
+            Err(error) if error.is_retryable() => Err(Trouble::Passing(error.to_string())),
+            Err(error) => Err(Trouble::Lasting(error)),
+        }
+    }
+}
