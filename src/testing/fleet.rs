@@ -1,6 +1,7 @@
 //! A whole job over any transport: a producer, a worker and a sink in this process, started again when they fall.
 
 use std::{
+    future::Future,
     num::NonZeroU16,
     path::Path,
     sync::{
@@ -28,6 +29,8 @@ const BATCH: u32 = 5;
 /// What a run came to.
 #[derive(Debug)]
 pub struct FleetEnd {
+    /// The job's id; its ledger is the file `ledger` in the run's directory.
+    pub job: JobId,
     /// How many tasks have which outcome, and what was ignored.
     pub account: Account,
     /// What the user would read.
@@ -84,7 +87,7 @@ impl FleetError {
 }
 
 /// Runs a job to its end with a producer, a worker of two slots and a sink, each on connections of its own that
-/// `connect` opens to one and the same broker. A role that ends because of its connection is started again with the
+/// `connect` opens to one and the same broker, on a lane of their own. A role that ends because of its connection is started again with the
 /// next one, up to 1,000 times in all; ledger and cursor are kept in `state`, a directory of this run alone.
 ///
 /// So a job or a transport of one's own can be put through anything: the account and the conclusion must come out the
@@ -108,7 +111,10 @@ impl FleetError {
 /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let broker = MemoryTransport::new();
 /// let faults = Faults::new(7, FaultRates::default());
-/// let connect = || Repeating::new(Faulty::new(broker.connect(), &faults), 2, 7) as _;
+/// let connect = || {
+///     let connection = Repeating::new(Faulty::new(broker.connect(), &faults), 2, 7);
+///     async { Ok(connection as _) }
+/// };
 /// let state = tempfile::tempdir()?;
 /// let end = run_over(Squares { below: 100 }, state.path(), connect).await?;
 /// assert_eq!(end.conclusion.text, "328350");
@@ -118,17 +124,21 @@ impl FleetError {
 ///
 /// # Errors
 /// [`FleetError`]: the job cannot be run, or the transport not be used.
-pub async fn run_over<J: Job>(
+pub async fn run_over<J: Job, F>(
     job: J,
     state: &Path,
-    connect: impl Fn() -> Arc<dyn Transport> + Send + Sync,
-) -> Result<FleetEnd, FleetError> {
+    connect: impl Fn() -> F + Send + Sync,
+) -> Result<FleetEnd, FleetError>
+where
+    F: Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send,
+{
     let mut registry = Registry::default();
     registry.register::<J>()?;
     let (restarts, ended, opened) = (AtomicU32::new(0), CancellationToken::new(), OnceLock::new());
     let keeper = Keeper { connect, restarts: &restarts };
     let (ledger, cursors) = (state.join("ledger"), CursorDir::new(state.join("jobs")));
-    let (job, lane) = (erase(job), Lane::default());
+    let job = erase(job);
+    let lane = Lane::new(&format!("fleet-{}", JobId::generate())).expect("a UUID has the right characters");
     let app = WorkerId::new("fleet").expect("a name of the right characters");
     // What the roles borrow each time they are started.
     let (registry, ended, opened, ledger, cursors) = (&registry, &ended, &opened, &ledger, &cursors);
@@ -192,6 +202,7 @@ pub async fn run_over<J: Job>(
     let reader = LedgerReader::open(ledger)?;
     let view = reader.job(id)?.ok_or(FleetError::Unknown(id))?;
     Ok(FleetEnd {
+        job: id,
         account: view.summary.account,
         conclusion: view.conclusion.ok_or(FleetError::Unknown(id))?,
         verified: reader.verify(id)?.ok,
@@ -205,13 +216,17 @@ struct Keeper<'a, C> {
     restarts: &'a AtomicU32,
 }
 
-impl<C: Fn() -> Arc<dyn Transport> + Sync> Keeper<'_, C> {
+impl<C, F> Keeper<'_, C>
+where
+    C: Fn() -> F + Sync,
+    F: Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send,
+{
     async fn keep<'r>(
         &self,
         role: impl Fn(Arc<dyn Transport>) -> BoxFuture<'r, Result<(), FleetError>> + Send + Sync,
     ) -> Result<(), FleetError> {
         loop {
-            let transport = (self.connect)();
+            let transport = (self.connect)().await?;
             let ended = role(Arc::clone(&transport)).await;
             transport.close().await;
             match ended {

@@ -145,6 +145,7 @@ promises![
     giving_back::a_requeued_message_comes_again,
     giving_back::a_receipt_does_nothing_after_its_consumer,
     ending::a_stopped_consumer_gets_what_is_here_and_then_the_end,
+    ending::a_transport_says_that_it_is_well_and_that_it_is_closed,
     ending::closing_wakes_and_disconnects_everything,
     ending::closing_hands_on_what_was_settled_and_gives_back_the_rest,
     ending::closing_leaves_other_connections_alone,
