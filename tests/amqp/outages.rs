@@ -46,6 +46,11 @@ impl Own {
         self.with(move |broker| broker.ctl(&["set_vm_memory_high_watermark", watermark]).unwrap()).await;
     }
 
+    /// Runs a line of Erlang there.
+    pub(super) async fn eval(&self, expression: String) {
+        self.with(move |broker| broker.ctl(&["eval", &format!("{expression}.")]).unwrap()).await;
+    }
+
     /// What a hang may be due to.
     async fn state(&self) -> String {
         self.with(|broker| {

@@ -143,3 +143,41 @@ async fn a_job_outlives_a_memory_alarm_and_its_bar_says_so() {
     assert!(ended.answer().contains("49995000"), "{ended:?}");
     site.verify(job).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_queue_does_not_confirm_is_sent_again_on_another_channel() {
+    let broker = Own::start().await;
+    let url = broker.url();
+    let site = crate::harness::Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    let (_sink, mut worker) = (start("sink"), start("worker --slots 1"));
+    worker.says("taking tasks").await;
+    let process = format!("whereis('%2F_{}')", site.queue(QueueRole::Tasks));
+    broker.eval(format!("ok = sys:suspend({process})")).await;
+    let mut submitted = start("producer submit spin --tasks 100 --wait");
+    submitted.says("without an answer").await;
+    broker.eval(format!("ok = sys:resume({process})")).await;
+    let ended = submitted.end().await;
+    assert!(ended.answer().contains("100 tasks, sum 4950"), "{ended:?}");
+    site.verify(ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_outlasts_the_brokers_patience_is_counted_once() {
+    let broker = Own::start().await;
+    // It looks at every channel every second, and takes back what is unsettled for three.
+    for (setting, milliseconds) in [("channel_tick_interval", 1_000), ("consumer_timeout", 3_000)] {
+        broker.eval(format!("application:set_env(rabbit, {setting}, {milliseconds})")).await;
+    }
+    let url = broker.url();
+    let site = crate::harness::Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    let (_sink, mut worker) = (start("sink"), start("worker --slots 1"));
+    let submitted = start("producer submit spin --tasks 2 --micros 6000000 --batch 1 --wait");
+    worker.says("delivery acknowledgement").await;
+    let ended = submitted.end().await;
+    assert!(ended.answer().contains("2 tasks, sum 1"), "{ended:?}");
+    assert!(!ended.stderr.contains("interrupted"), "whoever only reads holds nothing: {ended:?}");
+    let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    site.verify(&job).await;
+}

@@ -19,8 +19,9 @@ pub(crate) const FEED_PREFETCH: u16 = 200;
 pub(crate) struct Feed {
     queue: ShortString,
     channel: OwnChannel,
-    /// How many were taken since the last ack.
+    /// How many were taken since the last ack, and the last of them.
     taken: u16,
+    last: u64,
     /// Why there is no more.
     gone: Option<String>,
     generation: Arc<Generation>,
@@ -38,7 +39,7 @@ impl Feed {
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue.clone(), "".into(), options, arguments);
         channel.set_consumer(generation.ask(&format!("reading {queue}"), consume).await?);
-        Ok(Self { queue, channel, taken: 0, gone: None, generation })
+        Ok(Self { queue, channel, taken: 0, last: 0, gone: None, generation })
     }
 
     /// The number of the generation that it lives in.
@@ -52,6 +53,11 @@ impl Feed {
         if let Some(reason) = &self.gone {
             return Err(self.generation.end.disconnected(reason));
         }
+        if let Some(here) = self.next_here() {
+            return here;
+        }
+        // Whoever waits holds nothing: the broker takes back what is held for half an hour, and the channel with it.
+        self.ack();
         let item = tokio::select! {
             biased;
             () = self.generation.end.wait() => return Err(self.generation.end.error()),
@@ -77,8 +83,9 @@ impl Feed {
         let reason = match item {
             Some(Ok(delivery)) => {
                 self.taken += 1;
+                self.last = delivery.delivery_tag;
                 if self.taken >= FEED_PREFETCH / 2 {
-                    self.ack(delivery.delivery_tag);
+                    self.ack();
                 }
                 return Ok(delivery);
             }
@@ -90,10 +97,13 @@ impl Feed {
         Err(error)
     }
 
-    fn ack(&mut self, tag: u64) {
+    fn ack(&mut self) {
+        if self.taken == 0 {
+            return;
+        }
         self.taken = 0;
         // The first poll hands it over; nobody needs to wait for it to be written. If it fails, the stream says why.
-        let _ = self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).now_or_never();
+        let _ = self.channel.basic_ack(self.last, BasicAckOptions { multiple: true }).now_or_never();
     }
 }
 
