@@ -6,27 +6,35 @@ use gristmill_shared::QueueRole;
 
 use crate::harness::{OwnBroker, Process, Site, within};
 
-const TASKS: u64 = 3_000;
+/// Of 2 ms: `rabbitmqctl` may take seconds, and must come in the middle.
+const TASKS: u64 = 10_000;
 
-/// A job of some seconds that two workers are in the middle of.
+/// A job of ten seconds that two workers are in the middle of.
 struct Fleet {
     broker: OwnBroker,
     site: Site,
     roles: [Process; 3],
     producer: Process,
     job: String,
+    /// Of the roles, before the job.
+    connections: String,
 }
 
 impl Fleet {
     async fn at_work(url_end: &str) -> Self {
         let broker = OwnBroker::start().await;
         let site = Site::at(broker.url() + url_end);
-        let roles = ["sink", "worker --slots 1", "worker --slots 1"].map(|words| site.start(words));
+        let mut roles = ["sink", "worker --slots 1", "worker --slots 1"].map(|words| site.start(words));
+        for (role, ready) in roles.iter_mut().zip(["serving", "taking tasks", "taking tasks"]) {
+            role.says(ready).await;
+        }
+        let connections = broker.ctl("list_connections pid").await;
+        assert!(connections.lines().count() > roles.len(), "{connections}");
         let words = format!("producer submit spin --tasks {TASKS} --micros 2000 --batch 5 --wait");
         let mut producer = site.start(&words);
         let job = producer.says("job ").await.trim_start_matches("job ").to_owned();
         site.first_outcomes(&job).await;
-        Self { broker, site, roles, producer, job }
+        Self { broker, site, roles, producer, job, connections }
     }
 
     async fn done(&self) -> u64 {
@@ -51,8 +59,6 @@ impl Fleet {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_killed_in_the_middle_of_a_job_costs_time_only() {
     let fleet = Fleet::at_work("").await;
-    let connections = fleet.broker.ctl("list_connections pid").await;
-    assert!(connections.lines().count() >= 3, "{connections}");
     fleet.broker.with(|broker| broker.kill().unwrap()).await;
     let done = fleet.done().await;
     assert!(done < TASKS, "it was killed too late");
@@ -64,7 +70,6 @@ async fn a_broker_that_is_killed_in_the_middle_of_a_job_costs_time_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_silent_for_longer_than_the_heartbeat_costs_time_only() {
     let fleet = Fleet::at_work("?heartbeat=1").await;
-    let connections = fleet.broker.ctl("list_connections pid").await;
     fleet.broker.with(|broker| broker.pause().unwrap()).await;
     tokio::time::sleep(Duration::from_secs(5)).await; // in which nothing can be seen
     let done = fleet.done().await;
@@ -72,7 +77,7 @@ async fn a_broker_that_is_silent_for_longer_than_the_heartbeat_costs_time_only()
     fleet.broker.with(|broker| broker.resume().unwrap()).await;
     within("every connection to be given up", async {
         let of_now = async || fleet.broker.ctl("list_connections pid").await;
-        while of_now().await.lines().skip(1).any(|pid| connections.contains(pid)) {
+        while of_now().await.lines().skip(1).any(|pid| fleet.connections.contains(pid)) {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     })
