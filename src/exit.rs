@@ -90,7 +90,7 @@ impl From<ProducerError> for Failure {
             ProducerError::Store(error) => error.into(),
             ProducerError::Cursor(error) => error.into(),
             ProducerError::Plan(_) | ProducerError::Changed(_) => Self::usage(error),
-            ProducerError::Split(_) => Self::new(Exit::Incomplete, error),
+            ProducerError::Split(_) | ProducerError::NoAnswer { .. } => Self::new(Exit::Incomplete, error),
             error => Self::new(Exit::Bug, error_chain(&error)),
         }
     }

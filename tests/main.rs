@@ -8,7 +8,9 @@ mod bad_input;
 mod bad_transport;
 mod conformance;
 mod crash;
+mod drain;
 mod example;
+mod failures;
 mod faults;
 mod harness;
 mod house;
@@ -16,5 +18,6 @@ mod interrupted;
 mod pipeline;
 mod retry;
 mod run;
+mod stall;
 
 pub(crate) use harness::broker::broker_url;

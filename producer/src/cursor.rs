@@ -77,6 +77,24 @@ impl CursorDir {
         self.replace(&path, &text).map_err(|source| CursorError::Io { path, source })
     }
 
+    /// Takes a job's cursor for this process, until the lock is dropped or the process ends, however it does.
+    ///
+    /// # Errors
+    /// [`CursorError::Held`] if another process has it.
+    pub(crate) fn lock(&self, job: JobId) -> Result<CursorLock, CursorError> {
+        let path = self.file(job).with_extension("lock");
+        let lock = || -> io::Result<fs::File> {
+            fs::create_dir_all(&self.0)?;
+            let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            file.try_lock()?;
+            Ok(file)
+        };
+        lock().map(CursorLock).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => CursorError::Held { job },
+            _ => CursorError::Io { path: path.clone(), source },
+        })
+    }
+
     /// Removes all but the newest [`CURSORS_KEPT`] cursors.
     ///
     /// # Errors
@@ -88,7 +106,8 @@ impl CursorDir {
                 .collect();
             jobs.sort_unstable();
             for job in &jobs[..jobs.len().saturating_sub(CURSORS_KEPT)] {
-                for file in [self.file(*job), self.file(*job).with_extension("draft")] {
+                let file = self.file(*job);
+                for file in [file.with_extension("draft"), file.with_extension("lock"), file] {
                     match fs::remove_file(file) {
                         // Somebody else who prunes was faster.
                         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -115,6 +134,12 @@ impl CursorDir {
     }
 }
 
+/// The right to send a job and to save its cursor.
+#[derive(Debug)]
+pub(crate) struct CursorLock(
+    #[expect(dead_code, reason = "the lock lasts as long as the file is open")] fs::File,
+);
+
 /// A cursor that cannot be read or saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -129,6 +154,15 @@ pub enum CursorError {
         job: JobId,
         /// Where it was looked for.
         dir: PathBuf,
+    },
+    /// Another producer has it.
+    #[error(
+        "another producer is sending job {job} right now (hint: let it, wait for the job with `producer wait {job}`, or \
+         stop that one first)"
+    )]
+    Held {
+        /// The job.
+        job: JobId,
     },
     /// The file system does not let us.
     #[error("cannot use the cursor {path}", path = .path.display())]
@@ -180,6 +214,17 @@ mod tests {
         assert_eq!(cursors.load(job).unwrap().confirmed, TaskIndex(9));
         fs::write(cursors.file(job), "{").unwrap();
         assert!(matches!(cursors.load(job), Err(CursorError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_cursor_is_held_by_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cursors, job) = (CursorDir::new(dir.path().join("jobs")), JobId::generate());
+        let lock = cursors.lock(job).unwrap();
+        assert!(matches!(cursors.lock(job), Err(CursorError::Held { job: held }) if held == job));
+        assert!(cursors.lock(JobId::generate()).is_ok());
+        drop(lock);
+        assert!(cursors.lock(job).is_ok());
     }
 
     #[test]

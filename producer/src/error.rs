@@ -1,6 +1,8 @@
 //! Why a producer gives up.
 
-use gristmill_shared::{JobError, StoreError, TransportError};
+use std::time::Duration;
+
+use gristmill_shared::{JobError, Lane, StoreError, TaskIndex, TransportError};
 
 use crate::CursorError;
 
@@ -26,10 +28,31 @@ pub enum ProducerError {
     /// The job is not what it was when it was submitted.
     #[error("{0}")]
     Changed(String),
+    /// Nobody answered what tasks are missing.
+    #[error(
+        "no sink said within {} s which tasks are missing (hint: is one running on lane {lane}? the question waits for it; \
+         ask again when it runs)", .waited.as_secs()
+    )]
+    NoAnswer {
+        /// The job's lane.
+        lane: Lane,
+        /// How long.
+        waited: Duration,
+    },
     /// The operating system gives no thread.
     #[error("cannot start the thread that splits")]
     Thread(#[source] std::io::Error),
     /// A defect of the producer itself.
     #[error("the thread that splits died; this is a defect of the producer, not of the job")]
     Died,
+}
+
+impl ProducerError {
+    /// The split gives other tasks than it gave, among the first so many.
+    pub(crate) fn split_changed(among: TaskIndex) -> Self {
+        Self::Changed(format!(
+            "the job's split gives other tasks than it gave before, somewhere in its first {among} (hint: its input or the \
+             program changed; cancel it and submit it anew)"
+        ))
+    }
 }

@@ -2,16 +2,23 @@
 
 use gristmill_shared::wire::Sealed;
 
-use crate::{Cursor, CursorDir, ProducerError, splitting::Place};
+use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitting::Place};
 
-/// A cursor, and where it is kept, if it is.
+/// A cursor, and where it is kept, if it is: then nobody else has it meanwhile.
 #[derive(Debug)]
 pub(crate) struct KeptCursor {
     pub(crate) cursor: Cursor,
-    pub(crate) dir: Option<CursorDir>,
+    dir: Option<CursorDir>,
+    _lock: Option<CursorLock>,
 }
 
 impl KeptCursor {
+    /// Takes a cursor for this producer alone. It may have been read before that: then a little is sent twice.
+    pub(crate) fn hold(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, CursorError> {
+        let lock = dir.as_ref().map(|dir| dir.lock(cursor.job)).transpose()?;
+        Ok(Self { cursor, dir, _lock: lock })
+    }
+
     /// Up to where everything is stored.
     pub(crate) fn place(&self) -> Place {
         Place { index: self.cursor.confirmed, digest: self.cursor.digest }

@@ -1,6 +1,10 @@
 //! Submitting a job: plan, open, split and send, seal.
 
-use std::{future::Future, sync::Arc};
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+};
 
 use gristmill_shared::{
     Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
@@ -14,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport,
     kept_cursor::KeptCursor,
-    sending::{self, Sent},
-    splitting::{self, Label, Place},
+    sending::{self, Note, Sending, Sent},
+    splitting::{self, Label, Part, Place},
 };
 
 /// How many tasks a batch has unless told otherwise.
@@ -41,8 +45,8 @@ impl Default for SubmitOptions {
 /// Submits jobs over a transport.
 #[derive(Debug, Clone)]
 pub struct Producer {
-    transport: Arc<dyn Transport>,
-    app: String,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) app: String,
     code: String,
     cursors: Option<CursorDir>,
 }
@@ -96,7 +100,8 @@ impl Producer {
     ///
     /// # Errors
     /// [`ProducerError::Changed`] if the program is of another version, or the cursor's job is not known to
-    /// `registry`; otherwise as [`Producer::open`].
+    /// `registry`; [`CursorError::Held`](crate::CursorError::Held) if another producer is sending the job; otherwise as
+    /// [`Producer::open`].
     pub async fn resume(&self, registry: &Registry, cursor: Cursor) -> Result<Submission, ProducerError> {
         if cursor.code != self.code {
             return Err(ProducerError::Changed(format!(
@@ -112,9 +117,9 @@ impl Producer {
     }
 
     async fn begin(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
-        self.transport.open_lane(&cursor.lane).await?;
+        let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
+        self.transport.open_lane(&kept.cursor.lane).await?;
         let publisher = self.transport.publisher().await?;
-        let kept = KeptCursor { cursor, dir: self.cursors.clone() };
         let submission = Submission { producer: self.clone(), publisher, job, kept };
         let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = submission.cursor().clone();
         submission.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await?;
@@ -125,14 +130,14 @@ impl Producer {
 /// A job that has been opened and is to be sent.
 #[derive(Debug)]
 pub struct Submission {
-    producer: Producer,
+    pub(crate) producer: Producer,
     publisher: Arc<dyn Publisher>,
-    job: Arc<dyn AnyJob>,
-    kept: KeptCursor,
+    pub(crate) job: Arc<dyn AnyJob>,
+    pub(crate) kept: KeptCursor,
 }
 
 impl Submission {
-    fn cursor(&self) -> &Cursor {
+    pub(crate) fn cursor(&self) -> &Cursor {
         &self.kept.cursor
     }
 
@@ -155,58 +160,100 @@ impl Submission {
     ///
     /// # Errors
     /// [`ProducerError`]; the job can be resumed unless the split itself failed.
-    pub async fn send(mut self) -> Result<SplitReport, ProducerError> {
+    pub async fn send(self) -> Result<SplitReport, ProducerError> {
+        self.send_until(pending()).await
+    }
+
+    /// [`Submission::send`], but when `leave` resolves nothing more is sent, what is on its way is waited for, for 5 s at
+    /// most, and the cursor is saved: then the job can be resumed without sending anything twice.
+    ///
+    /// # Errors
+    /// Those of [`Submission::send`].
+    pub async fn send_until(
+        mut self,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<SplitReport, ProducerError> {
+        let mut leave = pin!(leave);
         if let Some(sealed) = self.cursor().sealed.clone() {
-            self.tell_sink(&sealed, "sealed").await?;
-            return Ok(SplitReport { end: SplitEnd::Sealed, sent: sealed.total });
+            let told = unless_left(self.tell_sink(&sealed, "sealed"), leave).await?;
+            return Ok(SplitReport {
+                end: told.map_or(SplitEnd::Interrupted, |()| SplitEnd::Sealed),
+                sent: sealed.total,
+            });
         }
-        let (board, following) = JobBoard::open(&*self.producer.transport).await?;
-        let stop = board.stop_signal(self.id(), Round(0));
-        let following = AbortOnDropHandle::new(tokio::spawn(following));
-        let splits =
-            splitting::start(Arc::clone(&self.job), self.label(), self.kept.place(), self.cursor().batch)
-                .map_err(ProducerError::Thread)?;
-        let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
-        let sent = tokio::select! {
-            sent = sending::send_all(splits, to, &*self.publisher, &stop, &mut self.kept) => sent,
-            lost = following => return Err(lost.map_or(ProducerError::Died, ProducerError::from)),
-        };
+        let part = Part::After(self.kept.place());
+        let sent = self.send_part(part, Round(0), &mut leave).await;
         match sent {
             Ok(Sent::Stopped(sent)) => Ok(SplitReport { end: SplitEnd::Stopped, sent }),
+            Ok(Sent::Interrupted(sent)) => Ok(SplitReport { end: SplitEnd::Interrupted, sent }),
             Ok(Sent::All(total, digest)) => match self.cursor().plan.tasks {
                 Some(planned) if planned != total => {
                     let unit = &self.cursor().plan.unit;
                     let why = format!("the job planned {planned} {unit}, but its split gave {total}");
-                    self.abort(JobError::new(why)).await
+                    self.abort(JobError::new(why), leave).await
                 }
-                _ => self.seal(total, digest).await,
+                _ => self.seal(total, digest, leave).await,
             },
-            Err(ProducerError::Split(error)) => self.abort(error).await,
+            Err(ProducerError::Split(error)) => self.abort(error, leave).await,
             Err(error) => Err(error),
         }
     }
 
-    async fn seal(mut self, total: u64, digest: SplitDigest) -> Result<SplitReport, ProducerError> {
+    /// Sends a part of the split; the place that is reached is noted if the part is all that is left.
+    pub(crate) async fn send_part(
+        &mut self,
+        part: Part,
+        round: Round,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<Sent, ProducerError> {
+        let (board, following) = JobBoard::open(&*self.producer.transport).await?;
+        let stop = board.stop_signal(self.id(), round);
+        let following = AbortOnDropHandle::new(tokio::spawn(following));
+        let note = matches!(part, Part::After(_));
+        let splits = splitting::start(Arc::clone(&self.job), self.label(round), part, self.cursor().batch)
+            .map_err(ProducerError::Thread)?;
+        let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
+        let sending = Sending { to, publisher: &*self.publisher, stop: &stop, leave };
+        let note = if note { Note::place(&mut self.kept) } else { Note::Count(0) };
+        tokio::select! {
+            sent = sending::send_all(splits, sending, note) => sent,
+            lost = following => Err(lost.map_or(ProducerError::Died, ProducerError::from)),
+        }
+    }
+
+    async fn seal(
+        mut self,
+        total: u64,
+        digest: SplitDigest,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<SplitReport, ProducerError> {
         reached(FailPoint::ProducerSplit);
         let sealed = Sealed { job: self.id(), total, digest: digest.to_string() };
         self.kept.seal(Place { index: TaskIndex(total), digest }, sealed.clone()).await?;
         reached(FailPoint::ProducerSealed);
-        self.tell_sink(&sealed, "sealed").await?;
-        Ok(SplitReport { end: SplitEnd::Sealed, sent: total })
+        let told = unless_left(self.tell_sink(&sealed, "sealed"), leave).await?;
+        Ok(SplitReport { end: told.map_or(SplitEnd::Interrupted, |()| SplitEnd::Sealed), sent: total })
     }
 
-    async fn abort(self, error: JobError) -> Result<SplitReport, ProducerError> {
-        self.tell_sink(&Aborted { job: self.id(), reason: error.to_string() }, "aborted").await?;
-        Err(ProducerError::Split(error))
+    async fn abort(
+        self,
+        error: JobError,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<SplitReport, ProducerError> {
+        let aborted = Aborted { job: self.id(), reason: error.to_string() };
+        match unless_left(self.tell_sink(&aborted, "aborted"), leave).await? {
+            Some(()) => Err(ProducerError::Split(error)),
+            None => Ok(SplitReport { end: SplitEnd::Interrupted, sent: self.cursor().confirmed.0 }),
+        }
     }
 
-    fn label(&self) -> Label {
+    fn label(&self, round: Round) -> Label {
         let Cursor { job, kind, spec, policy, .. } = self.cursor().clone();
-        Label { job, kind, spec, policy, app: self.producer.app.clone() }
+        Label { job, kind, spec, policy, round, app: self.producer.app.clone() }
     }
 
     /// Sends the sink a message about the job as a whole; `part` makes its id.
-    fn tell_sink(
+    pub(crate) fn tell_sink(
         &self,
         what: &impl Form,
         part: &str,
@@ -214,5 +261,16 @@ impl Submission {
         let message = what.message(format!("{}/{part}", self.id()), &self.producer.app);
         let to = Address::Queue(QueueRole::Results.of(&self.cursor().lane));
         publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
+    }
+}
+
+/// Waits until the sink is told, unless we are to leave: its queue may be full.
+async fn unless_left(
+    told: impl Future<Output = Result<(), StoreError>> + Send,
+    leave: impl Future<Output = ()> + Send,
+) -> Result<Option<()>, StoreError> {
+    tokio::select! {
+        told = told => told.map(Some),
+        () = leave => Ok(None),
     }
 }

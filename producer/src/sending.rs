@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    future::Future,
+    pin::pin,
     time::Duration,
 };
 
@@ -21,6 +23,9 @@ use crate::{
 
 /// How often the cursor is saved while batches are sent.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How long a producer that leaves waits for the broker to confirm what is on its way. What is not confirmed by then is
+/// sent again by whoever resumes.
+const LEAVE_GRACE: Duration = Duration::from_secs(5);
 
 /// How a split ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +34,8 @@ pub enum SplitEnd {
     Sealed,
     /// The job ended before its split did.
     Stopped,
+    /// The producer was told to leave. The job goes on where its cursor is.
+    Interrupted,
 }
 
 /// What a split came to.
@@ -47,19 +54,67 @@ pub(crate) enum Sent {
     All(u64, SplitDigest),
     /// The job was stopped after so many tasks.
     Stopped(u64),
+    /// We were told to leave after so many tasks.
+    Interrupted(u64),
 }
 
-/// Sends until the split ends or `stop` is given. About once a second the place up to which everything is stored is
-/// noted in the cursor.
+/// Where to send, and until when.
+#[derive(Debug)]
+pub(crate) struct Sending<'a, L> {
+    pub(crate) to: Address,
+    pub(crate) publisher: &'a dyn Publisher,
+    /// Nobody needs the job's tasks any more.
+    pub(crate) stop: &'a StopSignal,
+    /// When this resolves, nothing more is sent.
+    pub(crate) leave: L,
+}
+
+/// What is noted of what is stored.
+#[derive(Debug)]
+pub(crate) enum Note<'a> {
+    /// The place up to which everything is, in a cursor that is saved about once a second.
+    Place(Confirmed, &'a mut KeptCursor),
+    /// How many tasks.
+    Count(u64),
+}
+
+impl<'a> Note<'a> {
+    pub(crate) fn place(cursor: &'a mut KeptCursor) -> Self {
+        Self::Place(Confirmed::new(cursor.place()), cursor)
+    }
+
+    fn add(&mut self, packed: &Packed) {
+        match self {
+            Self::Place(confirmed, _) => confirmed.add(packed),
+            Self::Count(tasks) => *tasks += u64::from(packed.count),
+        }
+    }
+
+    fn tasks(&self) -> u64 {
+        match self {
+            Self::Place(confirmed, _) => confirmed.place.index.0,
+            Self::Count(tasks) => *tasks,
+        }
+    }
+
+    async fn save(&mut self) -> Result<(), ProducerError> {
+        match self {
+            Self::Place(confirmed, cursor) => cursor.advance(confirmed.place).await,
+            Self::Count(_) => Ok(()),
+        }
+    }
+}
+
+/// Sends until the split ends, the job is stopped, or we are told to leave; then it waits, for a moment, for what is on
+/// its way.
 pub(crate) async fn send_all(
     splits: flume::Receiver<Split>,
-    to: Address,
-    publisher: &dyn Publisher,
-    stop: &StopSignal,
-    cursor: &mut KeptCursor,
+    Sending { to, publisher, stop, leave }: Sending<'_, impl Future<Output = ()>>,
+    mut note: Note<'_>,
 ) -> Result<Sent, ProducerError> {
-    let start = cursor.place();
-    let mut confirmed = Confirmed::new(start);
+    let start = TaskIndex(note.tasks());
+    let mut leave = pin!(leave);
+    let mut leaving: Option<Instant> = None;
     let mut window = Window::new();
     let mut in_flight = FuturesUnordered::new();
     let mut bytes_in_flight = 0;
@@ -75,7 +130,7 @@ pub(crate) async fn send_all(
         let room = waiting.is_some_and(|packed| {
             window.has_room(in_flight.len(), bytes_in_flight, packed.message.body.len())
         });
-        if room && Instant::now() >= pause_ends {
+        if room && leaving.is_none() && Instant::now() >= pause_ends {
             let packed: Packed = match refused.pop_front() {
                 Some(packed) => packed,
                 None => held.take().expect("one of the two was waiting"),
@@ -85,21 +140,28 @@ pub(crate) async fn send_all(
             in_flight.push(async move { (packed, publisher.publish(vec![outgoing]).await.pop()) });
             continue;
         }
+        if leaving.is_some_and(|until| in_flight.is_empty() || Instant::now() >= until) {
+            note.save().await?;
+            return Ok(Sent::Interrupted(note.tasks()));
+        }
         if let Some(Split::End(total, digest)) = end
             && in_flight.is_empty()
             && waiting.is_none()
         {
             return Ok(Sent::All(total, digest));
         }
+        let splits_on = held.is_none() && end.is_none() && leaving.is_none();
+        let pause_or_grace_ends = leaving.unwrap_or(pause_ends);
         tokio::select! {
             biased;
-            () = stop.stopped() => return Ok(Sent::Stopped(confirmed.place.index.0)),
+            () = stop.stopped() => return Ok(Sent::Stopped(note.tasks())),
+            () = &mut leave, if leaving.is_none() => leaving = Some(Instant::now() + LEAVE_GRACE),
             Some((packed, answer)) = in_flight.next() => {
                 bytes_in_flight -= packed.message.body.len();
                 match answer {
                     Some(Published::Stored) => {
                         window.stored();
-                        confirmed.add(&packed);
+                        note.add(&packed);
                     }
                     Some(Published::Rejected) => {
                         pause_ends = Instant::now() + window.refused();
@@ -110,21 +172,17 @@ pub(crate) async fn send_all(
                     Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
                 }
             }
-            () = tokio::time::sleep_until(pause_ends), if room => {}
-            split = splits.recv_async(), if held.is_none() && end.is_none() => match split {
+            () = tokio::time::sleep_until(pause_or_grace_ends), if room || leaving.is_some() => {}
+            split = splits.recv_async(), if splits_on => match split {
                 Ok(Split::Batch(packed)) => held = Some(*packed),
                 Ok(Split::Failed(error)) => return Err(ProducerError::Split(error)),
-                Ok(Split::Changed) => return Err(ProducerError::Changed(format!(
-                    "the job's split gives other tasks than before the crash, somewhere in its first {} \
-                     (hint: its input or the program changed; cancel it and submit it anew)",
-                    start.index
-                ))),
+                Ok(Split::Changed) => return Err(ProducerError::split_changed(start)),
                 Ok(last @ Split::End(..)) => end = Some(last),
                 Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
             },
             _ = saves.tick() => {
                 reached(FailPoint::ProducerConfirmed);
-                cursor.advance(confirmed.place).await?;
+                note.save().await?;
             }
         }
     }
@@ -132,7 +190,7 @@ pub(crate) async fn send_all(
 
 /// How far everything is stored, when answers come in any order.
 #[derive(Debug)]
-struct Confirmed {
+pub(crate) struct Confirmed {
     place: Place,
     beyond: BTreeMap<TaskIndex, Place>,
 }

@@ -1,10 +1,10 @@
 //! The thread that splits: the only place where a producer runs user code for long.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use gristmill_shared::{
-    AnyJob, BatchLimit, Headers, JobError, JobId, Kind, Message, Policy, Round, SplitDigest, SplitStep,
-    TaskIndex,
+    AnyJob, AnySplit, BatchLimit, Headers, JobError, JobId, Kind, Message, Policy, Round, SplitDigest,
+    SplitStep, TaskIndex,
     wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, PackedTasks},
 };
 use serde_json::value::RawValue;
@@ -19,6 +19,7 @@ pub(crate) struct Label {
     pub(crate) kind: Kind,
     pub(crate) spec: Box<RawValue>,
     pub(crate) policy: Policy,
+    pub(crate) round: Round,
     pub(crate) app: String,
 }
 
@@ -52,23 +53,44 @@ pub(crate) struct Place {
     pub(crate) digest: SplitDigest,
 }
 
-/// Starts to split, from `place` on, in batches of `batch` tasks. Ends when the receiver goes.
+/// Which tasks of a split are sent.
+#[derive(Debug, Clone)]
+pub(crate) enum Part {
+    /// All after this place. What comes before must be what it was.
+    After(Place),
+    /// Those in these ranges, ascending; nobody looks at the others.
+    Ranges(Vec<Range<u64>>),
+}
+
+/// Starts to split, in batches of `batch` tasks. Ends when the receiver goes.
 pub(crate) fn start(
     job: Arc<dyn AnyJob>,
     label: Label,
-    place: Place,
+    part: Part,
     batch: u32,
 ) -> std::io::Result<flume::Receiver<Split>> {
     let (sender, receiver) = flume::bounded(BATCHES_AHEAD);
     std::thread::Builder::new().name("split".into()).spawn(move || {
-        let last = split(&*job, &label, place, batch, &mut |packed| {
-            sender.send(Split::Batch(Box::new(packed))).is_ok()
-        });
-        if let Some(last) = last {
+        let mut send = |packed| sender.send(Split::Batch(Box::new(packed))).is_ok();
+        let last = match part {
+            Part::After(place) => split(&*job, &label, place, batch, &mut send),
+            Part::Ranges(ranges) => split_ranges(&*job, &label, &ranges, batch, &mut send),
+        };
+        if let Some(last) = last.unwrap_or_else(|error| Some(Split::Failed(error))) {
             let _ = sender.send(last); // nobody listens: the job was stopped
         }
     })?;
     Ok(receiver)
+}
+
+/// Whether the split still gives the tasks up to this place that it gave. Takes as long as splitting them; blocks.
+///
+/// # Errors
+/// If the job's split fails.
+pub(crate) fn is_unchanged(job: &dyn AnyJob, place: Place) -> Result<bool, JobError> {
+    let mut walk = Walk::from(job, 0)?;
+    walk.pass_over(place.index.0)?;
+    Ok(walk.place == place)
 }
 
 /// Returns how the split ended, or nothing if nobody wanted more.
@@ -78,54 +100,100 @@ fn split(
     place: Place,
     batch: u32,
     send: &mut dyn FnMut(Packed) -> bool,
-) -> Option<Split> {
-    let mut split = match job.split_from(TaskIndex(0)) {
-        Ok(split) => split,
-        Err(error) => return Some(Split::Failed(error)),
-    };
-    let mut digest = SplitDigest::default();
-    let mut next = TaskIndex(0);
+) -> Result<Option<Split>, JobError> {
+    let mut walk = Walk::from(job, 0)?;
+    walk.pass_over(place.index.0)?;
+    if walk.place != place {
+        return Ok(Some(Split::Changed));
+    }
     loop {
-        if next == place.index && digest != place.digest {
-            return Some(Split::Changed);
+        let packed = walk.pack(label, batch.clamp(1, BATCH_MAX_TASKS).into())?;
+        if packed.is_some_and(|packed| !send(packed)) {
+            return Ok(None);
         }
-        let known = place.index.0.saturating_sub(next.0);
-        let most = if known > 0 {
-            known.min(BATCH_MAX_TASKS.into())
-        } else {
-            batch.clamp(1, BATCH_MAX_TASKS).into()
+        if walk.ended {
+            return Ok(Some(Split::End(walk.place.index.0, walk.place.digest)));
+        }
+    }
+}
+
+/// As [`split`], but the digest at the end is of no use.
+fn split_ranges(
+    job: &dyn AnyJob,
+    label: &Label,
+    ranges: &[Range<u64>],
+    batch: u32,
+    send: &mut dyn FnMut(Packed) -> bool,
+) -> Result<Option<Split>, JobError> {
+    let mut walk = Walk::from(job, ranges.first().map_or(0, |range| range.start))?;
+    for range in ranges {
+        walk.pass_over(range.start)?;
+        while walk.place.index.0 < range.end && !walk.ended {
+            let most = u64::from(batch.clamp(1, BATCH_MAX_TASKS)).min(range.end - walk.place.index.0);
+            if walk.pack(label, most)?.is_some_and(|packed| !send(packed)) {
+                return Ok(None);
+            }
+        }
+        if walk.place.index.0 < range.end {
+            return Ok(Some(Split::Changed)); // there are fewer tasks than there were
+        }
+    }
+    Ok(Some(Split::End(walk.place.index.0, walk.place.digest)))
+}
+
+/// A split under way.
+struct Walk<'a> {
+    split: Box<dyn AnySplit + 'a>,
+    place: Place,
+    ended: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn from(job: &'a dyn AnyJob, index: u64) -> Result<Self, JobError> {
+        let index = TaskIndex(index);
+        let place = Place { index, digest: SplitDigest::default() };
+        Ok(Self { split: job.split_from(index)?, place, ended: false })
+    }
+
+    /// Goes on to this index, or to the end if there is none.
+    fn pass_over(&mut self, index: u64) -> Result<(), JobError> {
+        while self.place.index.0 < index && !self.ended {
+            self.take((index - self.place.index.0).min(BATCH_MAX_TASKS.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The next tasks, at most so many; nothing if there are none.
+    fn pack(&mut self, label: &Label, most: u64) -> Result<Option<Packed>, JobError> {
+        let first = self.place.index;
+        let tasks = self.take(most)?;
+        let (count, digest) = (tasks.count(), self.place.digest);
+        if count == 0 {
+            return Ok(None);
+        }
+        let tasks = tasks.finish();
+        let batch = Batch {
+            job: label.job,
+            kind: label.kind.clone(),
+            spec: &label.spec,
+            policy: label.policy.clone(),
+            round: label.round,
+            stage: 0,
+            spent: 0,
+            first,
+            count,
+            tasks: &tasks,
         };
-        let limit = BatchLimit { tasks: u32::try_from(most).unwrap_or(1), bytes: BATCH_MAX_BYTES };
+        let message = batch.to_message(Headers::default(), &label.app);
+        Ok(Some(Packed { first, count, digest, message }))
+    }
+
+    fn take(&mut self, most: u64) -> Result<PackedTasks, JobError> {
+        let limit = BatchLimit { tasks: u32::try_from(most).unwrap_or(u32::MAX), bytes: BATCH_MAX_BYTES };
         let mut tasks = PackedTasks::default();
-        let step = match split.split_into(&mut tasks, &mut digest, limit) {
-            Ok(step) => step,
-            Err(error) => return Some(Split::Failed(error)),
-        };
-        let (first, count) = (next, tasks.count());
-        next = first.plus(count.into());
-        if count > 0 && known == 0 {
-            let tasks = tasks.finish();
-            let message = Batch {
-                job: label.job,
-                kind: label.kind.clone(),
-                spec: &label.spec,
-                policy: label.policy.clone(),
-                round: Round(0),
-                stage: 0,
-                spent: 0,
-                first,
-                count,
-                tasks: &tasks,
-            }
-            .to_message(Headers::default(), &label.app);
-            if !send(Packed { first, count, digest, message }) {
-                return None;
-            }
-        }
-        if step == SplitStep::End {
-            let changed = next < place.index || (next == place.index && digest != place.digest);
-            return Some(if changed { Split::Changed } else { Split::End(next.0, digest) });
-        }
+        self.ended = self.split.split_into(&mut tasks, &mut self.place.digest, limit)? == SplitStep::End;
+        self.place.index = self.place.index.plus(tasks.count().into());
+        Ok(tasks)
     }
 }
 
@@ -157,20 +225,24 @@ mod tests {
         }
     }
 
-    fn split_all(tasks: u64, place: Place, batch: u32) -> (Vec<(u64, u32, SplitDigest)>, Split) {
-        let label = Label {
+    fn label() -> Label {
+        Label {
             job: JobId::generate(),
             kind: Kind::new("count").unwrap(),
             spec: RawValue::from_string("0".into()).unwrap(),
             policy: Policy::default(),
+            round: Round(0),
             app: "test".into(),
-        };
+        }
+    }
+
+    fn split_all(tasks: u64, place: Place, batch: u32) -> (Vec<(u64, u32, SplitDigest)>, Split) {
         let mut batches = Vec::new();
-        let last = split(&*erase(Count(tasks)), &label, place, batch, &mut |packed| {
+        let last = split(&*erase(Count(tasks)), &label(), place, batch, &mut |packed| {
             batches.push((packed.first.0, packed.count, packed.digest));
             true
         });
-        (batches, last.unwrap())
+        (batches, last.unwrap().unwrap())
     }
 
     #[test]
@@ -187,6 +259,33 @@ mod tests {
         assert!(matches!(last, Split::End(10, again) if again == digest));
         let all = Place { index: TaskIndex(10), digest };
         assert!(matches!(split_all(10, all, 3), (none, Split::End(10, _)) if none.is_empty()));
+    }
+
+    #[test]
+    fn only_the_ranges_that_are_asked_for_are_sent() {
+        let send = |tasks: u64, ranges: &[Range<u64>]| {
+            let mut batches = Vec::new();
+            let last = split_ranges(&*erase(Count(tasks)), &label(), ranges, 4, &mut |packed| {
+                let batch = gristmill_shared::wire::decode::<Batch<'_>>(&packed.message).unwrap();
+                batches.push((packed.first.0, batch.tasks.get().to_owned()));
+                true
+            });
+            (batches, last.unwrap().unwrap())
+        };
+        let (batches, last) = send(30_000, &[2..3, 10..16, 29_998..30_000]);
+        let batches: Vec<_> = batches.iter().map(|(first, tasks)| (*first, tasks.as_str())).collect();
+        let expected = [(2, "[2]"), (10, "[10,11,12,13]"), (14, "[14,15]"), (29_998, "[29998,29999]")];
+        assert_eq!(batches, expected);
+        assert!(matches!(last, Split::End(30_000, _)), "{last:?}");
+        assert!(matches!(send(12, &[2..3, 10..16]), (some, Split::Changed) if some.len() == 2));
+    }
+
+    #[test]
+    fn whether_a_split_is_what_it_was_is_known_before_anything_is_sent_again() {
+        let place = Place { index: TaskIndex(8), digest: split_all(8, Place::default(), 8).0[0].2 };
+        let unchanged = |tasks, place| is_unchanged(&*erase(Count(tasks)), place).unwrap();
+        assert!(unchanged(8, place) && unchanged(20, place));
+        assert!(!unchanged(7, place) && !unchanged(20, Place { index: TaskIndex(9), ..place }));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     EventFilter, EventReader, JobId, JournalEntry, JournalReader, Round, Transport, TransportError,
-    wire::{Event, Fact, Finished, Opened, Progress},
+    wire::{Event, Fact, Finished, Missing, Opened, Progress},
 };
 
 /// News of one job.
@@ -12,6 +12,8 @@ pub enum News {
     Opened(Box<Opened>),
     /// It moved. Best effort; nothing depends on it.
     Progress(Progress),
+    /// It stalls, or stalled when that was written: no outcome has come for a while.
+    Stalled(Missing),
     /// The journal has been read to its present end: what was not told before is not known yet.
     CaughtUp,
     /// It has ended. The last news.
@@ -80,6 +82,9 @@ impl Watch {
                         }
                         Ok(Fact::Finished(finished)) if finished.job == self.job => self.end(finished),
                         Ok(Fact::Reopened(reopened)) if reopened.job == self.job => self.reopen(reopened.round),
+                        Ok(Fact::Missing(missing)) if missing.job == self.job && missing.since_ms.is_some() => {
+                            return Ok(News::Stalled(missing));
+                        }
                         _ => {}
                     },
                 },

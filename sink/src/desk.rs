@@ -7,7 +7,7 @@ use std::{
 };
 
 use flume::{Receiver, RecvTimeoutError, Sender};
-use gristmill_shared::{Delivery, Topic, panic_text, wire::Progress};
+use gristmill_shared::{Delivery, Topic, panic_text, wire::Event};
 use tokio::sync::oneshot;
 
 use crate::{
@@ -41,6 +41,8 @@ pub(crate) enum Errand {
     TakeDead(Vec<Delivery>),
     /// Strike rows of the outbox that the broker has.
     Stored(Target, Vec<i64>),
+    /// Know whether the broker works just now.
+    Broker { works: bool },
     /// Commit what was taken in, and go home.
     Leave,
 }
@@ -50,7 +52,7 @@ pub(crate) enum Errand {
 pub(crate) struct Desk {
     pub(crate) errands: Sender<Errand>,
     pub(crate) outbox: Receiver<OutboxBatch>,
-    pub(crate) news: Receiver<Vec<(Topic, Progress)>>,
+    pub(crate) news: Receiver<Vec<(Topic, Event)>>,
     /// What the clerk says when it goes, or why it fell.
     pub(crate) end: oneshot::Receiver<Result<SinkReport, SinkError>>,
 }
@@ -75,11 +77,12 @@ pub(crate) fn start(clerk: Clerk) -> Result<Desk, SinkError> {
 
 struct Outlets {
     outbox: Sender<OutboxBatch>,
-    news: Sender<Vec<(Topic, Progress)>>,
+    news: Sender<Vec<(Topic, Event)>>,
 }
 
 fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Result<SinkReport, SinkError> {
     let mut pace = Pace::new(Instant::now());
+    clerk.watch_running()?;
     // Before anything comes in: what an earlier sink left in the outbox.
     clerk = commit(clerk, &mut pace, outlets)?;
     loop {
@@ -100,10 +103,14 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
                 deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
             }
             Ok(Errand::Stored(target, rows)) => clerk.stored(target, rows),
+            Ok(Errand::Broker { works }) => clerk.broker_works(works),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
                 return Ok(commit(clerk, &mut pace, outlets)?.report());
             }
+        }
+        if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
+            clerk.find_stalls()?;
         }
         if clerk.has_changed() && Instant::now() >= pace.due(asked.is_empty()) {
             clerk = commit(clerk, &mut pace, outlets)?;
@@ -115,7 +122,7 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
 /// When the clerk has something to do even if nobody asks.
 fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
     let commit = clerk.has_changed().then(|| pace.due(idle));
-    commit.into_iter().chain(clerk.news_due()).min()
+    commit.into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
 }
 
 fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {

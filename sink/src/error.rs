@@ -51,14 +51,17 @@ pub enum SinkError {
         /// What the other one wrote of itself.
         holder: String,
     },
-    /// A newer version made it.
-    #[error("the ledger {} has version {found}, this program knows up to {known} (hint: use a newer gristmill)", .path.display())]
-    Newer {
+    /// Another version made it. It was not touched.
+    #[error(
+        "the ledger {} has version {found}, and this program reads version {known} only (hint: use the gristmill that \
+         made it, or name another file)", .path.display()
+    )]
+    OtherVersion {
         /// The ledger.
         path: PathBuf,
         /// Its version.
         found: i64,
-        /// The newest version known here.
+        /// The version known here.
         known: i64,
     },
     /// The operating system refuses something.

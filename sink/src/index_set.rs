@@ -107,6 +107,27 @@ pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     }
 }
 
+/// The parts of `range` that are in neither set, ascending: the first `most` of them, and how many indices all have.
+pub(crate) fn gaps(
+    done: &IndexSet,
+    failed: &BTreeSet<u64>,
+    range: Range<u64>,
+    most: usize,
+) -> (Vec<Range<u64>>, u64) {
+    let (mut listed, mut indices) = (Vec::new(), 0);
+    for gap in done.missing(range) {
+        let mut next = gap.start;
+        for index in failed.range(gap.clone()).copied().chain([gap.end]) {
+            indices += index - next;
+            if next < index && listed.len() < most {
+                listed.push(next..index);
+            }
+            next = index + 1;
+        }
+    }
+    (listed, indices)
+}
+
 fn locate(index: u64) -> (u64, u32) {
     let place = u32::try_from(index & u64::from(LAST)).expect("16 bits fit into 32");
     (index >> CONTAINER_BITS, place)
@@ -188,6 +209,16 @@ mod tests {
         // Container by container this would take years.
         assert_eq!(set.missing(0..end), [0..70_000, 70_003..end / 2, end / 2 + 1..end]);
         assert_eq!(set.missing(70_001..70_002), []);
+    }
+
+    #[test]
+    fn gaps_are_what_is_in_neither_set() {
+        let (mut done, failed) = (IndexSet::default(), BTreeSet::from([0, 5, 6, 9]));
+        done.insert(3..5);
+        assert_eq!(gaps(&done, &failed, 0..12, 9), (vec![1..3, 7..9, 10..12], 6));
+        let (first, all) = gaps(&done, &failed, 2..8, 1);
+        assert_eq!((&first[..], all), (std::slice::from_ref(&(2..3)), 2));
+        assert_eq!(gaps(&done, &failed, 5..5, 9), (vec![], 0));
     }
 
     #[test]

@@ -19,7 +19,7 @@ mod tests;
 
 pub use error::SinkError;
 pub use ledger::{
-    DeadLetters, DeadRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader, ParkedJob,
-    ParkedMessages, PruneReport, PruneRule, Verification, prune,
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader,
+    MissingTasks, ParkedJob, ParkedMessages, PruneReport, PruneRule, Verification, prune,
 };
 pub use sink::{ClaimedSink, Sink, SinkConfig, SinkReport};

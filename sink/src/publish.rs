@@ -6,7 +6,7 @@ use gristmill_shared::{
     Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId,
     fail_point::{FailPoint, reached},
     publish_until_stored,
-    wire::{Form, Progress},
+    wire::{Event, Form},
 };
 
 use crate::{
@@ -75,12 +75,17 @@ async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Targe
     Ok((target, stored))
 }
 
-/// Tells progress to whoever listens, until the clerk has gone.
-pub(crate) async fn tell(news: Receiver<Vec<(Topic, Progress)>>, publisher: &dyn Publisher, app: &WorkerId) {
+/// Tells progress and stalls to whoever listens, until the clerk has gone.
+pub(crate) async fn tell(news: Receiver<Vec<(Topic, Event)>>, publisher: &dyn Publisher, app: &WorkerId) {
+    let app = app.as_str();
     while let Ok(news) = news.recv_async().await {
-        let events = news.into_iter().map(|(topic, progress)| {
-            let id = format!("{}/progress", progress.job);
-            Outgoing { to: Address::Events(topic), message: progress.message(id, app.as_str()) }
+        let events = news.into_iter().map(|(topic, event)| {
+            let message = match event {
+                Event::Progress(progress) => progress.message(format!("{}/progress", progress.job), app),
+                Event::Missing(missing) => missing.message(format!("{}/missing", missing.job), app),
+                Event::Worker(beat) => beat.message(format!("{}/beat", beat.worker), app),
+            };
+            Outgoing { to: Address::Events(topic), message }
         });
         drop(publisher.publish(events.collect()).await); // nobody waits for an event
     }

@@ -1,13 +1,21 @@
 //! The sink as a whole: what it is made of, and how it starts and leaves.
 
-use std::{fmt, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
 use gristmill_shared::{
-    Consumer, Delivery, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId, wire::Serving,
+    Consumer, Delivery, Health, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId,
+    wire::Serving,
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     LedgerPlace, SinkError,
@@ -37,6 +45,8 @@ pub struct SinkConfig {
     pub adopt: bool,
     /// What its messages say they come from.
     pub app: WorkerId,
+    /// After how long without an outcome a job is said to stall; none for as long as suits the job, a minute or more.
+    pub stall_after: Option<Duration>,
 }
 
 /// A sink with an open ledger: folds the results of a lane's jobs, and says how they ended.
@@ -47,6 +57,7 @@ pub struct Sink {
     adopt: bool,
     app: WorkerId,
     ledger: Ledger,
+    stall_after: Option<Duration>,
     /// Where an earlier sink wanted to send what the ledger's outbox still holds.
     outbox_lanes: Vec<Lane>,
 }
@@ -86,10 +97,10 @@ impl Sink {
     /// # Errors
     /// If the file is no ledger, cannot be written, or is held by another sink. Then nothing was changed.
     pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
-        let SinkConfig { registry, lane, ledger, adopt, app } = config;
+        let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
         let ledger = Ledger::open(ledger)?;
         let outbox_lanes = ledger.read("the outbox is read", outbox::lanes)?;
-        Ok(Self { registry, lane, adopt, app, ledger, outbox_lanes })
+        Ok(Self { registry, lane, adopt, app, ledger, stall_after, outbox_lanes })
     }
 
     /// What tells its ledger from all others.
@@ -148,7 +159,7 @@ impl ClaimedSink {
     /// [`SinkError`] if the broker goes, the ledger fails, or another ledger takes the lane over.
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<SinkReport, SinkError> {
         let Self { sink, transport, publisher, claim } = self;
-        let Sink { registry, lane, app, ledger, .. } = sink;
+        let Sink { registry, lane, app, ledger, stall_after, .. } = sink;
         let mut shutdown = pin!(shutdown);
         let consumers = async {
             let results = transport.consume(&QueueRole::Results.of(&lane), RESULTS_PREFETCH).await?;
@@ -160,8 +171,8 @@ impl ClaimedSink {
         };
         tracing::info!(%lane, ledger = %ledger.place(), %transport, "serving");
 
-        let Desk { errands, outbox, news, end } =
-            desk::start(Clerk::new(ledger, registry, lane, app.clone()))?;
+        let clerk = Clerk::new(ledger, registry, lane, app.clone()).stall_after(stall_after);
+        let Desk { errands, outbox, news, end } = desk::start(clerk)?;
         let mut outbox = pin!(publish::empty_outbox(outbox, errands.clone(), &*publisher).fuse());
         let mut news = pin!(publish::tell(news, &*publisher, &app));
         // Nothing is wrong if we are told to leave; or the clerk has gone, who says why himself.
@@ -172,6 +183,7 @@ impl ClaimedSink {
             wrong = claim.until_lost() => Some(wrong),
             stored = &mut outbox => stored.err(),
             () = &mut news => None,
+            never = follow_health(transport.health(), &errands) => match never {},
         };
 
         // The consumers stay until the clerk has acknowledged: dropping them hands back what is not.
@@ -206,6 +218,16 @@ async fn receive(
         match consumer.recv(DELIVERIES_MAX).await {
             Ok(deliveries) => errands.send_async(errand(deliveries)).await.ok()?,
             Err(error) => return Some(error.into()),
+        }
+    }
+}
+
+/// Lets the clerk know whether the broker works.
+async fn follow_health(mut health: watch::Receiver<Health>, errands: &Sender<Errand>) -> Infallible {
+    loop {
+        let works = *health.borrow_and_update() == Health::Well;
+        if errands.send_async(Errand::Broker { works }).await.is_err() || health.changed().await.is_err() {
+            return pending().await; // somebody else knows why it is over
         }
     }
 }

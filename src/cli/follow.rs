@@ -3,11 +3,17 @@
 use std::time::Duration;
 
 use gristmill_producer::{News, Watch};
-use gristmill_shared::{Health, JobId, Plan, Transport, wire::Finished};
+use gristmill_shared::{
+    Health, JobId, Plan, Transport,
+    wire::{Finished, Missing},
+};
 use indicatif::HumanCount;
 use tokio::time::Instant;
 
-use super::{Context, Outcome, print, print_json, say};
+use super::{
+    Context, Outcome, print, print_json, say,
+    stall::{ranges_text, stall_hint},
+};
 use crate::{Exit, exit::Failure};
 
 /// When nothing is heard of a job for so long, something may be the matter; if nothing ever was, its id is wrong.
@@ -36,7 +42,7 @@ pub(crate) async fn to_the_end(
         }
         Known::Claimed => false,
     };
-    let mut heard = Heard::Nothing;
+    let (mut heard, mut stalled) = (Heard::Nothing, None);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
     let mut listening = false; // until the journal has been read
     let mut health = transport.health();
@@ -55,7 +61,8 @@ pub(crate) async fn to_the_end(
                          submitted, no sink is running on its lane)"
                     )));
                 }
-                context.bar.suspend(|| say(heard.what_may_be_the_matter(job)));
+                let what = stalled.take().map(|missing| stall_text(&missing));
+                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job))));
                 listening = false; // once for each silence
                 continue;
             }
@@ -70,8 +77,15 @@ pub(crate) async fn to_the_end(
             News::Progress(progress) => {
                 heard = if progress.sealed { Heard::OfTasks } else { Heard::OfTheSplit };
                 context.bar.update(&progress);
+                stalled = None;
             }
             News::CaughtUp => {}
+            News::Stalled(missing) if watch.has_caught_up() => {
+                context.bar.suspend(|| say(stall_text(&missing)));
+                stalled = None;
+            }
+            // It may have gone on since; that is known when nothing is heard of it.
+            News::Stalled(missing) => stalled = Some(missing),
             News::Finished(finished) => {
                 context.bar.end();
                 return Ok(*finished);
@@ -80,6 +94,17 @@ pub(crate) async fn to_the_end(
         listening |= watch.has_caught_up();
         silence.as_mut().reset(Instant::now() + SILENCE);
     }
+}
+
+/// What the sink says of a job that gets no outcomes; once for each time.
+fn stall_text(missing: &Missing) -> String {
+    let Missing { job, ranges, tasks, .. } = missing;
+    let hint = stall_hint(*job, *tasks > 0);
+    if *tasks == 0 {
+        return format!("no outcome for a while, and the split is not finished ({hint})");
+    }
+    let ranges = ranges.iter().map(|(first, count)| (first.0, *count));
+    format!("no outcome for a while; missing: {} ({hint})", ranges_text(ranges, *tasks))
 }
 
 /// What keeps the broker from its work, for the bar.

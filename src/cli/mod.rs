@@ -4,6 +4,7 @@ mod bar;
 mod flags;
 mod follow;
 mod kinds;
+mod lines;
 mod log;
 mod producer;
 mod retry;
@@ -11,6 +12,7 @@ mod run;
 mod signals;
 mod sink;
 mod sink_read;
+mod stall;
 mod state;
 mod worker;
 

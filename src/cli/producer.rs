@@ -1,10 +1,13 @@
 //! `producer`: submits jobs, and looks after them.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand};
-use gristmill_producer::{Cancelling, CursorError, Producer, SplitEnd, Submission, Watch, cancel};
-use gristmill_shared::{JobId, Lane, Plan, Transport};
+use gristmill_producer::{
+    Cancelling, CursorError, MissingReport, Producer, SplitEnd, SplitReport, Submission, Watch, cancel,
+};
+use gristmill_shared::{JobId, Lane, Transport};
+use indicatif::HumanCount;
 
 use super::{
     Context, Outcome,
@@ -31,7 +34,7 @@ struct ProducerFlags {
 enum Action {
     /// Submit a job: prints its id, or with --wait its answer
     ///
-    /// Ctrl-C leaves the job as it is and says how to go on.
+    /// Ctrl-C or SIGTERM leaves the job as it is and says how to go on; once more to stop at once.
     Submit(Submit),
     /// Wait for a job's end and print its answer
     Wait {
@@ -50,9 +53,15 @@ enum Action {
         reason: String,
     },
     /// Go on with a job whose producer was interrupted
+    ///
+    /// On the machine where it was submitted. One producer sends a job at a time; another one is refused.
     Resume {
         /// The job's id
         job: JobId,
+        /// Send those tasks again, too, that were sent and have no outcome: the sink is asked which. For when the broker lost
+        /// them; what is not lost is run twice and counts once
+        #[arg(long)]
+        missing: bool,
         /// Wait for the job's end and print its answer
         #[arg(long)]
         wait: bool,
@@ -74,6 +83,16 @@ struct Submit {
     json: bool,
 }
 
+/// What follows when a job has been opened.
+struct After {
+    /// Tasks without an outcome are sent again.
+    missing: bool,
+    /// Its end is waited for.
+    wait: bool,
+    /// And printed as JSON.
+    json: bool,
+}
+
 /// After this long somebody who waits is told what for.
 const SLOW: Duration = Duration::from_secs(5);
 
@@ -82,6 +101,7 @@ Examples:
   producer submit crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4 --wait
   job=$(producer submit primes --limit 100000000)
   producer wait $job
+  producer resume $job --missing --wait
   producer cancel $job --reason 'wrong limit'";
 
 pub(crate) fn command(kinds: &Kinds) -> Command {
@@ -108,9 +128,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     Ok((transport, not_too_long(open).await?))
                 })
                 .await?;
-            flags.send(context, &*transport, submission, submit.wait, submit.json).await
+            let after = After { missing: false, wait: submit.wait, json: submit.json };
+            flags.send(context, &*transport, submission, after).await
         }
-        Action::Resume { job, wait, json } => {
+        Action::Resume { job, missing, wait, json } => {
             let cursor = flags.state.cursors()?.load(job)?;
             let (transport, submission) = context
                 .unless_interrupted(async {
@@ -118,7 +139,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     Ok((transport, not_too_long(producer.resume(&context.registry, cursor)).await?))
                 })
                 .await?;
-            flags.send(context, &*transport, submission, wait, json).await
+            flags.send(context, &*transport, submission, After { missing, wait, json }).await
         }
         Action::Wait { job, json } => flags.wait(context, job, json).await,
         Action::Cancel { job, reason } => context.unless_interrupted(flags.cancel(job, &reason)).await,
@@ -129,7 +150,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
 async fn not_too_long<T>(
     open: impl Future<Output = Result<T, gristmill_producer::ProducerError>>,
 ) -> Result<T, Failure> {
-    let mut open = std::pin::pin!(open);
+    let mut open = pin!(open);
     tokio::select! {
         opened = &mut open => return Ok(opened?),
         () = tokio::time::sleep(SLOW) => {}
@@ -195,56 +216,91 @@ impl ProducerFlags {
         Ok(Exit::Ok)
     }
 
-    /// Sends a job that has been opened, and waits for its end if asked to.
+    /// Sends a job that has been opened, and waits for its end if asked to. When a signal comes, what is on its way is
+    /// waited for, and the cursor saved.
     async fn send(
         &self,
         context: &Context,
         transport: &dyn Transport,
-        submission: Submission,
-        wait: bool,
-        json: bool,
+        mut submission: Submission,
+        After { missing, wait, json }: After,
     ) -> Outcome {
         let (job, plan) = (submission.id(), submission.plan().clone());
         if wait {
             say(format_args!("job {job}"));
         } else {
             print(job)?;
+            context.bar.begin(&plan);
         }
-        let work = async {
+        let mut told = false;
+        let sending = async {
+            if missing {
+                let mut resend = pin!(submission.send_missing());
+                let resent = loop {
+                    tokio::select! {
+                        resent = &mut resend => break resent?,
+                        () = context.signals.first() => return Ok(None),
+                        () = tokio::time::sleep(SLOW), if !told => {
+                            told = true;
+                            let why = "no sink has answered yet which tasks are missing (hint: is one running on the job's \
+                                       lane? there may be results before the question)";
+                            context.bar.suspend(|| say(why));
+                        }
+                    }
+                };
+                context.bar.suspend(|| say_missing(job, resent));
+            }
+            Ok::<_, Failure>(Some(submission.send_until(context.signals.first()).await?))
+        };
+        let following = async {
             if !wait {
-                return send_only(context, submission, &plan).await;
+                return Ok(None);
             }
-            let watch = Watch::open(transport, job).await?;
-            let sending = async { submission.send().await.map_err(Failure::from) };
-            let following = follow::to_the_end(context, transport, watch, job, Known::Submitted(plan));
-            let (_, finished) = futures::try_join!(sending, following)?;
-            follow::conclude(&finished, json, &self.why_failed(job))
-        };
-        let done = tokio::select! {
-            done = work => done,
-            () = context.signals.first() => {
-                say(format_args!(
-                    "interrupted; job {job} is as it was (hint: go on with `producer resume {job}`, or end it with \
-                     `producer cancel {job}`)"
-                ));
-                Ok(Exit::Interrupted)
+            let follow = async {
+                let watch = Watch::open(transport, job).await?;
+                follow::to_the_end(context, transport, watch, job, Known::Submitted(plan)).await
+            };
+            tokio::select! {
+                finished = follow => finished.map(Some),
+                () = context.signals.first() => Ok(None),
             }
         };
+        let done = futures::try_join!(sending, following);
         context.bar.end();
         transport.close().await;
-        done
+        match done? {
+            (None | Some(SplitReport { end: SplitEnd::Interrupted, .. }), _) => Ok(interrupted(job)),
+            (Some(_), None) if wait => Ok(interrupted(job)),
+            (Some(_), Some(finished)) => follow::conclude(&finished, json, &self.why_failed(job)),
+            (Some(SplitReport { end, sent }), None) => {
+                let how =
+                    if end == SplitEnd::Sealed { "all sent" } else { "the job ended before its split did" };
+                say(format_args!("{how}: {} tasks", HumanCount(sent)));
+                Ok(Exit::Ok)
+            }
+        }
     }
 }
 
-async fn send_only(context: &Context, submission: Submission, plan: &Plan) -> Outcome {
-    context.bar.begin(plan);
-    let sent = submission.send().await;
-    context.bar.end();
-    let sent = sent?;
-    let how = match sent.end {
-        SplitEnd::Sealed => "all sent",
-        SplitEnd::Stopped => "the job ended before its split did",
+fn interrupted(job: JobId) -> Exit {
+    say(format_args!(
+        "interrupted; job {job} is as it was (hint: go on with `producer resume {job}`, or end it with \
+         `producer cancel {job}`)"
+    ));
+    Exit::Interrupted
+}
+
+fn say_missing(job: JobId, MissingReport { sent, left }: MissingReport) {
+    let sent = match sent {
+        0 => "no task that was sent is missing".into(),
+        sent => format!("{} missing tasks sent again", HumanCount(sent)),
     };
-    say(format_args!("{how}: {} tasks", indicatif::HumanCount(sent.sent)));
-    Ok(Exit::Ok)
+    if left == 0 {
+        say(sent);
+    } else {
+        let left = HumanCount(left);
+        say(format_args!(
+            "{sent}, {left} are left (hint: repeat `producer resume {job} --missing` when these are done)"
+        ));
+    }
 }

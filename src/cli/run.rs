@@ -64,6 +64,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         ledger,
         adopt: false,
         app: app.clone(),
+        stall_after: None,
     })?;
     // Before a job is opened, which would be left behind on a lane of another ledger.
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };

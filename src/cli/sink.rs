@@ -1,6 +1,6 @@
 //! `sink`: serves a lane, or reads its ledger.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
@@ -34,6 +34,11 @@ struct SinkFlags {
     /// Take the lane over from a sink with another ledger
     #[arg(long)]
     adopt: bool,
+
+    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m, or 10 times what a task
+    /// takes or what the longest pause so far was, if that is longer]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    stall_after: Option<Duration>,
 }
 
 pub(crate) fn command() -> Command {
@@ -68,6 +73,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         ledger: LedgerPlace::File(ledger),
         adopt: flags.adopt,
         app,
+        stall_after: flags.stall_after,
     };
     let leave = async {
         context.signals.first().await;

@@ -1,18 +1,21 @@
-//! Reading a ledger: `sink jobs`, `show`, `failures`, `outputs`, `verify`, `dead`, `prune`.
+//! Reading a ledger: `sink jobs`, `show`, `failures`, `outputs`, `export`, `verify`, `dead`, `prune`.
 
 use std::{
-    io::Write as _,
-    ops::ControlFlow,
     path::Path,
     time::{Duration, UNIX_EPOCH},
 };
 
 use clap::Subcommand;
-use gristmill_shared::{Account, JobId};
-use gristmill_sink::{JobSummary, JobView, LedgerReader, PruneRule, prune};
+use gristmill_shared::{Account, JobId, wire::now_ms};
+use gristmill_sink::{FailureRow, JobSummary, JobView, LedgerReader, PruneRule, prune};
 use indicatif::HumanCount;
 
-use super::{Outcome, print, print_json, say, written};
+use super::{
+    Outcome,
+    lines::Lines,
+    print, print_json, say,
+    stall::{ranges_text, stall_hint},
+};
 use crate::{Exit, exit::Failure};
 
 #[derive(Debug, Subcommand)]
@@ -31,7 +34,7 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// List a job's failed tasks, with the reasons
+    /// List a job's failed tasks: index, attempts, losses, worker, reason
     Failures {
         /// The job's id
         job: JobId,
@@ -49,6 +52,15 @@ pub(crate) enum Reading {
         /// Print JSON, one output a line
         #[arg(long)]
         json: bool,
+    },
+    /// Print everything about a job as JSON, one object a line, as of one moment
+    ///
+    /// First {"job":…}, which is what `sink show --json` prints; then {"failure":…} for each failed task, as `sink failures
+    /// --json` prints it, by index; then {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep
+    /// them; and at last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
+    Export {
+        /// The job's id
+        job: JobId,
     },
     /// Prove from the ledger that every task has exactly one outcome
     ///
@@ -105,6 +117,7 @@ pub(crate) fn main(ledger: &Path, reading: &Reading) -> Outcome {
         },
         Reading::Failures { job, json } => failures(&ledger, *job, *json),
         Reading::Outputs { job, ordered, json } => outputs(&ledger, *job, *ordered, *json),
+        Reading::Export { job } => export(&ledger, *job),
         Reading::Verify { job, json } => verify(&ledger, *job, *json),
         Reading::Dead { json } => dead(&ledger, *json),
         Reading::Prune { .. } => Ok(Exit::Ok),
@@ -161,7 +174,8 @@ fn show(view: &JobView, json: bool) -> Outcome {
         print_json(view)?;
         return Ok(Exit::Ok);
     }
-    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, .. } = &view.summary;
+    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, stalled_ms, .. } =
+        &view.summary;
     let count = |number| HumanCount(number).to_string();
     let total = account.total.map_or_else(|| "an unknown number of".into(), count);
     let outcomes = account.done + account.failed;
@@ -187,25 +201,64 @@ fn show(view: &JobView, json: bool) -> Outcome {
         count(account.late)
     ))?;
     print(format_args!("slot time  {:.3} s", *busy_us as f64 / 1e6))?;
+    if let Some(since_ms) = stalled_ms {
+        stalled(view, *since_ms)?;
+    }
     if let Some(conclusion) = &view.conclusion {
         let what = if conclusion.answered { "answer   " } else { "no answer" };
         print(format_args!("{what}  {}", conclusion.text))?;
     }
+    if stalled_ms.is_some() {
+        say(format_args!("({})", stall_hint(*job, *sealed)));
+    }
+    if view.dead_messages > 0 {
+        say(format_args!(
+            "warning: this lane had {} dead messages, of whatever job (hint: see `sink dead`)",
+            count(view.dead_messages)
+        ));
+    }
+    Ok(Exit::Ok)
+}
+
+/// A job that stalls: since when, and what is missing.
+fn stalled(view: &JobView, since_ms: u64) -> Outcome {
+    let silence = Duration::from_secs(now_ms().saturating_sub(since_ms) / 1_000);
+    let silence = humantime::format_duration(silence);
+    let Some(missing) = view.missing.as_ref().filter(|missing| missing.tasks > 0) else {
+        print(format_args!("stalled    no outcome for {silence}, and the split is not finished"))?;
+        return Ok(Exit::Ok);
+    };
+    let ranges = missing.ranges.iter().map(|range| (range.start, range.end - range.start));
+    print(format_args!(
+        "stalled    no outcome for {silence}; missing: {}",
+        ranges_text(ranges, missing.tasks)
+    ))?;
     Ok(Exit::Ok)
 }
 
 fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
-    let failures = ledger.failures(job)?;
-    for failure in &failures {
+    let mut any = false;
+    let mut out = Lines::new();
+    ledger.failures(job, &mut |failure| {
+        any = true;
         if json {
-            print_json(failure)?;
-        } else {
-            print(format_args!("{}\tattempts: {}\t{}", failure.index, failure.attempts, failure.reason))?;
+            return out.json(&failure);
         }
-    }
-    if failures.is_empty() {
+        let FailureRow { index, reason, attempts, losses, worker, .. } = &failure;
+        let worker = worker.as_ref().map_or("-", |worker| worker.as_str());
+        out.line(format_args!("{index}\tattempts: {attempts}\tlosses: {losses}\t{worker}\t{reason}"))
+    })?;
+    out.end()?;
+    if !any {
         say("no task of this job failed");
     }
+    Ok(Exit::Ok)
+}
+
+fn export(ledger: &LedgerReader, job: JobId) -> Outcome {
+    let mut out = Lines::new();
+    ledger.export(job, &mut |row| out.json(&row))?;
+    out.end()?;
     Ok(Exit::Ok)
 }
 
@@ -215,17 +268,15 @@ fn outputs(ledger: &LedgerReader, job: JobId, ordered: bool, json: bool) -> Outc
             "job {job} keeps no outputs, only its report (hint: see `sink show {job}`)"
         )));
     }
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut result = Ok(());
+    let mut out = Lines::new();
     ledger.outputs(job, ordered, &mut |index, output| {
-        result = if json {
-            writeln!(out, "{{\"index\":{index},\"output\":{output}}}")
+        if json {
+            out.line(format_args!("{{\"index\":{index},\"output\":{output}}}"))
         } else {
-            writeln!(out, "{index}\t{output}")
-        };
-        if result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            out.line(format_args!("{index}\t{output}"))
+        }
     })?;
-    written(result.and_then(|()| out.flush()))?;
+    out.end()?;
     Ok(Exit::Ok)
 }
 

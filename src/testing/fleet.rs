@@ -151,6 +151,7 @@ where
                 lane: lane.clone(),
                 ledger: LedgerPlace::File(ledger.clone()),
                 adopt: false,
+                stall_after: None,
                 app: app.clone(),
             })?;
             sink.run_until(transport, ended.cancelled()).await?;

@@ -165,15 +165,15 @@ async fn what_a_queue_does_not_confirm_is_sent_again_on_another_channel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_outlasts_the_brokers_patience_is_counted_once() {
     let broker = Own::start().await;
-    // It looks at every channel every second, and takes back what is unsettled for three.
-    for (setting, milliseconds) in [("channel_tick_interval", 1_000), ("consumer_timeout", 3_000)] {
+    // It looks at every channel three times a second, and takes back what is unsettled for a second.
+    for (setting, milliseconds) in [("channel_tick_interval", 300), ("consumer_timeout", 1_000)] {
         broker.eval(format!("application:set_env(rabbit, {setting}, {milliseconds})")).await;
     }
     let url = broker.url();
     let site = crate::harness::Site::new();
     let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
     let (_sink, mut worker) = (start("sink"), start("worker --slots 1"));
-    let submitted = start("producer submit spin --tasks 2 --micros 6000000 --batch 1 --wait");
+    let submitted = start("producer submit spin --tasks 2 --micros 2500000 --batch 1 --wait");
     worker.says("delivery acknowledgement").await;
     let ended = submitted.end().await;
     assert!(ended.answer().contains("2 tasks, sum 1"), "{ended:?}");

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Form, Malformed, decode, form};
+use super::{Form, Malformed, Missing, decode, form};
 use crate::{Account, JobId, Lane, Message, WorkerId};
 
 /// `gristmill.progress.v1`: how far a job is, from the sink, a few times a second while it moves.
@@ -47,6 +47,8 @@ pub enum Event {
     Progress(Progress),
     /// A worker is alive.
     Worker(WorkerBeat),
+    /// A job stalls. The journal has it too.
+    Missing(Missing),
 }
 
 impl Event {
@@ -58,6 +60,7 @@ impl Event {
         match message.form.as_str() {
             Progress::FORM => decode(message).map(Self::Progress),
             WorkerBeat::FORM => decode(message).map(Self::Worker),
+            Missing::FORM => decode(message).map(Self::Missing),
             other => Err(Malformed::new(format_args!("no event has the type {other:?}"))),
         }
     }

@@ -46,16 +46,27 @@ pub struct Reopened {
 
 form!(Reopened, "gristmill.reopened.v1");
 
-/// `gristmill.missing.v1`: no outcome has come for a while although tasks are missing.
+/// `gristmill.missing.v1`: which tasks have no outcome; because none has come for a while, or because somebody
+/// [asked](super::Audit).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// The job.
     pub job: JobId,
-    /// Which tasks: pairs of first index and number, the first few.
+    /// The round it is in, in which missing tasks are to be sent again.
+    pub round: Round,
+    /// When the last outcome came, in milliseconds since 1970, if the job stalls; none in the answer to an audit.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
+    /// Tasks before this one were not looked at.
+    pub from: TaskIndex,
+    /// Which tasks: pairs of first index and number, ascending, the first [`MISSING_MAX_RANGES`].
     pub ranges: Vec<(TaskIndex, u64)>,
-    /// How many tasks are missing in all.
+    /// How many tasks are missing from `from` on, in all.
     pub tasks: u64,
 }
+
+/// How many ranges of missing tasks one [`Missing`] names.
+pub const MISSING_MAX_RANGES: usize = 1_000;
 
 form!(Missing, "gristmill.missing.v1");
 

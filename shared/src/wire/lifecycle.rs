@@ -73,3 +73,16 @@ pub struct Reopen {
 }
 
 form!(Reopen, "gristmill.reopen.v1");
+
+/// `gristmill.audit.v1`: somebody wants to know which tasks have no outcome. The sink answers with a
+/// [`Missing`](super::Missing) in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The job.
+    pub job: JobId,
+    /// From which task on.
+    #[serde(default)]
+    pub from: TaskIndex,
+}
+
+form!(Audit, "gristmill.audit.v1");

@@ -16,8 +16,8 @@ use std::{
 
 pub use batch::{Batch, PackedTasks};
 pub use events::{Event, Progress, WorkerBeat};
-pub use journal::{Fact, Finished, Missing, Reopened, Serving, Stopped};
-pub use lifecycle::{Aborted, Cancelled, Opened, Reopen, Sealed};
+pub use journal::{Fact, Finished, MISSING_MAX_RANGES, Missing, Reopened, Serving, Stopped};
+pub use lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub(crate) use results::encoded_len;
 pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason};
 use serde::{Deserialize, Serialize};

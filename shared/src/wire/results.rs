@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Aborted, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form};
+use super::{Aborted, Audit, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form};
 use crate::{JobId, Message, Round, TaskIndex, WorkerId};
 
 /// The longest reason of a failure; what is longer is cut.
@@ -97,6 +97,8 @@ pub enum ToSink<'a> {
     Cancelled(Cancelled),
     /// Its failed tasks are to be sent again.
     Reopen(Reopen),
+    /// Somebody wants to know what is missing.
+    Audit(Audit),
 }
 
 impl<'a> ToSink<'a> {
@@ -112,6 +114,7 @@ impl<'a> ToSink<'a> {
             Aborted::FORM => decode(message).map(Self::Aborted),
             Cancelled::FORM => decode(message).map(Self::Cancelled),
             Reopen::FORM => decode(message).map(Self::Reopen),
+            Audit::FORM => decode(message).map(Self::Audit),
             other => Err(Malformed::new(format_args!("no message for a sink has the type {other:?}"))),
         }
     }
@@ -126,6 +129,7 @@ impl<'a> ToSink<'a> {
             Self::Aborted(body) => body.job,
             Self::Cancelled(body) => body.job,
             Self::Reopen(body) => body.job,
+            Self::Audit(body) => body.job,
         }
     }
 }

@@ -3,8 +3,8 @@
 use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
     wire::{
-        self, Aborted, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing, Opened,
-        Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
+        self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing,
+        Opened, Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
     },
 };
 use serde_json::value::RawValue;
@@ -93,6 +93,7 @@ pub(crate) fn all() -> Vec<Golden> {
         ),
         golden!(Cancelled, Cancelled { job, reason: "the wrong text".into() }),
         golden!(Reopen, Reopen { job, indices: vec![TaskIndex(2)] }),
+        golden!(Audit, Audit { job, from: TaskIndex(0) }),
         golden!(
             Finished,
             Finished {
@@ -105,7 +106,17 @@ pub(crate) fn all() -> Vec<Golden> {
         ),
         golden!(Stopped, Stopped { job, round: Round(0), reason: "the job has its answer".into() }),
         golden!(Reopened, Reopened { job, round: Round(1) }),
-        golden!(Missing, Missing { job, ranges: vec![(TaskIndex(2), 1)], tasks: 1 }),
+        golden!(
+            Missing,
+            Missing {
+                job,
+                round: Round(0),
+                since_ms: Some(1_733_745_901_204),
+                from: TaskIndex(0),
+                ranges: vec![(TaskIndex(2), 1)],
+                tasks: 1,
+            }
+        ),
         golden!(
             Serving,
             Serving {

@@ -6,15 +6,20 @@ mod news;
 mod outbox;
 mod parking;
 mod seldom;
+mod stalls;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::HashMap, mem, time::Instant};
+use std::{
+    collections::HashMap,
+    mem,
+    time::{Duration, Instant},
+};
 
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
-    wire::{Batch, Malformed, Opened, Progress, Reopen, ToSink, decode},
+    wire::{Audit, Batch, Event, Malformed, Missing, Opened, Reopen, ToSink, decode},
 };
 
 pub(crate) use outbox::Outbox;
@@ -23,13 +28,14 @@ use crate::{
     SinkError, SinkReport,
     job::Job,
     ledger::{
-        Ledger,
+        Ledger, Record,
         outbox::{OutboxBatch, Target},
     },
 };
 use dead::DeadLetters;
 use news::News;
 use parking::Parking;
+use stalls::Stalls;
 
 /// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.
 const JOBS_IN_MEMORY: usize = 1_000;
@@ -49,6 +55,9 @@ pub(crate) struct Clerk {
     parking: Parking,
     dead: DeadLetters,
     news: News,
+    stalls: Stalls,
+    /// Stalls that are not committed.
+    stalled: Vec<(Topic, Missing)>,
     /// Of messages that are not committed.
     receipts: Vec<Receipt>,
     report: SinkReport,
@@ -75,9 +84,48 @@ impl Clerk {
             parking: Parking::default(),
             dead: DeadLetters::default(),
             news: News::default(),
+            stalls: Stalls::new(None),
+            stalled: Vec::new(),
             receipts: Vec::new(),
             report: SinkReport::default(),
         }
+    }
+
+    /// Decides how long a job may go without an outcome before it is said to stall.
+    pub(crate) fn stall_after(self, after: Option<Duration>) -> Self {
+        Self { stalls: Stalls::new(after), ..self }
+    }
+
+    /// Watches the jobs that an earlier sink left running; before anything is taken in.
+    pub(crate) fn watch_running(&mut self) -> Result<(), SinkError> {
+        let lane = &self.lane;
+        let running =
+            self.ledger.read("jobs are read", |connection| Record::load_running(connection, lane))?;
+        let now = Instant::now();
+        for Record { opened, counts, stalled_ms, .. } in running {
+            self.stalls.watch(opened.job, counts.mean_time(), stalled_ms.is_some(), now);
+        }
+        Ok(())
+    }
+
+    /// Whether the broker works just now: while it does not, no job is said to stall.
+    pub(crate) fn broker_works(&mut self, works: bool) {
+        self.stalls.suspend(!works, Instant::now());
+    }
+
+    /// When a job may be found to stall.
+    pub(crate) fn stalls_due(&self) -> Option<Instant> {
+        self.stalls.due()
+    }
+
+    /// Finds jobs that have had no outcome for too long, and says what is missing.
+    pub(crate) fn find_stalls(&mut self) -> Result<(), SinkError> {
+        for (id, since_ms) in self.stalls.look(Instant::now()) {
+            self.load(id)?;
+            let stalled = self.jobs.get_mut(&id).and_then(|job| job.stall(since_ms, &mut self.outbox));
+            self.stalled.extend(stalled);
+        }
+        Ok(())
     }
 
     /// Takes in a message from the results queue.
@@ -126,7 +174,7 @@ impl Clerk {
     }
 
     /// Progress that is to be told now.
-    pub(crate) fn take_news(&mut self) -> Vec<(Topic, Progress)> {
+    pub(crate) fn take_news(&mut self) -> Vec<(Topic, Event)> {
         self.news.take()
     }
 
@@ -149,8 +197,10 @@ impl Clerk {
 
     fn fold_body(&mut self, body: ToSink<'_>, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
         let id = body.job();
-        if let ToSink::Reopen(reopen) = &body {
-            return self.reopen(reopen).map(Ok);
+        match &body {
+            ToSink::Reopen(reopen) => return self.reopen(reopen).map(Ok),
+            ToSink::Audit(audit) => return self.audit(audit).map(Ok),
+            _ => {}
         }
         if !self.load(id)? {
             return match body {
@@ -169,10 +219,10 @@ impl Clerk {
                 return Ok(folded);
             }
             ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
-            ToSink::Opened(opened) => job.opened_again(&opened),
+            ToSink::Opened(opened) => job.opened_again(&opened, outbox),
             ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
             ToSink::Cancelled(cancelled) => job.cancelled(&cancelled.reason, outbox),
-            ToSink::Reopen(_) => {}
+            ToSink::Reopen(_) | ToSink::Audit(_) => {}
         }
         Ok(Ok(()))
     }
@@ -234,31 +284,54 @@ impl Clerk {
         Ok(())
     }
 
+    /// A question about a job that is not known is not parked either: an answer that comes late answers nothing.
+    fn audit(&mut self, audit: &Audit) -> Result<(), SinkError> {
+        let id = audit.job;
+        self.load(id)?;
+        match self.jobs.get(&id) {
+            Some(job) => self.outbox.fact(&job.missing(audit.from)),
+            None => tracing::warn!(job = %id, "nothing is known of a job that somebody asks about"),
+        }
+        Ok(())
+    }
+
     fn save(&mut self) -> Result<(), SinkError> {
-        let Self { ledger, jobs, outbox, parking, dead, news, report, .. } = self;
+        let Self { ledger, jobs, outbox, parking, dead, news, stalls, stalled, report, .. } = self;
         let mut changed: Vec<&mut Job> = jobs.values_mut().filter(|job| job.has_changed()).collect();
         changed.iter_mut().for_each(|job| job.prepare(outbox));
         if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
             return Ok(());
         }
-        let tasks = report.tasks;
+        let mut moved = vec![0; changed.len()];
         ledger.write(|transaction| {
-            for job in &mut changed {
-                report.tasks += job.save(transaction)?;
+            for (job, moved) in changed.iter_mut().zip(&mut moved) {
+                *moved = job.save(transaction)?;
             }
             parking.save(transaction)?;
             dead.save(transaction)?;
             outbox.save(transaction)
         })?;
-        if report.tasks > tasks {
+        let tasks = moved.iter().sum::<u64>();
+        if tasks > 0 {
             reached(FailPoint::SinkCommitted);
         }
-        for job in changed {
+        report.tasks += tasks;
+        let now = Instant::now();
+        for (job, moved) in changed.into_iter().zip(moved) {
+            if job.has_ended() {
+                stalls.forget(job.id());
+            } else {
+                stalls.watch(job.id(), job.mean_time(), false, now);
+                if moved > 0 {
+                    stalls.moved(job.id(), job.mean_time(), now);
+                }
+            }
             if let Some(told) = job.news() {
                 report.jobs_ended += u64::from(job.has_ended());
                 news.add(told, job.has_ended());
             }
         }
+        news.add_stalls(stalled.drain(..));
         jobs.retain(|_, job| !job.has_ended());
         if jobs.len() > JOBS_IN_MEMORY {
             jobs.clear(); // all of them are in the ledger as they are here

@@ -4,7 +4,7 @@ use std::mem;
 
 use gristmill_shared::{
     Conclusion, FailFast,
-    wire::{Finished, Stopped, now_ms},
+    wire::{Finished, Opened, Stopped, now_ms},
 };
 
 use super::{Job, Phase, work::Broken};
@@ -129,17 +129,21 @@ impl Job {
         let skipped = self.record.without_outcome();
         let conclusion = ending.conclusion(None);
         let end = End { state: ending.state(), stopped: ending.why(), skipped, conclusion, at_ms: now_ms() };
-        self.record.end = Some(end);
+        (self.record.end, self.record.stalled_ms) = (Some(end), None);
         let account = self.record.account();
         if let (Phase::Ended(Some(work)), Some(end)) = (&self.phase, &mut self.record.end) {
             end.conclusion = ending.conclusion(Some(work.conclude(&account)));
         }
         self.changed = true;
         self.announce_end(outbox);
+        if let Some(End { state, stopped, .. }) = &self.record.end {
+            let Opened { job, kind, .. } = &self.record.opened;
+            tracing::info!(%job, %kind, %state, stopped, "job ended");
+        }
     }
 
     /// Tells everybody: first that the rest is not needed, then what it came to.
-    fn announce_end(&self, outbox: &mut Outbox) {
+    pub(super) fn announce_end(&self, outbox: &mut Outbox) {
         let (Some(end), opened) = (&self.record.end, &self.record.opened) else { return };
         let (job, round) = (opened.job, self.record.round);
         if let Some(why) = &end.stopped {
@@ -155,6 +159,5 @@ impl Job {
         }
         let account = self.record.account();
         outbox.fact(&Finished { job, kind: opened.kind.clone(), round, account, conclusion });
-        tracing::info!(%job, kind = %opened.kind, state = %end.state, stopped = end.stopped, "job ended");
     }
 }

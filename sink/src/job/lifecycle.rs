@@ -44,11 +44,16 @@ impl Job {
         Ok(job)
     }
 
-    /// A repetition is harmless.
-    pub(crate) fn opened_again(&self, again: &Opened) {
+    /// A repetition is harmless. A producer that takes the job up again may do so because the broker has forgotten
+    /// everything, so the journal is told again what it should have.
+    pub(crate) fn opened_again(&self, again: &Opened, outbox: &mut Outbox) {
         let first = &self.record.opened;
         if first.kind != again.kind || first.spec.get() != again.spec.get() {
             tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
+        }
+        outbox.fact(first);
+        if self.record.end.is_some() {
+            self.announce_end(outbox);
         }
     }
 

@@ -2,12 +2,15 @@
 
 mod end;
 mod lifecycle;
+mod missing;
 mod outcomes;
 mod reopen;
 mod storage;
 mod work;
 
-use gristmill_shared::{Topic, wire::Progress};
+use std::time::Duration;
+
+use gristmill_shared::{JobId, Topic, wire::Progress};
 
 use crate::ledger::{Counts, Record};
 use work::Work;
@@ -34,6 +37,10 @@ enum Phase {
 }
 
 impl Job {
+    pub(crate) fn id(&self) -> JobId {
+        self.record.opened.job
+    }
+
     /// Whether it has ended; then it need not be kept in memory after a commit.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.phase, Phase::Ended(_))
@@ -42,6 +49,11 @@ impl Job {
     /// Whether there is something to save.
     pub(crate) fn has_changed(&self) -> bool {
         self.changed
+    }
+
+    /// What its tasks take, on the average.
+    pub(crate) fn mean_time(&self) -> Duration {
+        self.record.counts.mean_time()
     }
 
     /// How far it is, and whom that is for; nothing if it had ended before.

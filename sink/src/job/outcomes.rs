@@ -1,7 +1,7 @@
 //! Outcomes come in.
 
 use gristmill_shared::{
-    Headers, Round, TaskIndex,
+    Headers, Round, TaskIndex, WorkerId,
     wire::{Batch, DoneSpan, FailedTask, Malformed, Results, clip_reason},
 };
 use serde_json::value::RawValue;
@@ -12,15 +12,18 @@ use super::{
 };
 use crate::{clerk::Outbox, ledger::outcomes::Failure};
 
+/// The round that outcomes belong to, and the worker that sent them, if one did.
+type Source<'a> = (Round, Option<&'a WorkerId>);
+
 impl Job {
     /// Counts what is new in a message of results. Nothing counts after the end: there even a known outcome is late.
     ///
     /// # Errors
     /// If it is malformed; spans before the malformed one count.
     pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
-        let Results { job: _, round, worker: _, busy_us, done, failed } = results;
+        let Results { job: _, round, worker, busy_us, done, failed } = results;
         let before = self.record.counts;
-        let taken = self.outcomes(*round, done, failed, outbox);
+        let taken = self.outcomes((*round, Some(worker)), done, failed, outbox);
         let after = self.record.counts;
         if (after.done, after.failed) != (before.done, before.failed) {
             self.record.counts.busy_us = before.busy_us.saturating_add(*busy_us);
@@ -30,7 +33,7 @@ impl Job {
 
     fn outcomes(
         &mut self,
-        round: Round,
+        from: Source<'_>,
         done: &[DoneSpan<'_>],
         failed: &[FailedTask<'_>],
         outbox: &mut Outbox,
@@ -39,9 +42,13 @@ impl Job {
         if !self.has_ended() {
             self.check_bounds(done, failed)?;
         }
-        let taken = done.iter().try_for_each(|span| self.span(span, outbox));
-        failed.iter().for_each(|failed| self.failed(round, failed));
+        let before = self.record.counts.outcomes();
+        let taken = done.iter().try_for_each(|span| self.span(from, span, outbox));
+        failed.iter().for_each(|failed| self.failed(from, failed));
         self.recount();
+        if self.record.counts.outcomes() > before {
+            self.goes_on();
+        }
         self.end_if_due(outbox);
         taken
     }
@@ -61,7 +68,12 @@ impl Job {
         Ok(())
     }
 
-    fn span(&mut self, span: &DoneSpan<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
+    fn span(
+        &mut self,
+        (_, worker): Source<'_>,
+        span: &DoneSpan<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<(), Malformed> {
         let Phase::Running(work) = &mut self.phase else {
             self.record.counts.late += u64::from(span.count);
             return Ok(());
@@ -71,8 +83,11 @@ impl Job {
                 self.record.counts.duplicates += duplicates;
                 self.record.counts.late += late;
                 for (index, reason) in undecodable {
-                    let round = self.record.round;
-                    self.fail(index, Failure { round, reason, attempts: 1, losses: 0, payload: None });
+                    let (round, worker) = (self.record.round, worker.cloned());
+                    self.fail(
+                        index,
+                        Failure { round, reason, attempts: 1, losses: 0, worker, payload: None },
+                    );
                 }
                 if broke {
                     self.answered(outbox);
@@ -88,7 +103,7 @@ impl Job {
         }
     }
 
-    fn failed(&mut self, round: Round, failed: &FailedTask<'_>) {
+    fn failed(&mut self, (round, worker): Source<'_>, failed: &FailedTask<'_>) {
         if round < self.record.round && !self.has_ended() {
             self.record.counts.duplicates += 1;
             return;
@@ -98,6 +113,7 @@ impl Job {
             reason: clip_reason(&failed.reason).into_owned(),
             attempts: failed.attempts,
             losses: failed.losses,
+            worker: worker.cloned(),
             payload: Some(failed.task.get().to_owned()),
         };
         self.fail(failed.index.0, failure);
@@ -141,6 +157,6 @@ impl Job {
                 task,
             })
             .collect();
-        self.outcomes(batch.round, &[], &failed, outbox)
+        self.outcomes((batch.round, None), &[], &failed, outbox)
     }
 }

@@ -15,7 +15,7 @@ use rusqlite::Transaction;
 use serde_json::value::RawValue;
 
 use crate::{
-    index_set::IndexSet,
+    index_set::{IndexSet, gaps},
     ledger::outcomes::{self, Failure, KeptOutputs},
 };
 
@@ -88,6 +88,11 @@ impl Work {
     pub(super) fn counts(&self) -> (u64, u64, u64) {
         let failed_end = self.failed.last().map_or(0, |index| index + 1);
         (self.done.len(), self.failed.len() as u64, self.done.end().max(failed_end))
+    }
+
+    /// The first ranges of tasks in `range` that have no outcome, `most` of them, and how many tasks all have.
+    pub(super) fn missing(&self, range: Range<u64>, most: usize) -> (Vec<Range<u64>>, u64) {
+        gaps(&self.done, &self.failed, range, most)
     }
 
     /// Folds what is new of a span.

@@ -3,6 +3,7 @@
 mod columns;
 pub(crate) mod dead;
 mod letter;
+mod listing;
 pub(crate) mod outbox;
 pub(crate) mod outcomes;
 pub(crate) mod parked;
@@ -25,7 +26,9 @@ pub use prune::{PruneReport, PruneRule, prune};
 pub use reader::LedgerReader;
 pub use record::JobState;
 pub(crate) use record::{Counts, End, Record, Seal};
-pub use rows::{DeadLetters, DeadRow, FailureRow, JobSummary, JobView, ParkedJob, ParkedMessages};
+pub use rows::{
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, ParkedJob, ParkedMessages,
+};
 pub use verify::Verification;
 
 use crate::SinkError;

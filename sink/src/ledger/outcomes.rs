@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gristmill_shared::Round;
+use gristmill_shared::{Round, WorkerId};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::value::RawValue;
 
@@ -16,6 +16,8 @@ pub(crate) struct Failure {
     pub(crate) reason: String,
     pub(crate) attempts: u32,
     pub(crate) losses: u32,
+    /// Who ran it last, if a worker says so.
+    pub(crate) worker: Option<WorkerId>,
     /// The task itself, if it is known here.
     pub(crate) payload: Option<String>,
 }
@@ -93,15 +95,16 @@ pub(crate) fn save_failures(
     changes: impl Iterator<Item = (u64, Option<Failure>)>,
 ) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO failures (job, task, round, reason, attempts, losses, payload)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT OR REPLACE INTO failures (job, task, round, reason, attempts, losses, worker, payload)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     let mut remove = transaction.prepare_cached("DELETE FROM failures WHERE job = ?1 AND task = ?2")?;
     for (task, failure) in changes {
         match failure {
             None => remove.execute(params![job, task])?,
-            Some(Failure { round, reason, attempts, losses, payload }) => {
-                save.execute(params![job, task, round.0, reason, attempts, losses, payload])?
+            Some(Failure { round, reason, attempts, losses, worker, payload }) => {
+                let worker = worker.as_ref().map(WorkerId::as_str);
+                save.execute(params![job, task, round.0, reason, attempts, losses, worker, payload])?
             }
         };
     }

@@ -5,19 +5,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gristmill_shared::{JobId, TaskIndex};
+use gristmill_shared::{JobId, TaskIndex, wire::MISSING_MAX_RANGES};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::{
-    DeadLetters, DeadRow, FailureRow, JobSummary, JobView, LedgerPlace, ParkedJob, ParkedMessages, Record,
-    Verification,
-    columns::{conversion, json, text},
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, ParkedJob,
+    ParkedMessages, Record, Verification,
+    columns::{json, text},
     connect, failed,
     letter::Properties,
-    outcomes, place, schema, verify,
+    listing, outcomes, place, schema, verify,
 };
-use crate::SinkError;
+use crate::{SinkError, index_set::gaps};
 
 /// Reads a ledger, also while a sink works with it: every answer is as of one commit. All methods block.
 #[derive(Debug)]
@@ -56,41 +56,28 @@ impl LedgerReader {
     /// # Errors
     /// If the ledger cannot be read.
     pub fn job(&self, job: JobId) -> Result<Option<JobView>, SinkError> {
-        self.read(|connection| {
-            let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
-            let report = outcomes::load_report(connection, seq)?;
-            Ok(Some(JobView::new(record, report)))
+        self.read(|connection| match Record::load(connection, job)? {
+            Some((seq, record)) => view(connection, seq, record).map(Some),
+            None => Ok(None),
         })
     }
 
-    /// The tasks of a job that failed, by index.
+    /// Hands over the tasks of a job that failed, by index, one by one. While `each` takes its time, a sink goes on, but
+    /// its write-ahead log beside the ledger grows.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
-    pub fn failures(&self, job: JobId) -> Result<Vec<FailureRow>, SinkError> {
+    pub fn failures(
+        &self,
+        job: JobId,
+        each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
+    ) -> Result<(), SinkError> {
         let (seq, _) = self.find(job)?;
-        self.read(|connection| {
-            let mut rows = connection.prepare(
-                "SELECT task, reason, attempts, losses, round, payload FROM failures WHERE job = ?1 ORDER BY task",
-            )?;
-            let row = |row: &rusqlite::Row<'_>| {
-                let payload: Option<String> = row.get(5)?;
-                Ok(FailureRow {
-                    index: TaskIndex(row.get(0)?),
-                    reason: row.get(1)?,
-                    attempts: row.get(2)?,
-                    losses: row.get(3)?,
-                    round: gristmill_shared::Round(row.get(4)?),
-                    task: payload.map(RawValue::from_string).transpose().map_err(|error| conversion(5, error))?,
-                })
-            };
-            rows.query_map([seq], row)?.collect()
-        })
+        self.read(|connection| listing::each_failure(connection, seq, each).map(drop))
     }
 
     /// Hands over the outputs that were kept of a job, one by one: in the order of the tasks, or in the order of their
-    /// arrival. A job that keeps none has none. While `each` takes its time, a sink goes on, but its write-ahead log
-    /// beside the ledger grows.
+    /// arrival. A job that keeps none has none. `each` may take its time, as in [`LedgerReader::failures`].
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -101,23 +88,25 @@ impl LedgerReader {
         each: &mut dyn FnMut(TaskIndex, &RawValue) -> ControlFlow<()>,
     ) -> Result<(), SinkError> {
         let (seq, _) = self.find(job)?;
-        let order = if ordered { "first" } else { "seq" };
-        self.read(|connection| {
-            let sql = format!("SELECT first, outputs FROM outputs WHERE job = ?1 ORDER BY {order}");
-            let mut rows = connection.prepare(&sql)?;
-            let mut rows = rows.query([seq])?;
-            while let Some(row) = rows.next()? {
-                let first: u64 = row.get(0)?;
-                let outputs: Vec<&RawValue> =
-                    serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| conversion(1, error))?;
-                for (index, output) in (first..).zip(outputs) {
-                    if each(TaskIndex(index), output).is_break() {
-                        return Ok(());
-                    }
-                }
-            }
-            Ok(())
-        })
+        self.read(|connection| listing::each_output(connection, seq, ordered, each).map(drop))
+    }
+
+    /// Hands over everything about a job as of one commit, in the order of [`ExportRow`]. `each` may take its time, as
+    /// in [`LedgerReader::failures`].
+    ///
+    /// # Errors
+    /// If the ledger does not have the job, or cannot be read.
+    pub fn export(
+        &self,
+        job: JobId,
+        each: &mut dyn FnMut(ExportRow<'_>) -> ControlFlow<()>,
+    ) -> Result<(), SinkError> {
+        let found = self.read(|connection| {
+            let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
+            let view = view(connection, seq, record)?;
+            listing::export(connection, seq, view, each).map(Some)
+        })?;
+        found.ok_or_else(|| self.no_such_job(job))
     }
 
     /// Proves from what is stored that every task of the job has exactly one outcome, or says what is missing.
@@ -183,4 +172,21 @@ impl LedgerReader {
         };
         read().map_err(|source| failed(&LedgerPlace::File(self.path.clone()), "being read", source))
     }
+}
+
+fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<JobView> {
+    let report = outcomes::load_report(connection, seq)?;
+    let missing = match record.stalled_ms {
+        None => None,
+        Some(_) => {
+            let (done, failed) =
+                (outcomes::load_done(connection, seq)?, outcomes::load_failed(connection, seq)?);
+            let end = record.total().unwrap_or(record.counts.reached);
+            let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);
+            Some(MissingTasks { tasks, ranges })
+        }
+    };
+    let dead = "SELECT (SELECT count(*) FROM dead) + (SELECT dead_dropped FROM ledger)";
+    let dead = connection.query_row(dead, [], |row| row.get(0))?;
+    Ok(JobView::new(record, report, missing, dead))
 }

@@ -1,9 +1,9 @@
 //! What a ledger knows of one job, but for the outcomes themselves.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use gristmill_shared::{
-    Account, Conclusion, InvalidName, Round,
+    Account, Conclusion, InvalidName, Lane, Round,
     wire::{Opened, Progress, Sealed},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params};
@@ -25,6 +25,8 @@ pub(crate) struct Record {
     pub(crate) counts: Counts,
     /// How it ended.
     pub(crate) end: Option<End>,
+    /// Of a job that stalls: when the last outcome came.
+    pub(crate) stalled_ms: Option<u64>,
 }
 
 /// How many tasks the split gave, and their digest.
@@ -55,6 +57,18 @@ pub(crate) struct Counts {
     pub(crate) late: u64,
     /// What the tasks took, in microseconds of one slot.
     pub(crate) busy_us: u64,
+}
+
+impl Counts {
+    /// Tasks with an outcome.
+    pub(crate) fn outcomes(&self) -> u64 {
+        self.done + self.failed
+    }
+
+    /// How long a task takes, on the average, where that is known.
+    pub(crate) fn mean_time(&self) -> Duration {
+        Duration::from_micros(self.busy_us.checked_div(self.outcomes()).unwrap_or(0))
+    }
 }
 
 /// How a job ended.
@@ -115,7 +129,8 @@ impl FromStr for JobState {
 
 impl Record {
     pub(crate) fn new(opened: Opened, keeps_outputs: bool) -> Self {
-        Self { opened, keeps_outputs, round: Round(0), seal: None, counts: Counts::default(), end: None }
+        let (round, counts) = (Round(0), Counts::default());
+        Self { opened, keeps_outputs, round, seal: None, counts, end: None, stalled_ms: None }
     }
 
     pub(crate) fn state(&self) -> JobState {
@@ -170,6 +185,13 @@ impl Record {
         connection.prepare_cached(&sql)?.query_row([job.to_string()], Self::from_row).optional()
     }
 
+    /// The jobs of a lane that are running.
+    pub(crate) fn load_running(connection: &Connection, lane: &Lane) -> rusqlite::Result<Vec<Self>> {
+        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE state = ?1 AND lane = ?2");
+        let running = [JobState::Running.as_str(), lane.as_str()];
+        connection.prepare(&sql)?.query_map(running, |row| Ok(Self::from_row(row)?.1))?.collect()
+    }
+
     /// Reads all jobs, the newest first.
     pub(super) fn load_all(connection: &Connection) -> rusqlite::Result<Vec<(i64, Self)>> {
         let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY seq DESC");
@@ -208,10 +230,8 @@ impl Record {
                 at_ms: row.get(23)?,
             }),
         };
-        Ok((
-            row.get(0)?,
-            Self { opened, keeps_outputs: row.get(8)?, round: Round(row.get(9)?), seal, counts, end },
-        ))
+        let (keeps_outputs, round, stalled_ms) = (row.get(8)?, Round(row.get(9)?), row.get(24)?);
+        Ok((row.get(0)?, Self { opened, keeps_outputs, round, seal, counts, end, stalled_ms }))
     }
 
     /// Writes the job; `seq` is its number if it has one already. Answers its number.
@@ -248,6 +268,7 @@ impl Record {
             ":conclusion": end.map(|end| end.conclusion.text.as_str()),
             ":answered": end.map(|end| end.conclusion.answered),
             ":finished_ms": end.map(|end| int(end.at_ms)),
+            ":stalled_ms": self.stalled_ms.map(int),
         })?;
         Ok(seq)
     }
@@ -255,7 +276,7 @@ impl Record {
 
 const COLUMNS: &str = "seq, id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state,
     sealed_total, sealed_digest, done, failed, reached, duplicates, late, busy_us, skipped, stopped, conclusion,
-    answered, finished_ms";
+    answered, finished_ms, stalled_ms";
 
 const INSERT: &str = "
     INSERT INTO jobs (id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state, done, failed,
@@ -266,5 +287,5 @@ const UPDATE: &str = "
     UPDATE jobs SET round = :round, state = :state, sealed_total = :sealed_total, sealed_digest = :sealed_digest,
         done = :done, failed = :failed, reached = :reached, duplicates = :duplicates, late = :late,
         busy_us = :busy_us, skipped = :skipped, stopped = :stopped, conclusion = :conclusion,
-        answered = :answered, finished_ms = :finished_ms
+        answered = :answered, finished_ms = :finished_ms, stalled_ms = :stalled_ms
     WHERE seq = :seq";

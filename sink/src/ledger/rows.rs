@@ -1,7 +1,9 @@
 //! What readers of a ledger get, ready for people and for `--json`.
 
+use std::ops::Range;
+
 use gristmill_shared::{
-    Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, wire::Opened,
+    Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, WorkerId, wire::Opened,
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -31,6 +33,8 @@ pub struct JobSummary {
     pub submitted_ms: u64,
     /// When it ended.
     pub finished_ms: Option<u64>,
+    /// If it stalls: when the last outcome came.
+    pub stalled_ms: Option<u64>,
 }
 
 impl From<&Record> for JobSummary {
@@ -47,6 +51,7 @@ impl From<&Record> for JobSummary {
             busy_us: record.counts.busy_us,
             submitted_ms: *submitted_ms,
             finished_ms: record.end.as_ref().map(|end| end.at_ms),
+            stalled_ms: record.stalled_ms,
         }
     }
 }
@@ -71,10 +76,28 @@ pub struct JobView {
     pub report: Option<Box<RawValue>>,
     /// Whether its outputs are kept beside the report.
     pub keeps_outputs: bool,
+    /// If it stalls: the tasks that are known and have no outcome.
+    pub missing: Option<MissingTasks>,
+    /// How many messages that were none of ours the ledger was given, about whatever job.
+    pub dead_messages: u64,
+}
+
+/// Tasks without an outcome.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MissingTasks {
+    /// How many.
+    pub tasks: u64,
+    /// Which: the first [`MISSING_MAX_RANGES`](gristmill_shared::wire::MISSING_MAX_RANGES) ranges.
+    pub ranges: Vec<Range<u64>>,
 }
 
 impl JobView {
-    pub(super) fn new(record: Record, report: Option<Box<RawValue>>) -> Self {
+    pub(super) fn new(
+        record: Record,
+        report: Option<Box<RawValue>>,
+        missing: Option<MissingTasks>,
+        dead_messages: u64,
+    ) -> Self {
         let summary = JobSummary::from(&record);
         let Opened { spec, policy, plan, .. } = record.opened;
         Self {
@@ -86,6 +109,8 @@ impl JobView {
             conclusion: record.end.map(|end| end.conclusion),
             report,
             keeps_outputs: record.keeps_outputs,
+            missing,
+            dead_messages,
         }
     }
 }
@@ -101,10 +126,39 @@ pub struct FailureRow {
     pub attempts: u32,
     /// How often its worker died.
     pub losses: u32,
+    /// Who ran it last; none if its message was given up.
+    pub worker: Option<WorkerId>,
     /// The round it failed in.
     pub round: Round,
     /// The task itself; none if only its output came, and did not decode.
     pub task: Option<Box<RawValue>>,
+}
+
+/// Everything about a job: first the job, then its failures by index, then the outputs that were kept by index, and at
+/// the end how many there were, so that a reader knows that nothing was cut off.
+///
+/// As JSON, each is an object with one field, which has its name: `{"failure":{"index":7,…}}`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportRow<'a> {
+    /// The job; once.
+    Job(Box<JobView>),
+    /// A task that failed for good.
+    Failure(FailureRow),
+    /// A task's output.
+    Output {
+        /// Which task.
+        index: TaskIndex,
+        /// The output.
+        output: &'a RawValue,
+    },
+    /// The end; once.
+    End {
+        /// How many failures there were.
+        failures: u64,
+        /// How many outputs there were.
+        outputs: u64,
+    },
 }
 
 /// Messages about jobs that the ledger does not know.

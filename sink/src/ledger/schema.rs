@@ -8,8 +8,8 @@ use crate::SinkError;
 
 /// Tells a ledger from other SQLite files: `GRML`.
 const APPLICATION_ID: i64 = 0x4752_4d4c;
-/// The version of the tables below.
-const VERSION: i64 = 1;
+/// The version of the tables below. No ledger of another version is read: none was ever released.
+const VERSION: i64 = 2;
 
 /// What a new ledger is made of.
 const TABLES: &str = "
@@ -21,7 +21,8 @@ const TABLES: &str = "
         dead_dropped INTEGER NOT NULL DEFAULT 0
     ) STRICT;
 
-    -- One row per job. `reached` is one past the highest index that has an outcome.
+    -- One row per job. `reached` is one past the highest index that has an outcome; `stalled_ms` is when the last
+    -- outcome came of a job that stalls.
     CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -46,7 +47,8 @@ const TABLES: &str = "
         stopped TEXT,
         conclusion TEXT,
         answered INTEGER,
-        finished_ms INTEGER
+        finished_ms INTEGER,
+        stalled_ms INTEGER
     ) STRICT;
 
     CREATE TABLE reports (job INTEGER PRIMARY KEY, report TEXT NOT NULL) STRICT;
@@ -67,6 +69,7 @@ const TABLES: &str = "
         reason TEXT NOT NULL,
         attempts INTEGER NOT NULL,
         losses INTEGER NOT NULL,
+        worker TEXT,
         payload TEXT,
         PRIMARY KEY (job, task)
     ) STRICT, WITHOUT ROWID;
@@ -145,8 +148,8 @@ pub(super) fn look(connection: &Connection, path: &Path) -> Result<Found, SinkEr
         return Err(not("it is the SQLite database of another program"));
     }
     match number("PRAGMA user_version").map_err(|error| failed(path, error))? {
-        found if found > VERSION => Err(SinkError::Newer { path: path.into(), found, known: VERSION }),
-        _ => Ok(Found::Ledger),
+        VERSION => Ok(Found::Ledger),
+        found => Err(SinkError::OtherVersion { path: path.into(), found, known: VERSION }),
     }
 }
 

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use serde::Serialize;
 
 use super::{JobState, Record, outcomes};
-use crate::index_set::IndexSet;
+use crate::index_set::{IndexSet, gaps};
 
 /// How many gaps a verification lists; all are counted.
 const GAPS_LISTED: usize = 1_000;
@@ -109,13 +109,7 @@ fn check(
         problems.push(format!("there are {total} tasks, but task {} has an outcome", reached - 1));
     }
 
-    let (mut gaps, mut open) = (Vec::new(), 0);
-    each_gap(done, failed, total.unwrap_or(reached), &mut |gap| {
-        open += gap.end - gap.start;
-        if gaps.len() < GAPS_LISTED {
-            gaps.push(gap);
-        }
-    });
+    let (mut gaps, open) = gaps(done, failed, 0..total.unwrap_or(reached), GAPS_LISTED);
     let mut missing = open;
     if matches!(record.state(), JobState::Stopped | JobState::Failed) {
         // The end was decreed: what has no outcome is skipped.
@@ -140,19 +134,6 @@ fn check(
         missing,
         problems,
         stopped: account.stopped,
-    }
-}
-
-/// The ranges below `end` without any outcome.
-fn each_gap(done: &IndexSet, failed: &BTreeSet<u64>, end: u64, each: &mut dyn FnMut(Range<u64>)) {
-    for range in done.missing(0..end) {
-        let mut next = range.start;
-        for index in failed.range(range.clone()).copied().chain([range.end]) {
-            if next < index {
-                each(next..index);
-            }
-            next = index + 1;
-        }
     }
 }
 

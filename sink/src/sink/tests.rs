@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn config(ledger: &Path) -> SinkConfig {
     let ledger = LedgerPlace::File(ledger.into());
-    SinkConfig { registry: registry(), lane: Lane::default(), ledger, adopt: false, app: app() }
+    let (lane, stall_after) = (Lane::default(), None);
+    SinkConfig { registry: registry(), lane, ledger, adopt: false, app: app(), stall_after }
 }
 
 /// A sink at work.
@@ -428,6 +429,30 @@ async fn progress_and_an_early_end_are_told() {
     sink.stop().await.unwrap();
 }
 
+#[tokio::test]
+async fn a_job_that_stalls_is_told_of_while_nothing_else_happens() {
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let after = Some(Duration::from_millis(30));
+    let config = SinkConfig { ledger: LedgerPlace::Memory, stall_after: after, ..config(Path::new("")) };
+    let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..5), job.sealed(8)]).await;
+    let stalled = async {
+        loop {
+            if let Event::Missing(missing) = Event::decode(&events.next().await.unwrap()).unwrap() {
+                return missing;
+            }
+        }
+    };
+    let event = timeout(PATIENCE, stalled).await.expect("no such event");
+    let facts = journal_until(&transport, |fact| matches!(fact, Fact::Missing(_))).await;
+    let Some(Fact::Missing(missing)) = facts.last() else { panic!("{facts:?}") };
+    assert_eq!((missing, &missing.ranges[..]), (&event, &[(gristmill_shared::TaskIndex(5), 3)][..]));
+    publish(&transport, [job.done(5..8)]).await;
+    assert_eq!(finished(&transport, job.id).await.account.done, 8);
+    sink.stop().await.unwrap();
+}
+
 #[test]
 fn what_is_no_ledger_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
@@ -447,7 +472,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
         ("notes/ledger", "is not a ledger: a part of its path is a file"),
         ("foreign", "is not a ledger: it is the SQLite database of another program"),
         ("torn", "is not a ledger: it is no SQLite file"),
-        ("future", "has version 9, this program knows up to 1 (hint:"),
+        ("future", "has version 9, and this program reads version 2 only (hint:"),
     ];
     for (name, expected) in cases {
         let before = fs::read(path(name)).ok();

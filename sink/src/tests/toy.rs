@@ -8,7 +8,9 @@ use std::{
 use gristmill_shared::{
     Account, Conclusion, Delivery, Headers, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy,
     Receipt, Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
-    wire::{Aborted, Batch, Cancelled, DoneSpan, FailedTask, Form, Opened, Reopen, Results, Sealed, now_ms},
+    wire::{
+        Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Form, Opened, Reopen, Results, Sealed, now_ms,
+    },
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -136,6 +138,10 @@ impl Submitted {
 
     pub(crate) fn reopen(&self, indices: &[u64]) -> Message {
         message(&Reopen { job: self.id, indices: indices.iter().copied().map(TaskIndex).collect() })
+    }
+
+    pub(crate) fn audit(&self, from: u64) -> Message {
+        message(&Audit { job: self.id, from: TaskIndex(from) })
     }
 
     /// Results of several spans: first index and outputs as JSON.

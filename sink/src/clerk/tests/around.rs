@@ -45,7 +45,11 @@ fn dead_messages_are_recorded_and_dead_batches_become_failures() {
     assert_eq!(reasons[0], "the batch says it has 2 tasks, but has 1");
     assert!(reasons[1].contains("spam.v1"), "{reasons:?}");
     assert_eq!((dead.messages[1].bytes, &*dead.messages[1].body), (10, "\u{fffd} not ours"));
-    let failures = office.reader().failures(job.id).unwrap();
+    let failures = office.failures(&job);
+    assert!(
+        failures.iter().all(|failure| failure.worker.is_none()),
+        "a message was given up, no worker ran it"
+    );
     let failures: Vec<_> =
         failures.iter().map(|row| (row.index.0, &*row.reason, row.task.as_ref().unwrap().get())).collect();
     assert_eq!(failures, [(2, "the spec does not fit", "2"), (3, "the spec does not fit", "3")]);

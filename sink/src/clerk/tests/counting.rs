@@ -28,9 +28,9 @@ fn a_job_is_finished_when_every_task_has_an_outcome() {
     assert!(office.verify(&job).ok);
     assert_eq!(office.account(&job), expected);
     assert_eq!(office.conclusion(&job), *conclusion);
-    let failure = office.reader().failures(job.id).unwrap().remove(0);
+    let failure = office.failures(&job).remove(0);
     assert_eq!((failure.index.0, failure.attempts, &*failure.reason), (4, 5, "task 4 is bad"));
-    assert_eq!(failure.task.unwrap().get(), "\"payload\"");
+    assert_eq!((failure.worker, failure.task.unwrap().get()), (Some(app()), "\"payload\""));
 }
 
 #[test]
@@ -98,11 +98,9 @@ fn an_output_that_is_none_is_a_failure_of_its_task() {
     office.take([job.opened(), results.clone(), results, job.sealed(3)]);
     let account = office.account(&job);
     assert_eq!((account.done, account.failed, account.duplicates), (2, 1, 3));
-    assert!(
-        office.reader().failures(job.id).unwrap()[0]
-            .reason
-            .contains("does not decode as an output of kind toy")
-    );
+    let failure = office.failures(&job).remove(0);
+    assert!(failure.reason.contains("does not decode as an output of kind toy"));
+    assert_eq!(failure.worker, Some(app()));
     assert!(office.verify(&job).ok);
 }
 
@@ -154,13 +152,22 @@ fn a_ledger_is_read_while_a_clerk_works_with_it() {
 fn progress_is_told_of_jobs_that_move_and_of_their_end_at_once() {
     let (office, job, quick) = (Office::new(), Submitted::toy(), Submitted::toy());
     let (mut clerk, _) = take(office.clerk(), [job.opened(), job.done(0..3)]).commit().unwrap();
-    assert_eq!(clerk.take_news()[0].1.account.done, 3);
+    assert_eq!(progress(&mut clerk)[0].account.done, 3);
     let (mut clerk, _) = take(clerk, [job.done(3..4), quick.opened(), quick.sealed(0)]).commit().unwrap();
-    let news = clerk.take_news();
-    assert_eq!(news.iter().map(|(_, progress)| progress.job).collect::<Vec<_>>(), [quick.id], "too often");
-    assert!(news[0].1.sealed && clerk.news_due().unwrap() > Instant::now());
+    let news = progress(&mut clerk);
+    assert_eq!(news.iter().map(|progress| progress.job).collect::<Vec<_>>(), [quick.id], "too often");
+    assert!(news[0].sealed && clerk.news_due().unwrap() > Instant::now());
     let (mut clerk, _) = take(clerk, [quick.done(0..1), job.sealed(4)]).commit().unwrap();
-    let news = clerk.take_news();
-    assert_eq!((news.len(), news[0].1.job, news[0].1.busy_us), (1, job.id, 20), "late outcomes are no news");
+    let news = progress(&mut clerk);
+    assert_eq!((news.len(), news[0].job, news[0].busy_us), (1, job.id, 20), "late outcomes are no news");
     assert_eq!(clerk.report(), SinkReport { messages: 7, tasks: 4, jobs_ended: 2, dead: 0 });
+}
+
+fn progress(clerk: &mut Clerk) -> Vec<Progress> {
+    let news = clerk.take_news().into_iter();
+    news.map(|(_, event)| match event {
+        Event::Progress(progress) => progress,
+        other => panic!("{other:?}"),
+    })
+    .collect()
 }

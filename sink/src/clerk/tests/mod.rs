@@ -4,16 +4,20 @@ mod any_order;
 mod around;
 mod counting;
 mod ends;
+mod missing;
 
-use std::{ops::Range, path::PathBuf};
+use std::{
+    ops::{ControlFlow, Range},
+    path::PathBuf,
+};
 
-use gristmill_shared::wire::{Fact, Finished, Stopped};
+use gristmill_shared::wire::{Fact, Finished, Progress, Stopped};
 use gristmill_shared::{Account, Conclusion, FailFast, Message, Round};
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    JobState, LedgerPlace, LedgerReader, Verification,
+    FailureRow, JobState, LedgerPlace, LedgerReader, Verification,
     ledger::parked,
     tests::toy::{Keeper, Submitted, Toy, app, delivery, garbage, registry},
 };
@@ -59,6 +63,16 @@ impl Office {
     fn account(&self, job: &Submitted) -> Account {
         self.verify(job);
         self.reader().job(job.id).unwrap().unwrap().summary.account
+    }
+
+    fn failures(&self, job: &Submitted) -> Vec<FailureRow> {
+        let mut failures = Vec::new();
+        let mut each = |failure| {
+            failures.push(failure);
+            ControlFlow::Continue(())
+        };
+        self.reader().failures(job.id, &mut each).unwrap();
+        failures
     }
 
     fn report(&self, job: &Submitted) -> String {

@@ -1,0 +1,95 @@
+//! What there may be millions of: failures and outputs, handed over one by one.
+
+use std::ops::ControlFlow;
+
+use gristmill_shared::{Round, TaskIndex};
+use rusqlite::{Connection, Row};
+use serde_json::value::RawValue;
+
+use super::{
+    ExportRow, FailureRow, JobView,
+    columns::{conversion, text},
+};
+
+/// The tasks of a job that failed, by index, until `each` wants no more.
+pub(super) fn each_failure(
+    connection: &Connection,
+    job: i64,
+    each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
+) -> rusqlite::Result<ControlFlow<()>> {
+    let mut rows = connection.prepare(
+        "SELECT task, reason, attempts, losses, worker, round, payload FROM failures WHERE job = ?1 ORDER BY task",
+    )?;
+    let mut rows = rows.query([job])?;
+    while let Some(row) = rows.next()? {
+        if each(failure(row)?).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+fn failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
+    let worker = row.get_ref(4)?.as_str_or_null()?.map(|_| text(row, 4)).transpose()?;
+    let payload: Option<String> = row.get(6)?;
+    Ok(FailureRow {
+        index: TaskIndex(row.get(0)?),
+        reason: row.get(1)?,
+        attempts: row.get(2)?,
+        losses: row.get(3)?,
+        worker,
+        round: Round(row.get(5)?),
+        task: payload.map(RawValue::from_string).transpose().map_err(|error| conversion(6, error))?,
+    })
+}
+
+/// The outputs that were kept of a job, in the order of the split or of their arrival, until `each` wants no more.
+pub(super) fn each_output(
+    connection: &Connection,
+    job: i64,
+    ordered: bool,
+    each: &mut dyn FnMut(TaskIndex, &RawValue) -> ControlFlow<()>,
+) -> rusqlite::Result<ControlFlow<()>> {
+    let order = if ordered { "first" } else { "seq" };
+    let sql = format!("SELECT first, outputs FROM outputs WHERE job = ?1 ORDER BY {order}");
+    let mut rows = connection.prepare(&sql)?;
+    let mut rows = rows.query([job])?;
+    while let Some(row) = rows.next()? {
+        let first: u64 = row.get(0)?;
+        let outputs: Vec<&RawValue> =
+            serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| conversion(1, error))?;
+        for (index, output) in (first..).zip(outputs) {
+            if each(TaskIndex(index), output).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// Everything about a job, in the order of [`ExportRow`], until `each` wants no more.
+pub(super) fn export(
+    connection: &Connection,
+    job: i64,
+    view: JobView,
+    each: &mut dyn FnMut(ExportRow<'_>) -> ControlFlow<()>,
+) -> rusqlite::Result<()> {
+    let (mut failures, mut outputs) = (0, 0);
+    let mut goes_on = each(ExportRow::Job(Box::new(view)));
+    if goes_on.is_continue() {
+        goes_on = each_failure(connection, job, &mut |failure| {
+            failures += 1;
+            each(ExportRow::Failure(failure))
+        })?;
+    }
+    if goes_on.is_continue() {
+        goes_on = each_output(connection, job, true, &mut |index, output| {
+            outputs += 1;
+            each(ExportRow::Output { index, output })
+        })?;
+    }
+    if goes_on.is_continue() {
+        let _ = each(ExportRow::End { failures, outputs }); // it was the last one
+    }
+    Ok(())
+}
