@@ -7,7 +7,7 @@ use gristmill_shared::{Transport, TransportError};
 
 /// Connects to the broker at `url`; `name` is what its operator sees of us. Tries for 10 s.
 ///
-/// A connection that is lost later comes back by itself, whenever that is; [`connect_for`] bounds it.
+/// A connection that is lost later comes back by itself, whenever that is; `--give-up-after` bounds it on the command line.
 ///
 /// # Errors
 /// [`TransportError::Invalid`] if the URL is none of ours; otherwise whatever kept us from connecting. No error

@@ -5,11 +5,14 @@
 
 mod amqp;
 mod bad_input;
+mod bad_transport;
 mod conformance;
+mod crash;
 mod drain;
 mod drill;
 mod example;
 mod failures;
+mod faults;
 mod harness;
 mod house;
 mod interrupted;

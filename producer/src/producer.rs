@@ -8,7 +8,9 @@ use std::{
 
 use gristmill_shared::{
     Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport, publish_until_stored,
+    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport,
+    fail_point::{FailPoint, reached},
+    publish_until_stored,
     wire::{Aborted, Form, Opened, Sealed, now_ms},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -225,8 +227,10 @@ impl Submission {
         digest: SplitDigest,
         leave: impl Future<Output = ()> + Send,
     ) -> Result<SplitReport, ProducerError> {
+        reached(FailPoint::ProducerSplit);
         let sealed = Sealed { job: self.id(), total, digest: digest.to_string() };
         self.kept.seal(Place { index: TaskIndex(total), digest }, sealed.clone()).await?;
+        reached(FailPoint::ProducerSealed);
         let told = unless_left(self.tell_sink(&sealed, "sealed"), leave).await?;
         Ok(SplitReport { end: told.map_or(SplitEnd::Interrupted, |()| SplitEnd::Sealed), sent: total })
     }

@@ -10,6 +10,7 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
     Address, Outgoing, Published, Publisher, SplitDigest, StopSignal, StoreError, TaskIndex,
+    fail_point::{FailPoint, reached},
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -179,7 +180,10 @@ pub(crate) async fn send_all(
                 Ok(last @ Split::End(..)) => end = Some(last),
                 Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
             },
-            _ = saves.tick() => note.save().await?,
+            _ = saves.tick() => {
+                reached(FailPoint::ProducerConfirmed);
+                note.save().await?;
+            }
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod conformance;
 mod digest;
 mod erased;
 mod error;
+pub mod fail_point;
 mod ids;
 mod job;
 mod lane;

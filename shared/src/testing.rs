@@ -1,8 +1,15 @@
-//! A job's own tests, without a broker: what the roles do to it, in one thread, with the worst of orders.
+//! A job's own tests, without a broker: what the roles do to it, in one thread, with the worst of orders. And
+//! transports with the worst of manners, to put the roles through.
+
+mod faulty;
+mod repeating;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde_json::value::RawValue;
@@ -14,6 +21,9 @@ use crate::{
     Trouble, erased,
     wire::{BATCH_MAX_BYTES, Batch, DoneSpan, PackedTasks},
 };
+
+pub use faulty::{FaultCounts, FaultRates, Faults, Faulty};
+pub use repeating::Repeating;
 
 /// How often every batch is processed and delivered. An answer that depends on it is wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -223,6 +233,25 @@ impl LocalSink {
         self.account.failed = self.failed.len() as u64;
         self.account.skipped = total - self.account.done - self.account.failed;
         self
+    }
+}
+
+/// Random numbers of a seed, for whoever draws next.
+#[derive(Debug)]
+struct Draws {
+    seed: u64,
+    drawn: AtomicU64,
+}
+
+impl Draws {
+    fn new(seed: u64) -> Self {
+        Self { seed, drawn: AtomicU64::new(0) }
+    }
+
+    /// A number below `end`, which is not 0.
+    fn below(&self, end: usize) -> usize {
+        let draw = random(self.seed, self.drawn.fetch_add(1, Ordering::Relaxed));
+        usize::try_from(draw % end as u64).unwrap_or(0)
     }
 }
 

@@ -3,7 +3,9 @@
 use flume::{Receiver, Sender};
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId, publish_until_stored,
+    Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId,
+    fail_point::{FailPoint, reached},
+    publish_until_stored,
     wire::{Event, Form},
 };
 
@@ -44,6 +46,7 @@ pub(crate) async fn empty_outbox(
 /// Publishes the rows together, which keeps their order. Those that the broker refuses at first are tried again alone,
 /// and so come later than what was to follow on them.
 async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Target, Vec<i64>), SinkError> {
+    reached(FailPoint::SinkTelling);
     let OutboxBatch { target, rows } = batch;
     let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
     if answers.len() != rows.len() {

@@ -67,6 +67,7 @@ fn complain(exit: Exit, why: &dyn Display) -> Exit {
 }
 
 fn try_main(app: App, role: Role) -> Outcome {
+    gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // nothing, but in our own tests
     let version = app.version;
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);

@@ -13,6 +13,9 @@ use std::{env, fs, hash, io};
 /// Debian's and Red Hat's script itself. The one in their PATH is a wrapper that wants to become another user.
 pub(super) const PACKAGED_SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
+/// Names another server to start nodes from; its `rabbitmqctl` lies beside it.
+const CHOSEN_SERVER: &str = "GRISTMILL_RABBITMQ_SERVER";
+
 /// Ports are taken from here. It lies below the range from which systems give ports to outgoing connections:
 /// a client that dials a killed node's port again and again must never be given that very port as its own.
 const PORT_RANGE: Range<u16> = 10_000..30_000;
@@ -31,12 +34,12 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// The packaged one, else the first in PATH.
+    /// The one at `GRISTMILL_RABBITMQ_SERVER` if that is set, else the packaged one, else the first in PATH.
     pub(super) fn find() -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         let in_path = env::split_paths(&path).map(|dir| dir.join("rabbitmq-server"));
-        let server =
-            std::iter::once(PathBuf::from(PACKAGED_SERVER)).chain(in_path).find(|it| it.is_file())?;
+        let found = std::iter::once(PathBuf::from(PACKAGED_SERVER)).chain(in_path).find(|it| it.is_file());
+        let server = env::var_os(CHOSEN_SERVER).map(PathBuf::from).or(found)?;
         Some(Self { ctl: server.with_file_name("rabbitmqctl"), server })
     }
 }

@@ -16,6 +16,9 @@ pub(crate) fn broker_url() -> String {
             let broker = started.unwrap_or_else(|error| {
                 panic!("no broker to test with: {error} (hint: `scripts/test` installs one, or set GRISTMILL_TEST_BROKER)")
             });
+            // `scripts/test` says so if it has to be a certain one.
+            let wanted = std::env::var("GRISTMILL_TEST_BROKER_VERSION").unwrap_or_default();
+            assert!(broker.version().starts_with(&wanted), "RabbitMQ {}, not {wanted}", broker.version());
             (broker.url(), Some(Mutex::new(broker)))
         }
     });

@@ -1,11 +1,13 @@
 //! What the tests stand on: a broker, and a site of processes on a lane of its own.
 
 pub(crate) mod broker;
+mod own_broker;
 mod process;
 mod site;
 
 use std::{future::Future, time::Duration};
 
+pub(crate) use own_broker::OwnBroker;
 pub(crate) use process::{Ended, Process};
 pub(crate) use site::Site;
 

@@ -93,6 +93,23 @@ impl Process {
         assert!(sent.success());
     }
 
+    /// Waits until it has ended, by itself or otherwise.
+    pub(crate) async fn gone(&mut self) {
+        within(&self.name, self.child.wait()).await.unwrap();
+    }
+
+    /// Waits until it is frozen.
+    pub(crate) async fn frozen(&self) {
+        let stat = format!("/proc/{}/stat", self.child.id().expect("it still runs"));
+        within("a frozen process", async {
+            // The state comes after the name in brackets.
+            while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
     /// SIGTERM, and how it ended.
     pub(crate) async fn stop(self) -> Ended {
         self.signal("-TERM").await;

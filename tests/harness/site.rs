@@ -12,12 +12,18 @@ use super::{Ended, Process, broker::broker_url, within};
 pub(crate) struct Site {
     dir: TempDir,
     lane: Lane,
+    broker: String,
 }
 
 impl Site {
     pub(crate) fn new() -> Self {
+        Self::at(broker_url())
+    }
+
+    /// On the broker at this URL.
+    pub(crate) fn at(broker: String) -> Self {
         let lane = format!("test-{}", JobId::generate()).parse().unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), lane }
+        Self { dir: tempfile::tempdir().unwrap(), lane, broker }
     }
 
     /// A path in the site's directory.
@@ -57,7 +63,7 @@ impl Site {
             .env_clear()
             .env("GRISTMILL_STATE", self.dir.path())
             .env("GRISTMILL_LANE", self.lane.as_str())
-            .env("GRISTMILL_BROKER", broker_url());
+            .env("GRISTMILL_BROKER", &self.broker);
         command
     }
 
@@ -66,20 +72,24 @@ impl Site {
         self.shown(job, |shown| shown["account"]["done"].as_u64() > Some(0)).await;
     }
 
-    /// Waits until `sink show` shows something of the job.
-    pub(crate) async fn shown(&self, job: &str, what: impl Fn(&serde_json::Value) -> bool + Send + Sync) {
+    /// Waits until `sink show` shows something of the job, and returns all that it shows.
+    pub(crate) async fn shown(
+        &self,
+        job: &str,
+        what: impl Fn(&serde_json::Value) -> bool + Send + Sync,
+    ) -> serde_json::Value {
         within("the ledger to show something", async {
             loop {
                 let shown = self.run(&format!("sink show {job} --json")).await;
                 if let Ok(shown) = serde_json::from_str(&shown.stdout)
                     && what(&shown)
                 {
-                    return;
+                    return shown;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
-        .await;
+        .await
     }
 
     /// Runs one of our programs to its end.
@@ -95,7 +105,7 @@ impl Site {
 
     /// A connection of the test's own.
     pub(crate) async fn transport(&self) -> Arc<dyn Transport> {
-        let transport = gristmill::connect(&broker_url(), "test").await.unwrap();
+        let transport = gristmill::connect(&self.broker, "test").await.unwrap();
         transport.open_lane(&self.lane).await.unwrap();
         transport
     }

@@ -97,6 +97,18 @@ fn arrows_point_down_only() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// What a user builds has no place where it can be told to die, and none of what only tests need. (Cargo turns on a
+/// feature for all if a dependency or a test that is built with it asks for it; `cargo build` builds no tests.)
+#[test]
+fn what_is_for_tests_alone_is_in_no_program() {
+    let features = |edges| {
+        let tree = cargo(&["tree", "-p", "gristmill", "--edges", edges, "-i", "gristmill-shared"]);
+        ["fail-points", "conformance"].map(|feature| tree.contains(&format!("feature \"{feature}\"")))
+    };
+    assert_eq!(features("normal,build,features"), [false, false]);
+    assert_eq!(features("normal,build,dev,features"), [true, true], "this test cannot see features");
+}
+
 #[test]
 fn a_wrong_arrow_is_told() {
     let reached = |names: &[&str]| names.iter().map(|it| (*it).to_owned()).collect();

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use gristmill_shared::{Outgoing, Publisher, StoreError, publish_until_stored};
+use gristmill_shared::{
+    Outgoing, Publisher, StoreError,
+    fail_point::{FailPoint, reached},
+    publish_until_stored,
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -57,8 +61,9 @@ pub(crate) async fn hand_on_all(
 }
 
 async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher) -> Result<(), StoreError> {
+    reached(FailPoint::WorkerRan);
     match publish_until_stored(publisher, messages).await {
-        Ok(()) => {}
+        Ok(()) => reached(FailPoint::WorkerStored),
         // The next worker could do no better, and the batch would go from one to the other for ever.
         Err(StoreError::Refused { to, why }) => {
             tracing::error!(%to, why, "gave up a message that follows from a batch; its tasks have no outcome");

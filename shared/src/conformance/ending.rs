@@ -2,7 +2,7 @@
 
 use super::scene::{Scene, ack, answers, bounded, consumer, ids, message, messages, numbers, receive};
 use crate::{
-    Address, EventFilter, JobId, JournalEntry, Outgoing, Published, QueueRole, Topic, TransportError,
+    Address, EventFilter, Health, JobId, JournalEntry, Outgoing, Published, QueueRole, Topic, TransportError,
 };
 
 /// After `stop` nothing more is delivered than was here already; it can still be settled, and the rest stays for
@@ -32,6 +32,18 @@ pub(super) async fn a_stopped_consumer_gets_what_is_here_and_then_the_end(scene:
     let rest = receive(&mut *other, 20 - seen.len()).await;
     assert!(seen.is_disjoint(&ids(&rest)), "what was settled after the stop came again");
     assert_eq!(&seen | &ids(&rest), numbers(0..20));
+}
+
+/// A connection that stands is well. One that was closed says so, to those who listened before and to those who ask
+/// after.
+pub(super) async fn a_transport_says_that_it_is_well_and_that_it_is_closed(scene: &Scene) {
+    let other = scene.another().await;
+    let mut health = other.health();
+    bounded("a healthy transport", health.wait_for(|health| *health == Health::Well)).await.expect("a word");
+    bounded("closing", other.close()).await;
+    // Whoever told may be gone with the rest; the last word stays.
+    drop(bounded("the end of its health", health.wait_for(|health| *health == Health::Closed)).await);
+    assert_eq!((&*health.borrow(), &*other.health().borrow()), (&Health::Closed, &Health::Closed));
 }
 
 /// Closing a transport wakes whoever waits on it; everything that came from it says that it is disconnected, then

@@ -19,6 +19,21 @@ pub(super) async fn a_dropped_receipt_settles_nothing(scene: &Scene) {
     assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
 }
 
+/// Renewing a receipt settles nothing, however often, and takes nothing from the right to settle.
+pub(super) async fn an_extended_receipt_can_still_be_settled(scene: &Scene) {
+    scene.publish(QueueRole::Tasks, messages(0..2)).await;
+    let mut consumer = scene.consumer(QueueRole::Tasks, 1).await;
+    let mut held = receive(&mut *consumer, 1).await;
+    held.iter().for_each(|delivery| (0..3).for_each(|_| delivery.receipt.extend()));
+    expect_quiet(&mut *consumer, "the one that is allowed is renewed, not settled").await;
+    ack(held);
+    held = receive(&mut *consumer, 1).await;
+    assert_eq!(ids(&held), numbers(1..2));
+    ack(held);
+    bounded("closing a consumer", consumer.close()).await;
+    scene.expect_empty(QueueRole::Tasks).await;
+}
+
 /// When a consumer is dropped, what it did not settle comes again and says so; what it never had says nothing.
 pub(super) async fn dropping_a_consumer_gives_back(scene: &Scene) {
     if leases(scene) {

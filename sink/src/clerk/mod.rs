@@ -18,6 +18,7 @@ use std::{
 
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
+    fail_point::{FailPoint, reached},
     wire::{Audit, Batch, Event, Malformed, Missing, Opened, Reopen, ToSink, decode},
 };
 
@@ -212,7 +213,11 @@ impl Clerk {
         }
         let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
         match body {
-            ToSink::Results(results) => return Ok(job.results(&results, outbox)),
+            ToSink::Results(results) => {
+                let folded = job.results(&results, outbox);
+                reached(FailPoint::SinkFolded);
+                return Ok(folded);
+            }
             ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
             ToSink::Opened(opened) => job.opened_again(&opened, outbox),
             ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
@@ -306,7 +311,11 @@ impl Clerk {
             dead.save(transaction)?;
             outbox.save(transaction)
         })?;
-        report.tasks += moved.iter().sum::<u64>();
+        let tasks = moved.iter().sum::<u64>();
+        if tasks > 0 {
+            reached(FailPoint::SinkCommitted);
+        }
+        report.tasks += tasks;
         let now = Instant::now();
         for (job, moved) in changed.into_iter().zip(moved) {
             if job.has_ended() {

@@ -8,7 +8,10 @@
 use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
-use gristmill_shared::Published;
+use gristmill_shared::{
+    Published,
+    fail_point::{FailPoint, reached},
+};
 use lapin::{Channel, Confirmation, message::BasicReturnMessage};
 use tokio::time::timeout;
 
@@ -38,6 +41,9 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter], blocked: impl Fn
         channel.basic_publish(exchange, key, letter.options, &letter.body, letter.properties.clone())
     }))
     .await;
+    if letters.iter().any(|letter| letter.options.mandatory) {
+        reached(FailPoint::Sent);
+    }
     let mut answering: FuturesUnordered<_> = sent
         .into_iter()
         .enumerate()

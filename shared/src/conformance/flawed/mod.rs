@@ -40,6 +40,7 @@ enum Flaw {
     NeverOneActive,
     // Giving back and ending.
     AcksWhatIsDropped,
+    AcksWhatIsExtended,
     KeepsWhenDropped,
     KeepsWhenClosed,
     ForgetsRedelivered,
@@ -89,6 +90,7 @@ const CASES: &[(Flaw, &str, &str)] = &[
         "another consumer is active",
     ),
     (Flaw::AcksWhatIsDropped, "a_dropped_receipt_settles_nothing", "both are unsettled"),
+    (Flaw::AcksWhatIsExtended, "an_extended_receipt_can_still_be_settled", "renewed, not settled"),
     (Flaw::KeepsWhenDropped, "dropping_a_consumer_gives_back", "delivery 6 of 10: nothing"),
     (Flaw::ForgetsRedelivered, "dropping_a_consumer_gives_back", "say that they came before"),
     (Flaw::CountsToOne, "deliveries_are_counted", "left: 1"),
@@ -97,6 +99,11 @@ const CASES: &[(Flaw, &str, &str)] = &[
     (Flaw::ForgetsRedelivered, "a_requeued_message_comes_again", "never came before"),
     (Flaw::HasNoGenerations, "a_receipt_does_nothing_after_its_consumer", "held by this consumer"),
     (Flaw::NeverStops, "a_stopped_consumer_gets_what_is_here_and_then_the_end", "the end of a stopped"),
+    (
+        Flaw::ClosesWithoutTelling,
+        "a_transport_says_that_it_is_well_and_that_it_is_closed",
+        "end of its health",
+    ),
     (Flaw::ClosesWithoutWaking, "closing_wakes_and_disconnects_everything", "the end of all that waits"),
     (Flaw::ClosesWithoutTelling, "closing_wakes_and_disconnects_everything", "the end of all that waits"),
     (Flaw::LosesAcksWhenClosed, "closing_hands_on_what_was_settled_and_gives_back_the_rest", "not empty"),

@@ -110,7 +110,11 @@ impl Settler for FlawedSettler {
         }
     }
 
-    fn extend(&self, _: Token) {}
+    fn extend(&self, token: Token) {
+        if self.flaw == Flaw::AcksWhatIsExtended {
+            self.settle(token, Settlement::Ack);
+        }
+    }
 }
 
 impl Drop for FlawedSettler {

@@ -1,0 +1,280 @@
+//! A transport that delivers everything several times, in any order.
+
+use std::{
+    fmt, mem,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tokio::sync::{Notify, watch};
+
+use super::Draws;
+use crate::{
+    Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
+    Queue, Receipt, Settlement, Settler, Token, Transport, TransportError,
+};
+
+/// Any transport, but every message of a work queue is delivered several times, and in another order.
+///
+/// What brokers do once in a while, this one does always: a pipeline, or another language's worker, that comes to the
+/// same result over it counts no task twice. The copies of a message are settled by themselves; the message is settled
+/// when all of them are: acked, unless one of them was requeued. The prefetch bounds copies, and how far the order
+/// changes: a message is passed by no more than `prefetch` others and their copies.
+///
+/// ```
+/// # use gristmill_shared::{testing::Repeating, memory::MemoryTransport, *};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TransportError> {
+/// let transport = Repeating::new(MemoryTransport::new(), 3, 1);
+/// let queue = QueueRole::Tasks.of(&Lane::default());
+/// transport.open_lane(&queue.lane).await?;
+/// let to = Address::Queue(queue.clone());
+/// let publisher = transport.publisher().await?;
+/// let answers = publisher.publish(vec![Outgoing { to, message: Message::default() }]).await;
+/// assert_eq!(answers, [Published::Stored]);
+///
+/// let mut consumer = transport.consume(&queue, 10).await?;
+/// let copies = consumer.recv(10).await?;
+/// assert_eq!(copies.len(), 3);
+/// copies.into_iter().for_each(|copy| copy.receipt.ack());
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Repeating {
+    inner: Arc<dyn Transport>,
+    times: usize,
+    draws: Arc<Draws>,
+}
+
+impl Repeating {
+    /// Delivers what `inner` does, each message `times` times (0 counts as 1), in an order that `seed` decides.
+    pub fn new(inner: Arc<dyn Transport>, times: u16, seed: u64) -> Arc<Self> {
+        Arc::new(Self { inner, times: usize::from(times).max(1), draws: Arc::new(Draws::new(seed)) })
+    }
+}
+
+#[async_trait]
+impl Transport for Repeating {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.inner.open_lane(lane).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.inner.publisher().await
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        Ok(Box::new(RepeatingConsumer {
+            inner: self.inner.consume(queue, prefetch).await?,
+            times: self.times,
+            draws: Arc::clone(&self.draws),
+            prefetch: usize::from(prefetch).max(1),
+            unsettled: Arc::default(),
+            waiting: Vec::new(),
+            ended: false,
+        }))
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.inner.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.inner.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+impl fmt::Display for Repeating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[derive(Debug)]
+struct RepeatingConsumer {
+    inner: Box<dyn Consumer>,
+    times: usize,
+    draws: Arc<Draws>,
+    prefetch: usize,
+    unsettled: Arc<Unsettled>,
+    /// Copies that were not returned yet: of no more messages than the prefetch.
+    waiting: Vec<Delivery>,
+    /// The inner one was stopped and has given everything.
+    ended: bool,
+}
+
+/// How many returned copies are unsettled.
+#[derive(Debug, Default)]
+struct Unsettled {
+    count: AtomicUsize,
+    fewer: Notify,
+}
+
+impl RepeatingConsumer {
+    fn take_in(&mut self, deliveries: Vec<Delivery>) {
+        self.ended |= deliveries.is_empty();
+        for mut delivery in deliveries {
+            let copies = Arc::new(Copies {
+                receipt: Mutex::new(None),
+                left: AtomicUsize::new(self.times),
+                requeue: AtomicBool::new(false),
+                unsettled: Arc::clone(&self.unsettled),
+            });
+            let receipt = || Receipt::new(Token { generation: 0, tag: 0 }, Arc::clone(&copies) as _);
+            let original = mem::replace(&mut delivery.receipt, receipt());
+            *copies.receipt.lock().unwrap_or_else(PoisonError::into_inner) = Some(original);
+            for _ in 1..self.times {
+                let message = delivery.message.clone();
+                self.waiting.push(Delivery { message, redelivered: true, receipt: receipt() });
+            }
+            self.waiting.push(delivery);
+        }
+    }
+
+    fn some(&mut self, max: usize) -> Vec<Delivery> {
+        let room = self.prefetch.saturating_sub(self.unsettled.count.load(Ordering::Acquire));
+        let count = max.max(1).min(room).min(self.waiting.len());
+        self.unsettled.count.fetch_add(count, Ordering::AcqRel);
+        (0..count).map(|_| self.waiting.swap_remove(self.draws.below(self.waiting.len()))).collect()
+    }
+}
+
+#[async_trait]
+impl Consumer for RepeatingConsumer {
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
+        loop {
+            // All that is here, so that there is an order to change.
+            if !self.ended
+                && let Some(deliveries) = self.inner.recv(self.prefetch).now_or_never()
+            {
+                self.take_in(deliveries?);
+            }
+            let some = self.some(max);
+            if !some.is_empty() || (self.ended && self.waiting.is_empty()) {
+                return Ok(some);
+            }
+            tokio::select! {
+                deliveries = self.inner.recv(self.prefetch), if !self.ended => self.take_in(deliveries?),
+                () = self.unsettled.fewer.notified() => {}
+            }
+        }
+    }
+
+    async fn stop(&mut self) -> Result<(), TransportError> {
+        self.inner.stop().await
+    }
+
+    async fn close(self: Box<Self>) {
+        self.inner.close().await;
+    }
+}
+
+/// The copies of one delivery.
+#[derive(Debug)]
+struct Copies {
+    /// The delivery's own, until it is settled.
+    receipt: Mutex<Option<Receipt>>,
+    left: AtomicUsize,
+    requeue: AtomicBool,
+    unsettled: Arc<Unsettled>,
+}
+
+impl Settler for Copies {
+    fn settle(&self, _: Token, how: Settlement) {
+        self.requeue.fetch_or(how == Settlement::Requeue, Ordering::AcqRel);
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(receipt) = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
+            if self.requeue.load(Ordering::Acquire) { receipt.requeue() } else { receipt.ack() }
+        }
+        self.unsettled.count.fetch_sub(1, Ordering::AcqRel);
+        self.unsettled.fewer.notify_one();
+    }
+
+    fn extend(&self, _: Token) {
+        if let Some(receipt) = &*self.receipt.lock().unwrap_or_else(PoisonError::into_inner) {
+            receipt.extend();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::{
+        Address, Message, Outgoing, QueueRole,
+        conformance::{self, PROMISES},
+        memory::MemoryTransport,
+    };
+
+    async fn numbered(count: u32) -> (Arc<MemoryTransport>, Queue) {
+        let memory = MemoryTransport::new();
+        let queue = QueueRole::Tasks.of(&Lane::default());
+        memory.open_lane(&queue.lane).await.unwrap();
+        let to = |id: u32| {
+            let message = Message { id: id.to_string(), ..Message::default() };
+            Outgoing { to: Address::Queue(queue.clone()), message }
+        };
+        drop(memory.publisher().await.unwrap().publish((0..count).map(to).collect()).await);
+        (memory, queue)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_message_comes_so_often_in_another_order_and_never_more_than_the_prefetch() {
+        let (memory, queue) = numbered(100).await;
+        let mut consumer = Repeating::new(memory.connect(), 3, 7).consume(&queue, 10).await.unwrap();
+        let (mut times, mut order) = (BTreeMap::<String, u32>::new(), Vec::new());
+        while order.len() < 300 {
+            let copies = consumer.recv(50).await.unwrap();
+            assert!(copies.len() <= 10, "{} are unsettled", copies.len());
+            for copy in copies {
+                *times.entry(copy.message.id.clone()).or_default() += 1;
+                order.push(copy.message.id.parse::<u32>().unwrap());
+                copy.receipt.ack();
+            }
+        }
+        assert!(times.len() == 100 && times.values().all(|times| *times == 3), "{times:?}");
+        assert!(!order.is_sorted());
+        drop(consumer);
+        let mut empty = memory.consume(&queue, 10).await.unwrap();
+        assert!(timeout(Duration::from_secs(1), empty.recv(1)).await.is_err(), "something was not settled");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_settled_with_the_last_of_its_copies_and_requeued_if_one_was() {
+        let (memory, queue) = numbered(1).await;
+        let mut consumer = Repeating::new(memory.connect(), 2, 0).consume(&queue, 5).await.unwrap();
+        let mut copies = consumer.recv(5).await.unwrap();
+        assert_eq!(copies.len(), 2);
+        copies.remove(0).receipt.requeue();
+        assert!(timeout(Duration::from_secs(1), consumer.recv(5)).await.is_err(), "one is not settled");
+        copies.remove(0).receipt.ack();
+        assert_eq!(consumer.recv(5).await.unwrap().len(), 2);
+    }
+
+    /// What it does not keep is what it is for: copies are more messages than were published.
+    #[tokio::test(start_paused = true)]
+    async fn once_is_no_repetition_and_keeps_every_promise() {
+        let broker = MemoryTransport::new();
+        let connect = conformance::connect(move || {
+            let connection = Repeating::new(broker.connect(), 1, 3);
+            async { connection }
+        });
+        for promise in PROMISES {
+            // The order is not kept, and a receipt of its own says nothing of generations.
+            promise.check(&connect).await.unwrap_or_else(|seen| panic!("{}: {seen}", promise.name));
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! A broker of a test's own, which may be killed, paused or starved.
+
+use std::sync::{Arc, Mutex};
+
+use gristmill::testing::LocalBroker;
+
+/// A [`LocalBroker`] in async code; its methods block, so each call has a thread of its own.
+#[derive(Clone)]
+pub(crate) struct OwnBroker(Arc<Mutex<LocalBroker>>);
+
+impl OwnBroker {
+    pub(crate) async fn start() -> Self {
+        let broker = tokio::task::spawn_blocking(|| LocalBroker::start().unwrap()).await.unwrap();
+        Self(Arc::new(Mutex::new(broker)))
+    }
+
+    /// Does something to it.
+    pub(crate) async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut LocalBroker) -> T + Send + 'static,
+    ) -> T {
+        let broker = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || act(&mut broker.lock().unwrap())).await.unwrap()
+    }
+
+    /// What `rabbitmqctl` prints.
+    pub(crate) async fn ctl(&self, words: &str) -> String {
+        let words: Vec<String> = words.split(' ').map(Into::into).collect();
+        self.with(move |broker| {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            broker.ctl(&words).unwrap()
+        })
+        .await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.0.lock().unwrap().url()
+    }
+}
