@@ -14,7 +14,7 @@ use crate::harness::{Site, within};
 const TASKS: u64 = 1_000;
 
 async fn run(connect: impl Fn() -> Arc<dyn Transport> + Send + Sync) -> FleetEnd {
-    let job = Spin { tasks: TASKS, work: Default::default(), payload: 0, fail_rate: 0.0, seed: 0 };
+    let job = Spin { tasks: TASKS, ..Spin::default() };
     let state = tempfile::tempdir().unwrap();
     let connect = || std::future::ready(Ok(connect()));
     let end = within("the job", run_over(job, state.path(), connect)).await.unwrap();

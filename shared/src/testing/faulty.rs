@@ -299,7 +299,12 @@ impl Consumer for FaultyConsumer {
             None if self.state == State::Stopped => return Ok(Vec::new()), // stopped while it was lost
             lost => lost.insert(self.transport.consume(&self.queue, self.prefetch).await?),
         };
-        inner.recv(max).await
+        let mut deliveries = inner.recv(max).await?;
+        for delivery in &mut deliveries {
+            // Faults are far more frequent here than anywhere else, and no worker dies of them: they are no losses.
+            delivery.deliveries_before = delivery.deliveries_before.min(1);
+        }
+        Ok(deliveries)
     }
 
     async fn stop(&mut self) -> Result<(), TransportError> {

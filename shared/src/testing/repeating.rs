@@ -133,7 +133,7 @@ impl RepeatingConsumer {
             *copies.receipt.lock().unwrap_or_else(PoisonError::into_inner) = Some(original);
             for _ in 1..self.times {
                 let message = delivery.message.clone();
-                self.waiting.push(Delivery { message, redelivered: true, receipt: receipt() });
+                self.waiting.push(Delivery { message, deliveries_before: 1, receipt: receipt() });
             }
             self.waiting.push(delivery);
         }
