@@ -1,4 +1,4 @@
-//! The crash table of ARCHITECTURE.md, row by row: a process dies or freezes at exactly that place, and afterwards every
+//! The crash table of docs/reliability.md, row by row: a process dies or freezes at exactly that place, and afterwards every
 //! task has one outcome, the sum is exact, and what came twice was ignored.
 
 use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};

@@ -5,6 +5,7 @@
 
 mod arrows;
 mod code;
+mod documents;
 
 use std::fs;
 use std::path::Path;
