@@ -50,7 +50,15 @@ async fn a_killed_producer_goes_on_at_its_cursor_and_the_sum_is_exact() {
 
     let again = site.run(&format!("producer resume {job} --wait --json")).await;
     let end: serde_json::Value = serde_json::from_str(again.answer()).unwrap();
-    assert_eq!(end["account"]["done"], 5000, "a sealed job is only sealed again: {end}");
+    assert_eq!(end["account"]["done"], 5000, "{end}");
+    assert!(again.stderr.contains("has ended"), "{again:?}");
+
+    // Also when the ledger has forgotten it: it does not come back.
+    let pruned = site.run("sink prune --older-than 0s").await;
+    assert_eq!(pruned.code, 0, "{pruned:?}");
+    let resumed = site.run(&format!("producer resume {job}")).await;
+    assert!(resumed.code == 0 && resumed.stderr.contains("has ended"), "{resumed:?}");
+    assert_eq!(site.run(&format!("sink show {job}")).await.code, 2);
 }
 
 #[tokio::test]

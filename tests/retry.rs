@@ -14,6 +14,12 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
     assert!((50..150).contains(&failed.len()), "{} of 500 failed at a rate of 0.2", failed.len());
     assert!(failed.iter().all(|(_, attempts)| *attempts == 1), "{failed:?}");
 
+    // One that did not fail is not sent again.
+    for other in [500, (0..500).find(|index| failed.iter().all(|(failed, _)| failed != index)).unwrap()] {
+        let refused = site.run(&format!("sink retry {job} {other}")).await;
+        assert!(refused.code == 2 && refused.stderr.contains("has not failed"), "{refused:?}");
+    }
+
     // One task alone: the others stay failed. It has failed once or twice in all.
     let (one, _) = failed[0];
     let retried = site.run(&format!("sink retry {job} {one} --wait")).await;

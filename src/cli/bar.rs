@@ -61,7 +61,11 @@ impl Bar {
             self.bar.set_style(style(true));
             self.bar.set_length(total);
         }
+        let is_first = self.bar.position() == 0;
         self.bar.set_position(account.done + account.failed + account.skipped);
+        if is_first {
+            self.bar.reset_eta(); // what was done before we looked says nothing of the rate
+        }
         let mut notes = String::new();
         if account.failed > 0 {
             let _ = write!(notes, ", {} failed", HumanCount(account.failed));
@@ -84,9 +88,13 @@ impl Bar {
             return;
         }
         lines.trouble = trouble;
+        let style =
+            if lines.trouble.is_some() { style_in_trouble() } else { style(self.bar.length().is_some()) };
+        self.bar.set_style(style);
         self.show(&lines);
-        if self.bar.is_hidden() && lines.trouble.is_none() {
-            super::say("the broker is well again"); // that it was not, the log has said
+        if lines.trouble.is_none() {
+            self.bar.reset_eta(); // which would otherwise count the time in which nothing could happen
+            self.suspend(|| super::say("the broker is well again")); // that it was not, the log has said
         }
     }
 
@@ -124,6 +132,12 @@ impl Lines {
         let rate = ended as f64 / spent.as_secs_f64();
         super::say(format_args!("[{spent:.0?}] {}/{total} tasks ({rate:.0}/s){notes}", HumanCount(ended)));
     }
+}
+
+/// Without a rate and an end, of which nothing is known.
+fn style_in_trouble() -> ProgressStyle {
+    ProgressStyle::with_template("[{elapsed}] {human_pos} {prefix}{msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn style(total_known: bool) -> ProgressStyle {

@@ -21,6 +21,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Whether the job is known to exist.
 pub(crate) enum Known {
+    /// This process sends it.
+    SentHere(Plan),
     /// It was submitted here; if nothing is heard of it, no sink is running.
     Submitted(Plan),
     /// Somebody says so.
@@ -35,8 +37,9 @@ pub(crate) async fn to_the_end(
     job: JobId,
     known: Known,
 ) -> Result<Finished, Failure> {
+    let sent_here = matches!(known, Known::SentHere(_));
     let submitted = match known {
-        Known::Submitted(plan) => {
+        Known::SentHere(plan) | Known::Submitted(plan) => {
             context.bar.begin(&plan);
             true
         }
@@ -52,6 +55,9 @@ pub(crate) async fn to_the_end(
             news = watch.next() => news?,
             Ok(()) = health.changed() => {
                 context.bar.trouble(trouble(&health.borrow_and_update()));
+                // Nothing could be heard meanwhile.
+                listening |= watch.has_caught_up();
+                silence.as_mut().reset(Instant::now() + SILENCE);
                 continue;
             }
             () = &mut silence, if listening && *health.borrow() == Health::Well => {
@@ -62,7 +68,7 @@ pub(crate) async fn to_the_end(
                     )));
                 }
                 let what = stalled.take().map(|missing| stall_text(&missing));
-                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job))));
+                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job, sent_here))));
                 listening = false; // once for each silence
                 continue;
             }
@@ -93,6 +99,18 @@ pub(crate) async fn to_the_end(
         }
         listening |= watch.has_caught_up();
         silence.as_mut().reset(Instant::now() + SILENCE);
+    }
+}
+
+/// How the job ended, if it has, as far as the journal knows.
+pub(crate) async fn ended(transport: &dyn Transport, job: JobId) -> Result<Option<Finished>, Failure> {
+    let mut watch = Watch::open(transport, job).await?;
+    loop {
+        match watch.next().await? {
+            News::Finished(finished) => return Ok(Some(*finished)),
+            News::CaughtUp => return Ok(None),
+            News::Opened(_) | News::Progress(_) | News::Stalled(_) => {}
+        }
     }
 }
 
@@ -127,22 +145,22 @@ enum Heard {
 }
 
 impl Heard {
-    fn what_may_be_the_matter(self, job: JobId) -> String {
+    fn what_may_be_the_matter(self, job: JobId, sent_here: bool) -> String {
+        let seconds = SILENCE.as_secs();
         match self {
             Self::Nothing => "no sink has taken up the job yet; its tasks and results wait on the broker \
                               (hint: start one with `sink`)"
                 .into(),
             Self::OfTheSink => {
-                "no task has an outcome yet (hint: is a worker running on the job's lane?)".into()
+                "no task has an outcome yet (hint: is a worker running on the job's lane? is the sink?)"
+                    .into()
             }
-            Self::OfTheSplit => format!(
-                "no outcome for {} s, and the split is not finished (hint: is a worker running? is the job's producer? \
-                 if not, `producer resume {job}` where it was submitted)",
-                SILENCE.as_secs()
+            Self::OfTheSplit if !sent_here => format!(
+                "no outcome for {seconds} s, and the split is not finished (hint: are a worker and the sink running? is \
+                 the job's producer? if not, `producer resume {job}` where it was submitted)"
             ),
-            Self::OfTasks => format!(
-                "no outcome for {} s (hint: long tasks, tasks that wait to be tried again, or no worker)",
-                SILENCE.as_secs()
+            Self::OfTheSplit | Self::OfTasks => format!(
+                "no outcome for {seconds} s (hint: long tasks, tasks that wait to be tried again, no worker, or no sink)"
             ),
         }
     }

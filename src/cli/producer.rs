@@ -137,9 +137,26 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             let (transport, submission) = context
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;
-                    Ok((transport, not_too_long(producer.resume(&context.registry, cursor)).await?))
+                    transport.open_lane(&cursor.lane).await?;
+                    if let Some(finished) = follow::ended(&*transport, job).await? {
+                        return Ok((transport, Err(finished)));
+                    }
+                    let submission = not_too_long(producer.resume(&context.registry, cursor)).await?;
+                    Ok((transport, Ok(submission)))
                 })
                 .await?;
+            let submission = match submission {
+                Ok(submission) => submission,
+                Err(finished) => {
+                    say(format_args!("job {job} has ended: there is nothing to send"));
+                    transport.close().await;
+                    return if wait {
+                        follow::conclude(&finished, json, &flags.why_failed(job))
+                    } else {
+                        Ok(Exit::Ok)
+                    };
+                }
+            };
             flags.send(context, &*transport, submission, After { missing, wait, json }).await
         }
         Action::Wait { job, json } => flags.wait(context, job, json).await,
@@ -259,7 +276,7 @@ impl ProducerFlags {
             }
             let follow = async {
                 let watch = Watch::open(transport, job).await?;
-                follow::to_the_end(context, transport, watch, job, Known::Submitted(plan)).await
+                follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await
             };
             tokio::select! {
                 finished = follow => finished.map(Some),

@@ -1,6 +1,6 @@
 //! `sink retry`: asks the sink to send failed tasks again.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::Arc};
 
 use clap::Args;
 use gristmill_producer::Watch;
@@ -59,6 +59,7 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     }
     let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
+    all_failed(&reader, *job, &indices)?;
     let (transport, app) = context.unless_interrupted(broker.connect("sink")).await?;
     let asked = async {
         transport.open_lane(&summary.lane).await?;
@@ -82,4 +83,19 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     };
     Arc::clone(&transport).close().await;
     done
+}
+
+/// Refuses tasks that did not fail: the sink would send none of them, and only its log would say so.
+fn all_failed(reader: &LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
+    let mut others: BTreeSet<_> = indices.iter().copied().collect();
+    reader.failures(job, &mut |failure| {
+        others.remove(&failure.index);
+        if others.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    match others.first() {
+        None => Ok(()),
+        Some(index) => Err(Failure::usage(format_args!(
+            "task {index} of job {job} has not failed (hint: see `sink failures {job}`)"
+        ))),
+    }
 }

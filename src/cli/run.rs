@@ -97,7 +97,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         let sending = async { submission.send().await.map_err(Failure::from) };
         let (_, finished) = futures::try_join!(
             sending,
-            follow::to_the_end(context, &*transport, watch, id, Known::Submitted(plan))
+            follow::to_the_end(context, &*transport, watch, id, Known::SentHere(plan))
         )?;
         job_ended.cancel();
         Ok::<_, Failure>(finished)
