@@ -169,6 +169,7 @@ pub(crate) async fn send_all(
                     }
                     Some(Published::Unroutable) => return Err(StoreError::Unroutable(to).into()),
                     Some(Published::Refused(why)) => return Err(StoreError::Refused { to, why }.into()),
+                    Some(Published::Denied(why)) => return Err(StoreError::Denied { to, why }.into()),
                     Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
                 }
             }

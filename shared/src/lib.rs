@@ -38,7 +38,7 @@ pub use lane::{
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
-pub use store::{StoreError, publish_until_stored};
+pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,

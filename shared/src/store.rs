@@ -15,8 +15,22 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// as it stays full. Drop the future to give up; messages may then be stored or not.
 ///
 /// # Errors
-/// [`StoreError`]; then some of the messages may be stored.
+/// [`StoreError`]; then some of the messages may be stored. [`StoreError::Refused`] comes last, when all the others are.
 pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing>) -> Result<(), StoreError> {
+    match publish_until_answered(publisher, batch).await?.into_iter().next() {
+        None => Ok(()),
+        Some((Outgoing { to, .. }, why)) => Err(StoreError::Refused { to, why }),
+    }
+}
+
+/// [`publish_until_stored`], and gives back the messages that can never be stored, with the reason; all the others are.
+///
+/// # Errors
+/// [`StoreError`], but never [`StoreError::Refused`]; then some of the messages may be stored.
+pub async fn publish_until_answered(
+    publisher: &dyn Publisher,
+    batch: Vec<Outgoing>,
+) -> Result<Vec<(Outgoing, String)>, StoreError> {
     let mut pauses = ExponentialBuilder::default()
         .with_min_delay(PAUSE_MIN)
         .with_max_delay(PAUSE_MAX)
@@ -24,25 +38,27 @@ pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing
         .without_max_times()
         .build();
     let mut left = batch;
+    let mut refused = Vec::new();
     loop {
         let answers = publisher.publish(left.clone()).await;
         if answers.len() != left.len() {
             return Err(StoreError::Lost); // of some of them nobody knows
         }
-        let mut refused = Vec::new();
+        let mut full = Vec::new();
         for (outgoing, answer) in left.into_iter().zip(answers) {
             match answer {
                 Published::Stored => {}
-                Published::Rejected => refused.push(outgoing),
+                Published::Rejected => full.push(outgoing),
+                Published::Refused(why) => refused.push((outgoing, why)),
                 Published::Unknown => return Err(StoreError::Lost),
                 Published::Unroutable => return Err(StoreError::Unroutable(outgoing.to)),
-                Published::Refused(why) => return Err(StoreError::Refused { to: outgoing.to, why }),
+                Published::Denied(why) => return Err(StoreError::Denied { to: outgoing.to, why }),
             }
         }
-        if refused.is_empty() {
-            return Ok(());
+        if full.is_empty() {
+            return Ok(refused);
         }
-        left = refused;
+        left = full;
         tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
     }
 }
@@ -65,6 +81,16 @@ pub enum StoreError {
         /// Where to.
         to: Address,
         /// Why not.
+        why: String,
+    },
+    /// We may not publish there.
+    #[error(
+        "the broker does not let us publish to {to}: {why} (hint: the user needs the right to write there)"
+    )]
+    Denied {
+        /// Where to.
+        to: Address,
+        /// What the broker said.
         why: String,
     },
 }

@@ -136,8 +136,10 @@ pub enum Published {
     /// The connection went for good before the answer came: stored or not, nobody knows. Publishing it again may make
     /// a duplicate.
     Unknown,
-    /// It can never be published, and why: it is larger than the broker takes.
+    /// It can never be published, and why: it is larger than the broker takes. Another message may fare better.
     Refused(String),
+    /// We may not publish there, and what the broker said. No message fares better until somebody changes that.
+    Denied(String),
 }
 
 /// Takes messages from one queue. Dropping it hands back what is unsettled.

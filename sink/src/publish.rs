@@ -58,6 +58,7 @@ async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Targe
         let end = match answer {
             Published::Stored => Ok(()),
             Published::Refused(why) => Err(StoreError::Refused { to: outgoing.to, why }),
+            Published::Denied(why) => Err(StoreError::Denied { to: outgoing.to, why }),
             // The next try ends well, or says what is wrong.
             Published::Rejected | Published::Unroutable | Published::Unknown => {
                 publish_until_stored(publisher, vec![outgoing]).await

@@ -13,17 +13,22 @@ use lapin::{
 use super::*;
 
 #[tokio::test]
-async fn a_deleted_queue_makes_its_messages_unroutable() {
+async fn a_queue_that_was_deleted_is_made_anew_by_whoever_publishes_to_it() {
     let (transport, lane) = open().await;
-    let (gone, there) = (QueueRole::Suspect.of(&lane), QueueRole::Again.of(&lane));
-    ByHand::open().await.delete(&gone).await;
-    let mixed: Vec<_> =
-        (0..100).map(|number| to(if number % 3 == 0 { &gone } else { &there }, message(number))).collect();
-    for (number, answer) in publish(&transport, mixed).await.into_iter().enumerate() {
-        let expected = if number % 3 == 0 { Published::Unroutable } else { Published::Stored };
-        assert_eq!(answer, expected, "message {number}");
+    let there = QueueRole::Again.of(&lane);
+    let by_hand = ByHand::open().await;
+    for role in [QueueRole::Suspect, QueueRole::Results, QueueRole::Retry(RetryDelay::Second)] {
+        let gone = role.of(&lane);
+        by_hand.delete(&gone).await;
+        let batch = (0..99).map(|number| to(if number % 3 == 0 { &gone } else { &there }, message(number)));
+        store(&transport, batch.collect()).await;
+        let ripens = matches!(role, QueueRole::Retry(_));
+        let (count, others) = if ripens { (99, &there) } else { (66, &gone) };
+        assert_eq!(drain(&transport, &there, count).await.len(), count, "{gone}");
+        if !ripens {
+            assert_eq!(drain(&transport, others, 33).await.len(), 33, "{gone}");
+        }
     }
-    assert_eq!(drain(&transport, &there, 66).await.len(), 66);
 }
 
 #[tokio::test]

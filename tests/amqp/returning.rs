@@ -153,6 +153,7 @@ async fn a_consumer_whose_queue_is_deleted_makes_it_anew() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
+    let stranger = connect().await; // who does not know that the queue should be there, and so does not make it anew
     for round in 0..3 {
         ByHand::open().await.delete(&queue).await;
         let received = tokio::spawn(async move {
@@ -162,7 +163,7 @@ async fn a_consumer_whose_queue_is_deleted_makes_it_anew() {
         // Until it is there again, nothing can be sent there.
         let sent = within(async {
             let mut tries = 0;
-            while publish(&transport, numbered(&queue, round..round + 1)).await != [Published::Stored] {
+            while publish(&stranger, numbered(&queue, round..round + 1)).await != [Published::Stored] {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

@@ -181,3 +181,26 @@ async fn a_task_that_outlasts_the_brokers_patience_is_counted_once() {
     let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
     site.verify(&job).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_hand_on_results_ends_and_eats_nothing() {
+    let broker = Own::start().await;
+    let url = broker.url();
+    broker.with(|broker| broker.ctl(&["add_user", "half", "half"]).unwrap()).await;
+    let all_but_results = r"^(?!gristmill\.results$).*";
+    let rights = move |broker: &mut gristmill::testing::LocalBroker| {
+        broker.ctl(&["set_permissions", "half", ".*", all_but_results, ".*"]).unwrap()
+    };
+    broker.with(rights).await;
+    let site = crate::harness::Site::new();
+    let start =
+        |words: &str, url: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", url));
+    let _sink = start("sink", &url);
+    let submitted = start("producer submit spin --tasks 100 --batch 10 --wait", &url);
+    let half = start("worker --slots 1", &url.replace("guest:guest", "half:half")).end().await;
+    assert_eq!(half.code, 3, "{half:?}");
+    assert!(half.stderr.contains("does not let us publish to"), "{half:?}");
+    let _worker = start("worker --slots 1", &url);
+    let ended = submitted.end().await;
+    assert!(ended.answer().contains("100 tasks, sum 4950"), "{ended:?}");
+}

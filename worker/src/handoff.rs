@@ -1,17 +1,17 @@
 //! Hands outcomes to the broker; a batch is settled only after everything that follows from it is stored.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
     Outgoing, Publisher, StoreError,
     fail_point::{FailPoint, reached},
-    publish_until_stored,
+    publish_until_answered,
 };
 
 use tokio_util::sync::CancellationToken;
 
-use crate::in_hand::InHand;
+use crate::{in_hand::InHand, refused::instead_of};
 
 /// How many handoffs may wait for the broker's answer at a time. When they do, slots wait, and nothing further is
 /// taken from the broker than the prefetch allows.
@@ -62,14 +62,21 @@ pub(crate) async fn hand_on_all(
 
 async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher) -> Result<(), StoreError> {
     reached(FailPoint::WorkerRan);
-    match publish_until_stored(publisher, messages).await {
-        Ok(()) => reached(FailPoint::WorkerStored),
-        // The next worker could do no better, and the batch would go from one to the other for ever.
-        Err(StoreError::Refused { to, why }) => {
-            tracing::error!(%to, why, "gave up a message that follows from a batch; its tasks have no outcome");
+    let mut left = messages;
+    while !left.is_empty() {
+        let refused = publish_until_answered(publisher, mem::take(&mut left)).await?;
+        for (Outgoing { to, message }, why) in refused {
+            tracing::warn!(%to, bytes = message.body.len(), why, "the broker would not take results; sending less at a time");
+            match instead_of(&message, &why) {
+                Some(parts) => {
+                    left.extend(parts.into_iter().map(|message| Outgoing { to: to.clone(), message }))
+                }
+                // The batch stays unsettled: nothing is acked that did not come to something.
+                None => return Err(StoreError::Refused { to, why }),
+            }
         }
-        Err(error) => return Err(error),
     }
+    reached(FailPoint::WorkerStored);
     batch.close();
     Ok(())
 }

@@ -12,6 +12,7 @@ mod in_hand;
 mod intake;
 mod job_cache;
 mod pace;
+mod refused;
 mod seat;
 mod sequel;
 mod shop;

@@ -14,7 +14,7 @@ const HEARTBEAT: u16 = 10;
 /// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the URL may say after its `?`.
-const PARAMETERS: [&str; 4] = ["auth_mechanism", "channel_max", "connection_timeout", "heartbeat"];
+const PARAMETERS: [&str; 3] = ["auth_mechanism", "connection_timeout", "heartbeat"];
 
 /// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
 #[derive(Clone)]
@@ -34,8 +34,7 @@ impl AmqpConfig {
     /// certificates or those in the file that `SSL_CERT_FILE` names.
     ///
     /// What is missing is as RabbitMQ has it at first: `guest`, `guest`, `localhost`, 5672 or 5671, `/`. After a `?`
-    /// may follow `heartbeat` (seconds), `connection_timeout` (milliseconds, for one attempt), `channel_max` and
-    /// `auth_mechanism`.
+    /// may follow `heartbeat` (seconds), `connection_timeout` (milliseconds, for one attempt) and `auth_mechanism`.
     ///
     /// # Errors
     /// [`TransportError::Invalid`] says what is wrong with the URL, without showing the password.

@@ -3,7 +3,7 @@
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use gristmill_shared::{Health, TransportError};
+use gristmill_shared::TransportError;
 use lapin::{Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
 use tokio::{
     sync::watch,
@@ -27,6 +27,8 @@ const THREADS: usize = 2;
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the publishing connection is tried, if only to learn whether the broker takes anything.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// The same, where such tries are refused again and again.
+const PROBE_SELDOM: Duration = Duration::from_secs(300);
 /// Where such a try goes. No one listens to it.
 const PROBE_KEY: &str = "probe";
 /// How long an attempt to connect that was given up is kept until lapin has noticed.
@@ -43,6 +45,8 @@ pub(crate) struct Generation {
     pub(crate) number: u64,
     /// Once it is over, everything that lives by it fails.
     pub(crate) end: End,
+    /// Why the broker takes no messages, while it does not.
+    pub(crate) blocked: watch::Sender<Option<String>>,
     connections: Connections,
     /// Whoever has something to tell the broker before the connections close.
     tasks: TaskTracker,
@@ -66,12 +70,7 @@ pub(crate) enum Failure {
 
 impl Generation {
     /// Tries once.
-    pub(crate) async fn connect(
-        config: &AmqpConfig,
-        number: u64,
-        within: Duration,
-        health: &watch::Sender<Health>,
-    ) -> Result<Self, Failure> {
+    pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
         let attempt = Attempt::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
         let open = |purpose| attempt.connect(config, number, purpose);
         let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
@@ -88,11 +87,22 @@ impl Generation {
         let connections =
             Connections { publishing: connected(publishing)?, consuming: connected(consuming)? };
         let runtime = attempt.succeeded();
-        let generation =
-            Self { number, end: End::new(&transport), connections, tasks: TaskTracker::new(), runtime };
+        let blocked = watch::Sender::new(None);
+        let generation = Self {
+            number,
+            end: End::new(&transport),
+            blocked,
+            connections,
+            tasks: TaskTracker::new(),
+            runtime,
+        };
         let Connections { publishing, consuming } = generation.connections.clone();
-        generation.spawn(observe(Arc::clone(&publishing), generation.end.clone(), health.clone()));
-        generation.spawn(observe(consuming, generation.end.clone(), health.clone()));
+        generation.spawn(observe(
+            Arc::clone(&publishing),
+            generation.end.clone(),
+            generation.blocked.clone(),
+        ));
+        generation.spawn(observe(consuming, generation.end.clone(), generation.blocked.clone()));
         generation.spawn(probe(publishing, generation.end.clone()));
         Ok(generation)
     }
@@ -271,7 +281,7 @@ async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }:
 }
 
 /// Reports what the broker says about a connection, and ends the generation when the connection goes.
-async fn observe(connection: Arc<Connection>, end: End, health: watch::Sender<Health>) {
+async fn observe(connection: Arc<Connection>, end: End, blocked: watch::Sender<Option<String>>) {
     let mut events = pin!(connection.events_listener());
     // An event is sent only to those who listen already.
     if !connection.status().connected() {
@@ -288,11 +298,11 @@ async fn observe(connection: Arc<Connection>, end: End, health: watch::Sender<He
                     "broker blocked: {why}; nothing is lost, publishing to {} goes on when it recovers",
                     end.transport()
                 );
-                health.send_replace(Health::Blocked(why.to_string()));
+                blocked.send_replace(Some(why.to_string()));
             }
             Some(Event::ConnectionUnblocked) => {
                 tracing::info!("{} takes messages again", end.transport());
-                health.send_replace(Health::Well);
+                blocked.send_replace(None);
             }
             // A channel's error comes here too, and ends only that channel.
             Some(Event::Error(error)) if !connection.status().connected() => {
@@ -307,13 +317,18 @@ async fn observe(connection: Arc<Connection>, end: End, health: watch::Sender<He
 /// Publishes something that nobody hears, now and then: a broker that takes no messages says so only to those who try.
 async fn probe(connection: Arc<Connection>, end: End) {
     let mut channel = None;
+    let mut pause = PROBE_EVERY;
     let trying = async {
         loop {
-            sleep(PROBE_EVERY).await;
+            sleep(pause).await;
             if connection.status().blocked() {
                 continue;
             }
-            let own = match channel.take().filter(|channel: &lapin::Channel| channel.status().connected()) {
+            if let Some(old) = channel.take_if(|channel: &mut lapin::Channel| !channel.status().connected()) {
+                drop(old); // there is no such exchange yet, or it is not ours to publish to
+                pause = (pause * 2).min(PROBE_SELDOM);
+            }
+            let own = match channel.take() {
                 Some(own) => own,
                 None => match connection.create_channel().await {
                     Ok(own) => own,
@@ -322,7 +337,6 @@ async fn probe(connection: Arc<Connection>, end: End) {
             };
             let own = channel.insert(own);
             let (exchange, key) = (EVENTS.into(), PROBE_KEY.into());
-            // It may fail: there is no such exchange yet, or it is not ours to publish to.
             let _ = own.basic_publish(exchange, key, Default::default(), &[], Default::default()).await;
         }
     };

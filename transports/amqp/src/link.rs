@@ -6,13 +6,18 @@ use std::{
     time::Duration,
 };
 
-use gristmill_shared::{Health, Lane, TransportError};
+use gristmill_shared::{Health, Lane, QueueRole, TransportError};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    config::AmqpConfig, end::End, generation::Generation, runtime::OwnRuntime, supervisor::Supervisor,
-    topology, visit::Visit,
+    config::AmqpConfig,
+    end::End,
+    generation::Generation,
+    runtime::OwnRuntime,
+    supervisor::Supervisor,
+    topology::{self, JOURNAL},
+    visit::Visit,
 };
 
 /// A thread that sees to the generations, and outlives each of them.
@@ -41,11 +46,8 @@ pub(crate) struct Line {
 }
 
 impl Link {
-    pub(crate) fn start(
-        config: AmqpConfig,
-        first: Generation,
-        health: watch::Sender<Health>,
-    ) -> std::io::Result<Self> {
+    pub(crate) fn start(config: AmqpConfig, first: Generation) -> std::io::Result<Self> {
+        let health = watch::Sender::new(Health::Well);
         let runtime = OwnRuntime::start(THREADS)?;
         let end = End::new(&config.to_string());
         let (current, generations) = watch::channel(Some(Arc::new(first)));
@@ -112,6 +114,13 @@ impl Line {
 
     pub(crate) fn health(&self) -> &watch::Sender<Health> {
         &self.health
+    }
+
+    /// Whether a queue belongs to a lane that was opened, or is the journal's.
+    pub(crate) fn should_exist(&self, queue: &str) -> bool {
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        queue == JOURNAL && !lanes.is_empty()
+            || lanes.iter().any(|lane| QueueRole::ALL.iter().any(|role| role.of(lane).to_string() == queue))
     }
 
     /// The lane was opened, and is to stay.

@@ -15,7 +15,7 @@ use crate::{
     letter::Letter,
     link::{Line, Link},
     pauses::Pauses,
-    wave,
+    wave::{self, SILENCE, SILENCE_MAX, Sent},
 };
 
 /// How many channels publish. While one waits for its confirms, the next one sends.
@@ -27,7 +27,9 @@ const WAVE_BYTES: usize = 16 << 20;
 /// How many requests may wait for a channel; whoever brings one more waits.
 const REQUESTS_WAITING: usize = 64;
 /// How many channels in a row the broker may close over letters of which it answers none, on connections that stand.
-const FRUITLESS_TRIES: u32 = 10;
+const FRUITLESS_TRIES: u32 = 5;
+/// How often the queues of a wave's letters are made anew if they are gone.
+const REMAKE_TRIES: u32 = 3;
 
 const _: () = assert!(MAX_MESSAGE <= WAVE_BYTES, "the largest message must fit into a wave");
 
@@ -180,43 +182,84 @@ impl Sender {
 
     /// Sends until all are answered, in as many generations as it takes: what was unconfirmed when one was lost is
     /// sent again in the next, stored before or not. `None` at the end for good.
-    async fn send(&mut self, mut letters: Vec<Letter>) -> Option<Vec<Published>> {
+    async fn send(&mut self, letters: Vec<Letter>) -> Option<Vec<Published>> {
         let mut answers = vec![Published::Unknown; letters.len()];
-        let mut places: Vec<usize> = (0..letters.len()).collect();
-        let mut fruitless = 0;
+        let fruitless = self.send_together(letters.into_iter().enumerate().collect(), &mut answers).await?;
+        // The broker closes the channel over one of them. Alone, each shows whether it is that one.
+        for (place, letter) in fruitless {
+            if !self.send_together(vec![(place, letter)], &mut answers).await?.is_empty() {
+                let why = format!("the broker closes every channel over it, {FRUITLESS_TRIES} in a row");
+                answers[place] = Published::Refused(why);
+            }
+        }
+        Some(answers)
+    }
+
+    /// Gives back what brings no answer but closed channels, [`FRUITLESS_TRIES`] in a row.
+    async fn send_together(
+        &mut self,
+        mut left: Vec<(usize, Letter)>,
+        answers: &mut [Published],
+    ) -> Option<Vec<(usize, Letter)>> {
+        let (mut fruitless, mut remade, mut silence) = (0, 0, SILENCE);
         let mut pauses = Pauses::new();
-        loop {
+        while !left.is_empty() && fruitless < FRUITLESS_TRIES {
             let channel = self.channel().await?;
-            let wave::Sent { answers: sent, silent } = tokio::select! {
+            let letters: Vec<&Letter> = left.iter().map(|(_, letter)| letter).collect();
+            let Sent { answers: mut sent, silent } = tokio::select! {
                 biased;
-                sent = wave::send(channel, &letters, || channel.is_blocked()) => sent,
+                sent = wave::send(channel, &letters, silence, || channel.is_blocked()) => sent,
                 () = channel.over() => continue,
             };
-            let mut unknown = (Vec::new(), Vec::new());
-            let before = letters.len();
-            for ((letter, place), answer) in letters.into_iter().zip(places).zip(sent) {
-                if answer == Published::Unknown {
-                    unknown.0.push(letter);
-                    unknown.1.push(place);
-                }
-                answers[place] = answer;
+            if remade < REMAKE_TRIES && self.remakes(&letters, &mut sent).await? {
+                remade += 1;
             }
-            (letters, places) = unknown;
+            let before = left.len();
+            left = left
+                .into_iter()
+                .zip(sent)
+                .filter_map(|((place, letter), answer)| {
+                    let again = answer == Published::Unknown;
+                    answers[place] = answer;
+                    again.then_some((place, letter))
+                })
+                .collect();
             if silent {
                 self.channel = None;
-                let (left, transport) = (letters.len(), &self.line.config);
-                tracing::warn!("{transport} leaves {left} messages without an answer; they are sent again");
-            } else if letters.len() < before {
+                silence = (silence * 2).min(SILENCE_MAX);
+                let (count, transport) = (left.len(), &self.line.config);
+                tracing::warn!("{transport} leaves {count} messages without an answer; they are sent again");
+            } else if left.len() < before {
                 fruitless = 0;
             } else {
                 fruitless += 1;
             }
-            if letters.is_empty() || fruitless > FRUITLESS_TRIES {
-                return Some(answers);
+            if !left.is_empty() {
+                tracing::debug!("{} messages are sent again", left.len());
+                sleep(pauses.next()).await;
             }
-            tracing::debug!("{} messages are sent again", letters.len());
-            sleep(pauses.next()).await;
         }
+        Some(left)
+    }
+
+    /// Whether some have no queue although it should exist; then the lanes are made again, and the answers to these
+    /// letters are open. `None` at the end for good.
+    async fn remakes(&self, letters: &[&Letter], sent: &mut [Published]) -> Option<bool> {
+        let gone = |letter: &Letter| self.line.should_exist(&letter.key);
+        let mut some = false;
+        for (letter, answer) in letters.iter().zip(sent) {
+            if *answer == Published::Unroutable && gone(letter) {
+                (some, *answer) = (true, Published::Unknown);
+            }
+        }
+        if some {
+            let generation = self.line.generation().await.ok()?;
+            tracing::warn!("{} lacks queues that were there; making them anew", self.line.config);
+            if let Err(error) = self.line.declare(&generation).await {
+                tracing::warn!("cannot make them anew: {error}");
+            }
+        }
+        Some(some)
     }
 
     /// The channel, or a new one if there is another generation or the broker closed the last one over a letter that

@@ -62,7 +62,7 @@ impl Supervisor {
                 return "there is no connection".into();
             };
             let since = Instant::now();
-            generation.end.wait().await;
+            self.watch_over(&generation).await;
             if since.elapsed() >= STEADY {
                 self.pauses = Pauses::new();
             }
@@ -80,6 +80,24 @@ impl Supervisor {
                     self.current.send_replace(Some(generation));
                 }
                 Err(why) => return why,
+            }
+        }
+    }
+
+    /// Says how the generation is, until it is over.
+    async fn watch_over(&self, generation: &Generation) {
+        let mut blocked = generation.blocked.subscribe();
+        loop {
+            let health = blocked.borrow_and_update().clone().map_or(Health::Well, Health::Blocked);
+            self.line.health().send_if_modified(|old| {
+                let is_news = *old != health;
+                *old = health;
+                is_news
+            });
+            tokio::select! {
+                biased;
+                () = generation.end.wait() => return,
+                changed = blocked.changed() => if changed.is_err() { return generation.end.wait().await },
             }
         }
     }
@@ -123,8 +141,7 @@ impl Supervisor {
     async fn attempt(&mut self) -> Result<Arc<Generation>, Trouble> {
         let Line { config, .. } = &self.line;
         self.begun += 1;
-        let (within, health) = (config.attempt_timeout(), self.line.health());
-        let connected = Generation::connect(config, self.begun, within, health).await;
+        let connected = Generation::connect(config, self.begun, config.attempt_timeout()).await;
         let generation = connected.map_err(|failure| match failure {
             Failure::Unreachable(reason) => Trouble::Passing(reason),
             Failure::Final(error) => Trouble::Refused(error.to_string()),
@@ -135,17 +152,7 @@ impl Supervisor {
             declared = self.line.declare(&generation) => declared,
         };
         match declared {
-            Ok(()) => {
-                // Unless it is blocked already.
-                self.line.health().send_if_modified(|health| {
-                    let was_away = matches!(health, Health::Away(_));
-                    if was_away {
-                        *health = Health::Well;
-                    }
-                    was_away
-                });
-                Ok(Arc::new(generation))
-            }
+            Ok(()) => Ok(Arc::new(generation)),
             Err(error @ TransportError::Denied { .. }) => Err(Trouble::Refused(error.to_string())),
             Err(error) if error.is_retryable() => Err(Trouble::Passing(error.to_string())),
             Err(error) => Err(Trouble::Lasting(error)),

@@ -53,10 +53,9 @@ impl AmqpTransport {
     /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the broker does not know
     /// us or the virtual host.
     pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
-        let (health, _) = watch::channel(Health::Well);
-        let first = first_generation(&config, &health).await?;
+        let first = first_generation(&config).await?;
         let transport = config.to_string();
-        let link = Link::start(config, first, health).map_err(|error| TransportError::Unreachable {
+        let link = Link::start(config, first).map_err(|error| TransportError::Unreachable {
             transport,
             tries: 1,
             spent: Duration::ZERO,
@@ -68,10 +67,7 @@ impl AmqpTransport {
     }
 }
 
-async fn first_generation(
-    config: &AmqpConfig,
-    health: &watch::Sender<Health>,
-) -> Result<Generation, TransportError> {
+async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
     let start = Instant::now();
     let mut pauses = Pauses::new();
     let mut tries = 0;
@@ -79,7 +75,7 @@ async fn first_generation(
         tries += 1;
         let left = config.give_up_after.saturating_sub(start.elapsed());
         let within = config.attempt_timeout().min(left.max(MIN_ATTEMPT));
-        let reason = match Generation::connect(config, 1, within, health).await {
+        let reason = match Generation::connect(config, 1, within).await {
             Ok(generation) => return Ok(generation),
             Err(Failure::Final(error)) => return Err(error),
             Err(Failure::Unreachable(reason)) => reason,

@@ -20,9 +20,11 @@ use crate::{
     letter::Letter,
 };
 
-/// For how long a wave may get no answer at all on connections that stand. A broker that has just come back may lose
-/// track of what a queue has not confirmed yet, and then it never answers.
-const SILENCE: Duration = Duration::from_secs(10);
+/// For how long a wave may get no answer at all on connections that stand, the first time; then for twice as long, and
+/// so on. A broker that has just come back may lose track of what a queue has not confirmed yet, and never answer.
+pub(crate) const SILENCE: Duration = Duration::from_secs(10);
+/// The longest such time.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(300);
 
 /// What became of a wave.
 pub(crate) struct Sent {
@@ -34,7 +36,12 @@ pub(crate) struct Sent {
 
 /// Sends the letters on a channel that confirms and has nothing else under way. While `blocked` says that the broker
 /// takes nothing, silence is no silence.
-pub(crate) async fn send(channel: &Channel, letters: &[Letter], blocked: impl Fn() -> bool) -> Sent {
+pub(crate) async fn send(
+    channel: &Channel,
+    letters: &[&Letter],
+    silence: Duration,
+    blocked: impl Fn() -> bool,
+) -> Sent {
     // Polled together, so that they share a write; in turn, so that they keep their order.
     let sent = join_all(letters.iter().map(|letter| {
         let (exchange, key) = (letter.exchange.into(), letter.key.as_str().into());
@@ -54,7 +61,7 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter], blocked: impl Fn
         .collect();
     let mut confirmed: Vec<Option<Confirmed>> = letters.iter().map(|_| None).collect();
     let silent = loop {
-        match timeout(SILENCE, answering.next()).await {
+        match timeout(silence, answering.next()).await {
             Ok(Some((place, answer))) => confirmed[place] = Some(answer),
             Ok(None) => break false,
             Err(_) if blocked() => {}
@@ -66,11 +73,11 @@ pub(crate) async fn send(channel: &Channel, letters: &[Letter], blocked: impl Fn
 
 type Confirmed = lapin::Result<Confirmation>;
 
-fn answers(letters: &[Letter], confirmed: &[Option<Confirmed>]) -> Vec<Published> {
+fn answers(letters: &[&Letter], confirmed: &[Option<Confirmed>]) -> Vec<Published> {
     let returned: HashSet<_> =
         confirmed.iter().flatten().filter_map(returned).map(returned_address).collect();
     let broken = confirmed.iter().any(|confirmed| !matches!(confirmed, Some(Ok(_))));
-    let answer = |(letter, confirmed): (&Letter, &Option<Confirmed>)| match confirmed {
+    let answer = |(letter, confirmed): (&&Letter, &Option<Confirmed>)| match confirmed {
         _ if returned.contains(&address(letter)) => Published::Unroutable,
         Some(Ok(Confirmation::Ack(None))) => Published::Stored,
         // Its own return may have been waiting when the channel broke.
@@ -107,7 +114,7 @@ fn unsent(letter: &Letter, error: &lapin::Error) -> Published {
     let names_exchange = why.contains(&format!("exchange '{}'", letter.exchange));
     match failure::code(error) {
         Some(NOT_FOUND) if names_exchange => Published::Unroutable,
-        Some(ACCESS_REFUSED) if names_exchange => Published::Refused(why),
+        Some(ACCESS_REFUSED) if names_exchange => Published::Denied(why),
         Some(PRECONDITION_FAILED) if size_limit(&why).is_some_and(|limit| letter.body.len() > limit) => {
             Published::Refused(why)
         }
@@ -157,7 +164,8 @@ mod tests {
     }
 
     fn answers(letters: &[Letter], confirmed: impl IntoIterator<Item = Confirmed>) -> Vec<Published> {
-        super::answers(letters, &confirmed.into_iter().map(Some).collect::<Vec<_>>())
+        let letters: Vec<_> = letters.iter().collect();
+        super::answers(&letters, &confirmed.into_iter().map(Some).collect::<Vec<_>>())
     }
 
     fn refusal(kind: AMQPSoftError, text: &str) -> Confirmed {
@@ -187,7 +195,9 @@ mod tests {
     fn what_was_not_answered_in_time_is_unknown_and_makes_others_doubtful() {
         use Published::{Stored, Unknown};
         let confirmed = [Some(ack()), None, Some(ack_with("x"))];
-        assert_eq!(super::answers(&letters("a b c"), &confirmed), [Stored, Unknown, Unknown]);
+        let letters = letters("a b c");
+        let letters: Vec<_> = letters.iter().collect();
+        assert_eq!(super::answers(&letters, &confirmed), [Stored, Unknown, Unknown]);
     }
 
     #[test]
@@ -206,7 +216,7 @@ mod tests {
         assert_eq!(answer(AMQPSoftError::NOTFOUND, other), Published::Unknown);
         let forbidden =
             "ACCESS_REFUSED - access to exchange 'gristmill.work' in vhost '/' refused for user 'me'";
-        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Refused(forbidden.into()));
+        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(forbidden.into()));
         let large = |limit| {
             format!("PRECONDITION_FAILED - message size 100 is larger than configured max size {limit}")
         };

@@ -1,0 +1,117 @@
+//! Results that the broker would not take: smaller messages take them, and an outcome that fits in none is a failure.
+//!
+//! An operator may have set a `max_message_size` below what the wire allows. An outcome that is too large must not
+//! take with it those that travel in the same message.
+
+use gristmill_shared::{
+    Message, TaskIndex,
+    wire::{Batch, DoneSpan, FailedTask, Form, Results, clip_reason, decode},
+};
+use serde_json::value::RawValue;
+
+/// What to send instead: the two halves of the message, or the failure of its only task. None if there is no way: it
+/// is no results message, or already that failure.
+pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
+    let results: Results<'_> = decode(refused).ok()?;
+    let outputs: Vec<(TaskIndex, &RawValue)> = results.done.iter().flat_map(each).collect();
+    let part = |name, done: &[(TaskIndex, &RawValue)], failed: Vec<FailedTask<'_>>| {
+        let outputs: Vec<_> = done.iter().map(|(_, output)| Batch::pack(&[output])).collect();
+        let spans = done.iter().zip(&outputs);
+        let spans =
+            spans.map(|((first, _), outputs)| DoneSpan { first: *first, count: 1, outputs }).collect();
+        let busy_us = if name == 'a' { results.busy_us } else { 0 };
+        let results = Results { busy_us, done: spans, failed, worker: results.worker.clone(), ..results };
+        results.message(format!("{}{name}", refused.id), &refused.app)
+    };
+    match (&outputs[..], &results.failed[..]) {
+        ([], []) => None,
+        ([(index, _)], []) => Some(vec![part('f', &[], vec![too_large(*index, 0, 0, why)])]),
+        ([], [failed]) if failed.task.get() == RawValue::NULL.get() => None,
+        ([], [failed]) => {
+            let FailedTask { index, attempts, losses, .. } = *failed;
+            let reason = format!("{} (the task itself is not kept: {why})", failed.reason);
+            let failed = FailedTask {
+                reason: clip_reason(&reason).into_owned().into(),
+                ..too_large(index, attempts, losses, why)
+            };
+            Some(vec![part('f', &[], vec![failed])])
+        }
+        (outputs, failed) => {
+            let (few, many) = outputs.split_at(outputs.len() / 2);
+            let (some, rest) = failed.split_at(failed.len().div_ceil(2));
+            Some(vec![part('a', few, some.to_vec()), part('b', many, rest.to_vec())])
+        }
+    }
+}
+
+fn each<'a>(span: &DoneSpan<'a>) -> Vec<(TaskIndex, &'a RawValue)> {
+    let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get()).unwrap_or_default(); // we wrote it
+    (span.first.0..).map(TaskIndex).zip(outputs).collect()
+}
+
+fn too_large(index: TaskIndex, attempts: u32, losses: u32, why: &str) -> FailedTask<'static> {
+    let reason = clip_reason(&format!("the broker would not take its output: {why}")).into_owned();
+    FailedTask { index, reason: reason.into(), attempts, losses, task: RawValue::NULL }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use gristmill_shared::{JobId, Round};
+
+    use super::*;
+
+    /// A broker that takes so many bytes: which outputs and which failures arrive, in the end.
+    fn through(limit: usize, results: &Results<'_>) -> Option<(Vec<u64>, Vec<u64>)> {
+        let mut queue = VecDeque::from([results.message("id".into(), "worker")]);
+        let (mut done, mut failed) = (Vec::new(), Vec::new());
+        while let Some(message) = queue.pop_front() {
+            if message.body.len() > limit {
+                queue.extend(instead_of(&message, "it is too large")?);
+                continue;
+            }
+            let results: Results<'_> = decode(&message).unwrap();
+            done.extend(results.done.iter().flat_map(each).map(|(index, _)| index.0));
+            failed.extend(results.failed.iter().map(|failed| failed.index.0));
+        }
+        done.sort_unstable();
+        failed.sort_unstable();
+        Some((done, failed))
+    }
+
+    #[test]
+    fn only_what_fits_into_no_message_is_a_failure() {
+        let raw = |json: String| RawValue::from_string(json).unwrap();
+        let large = "x".repeat(2_000);
+        let (first, second) = (raw(format!("[1,2,\"{large}\"]")), raw("[4]".into()));
+        let task = raw(format!("\"{large}\""));
+        let failed = |index| FailedTask {
+            index: TaskIndex(index),
+            reason: "it failed".into(),
+            attempts: 2,
+            losses: 0,
+            task: &task,
+        };
+        let results = Results {
+            job: JobId::generate(),
+            round: Round(0),
+            worker: gristmill_shared::WorkerId::generate("test"),
+            busy_us: 7,
+            done: vec![
+                DoneSpan { first: TaskIndex(0), count: 3, outputs: &first },
+                DoneSpan { first: TaskIndex(9), count: 1, outputs: &second },
+            ],
+            failed: vec![failed(5), failed(6)],
+        };
+        assert_eq!(through(100_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "all in one");
+        assert_eq!(through(4_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "in parts");
+        assert_eq!(
+            through(1_000, &results),
+            Some((vec![0, 1, 9], vec![2, 5, 6])),
+            "without what is too large"
+        );
+        assert_eq!(through(10, &results), None, "nothing goes through");
+        assert!(instead_of(&Message::default(), "it is none").is_none());
+    }
+}
