@@ -38,8 +38,8 @@ async fn submit(site: &Site, spin: &str) -> (Process, String) {
 async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_account() {
     let site = Site::new();
     let _sink = site.start("sink");
-    let mut nice = Command::new("/usr/bin/nice"); // four tasks of 6 s are a load, and there are other tests
-    let inner = site.command("worker --slots 4 --grace 100s");
+    let mut nice = Command::new("/usr/bin/nice"); // two tasks of 4 s are a load, and there are other tests
+    let inner = site.command("worker --slots 2 --grace 100s");
     nice.args(["-n", "10"])
         .arg(inner.as_std().get_program())
         .args(inner.as_std().get_args())
@@ -47,16 +47,16 @@ async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_accoun
         .envs(inner.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
     let worker = Process::start("a nice worker", nice);
     // Beats come every 2 s, so there is time enough to hear one before the first ends.
-    let (submit, job) = submit(&site, "--tasks 6 --micros 6000000 --batch 1").await;
-    until_busy(&site, 4).await;
+    let (submit, job) = submit(&site, "--tasks 3 --micros 4000000 --batch 1").await;
+    until_busy(&site, 2).await;
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
     let account = left.stderr.lines().last().unwrap_or_default();
-    assert!(account.starts_with("stopped: 4 tasks done in 4 batches, 0 errors, 0 skipped, "), "{left:?}");
+    assert!(account.starts_with("stopped: 2 tasks done in 2 batches, 0 errors, 0 skipped, "), "{left:?}");
     assert!(account.ends_with(" batches handed back, 0 abandoned"), "{left:?}");
 
     let _other = site.start("worker --slots 2");
-    assert!(submit.end().await.answer().contains("6 tasks, sum 15"));
+    assert!(submit.end().await.answer().contains("3 tasks, sum 3"));
     let shown = site.json(&format!("sink show {job} --json")).await;
     assert_eq!(shown["account"]["duplicates"].as_u64(), Some(0), "a task was run twice: {shown}");
     site.verify(&job).await;

@@ -183,14 +183,13 @@ mod tests {
     use gristmill_shared::QueueRole;
 
     use super::*;
-    use crate::slot::tests::work;
 
     #[tokio::test]
     async fn what_is_being_said_when_the_seat_is_taken_keeps_the_batch_open() {
         let shop = Shop::of_nothing().await;
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        let work = Arc::new(work(QueueRole::Tasks));
+        let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
         tenant.begin(&work);
         let said = tenant.may_say(Vec::new(), TaskIndex(3)).unwrap();
         assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
@@ -206,7 +205,7 @@ mod tests {
         let shop = Shop::of_nothing().await;
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        tenant.begin(&Arc::new(work(QueueRole::Tasks)));
+        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
         assert!(tenant.may_say(Vec::new(), ALL).is_some());
         assert!(seat.take(&shop).is_none());
         assert!(tenant.end());

@@ -227,7 +227,7 @@ impl Run<'_> {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use gristmill_shared::{Receipt, Settlement, Settler, Token};
 
     use super::*;
@@ -240,16 +240,18 @@ pub(crate) mod tests {
         fn extend(&self, _: Token) {}
     }
 
-    pub(crate) fn work(from: QueueRole) -> Work {
-        let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-        Work { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+    impl Work {
+        pub(crate) fn of_nothing(from: QueueRole) -> Self {
+            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
+            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+        }
     }
 
     #[tokio::test]
     async fn suspects_go_first_and_nothing_is_left_behind() {
         let (giving, waiting) = waiting(4);
         for from in [QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect] {
-            giving.give(work(from)).await;
+            giving.give(Work::of_nothing(from)).await;
         }
         drop(giving);
         let from = || waiting.next().map(|work| work.from);
