@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gristmill_shared::{
-    EventFilter,
+    EventFilter, QueueRole,
     wire::{self, WorkerBeat},
 };
 
@@ -14,7 +14,7 @@ use crate::harness::{Process, Site, within};
 /// Waits until a worker says that so many of its slots are busy.
 async fn until_busy(site: &Site, slots: u32) {
     let transport = site.transport().await;
-    let lane = site.queue(gristmill_shared::QueueRole::Tasks).lane;
+    let lane = site.queue(QueueRole::Tasks).lane;
     let mut events = transport.events(EventFilter::Lane(lane)).await.unwrap();
     within("the slots to be busy", async {
         loop {
@@ -38,24 +38,25 @@ async fn submit(site: &Site, spin: &str) -> (Process, String) {
 async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_account() {
     let site = Site::new();
     let _sink = site.start("sink");
-    let mut nice = Command::new("/usr/bin/nice"); // eight tasks of 2 s are a load, and there are other tests
-    let inner = site.command("worker --slots 8 --grace 100s");
+    let mut nice = Command::new("/usr/bin/nice"); // two tasks of 4 s are a load, and there are other tests
+    let inner = site.command("worker --slots 2 --grace 100s");
     nice.args(["-n", "10"])
         .arg(inner.as_std().get_program())
         .args(inner.as_std().get_args())
         .env_clear()
         .envs(inner.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
     let worker = Process::start("a nice worker", nice);
-    let (submit, job) = submit(&site, "--tasks 10 --micros 2000000 --batch 1").await;
-    until_busy(&site, 8).await;
+    // Beats come every 2 s, so there is time enough to hear one before the first ends.
+    let (submit, job) = submit(&site, "--tasks 3 --micros 4000000 --batch 1").await;
+    until_busy(&site, 2).await;
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
     let account = left.stderr.lines().last().unwrap_or_default();
-    assert!(account.starts_with("stopped: 8 tasks done in 8 batches, 0 errors, 0 skipped, "), "{left:?}");
+    assert!(account.starts_with("stopped: 2 tasks done in 2 batches, 0 errors, 0 skipped, "), "{left:?}");
     assert!(account.ends_with(" batches handed back, 0 abandoned"), "{left:?}");
 
     let _other = site.start("worker --slots 2");
-    assert!(submit.end().await.answer().contains("10 tasks, sum 45"));
+    assert!(submit.end().await.answer().contains("3 tasks, sum 3"));
     let shown = site.json(&format!("sink show {job} --json")).await;
     assert_eq!(shown["account"]["duplicates"].as_u64(), Some(0), "a task was run twice: {shown}");
     site.verify(&job).await;
@@ -76,13 +77,19 @@ async fn a_second_signal_stops_at_once() {
 }
 
 #[tokio::test]
-async fn what_does_not_end_within_the_grace_is_left_to_others() {
+async fn what_does_not_end_within_the_grace_is_left_to_others_at_no_cost() {
     let site = Site::new();
     let worker = site.start("worker --slots 2 --grace 100ms");
     let (_submit, _) = submit(&site, "--tasks 2 --batch 1 --hang 0").await;
     until_busy(&site, 1).await;
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
-    assert!(left.stderr.lines().last().unwrap_or_default().ends_with(", 1 abandoned"), "{left:?}");
-    assert!(!site.is_empty(gristmill_shared::QueueRole::Tasks).await, "the task is lost");
+    let account = left.stderr.lines().last().unwrap_or_default();
+    assert!(account.ends_with(" 1 batches handed back, 1 abandoned"), "{left:?}");
+    let transport = site.transport().await;
+    let mut again = transport.consume(&site.queue(QueueRole::Again), 1).await.unwrap();
+    let task = within("the task", again.recv(1)).await.unwrap().remove(0);
+    assert_eq!((task.deliveries_before, task.message.headers.loss), (0, 0), "it cost the task something");
+    transport.close().await;
+    assert!(site.is_empty(QueueRole::Tasks).await, "it is there twice");
 }

@@ -10,6 +10,8 @@ use gristmill_shared::{
     wire::{Form, WorkerBeat},
 };
 
+use tokio::time::MissedTickBehavior;
+
 use crate::shop::Shop;
 
 /// How often a worker says that it is alive.
@@ -18,9 +20,9 @@ const BEAT_EVERY: Duration = Duration::from_secs(2);
 /// Never ends. Nobody depends on a beat, so what becomes of it is not looked at.
 pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: u32) {
     let mut beats = tokio::time::interval(BEAT_EVERY);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay); // those that an outage swallowed are not made up for
     loop {
         beats.tick().await;
-        let _ = shop.reconnected_at(); // looked at now and then, so that it is not noticed late
         let beat = WorkerBeat {
             worker: shop.id.clone(),
             lane: shop.lane.clone(),
@@ -32,5 +34,43 @@ pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: u
         let id = format!("{}/beat/{}", shop.id, shop.message_number());
         let to = Address::Events(Topic::Worker(shop.lane.clone(), shop.id.clone()));
         let _ = publisher.publish(vec![Outgoing { to, message: beat.message(id, shop.id.as_str()) }]).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use gristmill_shared::Published;
+    use tokio::{sync::watch, time::Instant};
+
+    use super::*;
+
+    /// When somebody published, and whether the answers come.
+    #[derive(Debug)]
+    struct Broker {
+        beats: watch::Sender<Vec<Instant>>,
+        answers: watch::Sender<bool>,
+    }
+
+    #[async_trait]
+    impl Publisher for Broker {
+        async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+            self.beats.send_modify(|beats| beats.push(Instant::now()));
+            self.answers.subscribe().wait_for(|answers| *answers).await.unwrap();
+            vec![Published::Stored; batch.len()]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beats_that_an_outage_swallowed_are_not_made_up_for() {
+        let broker = Arc::new(Broker { beats: watch::Sender::default(), answers: watch::Sender::new(false) });
+        let beating = tokio::spawn(run(Shop::of_nothing().await, Arc::clone(&broker) as _, 1));
+        tokio::time::sleep(BEAT_EVERY * 10).await;
+        broker.answers.send_replace(true);
+        broker.beats.subscribe().wait_for(|beats| beats.len() >= 4).await.unwrap();
+        beating.abort();
+        let beats = broker.beats.borrow().clone();
+        let pauses: Vec<_> = beats.windows(2).skip(1).map(|pair| pair[1] - pair[0]).collect();
+        assert!(pauses.iter().all(|pause| *pause >= BEAT_EVERY), "{pauses:?}");
     }
 }

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::wire::{self, Batch};
+use futures::{FutureExt, future::FusedFuture};
+use gristmill_shared::{
+    Outgoing,
+    wire::{self, Batch, Malformed},
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -63,29 +67,42 @@ impl Crew {
             .map_err(WorkerError::Threads)
     }
 
-    /// Waits until each seat's thread has ended, but only for `grace` after the worker began to leave; returns how many
-    /// still run then.
+    /// Waits until each seat's thread has ended. `grace` after the worker began to leave, the batches of those that are
+    /// still in one are handed back, as far as they were not handed on, and their threads are awaited no longer.
     pub(crate) async fn ended(
         &self,
         leaving: &CancellationToken,
         grace: Duration,
-    ) -> Result<u32, WorkerError> {
+    ) -> Result<(), WorkerError> {
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(grace).await;
         };
-        let mut too_long = std::pin::pin!(too_long);
-        for left in (1..=self.seats.len()).rev() {
+        let mut too_long = std::pin::pin!(too_long.fuse());
+        let mut left = self.seats.len();
+        while left > 0 {
             tokio::select! {
                 in_order = self.ends.1.recv_async() => {
                     if in_order != Ok(true) {
                         return Err(WorkerError::Died); // it panicked outside user code
                     }
+                    left -= 1;
                 }
-                () = &mut too_long => return Ok(u32::try_from(left).unwrap_or(u32::MAX)),
+                () = &mut too_long, if !too_long.is_terminated() => left -= self.abandon().await,
             }
         }
-        Ok(0)
+        Ok(())
+    }
+
+    /// Takes the seats and the batches of all who are in one, and hands back what is left of those. Returns how many.
+    async fn abandon(&self) -> usize {
+        let turns: Vec<_> = self.seats.iter().filter_map(|seat| seat.take(&self.shop)).collect();
+        for turn in &turns {
+            self.shop.counts.abandoned.fetch_add(1, Ordering::Relaxed);
+            let rest = |sequel: Sequel<'_>| Ok(sequel.of_leaving(turn.handed_on)?.into_iter().collect());
+            self.finish(turn, rest).await;
+        }
+        turns.len()
     }
 
     /// Watches over time limits. Never ends, unless no thread can be started.
@@ -120,28 +137,40 @@ impl Crew {
 
     /// The overdue task has failed, the rest of its batch is given back.
     async fn give_up(&self, turn: &Turn, running: Running) {
-        let Work { message, from, batch: in_hand, .. } = &*turn.work;
         let stuck = self.shop.counts.stuck.load(Ordering::Relaxed);
-        let messages = wire::decode::<Batch<'_>>(message).and_then(|batch| {
+        self.shop.counts.errors.fetch_add(1, Ordering::Relaxed);
+        let given_up = |sequel: Sequel<'_>| {
             tracing::warn!(
-                job = %batch.job, index = %running.index, age = ?running.began.elapsed(),
-                limit = ?batch.policy.task_timeout().unwrap_or_default(), stuck,
+                job = %sequel.batch.job, index = %running.index, age = ?running.began.elapsed(),
+                limit = ?sequel.batch.policy.task_timeout().unwrap_or_default(), stuck,
                 "a task runs on long after its time limit, which it does not look at; leaving its thread behind \
                  (hint: call cx.check() now and then)"
             );
-            let sequel = Sequel { shop: &self.shop, batch: &batch, headers: &message.headers, from: *from };
             sequel.of_overdue(running.index, turn.handed_on)
-        });
-        let messages = messages
+        };
+        self.finish(turn, given_up).await;
+        if stuck > self.stuck_max() {
+            self.too_many_stuck.cancel();
+        }
+    }
+
+    /// Does with a batch that was taken from its slot what the slot cannot do any more.
+    async fn finish(
+        &self,
+        turn: &Turn,
+        sequel_of: impl FnOnce(Sequel<'_>) -> Result<Vec<Outgoing>, Malformed>,
+    ) {
+        let Work { message, from, batch: in_hand, .. } = &*turn.work;
+        let messages = wire::decode::<Batch<'_>>(message)
+            .and_then(|batch| {
+                let headers = &message.headers;
+                sequel_of(Sequel { shop: &self.shop, batch: &batch, headers, from: *from })
+            })
             .unwrap_or_else(|malformed| vec![self.shop.bury(message.clone(), *from, &malformed.reason)]);
-        self.shop.counts.errors.fetch_add(1, Ordering::Relaxed);
         // Fails only when the worker ends with an error; the batch then stays unsettled.
         let _ = self.handoffs.send_async(handoff(messages, in_hand)).await;
         in_hand.close();
         self.shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
-        if stuck > self.stuck_max() {
-            self.too_many_stuck.cancel();
-        }
     }
 
     fn stuck_max(&self) -> u32 {

@@ -95,23 +95,27 @@ impl Intake {
     }
 
     /// Waits until the slots, or those who hand back what no slot will begin, have taken everything. If it may be given
-    /// `back`, that is where it goes while batches take long.
+    /// `back`, that is where it goes while batches take long; what is being handed back then is awaited too, since it is
+    /// in nobody else's hands.
     async fn give(&self, source: &mut Source, deliveries: Vec<Delivery>, back: bool) {
-        let giving = give(source, deliveries, self.from, &self.shop, &self.work);
-        let mut giving = std::pin::pin!(giving);
+        let given = CancellationToken::new();
+        let giving = async {
+            give(source, deliveries, self.from, &self.shop, &self.work).await;
+            given.cancel();
+        };
+        if !back {
+            return giving.await;
+        }
         let long = async {
             tokio::select! {
+                biased;
+                () = given.cancelled() => return,
                 () = self.shop.pace.becomes(true) => {}
                 () = tokio::time::sleep(LONG) => self.shop.pace.held_up(),
             }
-            hand_back_all(&self.shop, &self.waiting, &self.handoffs).await;
+            hand_back_all(&self.shop, &self.waiting, &self.handoffs, &given).await;
         };
-        tokio::select! {
-            biased;
-            () = &mut giving => return,
-            () = long, if back => {}
-        }
-        giving.await;
+        tokio::join!(giving, long);
     }
 }
 
@@ -124,7 +128,9 @@ impl Source {
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
 async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &Giving) {
-    source.held.retain(|batch| !batch.is_settled()); // so never more than the prefetch
+    // So never more than the prefetch; after a lost connection what it left unsettled besides, until that has been run in
+    // vain: its old receipt does nothing, and it comes again.
+    source.held.retain(|batch| !batch.is_settled());
     // Judged now, since a delivery may wait here for long.
     let reconnected_at = shop.reconnected_at();
     for Delivery { message, receipt, deliveries_before: before } in deliveries {
@@ -139,9 +145,22 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
     }
 }
 
-/// Hands back whatever is given to the slots, at no cost, until the intakes have ended.
-pub(crate) async fn hand_back_all(shop: &Shop, waiting: &Waiting, handoffs: &flume::Sender<Handoff>) {
-    while let Some(Work { message, from, batch, .. }) = waiting.next_async().await {
+/// Hands back whatever is given to the slots, at no cost, until the intakes have ended or it is `enough`.
+///
+/// Not cancel safe: what has been taken from the slots must be handed on.
+pub(crate) async fn hand_back_all(
+    shop: &Shop,
+    waiting: &Waiting,
+    handoffs: &flume::Sender<Handoff>,
+    enough: &CancellationToken,
+) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = enough.cancelled() => return,
+            next = waiting.next_async() => next,
+        };
+        let Some(Work { message, from, batch, .. }) = next else { return };
         // Fails only when the worker ends with an error; the batch then stays unsettled.
         let _ = handoffs.send_async(handoff(vec![shop.hand_back(message, from)], &batch)).await;
         batch.close();

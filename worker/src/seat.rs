@@ -1,17 +1,22 @@
 //! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
 //!
-//! A thread cannot be ended from outside. When a task runs on long after its time limit, its thread loses the seat, in
-//! one step with the batch: from then on nothing that it says of the batch is heard, and another thread sits there.
+//! A thread cannot be ended from outside. When a task runs on long after its time limit, or when the worker leaves and its
+//! grace has ended, its thread loses the seat, in one step with the batch: from then on nothing that it says of the batch
+//! is heard, and somebody else does what is left to do.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use gristmill_shared::TaskIndex;
+use gristmill_shared::{Outgoing, TaskIndex};
 use tokio::sync::Notify;
 
-use crate::{shop::Shop, slot::Work};
+use crate::{
+    handoff::Handoff,
+    shop::{Shop, handoff},
+    slot::Work,
+};
 
 /// How long after its time limit a task may take to notice it by itself.
 pub(crate) const OVERDUE_GRACE: Duration = Duration::from_secs(2);
@@ -30,6 +35,18 @@ struct State {
     tenant: u32,
     turn: Option<Turn>,
 }
+
+impl State {
+    fn lose(&mut self, shop: &Shop) -> Option<Turn> {
+        let turn = self.turn.take()?;
+        self.tenant += 1;
+        shop.counts.stuck.fetch_add(1, Ordering::Relaxed); // before its thread can take itself off
+        Some(turn)
+    }
+}
+
+/// After every task.
+pub(crate) const ALL: TaskIndex = TaskIndex(u64::MAX);
 
 /// A batch on a slot.
 #[derive(Debug)]
@@ -78,10 +95,16 @@ impl Seat {
         if now < end {
             return Look::Until(end);
         }
-        let Some(turn) = state.turn.take() else { return Look::Idle };
-        state.tenant += 1;
-        shop.counts.stuck.fetch_add(1, Ordering::Relaxed); // before its thread can take itself off
-        Look::Overdue(turn, running)
+        state.lose(shop).map_or(Look::Idle, |turn| Look::Overdue(turn, running))
+    }
+
+    /// Takes the seat and the batch away, unless there is none, or all of it has been handed on.
+    pub(crate) fn take(&self, shop: &Shop) -> Option<Turn> {
+        let mut state = self.lock();
+        if state.turn.as_ref().is_some_and(|turn| turn.handed_on == ALL) {
+            return None;
+        }
+        state.lose(shop)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -120,15 +143,15 @@ impl Tenant {
         true
     }
 
-    /// Something follows from the tasks before `up_to`, if that is known. False if the seat is lost: then it must not
-    /// be said. While it is said no task runs.
-    pub(crate) fn may_say(&self, up_to: Option<TaskIndex>) -> bool {
-        let Some(mut state) = self.state() else { return false };
-        if let Some(turn) = &mut state.turn {
-            turn.running = None;
-            turn.handed_on = up_to.unwrap_or(turn.handed_on);
-        }
-        true
+    /// Something follows from the tasks before `up_to`: a handoff, for which an end of the batch is open from now on, so
+    /// that nobody else can settle the batch before that is stored. Nothing if the seat is lost: then it must not be
+    /// said. While it is said no task runs.
+    pub(crate) fn may_say(&self, messages: Vec<Outgoing>, up_to: TaskIndex) -> Option<Handoff> {
+        let mut state = self.state()?;
+        let turn = state.turn.as_mut()?;
+        turn.running = None;
+        turn.handed_on = up_to;
+        Some(handoff(messages, &turn.work.batch))
     }
 
     /// The batch is done with. False if the seat was lost: then somebody else has done with it.
@@ -152,5 +175,40 @@ impl Drop for Tenant {
         } else {
             self.shop.counts.stuck.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::QueueRole;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_being_said_when_the_seat_is_taken_keeps_the_batch_open() {
+        let shop = Shop::of_nothing().await;
+        let seat = Seat::new(Arc::default());
+        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
+        let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
+        tenant.begin(&work);
+        let said = tenant.may_say(Vec::new(), TaskIndex(3)).unwrap();
+        assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
+        work.batch.close(); // whoever took it is through with it
+        assert!(!work.batch.is_settled(), "before what was said is stored");
+        assert!(tenant.may_say(Vec::new(), ALL).is_none(), "the seat is lost");
+        said.batch.close();
+        assert!(work.batch.is_settled());
+    }
+
+    #[tokio::test]
+    async fn who_has_said_everything_keeps_the_seat() {
+        let shop = Shop::of_nothing().await;
+        let seat = Seat::new(Arc::default());
+        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
+        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
+        assert!(tenant.may_say(Vec::new(), ALL).is_some());
+        assert!(seat.take(&shop).is_none());
+        assert!(tenant.end());
+        assert!(seat.take(&shop).is_none(), "there is nothing to take");
     }
 }

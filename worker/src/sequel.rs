@@ -32,7 +32,7 @@ impl Sequel<'_> {
                 && travels(&failure.task)
         });
         let mut messages: Vec<_> =
-            retried.into_iter().filter_map(|failure| self.retry(failure, &next_try)).collect();
+            retried.into_iter().map(|failure| self.retry(failure, &next_try)).collect();
         let outputs: Vec<_> =
             chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
         if !outputs.is_empty() || !failed.is_empty() {
@@ -54,7 +54,8 @@ impl Sequel<'_> {
     /// The tasks from index `from` on, for whoever takes them next, at no cost.
     pub(crate) fn of_leaving(&self, from: TaskIndex) -> Result<Option<Outgoing>, Malformed> {
         let tasks = self.batch.each()?;
-        self.back(from, tasks.get(self.place(from)..).unwrap_or_default())
+        let from = from.max(self.batch.first);
+        Ok(self.back(from, tasks.get(self.place(from)..).unwrap_or_default()))
     }
 
     /// The task at `index` was not awaited to its end: it has failed. The others from `handed_on` on are given back, at
@@ -71,17 +72,16 @@ impl Sequel<'_> {
         let mut chunk = Chunk::default();
         chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
         let mut messages = self.of_chunk(chunk);
-        messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default())?);
-        messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default())?);
+        messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default()));
+        messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default()));
         Ok(messages)
     }
 
-    fn back(&self, first: TaskIndex, tasks: &[&RawValue]) -> Result<Option<Outgoing>, Malformed> {
+    fn back(&self, first: TaskIndex, tasks: &[&RawValue]) -> Option<Outgoing> {
         if tasks.is_empty() {
-            return Ok(None);
+            return None;
         }
-        let message = self.part(first, tasks, self.headers)?;
-        Ok(Some(self.shop.hand_back(message, self.from)))
+        Some(self.shop.hand_back(self.part(first, tasks, self.headers), self.from))
     }
 
     fn place(&self, index: TaskIndex) -> usize {
@@ -95,7 +95,7 @@ impl Sequel<'_> {
         let mut first = self.batch.first;
         let mut parts = Vec::with_capacity(SUSPECT_PARTS);
         for part in tasks.chunks(size) {
-            let message = self.part(first, part, self.headers)?;
+            let message = self.part(first, part, self.headers);
             parts.push(Outgoing { to: self.shop.to(QueueRole::Suspect), message });
             first = first.plus(part.len() as u64);
         }
@@ -110,7 +110,7 @@ impl Sequel<'_> {
         if loss < LOSSES_MAX {
             tracing::warn!(%job, %index, losses = loss, "a task's worker died with it; trying it again");
             let headers = Headers { loss, ..self.headers.clone() };
-            let message = self.part(index, &tasks, &headers)?;
+            let message = self.part(index, &tasks, &headers);
             return Ok(Outgoing { to: self.shop.to(QueueRole::Suspect), message });
         }
         let reason = format!("its worker died {loss} times");
@@ -126,14 +126,14 @@ impl Sequel<'_> {
     }
 
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
-    fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Option<Outgoing> {
+    fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Outgoing {
         let delay = RetryDelay::after(headers.attempt);
         tracing::debug!(
             job = %self.batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
             reason = self.why(failure), "a task failed"
         );
-        let message = self.part(failure.index, &[&failure.task], headers).ok()?;
-        Some(Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message })
+        let message = self.part(failure.index, &[&failure.task], headers);
+        Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message }
     }
 
     fn for_good<'t>(&self, failure: &'t TaskFailure, failures: u32) -> FailedTask<'t> {
@@ -162,11 +162,12 @@ impl Sequel<'_> {
     }
 
     /// Some of the batch's tasks as a batch of their own.
-    fn part(&self, first: TaskIndex, tasks: &[&RawValue], headers: &Headers) -> Result<Message, Malformed> {
-        let count = u32::try_from(tasks.len()).map_err(Malformed::new)?;
+    fn part(&self, first: TaskIndex, tasks: &[&RawValue], headers: &Headers) -> Message {
+        let count =
+            u32::try_from(tasks.len()).expect("no more than the batch has, which counts them in 32 bits");
         let tasks = Batch::pack(tasks);
         let part = Batch { first, count, tasks: &tasks, ..self.batch.clone() };
-        Ok(part.to_message(headers.clone(), self.shop.id.as_str()))
+        part.to_message(headers.clone(), self.shop.id.as_str())
     }
 
     fn no_results<'r>(&self) -> Results<'r> {

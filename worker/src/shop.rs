@@ -47,7 +47,9 @@ pub(crate) struct Shop {
 #[derive(Debug)]
 struct Connection {
     health: watch::Receiver<Health>,
-    changed_at: Option<Instant>,
+    /// What was seen last.
+    seen: Health,
+    lost_at: Option<Instant>,
 }
 
 /// What a worker did since it started.
@@ -61,6 +63,33 @@ pub(crate) struct Counts {
     pub(crate) busy: AtomicU32,
     /// Threads that were left behind in a task, and are still there.
     pub(crate) stuck: AtomicU32,
+    /// Slots whose task did not end within the grace.
+    pub(crate) abandoned: AtomicU32,
+}
+
+impl Connection {
+    fn new(mut health: watch::Receiver<Health>) -> Self {
+        let seen = health.borrow_and_update().clone();
+        Self { health, seen, lost_at: None }
+    }
+
+    /// When it was last lost, or found again.
+    fn look(&mut self) -> Option<Instant> {
+        if self.health.has_changed().unwrap_or_default() {
+            let now = self.health.borrow_and_update().clone();
+            let before = std::mem::replace(&mut self.seen, now);
+            // A broker that blocks publishers, or no longer does, has lost nobody. What came between two of the same was
+            // not seen, so it may have been anything.
+            let only_blocked = matches!(
+                (&before, &self.seen),
+                (Health::Well, Health::Blocked(_)) | (Health::Blocked(_), Health::Well)
+            );
+            if !only_blocked {
+                self.lost_at = Some(Instant::now());
+            }
+        }
+        self.lost_at
+    }
 }
 
 impl Shop {
@@ -76,7 +105,7 @@ impl Shop {
             board,
             jobs: JobCache::default(),
             lane,
-            connection: Mutex::new(Connection { health: transport.health(), changed_at: None }),
+            connection: Mutex::new(Connection::new(transport.health())),
             transport,
             pace: Pace::new(),
             id,
@@ -99,12 +128,15 @@ impl Shop {
 
     /// When this process was last seen to lose the broker, or to find it again. The first connection does not count.
     pub(crate) fn reconnected_at(&self) -> Option<Instant> {
-        let mut seen = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.health.has_changed().unwrap_or_default() {
-            seen.health.mark_unchanged();
-            seen.changed_at = Some(Instant::now());
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).look()
+    }
+
+    /// Looks whenever there is something to see, so that nothing is noticed late. Ends when the transport has gone.
+    pub(crate) async fn watch_connection(&self) {
+        let mut health = self.transport.health();
+        while health.changed().await.is_ok() {
+            let _ = self.reconnected_at();
         }
-        seen.changed_at
     }
 
     /// Gives a message that was not begun to whoever takes it next, at no cost. A suspect stays among the suspects.
@@ -150,4 +182,43 @@ impl Shop {
 pub(crate) fn handoff(messages: Vec<Outgoing>, batch: &Arc<InHand>) -> Handoff {
     batch.open();
     Handoff { messages, batch: Arc::clone(batch) }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::memory::MemoryTransport;
+
+    use super::*;
+
+    impl Shop {
+        /// One that knows no jobs, on a broker of its own.
+        pub(crate) async fn of_nothing() -> Arc<Self> {
+            let transport = MemoryTransport::new();
+            let (board, _) = JobBoard::open(&*transport).await.unwrap();
+            let id = "test-worker".parse().unwrap();
+            Arc::new(Self::new(Registry::default(), board, transport, Lane::default(), id))
+        }
+    }
+
+    #[test]
+    fn a_connection_is_lost_when_it_is_away_and_not_when_the_broker_blocks() {
+        let (broker, health) = watch::channel(Health::Well);
+        let mut connection = Connection::new(health);
+        assert_eq!(connection.look(), None, "the first connection");
+        for health in [Health::Blocked("low on memory".into()), Health::Well] {
+            broker.send_replace(health);
+            assert_eq!(connection.look(), None, "{:?}", connection.seen);
+        }
+        broker.send_replace(Health::Away("gone".into()));
+        let lost = connection.look();
+        assert!(lost.is_some());
+        broker.send_replace(Health::Well);
+        assert!(connection.look() > lost, "it was found again later");
+        let found = connection.look();
+        assert_eq!(connection.look(), found);
+        for health in [Health::Away("gone".into()), Health::Well] {
+            broker.send_replace(health);
+        }
+        assert!(connection.look() > found, "it was lost between two looks");
+    }
 }

@@ -14,9 +14,9 @@ use gristmill_shared::{
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
-    seat::Tenant,
+    seat::{ALL, Tenant},
     sequel::Sequel,
-    shop::{Shop, handoff},
+    shop::Shop,
     suspicion::{Verdict, judge},
 };
 
@@ -130,17 +130,16 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
+    /// What follows from all that is left of the batch.
     fn send(&self, messages: Vec<Outgoing>) {
-        self.send_up_to(messages, None);
+        self.send_up_to(messages, ALL);
     }
 
     /// What follows from the tasks before `up_to`. False if it must not be said.
-    fn send_up_to(&self, messages: Vec<Outgoing>, up_to: Option<TaskIndex>) -> bool {
-        if !self.tenant.may_say(up_to) {
-            return false;
-        }
+    fn send_up_to(&self, messages: Vec<Outgoing>, up_to: TaskIndex) -> bool {
+        let Some(handoff) = self.tenant.may_say(messages, up_to) else { return false };
         // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
-        let _ = self.handoffs.send(handoff(messages, &self.work.batch));
+        let _ = self.handoffs.send(handoff);
         true
     }
 
@@ -219,7 +218,7 @@ impl Run<'_> {
     fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
         let (done, errors) =
             (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
-        let up_to = chunk.end();
+        let Some(up_to) = chunk.end() else { return }; // nothing is in it
         if self.send_up_to(sequel.of_chunk(chunk), up_to) {
             self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
             self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
@@ -241,16 +240,18 @@ mod tests {
         fn extend(&self, _: Token) {}
     }
 
-    fn work(from: QueueRole) -> Work {
-        let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-        Work { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+    impl Work {
+        pub(crate) fn of_nothing(from: QueueRole) -> Self {
+            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
+            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+        }
     }
 
     #[tokio::test]
     async fn suspects_go_first_and_nothing_is_left_behind() {
         let (giving, waiting) = waiting(4);
         for from in [QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect] {
-            giving.give(work(from)).await;
+            giving.give(Work::of_nothing(from)).await;
         }
         drop(giving);
         let from = || waiting.next().map(|work| work.from);

@@ -57,7 +57,7 @@ pub struct WorkerReport {
     pub skipped: u64,
     /// Batches, or ends of batches, left to others: when the worker was told to leave, or when a task beside them ran too long.
     pub handed_back: u64,
-    /// Slots whose task did not end within the grace; their batches run again elsewhere.
+    /// Slots whose task did not end within the grace; what was not handed on of their batches was handed back.
     pub abandoned: u32,
 }
 
@@ -148,6 +148,8 @@ impl Worker {
             Arc::clone(&publisher),
             self.slots.get().into(),
         )));
+        let watched = Arc::clone(&shop);
+        let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         tracing::info!(
             worker = %self.id, lane = %self.lane, slots = self.slots, transport = %transport, "taking tasks"
@@ -171,37 +173,35 @@ impl Worker {
         };
         let handed_back = async {
             leaving.cancelled().await;
-            intake::hand_back_all(&shop, &waiting, &handoffs).await;
+            let never = CancellationToken::new();
+            intake::hand_back_all(&shop, &waiting, &handoffs, &never).await;
             Ok(())
         };
         let no_more = CancellationToken::new();
         let worked = async {
             let slots_ended = crew.ended(&leaving, self.grace);
-            let ((), consumers, (), abandoned) =
-                futures::try_join!(leave, intakes_ended, handed_back, slots_ended)?;
+            let ((), consumers, (), ()) = futures::try_join!(leave, intakes_ended, handed_back, slots_ended)?;
             no_more.cancel();
-            Ok::<_, WorkerError>((consumers, abandoned))
+            Ok::<_, WorkerError>(consumers)
         };
         let handed_on = async { Ok(handoff::hand_on_all(to_hand_on, &*publisher, &no_more).await?) };
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(self.grace + SETTLING_GRACE).await;
         };
-        let abandoned = tokio::select! {
+        tokio::select! {
             ended = async { futures::try_join!(worked, handed_on) } => {
-                let ((consumers, abandoned), ()) = ended?;
+                let (consumers, ()) = ended?;
                 for consumer in consumers {
                     consumer.close().await;
                 }
-                abandoned
             }
             () = too_long => {
                 tracing::warn!("the broker takes no outcomes; leaving, what was not settled runs again elsewhere");
-                shop.counts.busy.load(Ordering::Relaxed)
             }
             lost = following => return Err(lost.map_or(WorkerError::Died, WorkerError::from)),
             error = crew.watch() => return Err(error),
-        };
+        }
         let counts = &shop.counts;
         if crew.too_many_stuck.is_cancelled() {
             let threads = counts.stuck.load(Ordering::Relaxed);
@@ -213,7 +213,7 @@ impl Worker {
             errors: counts.errors.load(Ordering::Relaxed),
             skipped: counts.skipped.load(Ordering::Relaxed),
             handed_back: counts.handed_back.load(Ordering::Relaxed),
-            abandoned,
+            abandoned: counts.abandoned.load(Ordering::Relaxed),
         })
     }
 }
