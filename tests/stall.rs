@@ -33,7 +33,7 @@ async fn purge_tasks(site: &Site) -> u32 {
 #[tokio::test]
 async fn tasks_that_were_purged_are_named_and_sent_again() {
     let site = Site::new();
-    let mut sink = site.start("sink --stall-after 1500ms");
+    let mut sink = site.start("sink --stall-after 3s");
     sink.says("serving").await;
     let mut worker = site.start("worker --slots 1");
     worker.says("taking tasks").await;
@@ -43,20 +43,23 @@ async fn tasks_that_were_purged_are_named_and_sent_again() {
     let purged = purge_tasks(&site).await;
     assert!(purged > 10, "only {purged} messages were purged");
 
-    site.shown(&job, |shown| shown["stalled_ms"].is_u64()).await;
-    let shown = site.json(&format!("sink show {job} --json")).await;
+    // On a slow machine it may have stalled before, and the worker may hold some tasks for long.
+    let lost = u64::from(purged) * 10;
+    let is_told =
+        |shown: &serde_json::Value| shown["stalled_ms"].is_u64() && shown["missing"]["tasks"] == lost;
+    let shown = site.shown(&job, is_told).await;
     let missing = shown["missing"]["tasks"].as_u64().unwrap();
     let listed = shown["missing"]["ranges"].as_array().unwrap().iter();
     let listed: u64 =
         listed.map(|range| range["end"].as_u64().unwrap() - range["start"].as_u64().unwrap()).sum();
-    assert_eq!((missing, listed), (u64::from(purged) * 10, missing), "{shown}");
+    assert_eq!((missing, listed), (lost, lost), "{shown}");
     let first = &shown["missing"]["ranges"][0];
     let first = format!("missing: {}-{}", first["start"], first["end"].as_u64().unwrap() - 1);
     let told = site.run(&format!("sink show {job}")).await;
     assert!(told.stdout.contains("no outcome for") && told.stdout.contains(&first), "{told:?}");
     assert!(told.stderr.contains(&format!("producer resume {job} --missing")), "{told:?}");
-    assert!(submit.says("no outcome for a while").await.contains(&first));
-    assert_eq!(sink.said("the job stalls:"), 1);
+    submit.says(&format!("no outcome for a while; {first}")).await;
+    assert!(sink.said("the job stalls:") > 0);
 
     let resumed = site.run(&format!("producer resume {job} --missing --wait")).await;
     assert!(resumed.answer().contains("1999000"), "{resumed:?}");

@@ -95,7 +95,7 @@ impl Submission {
             loop {
                 if let JournalEntry::Fact(message) = journal.next().await?
                     && let Ok(Fact::Missing(missing)) = Fact::decode(&message)
-                    && (missing.job, missing.from) == (self.id(), from)
+                    && (missing.job, missing.from, missing.since_ms) == (self.id(), from, None)
                 {
                     return Ok(missing);
                 }

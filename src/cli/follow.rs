@@ -78,7 +78,9 @@ pub(crate) async fn to_the_end(
                 if !submitted && heard == Heard::Nothing {
                     context.bar.begin(&opened.plan);
                 }
-                heard = Heard::OfTheSink;
+                if heard == Heard::Nothing {
+                    heard = Heard::OfTheSink; // it is told again at each resume
+                }
             }
             News::Progress(progress) => {
                 heard = if progress.sealed { Heard::OfTasks } else { Heard::OfTheSplit };

@@ -85,17 +85,24 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     done
 }
 
-/// Refuses tasks that did not fail: the sink would send none of them, and only its log would say so.
+/// Refuses tasks that did not fail or are not kept: the sink would send none of them, and only its log would say so.
 fn all_failed(reader: &LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
+    let mut some = false;
     let mut others: BTreeSet<_> = indices.iter().copied().collect();
     reader.failures(job, &mut |failure| {
-        others.remove(&failure.index);
-        if others.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if failure.task.is_some() {
+            some = true;
+            others.remove(&failure.index);
+        }
+        if some && others.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     match others.first() {
-        None => Ok(()),
+        None if some => Ok(()),
+        None => Err(Failure::usage(format_args!(
+            "no failed task of job {job} is known in full, so none can be sent again (hint: see `sink failures {job}`)"
+        ))),
         Some(index) => Err(Failure::usage(format_args!(
-            "task {index} of job {job} has not failed (hint: see `sink failures {job}`)"
+            "task {index} of job {job} has not failed, or is not known in full (hint: see `sink failures {job}`)"
         ))),
     }
 }

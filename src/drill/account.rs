@@ -25,6 +25,8 @@ pub(crate) struct Act {
 pub(crate) struct Left {
     pub(crate) at_seconds: f64,
     pub(crate) who: String,
+    /// Whether it had been up before.
+    pub(crate) was_up: bool,
     /// `None` if a signal ended it.
     pub(crate) code: Option<i32>,
     /// Its last line on stderr.
@@ -32,9 +34,10 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// Whether it ended as one that lost its broker may; it is then started again, and that is no defect.
-    pub(crate) fn lost_its_broker(&self) -> bool {
-        self.code == Some(Exit::Broker as i32)
+    /// Whether it ended as one may that finds no broker at its start; it is then started again, and that is no defect. One
+    /// that was up waits for a broker that it lost.
+    pub(crate) fn found_no_broker(&self) -> bool {
+        self.code == Some(Exit::Broker as i32) && !self.was_up
     }
 }
 
@@ -137,7 +140,7 @@ impl Account {
         let types_done = came().collect::<BTreeSet<_>>().len();
         let enough_faults = faults_done > 0
             && faults_done * ENOUGH.1 >= faults_planned * ENOUGH.0
-            && types_done >= TYPES.min(faults.len());
+            && types_done >= TYPES.min((faults.len() * ENOUGH.0).div_ceil(ENOUGH.1));
         let not_done =
             acts.iter().filter_map(|act| Some(format!("{}: {}", act.fault, act.came.as_ref().err()?)));
         Self {
@@ -252,11 +255,11 @@ impl fmt::Display for Account {
         for what in &self.not_done {
             writeln!(f, "  did not happen: {what}")?;
         }
-        let of_broker = self.left.iter().filter(|left| left.lost_its_broker()).count();
+        let of_broker = self.left.iter().filter(|left| left.found_no_broker()).count();
         let others = self.left.len() - of_broker;
         writeln!(
             f,
-            "left            {of_broker} processes as they lost the broker, {others} for other reasons"
+            "left            {of_broker} processes as they found no broker, {others} for other reasons"
         )?;
         writeln!(f, "jobs            {}, {} of them verified", self.jobs, self.verified)?;
         writeln!(f, "tasks           {}", self.tasks)?;

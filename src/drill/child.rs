@@ -47,6 +47,8 @@ pub(super) struct Ended {
     pub(super) status: ExitStatus,
     /// Its last line on stderr.
     pub(super) last: String,
+    /// Whether it had been up.
+    pub(super) was_up: bool,
 }
 
 impl Ended {
@@ -113,7 +115,8 @@ impl Child {
     pub(super) async fn ended(&mut self) -> io::Result<Ended> {
         let status = self.process.wait().await?;
         while self.said.changed().await.is_ok() {} // both listeners are at their ends then
-        Ok(Ended { status, last: self.said.borrow().last.clone() })
+        let said = self.said.borrow();
+        Ok(Ended { status, last: said.last.clone(), was_up: said.up.is_some() })
     }
 
     /// Sends a signal. Its id is still its own, since nobody but us waits for it.

@@ -237,10 +237,11 @@ impl Post {
         let left = Left {
             at_seconds: self.site.elapsed().as_secs_f64(),
             who: self.name.clone(),
+            was_up: ended.was_up,
             code: ended.code(),
             said: ended.last.clone(),
         };
-        if !left.lost_its_broker() {
+        if !left.found_no_broker() {
             self.site.defect(left.to_string());
         }
         self.site.left(left);
