@@ -55,8 +55,7 @@ impl Own {
     async fn state(&self) -> String {
         self.with(|broker| {
             let queues = ["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers"];
-            let channels =
-                ["list_channels", "connection", "messages_unconfirmed", "messages_unacknowledged", "state"];
+            let channels = ["list_channels", "connection", "messages_unconfirmed", "messages_unacknowledged"];
             [broker.ctl(&queues), broker.ctl(&channels)]
                 .map(|said| said.unwrap_or_else(|e| e.to_string()))
                 .concat()
