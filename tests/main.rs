@@ -23,5 +23,6 @@ mod poison;
 mod retry;
 mod run;
 mod stall;
+mod tls;
 
 pub(crate) use harness::broker::broker_url;

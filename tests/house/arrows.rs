@@ -28,8 +28,10 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates that belong to one corner of the house, and the packages that reach them.
-const OWNERS: [(&str, &[&str]); 5] = [
+const OWNERS: [(&str, &[&str]); 7] = [
     ("lapin", &["gristmill-amqp", "gristmill"]),
+    ("rustls", &["gristmill-amqp", "gristmill"]),
+    ("toml", &["gristmill"]),
     ("rusqlite", &["gristmill-sink", "gristmill"]),
     ("clap", &["gristmill-jobs", "gristmill"]),
     ("indicatif", &["gristmill"]),
