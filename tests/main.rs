@@ -6,6 +6,7 @@
 mod amqp;
 mod bad_input;
 mod bad_transport;
+mod config;
 mod conformance;
 mod crash;
 mod drain;

@@ -62,8 +62,9 @@ pub(crate) fn read(command: Command, whole: Command, role: Option<&str>) -> Resu
     let words: Vec<OsString> = std::env::args_os().collect();
     // Somebody who asks what is configured need not say what to do.
     let command = if words.iter().any(|word| word == "--print-config") { relaxed(command) } else { command };
-    let command = changed(command, &without_empty_variables);
-    let first = command.clone().try_get_matches_from(&words).map_err(|error| located(error, &settings))?;
+    let parse =
+        |command: &Command| changed(command.clone(), &without_empty_variables).try_get_matches_from(&words);
+    let first = parse(&command).map_err(|error| located(error, &settings))?;
 
     let mut beneath = match first.get_one::<PathBuf>("config") {
         Some(path) => settings.read_file(path, role.or(first.subcommand_name()))?,
@@ -78,7 +79,7 @@ pub(crate) fn read(command: Command, whole: Command, role: Option<&str>) -> Resu
         None => arg,
     };
     let command = changed(command, &with_defaults);
-    let matches = command.clone().try_get_matches_from(words).map_err(Stop::CommandLine)?;
+    let matches = parse(&command).map_err(Stop::CommandLine)?;
     let configured = Configured { matches, command, beneath };
     configured.refuse_seen_passwords()?;
     Ok(configured)
@@ -132,10 +133,7 @@ fn relaxed(command: Command) -> Command {
 /// An empty variable is as good as none: a compose file cannot leave one out.
 fn without_empty_variables(arg: Arg) -> Arg {
     let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    if !is_empty {
-        return arg;
-    }
-    arg.env(Resettable::Reset)
+    if is_empty { arg.env(Resettable::Reset) } else { arg }
 }
 
 /// Says where a value came from that was not on the command line.
@@ -146,5 +144,47 @@ fn located(error: clap::Error, settings: &Settings) -> Stop {
     match settings.variable_of(&error) {
         Some(variable) => Failure::usage(format_args!("{variable}: {}", super::brief(&error))).into(),
         None => Stop::CommandLine(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{App, Role, cli::kinds::Kinds};
+
+    fn whole() -> Command {
+        let (kinds, _) = App::with_built_in_jobs().into_parts().unwrap();
+        crate::cli::command(Role::All, &Kinds(kinds), "1")
+    }
+
+    fn all_args(command: &Command) -> Vec<&Arg> {
+        command.get_arguments().chain(command.get_subcommands().flat_map(all_args)).collect()
+    }
+
+    #[test]
+    fn a_setting_has_one_name_and_means_the_same_in_every_role() {
+        let whole = whole();
+        let mut by_key = std::collections::BTreeMap::<_, &Arg>::new();
+        for arg in all_args(&whole).into_iter().filter(|arg| arg.get_env().is_some()) {
+            let long = arg.get_long().expect("a variable is that of a flag");
+            assert_eq!(settings::env(arg), format!("GRISTMILL_{}", long.to_uppercase().replace('-', "_")));
+            let first = by_key.entry(long).or_insert(arg);
+            let alike = |arg: &Arg| {
+                (
+                    arg.get_default_values().to_vec(),
+                    arg.get_value_parser().type_id(),
+                    settings::is_secret(arg),
+                )
+            };
+            assert_eq!(alike(first), alike(arg), "--{long} differs from role to role");
+        }
+        assert!(by_key.len() >= 15, "{:?}", by_key.keys());
+    }
+
+    #[test]
+    fn no_setting_is_required_so_that_a_file_may_be_the_one_to_say_it() {
+        let whole = whole();
+        let settings = all_args(&whole).into_iter().filter(|arg| settings::key(arg).is_some());
+        assert_eq!(settings.filter(|arg| arg.is_required_set()).count(), 0);
     }
 }

@@ -83,7 +83,13 @@ impl AmqpConfig {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let tls = access.tls(&uri.scheme)?;
         access.identify(url, &mut uri)?;
-        Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, give_up_after_loss: None, uri, tls })
+        Ok(Self {
+            name: "gristmill".into(),
+            give_up_after: GIVE_UP_AFTER,
+            give_up_after_loss: None,
+            uri,
+            tls,
+        })
     }
 
     /// How to trust and be trusted, if it is to be TLS.
@@ -119,7 +125,9 @@ impl Access {
             (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
             (Some(file), None) | (None, Some(file)) => {
                 let file = file.display();
-                let why = format!("{file}: a certificate and its key go together (hint: --tls-cert FILE --tls-key FILE)");
+                let why = format!(
+                    "{file}: a certificate and its key go together (hint: --tls-cert FILE --tls-key FILE)"
+                );
                 return Err(TransportError::Invalid(why));
             }
         };
@@ -336,14 +344,19 @@ mod tests {
             assert!(!format!("{config} {config:?}").contains("se/cr"));
         }
         let error = with("amqp://me:other@host", access).unwrap_err();
-        assert!(error.contains("two passwords") && !error.contains("se/cr") && !error.contains("other"), "{error}");
+        assert!(
+            error.contains("two passwords") && !error.contains("se/cr") && !error.contains("other"),
+            "{error}"
+        );
     }
 
     #[test]
     fn what_is_for_tls_is_refused_without_it_and_in_halves() {
         let ca = || Access { tls_ca: Some("ca.pem".into()), ..Access::default() };
         assert!(with("amqp://host", ca()).unwrap_err().contains("amqps://"));
-        assert!(with("amqps://host", ca()).unwrap_err().contains("cannot read the CA file ca.pem: No such file"));
+        assert!(
+            with("amqps://host", ca()).unwrap_err().contains("cannot read the CA file ca.pem: No such file")
+        );
         let half = Access { tls_key: Some("key.pem".into()), ..Access::default() };
         assert!(with("amqps://host", half).unwrap_err().contains("go together"));
         let external = with("amqps://host?auth_mechanism=external", Access::default());

@@ -11,7 +11,8 @@ use rustls::{
     },
 };
 
-const CA_HINT: &str = "--tls-ca FILE names the CA that signed the broker's certificate; without it the system's CAs count";
+const CA_HINT: &str =
+    "--tls-ca FILE names the CA that signed the broker's certificate; without it the system's CAs count";
 const OURS_HINT: &str = "see --tls-cert, and which CA the broker trusts (`cacertfile` in its configuration)";
 const CLOCK_HINT: &str = "renew it on the broker; or is a clock wrong?";
 const PORT_HINT: &str = "without TLS it is amqp://; RabbitMQ's port for TLS is 5671";
@@ -61,12 +62,14 @@ impl Tls {
 
     fn unusable(&self, why: &io::Error) -> Unusable {
         let text = match (&self.identity, cause::<rustls::Error>(why)) {
-            (Some((cert, key)), Some(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) => format!(
-                "the key in {} is not that of the certificate in {} (hint: our own certificate comes first in the file, its \
+            (Some((cert, key)), Some(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) => {
+                format!(
+                    "the key in {} is not that of the certificate in {} (hint: our own certificate comes first in the file, its \
                  issuers after it)",
-                key.display(),
-                cert.display()
-            ),
+                    key.display(),
+                    cert.display()
+                )
+            }
             (Some((cert, _)), Some(_)) => {
                 format!("the certificate in {} is of no use: {why} (hint: see --tls-cert)", cert.display())
             }
@@ -141,7 +144,9 @@ pub(crate) fn trouble(error: &io::Error) -> Option<Trouble> {
             let (why, hint) = alerted(*alert);
             Trouble::Trust(format!("{why} (hint: {hint})"))
         }
-        Error::InvalidMessage(_) => Trouble::Speech(format!("it does not speak TLS there (hint: {PORT_HINT})")),
+        Error::InvalidMessage(_) => {
+            Trouble::Speech(format!("it does not speak TLS there (hint: {PORT_HINT})"))
+        }
         why => Trouble::Speech(format!("{why} (hint: TLS 1.2 or 1.3 is needed; {PORT_HINT})")),
     };
     Some(trouble)
@@ -155,12 +160,17 @@ fn untrusted(why: &CertificateError) -> (String, &'static str) {
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
             let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
-            let names = if names.is_empty() { "no host at all (a CN does not count)".into() } else { names.join(", ") };
+            let names = if names.is_empty() {
+                "no host at all (a CN does not count)".into()
+            } else {
+                names.join(", ")
+            };
             let host = match expected {
                 ServerName::IpAddress(address) => std::net::IpAddr::from(*address).to_string(),
                 name => name.to_str().into_owned(),
             };
-            let hint = "name the broker in the URL as its certificate does, or have one made that names it so";
+            let hint =
+                "name the broker in the URL as its certificate does, or have one made that names it so";
             (format!("is not for {host:?}, but for {names}"), hint)
         }
         CertificateError::ExpiredContext { time, not_after } => {
@@ -178,10 +188,9 @@ fn untrusted(why: &CertificateError) -> (String, &'static str) {
 fn alerted(alert: AlertDescription) -> (String, &'static str) {
     let ours = |why: &str| (format!("the broker does not accept our certificate: {why}"), OURS_HINT);
     match alert {
-        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => (
-            "the broker wants a client certificate".into(),
-            "--tls-cert FILE and --tls-key FILE",
-        ),
+        AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
+            ("the broker wants a client certificate".into(), "--tls-cert FILE and --tls-key FILE")
+        }
         AlertDescription::UnknownCA => ours("it was not signed by a CA that the broker trusts"),
         AlertDescription::CertificateExpired => ours("it has expired, or is not valid yet"),
         AlertDescription::CertificateRevoked => ours("it was revoked"),
@@ -235,8 +244,14 @@ mod tests {
         let presented = vec![r#"DnsName("rabbit")"#.into(), "IpAddress(127.0.0.1)".into()];
         let cases = [
             (told(CertificateError::UnknownIssuer), "not signed by a CA that we trust"),
-            (told(CertificateError::ExpiredContext { time: at(864_000), not_after: at(0) }), "expired, 10 days ago"),
-            (told(CertificateError::NotValidYetContext { time: at(0), not_before: at(3_600) }), "only in 60 min"),
+            (
+                told(CertificateError::ExpiredContext { time: at(864_000), not_after: at(0) }),
+                "expired, 10 days ago",
+            ),
+            (
+                told(CertificateError::NotValidYetContext { time: at(0), not_before: at(3_600) }),
+                "only in 60 min",
+            ),
             (
                 told(CertificateError::NotValidForNameContext { expected, presented }),
                 r#"is not for "10.0.0.1", but for rabbit, 127.0.0.1"#,
