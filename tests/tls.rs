@@ -49,10 +49,11 @@ impl Ca {
 const VALID: std::ops::Range<i32> = 2020..2120;
 
 /// A broker with TLS whose certificate is for `localhost` alone, and its CA.
-async fn broker() -> (OwnBroker, Ca) {
+async fn broker(mutual: bool) -> (OwnBroker, Ca) {
     let ca = Ca::new();
     ca.sign("server", "rabbit", &["localhost"], VALID);
-    let files = TlsFiles { ca: ca.path("ca.pem"), cert: ca.path("server.pem"), key: ca.path("server.key") };
+    let files =
+        TlsFiles { ca: ca.path("ca.pem"), cert: ca.path("server.pem"), key: ca.path("server.key"), mutual };
     (OwnBroker::start_with(move || LocalBroker::start_with_tls(&files)).await, ca)
 }
 
@@ -76,7 +77,7 @@ fn assert_told(ended: &Ended, code: i32, parts: &[&str]) {
 
 #[tokio::test]
 async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
-    let (broker, ca) = broker().await;
+    let (broker, ca) = broker(false).await;
     let (plain, port) = (broker.url(), broker.with(|broker| broker.tls_port()).await);
     let url = format!("amqps://guest:guest@localhost:{port}");
     let trust = ca.path("ca.pem");
@@ -138,7 +139,7 @@ async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
 
 #[tokio::test]
 async fn a_client_certificate_says_who_we_are_where_the_url_names_nobody() {
-    let (broker, ca) = broker().await;
+    let (broker, ca) = broker(true).await;
     broker.ctl("add_user mill not-the-password").await;
     broker.ctl("set_permissions mill .* .* .*").await;
     let port = broker.with(|broker| broker.tls_port()).await;
@@ -155,6 +156,13 @@ async fn a_client_certificate_says_who_we_are_where_the_url_names_nobody() {
     let users = broker.ctl("list_connections user").await;
     assert!(users.contains("mill") && !users.contains("guest"), "{users}");
     assert_eq!(sink.stop().await.code, 0);
+
+    let ended = cannot(&site, &url, &[("GRISTMILL_TLS_CA", &trust)]).await;
+    assert_told(
+        &ended,
+        3,
+        &["the broker wants a client certificate", "(hint: --tls-cert FILE and --tls-key FILE)"],
+    );
 
     let as_stranger = |cert: &'static str, key: &'static str| {
         let (cert, key) = (ca.path(cert), ca.path(key));

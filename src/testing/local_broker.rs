@@ -67,8 +67,8 @@ impl LocalBroker {
         Self::start_anywhere(None)
     }
 
-    /// Starts a node that speaks TLS too, see [`tls_port`](Self::tls_port). Clients need no certificate; one who has one
-    /// may log in by it (EXTERNAL), as the user whom its CN names.
+    /// Starts a node that speaks TLS too, see [`tls_port`](Self::tls_port). Clients who have a
+    /// certificate may log in by it (EXTERNAL), as the user whom its CN names.
     ///
     /// # Errors
     /// As [`start`](Self::start); without the plugin `rabbitmq_auth_mechanism_ssl` it does not start.

@@ -54,6 +54,8 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
+    /// Whether clients must have a certificate too.
+    pub mutual: bool,
 }
 
 /// The four ports of a node, all on 127.0.0.1.
@@ -114,8 +116,8 @@ impl Place {
         write!(cookie, "{:016X}{:016X}", random(), random())
     }
 
-    /// Clients need no certificate; one who has one may log in by it, as the user whom its CN names.
-    fn tls_config(&self, TlsFiles { ca, cert, key }: &TlsFiles) -> String {
+    /// Clients who have a certificate may log in by it, as the user whom its CN names.
+    fn tls_config(&self, TlsFiles { ca, cert, key, mutual }: &TlsFiles) -> String {
         let (port, ca, cert, key) = (self.ports.amqps, ca.display(), cert.display(), key.display());
         format!(
             "listeners.ssl.1 = 127.0.0.1:{port}\n\
@@ -123,7 +125,7 @@ impl Place {
              ssl_options.certfile = {cert}\n\
              ssl_options.keyfile = {key}\n\
              ssl_options.verify = verify_peer\n\
-             ssl_options.fail_if_no_peer_cert = false\n\
+             ssl_options.fail_if_no_peer_cert = {mutual}\n\
              ssl_cert_login_from = common_name\n\
              auth_mechanisms.1 = PLAIN\n\
              auth_mechanisms.2 = EXTERNAL\n"
