@@ -44,6 +44,17 @@ impl Ca {
         fs::write(self.path(&format!("{name}.pem")), cert.pem()).unwrap();
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
+
+    /// What a broker needs that is to be known as `localhost` alone.
+    fn server(&self, years: std::ops::Range<i32>, mutual: bool) -> TlsFiles {
+        self.sign("server", "rabbit", &["localhost"], years);
+        TlsFiles {
+            ca: self.path("ca.pem"),
+            cert: self.path("server.pem"),
+            key: self.path("server.key"),
+            mutual,
+        }
+    }
 }
 
 const VALID: std::ops::Range<i32> = 2020..2120;
@@ -51,9 +62,7 @@ const VALID: std::ops::Range<i32> = 2020..2120;
 /// A broker with TLS whose certificate is for `localhost` alone, and its CA.
 async fn broker(mutual: bool) -> (OwnBroker, Ca) {
     let ca = Ca::new();
-    ca.sign("server", "rabbit", &["localhost"], VALID);
-    let files =
-        TlsFiles { ca: ca.path("ca.pem"), cert: ca.path("server.pem"), key: ca.path("server.key"), mutual };
+    let files = ca.server(VALID, mutual);
     (OwnBroker::start_with(move || LocalBroker::start_with_tls(&files)).await, ca)
 }
 
@@ -115,11 +124,9 @@ async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
     // A CA that is replaced while somebody is connected: the file is read again.
     let mut sink = with_ca("sink");
     sink.says("serving").await;
-    other.sign("server", "rabbit", &["localhost"], VALID);
-    for name in ["ca.pem", "server.pem", "server.key"] {
-        fs::copy(other.path(name), ca.path(name)).unwrap();
-    }
-    broker.ctl("eval ssl:clear_pem_cache().").await;
+    let files = other.server(VALID, false);
+    fs::copy(&files.ca, &trust).unwrap();
+    broker.with(move |broker| broker.renew_tls(&files)).await.unwrap();
     broker.ctl("close_all_connections renewed").await;
     sink.says("again after").await;
     assert_eq!(sink.stop().await.code, 0);
@@ -128,11 +135,8 @@ async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
     for (years, part) in
         [(2001..2002, "its certificate has expired"), (2110..2120, "is not valid yet, only in")]
     {
-        other.sign("server", "rabbit", &["localhost"], years);
-        for name in ["server.pem", "server.key"] {
-            fs::copy(other.path(name), ca.path(name)).unwrap();
-        }
-        broker.ctl("eval ssl:clear_pem_cache().").await;
+        let files = other.server(years, false);
+        broker.with(move |broker| broker.renew_tls(&files)).await.unwrap();
         assert_told(&cannot(&site, &url, &trusted).await, 3, &[part, "is a clock wrong?"]);
     }
 }

@@ -157,6 +157,15 @@ impl LocalBroker {
         self.place.ports.amqps
     }
 
+    /// Gives it other certificates, which it shows to whoever connects from now on. Its ports stay as they are.
+    ///
+    /// # Errors
+    /// The files cannot be copied, or the node is down.
+    pub fn renew_tls(&self, tls: &TlsFiles) -> Result<(), LocalBrokerError> {
+        self.place.copy_tls(tls).map_err(cannot("copy certificates"))?;
+        self.ctl(&["eval", "ssl:clear_pem_cache()."]).map(drop)
+    }
+
     /// Its version, as `3.10.8`.
     #[must_use]
     pub fn version(&self) -> &str {

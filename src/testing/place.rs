@@ -44,8 +44,7 @@ impl Installation {
     }
 }
 
-/// With what certificates a node speaks TLS. All files are PEM; the node reads them again for new connections, after
-/// some minutes or `rabbitmqctl eval 'ssl:clear_pem_cache().'`.
+/// With what certificates a node speaks TLS. All files are PEM, and are copied.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
     /// The CAs that may have signed the certificates of clients.
@@ -108,7 +107,13 @@ impl Place {
     pub(super) fn furnish(&self, tls: Option<&TlsFiles>) -> io::Result<()> {
         let plugins = if tls.is_some() { "[rabbitmq_auth_mechanism_ssl].\n" } else { "[].\n" };
         fs::write(self.dir.join("enabled_plugins"), plugins)?;
-        let tls = tls.map(|files| self.tls_config(files)).unwrap_or_default();
+        let tls = match tls {
+            Some(files) => {
+                self.copy_tls(files)?;
+                self.tls_config(files.mutual)
+            }
+            None => String::new(),
+        };
         fs::write(self.dir.join("rabbitmq.conf"), CONFIG.to_owned() + &tls)?;
         let mut cookie = fs::OpenOptions::new();
         let mut cookie =
@@ -116,14 +121,22 @@ impl Place {
         write!(cookie, "{:016X}{:016X}", random(), random())
     }
 
+    /// Copies the files to where the node reads them.
+    pub(super) fn copy_tls(&self, TlsFiles { ca, cert, key, .. }: &TlsFiles) -> io::Result<()> {
+        for (from, to) in [(ca, "ca.pem"), (cert, "cert.pem"), (key, "key.pem")] {
+            fs::copy(from, self.dir.join(to))?;
+        }
+        Ok(())
+    }
+
     /// Clients who have a certificate may log in by it, as the user whom its CN names.
-    fn tls_config(&self, TlsFiles { ca, cert, key, mutual }: &TlsFiles) -> String {
-        let (port, ca, cert, key) = (self.ports.amqps, ca.display(), cert.display(), key.display());
+    fn tls_config(&self, mutual: bool) -> String {
+        let (port, dir) = (self.ports.amqps, self.dir.display());
         format!(
             "listeners.ssl.1 = 127.0.0.1:{port}\n\
-             ssl_options.cacertfile = {ca}\n\
-             ssl_options.certfile = {cert}\n\
-             ssl_options.keyfile = {key}\n\
+             ssl_options.cacertfile = {dir}/ca.pem\n\
+             ssl_options.certfile = {dir}/cert.pem\n\
+             ssl_options.keyfile = {dir}/key.pem\n\
              ssl_options.verify = verify_peer\n\
              ssl_options.fail_if_no_peer_cert = {mutual}\n\
              ssl_cert_login_from = common_name\n\

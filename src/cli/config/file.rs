@@ -35,12 +35,18 @@ impl Settings {
         })?;
         let (mut for_all, mut for_role) = (Vec::new(), Vec::new());
         for (key, value) in table.get_ref() {
+            let is_role = self.roles.iter().any(|role| role.as_str() == key.get_ref());
             match value.get_ref() {
-                DeValue::Table(own) if self.roles.iter().any(|role| role.as_str() == key.get_ref()) => {
+                DeValue::Table(own) if is_role => {
                     for (own_key, value) in own {
                         let said = self.said(&place, Some(key.get_ref()), own_key, value)?;
                         for_role.extend((role == Some(key.get_ref())).then_some(said));
                     }
+                }
+                other if is_role => {
+                    let (role, found) = (key.get_ref(), other.type_str());
+                    let why = format!("`{role}` is of type {found}, expected a table (hint: [{role}])");
+                    return Err(place.at(key.span(), &why));
                 }
                 _ => for_all.push(self.said(&place, None, key, value)?),
             }
@@ -164,6 +170,7 @@ mod tests {
             ("once = true", ["unknown key `once`", "known are lane, slots"]), // which has no variable
             ("[wrker]\nslots = 8", ["f.toml:1: unknown key `wrker`", "did you mean `worker`?"]),
             ("[sink]\nslots = 8", ["f.toml:2: `sink` has no setting `slots`", "one of worker"]),
+            ("worker = 3", ["`worker` is of type integer", "expected a table (hint: [worker])"]),
             ("slots = [1]", ["`slots` is of type array", "expected a string or an integer"]),
             ("slots = 0", ["f.toml:1: invalid value '0' for '--slots <N>'", "1.."]),
             ("slots = \"many\"", ["invalid value 'many'", "--slots"]),
