@@ -83,6 +83,7 @@ impl Settings {
                 self.roles.push(role.into());
             }
             match self.all.iter_mut().find(|setting| setting.key == key) {
+                Some(setting) if setting.is_of(role) => {} // in several of its subcommands
                 Some(setting) => setting.roles.push(role.into()),
                 None => {
                     self.all.push(Setting { key: key.into(), roles: vec![role.into()], arg: arg.clone() })
