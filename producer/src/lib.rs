@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! split (thread, user code) ──▶ packed batches (bounded) ──▶ sending (async, window) ──▶ tasks
-//!                                                                 │
-//!                                                                 └──▶ cursor (file)
+//!   ▲                                                             │
+//!   └── size of the next batch ◀── measured task time (events)      └──▶ cursor (file)
 //! ```
 
 mod cancel;
@@ -13,6 +13,7 @@ mod kept_cursor;
 mod missing;
 mod producer;
 mod sending;
+mod sizing;
 mod splitting;
 mod watch;
 mod window;
@@ -21,6 +22,6 @@ pub use cancel::{Cancelling, cancel};
 pub use cursor::{CURSORS_KEPT, Cursor, CursorDir, CursorError};
 pub use error::ProducerError;
 pub use missing::MissingReport;
-pub use producer::{DEFAULT_BATCH, Producer, Submission, SubmitOptions};
+pub use producer::{Producer, Submission, SubmitOptions};
 pub use sending::{SplitEnd, SplitReport};
 pub use watch::{News, Watch};

@@ -7,11 +7,11 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport,
+    Address, AnyJob, EventFilter, EventReader, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy,
+    Publisher, QueueRole, Registry, Round, SplitDigest, StoreError, TaskIndex, Transport, TransportError,
     fail_point::{FailPoint, reached},
     publish_until_stored,
-    wire::{Aborted, Form, Opened, Sealed, now_ms},
+    wire::{Aborted, Event, Form, Opened, Sealed, now_ms},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,27 +19,23 @@ use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport,
     kept_cursor::KeptCursor,
     sending::{self, Note, Sending, Sent},
+    sizing::Sizing,
     splitting::{self, Label, Part, Place},
 };
 
-/// How many tasks a batch has unless told otherwise.
-pub const DEFAULT_BATCH: u32 = 64;
+/// A job of no more tasks is sent before anything of it can have been measured, so nobody listens.
+const NOT_WORTH_MEASURING: u64 = 16;
 
 /// How a job is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubmitOptions {
     /// Where to. Defaults to the lane `default`.
     pub lane: Lane,
     /// How its tasks are treated when they fail.
     pub policy: Policy,
-    /// How many tasks a batch has, 1 to 10,000. Defaults to [`DEFAULT_BATCH`].
-    pub batch: u32,
-}
-
-impl Default for SubmitOptions {
-    fn default() -> Self {
-        Self { lane: Lane::default(), policy: Policy::default(), batch: DEFAULT_BATCH }
-    }
+    /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 50 ms of
+    /// one slot's work, and fewer towards the end.
+    pub batch: Option<u32>,
 }
 
 /// Submits jobs over a transport.
@@ -120,7 +116,9 @@ impl Producer {
         let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
         self.transport.open_lane(&kept.cursor.lane).await?;
         let publisher = self.transport.publisher().await?;
-        let submission = Submission { producer: self.clone(), publisher, job, kept };
+        // Before the sink is told, since it may answer with what it knows of the job.
+        let measured = Measured::listen(&*self.transport, &kept.cursor).await?;
+        let submission = Submission { producer: self.clone(), publisher, job, kept, measured };
         let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = submission.cursor().clone();
         submission.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await?;
         Ok(submission)
@@ -134,6 +132,7 @@ pub struct Submission {
     publisher: Arc<dyn Publisher>,
     pub(crate) job: Arc<dyn AnyJob>,
     pub(crate) kept: KeptCursor,
+    measured: Measured,
 }
 
 impl Submission {
@@ -210,14 +209,17 @@ impl Submission {
         let stop = board.stop_signal(self.id(), round);
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         let note = matches!(part, Part::After(_));
-        let splits = splitting::start(Arc::clone(&self.job), self.label(round), part, self.cursor().batch)
-            .map_err(ProducerError::Thread)?;
+        let (job, planned) = (Arc::clone(&self.job), self.plan().tasks);
+        let sizing = Arc::clone(&self.measured.sizing);
+        let splits =
+            splitting::start(job, self.label(round), part, planned, sizing).map_err(ProducerError::Thread)?;
         let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
         let sending = Sending { to, publisher: &*self.publisher, stop: &stop, leave };
         let note = if note { Note::place(&mut self.kept) } else { Note::Count(0) };
         tokio::select! {
             sent = sending::send_all(splits, sending, note) => sent,
             lost = following => Err(lost.map_or(ProducerError::Died, ProducerError::from)),
+            lost = self.measured.follow() => Err(lost.into()),
         }
     }
 
@@ -261,6 +263,38 @@ impl Submission {
         let message = what.message(format!("{}/{part}", self.id()), &self.producer.app);
         let to = Address::Queue(QueueRole::Results.of(&self.cursor().lane));
         publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
+    }
+}
+
+/// What is measured of a job while it is sent.
+#[derive(Debug)]
+struct Measured {
+    job: JobId,
+    sizing: Arc<Sizing>,
+    /// Who tells; nobody if nobody asks.
+    events: Option<Box<dyn EventReader>>,
+}
+
+impl Measured {
+    async fn listen(transport: &dyn Transport, cursor: &Cursor) -> Result<Self, TransportError> {
+        let few = cursor.plan.tasks.is_some_and(|tasks| tasks <= NOT_WORTH_MEASURING);
+        let events = match cursor.batch {
+            None if !few => Some(transport.events(EventFilter::Lane(cursor.lane.clone())).await?),
+            _ => None,
+        };
+        Ok(Self { job: cursor.job, sizing: Arc::new(Sizing::new(cursor.batch)), events })
+    }
+
+    /// Listens until the connection goes.
+    async fn follow(&mut self) -> TransportError {
+        let Some(events) = &mut self.events else { return pending().await };
+        loop {
+            match events.next().await.map(|message| Event::decode(&message)) {
+                Ok(Ok(event)) => self.sizing.hear(self.job, &event),
+                Ok(Err(_)) => {} // none of ours
+                Err(lost) => return lost,
+            }
+        }
     }
 }
 

@@ -59,7 +59,7 @@ fn count(tasks: u64) -> Count {
 }
 
 fn options(batch: u32) -> SubmitOptions {
-    SubmitOptions { batch, ..SubmitOptions::default() }
+    SubmitOptions { batch: Some(batch), ..SubmitOptions::default() }
 }
 
 async fn within<F: Future>(future: F) -> F::Output {

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
-    pace::LONG,
+    pace::{FORGOTTEN_AFTER, HELD_UP, LOWEST, PER_SLOT, START},
     shop::{Shop, handoff},
     slot::{Giving, Waiting, Work},
     suspicion::that_count,
@@ -16,14 +17,16 @@ use crate::{
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;
+/// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
+/// the prefetch stays what it is; there are three changes from the start to the highest level.
+const RETIRED_MAX: usize = 4;
 
 /// Takes messages from one of the lane's queues.
 #[derive(Debug)]
 pub(crate) struct Intake {
     pub(crate) from: QueueRole,
-    /// How many deliveries are held; fewer while batches take long.
-    pub(crate) prefetch: u16,
-    pub(crate) prefetch_when_long: u16,
+    /// How many deliveries are held, by the pace's level.
+    pub(crate) prefetch: [u16; PER_SLOT.len()],
     pub(crate) shop: Arc<Shop>,
     pub(crate) work: Giving,
     /// The other end of `work`, and where to what waits there goes when batches turn out to take long.
@@ -40,9 +43,13 @@ struct Source {
 }
 
 impl Intake {
+    /// At the level where every worker begins.
     pub(crate) async fn open(&self) -> Result<Box<dyn Consumer>, TransportError> {
-        let prefetch = if self.shop.pace.is_long() { self.prefetch_when_long } else { self.prefetch };
-        self.shop.transport.consume(&self.from.of(&self.shop.lane), prefetch).await
+        self.open_at(START).await
+    }
+
+    async fn open_at(&self, level: usize) -> Result<Box<dyn Consumer>, TransportError> {
+        self.shop.transport.consume(&self.from.of(&self.shop.lane), self.prefetch[level]).await
     }
 
     /// Runs until the worker leaves; then asks for nothing more and gives away what is here already.
@@ -52,30 +59,35 @@ impl Intake {
         self,
         consumer: Box<dyn Consumer>,
     ) -> Result<Vec<Box<dyn Consumer>>, TransportError> {
+        let pace = &self.shop.pace;
         let mut source = Source { consumer, held: Vec::new() };
-        let mut long = false;
-        let mut retired: Option<Source> = None;
+        let mut level = START;
+        // A prefetch belongs to a consumer, so another one takes another consumer. Those before are kept for what is
+        // settled through them.
+        let mut retired: Vec<Source> = Vec::new();
         loop {
-            // A prefetch belongs to a consumer, so another one takes another consumer. The one before is kept for what
-            // is settled through it; there is no third.
-            if retired.as_mut().is_some_and(Source::is_settled)
-                && let Some(settled) = retired.take()
-            {
+            for settled in retired.extract_if(.., Source::is_settled) {
                 settled.consumer.close().await;
             }
-            let may_change = retired.is_none() && self.prefetch != self.prefetch_when_long;
+            let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
             let deliveries = tokio::select! {
                 deliveries = source.consumer.recv(TAKEN_AT_ONCE) => deliveries?,
                 () = self.leaving.cancelled() => break,
-                () = self.shop.pace.becomes(!long), if may_change => Vec::new(),
+                () = pace.becomes(level != LOWEST), if may_change => Vec::new(),
+                () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => Vec::new(),
             };
-            self.give(&mut source, deliveries, may_change && !long).await;
-            if may_change && self.shop.pace.is_long() != long && !self.leaving.is_cancelled() {
-                long = !long;
-                tracing::debug!(queue = ?self.from, long, "batches take long, or no longer do: another prefetch");
-                self.end(&mut source, long).await?;
-                let next = Source { consumer: self.open().await?, held: Vec::new() };
-                retired = Some(std::mem::replace(&mut source, next));
+            let full = source.holds_half(self.prefetch[level], deliveries.len());
+            self.give(&mut source, deliveries, may_change && level != LOWEST).await;
+            let next = pace.level(level, full);
+            if may_change && next != level && !self.leaving.is_cancelled() {
+                let (from, to) = (self.prefetch[level], self.prefetch[next]);
+                level = next;
+                if from != to {
+                    tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
+                    self.end(&mut source, true).await?;
+                    let next = Source { consumer: self.open_at(level).await?, held: Vec::new() };
+                    retired.push(std::mem::replace(&mut source, next));
+                }
             }
         }
         self.end(&mut source, false).await?;
@@ -98,20 +110,21 @@ impl Intake {
     /// `back`, that is where it goes while batches take long; what is being handed back then is awaited too, since it is
     /// in nobody else's hands.
     async fn give(&self, source: &mut Source, deliveries: Vec<Delivery>, back: bool) {
-        let given = CancellationToken::new();
+        let (given, one_given) = (CancellationToken::new(), Notify::new());
         let giving = async {
-            give(source, deliveries, self.from, &self.shop, &self.work).await;
+            give(source, deliveries, self.from, &self.shop, &self.work, &one_given).await;
             given.cancel();
         };
         if !back {
             return giving.await;
         }
+        let held_up = async { while timeout(HELD_UP, one_given.notified()).await.is_ok() {} };
         let long = async {
             tokio::select! {
                 biased;
                 () = given.cancelled() => return,
                 () = self.shop.pace.becomes(true) => {}
-                () = tokio::time::sleep(LONG) => self.shop.pace.held_up(),
+                () = held_up => self.shop.pace.held_up(),
             }
             hand_back_all(&self.shop, &self.waiting, &self.handoffs, &given).await;
         };
@@ -124,10 +137,24 @@ impl Source {
         self.held.retain(|batch| !batch.is_settled());
         self.held.is_empty()
     }
+
+    /// Whether these deliveries, and what was not settled before them, are half of the prefetch: then the broker seems to
+    /// have more, since word of what was settled last is still on its way to it.
+    fn holds_half(&mut self, prefetch: u16, deliveries: usize) -> bool {
+        self.held.retain(|batch| !batch.is_settled());
+        deliveries > 0 && self.held.len() + deliveries >= usize::from(prefetch.div_ceil(2))
+    }
 }
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
-async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &Giving) {
+async fn give(
+    source: &mut Source,
+    deliveries: Vec<Delivery>,
+    from: QueueRole,
+    shop: &Shop,
+    work: &Giving,
+    one_given: &Notify,
+) {
     // So never more than the prefetch; after a lost connection what it left unsettled besides, until that has been run in
     // vain: its old receipt does nothing, and it comes again.
     source.held.retain(|batch| !batch.is_settled());
@@ -142,6 +169,7 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
         source.held.push(Arc::clone(&batch));
         let next = Work { message, from, before, batch };
         work.give(next).await;
+        one_given.notify_one();
     }
 }
 
