@@ -223,6 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_stopped_ends_a_search_under_way() {
+        let stop = StopSignal::new();
+        let alphabet = Alphabet::parse("a-z").unwrap();
+        let digest = Digest::parse(&"0".repeat(40), None).unwrap();
+        let search = |count, stop| digest.find(alphabet.letters(), 0, count, &context(stop));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(search(100_000, StopSignal::new()).unwrap(), None); // until the other has begun
+                stop.stop();
+            });
+            let trouble = search(1_000_000_000, stop.clone()).unwrap_err().into_trouble();
+            assert_eq!(trouble, Trouble::Stopped);
+        });
+    }
+
+    #[test]
     fn what_is_no_digest_is_refused_with_what_was_expected() {
         let zeros = |n| "0".repeat(n);
         for (text, algorithm, why) in [
