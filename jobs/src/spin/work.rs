@@ -51,13 +51,12 @@ impl Work {
 
     pub(super) fn check(self) -> Result<(), JobError> {
         let Self { micros, micros_to, iterations_per_micro } = self;
-        match micros_to {
-            Some(to) if to < micros => {
-                return Err(JobError::new(format!(
-                    "--micros {micros}..{to}: the range is reversed (hint: did you mean {to}..{micros}?)"
-                )));
-            }
-            _ => {}
+        if let Some(to) = micros_to
+            && to < micros
+        {
+            return Err(JobError::new(format!(
+                "--micros {micros}..{to}: the range is reversed (hint: did you mean {to}..{micros}?)"
+            )));
         }
         let longest = micros_to.unwrap_or(micros);
         if longest > 0 && iterations_per_micro == 0 {
@@ -72,7 +71,7 @@ impl Work {
     pub(super) fn micros_by(self, draw: impl FnOnce() -> u64) -> u32 {
         let Some(to) = self.micros_to else { return self.micros };
         let lengths = u128::from(to.saturating_sub(self.micros)) + 1;
-        self.micros + (u128::from(draw()) * lengths >> u64::BITS) as u32
+        self.micros + ((u128::from(draw()) * lengths) >> u64::BITS) as u32
     }
 
     /// Does so many µs of it, all or until the job was stopped.
