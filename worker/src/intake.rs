@@ -60,11 +60,12 @@ impl Intake {
         consumer: Box<dyn Consumer>,
     ) -> Result<Vec<Box<dyn Consumer>>, TransportError> {
         let pace = &self.shop.pace;
+        // A prefetch belongs to a consumer, so another one takes another consumer. Those before are kept for what is
+        // settled through them. They are dropped last, else what they give up would come to the other one, which is about
+        // to go, and so be delivered once more for nothing.
+        let mut retired: Vec<Source> = Vec::new();
         let mut source = Source { consumer, held: Vec::new() };
         let mut level = START;
-        // A prefetch belongs to a consumer, so another one takes another consumer. Those before are kept for what is
-        // settled through them.
-        let mut retired: Vec<Source> = Vec::new();
         loop {
             for settled in retired.extract_if(.., Source::is_settled) {
                 settled.consumer.close().await;
@@ -91,7 +92,7 @@ impl Intake {
             }
         }
         self.end(&mut source, false).await?;
-        Ok(retired.into_iter().chain([source]).map(|source| source.consumer).collect())
+        Ok([source].into_iter().chain(retired).map(|source| source.consumer).collect())
     }
 
     /// Asks for nothing more, and gives away what is here already.
