@@ -102,7 +102,10 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
             Ok(Errand::TakeDead(deliveries)) => {
                 deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
             }
-            Ok(Errand::Stored(target, rows)) => clerk.stored(target, rows),
+            Ok(Errand::Stored(target, rows)) => {
+                clerk.stored(target, rows);
+                hand_out(clerk.outbox()?, outlets); // what was committed meanwhile need not wait for the next commit
+            }
             Ok(Errand::Broker { works }) => clerk.broker_works(works),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
@@ -112,7 +115,7 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
         if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
             clerk.find_stalls()?;
         }
-        if clerk.has_changed() && Instant::now() >= pace.due(asked.is_empty()) {
+        if commit_due(&clerk, &pace, asked.is_empty()).is_some_and(|due| Instant::now() >= due) {
             clerk = commit(clerk, &mut pace, outlets)?;
         }
         tell(&mut clerk, outlets);
@@ -121,20 +124,31 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
 
 /// When the clerk has something to do even if nobody asks.
 fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
-    let commit = clerk.has_changed().then(|| pace.due(idle));
-    commit.into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
+    commit_due(clerk, pace, idle).into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
+}
+
+/// When a commit is due, if there is anything to commit.
+fn commit_due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
+    if clerk.is_waited_for() {
+        return Some(pace.due(idle));
+    }
+    clerk.has_changed().then(|| pace.due_at_leisure())
 }
 
 fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {
     let began = Instant::now();
     let (mut clerk, Committed { receipts, outbox }) = clerk.commit()?;
     pace.committed(began, Instant::now());
+    hand_out(outbox, outlets); // first, since somebody waits for it
     receipts.into_iter().for_each(gristmill_shared::Receipt::ack);
+    tell(&mut clerk, outlets);
+    Ok(clerk)
+}
+
+fn hand_out(outbox: Vec<OutboxBatch>, outlets: &Outlets) {
     for batch in outbox {
         let _ = outlets.outbox.try_send(batch); // if nobody publishes any more, it goes out next time
     }
-    tell(&mut clerk, outlets);
-    Ok(clerk)
 }
 
 fn tell(clerk: &mut Clerk, outlets: &Outlets) {

@@ -157,13 +157,23 @@ impl Clerk {
 
     /// Whether there is anything to commit.
     pub(crate) fn has_changed(&self) -> bool {
-        self.held() > 0 || self.outbox.has_changed()
+        self.is_waited_for() || self.outbox.has_changed()
+    }
+
+    /// Whether there is something to commit that somebody waits for, and not only rows to be struck.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.held() > 0 || self.outbox.has_staged()
+    }
+
+    /// What has been committed and can go out now.
+    pub(crate) fn outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
+        self.outbox.next(&self.ledger)
     }
 
     /// Writes all that was taken in. After an error nothing of it is in the ledger, and there is no clerk any more.
     pub(crate) fn commit(mut self) -> Result<(Self, Committed), SinkError> {
         self.save()?;
-        let outbox = self.outbox.next(&self.ledger)?;
+        let outbox = self.outbox()?;
         let receipts = mem::take(&mut self.receipts);
         Ok((self, Committed { receipts, outbox }))
     }

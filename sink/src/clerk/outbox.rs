@@ -64,6 +64,11 @@ impl Outbox {
         !self.staged.is_empty() || !self.stored.is_empty()
     }
 
+    /// Whether something is to go out that is not saved yet.
+    pub(crate) fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
     /// These rows are with the broker; the next ones may follow.
     pub(crate) fn stored(&mut self, target: Target, rows: Vec<i64>) {
         self.stored.extend(rows);
