@@ -115,8 +115,12 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
         if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
             clerk.find_stalls()?;
         }
-        if commit_due(&clerk, &pace, asked.is_empty()).is_some_and(|due| Instant::now() >= due) {
-            clerk = commit(clerk, &mut pace, outlets)?;
+        if let Some(urgency) = clerk.urgency() {
+            let now = Instant::now();
+            pace.waits(now);
+            if now >= pace.due(urgency, asked.is_empty()) {
+                clerk = commit(clerk, &mut pace, outlets)?;
+            }
         }
         tell(&mut clerk, outlets);
     }
@@ -124,15 +128,8 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
 
 /// When the clerk has something to do even if nobody asks.
 fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
-    commit_due(clerk, pace, idle).into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
-}
-
-/// When a commit is due, if there is anything to commit.
-fn commit_due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
-    if clerk.is_waited_for() {
-        return Some(pace.due(idle));
-    }
-    clerk.has_changed().then(|| pace.due_at_leisure())
+    let commit = clerk.urgency().map(|urgency| pace.due(urgency, idle));
+    commit.into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
 }
 
 fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {

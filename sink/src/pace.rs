@@ -1,13 +1,26 @@
-//! When to commit: at once when nothing else is to be done, but never so often that committing is all that is done.
+//! When to commit: at once when a job ends, soon otherwise, but never so often that committing is all that is done.
 
 use std::time::{Duration, Instant};
+
+/// How soon something is to be committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// Nobody waits for it.
+    AtLeisure,
+    /// It is progress.
+    Soon,
+    /// Somebody waits for it: it ends a job, or answers a question.
+    Now,
+}
 
 /// After a commit is rested so many times as long as it took, so that committing takes a tenth of the time.
 const REST: u32 = 9;
 /// So much rest may be owed before a commit waits for it: enough for the few messages of a small job to be committed as
 /// they come.
 const OWED_MAX: Duration = Duration::from_millis(100);
-/// Under load, commits are at least this far apart.
+/// So long may progress wait for what else comes. A job of a few short tasks ends within that time, and is committed once.
+const SOON: Duration = Duration::from_millis(10);
+/// Under load, commits of progress are at least this far apart.
 const APART_MIN: Duration = Duration::from_millis(20);
 /// However long commits take, the next one does not wait longer than this.
 const APART_MAX: Duration = Duration::from_millis(50);
@@ -18,29 +31,36 @@ pub(crate) struct Pace {
     last: Instant,
     /// Until when all rest that is owed would be taken.
     rested: Instant,
+    /// Since when something waits to be committed.
+    waits_since: Option<Instant>,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { last: now, rested: now }
+        Self { last: now, rested: now, waits_since: None }
     }
 
     /// A commit ended.
     pub(crate) fn committed(&mut self, began: Instant, ended: Instant) {
         let rested = self.rested.max(began) + (ended - began) * (REST + 1);
         self.rested = rested.min(ended + OWED_MAX + APART_MAX);
-        self.last = ended;
+        (self.last, self.waits_since) = (ended, None);
+    }
+
+    /// There is something to commit.
+    pub(crate) fn waits(&mut self, now: Instant) {
+        self.waits_since.get_or_insert(now);
     }
 
     /// When the next commit is due, if there is something to commit; `idle` if no message waits.
-    pub(crate) fn due(&self, idle: bool) -> Instant {
+    pub(crate) fn due(&self, urgency: Urgency, idle: bool) -> Instant {
         let rested = self.rested.checked_sub(OWED_MAX).unwrap_or(self.last);
-        rested.max(if idle { self.last } else { self.last + APART_MIN })
-    }
-
-    /// When a commit is due of what nobody waits for.
-    pub(crate) fn due_at_leisure(&self) -> Instant {
-        self.rested.max(self.last + APART_MAX)
+        match urgency {
+            Urgency::Now => rested.max(self.last),
+            Urgency::Soon if idle => rested.max(self.waits_since.unwrap_or(self.last) + SOON),
+            Urgency::Soon => rested.max(self.last + APART_MIN),
+            Urgency::AtLeisure => self.rested.max(self.last + APART_MAX),
+        }
     }
 }
 
@@ -51,11 +71,12 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     /// Commits that take so long each, as soon as they are due: how long each waited.
-    fn waits(cost: Duration, idle: bool) -> Vec<Duration> {
+    fn waits(cost: Duration, urgency: Urgency, idle: bool) -> Vec<Duration> {
         let mut now = Instant::now() + 10 * OWED_MAX;
         let mut pace = Pace::new(now);
         let mut wait = || {
-            let due = pace.due(idle).max(now);
+            pace.waits(now);
+            let due = pace.due(urgency, idle).max(now);
             let waited = due - now;
             now = due + cost;
             pace.committed(due, now);
@@ -65,26 +86,30 @@ mod tests {
     }
 
     #[test]
-    fn a_few_commits_follow_one_another_at_once_and_many_take_a_tenth_of_the_time() {
-        let waits = waits(2 * MS, true);
-        assert_eq!(waits[..5], [Duration::ZERO; 5]);
-        assert_eq!(waits[10..], [18 * MS; 90]);
-    }
-
-    #[test]
-    fn a_commit_waits_for_company_only_while_there_is_some() {
-        for (cost, expected) in [(1, 20), (4, 36), (100, 50)] {
-            assert_eq!(waits(cost * MS, false)[50..], [expected * MS; 50], "{cost} ms");
+    fn a_few_ends_follow_one_another_at_once_and_many_take_a_tenth_of_the_time() {
+        for idle in [true, false] {
+            let waits = waits(2 * MS, Urgency::Now, idle);
+            assert_eq!(waits[..5], [Duration::ZERO; 5]);
+            assert_eq!(waits[10..], [18 * MS; 90]);
         }
-        assert_eq!(waits(100 * MS, true)[50..], [50 * MS; 50]);
     }
 
     #[test]
-    fn what_nobody_waits_for_takes_no_rest_from_what_is_waited_for() {
+    fn progress_waits_for_company_and_longer_while_there_is_some() {
+        for (cost, when_idle, under_load) in [(1, 10, 20), (4, 36, 36), (100, 50, 50)] {
+            let steady = |idle| waits(cost * MS, Urgency::Soon, idle)[50..].to_vec();
+            assert_eq!(steady(true), [when_idle * MS; 50], "{cost} ms");
+            assert_eq!(steady(false), [under_load * MS; 50], "{cost} ms");
+        }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_committed_when_all_rest_is_taken() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        assert_eq!(pace.due_at_leisure(), now + APART_MAX);
-        pace.committed(now, now + 20 * MS);
-        assert_eq!(pace.due_at_leisure(), now + 170 * MS);
+        let due = |pace: &Pace| pace.due(Urgency::AtLeisure, true) - now;
+        assert_eq!(due(&pace), APART_MAX);
+        pace.committed(now, now + 10 * MS);
+        assert_eq!(due(&pace), 100 * MS);
     }
 }

@@ -31,6 +31,7 @@ use crate::{
         Ledger, Record,
         outbox::{OutboxBatch, Target},
     },
+    pace::Urgency,
 };
 use dead::DeadLetters;
 use news::News;
@@ -155,14 +156,9 @@ impl Clerk {
         self.receipts.len()
     }
 
-    /// Whether there is anything to commit.
-    pub(crate) fn has_changed(&self) -> bool {
-        self.is_waited_for() || self.outbox.has_changed()
-    }
-
-    /// Whether there is something to commit that somebody waits for, and not only rows to be struck.
-    pub(crate) fn is_waited_for(&self) -> bool {
-        self.held() > 0 || self.outbox.has_staged()
+    /// How soon what there is to commit is to be committed; nothing if there is nothing.
+    pub(crate) fn urgency(&self) -> Option<Urgency> {
+        (self.held() > 0).then_some(Urgency::Soon).max(self.outbox.urgency())
     }
 
     /// What has been committed and can go out now.

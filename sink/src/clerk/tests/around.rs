@@ -155,7 +155,17 @@ fn what_is_committed_goes_out_when_the_batch_before_is_stored_and_strikes_are_no
     let batch = committed.outbox.remove(0);
     clerk.stored(batch.target, batch.rows.iter().map(|(row, _)| *row).collect());
     assert_eq!(facts(&clerk.outbox().unwrap()).len(), 1);
-    assert!(clerk.has_changed() && !clerk.is_waited_for());
+    assert_eq!(clerk.urgency(), Some(Urgency::AtLeisure));
+}
+
+#[test]
+fn an_end_is_urgent_and_progress_is_not() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let clerk = take(office.clerk(), [job.opened(), job.done(0..2)]);
+    assert_eq!(clerk.urgency(), Some(Urgency::Soon));
+    let clerk = take(clerk, [job.sealed(2)]);
+    assert_eq!(clerk.urgency(), Some(Urgency::Now));
+    assert_eq!(clerk.commit().unwrap().0.urgency(), None);
 }
 
 #[test]
