@@ -23,7 +23,11 @@ pub(crate) struct Commons {
 
 impl Commons {
     /// Opens a lane, the first time.
-    pub(crate) async fn open_lane(&self, transport: &dyn Transport, lane: &Lane) -> Result<(), TransportError> {
+    pub(crate) async fn open_lane(
+        &self,
+        transport: &dyn Transport,
+        lane: &Lane,
+    ) -> Result<(), TransportError> {
         if self.lanes().contains(lane) {
             return Ok(());
         }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport,
+    Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole, Registry,
+    Round, SplitDigest, StoreError, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Form, Opened, Sealed, now_ms},
