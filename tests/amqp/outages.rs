@@ -64,7 +64,7 @@ impl Own {
     }
 
     /// The names of its clients' connections, which count their transport's generations.
-    async fn connections(&self) -> String {
+    pub(super) async fn connections(&self) -> String {
         self.with(|broker| broker.ctl(&["list_connections", "client_properties"]).unwrap()).await
     }
 }
