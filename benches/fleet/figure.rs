@@ -81,13 +81,15 @@ impl Figure {
 pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) scale: String,
+    /// The share of all processors that others used meanwhile.
+    pub(crate) others: f64,
     pub(crate) figures: Vec<Figure>,
 }
 
 impl Report {
     /// Nothing yet.
     pub(crate) fn new(machine: Machine, scale: &str) -> Self {
-        Self { machine, scale: scale.into(), figures: Vec::new() }
+        Self { machine, scale: scale.into(), others: 0.0, figures: Vec::new() }
     }
 
     /// Writes down what a round measured.
@@ -108,7 +110,9 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.machine)?;
+        writeln!(f, "{}", self.machine)?;
+        let others = self.others * 100.0;
+        writeln!(f, "{} run; other programs used {others:.0} % of the processors meanwhile\n", self.scale)?;
         let header = ["figure", "median", "unit", "min … max", "rounds", "demanded", ""];
         let [name, median, unit, range, rounds, demand, met] = header;
         writeln!(f, "{name:<44} {median:>10} {unit:<12} {range:>21} {rounds:>6} {demand:>9} {met}")?;

@@ -16,6 +16,7 @@ mod compare;
 mod figure;
 mod fleet;
 mod kinds;
+mod load;
 mod machine;
 mod process;
 mod rows;
@@ -37,6 +38,7 @@ use crate::{
     bare::Loop,
     figure::Report,
     kinds::{Diary, Given, Hunt},
+    load::Load,
     machine::Machine,
     scale::Scale,
     site::Site,
@@ -144,9 +146,11 @@ async fn measure(flags: Flags) -> Outcome<ExitCode> {
     let scale = Scale::of(flags.quick, flags.full, flags.rounds);
     let site = Site::start().await?;
     let report = Report::new(Machine::look(site.version())?, scale.name);
+    let load = Load::begin(&site)?;
     let mut bench = Bench { site, scale, report };
     bench.measure(&|row| flags.only.is_empty() || flags.only.contains(&row)).await?;
-    let report = bench.report;
+    let Bench { site, mut report, .. } = bench;
+    report.others = load.of_others(&site)?;
     println!("{report}");
     if let Some(path) = &flags.json {
         fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -171,7 +175,9 @@ impl Bench {
             if asked(Row::Tiny) {
                 self.tiny_tasks().await?;
             }
-            self.short_tasks(asked(Row::Local), asked(Row::Short)).await?;
+            if asked(Row::Local) || asked(Row::Short) {
+                self.short_tasks(asked(Row::Local), asked(Row::Short)).await?;
+            }
             if asked(Row::Long) {
                 self.long_tasks().await?;
             }

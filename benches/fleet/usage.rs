@@ -5,7 +5,7 @@ use std::{fs, io};
 use crate::Outcome;
 
 /// Ticks in a second, in which Linux tells programs what time was used; part of its interface, whatever the kernel's own.
-const TICKS_PER_SECOND: f64 = 100.0;
+pub(crate) const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Memory of a process, in bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -19,10 +19,20 @@ pub(crate) struct Memory {
 /// Processor time that a process has used on all its threads, in seconds. Also of one that has ended and was not yet
 /// waited for.
 pub(crate) fn processor_seconds(pid: u32) -> Outcome<f64> {
+    seconds(pid, 11)
+}
+
+/// The same of all processes that it has started and waited for, and of theirs.
+pub(crate) fn processor_seconds_of_children(pid: u32) -> Outcome<f64> {
+    seconds(pid, 13)
+}
+
+/// A pair of times, for the user and in the system, in `/proc/PID/stat`: counted from what follows on the name.
+fn seconds(pid: u32, place: usize) -> Outcome<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in brackets may hold anything; after it come the state and ten numbers, then user and system time.
-    let (_, fields) = stat.rsplit_once(')').ok_or("a stat without a name")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+    let (_, fields) = stat.rsplit_once(')').ok_or("a stat without a name")?; // which may hold anything
+    let ticks =
+        fields.split_whitespace().skip(place).take(2).map(str::parse::<f64>).sum::<Result<f64, _>>()?;
     Ok(ticks / TICKS_PER_SECOND)
 }
 

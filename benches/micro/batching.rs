@@ -34,7 +34,11 @@ pub(crate) fn process(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut outputs = 0;
                 let mut hand_on = |chunk: Chunk| {
-                    outputs += chunk.done.into_iter().map(|done| black_box(done.into_outputs()).get().len()).sum::<usize>();
+                    outputs += chunk
+                        .done
+                        .into_iter()
+                        .map(|done| black_box(done.into_outputs()).get().len())
+                        .sum::<usize>();
                 };
                 let context = TaskContext::new(batch.job, TaskIndex(0), 0, StopSignal::new());
                 let mut run = BatchRun::new(context, &Policy::default(), StopSignal::new(), &mut hand_on);

@@ -25,7 +25,8 @@ pub(crate) fn memory_and_rayon(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pipeline");
     group.sample_size(10);
     for micros in [10, 1_000] {
-        let spin = Spin { tasks: WORK_MICROS / u64::from(micros), work: Work::micros(micros), ..Spin::default() };
+        let spin =
+            Spin { tasks: WORK_MICROS / u64::from(micros), work: Work::micros(micros), ..Spin::default() };
         group.throughput(Throughput::Elements(spin.tasks));
         group.bench_function(format!("memory/{micros} µs"), |bencher| {
             let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
@@ -88,8 +89,7 @@ impl Pipeline {
 
 fn under_rayon(spin: &Spin) {
     let context = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
-    let outputs =
-        (0..spin.tasks).into_par_iter().map(|index| spin.process(SpinTask::Bare(index), &context));
+    let outputs = (0..spin.tasks).into_par_iter().map(|index| spin.process(SpinTask::Bare(index), &context));
     let found: u64 = outputs.map(|output| output.expect("a spin that does not fail")).sum();
     assert_eq!(found, sum(spin.tasks));
 }
