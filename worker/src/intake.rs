@@ -65,7 +65,7 @@ impl Intake {
         // to go, and so be delivered once more for nothing.
         let mut retired: Vec<Source> = Vec::new();
         let mut source = Source { consumer, held: Vec::new() };
-        let mut level = START;
+        let (mut level, mut since) = (START, 0);
         loop {
             for settled in retired.extract_if(.., Source::is_settled) {
                 settled.consumer.close().await;
@@ -77,12 +77,14 @@ impl Intake {
                 () = pace.becomes(level != LOWEST), if may_change => Vec::new(),
                 () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => Vec::new(),
             };
-            let full = source.holds_half(self.prefetch[level], deliveries.len());
+            // And so many batches have ended meanwhile that their mean says something.
+            let full = source.holds_half(self.prefetch[level], deliveries.len())
+                && pace.ended() >= since + u64::from(self.prefetch[level]);
             self.give(&mut source, deliveries, may_change && level != LOWEST).await;
             let next = pace.level(level, full);
             if may_change && next != level && !self.leaving.is_cancelled() {
                 let (from, to) = (self.prefetch[level], self.prefetch[next]);
-                level = next;
+                (level, since) = (next, pace.ended());
                 if from != to {
                     tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
                     self.end(&mut source, true).await?;
