@@ -10,6 +10,7 @@ mod cancel;
 mod cursor;
 mod error;
 mod kept_cursor;
+mod measured;
 mod missing;
 mod producer;
 mod sending;
