@@ -3,8 +3,9 @@
 use std::{future::pending, sync::Arc};
 
 use gristmill_shared::{EventFilter, EventReader, JobId, Transport, TransportError, wire::Event};
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Cursor, sizing::Sizing};
+use crate::{Cursor, ProducerError, sizing::Sizing};
 
 /// A job of no more tasks is sent before anything of it can have been measured, so nobody listens.
 const NOT_WORTH_MEASURING: u64 = 16;
@@ -12,31 +13,39 @@ const NOT_WORTH_MEASURING: u64 = 16;
 /// What is measured of a job while it is sent.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    job: JobId,
     pub(crate) sizing: Arc<Sizing>,
-    /// Who tells; nobody if nobody asks.
-    events: Option<Box<dyn EventReader>>,
+    /// Who listens; nobody if nobody asks.
+    listening: Option<AbortOnDropHandle<TransportError>>,
 }
 
 impl Measured {
+    /// Listens from now on, until it is dropped.
     pub(crate) async fn listen(transport: &dyn Transport, cursor: &Cursor) -> Result<Self, TransportError> {
+        let sizing = Arc::new(Sizing::new(cursor.batch));
         let few = cursor.plan.tasks.is_some_and(|tasks| tasks <= NOT_WORTH_MEASURING);
-        let events = match cursor.batch {
-            None if !few => Some(transport.events(EventFilter::Lane(cursor.lane.clone())).await?),
-            _ => None,
-        };
-        Ok(Self { job: cursor.job, sizing: Arc::new(Sizing::new(cursor.batch)), events })
+        if few || cursor.batch.is_some() {
+            return Ok(Self { sizing, listening: None });
+        }
+        let events = transport.events(EventFilter::Lane(cursor.lane.clone())).await?;
+        let listening = tokio::spawn(hear_all(events, cursor.job, Arc::clone(&sizing)));
+        Ok(Self { sizing, listening: Some(AbortOnDropHandle::new(listening)) })
     }
 
-    /// Listens until the connection goes.
-    pub(crate) async fn follow(&mut self) -> TransportError {
-        let Some(events) = &mut self.events else { return pending().await };
-        loop {
-            match events.next().await.map(|message| Event::decode(&message)) {
-                Ok(Ok(event)) => self.sizing.hear(self.job, &event),
-                Ok(Err(_)) => {} // none of ours
-                Err(lost) => return lost,
-            }
+    /// Waits until the connection goes.
+    pub(crate) async fn lost(&mut self) -> ProducerError {
+        let Some(listening) = &mut self.listening else { return pending().await };
+        let lost = listening.await;
+        self.listening = None; // it is over
+        lost.map_or(ProducerError::Died, ProducerError::from)
+    }
+}
+
+async fn hear_all(mut events: Box<dyn EventReader>, job: JobId, sizing: Arc<Sizing>) -> TransportError {
+    loop {
+        match events.next().await.map(|message| Event::decode(&message)) {
+            Ok(Ok(event)) => sizing.hear(job, &event),
+            Ok(Err(_)) => {} // none of ours
+            Err(lost) => return lost,
         }
     }
 }

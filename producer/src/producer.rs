@@ -216,7 +216,7 @@ impl Submission {
         tokio::select! {
             sent = sending::send_all(splits, sending, note) => sent,
             lost = following => Err(lost.map_or(ProducerError::Died, ProducerError::from)),
-            lost = self.measured.follow() => Err(lost.into()),
+            lost = self.measured.lost() => Err(lost),
         }
     }
 
