@@ -75,7 +75,7 @@ impl Producer {
         job: Arc<dyn AnyJob>,
         options: SubmitOptions,
     ) -> Result<Submission, ProducerError> {
-        let submission = self.prepare_new(job, options).await?;
+        let mut submission = self.prepare_new(job, options).await?;
         submission.tell_opened().await?;
         Ok(submission)
     }
@@ -90,7 +90,7 @@ impl Producer {
         job: Arc<dyn AnyJob>,
         options: SubmitOptions,
     ) -> Result<(Submission, Watch), ProducerError> {
-        let submission = self.prepare_new(job, options).await?;
+        let mut submission = self.prepare_new(job, options).await?;
         // Before the sink is told, which may end the job at once.
         let heard = self.commons.following(&self.transport).board.listen(submission.id());
         let watch = Watch::of_new(submission.id(), heard, Arc::clone(&self.transport));
@@ -142,7 +142,7 @@ impl Producer {
         let job = registry.open(&cursor.kind, &cursor.spec).map_err(|error| {
             ProducerError::Changed(format!("job {} cannot be read here: {error}", cursor.job))
         })?;
-        let submission = self.prepare(job, cursor).await?;
+        let mut submission = self.prepare(job, cursor).await?;
         submission.tell_opened().await?;
         Ok(submission)
     }
@@ -287,7 +287,7 @@ impl Submission {
         Label { job, kind, spec, policy, round, app: self.producer.app.clone() }
     }
 
-    async fn tell_opened(&self) -> Result<(), StoreError> {
+    async fn tell_opened(&mut self) -> Result<(), StoreError> {
         let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = self.cursor().clone();
         self.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await
     }
