@@ -91,6 +91,8 @@ enum Row {
     Short,
     /// Tasks of 1 ms over RabbitMQ, against rayon
     Long,
+    /// Tasks of 50 to 500 ms, against the ideal schedule
+    Tail,
     /// A lone task on an idle fleet, against a bare message there and back
     Latency,
     /// From the commit of a find to the last slot idle
@@ -180,6 +182,9 @@ impl Bench {
             }
             if asked(Row::Long) {
                 self.long_tasks().await?;
+            }
+            if asked(Row::Tail) && round <= self.scale.tail_rounds {
+                self.long_tail(round).await?;
             }
         }
         if asked(Row::Latency) {

@@ -13,6 +13,10 @@ pub(crate) struct Scale {
     pub(crate) tiny_tasks: u64,
     /// How long a job with work takes rayon.
     pub(crate) spin_seconds: u64,
+    /// Tasks of the long tail.
+    pub(crate) tail_tasks: u64,
+    /// How many rounds have one, since each takes long.
+    pub(crate) tail_rounds: u32,
     /// Lone tasks, one after the other.
     pub(crate) latency_rounds: usize,
     /// Jobs that end early.
@@ -30,6 +34,8 @@ impl Scale {
             messages: 30_000,
             tiny_tasks: 5_000_000,
             spin_seconds: 10,
+            tail_tasks: 200,
+            tail_rounds: 1,
             latency_rounds: 200,
             stops: 20,
             ten_million: false,
@@ -41,11 +47,19 @@ impl Scale {
                 messages: 10_000,
                 tiny_tasks: 1_000_000,
                 spin_seconds: 2,
+                tail_tasks: 40,
                 latency_rounds: 50,
                 stops: 5,
                 ..usual
             },
-            (false, true) => Self { name: "full", spin_seconds: 30, stops: 100, ten_million: true, ..usual },
+            (false, true) => Self {
+                name: "full",
+                spin_seconds: 30,
+                tail_rounds: 5,
+                stops: 100,
+                ten_million: true,
+                ..usual
+            },
             (false, false) => usual,
         };
         Self { rounds: rounds.unwrap_or(scale.rounds), ..scale }

@@ -1,8 +1,6 @@
 //! The parts by themselves: `cargo bench --bench micro`, or with a name, `cargo bench --bench micro -- wire`. What the
 //! sink does alone is beside it: `cargo bench -p gristmill-sink`.
 
-#![allow(missing_docs, reason = "criterion's macros make public functions without comments")]
-
 mod batching;
 mod pipeline;
 mod wire;

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Instant};
 
 use futures::StreamExt as _;
 use gristmill_jobs::Spin;
-use gristmill_producer::{News, Producer, SubmitOptions, Watch};
-use gristmill_shared::{Transport, erase};
+use gristmill_producer::{News, Producer, SubmitOptions};
+use gristmill_shared::erase;
 use lapin::options::BasicAckOptions;
 
 use super::baseline::{FIRST, SECOND};
@@ -46,7 +46,7 @@ impl Bench {
         let (mut bare_ms, mut ours_ms) = (Vec::new(), Vec::new());
         for round in 0..WARM_UP + rounds {
             let bare = bare_round(&channel, &mut consumer, round as u64).await?;
-            let ours = lone_task(&*transport, &producer, options.clone()).await?;
+            let ours = lone_task(&producer, options.clone()).await?;
             if round >= WARM_UP {
                 bare_ms.push(bare);
                 ours_ms.push(ours);
@@ -87,11 +87,10 @@ async fn bare_round(channel: &lapin::Channel, back: &mut lapin::Consumer, number
 }
 
 /// A job of one task, from before it is opened until its answer is here, in milliseconds.
-async fn lone_task(transport: &dyn Transport, producer: &Producer, options: SubmitOptions) -> Outcome<f64> {
+async fn lone_task(producer: &Producer, options: SubmitOptions) -> Outcome<f64> {
     let job = erase(Spin { tasks: 1, ..Spin::default() });
     let start = Instant::now();
-    let submission = producer.open(job, options).await?;
-    let mut watch = Watch::open(transport, submission.id()).await?;
+    let (submission, mut watch) = producer.open_watched(job, options).await?;
     let answered = async {
         loop {
             if let News::Finished(finished) = watch.next().await? {

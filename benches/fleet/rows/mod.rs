@@ -6,3 +6,4 @@ pub(crate) mod cores;
 pub(crate) mod latency;
 pub(crate) mod memory;
 pub(crate) mod stop;
+pub(crate) mod tail;
