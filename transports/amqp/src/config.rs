@@ -97,6 +97,10 @@ impl AmqpConfig {
         self.tls.as_ref()
     }
 
+    pub(crate) fn vhost(&self) -> &str {
+        &self.uri.vhost
+    }
+
     /// Holds the password.
     pub(crate) fn uri(&self) -> &AMQPUri {
         &self.uri
