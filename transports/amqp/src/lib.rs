@@ -15,6 +15,7 @@
 //! - Letters are sent in waves, so that a returned one is told from its neighbours.
 //! - Acks are sent together, and nothing that stays unsettled holds them up.
 
+mod access;
 mod channel;
 mod config;
 mod consumer;
@@ -40,7 +41,8 @@ mod unsettled;
 mod visit;
 mod wave;
 
-pub use config::{Access, AmqpConfig, GIVE_UP_AFTER};
+pub use access::Access;
+pub use config::{AmqpConfig, GIVE_UP_AFTER};
 pub use events::EVENTS_MAX_WAITING;
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;

@@ -1,6 +1,10 @@
 //! TLS: whom we trust, who we are, and what is wrong if it fails.
 
-use std::{fmt, fs, io, path::Path, path::PathBuf, time::Duration};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use rustls::{

@@ -1,0 +1,142 @@
+//! What opens the broker's door besides the URL.
+
+use std::{fmt, path::PathBuf};
+
+use gristmill_shared::TransportError;
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+
+use crate::{config::authority, tls::Tls};
+
+/// What opens the door besides the URL. `Debug` does not show the password.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// The password of the URL's user, so that the URL can be shown to everybody.
+    pub password: Option<String>,
+    /// A PEM file with the CAs that may have signed the broker's certificate, *instead* of the system's: whoever names
+    /// one means that one. Needs `amqps://`, as do the next two.
+    pub tls_ca: Option<PathBuf>,
+    /// A PEM file with our certificate and its issuers. If the URL names no user, the certificate says who we are (SASL
+    /// EXTERNAL).
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file with the key of that certificate, without a passphrase.
+    pub tls_key: Option<PathBuf>,
+}
+
+impl Access {
+    /// Looks through the files.
+    pub(crate) fn tls(&self, scheme: &AMQPScheme) -> Result<Option<Tls>, TransportError> {
+        let Self { tls_ca, tls_cert, tls_key, .. } = self;
+        if *scheme == AMQPScheme::AMQP {
+            return match [tls_ca, tls_cert, tls_key].into_iter().flatten().next() {
+                None => Ok(None),
+                Some(file) => Err(TransportError::Invalid(format!(
+                    "{} is for TLS, and the broker's URL is amqp://, without TLS (hint: write amqps://; its port is 5671)",
+                    file.display()
+                ))),
+            };
+        }
+        let identity = match (tls_cert, tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (Some(file), None) | (None, Some(file)) => {
+                let file = file.display();
+                let why = format!(
+                    "{file}: a certificate and its key go together (hint: --tls-cert FILE --tls-key FILE)"
+                );
+                return Err(TransportError::Invalid(why));
+            }
+        };
+        let tls = Tls { ca: tls_ca.clone(), identity };
+        tls.connector().map_err(|why| TransportError::Invalid(why.to_string()))?;
+        Ok(Some(tls))
+    }
+
+    /// Decides who says who we are: a user with a password, or our certificate.
+    pub(crate) fn identify(&self, url: &str, uri: &mut AMQPUri) -> Result<(), TransportError> {
+        let user = userinfo(url);
+        if user.is_none() && self.tls_cert.is_some() {
+            uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
+        }
+        let refused = |why: &str| Err(TransportError::Invalid(why.into()));
+        if uri.query.auth_mechanism == Some(SASLMechanism::External) {
+            if self.tls_cert.is_none() {
+                return refused(
+                    "auth_mechanism=external needs a client certificate (hint: --tls-cert FILE --tls-key FILE, amqps://)",
+                );
+            }
+            if self.password.is_some() {
+                return refused(
+                    "there is a password, but the client certificate says who we are, since the broker's URL names no \
+                     user (hint: amqps://USER@HOST, or no password)",
+                );
+            }
+            uri.authority.userinfo.username.clear(); // else `guest`, whom nobody named
+            uri.authority.userinfo.password.clear();
+        } else if let Some(password) = &self.password {
+            if user.is_some_and(|user| user.contains(':')) {
+                return refused(
+                    "there are two passwords, one of them in the broker's URL (hint: leave that one out, amqp://USER@HOST)",
+                );
+            }
+            uri.authority.userinfo.password.clone_from(password);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { password, tls_ca, tls_cert, tls_key } = self;
+        f.debug_struct("Access")
+            .field("password", &password.as_ref().map(|_| "***"))
+            .field("tls_ca", tls_ca)
+            .field("tls_cert", tls_cert)
+            .field("tls_key", tls_key)
+            .finish()
+    }
+}
+
+/// What the URL says before the `@`, if there is one.
+fn userinfo(url: &str) -> Option<&str> {
+    Some(authority(url)?.rsplit_once('@')?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::AmqpConfig;
+
+    fn with(url: &str, access: Access) -> Result<AmqpConfig, String> {
+        AmqpConfig::with_access(url, &access).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_password_of_its_own_goes_with_a_url_that_has_none() {
+        let access = Access { password: Some("se/cr@et".into()), ..Access::default() };
+        assert!(!format!("{access:?}").contains("se/cr"));
+        for (url, user) in [("amqp://me@host", "me"), ("amqp://host", "guest")] {
+            let config = with(url, access.clone()).unwrap();
+            assert_eq!(config.uri().authority.userinfo.username, user);
+            assert_eq!(config.uri().authority.userinfo.password, "se/cr@et");
+            assert!(!format!("{config} {config:?}").contains("se/cr"));
+        }
+        let error = with("amqp://me:other@host", access).unwrap_err();
+        assert!(
+            error.contains("two passwords") && !error.contains("se/cr") && !error.contains("other"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_for_tls_is_refused_without_it_and_in_halves() {
+        let ca = || Access { tls_ca: Some("ca.pem".into()), ..Access::default() };
+        assert!(with("amqp://host", ca()).unwrap_err().contains("amqps://"));
+        assert!(
+            with("amqps://host", ca()).unwrap_err().contains("cannot read the CA file ca.pem: No such file")
+        );
+        let half = Access { tls_key: Some("key.pem".into()), ..Access::default() };
+        assert!(with("amqps://host", half).unwrap_err().contains("go together"));
+        let external = with("amqps://host?auth_mechanism=external", Access::default());
+        assert!(external.unwrap_err().contains("needs a client certificate"));
+    }
+}
