@@ -1,9 +1,6 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
 use tokio_util::sync::CancellationToken;
@@ -20,9 +17,6 @@ use crate::{
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;
-/// A former consumer is kept for so long after the last ack that went through it: RabbitMQ forgets acks of a channel whose
-/// queue is slow to take them when the channel closes, and delivers again.
-const LINGER: Duration = Duration::from_secs(1);
 /// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
 /// the prefetch stays what it is; there are three changes from the start to the highest level.
 const RETIRED_MAX: usize = 4;
@@ -46,8 +40,6 @@ pub(crate) struct Intake {
 struct Source {
     consumer: Box<dyn Consumer>,
     held: Vec<Arc<InHand>>,
-    /// Since when nothing is held, of one that is retired.
-    settled_at: Option<Instant>,
 }
 
 impl Intake {
@@ -75,7 +67,9 @@ impl Intake {
         let mut source = Source::new(consumer);
         let (mut level, mut since) = (START, 0);
         loop {
-            retired.retain_mut(|source| !source.is_over()); // dropped, which waits for nothing
+            // Dropped, which waits for nothing, and at once: what RabbitMQ still sent after it had confirmed the cancel
+            // reaches nobody, and comes again when the channel has closed.
+            retired.retain_mut(|source| !source.is_settled());
             let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
             let deliveries = tokio::select! {
                 deliveries = source.consumer.recv(TAKEN_AT_ONCE) => deliveries?,
@@ -142,12 +136,7 @@ impl Intake {
 
 impl Source {
     fn new(consumer: Box<dyn Consumer>) -> Self {
-        Self { consumer, held: Vec::new(), settled_at: None }
-    }
-
-    /// Whether everything has been settled for long enough.
-    fn is_over(&mut self) -> bool {
-        self.is_settled() && self.settled_at.get_or_insert_with(Instant::now).elapsed() >= LINGER
+        Self { consumer, held: Vec::new() }
     }
 
     fn is_settled(&mut self) -> bool {
