@@ -11,6 +11,7 @@ mod cursor;
 mod error;
 mod following;
 mod kept_cursor;
+mod measured;
 mod missing;
 mod producer;
 mod sending;

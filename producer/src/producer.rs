@@ -7,24 +7,21 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, EventFilter, EventReader, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy,
-    Publisher, QueueRole, Registry, Round, SplitDigest, StoreError, TaskIndex, Transport, TransportError,
+    Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole, Registry,
+    Round, SplitDigest, StoreError, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
-    wire::{Aborted, Event, Form, Opened, Sealed, now_ms},
+    wire::{Aborted, Form, Opened, Sealed, now_ms},
 };
 
 use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport, Watch,
     following::Commons,
     kept_cursor::KeptCursor,
+    measured::Measured,
     sending::{self, Note, Sending, Sent},
-    sizing::Sizing,
     splitting::{self, Label, Part, Place},
 };
-
-/// A job of no more tasks is sent before anything of it can have been measured, so nobody listens.
-const NOT_WORTH_MEASURING: u64 = 16;
 
 /// How a job is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -252,7 +249,7 @@ impl Submission {
         tokio::select! {
             sent = sending::send_all(splits, sending, note) => sent,
             lost = following.lost() => Err(lost),
-            lost = self.measured.follow() => Err(lost.into()),
+            lost = self.measured.lost() => Err(lost),
         }
     }
 
@@ -301,38 +298,6 @@ impl Submission {
         let message = what.message(format!("{}/{part}", self.id()), &self.producer.app);
         let to = Address::Queue(QueueRole::Results.of(&self.cursor().lane));
         publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
-    }
-}
-
-/// What is measured of a job while it is sent.
-#[derive(Debug)]
-struct Measured {
-    job: JobId,
-    sizing: Arc<Sizing>,
-    /// Who tells; nobody if nobody asks.
-    events: Option<Box<dyn EventReader>>,
-}
-
-impl Measured {
-    async fn listen(transport: &dyn Transport, cursor: &Cursor) -> Result<Self, TransportError> {
-        let few = cursor.plan.tasks.is_some_and(|tasks| tasks <= NOT_WORTH_MEASURING);
-        let events = match cursor.batch {
-            None if !few => Some(transport.events(EventFilter::Lane(cursor.lane.clone())).await?),
-            _ => None,
-        };
-        Ok(Self { job: cursor.job, sizing: Arc::new(Sizing::new(cursor.batch)), events })
-    }
-
-    /// Listens until the connection goes.
-    async fn follow(&mut self) -> TransportError {
-        let Some(events) = &mut self.events else { return pending().await };
-        loop {
-            match events.next().await.map(|message| Event::decode(&message)) {
-                Ok(Ok(event)) => self.sizing.hear(self.job, &event),
-                Ok(Err(_)) => {} // none of ours
-                Err(lost) => return lost,
-            }
-        }
     }
 }
 

@@ -96,7 +96,8 @@ impl SlotFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
-    /// How many tasks travel in one message [default: as many as take a slot 50 ms, by what they are measured to take]
+    /// How many tasks travel in one message [default: as many as take a slot about 50 ms, by how long they
+    /// are measured to take: thousands of tiny ones, one long one]
     #[arg(
         long,
         global = true,

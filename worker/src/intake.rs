@@ -1,6 +1,9 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
 use tokio_util::sync::CancellationToken;
@@ -17,6 +20,9 @@ use crate::{
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;
+/// A former consumer is kept for so long after the last ack that went through it: RabbitMQ forgets acks of a channel whose
+/// queue is slow to take them when the channel closes, and delivers again.
+const LINGER: Duration = Duration::from_secs(1);
 /// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
 /// the prefetch stays what it is; there are three changes from the start to the highest level.
 const RETIRED_MAX: usize = 4;
@@ -40,6 +46,8 @@ pub(crate) struct Intake {
 struct Source {
     consumer: Box<dyn Consumer>,
     held: Vec<Arc<InHand>>,
+    /// Since when nothing is held, of one that is retired.
+    settled_at: Option<Instant>,
 }
 
 impl Intake {
@@ -64,12 +72,10 @@ impl Intake {
         // settled through them. They are dropped last, else what they give up would come to the other one, which is about
         // to go, and so be delivered once more for nothing.
         let mut retired: Vec<Source> = Vec::new();
-        let mut source = Source { consumer, held: Vec::new() };
-        let mut level = START;
+        let mut source = Source::new(consumer);
+        let (mut level, mut since) = (START, 0);
         loop {
-            for settled in retired.extract_if(.., Source::is_settled) {
-                settled.consumer.close().await;
-            }
+            retired.retain_mut(|source| !source.is_over()); // dropped, which waits for nothing
             let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
             let deliveries = tokio::select! {
                 deliveries = source.consumer.recv(TAKEN_AT_ONCE) => deliveries?,
@@ -77,16 +83,18 @@ impl Intake {
                 () = pace.becomes(level != LOWEST), if may_change => Vec::new(),
                 () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => Vec::new(),
             };
-            let full = source.holds_half(self.prefetch[level], deliveries.len());
+            // And so many batches have ended meanwhile that their mean says something.
+            let full = source.holds_half(self.prefetch[level], deliveries.len())
+                && pace.ended() >= since + u64::from(self.prefetch[level]);
             self.give(&mut source, deliveries, may_change && level != LOWEST).await;
             let next = pace.level(level, full);
             if may_change && next != level && !self.leaving.is_cancelled() {
                 let (from, to) = (self.prefetch[level], self.prefetch[next]);
-                level = next;
+                (level, since) = (next, pace.ended());
                 if from != to {
                     tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
                     self.end(&mut source, true).await?;
-                    let next = Source { consumer: self.open_at(level).await?, held: Vec::new() };
+                    let next = Source::new(self.open_at(level).await?);
                     retired.push(std::mem::replace(&mut source, next));
                 }
             }
@@ -133,6 +141,15 @@ impl Intake {
 }
 
 impl Source {
+    fn new(consumer: Box<dyn Consumer>) -> Self {
+        Self { consumer, held: Vec::new(), settled_at: None }
+    }
+
+    /// Whether everything has been settled for long enough.
+    fn is_over(&mut self) -> bool {
+        self.is_settled() && self.settled_at.get_or_insert_with(Instant::now).elapsed() >= LINGER
+    }
+
     fn is_settled(&mut self) -> bool {
         self.held.retain(|batch| !batch.is_settled());
         self.held.is_empty()

@@ -39,11 +39,13 @@ struct Recent {
     /// What batches take on average, in seconds.
     mean: f64,
     noted: Instant,
+    /// How many have ended.
+    ended: u64,
 }
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        let recent = Recent { mean: 0.0, noted: Instant::now() };
+        let recent = Recent { mean: 0.0, noted: Instant::now(), ended: 0 };
         Self { recent: Mutex::new(recent), long: watch::Sender::new(false) }
     }
 
@@ -51,12 +53,18 @@ impl Pace {
     pub(crate) fn note(&self, took: Duration) {
         let mut recent = self.recent();
         recent.noted = Instant::now();
+        recent.ended += 1;
         recent.mean += (took.as_secs_f64() - recent.mean) * WEIGHT;
         if recent.mean >= TOO_MUCH.as_secs_f64() {
             self.set(true);
         } else if recent.mean <= ENOUGH.as_secs_f64() {
             self.set(false);
         }
+    }
+
+    /// How many batches have ended.
+    pub(crate) fn ended(&self) -> u64 {
+        self.recent().ended
     }
 
     /// A delivery has waited for a slot for [`HELD_UP`].
