@@ -9,6 +9,7 @@
 mod cancel;
 mod cursor;
 mod error;
+mod following;
 mod kept_cursor;
 mod measured;
 mod missing;

@@ -8,7 +8,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 /// queue plus this, for each producer.
 pub(crate) const WINDOW_MAX_BATCHES: usize = 256;
 /// The most bytes that wait for the broker's answer; a single larger batch goes alone.
-pub(crate) const WINDOW_MAX_BYTES: usize = 16 << 20;
+pub(crate) const WINDOW_MAX_BYTES: usize = 2 << 20;
 /// How many batches may be on their way at the start.
 const WINDOW_START: f64 = 16.0;
 /// The first pause after the broker refused.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
-use tokio::{sync::Notify, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -11,8 +10,9 @@ use crate::{
     in_hand::InHand,
     pace::{FORGOTTEN_AFTER, HELD_UP, LOWEST, PER_SLOT, START},
     shop::{Shop, handoff},
-    slot::{Giving, Waiting, Work},
+    slot::Work,
     suspicion::that_count,
+    waiting::{Giving, Waiting},
 };
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
@@ -113,21 +113,20 @@ impl Intake {
     /// `back`, that is where it goes while batches take long; what is being handed back then is awaited too, since it is
     /// in nobody else's hands.
     async fn give(&self, source: &mut Source, deliveries: Vec<Delivery>, back: bool) {
-        let (given, one_given) = (CancellationToken::new(), Notify::new());
+        let given = CancellationToken::new();
         let giving = async {
-            give(source, deliveries, self.from, &self.shop, &self.work, &one_given).await;
+            give(source, deliveries, self.from, &self.shop, &self.work).await;
             given.cancel();
         };
         if !back {
             return giving.await;
         }
-        let held_up = async { while timeout(HELD_UP, one_given.notified()).await.is_ok() {} };
         let long = async {
             tokio::select! {
                 biased;
                 () = given.cancelled() => return,
                 () = self.shop.pace.becomes(true) => {}
-                () = held_up => self.shop.pace.held_up(),
+                () = self.work.standstill(HELD_UP) => self.shop.pace.held_up(),
             }
             hand_back_all(&self.shop, &self.waiting, &self.handoffs, &given).await;
         };
@@ -154,30 +153,22 @@ impl Source {
 }
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
-async fn give(
-    source: &mut Source,
-    deliveries: Vec<Delivery>,
-    from: QueueRole,
-    shop: &Shop,
-    work: &Giving,
-    one_given: &Notify,
-) {
+async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &Giving) {
     // So never more than the prefetch; after a lost connection what it left unsettled besides, until that has been run in
     // vain: its old receipt does nothing, and it comes again.
     source.held.retain(|batch| !batch.is_settled());
     // Judged now, since a delivery may wait here for long.
     let reconnected_at = shop.reconnected_at();
-    for Delivery { message, receipt, deliveries_before: before } in deliveries {
+    let taken = deliveries.into_iter().map(|Delivery { message, receipt, deliveries_before: before }| {
         if before > 0 {
             tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
         }
         let before = that_count(before, reconnected_at);
         let batch = Arc::new(InHand::new(receipt));
         source.held.push(Arc::clone(&batch));
-        let next = Work { message, from, before, batch };
-        work.give(next).await;
-        one_given.notify_one();
-    }
+        Work { message, from, before, batch }
+    });
+    work.give(taken.collect()).await;
 }
 
 /// Hands back whatever is given to the slots, at no cost, until the intakes have ended or it is `enough`.

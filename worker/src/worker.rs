@@ -19,7 +19,7 @@ use crate::{
     intake::{self, Intake},
     pace::{LOWEST, PER_SLOT},
     shop::Shop,
-    slot,
+    waiting::waiting,
 };
 
 /// How long running tasks may take to end after the worker was told to leave.
@@ -122,7 +122,7 @@ impl Worker {
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
-        let (work, waiting) = slot::waiting(self.slots.get().into());
+        let (work, waiting) = waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();

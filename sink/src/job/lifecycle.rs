@@ -25,7 +25,7 @@ impl Job {
         if let Some(tasks) = opened.plan.tasks.filter(|tasks| *tasks > NUMBER_MAX) {
             return Err(Malformed::new(format_args!("its plan has {tasks} tasks, more than {NUMBER_MAX}")));
         }
-        outbox.fact(&opened);
+        outbox.fact_soon(&opened);
         let job = read_job(&opened, registry);
         let keeps_outputs = job.as_ref().is_ok_and(|job| job.keep() == Keep::Outputs);
         let work = job.and_then(Work::new);
