@@ -36,6 +36,9 @@ impl Job for One {
     type Output = ();
     type Report = ();
 
+    fn plan(&self) -> Result<Plan, JobError> {
+        Ok(Plan::of(1)) // so few are not worth measuring, and nobody listens to events
+    }
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         std::iter::once(Ok(0))
     }
