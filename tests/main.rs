@@ -7,6 +7,7 @@ mod adaptive;
 mod amqp;
 mod bad_input;
 mod bad_transport;
+mod config;
 mod conformance;
 mod crash;
 mod drain;
@@ -24,5 +25,6 @@ mod poison;
 mod retry;
 mod run;
 mod stall;
+mod tls;
 
 pub(crate) use harness::broker::broker_url;

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod config;
 mod drill;
 mod flags;
 mod follow;
@@ -24,7 +25,13 @@ use gristmill_jobs::Spin;
 use gristmill_shared::{Job as _, Registry, panic_text};
 use tokio::runtime::Runtime;
 
-use self::{bar::Bar, flags::LogFlags, kinds::Kinds, signals::Signals};
+use self::{
+    bar::Bar,
+    config::{ConfigFlags, Stop},
+    flags::LogFlags,
+    kinds::Kinds,
+    signals::Signals,
+};
 use crate::{App, Exit, Role, exit::Failure};
 
 /// What every command is given.
@@ -71,20 +78,27 @@ fn try_main(app: App, role: Role) -> Outcome {
     let version = app.version;
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
-    let matches = match command(role, &kinds, version).try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return explain(&error, &kinds),
+    let whole = command(Role::All, &kinds, version);
+    let configured = match config::read(command(role, &kinds, version), whole, role.name()) {
+        Ok(configured) => configured,
+        Err(Stop::CommandLine(error)) => return explain(&error, &kinds),
+        Err(Stop::Beneath(failure)) => return Err(failure),
     };
+    let matches = &configured.matches;
+    if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
+        print(config::show(&configured))?;
+        return Ok(Exit::Ok);
+    }
     let bar = Bar::hidden();
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
-    log::init(LogFlags::from_arg_matches(&matches).map_err(Failure::usage)?.filter(), serves, &bar);
+    log::init(LogFlags::from_arg_matches(matches).map_err(Failure::usage)?.filter(), serves, &bar);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
         let interrupted = signals.clone();
         let context = Context { kinds, registry, version, bar, signals };
         tokio::select! {
-            done = dispatch(role, &context, &matches) => done,
+            done = dispatch(role, &context, matches) => done,
             () = interrupted.second() => Ok(Exit::Interrupted),
         }
     });
@@ -117,7 +131,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .subcommands(kinds.know(Spin::KIND).then(drill::command)), // what a drill submits
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
-    let command = LogFlags::augment_args(command.version(version));
+    let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
     // The flags' own text is not the program's.
     let command = command.about(about.unwrap_or_default());
     match long_about {

@@ -37,7 +37,7 @@ struct SinkFlags {
 
     /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m, or 10 times what a task
     /// takes or what the longest pause so far was, if that is longer]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "GRISTMILL_STALL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     stall_after: Option<Duration>,
 }
 
