@@ -89,7 +89,6 @@ async fn who_asks_hears_soon_that_the_broker_has_gone_and_that_it_is_back() {
         assert_eq!(samples.sum("gristmill_broker_reconnects_total", ""), 1.0, "{samples:?}");
         assert_eq!(samples.sum("gristmill_broker_state", "state=\"away\""), 0.0);
     }
-    assert!(roles.iter().all(|role| role.said("error") == 0));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ const CODE_TOO_LARGE: &str = "431 Request Header Fields Too Large";
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) code: &'static str,
-    pub(super) content_type: &'static str,
+    pub(super) media: &'static str,
     pub(super) body: String,
 }
 
@@ -72,13 +72,13 @@ async fn converse(mut stream: TcpStream, answer: &(impl Fn(&str) -> Answer + Syn
         }
     };
     let heard = if whole { understand(&request[..end]) } else { Err(CODE_TOO_LARGE) };
-    let (Answer { code, content_type, body }, with_body) = match heard {
+    let (Answer { code, media, body }, with_body) = match heard {
         Ok((path, with_body)) => (answer(path), with_body),
-        Err(code) => (Answer { code, content_type: "text/plain", body: format!("{code}\n") }, true),
+        Err(code) => (Answer { code, media: "text/plain", body: format!("{code}\n") }, true),
     };
     let allow = if code == CODE_METHOD { "Allow: GET, HEAD\r\n" } else { "" };
     let head = format!(
-        "HTTP/1.1 {code}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}Cache-Control: no-store\r\n\
+        "HTTP/1.1 {code}\r\nContent-Type: {media}\r\nContent-Length: {}\r\n{allow}Cache-Control: no-store\r\n\
          Connection: close\r\n\r\n",
         body.len()
     );
@@ -126,7 +126,7 @@ mod tests {
     async fn listening() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let told = |path: &str| Answer { code: CODE_OK, content_type: "text/plain", body: path.to_owned() };
+        let told = |path: &str| Answer { code: CODE_OK, media: "text/plain", body: path.to_owned() };
         (address, tokio::spawn(serve(listener, told)))
     }
 

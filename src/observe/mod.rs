@@ -95,20 +95,20 @@ impl Pane {
         match path {
             "/metrics" => {
                 lock(&self.weather).count(Instant::now());
-                Answer { code: CODE_OK, content_type: EXPOSITION, body: self.book.to_string() }
+                Answer { code: CODE_OK, media: EXPOSITION, body: self.book.to_string() }
             }
-            "/healthz" => Answer { code: CODE_OK, content_type: PLAIN, body: "alive\n".into() },
+            "/healthz" => Answer { code: CODE_OK, media: PLAIN, body: "alive\n".into() },
             "/readyz" => {
                 let trouble = lock(&self.weather).trouble();
                 let (code, body) = match trouble {
                     None => (CODE_OK, "ready\n".into()),
                     Some(why) => (CODE_UNAVAILABLE, format!("{why}\n")),
                 };
-                Answer { code, content_type: PLAIN, body }
+                Answer { code, media: PLAIN, body }
             }
             _ => Answer {
                 code: CODE_NOT_FOUND,
-                content_type: PLAIN,
+                media: PLAIN,
                 body: "expected /metrics, /healthz or /readyz\n".into(),
             },
         }
