@@ -45,7 +45,11 @@ impl Scraped {
     }
 
     /// Waits until it counted so.
-    pub(crate) async fn counted(&self, what: &str, enough: impl Fn(&Samples) -> bool + Send) -> Samples {
+    pub(crate) async fn counted(
+        &self,
+        what: &str,
+        enough: impl Fn(&Samples) -> bool + Send + Sync,
+    ) -> Samples {
         within(what, async {
             loop {
                 let samples = self.metrics().await;
