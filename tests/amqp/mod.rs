@@ -2,6 +2,7 @@
 
 mod connecting;
 mod consuming;
+mod journal_away;
 mod lanes;
 mod outages;
 mod publishing;

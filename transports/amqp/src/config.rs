@@ -56,6 +56,10 @@ impl AmqpConfig {
         Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, give_up_after_loss: None, uri })
     }
 
+    pub(crate) fn vhost(&self) -> &str {
+        &self.uri.vhost
+    }
+
     /// Holds the password.
     pub(crate) fn uri(&self) -> &AMQPUri {
         &self.uri

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::{
     feed::Feed,
     generation::{ANSWER_TIMEOUT, Generation},
-    link::Link,
+    link::{Line, Link},
     properties,
     renewed::Renewed,
     topology::{JOURNAL, table, text},
@@ -56,7 +56,8 @@ enum CatchUp {
 
 impl AmqpJournal {
     pub(crate) async fn open(link: Arc<Link>) -> Result<Self, TransportError> {
-        let from_start = |generation| Reading::begin(generation, None);
+        let line = Line::clone(&link);
+        let from_start = |generation| Reading::begin(line.clone(), generation, None);
         let reading = Renewed::make(link, "reading the journal".into(), from_start).await?;
         Ok(Self { reading, given: None, told: false })
     }
@@ -66,11 +67,10 @@ impl AmqpJournal {
 impl JournalReader for AmqpJournal {
     async fn next(&mut self) -> Result<JournalEntry, TransportError> {
         loop {
-            let given = &self.given;
-            let reading = self.reading.get(|| {
-                let given = given.clone();
-                move |generation| Reading::begin(generation, given.clone())
-            });
+            let (line, given) = (self.reading.line().clone(), self.given.clone());
+            let reading = self
+                .reading
+                .get(|| move |generation| Reading::begin(line.clone(), generation, given.clone()));
             let reading = reading.await?;
             if !self.told && reading.catch_up == CatchUp::Now {
                 self.told = true;
@@ -94,7 +94,12 @@ impl JournalReader for AmqpJournal {
 impl Reading {
     /// Goes on after the entry that was given last, or at the start if there is none, or if it is not there any more
     /// because the journal was made anew.
-    async fn begin(generation: Arc<Generation>, given: Option<Given>) -> Result<Self, TransportError> {
+    async fn begin(
+        line: Line,
+        generation: Arc<Generation>,
+        given: Option<Given>,
+    ) -> Result<Self, TransportError> {
+        line.journal_ready(&generation).await?;
         let patience = if given.is_some() { LAST_ENTRY_AGAIN_TIMEOUT } else { LAST_ENTRY_TIMEOUT };
         let last = last_offset(Arc::clone(&generation), patience).await?;
         let catch_up = last.map_or(CatchUp::Now, CatchUp::After);

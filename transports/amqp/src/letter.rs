@@ -37,6 +37,11 @@ impl Letter {
         let options = BasicPublishOptions { mandatory: durable, immediate: false };
         Ok(Self { exchange, key, id: message.id, properties, body: message.body, options })
     }
+
+    /// Whether it goes to the journal.
+    pub(crate) fn is_fact(&self) -> bool {
+        self.exchange == JOURNAL
+    }
 }
 
 fn routing_key(topic: &Topic) -> String {

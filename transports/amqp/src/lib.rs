@@ -29,6 +29,7 @@ mod link;
 mod pauses;
 mod properties;
 mod publisher;
+mod ready;
 mod renewed;
 mod runtime;
 mod supervisor;

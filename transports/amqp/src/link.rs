@@ -2,7 +2,7 @@
 
 use std::{
     ops::Deref,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Line {
     health: watch::Sender<Health>,
     /// Those that were opened, and are declared again on a broker that may have forgotten them.
     lanes: Arc<Mutex<Vec<Lane>>>,
+    /// Whether it was told that the journal is not there.
+    pub(crate) journal_missed: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -51,7 +53,14 @@ impl Link {
         let runtime = OwnRuntime::start(THREADS)?;
         let end = End::new(&config.to_string());
         let (current, generations) = watch::channel(Some(Arc::new(first)));
-        let line = Line { config: Arc::new(config), end, generations, health, lanes: Arc::default() };
+        let line = Line {
+            config: Arc::new(config),
+            end,
+            generations,
+            health,
+            lanes: Arc::default(),
+            journal_missed: Arc::default(),
+        };
         let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
         link.spawn(Supervisor::new(line, current).run());
         Ok(link)
@@ -131,7 +140,7 @@ impl Line {
         }
     }
 
-    /// Declares the lanes that were opened, where they are missing.
+    /// Declares the lanes that were opened, where they are missing. Not the journal, see [`crate::ready`].
     pub(crate) async fn declare(&self, generation: &Generation) -> Result<(), TransportError> {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for lane in lanes {

@@ -1,9 +1,12 @@
 //! Publishing: requests from everywhere, and a few channels that each send one wave after the other.
+//!
+//! Facts have a channel of their own: a journal that gives no answers holds up nobody else.
 
 use std::{mem, sync::Arc};
 
 use async_trait::async_trait;
-use gristmill_shared::{Outgoing, Published, Publisher};
+use futures::join;
+use gristmill_shared::{Address, Outgoing, Published, Publisher};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::sleep,
@@ -18,13 +21,15 @@ use crate::{
     wave::{self, SILENCE, SILENCE_MAX, Sent},
 };
 
-/// How many channels publish. While one waits for its confirms, the next one sends.
+/// How many channels publish what is no fact. While one waits for its confirms, the next one sends.
 const CHANNELS: usize = 2;
-/// How many letters a channel may have unconfirmed. All channels together: 1,000.
+/// How many channels publish facts, which are few.
+const JOURNAL_CHANNELS: usize = 1;
+/// How many letters a channel may have unconfirmed. All channels together: 1,500.
 const WAVE_LETTERS: usize = 500;
-/// How many bytes of bodies a channel may have unconfirmed. All channels together: 32 MiB.
+/// How many bytes of bodies a channel may have unconfirmed. All channels together: 48 MiB.
 const WAVE_BYTES: usize = 16 << 20;
-/// How many requests may wait for a channel; whoever brings one more waits.
+/// How many requests may wait for a channel, of facts and of the rest each; whoever brings one more waits.
 const REQUESTS_WAITING: usize = 64;
 /// How many channels in a row the broker may close over letters of which it answers none, on connections that stand.
 const FRUITLESS_TRIES: u32 = 5;
@@ -36,10 +41,15 @@ const _: () = assert!(MAX_MESSAGE <= WAVE_BYTES, "the largest message must fit i
 /// The publisher that all of a process shares.
 #[derive(Debug)]
 pub(crate) struct AmqpPublisher {
-    requests: mpsc::Sender<Request>,
+    work: Way,
+    facts: Way,
     /// What the channels live on.
     _link: Arc<Link>,
 }
+
+/// To channels that take turns.
+#[derive(Debug)]
+struct Way(mpsc::Sender<Request>);
 
 /// Letters that travel together, within a wave's bounds, and who waits for the answers.
 #[derive(Debug)]
@@ -51,50 +61,66 @@ struct Request {
 
 impl AmqpPublisher {
     pub(crate) fn start(link: Arc<Link>) -> Self {
-        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
-        let inbox = Arc::new(Mutex::new(Inbox { receiver, left_over: None }));
-        for _ in 0..CHANNELS {
-            let sender = Sender { inbox: Arc::clone(&inbox), line: Line::clone(&link), channel: None };
-            link.spawn(sender.run());
-        }
-        Self { requests, _link: link }
-    }
-
-    async fn request(&self, letters: Vec<Letter>, bytes: usize) -> Vec<Published> {
-        let count = letters.len();
-        let (answers, answered) = oneshot::channel();
-        let request = Request { letters, bytes, answers };
-        let answered = async { self.requests.send(request).await.ok().map(|()| answered)?.await.ok() };
-        answered.await.unwrap_or_else(|| vec![Published::Unknown; count])
+        let work = Way::start(&link, CHANNELS);
+        let facts = Way::start(&link, JOURNAL_CHANNELS);
+        Self { work, facts, _link: link }
     }
 }
 
 #[async_trait]
 impl Publisher for AmqpPublisher {
-    /// A batch that is larger than a wave is sent in several, one after the other, so that it keeps its order.
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
-        let mut answers = Vec::with_capacity(batch.len());
-        let mut wave = Letters::default();
-        let mut refused = Vec::new();
-        for (index, outgoing) in batch.into_iter().enumerate() {
+        let mut answers = vec![Published::Unknown; batch.len()];
+        let (mut work, mut facts) = (Vec::new(), Vec::new());
+        for (place, outgoing) in batch.into_iter().enumerate() {
+            let way = if outgoing.to == Address::Journal { &mut facts } else { &mut work };
             match Letter::new(outgoing) {
-                Ok(letter) => {
-                    if !wave.has_room_for(&letter) {
-                        let Letters { letters, bytes } = mem::take(&mut wave);
-                        answers.extend(self.request(letters, bytes).await);
-                    }
-                    wave.push(letter);
-                }
-                Err(why) => refused.push((index, why)),
+                Ok(letter) => way.push((place, letter)),
+                Err(why) => answers[place] = Published::Refused(why),
             }
         }
-        if !wave.letters.is_empty() {
-            answers.extend(self.request(wave.letters, wave.bytes).await);
-        }
-        for (index, why) in refused {
-            answers.insert(index, Published::Refused(why));
+        let (work, facts) = join!(self.work.publish(work), self.facts.publish(facts));
+        for (place, answer) in work.into_iter().chain(facts) {
+            answers[place] = answer;
         }
         answers
+    }
+}
+
+impl Way {
+    fn start(link: &Arc<Link>, channels: usize) -> Self {
+        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
+        let inbox = Arc::new(Mutex::new(Inbox { receiver, left_over: None }));
+        for _ in 0..channels {
+            let sender = Sender { inbox: Arc::clone(&inbox), line: Line::clone(link), channel: None };
+            link.spawn(sender.run());
+        }
+        Self(requests)
+    }
+
+    /// What is more than a wave is sent in several, one after the other, so that it keeps its order.
+    async fn publish(&self, letters: Vec<(usize, Letter)>) -> Vec<(usize, Published)> {
+        let (places, letters): (Vec<_>, Vec<_>) = letters.into_iter().unzip();
+        let mut answers = Vec::with_capacity(places.len());
+        let mut wave = Letters::default();
+        for letter in letters {
+            if !wave.has_room_for(&letter) {
+                answers.extend(self.request(mem::take(&mut wave)).await);
+            }
+            wave.push(letter);
+        }
+        if !wave.letters.is_empty() {
+            answers.extend(self.request(wave).await);
+        }
+        places.into_iter().zip(answers).collect()
+    }
+
+    async fn request(&self, Letters { letters, bytes }: Letters) -> Vec<Published> {
+        let count = letters.len();
+        let (answers, answered) = oneshot::channel();
+        let request = Request { letters, bytes, answers };
+        let answered = async { self.0.send(request).await.ok().map(|()| answered)?.await.ok() };
+        answered.await.unwrap_or_else(|| vec![Published::Unknown; count])
     }
 }
 
@@ -229,6 +255,9 @@ impl Sender {
                 silence = (silence * 2).min(SILENCE_MAX);
                 let (count, transport) = (left.len(), &self.line.config);
                 tracing::warn!("{transport} leaves {count} messages without an answer; they are sent again");
+                if left.iter().any(|(_, letter)| letter.is_fact()) {
+                    self.await_journal().await?; // rather than to wait for longer and longer silences
+                }
             } else if left.len() < before {
                 fruitless = 0;
             } else {
@@ -242,8 +271,8 @@ impl Sender {
         Some(left)
     }
 
-    /// Whether some have no queue although it should exist; then the lanes are made again, and the answers to these
-    /// letters are open. `None` at the end for good.
+    /// Whether some have no queue although it should exist; then the lanes are made again, or the journal, and the
+    /// answers to these letters are open. `None` at the end for good.
     async fn remakes(&self, letters: &[&Letter], sent: &mut [Published]) -> Option<bool> {
         let gone = |letter: &Letter| self.line.should_exist(&letter.key);
         let mut some = false;
@@ -253,13 +282,33 @@ impl Sender {
             }
         }
         if some {
-            let generation = self.line.generation().await.ok()?;
             tracing::warn!("{} lacks queues that were there; making them anew", self.line.config);
-            if let Err(error) = self.line.declare(&generation).await {
-                tracing::warn!("cannot make them anew: {error}");
+            if letters.iter().any(|letter| letter.is_fact()) {
+                self.await_journal().await?;
+            } else {
+                let generation = self.line.generation().await.ok()?;
+                if let Err(error) = self.line.declare(&generation).await {
+                    tracing::warn!("cannot make them anew: {error}");
+                }
             }
         }
         Some(some)
+    }
+
+    /// Waits until there is a journal again, or there can be none, which the next answers then say. `None` at the end
+    /// for good.
+    async fn await_journal(&self) -> Option<()> {
+        loop {
+            let generation = self.line.generation().await.ok()?;
+            match self.line.journal_ready(&generation).await {
+                Ok(()) => return Some(()),
+                Err(error) if error.is_retryable() => {} // the generation is over
+                Err(error) => {
+                    tracing::warn!("no fact can be published: {error}");
+                    return Some(());
+                }
+            }
+        }
     }
 
     /// The channel, or a new one if there is another generation or the broker closed the last one over a letter that

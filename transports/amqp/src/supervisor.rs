@@ -1,6 +1,6 @@
 //! Sees to it that there is a generation: when one is lost, it builds the next.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use gristmill_shared::{Health, TransportError};
 use tokio::{
@@ -13,6 +13,10 @@ use crate::{
     link::Line,
     pauses::{Pauses, STEADY},
 };
+
+/// For how long it is tried in vain to connect again before that is told, and how often it is told then.
+const TELL_AFTER: Duration = Duration::from_secs(10);
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 pub(crate) struct Supervisor {
     line: Line,
@@ -104,6 +108,7 @@ impl Supervisor {
 
     async fn next(&mut self) -> Result<Arc<Generation>, String> {
         let start = Instant::now();
+        let mut tell = start + TELL_AFTER;
         let mut tries: u32 = 0;
         let mut refused = false;
         let mut reason = String::from("not tried");
@@ -133,7 +138,16 @@ impl Supervisor {
                 }
                 Err(Trouble::Passing(reason)) => reason,
             };
-            tracing::debug!(tries, "cannot connect to {} again yet: {reason}", self.line.config);
+            let transport = &self.line.config;
+            if Instant::now() < tell {
+                tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
+            } else {
+                let seconds = start.elapsed().as_secs();
+                tracing::warn!(
+                    "cannot connect to {transport} again yet, {tries} tries in {seconds} s: {reason}; trying on"
+                );
+                tell = Instant::now() + TELL_EVERY;
+            }
         }
     }
 

@@ -47,10 +47,10 @@ pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
     }
 }
 
-/// Declares what is missing. A refusal closes the channel, so it is one of its own.
+/// Declares what is missing, but for the journal. A refusal closes the channel, so it is one of its own.
 pub(crate) async fn open_lane(visit: &Visit, lane: &Lane) -> Result<(), TransportError> {
     let declare = Declare(visit);
-    for exchange in [WORK, RESULTS, JOURNAL, DEAD] {
+    for exchange in [WORK, RESULTS, DEAD] {
         declare.exchange(exchange, ExchangeKind::Direct).await?;
     }
     declare.exchange(EVENTS, ExchangeKind::Topic).await?;
@@ -58,6 +58,14 @@ pub(crate) async fn open_lane(visit: &Visit, lane: &Lane) -> Result<(), Transpor
         let queue = role.of(lane);
         declare.queue(&queue.to_string(), exchange_of(role), queue_arguments(&queue)).await?;
     }
+    Ok(())
+}
+
+/// Declares the journal if it is missing, and sees whether it can be read. Apart from the lanes, since RabbitMQ may
+/// know a stream by name and yet not have it: one that somebody else is just making, or one that it lost.
+pub(crate) async fn open_journal(visit: &Visit) -> Result<(), TransportError> {
+    let declare = Declare(visit);
+    declare.exchange(JOURNAL, ExchangeKind::Direct).await?;
     declare.queue(JOURNAL, JOURNAL, journal_arguments()).await?;
     declare.can_be_read(JOURNAL).await
 }
@@ -71,7 +79,7 @@ impl Declare<'_> {
         self.agree(&format!("the exchange {name}"), declared).await
     }
 
-    /// A stream that somebody else is just making is there by name only; reading it is an internal error.
+    /// Reading a stream that is there by name only is an internal error, which closes the connection.
     async fn can_be_read(&self, stream: &str) -> Result<(), TransportError> {
         let channel = &self.0.channel;
         self.0.ask("a prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;

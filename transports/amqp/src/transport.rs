@@ -107,7 +107,11 @@ impl Transport for AmqpTransport {
         let mut tries = 1;
         loop {
             let generation = self.link.generation().await?;
-            match self.link.declare_one(&generation, lane).await {
+            let declared = async {
+                self.link.declare_one(&generation, lane).await?;
+                self.link.open_journal(&generation).await
+            };
+            match declared.await {
                 Err(error) if error.is_retryable() && (tries < OPEN_TRIES || generation.end.is_over()) => {
                     tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
                 }

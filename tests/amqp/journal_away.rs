@@ -1,0 +1,111 @@
+//! A journal that is away while all else works. A broker that is killed moments after its very first stream was made
+//! can come back like that: what it knew of its streams was not on its disk yet.
+
+use std::time::Instant;
+
+use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
+
+use super::{
+    outages::Own,
+    returning::{fact, read_up_to},
+    *,
+};
+
+/// Longer than the first time for which a wave of facts may get no answer, so that what comes then is seen, too.
+const SILENCE: Duration = Duration::from_secs(12);
+/// The process that starts leaders, and knows where they are.
+const COORDINATOR: &str = "rabbit_stream_coordinator";
+const JOURNAL: &str = r#"rabbit_misc:r(<<"/">>, queue, <<"gristmill.journal">>)"#;
+
+async fn open_at(broker: &Own) -> Arc<AmqpTransport> {
+    let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+    within(transport.open_lane(&Lane::default())).await.unwrap();
+    transport
+}
+
+fn tell(transport: &Arc<AmqpTransport>, fact: Outgoing) -> tokio::task::JoinHandle<Vec<Published>> {
+    let transport = Arc::clone(transport);
+    tokio::spawn(async move { transport.publisher().await.unwrap().publish(vec![fact]).await })
+}
+
+/// Some messages are stored, taken and acked.
+async fn work_goes_on(transport: &AmqpTransport, consumer: &mut Box<dyn Consumer>) {
+    let queue = QueueRole::Results.of(&Lane::default());
+    for round in 0..20 {
+        store(transport, numbered(&queue, round * 10..(round + 1) * 10)).await;
+        for delivery in take(consumer, 10).await {
+            delivery.receipt.ack();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_has_no_leader_holds_up_nothing_but_its_facts() {
+    let _ = tracing_subscriber::fmt().with_env_filter("gristmill_amqp=debug").try_init();
+    let broker = Own::start().await;
+    let (transport, job) = (open_at(&broker).await, JobId::generate());
+    let mut reader = transport.journal().await.unwrap();
+    assert!(matches!(within(reader.next()).await.unwrap(), JournalEntry::CaughtUp));
+    let mut consumer = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+    store(&transport, vec![fact(job, "before")]).await;
+    read_up_to(&mut reader, job, "before").await;
+
+    broker.eval(format!("sys:suspend({COORDINATOR})")).await;
+    broker
+        .eval(format!("{{ok, Q}} = rabbit_amqqueue:lookup({JOURNAL}), exit(amqqueue:get_pid(Q), kill)"))
+        .await;
+    let told = tell(&transport, fact(job, "meanwhile"));
+    work_goes_on(&transport, &mut consumer).await;
+
+    // Nor does it keep anybody from connecting again.
+    let following = tokio::spawn(async move { (read_up_to(&mut reader, job, "meanwhile").await, reader) });
+    broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
+    let start = Instant::now();
+    while start.elapsed() < SILENCE {
+        work_goes_on(&transport, &mut consumer).await;
+    }
+    let connections = broker.connections().await;
+    assert!(connections.contains("/2/consume") && !connections.contains("/3/"), "{connections}");
+    assert!(!told.is_finished() && !following.is_finished(), "the journal was not away");
+
+    broker.eval(format!("sys:resume({COORDINATOR})")).await;
+    assert_eq!(within(told).await.unwrap(), [Published::Stored]);
+    let ((facts, _), _) = within(following).await.unwrap();
+    assert_eq!(facts.last().unwrap(), "meanwhile");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_the_broker_forgot_comes_back_with_all_its_facts_by_the_command_that_is_told() {
+    let broker = Own::start().await;
+    let (transport, job) = (open_at(&broker).await, JobId::generate());
+    store(&transport, (0..50).map(|id| fact(job, id)).collect()).await;
+    let mut reader = transport.journal().await.unwrap();
+    read_up_to(&mut reader, job, "49").await;
+    let mut consumer = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+
+    // As if it had not come to write it down.
+    let books = "#{names := #{directory_rev := Books}} = ra_system:fetch(coordination)";
+    broker.eval(format!("{books}, dets:delete(Books, rabbit_stream_coordinator), dets:sync(Books)")).await;
+    broker.with(|broker| broker.kill().unwrap()).await;
+    broker.with(|broker| broker.restart().unwrap()).await;
+
+    let told = tell(&transport, fact(job, "meanwhile"));
+    work_goes_on(&transport, &mut consumer).await;
+    let following = tokio::spawn(async move { (read_up_to(&mut reader, job, "meanwhile").await, reader) });
+    let newcomer = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
+    let refused = within(newcomer.open_lane(&Lane::default())).await.unwrap_err();
+    assert!(matches!(refused, TransportError::Disconnected { .. }), "{refused}");
+    work_goes_on(&transport, &mut consumer).await;
+    assert!(!told.is_finished() && !following.is_finished(), "the journal was not away");
+
+    let refused = refused.to_string();
+    let command = refused.split_once("rabbitmqctl eval '").unwrap().1.split_once(".'").unwrap().0;
+    broker.eval(command.into()).await;
+    assert_eq!(within(told).await.unwrap(), [Published::Stored]);
+    let ((facts, _), _) = within(following).await.unwrap();
+    assert_eq!(facts.last().unwrap(), "meanwhile");
+    within(newcomer.open_lane(&Lane::default())).await.unwrap();
+    let (facts, _) = read_up_to(&mut newcomer.journal().await.unwrap(), job, "meanwhile").await;
+    let kept = (0..50).map(|id| id.to_string()).all(|id| facts.contains(&id));
+    assert!(kept, "{facts:?}");
+}

@@ -1,0 +1,109 @@
+//! Waits for the journal, which may be away while all else works.
+//!
+//! RabbitMQ keeps its list of streams apart from its streams, and may lose one of them: then a stream is there by name,
+//! but nobody has it. Whoever publishes to it gets no answer, or the letter back; whoever reads it loses the connection.
+//! So those who need the journal look first, each time, on a connection of their own, and all others go on.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use gristmill_shared::TransportError;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    generation::Generation,
+    link::Line,
+    pauses::Pauses,
+    topology::{self, JOURNAL},
+    visit::Visit,
+};
+
+/// For how long the journal is waited for before somebody is told what to do about it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What RabbitMQ says of a queue that is in its books and runs nowhere.
+const KNOWN_BUT_ABSENT: &str = "NOT_FOUND - home node";
+
+impl Line {
+    /// Declares the journal if it is missing, and sees whether it can be read.
+    pub(crate) async fn open_journal(&self, generation: &Generation) -> Result<(), TransportError> {
+        let visit = Visit::begin(generation, &self.config).await?;
+        let opened = topology::open_journal(&visit).await;
+        visit.end().await;
+        opened.map_err(|error| with_remedy(error, self.config.vhost()))
+    }
+
+    /// Waits until the journal can be read.
+    ///
+    /// # Errors
+    /// If the generation is over, or the broker has another journal or does not let us.
+    pub(crate) async fn journal_ready(&self, generation: &Generation) -> Result<(), TransportError> {
+        let start = Instant::now();
+        let mut pauses = Pauses::new();
+        loop {
+            let opened = tokio::select! {
+                biased;
+                () = generation.end.wait() => Err(generation.end.error()),
+                opened = self.open_journal(generation) => opened,
+            };
+            generation.end.check()?;
+            let error = match opened {
+                Ok(()) => break,
+                Err(error) if error.is_retryable() => error,
+                Err(error) => return Err(error),
+            };
+            tracing::debug!("no journal yet: {error}");
+            if start.elapsed() >= PATIENCE && !self.journal_missed.swap(true, Ordering::Relaxed) {
+                let seconds = start.elapsed().as_secs();
+                tracing::warn!("no journal for {seconds} s, all else goes on: {error}");
+            }
+            tokio::select! {
+                biased;
+                () = generation.end.wait() => {}
+                () = sleep(pauses.next()) => {}
+            }
+        }
+        if self.journal_missed.swap(false, Ordering::Relaxed) {
+            tracing::info!("{} has its journal again", self.config);
+        }
+        Ok(())
+    }
+}
+
+/// What an operator can do where the broker knows the journal and does not have it. It then takes up what is on its
+/// disk, so nothing is lost. A client cannot do it: it may neither declare nor delete such a queue.
+fn with_remedy(error: TransportError, vhost: &str) -> TransportError {
+    match error {
+        TransportError::Disconnected { transport, reason } if reason.contains(KNOWN_BUT_ABSENT) => {
+            // It is for a shell.
+            let plain = vhost.chars().all(|char| char.is_alphanumeric() || "/-_.".contains(char));
+            let vhost = if plain { vhost } else { "VHOST" };
+            let command = format!(
+                "[Q] = mnesia:dirty_read(rabbit_durable_queue, rabbit_misc:r(<<\"{vhost}\">>, queue, \
+                 <<\"{JOURNAL}\">>)), rabbit_stream_coordinator:new_stream(Q, node())."
+            );
+            let reason = format!("{reason} (hint: if all its nodes are up, `rabbitmqctl eval '{command}'`)");
+            TransportError::Disconnected { transport, reason }
+        }
+        error => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(reason: &str, vhost: &str) -> String {
+        let error = TransportError::Disconnected { transport: "amqp://here".into(), reason: reason.into() };
+        with_remedy(error, vhost).to_string()
+    }
+
+    #[test]
+    fn a_journal_that_is_known_but_absent_comes_with_its_remedy() {
+        let reason = "the queue gristmill.journal: NOT_FOUND - home node 'rabbit@here' of durable queue \
+                      'gristmill.journal' in vhost '/' is down or inaccessible";
+        let told_of = told(reason, "/");
+        assert!(told_of.contains(r#"rabbitmqctl eval '[Q] = "#), "{told_of}");
+        assert!(told_of.contains(r#"rabbit_misc:r(<<"/">>, queue, <<"gristmill.journal">>)"#), "{told_of}");
+        assert!(told(reason, "a'b").contains(r#"<<"VHOST">>"#), "it would end the quotes");
+        assert!(!told("a reader of gristmill.journal: INTERNAL_ERROR", "/").contains("hint"));
+    }
+}
