@@ -32,7 +32,7 @@ const SINGLE: Gauges = Gauges {
 const TINY: Gauges = Gauges {
     rate: Gauge::shown("tasks of 0 µs", "tasks/s", Better::Higher),
     ratio: Gauge::judged("tasks of 0 µs ÷ bare two hops", "×", Better::Higher, 0.25).demand(100.0),
-    spent_ratio: Gauge::judged("tasks of 0 µs, CPU ÷ bare two hops", "× CPU", Better::Lower, 0.25),
+    spent_ratio: Gauge::judged("tasks of 0 µs, CPU ÷ bare two hops", "× CPU", Better::Lower, 0.50),
     spent: [
         Gauge::shown("tasks of 0 µs: producer", "CPU s/M", Better::Lower),
         Gauge::shown("tasks of 0 µs: worker", "CPU s/M", Better::Lower),
