@@ -20,6 +20,8 @@ mod house;
 mod interrupted;
 mod leaving;
 mod limits;
+mod observe;
+mod pages;
 mod pipeline;
 mod poison;
 mod retry;

@@ -9,6 +9,7 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
+use super::log::LogFormat;
 use crate::{
     connect::{Access, connect_for},
     exit::Failure,
@@ -120,9 +121,24 @@ pub(crate) struct LogFlags {
     /// What to log, for instance `gristmill_worker=debug`; overrides -v
     #[arg(long, global = true, env = "GRISTMILL_LOG", value_name = "FILTER")]
     log: Option<String>,
+
+    /// How it is logged: as text, or as JSON, one object a line
+    #[arg(
+        long,
+        global = true,
+        env = "GRISTMILL_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
 }
 
 impl LogFlags {
+    pub(crate) fn format(&self) -> LogFormat {
+        self.log_format
+    }
+
     pub(crate) fn filter(&self) -> Option<String> {
         self.log.clone().or(match self.verbose {
             0 => None,

@@ -8,6 +8,8 @@ mod follow;
 mod kinds;
 mod lines;
 mod log;
+mod metrics;
+mod pages;
 mod producer;
 mod retry;
 mod run;
@@ -30,6 +32,7 @@ use self::{
     config::{ConfigFlags, Stop},
     flags::LogFlags,
     kinds::Kinds,
+    log::Said,
     signals::Signals,
 };
 use crate::{App, Exit, Role, exit::Failure};
@@ -68,8 +71,7 @@ pub(crate) fn main(app: App, role: Role) -> Exit {
 }
 
 fn complain(exit: Exit, why: &dyn Display) -> Exit {
-    // Nobody is left to tell if stderr is closed.
-    let _ = writeln!(std::io::stderr(), "error: {why}");
+    log::say(Said::Error, why);
     exit
 }
 
@@ -91,7 +93,8 @@ fn try_main(app: App, role: Role) -> Outcome {
     }
     let bar = Bar::hidden();
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
-    log::init(LogFlags::from_arg_matches(matches).map_err(Failure::usage)?.filter(), serves, &bar);
+    let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    log::init(logging.filter(), logging.format(), serves, &bar);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
@@ -128,7 +131,8 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
-            .subcommands(kinds.know(Spin::KIND).then(drill::command)), // what a drill submits
+            .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
+            .subcommands(pages::commands()),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
     let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
@@ -164,6 +168,8 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("worker", matches)) => worker::main(context, matches).await,
             Some(("sink", matches)) => sink::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
+            Some(("completions", matches)) => pages::completions(context, matches),
+            Some(("man", matches)) => pages::manual(context, matches),
             _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
         },
     }
@@ -221,5 +227,5 @@ fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// Says something to the person at the terminal.
 fn say(news: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{news}");
+    log::say(Said::News, &news);
 }

@@ -8,6 +8,7 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
+    metrics::MetricsFlags,
     retry::{self, Retry},
     say,
     sink_read::{self, Reading},
@@ -26,6 +27,8 @@ struct SinkFlags {
     lane: LaneFlags,
     #[command(flatten)]
     state: StateFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
 
     /// The ledger [default: LANE.ledger in the state directory]
     #[arg(long, global = true, env = "GRISTMILL_LEDGER", value_name = "FILE")]
@@ -65,8 +68,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     if matches.subcommand().is_some() {
         return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }
+    let mut watched = flags.metrics.open(context, "sink").await?;
     // The broker first: a sink that cannot serve leaves no new ledger behind.
     let (transport, app) = context.unless_interrupted(flags.broker.connect("sink")).await?;
+    watched.follow(&*transport);
     let config = SinkConfig {
         registry: context.registry.clone(),
         lane,

@@ -11,8 +11,9 @@ use crate::{Access, tls::Tls};
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// The largest frame, in bytes. Without it lapin would take any size that the broker asks for, times 64.
 const FRAME_MAX: u32 = 131_072;
-/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone.
-const HEARTBEAT: u16 = 10;
+/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone, which is
+/// soon enough for whoever asks whether the broker is there.
+const HEARTBEAT: u16 = 6;
 /// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the URL may say after its `?`.
@@ -204,7 +205,7 @@ mod tests {
     #[test]
     fn the_frame_size_is_ours_and_the_heartbeat_the_users_if_given() {
         let query = |url| AmqpConfig::new(url).unwrap().uri().query.clone();
-        assert_eq!(query("amqp://host").heartbeat, Some(10));
+        assert_eq!(query("amqp://host").heartbeat, Some(6));
         assert_eq!(query("amqp://host?heartbeat=3").heartbeat, Some(3));
         assert_eq!(query("amqp://host").frame_max, Some(131_072));
         let config = AmqpConfig::new("amqp://host?connection_timeout=250").unwrap();
