@@ -6,13 +6,13 @@
 ARG RUST_IMAGE=rust:1.95-bookworm
 ARG BASE_IMAGE=debian:bookworm-slim
 
-# The manifests alone, with empty crates: as long as they stay the same, so does the layer of the dependencies.
+# The manifests, with empty crates: as long as they stay the same, so does the layer of the dependencies.
 FROM ${RUST_IMAGE} AS manifests
 WORKDIR /build
 COPY . .
-RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
-    && find . -name Cargo.toml -execdir sh -c 'mkdir -p src && : >src/lib.rs' ';' \
-    && mkdir -p src/bin && echo 'fn main() {}' >src/bin/gristmill.rs
+RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock ! -path '*/src/bin/*.rs' ! -path '*/benches/*.rs' -delete \
+    && find . -name '*.rs' -exec sh -c 'for file; do echo "fn main() { }" >"$file"; done' sh '{}' + \
+    && find . -name Cargo.toml -execdir sh -c 'mkdir -p src && : >src/lib.rs' ';'
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /build
