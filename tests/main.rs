@@ -23,6 +23,7 @@ mod pipeline;
 mod poison;
 mod retry;
 mod run;
+mod shards;
 mod stall;
 
 pub(crate) use harness::broker::broker_url;

@@ -17,6 +17,7 @@ pub mod memory;
 mod message;
 mod policy;
 mod registry;
+mod shards;
 mod store;
 mod task;
 pub mod testing;
@@ -38,6 +39,7 @@ pub use lane::{
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
+pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use transport::{
