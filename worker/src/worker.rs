@@ -153,8 +153,8 @@ impl Worker {
                 handoffs: handoffs.clone(),
                 leaving: leaving.clone(),
             };
-            let consumer = intake.open().await?;
-            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(consumer))));
+            let sources = intake.open().await?;
+            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(sources))));
         }
         drop(work);
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
