@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+pub(crate) use gristmill_amqp::Access;
 use gristmill_amqp::{AmqpConfig, AmqpTransport};
 use gristmill_shared::{Transport, TransportError};
 
@@ -13,21 +14,23 @@ use gristmill_shared::{Transport, TransportError};
 /// [`TransportError::Invalid`] if the URL is none of ours; otherwise whatever kept us from connecting. No error
 /// shows the password.
 pub async fn connect(url: &str, name: &str) -> Result<Arc<dyn Transport>, TransportError> {
-    connect_for(url, name, None).await
+    connect_for(url, &Access::default(), name, None).await
 }
 
-/// As [`connect`]; a connection that is lost later is given up after that time.
+/// As [`connect`], with what opens the door besides the URL; a connection that is lost later is given up after that
+/// time.
 ///
 /// # Errors
 /// As [`connect`].
 pub(crate) async fn connect_for(
     url: &str,
+    access: &Access,
     name: &str,
     give_up_after: Option<Duration>,
 ) -> Result<Arc<dyn Transport>, TransportError> {
     match url.split_once("://") {
         Some(("amqp" | "amqps", _)) => {
-            let mut config = AmqpConfig::new(url)?;
+            let mut config = AmqpConfig::with_access(url, access)?;
             config.name = name.into();
             config.give_up_after_loss = give_up_after;
             Ok(AmqpTransport::connect(config).await?)

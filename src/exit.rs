@@ -68,7 +68,8 @@ impl From<TransportError> for Failure {
                  `gristmill run` needs none)"
             }
             TransportError::Denied { .. } => {
-                "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER)"
+                "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
+                 GRISTMILL_PASSWORD)"
             }
             TransportError::Mismatch { .. } => {
                 "\n(hint: another version made it; delete it on the broker when it is empty, or use another --lane)"

@@ -15,12 +15,14 @@ mod job;
 mod lane;
 pub mod memory;
 mod message;
+pub mod meter;
 mod policy;
 mod registry;
 mod shards;
 mod store;
 mod task;
 pub mod testing;
+mod trace;
 mod transport;
 pub mod wire;
 
@@ -42,6 +44,7 @@ pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
+pub use trace::{InvalidTrace, TraceParent};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,
     JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler, Token, Topic,

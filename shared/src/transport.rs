@@ -388,6 +388,14 @@ pub enum TransportError {
         /// What the broker said.
         reason: String,
     },
+    /// We and the broker do not trust each other. Mend the certificates, or those who are trusted.
+    #[error("no trust between us and the broker at {transport}: {reason}")]
+    Untrusted {
+        /// The transport's name.
+        transport: String,
+        /// Who does not trust whom, why, and a hint.
+        reason: String,
+    },
     /// Something exists with other settings. Delete it there, or use another lane.
     #[error("{what} exists on {transport} with other settings: {difference}")]
     Mismatch {
@@ -409,7 +417,7 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Disconnected { .. } | Self::Unreachable { .. } => true,
-            Self::Denied { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
+            Self::Denied { .. } | Self::Untrusted { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
         }
     }
 }

@@ -9,6 +9,7 @@ use gristmill_worker::Worker;
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags, SlotFlags},
+    metrics::MetricsFlags,
     say,
 };
 use crate::{Exit, exit::Failure};
@@ -29,6 +30,8 @@ struct WorkerFlags {
     /// A worker takes from all that are there when it starts
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
+    #[command(flatten)]
+    metrics: MetricsFlags,
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
@@ -42,7 +45,9 @@ pub(crate) fn command() -> Command {
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let mut watched = flags.metrics.open(context, "worker").await?;
     let (transport, id) = context.unless_interrupted(flags.broker.connect("worker")).await?;
+    watched.follow(&*transport);
     let worker = Worker::new(context.registry.clone(), id)
         .lane(flags.lane.lane.clone())
         .shards(flags.shards)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::select_all;
-use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
+use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WORKER_REDELIVERIES};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -186,9 +186,10 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
     let taken = deliveries.into_iter().map(|Delivery { message, receipt, deliveries_before: before }| {
         if before > 0 {
             tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
+            WORKER_REDELIVERIES.add([from.as_str()], 1);
         }
         let before = that_count(before, reconnected_at);
-        let batch = Arc::new(InHand::new(receipt));
+        let batch = Arc::new(InHand::new(receipt, from));
         source.held.push(Arc::clone(&batch));
         Work { message, from, before, batch }
     });

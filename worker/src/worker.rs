@@ -9,7 +9,9 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use gristmill_shared::{Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId};
+use gristmill_shared::{
+    Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -165,6 +167,7 @@ impl Worker {
         let watched = Arc::clone(&shop);
         let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
+        WORKER_SLOTS.set([], self.slots.get().into());
         tracing::info!(
             worker = %self.id, lane = %self.lane, %shards, slots = self.slots, transport = %transport, "taking tasks"
         );
