@@ -86,6 +86,8 @@ const RULES: [Rule; 5] = [
             ("shared/src/job.rs", "the report as a person reads it"),
             ("shared/src/testing.rs", "a spec for a local run"),
             ("src/", "what `--json` prints"),
+            ("benches/", "figures, and specs for a command line"),
+            ("sink/benches/", "outputs, as a worker would encode them"),
         ],
         in_tests: false,
     },
