@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use gristmill_producer::{News, Producer, SubmitOptions, Watch};
 use gristmill_shared::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Health, Job, JobError, JournalReader, Lane,
-    Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry, TaskContext, TaskError, TaskIndex,
-    Transport, TransportError, WorkerId, erase,
+    Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry, Shards, TaskContext, TaskError,
+    TaskIndex, Transport, TransportError, WorkerId, erase,
     memory::MemoryTransport,
     wire::{Batch, Progress, decode},
 };
@@ -71,6 +71,10 @@ impl Transport for Noting {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.0.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.0.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         Ok(Arc::new(NotingPublisher(self.0.publisher().await?, Arc::clone(&self.1))))

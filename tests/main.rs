@@ -26,6 +26,7 @@ mod pipeline;
 mod poison;
 mod retry;
 mod run;
+mod shards;
 mod stall;
 mod tls;
 

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gristmill_shared::{JobId, Kind, Lane, Plan, Policy, SplitDigest, TaskIndex, wire::Sealed};
+use gristmill_shared::{JobId, Kind, Lane, Plan, Policy, Shards, SplitDigest, TaskIndex, wire::Sealed};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -30,6 +30,9 @@ pub struct Cursor {
     pub plan: Plan,
     /// Where its tasks are sent to.
     pub lane: Lane,
+    /// Over how many of the lane's shards.
+    #[serde(default)]
+    pub shards: Shards,
     /// When it was submitted, in milliseconds since 1970.
     pub submitted_ms: u64,
     /// How many tasks a batch has, if that is fixed.
@@ -196,6 +199,7 @@ mod tests {
             policy: Policy::default(),
             plan: Plan::unknown(),
             lane: Lane::default(),
+            shards: Shards::ONE,
             submitted_ms: 0,
             batch: None,
             confirmed: TaskIndex(7),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill_shared::{JobError, Lane, StoreError, TaskIndex, TransportError};
+use gristmill_shared::{JobError, Lane, Shards, StoreError, TaskIndex, TransportError};
 
 use crate::CursorError;
 
@@ -28,6 +28,19 @@ pub enum ProducerError {
     /// The job is not what it was when it was submitted.
     #[error("{0}")]
     Changed(String),
+    /// The job is to be spread over more shards than its lane has. Nothing was sent.
+    #[error(
+        "lane {lane} has {there} of the {shards} shards that the job is to be sent to (hint: start a worker with --shards \
+         {shards} first, and start the others again: a worker takes from the shards that are there when it starts)"
+    )]
+    TooFewShards {
+        /// The job's lane.
+        lane: Lane,
+        /// How many were asked for.
+        shards: Shards,
+        /// How many there are.
+        there: Shards,
+    },
     /// Nobody answered what tasks are missing.
     #[error(
         "no sink said within {} s which tasks are missing (hint: is one running on lane {lane}? the question waits for it; \

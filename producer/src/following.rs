@@ -1,7 +1,7 @@
 //! What the jobs of one producer share: lanes that are open, and one reader of the journal.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -9,7 +9,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use gristmill_shared::{JobBoard, Lane, Transport, TransportError};
+use gristmill_shared::{JobBoard, Lane, Shards, Transport, TransportError};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::ProducerError;
@@ -17,22 +17,32 @@ use crate::ProducerError;
 /// Made when they are first needed, and kept for as long as the producer or one of its submissions lives.
 #[derive(Debug, Default)]
 pub(crate) struct Commons {
-    lanes: Mutex<BTreeSet<Lane>>,
+    /// Those that are open, and how many shards are known to be there.
+    lanes: Mutex<BTreeMap<Lane, Shards>>,
     following: OnceLock<Following>,
 }
 
 impl Commons {
-    /// Opens a lane, the first time.
+    /// Opens a lane, the first time, and sees whether it has so many shards. It makes none, since nobody might take from
+    /// them.
     pub(crate) async fn open_lane(
         &self,
         transport: &dyn Transport,
         lane: &Lane,
-    ) -> Result<(), TransportError> {
-        if self.lanes().contains(lane) {
-            return Ok(());
+        shards: Shards,
+    ) -> Result<(), ProducerError> {
+        let known = self.lanes().get(lane).copied();
+        if known.is_none() {
+            transport.open_lane(lane).await?;
         }
-        transport.open_lane(lane).await?;
-        self.lanes().insert(lane.clone());
+        let mut there = known.unwrap_or_default();
+        if there < shards {
+            there = transport.open_shards(lane, Shards::ONE).await?;
+        }
+        self.lanes().insert(lane.clone(), there);
+        if there < shards {
+            return Err(ProducerError::TooFewShards { lane: lane.clone(), shards, there });
+        }
         Ok(())
     }
 
@@ -41,7 +51,7 @@ impl Commons {
         self.following.get_or_init(|| Following::start(Arc::clone(transport)))
     }
 
-    fn lanes(&self) -> MutexGuard<'_, BTreeSet<Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<Lane, Shards>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use gristmill_shared::{
     Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole, Registry,
-    Round, SplitDigest, StoreError, TaskIndex, Transport,
+    Round, Shards, SplitDigest, StoreError, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Form, Opened, Sealed, now_ms},
@@ -28,6 +28,8 @@ use crate::{
 pub struct SubmitOptions {
     /// Where to. Defaults to the lane `default`.
     pub lane: Lane,
+    /// Over how many of the lane's shards, in turn; there must be as many. Defaults to 1.
+    pub shards: Shards,
     /// How its tasks are treated when they fail.
     pub policy: Policy,
     /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 50 ms of
@@ -109,6 +111,7 @@ impl Producer {
             policy: options.policy,
             plan,
             lane: options.lane,
+            shards: options.shards,
             submitted_ms: now_ms(),
             batch: options.batch,
             confirmed: TaskIndex(0),
@@ -146,7 +149,7 @@ impl Producer {
 
     async fn prepare(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
         let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
-        self.commons.open_lane(&*self.transport, &kept.cursor.lane).await?;
+        self.commons.open_lane(&*self.transport, &kept.cursor.lane, kept.cursor.shards).await?;
         let _ = self.commons.following(&self.transport); // it catches up while the sink is told
         let publisher = self.transport.publisher().await?;
         // Before the sink is told, since it may answer with what it knows of the job.
@@ -243,8 +246,9 @@ impl Submission {
         let sizing = Arc::clone(&self.measured.sizing);
         let splits =
             splitting::start(job, self.label(round), part, planned, sizing).map_err(ProducerError::Thread)?;
-        let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
-        let sending = Sending { to, publisher: &*self.publisher, stop: &stop, leave };
+        let Cursor { lane, shards, .. } = self.cursor();
+        let to: Vec<_> = shards.queues().map(|shard| Address::Queue(shard.of(lane))).collect();
+        let sending = Sending { to: &to, publisher: &*self.publisher, stop: &stop, leave };
         let note = if note { Note::place(&mut self.kept) } else { Note::Count(0) };
         tokio::select! {
             sent = sending::send_all(splits, sending, note) => sent,

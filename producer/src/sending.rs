@@ -62,7 +62,8 @@ pub(crate) enum Sent {
 /// Where to send, and until when.
 #[derive(Debug)]
 pub(crate) struct Sending<'a, L> {
-    pub(crate) to: Address,
+    /// The queues that take batches, in turn; one at least.
+    pub(crate) to: &'a [Address],
     pub(crate) publisher: &'a dyn Publisher,
     /// Nobody needs the job's tasks any more.
     pub(crate) stop: &'a StopSignal,
@@ -114,6 +115,7 @@ pub(crate) async fn send_all(
     mut note: Note<'_>,
 ) -> Result<Sent, ProducerError> {
     let start = TaskIndex(note.tasks());
+    let mut next_to = to.iter().cycle();
     let mut leave = pin!(leave);
     let mut leaving: Option<Instant> = None;
     let mut window = Window::new();
@@ -139,8 +141,10 @@ pub(crate) async fn send_all(
                 None => held.take().expect("one of the two was waiting"),
             };
             bytes_in_flight += packed.message.body.len();
+            // What one shard refused goes to the next one.
+            let to = next_to.next().expect("a lane has a shard").clone();
             let outgoing = Outgoing { to: to.clone(), message: packed.message.clone() };
-            in_flight.push(async move { (packed, publisher.publish(vec![outgoing]).await.pop()) });
+            in_flight.push(async move { (packed, to, publisher.publish(vec![outgoing]).await.pop()) });
             continue;
         }
         if leaving.is_some_and(|until| in_flight.is_empty() || Instant::now() >= until) {
@@ -159,7 +163,7 @@ pub(crate) async fn send_all(
             biased;
             () = stop.stopped() => return Ok(Sent::Stopped(note.tasks())),
             () = &mut leave, if leaving.is_none() => leaving = Some(Instant::now() + LEAVE_GRACE),
-            Some((packed, answer)) = in_flight.next() => {
+            Some((packed, to, answer)) = in_flight.next() => {
                 bytes_in_flight -= packed.message.body.len();
                 match answer {
                     Some(Published::Stored) => {

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use gristmill_producer::{News, Producer, Submission, SubmitOptions, Watch};
 use gristmill_shared::{
     Account, Address, Capabilities, Conclusion, Consumer, EventFilter, EventReader, FACTS_MAX_WAITING,
-    Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Plan, Publisher, Queue, Round,
+    Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Plan, Publisher, Queue, Round, Shards,
     TaskContext, TaskError, TaskIndex, Transport, TransportError, erase,
     memory::MemoryTransport,
     publish_until_stored,
@@ -85,6 +85,10 @@ impl Transport for Counting {
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.lanes.fetch_add(1, Ordering::Relaxed);
         self.inner.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.inner.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         self.inner.publisher().await

@@ -7,14 +7,16 @@
 //!                │   retry.1s … retry.10m ┘
 //!                └── suspect (tasks that may have killed a worker)     dead (what is no message of ours)
 //! ```
+//!
+//! `tasks` is one queue, or several: the [shards](crate::Shards) of the lane.
 
 use std::{fmt, time::Duration};
 
-use crate::Lane;
+use crate::{FurtherShard, Lane};
 
-/// How many task batches may wait in a lane. A producer that is refused slows down.
+/// How many task batches may wait in a shard of a lane. A producer that is refused slows down.
 pub const TASKS_MAX_MESSAGES: u64 = 1_000;
-/// How many bytes of task batches may wait in a lane.
+/// How many bytes of task batches may wait in a shard of a lane.
 pub const TASKS_MAX_BYTES: u64 = 64 << 20;
 /// How many bytes of results may wait for a sink. A worker that is refused waits, and then runs on only as far as its
 /// bounds for what is not handed on let it.
@@ -32,8 +34,10 @@ pub struct Queue {
 /// The part a queue has in its lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum QueueRole {
-    /// Where producers send batches and workers take them.
+    /// Where producers send batches and workers take them; the first shard of a lane that has several.
     Tasks,
+    /// A further one of those.
+    Shard(FurtherShard),
     /// Batches that may have killed their worker; one at a time per worker.
     Suspect,
     /// Failed tasks wait here before they are tried again.
@@ -47,7 +51,8 @@ pub enum QueueRole {
 }
 
 impl QueueRole {
-    /// Every queue of a lane, targets of dead letters first, so that they can be declared in this order.
+    /// Every queue that each lane has, so no further shards; targets of dead letters first, so that they can be declared
+    /// in this order.
     pub const ALL: [Self; 9] = [
         Self::Dead,
         Self::Again,
@@ -60,11 +65,11 @@ impl QueueRole {
         Self::Results,
     ];
 
-    /// What its queue is called within a lane.
+    /// What its queue is called within a lane; shards are called alike.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Tasks => "tasks",
+            Self::Tasks | Self::Shard(_) => "tasks",
             Self::Suspect => "suspect",
             Self::Retry(RetryDelay::Second) => "retry.1s",
             Self::Retry(RetryDelay::TenSeconds) => "retry.10s",
@@ -93,7 +98,7 @@ impl QueueRole {
             single_active_consumer: false,
         };
         match self {
-            Self::Tasks => QueueSpec {
+            Self::Tasks | Self::Shard(_) => QueueSpec {
                 max_messages: Some(TASKS_MAX_MESSAGES),
                 max_bytes: Some(TASKS_MAX_BYTES),
                 dead_letters_to: Some(Self::Dead),
@@ -174,7 +179,11 @@ impl fmt::Display for RetryDelay {
 
 impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gristmill.{}.{}", self.lane, self.role.as_str())
+        write!(f, "gristmill.{}.{}", self.lane, self.role.as_str())?;
+        match self.role {
+            QueueRole::Shard(number) => write!(f, ".{number}"),
+            _ => Ok(()),
+        }
     }
 }
 

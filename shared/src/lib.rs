@@ -18,6 +18,7 @@ mod message;
 pub mod meter;
 mod policy;
 mod registry;
+mod shards;
 mod store;
 mod task;
 pub mod testing;
@@ -40,6 +41,7 @@ pub use lane::{
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
+pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use trace::{InvalidTrace, TraceParent};

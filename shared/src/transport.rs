@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use crate::{JobId, Lane, Message, Queue, WorkerId};
+use crate::{JobId, Lane, Message, Queue, Shards, WorkerId};
 
 /// A connection to a broker, or something that behaves like one. Shared by all parts of a process.
 ///
@@ -34,6 +34,16 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`TransportError::Mismatch`] if something exists with other settings.
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
+
+    /// Creates the shards of a lane's tasks queue up to `at_least` so many, where they are missing, and says how many there
+    /// are, without a gap: somebody else may have made more. [`Shards::ONE`] creates nothing, and asks. Idempotent; whoever
+    /// uses shards calls it after [`Transport::open_lane`].
+    ///
+    /// Only who takes from all shards may create any: in one that nobody takes from, tasks would wait for ever.
+    ///
+    /// # Errors
+    /// [`TransportError::Mismatch`] if something exists with other settings.
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError>;
 
     /// A publisher; all of a process's publishers may share one connection.
     ///

@@ -236,7 +236,7 @@ impl SubmitFlags {
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
         };
-        SubmitOptions { lane: lane.clone(), policy, batch: self.batch }
+        SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
     }
 }
 

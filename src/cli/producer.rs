@@ -4,9 +4,10 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand};
 use gristmill_producer::{
-    Cancelling, CursorError, MissingReport, Producer, SplitEnd, SplitReport, Submission, Watch, cancel,
+    Cancelling, CursorError, MissingReport, Producer, SplitEnd, SplitReport, Submission, SubmitOptions,
+    Watch, cancel,
 };
-use gristmill_shared::{JobId, Lane, Transport};
+use gristmill_shared::{JobId, Lane, Shards, Transport};
 use indicatif::HumanCount;
 
 use super::{
@@ -78,6 +79,9 @@ enum Action {
 struct Submit {
     #[command(flatten)]
     how: SubmitFlags,
+    /// Spread the tasks over so many tasks queues of the lane, 1 to 64, in turn; workers make them (worker --shards)
+    #[arg(long, global = true, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
+    shards: Shards,
     /// Wait for the job's end and print its answer
     #[arg(long, global = true)]
     wait: bool,
@@ -130,7 +134,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;
                     watched.follow(&*transport);
-                    let open = producer.open(job, submit.how.options(&flags.lane.lane));
+                    let options = submit.how.options(&flags.lane.lane);
+                    let open = producer.open(job, SubmitOptions { shards: submit.shards, ..options });
                     Ok((transport, not_too_long(open).await?))
                 })
                 .await?;

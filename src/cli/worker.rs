@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
+use gristmill_shared::Shards;
 use gristmill_worker::Worker;
 
 use super::{
@@ -25,6 +26,10 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
+    /// Make so many tasks queues on the lane, 1 to 64, where there are fewer: for a broker whose cores one queue does not fill.
+    /// A worker takes from all that are there when it starts
+    #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
+    shards: Shards,
     #[command(flatten)]
     metrics: MetricsFlags,
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
@@ -45,6 +50,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     watched.follow(&*transport);
     let worker = Worker::new(context.registry.clone(), id)
         .lane(flags.lane.lane.clone())
+        .shards(flags.shards)
         .slots(flags.slots.slots())
         .grace(flags.grace);
     let leave = async {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use futures::future::join_all;
 use gristmill::testing::LocalBroker;
-use gristmill_shared::{JournalEntry, QueueRole, RetryDelay, TransportError};
+use gristmill_shared::{JournalEntry, QueueRole, RetryDelay, Shards, TransportError};
 use lapin::{
     options::{BasicGetOptions, BasicRejectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
@@ -91,6 +91,22 @@ async fn several_may_open_a_lane_at_once() {
     }))
     .await;
     assert!(opened.iter().all(Result::is_ok), "{opened:?}");
+}
+
+#[tokio::test]
+async fn a_shard_that_is_deleted_is_made_anew() {
+    let (transport, lane) = open().await;
+    let three = Shards::new(3).unwrap();
+    within(transport.open_shards(&lane, three)).await.unwrap();
+    let (finder, by_hand) = (connect().await, ByHand::open().await);
+    within(finder.open_lane(&lane)).await.unwrap();
+    assert_eq!(within(finder.open_shards(&lane, Shards::ONE)).await.unwrap(), three);
+    for transport in [&transport, &finder] {
+        let shard = three.queues().nth(1).unwrap().of(&lane);
+        by_hand.delete(&shard).await;
+        store(transport, numbered(&shard, 0..3)).await;
+        assert_eq!(drain(transport, &shard, 3).await.len(), 3);
+    }
 }
 
 /// RabbitMQ knows a new stream by name some time before it can be read; who reads it then loses the connection.

@@ -83,7 +83,8 @@ impl Intake {
             // Dropped, which waits for nothing, and at once: what the broker still sent when the consumer was stopped
             // comes again only when its channel has closed.
             retired.retain_mut(|source| !source.is_settled());
-            let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
+            let may_change =
+                self.prefetch[LOWEST] != self.prefetch[PER_SLOT.len() - 1] && retired.len() < RETIRED_MAX;
             let received = tokio::select! {
                 received = receive(&mut sources) => Some(received?),
                 () = self.leaving.cancelled() => break,

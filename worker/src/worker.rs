@@ -10,7 +10,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Consumer, JobBoard, Lane, QueueRole, Registry, Transport, WorkerId, meter::WORKER_SLOTS,
+    Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -28,7 +28,7 @@ use crate::{
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
-/// The most messages a worker holds of the tasks queue; and as many retried ones.
+/// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
 const PREFETCH_MAX: u16 = 256;
 /// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
 const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
@@ -40,6 +40,7 @@ const PREFETCH_SUSPECT: u16 = 1;
 pub struct Worker {
     registry: Registry,
     lane: Lane,
+    shards: Shards,
     slots: NonZeroU16,
     grace: Duration,
     id: WorkerId,
@@ -77,13 +78,27 @@ impl Worker {
     /// A worker for the lane `default` with one slot.
     #[must_use]
     pub fn new(registry: Registry, id: WorkerId) -> Self {
-        Self { registry, lane: Lane::default(), slots: NonZeroU16::MIN, grace: DEFAULT_GRACE, id }
+        Self {
+            registry,
+            lane: Lane::default(),
+            shards: Shards::ONE,
+            slots: NonZeroU16::MIN,
+            grace: DEFAULT_GRACE,
+            id,
+        }
     }
 
     /// Serves this lane.
     #[must_use]
     pub fn lane(self, lane: Lane) -> Self {
         Self { lane, ..self }
+    }
+
+    /// Makes so many shards of the lane where there are fewer. It takes from all that there are when it starts, also from
+    /// those that others made, and not from those that others make later.
+    #[must_use]
+    pub fn shards(self, shards: Shards) -> Self {
+        Self { shards, ..self }
     }
 
     /// Runs this many tasks at a time, each on a thread of its own.
@@ -112,6 +127,7 @@ impl Worker {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<WorkerReport, WorkerError> {
         transport.open_lane(&self.lane).await?;
+        let shards = transport.open_shards(&self.lane, self.shards).await?;
         let publisher = transport.publisher().await?;
         let (board, following) = JobBoard::open(&*transport).await?;
         let shop = Shop::new(
@@ -129,7 +145,7 @@ impl Worker {
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
-        for (from, prefetch) in self.prefetches() {
+        for (from, prefetch) in prefetches(self.slots.get(), shards) {
             let intake = Intake {
                 from,
                 prefetch,
@@ -153,7 +169,7 @@ impl Worker {
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         WORKER_SLOTS.set([], self.slots.get().into());
         tracing::info!(
-            worker = %self.id, lane = %self.lane, slots = self.slots, transport = %transport, "taking tasks"
+            worker = %self.id, lane = %self.lane, %shards, slots = self.slots, transport = %transport, "taking tasks"
         );
 
         let leave = async {
@@ -219,18 +235,23 @@ impl Worker {
     }
 }
 
-impl Worker {
-    /// Of each queue how many deliveries are held, by the pace's level.
-    fn prefetches(&self) -> [(QueueRole, [u16; PER_SLOT.len()]); 3] {
-        let tasks = PER_SLOT.map(|per_slot| self.slots.get().saturating_mul(per_slot).min(PREFETCH_MAX));
-        let mut again = tasks;
-        again[LOWEST] = PREFETCH_AGAIN_WHEN_LONG;
-        [
-            (QueueRole::Suspect, [PREFETCH_SUSPECT; PER_SLOT.len()]), // taken first, since it is run first
-            (QueueRole::Tasks, tasks),
-            (QueueRole::Again, again),
-        ]
-    }
+/// Of each queue how many deliveries are held, by the pace's level.
+///
+/// The first shard has as many as if it were the only one, since jobs that are not sent to several shards go there alone.
+/// The further ones share as many again, one each at least.
+fn prefetches(slots: u16, shards: Shards) -> Vec<(QueueRole, [u16; PER_SLOT.len()])> {
+    let tasks = PER_SLOT.map(|per_slot| slots.saturating_mul(per_slot).min(PREFETCH_MAX));
+    let mut again = tasks;
+    again[LOWEST] = PREFETCH_AGAIN_WHEN_LONG;
+    let further = u16::from(shards.get()).saturating_sub(1).max(1);
+    let shared = tasks.map(|tasks| tasks.div_ceil(further));
+    let mut of_all = vec![
+        (QueueRole::Suspect, [PREFETCH_SUSPECT; PER_SLOT.len()]), // taken first, since it is run first
+        (QueueRole::Tasks, tasks),
+        (QueueRole::Again, again),
+    ];
+    of_all.extend(shards.queues().skip(1).map(|shard| (shard, shared)));
+    of_all
 }
 
 /// However a worker ends, its slots begin no further task.
@@ -239,5 +260,24 @@ struct HaltOnDrop(Arc<Shop>);
 impl Drop for HaltOnDrop {
     fn drop(&mut self) {
         self.0.halt.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_shards_share_what_the_first_has_alone() {
+        let held = |slots, shards, level: usize| -> Vec<u16> {
+            let of_all = prefetches(slots, Shards::new(shards).unwrap());
+            let tasks =
+                of_all.iter().filter(|(from, _)| !matches!(from, QueueRole::Suspect | QueueRole::Again));
+            tasks.map(|(_, prefetch)| prefetch[level]).collect()
+        };
+        assert_eq!(held(4, 1, LOWEST), [4]);
+        assert_eq!(held(4, 3, LOWEST), [4, 2, 2]);
+        assert_eq!(held(2, 5, LOWEST), [2, 1, 1, 1, 1], "none without, though there are more than slots");
+        assert_eq!(held(4, 3, PER_SLOT.len() - 1), [256, 128, 128]);
     }
 }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use gristmill_shared::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
     JournalReader, Kind, Lane, Outgoing, Policy, Published, Publisher, Queue, QueueRole, Registry, Round,
-    TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Shards, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Results},
@@ -96,6 +96,10 @@ impl Transport for Gate {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.inner.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.inner.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         Ok(Arc::new(GatedPublisher { inner: self.inner.publisher().await?, open: self.open.subscribe() }))

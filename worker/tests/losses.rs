@@ -13,8 +13,8 @@ use std::{
 use async_trait::async_trait;
 use gristmill_shared::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
-    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext,
-    TaskError, TaskIndex, Transport, TransportError,
+    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, Shards,
+    TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Results},
@@ -263,6 +263,10 @@ impl Transport for Reconnected {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.0.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.0.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         self.0.publisher().await

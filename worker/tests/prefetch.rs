@@ -5,7 +5,7 @@ use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, tim
 use async_trait::async_trait;
 use gristmill_shared::{
     Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Headers, Health, Job, JobError,
-    JobId, JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round,
+    JobId, JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, Shards,
     TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
@@ -77,6 +77,10 @@ impl Transport for Noting {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.0.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.0.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         self.0.publisher().await

@@ -13,7 +13,7 @@ use std::{
 
 use gristmill_shared::{
     Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry,
-    Round, TaskContext, TaskError, TaskIndex, Transport,
+    Round, Shards, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Form, Results, Stopped},
@@ -76,12 +76,17 @@ impl Bench {
     async fn start(messages: Vec<Outgoing>) -> Self {
         let transport: Arc<dyn Transport> = MemoryTransport::new();
         transport.open_lane(&Lane::default()).await.unwrap();
+        Self::start_on(transport, Shards::ONE, messages).await
+    }
+
+    async fn start_on(transport: Arc<dyn Transport>, shards: Shards, messages: Vec<Outgoing>) -> Self {
         let publisher = transport.publisher().await.unwrap();
         publish_until_stored(&*publisher, messages).await.unwrap();
         let mut registry = Registry::default();
         registry.register::<Double>().unwrap();
         registry.register::<Fragile>().unwrap();
-        let worker = Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::MIN);
+        let worker =
+            Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::MIN).shards(shards);
         let (leave, left) = oneshot::channel::<()>();
         let running = worker.run_until(Arc::clone(&transport), async {
             let _ = left.await;
@@ -175,6 +180,34 @@ async fn outcomes_are_stored_and_then_the_batch_is_settled() {
     let (report, transport) = bench.stop().await;
     assert_eq!((report.done, report.batches), (3, 1));
     assert!(is_empty(&*transport, QueueRole::Tasks).await, "the batch was not acked");
+}
+
+#[tokio::test]
+async fn a_worker_takes_from_all_shards_whoever_made_them() {
+    let [two, three] = [2, 3].map(|number| Shards::new(number).unwrap());
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let lane = Lane::default();
+    transport.open_lane(&lane).await.unwrap();
+    transport.open_shards(&lane, two).await.unwrap();
+    for (wanted, there) in [(Shards::ONE, two), (three, three), (two, three)] {
+        let job = JobId::generate();
+        let to_shard =
+            |shard| Outgoing { to: Address::Queue(shard), ..batch(job, "double", &json!({}), &[1], 0) };
+        let bench = Bench::start_on(Arc::clone(&transport), wanted, Vec::new()).await;
+        let is_there = async || transport.open_shards(&lane, Shards::ONE).await.unwrap() == there;
+        within(async {
+            while !is_there().await {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let publisher = transport.publisher().await.unwrap();
+        let batches = there.queues().map(|shard| to_shard(shard.of(&lane))).collect();
+        publish_until_stored(&*publisher, batches).await.unwrap();
+        bench.results_of(there.get().into()).await;
+        let (report, _) = bench.stop().await;
+        assert_eq!(report.batches, u64::from(there.get()));
+    }
 }
 
 #[tokio::test]

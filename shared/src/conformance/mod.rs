@@ -127,6 +127,7 @@ promises![
     publishing::the_largest_body_passes_and_a_larger_one_is_refused,
     publishing::several_publishes_at_once_get_their_own_answers,
     publishing::opening_a_lane_again_changes_nothing,
+    publishing::shards_are_made_once_and_found_by_all,
     publishing::a_retry_ripens_after_its_time_and_not_before,
     publishing::the_name_shows_no_password,
     consuming::a_waiting_consumer_is_woken,

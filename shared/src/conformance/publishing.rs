@@ -11,7 +11,8 @@ use super::{
     scene::{Scene, ack, answers, bounded, expect_quiet, ids, message, messages, new_lane, numbers, receive},
 };
 use crate::{
-    Address, Headers, JobId, Message, Outgoing, Published, QueueRole, RetryDelay, TASKS_MAX_MESSAGES, Topic,
+    Address, Headers, JobId, Message, Outgoing, Published, QueueRole, RetryDelay, Shards, TASKS_MAX_MESSAGES,
+    Topic, Transport,
 };
 
 /// A body that is larger is not tried.
@@ -185,6 +186,31 @@ pub(super) async fn opening_a_lane_again_changes_nothing(scene: &Scene) {
     scene.another().await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
+}
+
+/// A lane has one tasks queue until somebody wants more; then everybody finds as many as there are, and they are queues
+/// of their own with the bounds of the first. What is in them stays when they are opened again.
+pub(super) async fn shards_are_made_once_and_found_by_all(scene: &Scene) {
+    let open = async |transport: &dyn Transport, at_least| {
+        let at_least = Shards::new(at_least).expect("a number of shards");
+        bounded("open_shards", transport.open_shards(&scene.lane, at_least)).await.expect("shards").get()
+    };
+    let other = scene.another().await;
+    let three = Shards::new(3).expect("a number of shards");
+    let missing = Outgoing { to: Address::Queue(scene.queue(three.last())), message: message("early") };
+    assert_eq!(open(&*other, 1).await, 1, "a new lane has one shard");
+    assert_eq!(answers(&*scene.publisher, vec![missing]).await, [Published::Unroutable]);
+    assert_eq!(open(&*other, 3).await, 3);
+    for (at, shard) in (0..).zip(three.queues()) {
+        scene.publish(shard, messages(at..at + 1)).await;
+    }
+    for at_least in [1, 2, 3] {
+        assert_eq!(open(&*scene.transport, at_least).await, 3, "there are three shards");
+    }
+    for (at, shard) in (0..).zip(three.queues()) {
+        let mut consumer = scene.consumer(shard, 10).await;
+        assert_eq!(ids(&receive(&mut *consumer, 1).await), numbers(at..at + 1), "what is in {shard:?}");
+    }
 }
 
 /// A message in a retry queue comes to `again` when its time has passed, whole, and not before.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{events::Events, journal::Journal, queue::WorkQueue};
-use crate::{Lane, Message, Published, Queue, QueueRole, TransportError};
+use crate::{Lane, Message, Published, Queue, QueueRole, Shards, TransportError};
 
 pub(super) struct Broker {
     routes: RwLock<HashMap<Queue, Route>>,
@@ -47,6 +47,19 @@ impl Broker {
         for role in QueueRole::ALL {
             open(&mut routes, role.of(lane));
         }
+    }
+
+    /// How many there are then.
+    pub(super) fn open_shards(&self, lane: &Lane, at_least: Shards) -> Shards {
+        let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
+        for shard in at_least.queues() {
+            open(&mut routes, shard.of(lane));
+        }
+        let mut there = at_least;
+        while let Some(more) = there.one_more().filter(|more| routes.contains_key(&more.last().of(lane))) {
+            there = more;
+        }
+        there
     }
 
     pub(super) fn publish(&self, to: &Queue, message: Message) -> Published {

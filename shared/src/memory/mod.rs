@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
-    Queue, Redelivery, Transport, TransportError,
+    Queue, Redelivery, Shards, Transport, TransportError,
 };
 use broker::Broker;
 use consumer::MemoryConsumer;
@@ -110,6 +110,11 @@ impl Transport for MemoryTransport {
         self.connection.alive()?;
         self.broker.open_lane(lane);
         Ok(())
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.connection.alive()?;
+        Ok(self.broker.open_shards(lane, at_least))
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::Draws;
 use crate::{
     Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane,
-    Outgoing, Published, Publisher, Queue, Transport, TransportError,
+    Outgoing, Published, Publisher, Queue, Shards, Transport, TransportError,
 };
 
 /// How often what goes wrong, in thousandths: of the messages that are published, and of the calls to `recv`.
@@ -164,6 +164,10 @@ impl Transport for Faulty {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.inner.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.inner.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         let inner = self.inner.publisher().await?;

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::Draws;
 use crate::{
     Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
-    Queue, Receipt, Settlement, Settler, Token, Transport, TransportError,
+    Queue, Receipt, Settlement, Settler, Shards, Token, Transport, TransportError,
 };
 
 /// Any transport, but every message of a work queue is delivered several times, and in another order.
@@ -63,6 +63,10 @@ impl Transport for Repeating {
     }
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.inner.open_lane(lane).await
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.inner.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         self.inner.publisher().await

@@ -5,7 +5,7 @@ use std::{fs, future::pending, path::Path, time::Duration};
 use async_trait::async_trait;
 use gristmill_shared::{
     Address, Capabilities, EventFilter, EventReader, JobId, JournalEntry, JournalReader, Message, Outgoing,
-    Published, Queue, TransportError,
+    Published, Queue, Shards, TransportError,
     memory::MemoryTransport,
     wire::{Event, Fact, Finished},
 };
@@ -251,6 +251,9 @@ impl Transport for Stuck {
         MemoryTransport::new().capabilities()
     }
     async fn open_lane(&self, _: &Lane) -> Result<(), TransportError> {
+        pending().await
+    }
+    async fn open_shards(&self, _: &Lane, _: Shards) -> Result<Shards, TransportError> {
         pending().await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {

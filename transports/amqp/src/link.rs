@@ -1,12 +1,13 @@
 //! The connection that comes back: whichever generation there is, or the next.
 
 use std::{
+    collections::BTreeMap,
     ops::Deref,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
-use gristmill_shared::{Health, Lane, QueueRole, TransportError};
+use gristmill_shared::{Health, Lane, QueueRole, Shards, TransportError};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::TaskTracker;
 
@@ -41,8 +42,9 @@ pub(crate) struct Line {
     pub(crate) end: End,
     generations: watch::Receiver<Option<Arc<Generation>>>,
     health: watch::Sender<Health>,
-    /// Those that were opened, and are declared again on a broker that may have forgotten them.
-    lanes: Arc<Mutex<Vec<Lane>>>,
+    /// Those that were opened, with as many shards as were seen, and are declared again on a broker that may have
+    /// forgotten them.
+    lanes: Arc<Mutex<BTreeMap<Lane, Shards>>>,
     /// Whether it was told that the journal is not there.
     pub(crate) journal_missed: Arc<AtomicBool>,
 }
@@ -129,24 +131,43 @@ impl Line {
     pub(crate) fn should_exist(&self, queue: &str) -> bool {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         queue == JOURNAL && !lanes.is_empty()
-            || lanes.iter().any(|lane| QueueRole::ALL.iter().any(|role| role.of(lane).to_string() == queue))
+            || lanes.iter().any(|(lane, shards)| {
+                QueueRole::ALL
+                    .into_iter()
+                    .chain(shards.queues())
+                    .any(|role| role.of(lane).to_string() == queue)
+            })
     }
 
-    /// The lane was opened, and is to stay.
-    pub(crate) fn keep(&self, lane: &Lane) {
+    /// The lane was opened, and is to stay, with so many shards at least.
+    pub(crate) fn keep(&self, lane: &Lane, shards: Shards) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lanes.contains(lane) {
-            lanes.push(lane.clone());
-        }
+        let kept = lanes.entry(lane.clone()).or_default();
+        *kept = shards.max(*kept);
     }
 
     /// Declares the lanes that were opened, where they are missing. Not the journal, see [`crate::ready`].
     pub(crate) async fn declare(&self, generation: &Generation) -> Result<(), TransportError> {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for lane in lanes {
+        for (lane, shards) in lanes {
             self.declare_one(generation, &lane).await?;
+            if shards > Shards::ONE {
+                self.open_shards(generation, &lane, shards).await?;
+            }
         }
         Ok(())
+    }
+
+    pub(crate) async fn open_shards(
+        &self,
+        generation: &Generation,
+        lane: &Lane,
+        at_least: Shards,
+    ) -> Result<Shards, TransportError> {
+        let visit = Visit::begin(generation, &self.config).await?;
+        let there = topology::open_shards(&visit, lane, at_least).await;
+        visit.end().await;
+        there
     }
 
     pub(crate) async fn declare_one(

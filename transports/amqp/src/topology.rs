@@ -3,7 +3,7 @@
 //! Everything is published through an exchange of its own kind, never through the default one, because whoever may
 //! write to the default exchange may write into any queue.
 
-use gristmill_shared::{Lane, Queue, QueueRole, TransportError};
+use gristmill_shared::{Lane, Queue, QueueRole, Shards, TransportError};
 use lapin::{
     ExchangeKind,
     options::{
@@ -13,7 +13,7 @@ use lapin::{
 };
 
 use crate::{
-    failure::{self, NOT_IMPLEMENTED, PRECONDITION_FAILED},
+    failure::{self, NOT_FOUND, NOT_IMPLEMENTED, PRECONDITION_FAILED},
     visit::Visit,
 };
 
@@ -41,7 +41,11 @@ const DELIVERY_LIMIT: i64 = 1_000_000;
 /// Through which exchange a queue gets its messages; its name is the routing key.
 pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
     match role {
-        QueueRole::Tasks | QueueRole::Suspect | QueueRole::Retry(_) | QueueRole::Again => WORK,
+        QueueRole::Tasks
+        | QueueRole::Shard(_)
+        | QueueRole::Suspect
+        | QueueRole::Retry(_)
+        | QueueRole::Again => WORK,
         QueueRole::Results => RESULTS,
         QueueRole::Dead => DEAD,
     }
@@ -55,10 +59,30 @@ pub(crate) async fn open_lane(visit: &Visit, lane: &Lane) -> Result<(), Transpor
     }
     declare.exchange(EVENTS, ExchangeKind::Topic).await?;
     for role in QueueRole::ALL {
-        let queue = role.of(lane);
-        declare.queue(&queue.to_string(), exchange_of(role), queue_arguments(&queue)).await?;
+        declare.of_lane(&role.of(lane)).await?;
     }
     Ok(())
+}
+
+/// Declares the shards that are missing, and counts further ones up to the first that is missing. The visit is over
+/// then: a queue that is not there closes the channel of who asks for it.
+pub(crate) async fn open_shards(
+    visit: &Visit,
+    lane: &Lane,
+    at_least: Shards,
+) -> Result<Shards, TransportError> {
+    let declare = Declare(visit);
+    for shard in at_least.queues().filter(|shard| *shard != QueueRole::Tasks) {
+        declare.of_lane(&shard.of(lane)).await?;
+    }
+    let mut there = at_least;
+    while let Some(more) = there.one_more() {
+        if !declare.is_there(&more.last().of(lane)).await? {
+            break;
+        }
+        there = more;
+    }
+    Ok(there)
 }
 
 /// Declares the journal if it is missing, and sees whether it can be read. Apart from the lanes, since RabbitMQ may
@@ -86,6 +110,23 @@ impl Declare<'_> {
         let offset = table([("x-stream-offset", text("next"))]);
         let reading = channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), offset);
         self.0.ask(&format!("a reader of {stream}"), reading).await.map(drop)
+    }
+
+    async fn of_lane(&self, queue: &Queue) -> Result<(), TransportError> {
+        self.queue(&queue.to_string(), exchange_of(queue.role), queue_arguments(queue)).await
+    }
+
+    async fn is_there(&self, queue: &Queue) -> Result<bool, TransportError> {
+        let name = queue.to_string();
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let asked = async {
+            match self.0.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await {
+                Ok(_) => Ok(true),
+                Err(error) if failure::code(&error) == Some(NOT_FOUND) => Ok(false),
+                Err(error) => Err(error),
+            }
+        };
+        self.0.ask(&format!("the queue {name}"), asked).await
     }
 
     async fn queue(&self, name: &str, exchange: &str, arguments: FieldTable) -> Result<(), TransportError> {

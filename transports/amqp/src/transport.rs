@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use gristmill_shared::{
     Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
-    Queue, Redelivery, Transport, TransportError,
+    Queue, Redelivery, Shards, Transport, TransportError,
 };
 use tokio::{
     sync::watch,
@@ -65,6 +65,27 @@ impl AmqpTransport {
         let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&link)));
         Ok(Arc::new(Self { link, publisher }))
     }
+
+    /// Declares something of a lane, until the broker's trouble with it counts as ours.
+    async fn again_and_again<T, F: Future<Output = Result<T, TransportError>> + Send>(
+        &self,
+        lane: &Lane,
+        declare: impl Fn(Arc<Generation>) -> F + Send,
+    ) -> Result<T, TransportError> {
+        let mut pauses = Pauses::new();
+        let mut tries = 1;
+        loop {
+            let generation = self.link.generation().await?;
+            match declare(Arc::clone(&generation)).await {
+                Err(error) if error.is_retryable() && (tries < OPEN_TRIES || generation.end.is_over()) => {
+                    tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
+                }
+                done => return done,
+            }
+            tries += 1;
+            sleep(pauses.next()).await;
+        }
+    }
 }
 
 async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
@@ -103,27 +124,22 @@ impl Transport for AmqpTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        let mut pauses = Pauses::new();
-        let mut tries = 1;
-        loop {
-            let generation = self.link.generation().await?;
-            let declared = async {
-                self.link.declare_one(&generation, lane).await?;
-                self.link.open_journal(&generation).await
-            };
-            match declared.await {
-                Err(error) if error.is_retryable() && (tries < OPEN_TRIES || generation.end.is_over()) => {
-                    tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
-                }
-                Ok(()) => {
-                    self.link.keep(lane);
-                    return Ok(());
-                }
-                refused => return refused,
-            }
-            tries += 1;
-            sleep(pauses.next()).await;
-        }
+        let declared = self.again_and_again(lane, |generation| async move {
+            self.link.declare_one(&generation, lane).await?;
+            self.link.open_journal(&generation).await
+        });
+        declared.await?;
+        self.link.keep(lane, Shards::ONE);
+        Ok(())
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        let declared = self.again_and_again(lane, |generation| async move {
+            self.link.open_shards(&generation, lane, at_least).await
+        });
+        let there = declared.await?;
+        self.link.keep(lane, there);
+        Ok(there)
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {

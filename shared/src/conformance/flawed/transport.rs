@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane, Message,
-    Outgoing, Published, Publisher, Queue, QueueRole, Receipt, RetryDelay, Topic, Transport, TransportError,
+    Outgoing, Published, Publisher, Queue, QueueRole, Receipt, RetryDelay, Shards, Topic, Transport,
+    TransportError,
 };
 
 #[derive(Debug)]
@@ -77,6 +78,12 @@ impl Transport for Flawed {
             }
         }
         Ok(())
+    }
+
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.alive()?;
+        let there = self.inner.open_shards(lane, at_least).await?;
+        Ok(if self.flaw == Flaw::CountsOwnShards { at_least } else { there })
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
