@@ -18,10 +18,10 @@ use crate::{
 };
 
 /// How many result messages the sink holds without having acknowledged them. A commit comes every 20 to 50 ms under load,
-/// or when half of them are here, so that 128 keep thousands of messages a second coming. A worker's message has at most
-/// 256 KiB and one output of at most 1 MiB: 160 MiB in all, far less as a rule. Only messages that are none of ours can
+/// or when half of them are here, so that 256 keep ten thousand messages a second coming. A worker's message has at most
+/// 256 KiB and one output of at most 1 MiB: 320 MiB in all, far less as a rule. Only messages that are none of ours can
 /// be larger, up to what the transport takes.
-pub(crate) const RESULTS_PREFETCH: u16 = 128;
+pub(crate) const RESULTS_PREFETCH: u16 = 256;
 /// How many dead messages the sink holds without having acknowledged them: 17 MiB of batches, or 16 times the largest
 /// message that the transport takes.
 pub(crate) const DEAD_PREFETCH: u16 = 16;

@@ -238,12 +238,13 @@ impl LocalBroker {
         self.start_node(START_BOUND)
     }
 
-    /// Freezes the node with SIGSTOP: its connections stay open and nothing answers.
+    /// Freezes the node with SIGSTOP: its connections stay open and nothing answers from when this returns.
     ///
     /// # Errors
     /// It is down.
     pub fn pause(&mut self) -> Result<(), LocalBrokerError> {
-        self.signal("STOP", "pause")
+        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { asked: "pause" })?;
+        node.freeze().map_err(cannot("pause the node"))
     }
 
     /// Lets a paused node go on; nothing if it is not paused.
@@ -251,12 +252,8 @@ impl LocalBroker {
     /// # Errors
     /// It is down.
     pub fn resume(&mut self) -> Result<(), LocalBrokerError> {
-        self.signal("CONT", "resume")
-    }
-
-    fn signal(&self, name: &str, asked: &'static str) -> Result<(), LocalBrokerError> {
-        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { asked })?;
-        node.signal(name).map_err(cannot("send a signal to the node"))
+        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { asked: "resume" })?;
+        node.signal("CONT").map_err(cannot("resume the node"))
     }
 
     /// The last lines that the node printed, and those of its log.

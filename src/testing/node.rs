@@ -8,6 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
 use super::place::Place;
 
 /// What a node prints when its listeners are open.
@@ -115,6 +117,16 @@ impl Node {
         } else {
             Err(io::Error::other(format!("kill -s {name} {pid}: {status}")))
         }
+    }
+
+    /// Stops all of its threads; they stand still when this returns, or the node has ended.
+    pub(super) fn freeze(&self) -> io::Result<()> {
+        self.signal("STOP")?;
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("a process id that is none"))?;
+        let how = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), how)?;
+        Ok(())
     }
 
     /// Its process.

@@ -10,7 +10,7 @@ use std::{
 use tokio::sync::watch;
 
 /// How many batches are held for each slot, level by level; at the last, as many as a worker ever holds.
-pub(crate) const PER_SLOT: [u16; 4] = [1, 4, 16, u16::MAX];
+pub(crate) const PER_SLOT: [u16; 5] = [1, 4, 16, 64, u16::MAX];
 /// The level for batches that take long.
 pub(crate) const LOWEST: usize = 0;
 /// The level of a worker that knows nothing of its batches.
@@ -20,6 +20,8 @@ pub(crate) const START: usize = 1;
 const ENOUGH: Duration = Duration::from_millis(100);
 /// And it holds less when even the level below would be so much. Below that, nothing changes.
 const TOO_MUCH: Duration = Duration::from_millis(150);
+/// What is held goes up only as far as it takes no more than this, by the size of the latest messages: 8 MiB of each queue.
+const BYTES_MAX: f64 = (8 << 20) as f64;
 /// A delivery that has waited so long for a slot shows that batches take long, whatever those took that have ended.
 pub(crate) const HELD_UP: Duration = Duration::from_secs(1);
 /// A worker that has ended no batch for so long knows nothing of the next ones.
@@ -38,6 +40,8 @@ pub(crate) struct Pace {
 struct Recent {
     /// What batches take on average, in seconds.
     mean: f64,
+    /// How large their messages are on average.
+    bytes: f64,
     noted: Instant,
     /// How many have ended.
     ended: u64,
@@ -45,21 +49,27 @@ struct Recent {
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        let recent = Recent { mean: 0.0, noted: Instant::now(), ended: 0 };
+        let recent = Recent { mean: 0.0, bytes: 0.0, noted: Instant::now(), ended: 0 };
         Self { recent: Mutex::new(recent), long: watch::Sender::new(false) }
     }
 
-    /// A batch took so long.
-    pub(crate) fn note(&self, took: Duration) {
+    /// A batch took so long, in a message of so many bytes.
+    pub(crate) fn note(&self, took: Duration, bytes: usize) {
         let mut recent = self.recent();
         recent.noted = Instant::now();
         recent.ended += 1;
         recent.mean += (took.as_secs_f64() - recent.mean) * WEIGHT;
+        recent.bytes += (bytes as f64 - recent.bytes) * WEIGHT;
         if recent.mean >= TOO_MUCH.as_secs_f64() {
             self.set(true);
         } else if recent.mean <= ENOUGH.as_secs_f64() {
             self.set(false);
         }
+    }
+
+    /// Whether so many messages may be held.
+    pub(crate) fn has_room_for(&self, messages: u16) -> bool {
+        f64::from(messages) * self.recent().bytes <= BYTES_MAX
     }
 
     /// How many batches have ended.
@@ -114,7 +124,7 @@ mod tests {
 
     fn note(pace: &Pace, times: usize, millis: f64) {
         for _ in 0..times {
-            pace.note(Duration::from_secs_f64(millis / 1e3));
+            pace.note(Duration::from_secs_f64(millis / 1e3), 1_000);
         }
     }
 
@@ -122,7 +132,7 @@ mod tests {
     fn it_is_slow_to_call_batches_long_or_short() {
         let pace = Pace::new();
         let is_long = || *pace.long.borrow();
-        pace.note(Duration::from_millis(500));
+        pace.note(Duration::from_millis(500), 1_000);
         assert!(!is_long(), "one long batch among many");
         note(&pace, 10, 500.0);
         assert!(is_long());
@@ -132,7 +142,7 @@ mod tests {
         assert!(!is_long());
         pace.held_up();
         assert!(is_long());
-        pace.note(Duration::from_millis(50));
+        pace.note(Duration::from_millis(50), 1_000);
         assert!(is_long(), "one short batch after a long wait");
     }
 
@@ -149,22 +159,30 @@ mod tests {
             steps
         };
         note(&pace, 40, 0.01);
-        assert_eq!(steps(START, true), [1, 2, 3]);
+        assert_eq!(steps(START, true), [1, 2, 3, 4]);
         assert_eq!(steps(START, false), [1], "nothing was wanting");
         for (millis, from_start, from_top) in [
-            (5.0, vec![1, 2, 3], vec![3]),
-            (8.0, vec![1, 2], vec![3]), // what it is, it stays
-            (20.0, vec![1, 2], vec![3, 2]),
-            (30.0, vec![1], vec![3, 2]),
-            (50.0, vec![1], vec![3, 2, 1]),
-            (120.0, vec![1], vec![3, 2, 1]),
-            (300.0, vec![1, 0], vec![3, 0]),
-            (120.0, vec![1, 0], vec![3, 0]),
+            (5.0, vec![1, 2, 3], vec![4, 3]),
+            (8.0, vec![1, 2], vec![4, 3]), // what it is, it stays
+            (20.0, vec![1, 2], vec![4, 3, 2]),
+            (30.0, vec![1], vec![4, 3, 2]),
+            (50.0, vec![1], vec![4, 3, 2, 1]),
+            (120.0, vec![1], vec![4, 3, 2, 1]),
+            (300.0, vec![1, 0], vec![4, 0]),
+            (120.0, vec![1, 0], vec![4, 0]),
         ] {
             note(&pace, 60, millis);
-            assert_eq!((steps(START, true), steps(3, true)), (from_start, from_top), "{millis} ms");
+            assert_eq!((steps(START, true), steps(4, true)), (from_start, from_top), "{millis} ms");
         }
         note(&pace, 60, 90.0);
         assert_eq!(steps(LOWEST, true), [0, 1]);
+    }
+
+    #[test]
+    fn of_large_messages_it_holds_fewer() {
+        let pace = Pace::new();
+        assert!(pace.has_room_for(512), "of what is not known yet");
+        (0..60).for_each(|_| pace.note(Duration::from_micros(500), 64 << 10));
+        assert!(pace.has_room_for(128) && !pace.has_room_for(512));
     }
 }

@@ -139,7 +139,7 @@ impl Run<'_> {
         let began = Instant::now();
         let ran = job.process_batch(batch, &mut run.watched(&begins))?;
         let took = began.elapsed();
-        self.shop.pace.note(took);
+        self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);
         tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");
         if ran < batch.count && !stop.is_stopped() {

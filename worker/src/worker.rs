@@ -29,7 +29,7 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
 /// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
-const PREFETCH_MAX: u16 = 256;
+const PREFETCH_MAX: u16 = 512;
 /// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
 const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
 /// A process runs one suspect at a time.
@@ -278,6 +278,6 @@ mod tests {
         assert_eq!(held(4, 1, LOWEST), [4]);
         assert_eq!(held(4, 3, LOWEST), [4, 2, 2]);
         assert_eq!(held(2, 5, LOWEST), [2, 1, 1, 1, 1], "none without, though there are more than slots");
-        assert_eq!(held(4, 3, PER_SLOT.len() - 1), [256, 128, 128]);
+        assert_eq!(held(4, 3, PER_SLOT.len() - 1), [512, 256, 256]);
     }
 }

@@ -168,13 +168,13 @@ async fn the_prefetch_follows_what_batches_take() {
     do_tasks(&*broker, 7, 0).await;
     assert_eq!(*prefetches.borrow(), [2, 8], "a few tiny batches are no load");
     do_tasks(&*broker, 900, 0).await;
-    assert_eq!(prefetches.borrow()[2..], [32, 256], "enough tiny ones are");
-    within(prefetches.wait_for(|prefetches| prefetches[4..] == [32, 8])).await.unwrap(); // it has rested
+    assert_eq!(prefetches.borrow()[2..], [32, 128, 512], "enough tiny ones are");
+    within(prefetches.wait_for(|prefetches| prefetches[5..] == [128, 32, 8])).await.unwrap(); // it has rested
 
     do_tasks(&*broker, 12, 300).await;
-    assert_eq!(prefetches.borrow()[6..], [2], "of long batches no more than it can run");
+    assert_eq!(prefetches.borrow()[8..], [2], "of long batches no more than it can run");
     do_tasks(&*broker, 100, 0).await;
-    assert_eq!(prefetches.borrow()[7], 8, "of short ones more");
+    assert_eq!(prefetches.borrow()[9], 8, "of short ones more");
     leave.send(()).unwrap();
     within(worker).await.unwrap().unwrap();
 }
