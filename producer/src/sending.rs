@@ -137,7 +137,8 @@ pub(crate) async fn send_all(
             let room = queue
                 .front()
                 .is_some_and(|packed| window.has_room(in_flight, bytes_in_flight, packed.message.body.len()));
-            match queue.pop_front_if(|_| room && may_send) {
+            let next = if room && may_send { queue.pop_front() } else { None };
+            match next {
                 Some(packed) => {
                     in_flight += 1;
                     bytes_in_flight += packed.message.body.len();
