@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,11 @@ const WORTH_A_MESSAGE: Duration = Duration::from_millis(2);
 /// tasks. So a first measurement that was too good to be true costs no more than what was seen bears out: a lucky task
 /// never makes a batch of thousands of long ones.
 const GROWTH: u32 = 2;
+/// So many batches are sent before anything is known of their tasks, then it is waited for: work for dozens of slots. Else a
+/// fast producer would send hundreds of single tasks before it hears of the first.
+const PROBES: u32 = 64;
+/// For so long at most, once: perhaps nobody works yet, or tasks take long.
+const PROBE_WAIT: Duration = Duration::from_millis(100);
 /// Towards the end a batch has at most one in so many of what is left for each slot, so that all slots end together.
 const SHARES_PER_SLOT: u64 = 2;
 /// At least so many slots are assumed, since workers are heard only some time after the listening began. Too many cost a few
@@ -37,32 +42,42 @@ const FADING: f64 = 0.5;
 pub(crate) enum Sizing {
     /// Always so many.
     Fixed(u32),
-    /// As many as suits what was measured.
-    Measured(Mutex<Measure>),
+    /// As many as suits what was measured; and who waits for the first measurement.
+    Measured(Mutex<Measure>, Condvar),
 }
 
 impl Sizing {
     pub(crate) fn new(batch: Option<u32>) -> Self {
         match batch {
             Some(tasks) => Self::Fixed(tasks.clamp(1, BATCH_MAX_TASKS)),
-            None => Self::Measured(Mutex::default()),
+            None => Self::Measured(Mutex::default(), Condvar::new()),
         }
     }
 
-    /// How many tasks the next batch gets, of the `left` that the job has left, if that is known.
+    /// How many tasks the next batch gets, of the `left` that the job has left, if that is known. Blocks once, for
+    /// [`PROBE_WAIT`] at most.
     pub(crate) fn next(&self, left: Option<u64>) -> u32 {
         match self {
             Self::Fixed(tasks) => *tasks,
-            Self::Measured(measure) => lock(measure).next(left, Instant::now()),
+            Self::Measured(measure, first) => {
+                let mut measure = lock(measure);
+                if measure.sent == PROBES {
+                    let waited =
+                        first.wait_timeout_while(measure, PROBE_WAIT, |measure| measure.outcomes == 0);
+                    (measure, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                measure.next(left, Instant::now())
+            }
         }
     }
 
     /// Takes note of an event of the job's lane.
     pub(crate) fn hear(&self, job: JobId, event: &Event) {
-        let Self::Measured(measure) = self else { return };
+        let Self::Measured(measure, first) = self else { return };
         match event {
             Event::Progress(Progress { job: of, account, busy_us, .. }) if *of == job => {
                 lock(measure).progress(account.done.saturating_add(account.failed), *busy_us);
+                first.notify_all();
             }
             Event::Worker(WorkerBeat { worker, slots, .. }) => {
                 lock(measure).beat(worker, *slots, Instant::now());
@@ -80,6 +95,8 @@ fn lock(measure: &Mutex<Measure>) -> MutexGuard<'_, Measure> {
 /// What is known of a job's tasks, and of who runs them.
 #[derive(Debug, Default)]
 pub(crate) struct Measure {
+    /// How many batches got a size.
+    sent: u32,
     /// How many tasks the last batch got.
     size: u32,
     /// How many outcomes the last progress told of, and how long they took in all.
@@ -128,6 +145,7 @@ impl Measure {
     }
 
     fn next(&mut self, left: Option<u64>, now: Instant) -> u32 {
+        self.sent = self.sent.saturating_add(1);
         let mut size = 1;
         if self.outcomes > 0 && self.recent.tasks > 0.0 {
             // The longer of the two: tasks that turn out longer count at once, shorter ones when they are the rule.
@@ -154,6 +172,8 @@ impl Measure {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::Account;
+
     use super::*;
 
     const MAX: u64 = BATCH_MAX_TASKS as u64;
@@ -290,6 +310,25 @@ mod tests {
         let sizes = to_the_end(1_000_000, micros(1), Some(64));
         let (_, but_the_last) = sizes.split_last().unwrap();
         assert!(but_the_last.iter().all(|size| *size >= 2_000), "{sizes:?}");
+    }
+
+    #[test]
+    fn after_the_first_batches_it_is_waited_for_a_moment_to_hear_how_long_they_took() {
+        let (sizing, job) = (Sizing::new(None), JobId::generate());
+        (0..PROBES).for_each(|_| assert_eq!(sizing.next(None), 1));
+        let account = Account { done: 40, ..Account::default() };
+        let progress = Progress { job, account, sealed: false, busy_us: 40_000 };
+        let next = std::thread::scope(|scope| {
+            let next = scope.spawn(|| sizing.next(None));
+            sizing.hear(job, &Event::Progress(progress));
+            next.join().unwrap()
+        });
+        assert_eq!(next, 2, "the first one after the news");
+
+        let unheard = Sizing::new(None);
+        let began = Instant::now();
+        let sizes: Vec<_> = (0..PROBES * 2).map(|_| unheard.next(None)).collect();
+        assert!(sizes.iter().all(|size| *size == 1) && began.elapsed() >= PROBE_WAIT, "{sizes:?}");
     }
 
     #[test]
