@@ -15,7 +15,7 @@ const METRICS: &str = "--metrics 127.0.0.1:0";
 async fn what_the_roles_count_is_what_the_ledger_has() {
     let site = Site::new();
     let mut sink = site.start(&format!("sink {METRICS}"));
-    let mut worker = site.start(&format!("worker --slots 2 {METRICS}"));
+    let mut worker = site.start(&format!("worker --slots 2 {METRICS} -v"));
     let (of_sink, of_worker) = (Scraped::of(&mut sink).await, Scraped::of(&mut worker).await);
     // It waits for the end, so that it can be asked when everything is sent.
     let words = "spin --tasks 2000 --micros 200 --fail-rate 0.05 --max-attempts 2 --batch 20 --wait";
@@ -108,7 +108,7 @@ async fn a_sink_that_says_it_is_ready_has_its_lane() {
 async fn a_whole_pipeline_in_one_process_counts_all_its_roles() {
     let site = Site::new();
     let mut running =
-        site.start(&format!("gristmill run spin --tasks 100000 --micros 10000 --slots 2 {METRICS}"));
+        site.start(&format!("gristmill run spin --tasks 100000 --micros 10000 --slots 2 {METRICS} -v"));
     let scraped = Scraped::of(&mut running).await;
     scraped.ready(200).await;
     let counts = [
