@@ -2,7 +2,7 @@
 
 mod alphabet;
 mod digest;
-mod word;
+mod rows;
 
 use std::ops::{ControlFlow, Range};
 

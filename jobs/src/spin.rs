@@ -22,6 +22,7 @@ const MAX_PAYLOAD: u32 = 1_000_000;
 /// Examples:
 ///   gristmill run spin --tasks 1000000
 ///   producer submit spin --tasks 10000 --micros 500 --payload 1000 --wait
+///   producer submit spin --tasks 200 --micros 50000..500000 --wait
 ///   producer submit spin --tasks 10000 --fail-rate 0.05 --seed 7 --wait
 ///   producer submit spin --tasks 10000 --poison 4711 --wait
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -31,7 +32,7 @@ pub struct Spin {
     #[arg(long, value_name = "N")]
     pub tasks: u64,
 
-    /// How long the work of one task takes this machine, in µs
+    /// How long the work of one task takes this machine, in µs; as LEAST..MOST at random between them, both included
     #[arg(long = "micros", value_name = "D", default_value = "0")]
     #[serde(default)]
     pub work: Work,
@@ -61,7 +62,7 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<u64>,
 
-    /// Decides which tasks fail, and what the payloads are
+    /// Decides which tasks fail, how long each is between two bounds, and what the payloads are
     #[arg(long, value_name = "S", default_value_t)]
     #[serde(default)]
     pub seed: u64,
@@ -78,6 +79,14 @@ pub struct SpinReport {
 }
 
 impl Spin {
+    /// How long the work of this task takes the machine where the job was submitted, undisturbed, in µs. The same for
+    /// the same index and seed, so that the ideal schedule of a job can be told.
+    #[must_use]
+    pub fn micros_of(&self, index: TaskIndex) -> u32 {
+        // Another text than for `failures`: a task's length says nothing about whether it fails.
+        self.work.micros_by(|| xxh3_64_with_seed(format!("micros {}", index.0).as_bytes(), self.seed))
+    }
+
     /// How many tries of this task fail: none, one or two.
     fn failures(&self, index: u64) -> u32 {
         let draw = xxh3_64_with_seed(&index.to_le_bytes(), self.seed);
@@ -126,7 +135,7 @@ impl Job for Spin {
                 std::thread::park();
             }
         }
-        self.work.perform(cx)?;
+        self.work.perform(self.micros_of(TaskIndex(index)), cx)?;
         if cx.attempt() <= failures {
             return Err(TaskError::failed(format!(
                 "try {} of task {index} fails, as --fail-rate asks; it succeeds after {failures}",
@@ -205,6 +214,11 @@ mod tests {
             (Spin { fail_rate: 1.5, ..spin(1) }, "--fail-rate 1.5"),
             (Spin { payload: 1_000_001, ..spin(1) }, "--payload 1000001: expected at most 1000000 bytes"),
             (serde_json::from_str(r#"{"tasks":1,"work":{"micros":5}}"#).unwrap(), "5 µs of work"),
+            (
+                serde_json::from_str(r#"{"tasks":1,"work":{"micros":0,"micros_to":9}}"#).unwrap(),
+                "9 µs of work of 0 iterations",
+            ),
+            (Spin { work: "9..3".parse().unwrap(), ..spin(1) }, "--micros 9..3: the range is reversed"),
         ] {
             let error = bad.plan().unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
@@ -239,6 +253,31 @@ mod tests {
             (0..100).any(|index| job.failures(index) != other.failures(index)),
             "the seed changes nothing"
         );
+    }
+
+    #[test]
+    fn lengths_between_bounds_are_even_and_follow_from_index_and_seed() {
+        let job = |seed| Spin { work: Work::between(100..=199), seed, ..spin(10_000) };
+        let lengths =
+            |job: Spin| (0..job.tasks).map(|index| job.micros_of(TaskIndex(index))).collect::<Vec<_>>();
+        let some = lengths(job(1));
+        assert_eq!(some, lengths(job(1)));
+        assert_ne!(some, lengths(job(2)));
+        let mut tenths = [0; 10];
+        some.iter().for_each(|micros| tenths[(*micros - 100) as usize / 10] += 1); // panics beyond the bounds
+        assert!(tenths.iter().all(|tasks| (900..1100).contains(tasks)), "{tenths:?}");
+
+        let same = Spin { work: Work::micros(7), ..spin(9) };
+        assert!(lengths(same).iter().all(|micros| *micros == 7));
+    }
+
+    #[test]
+    fn a_spec_says_a_range_only_if_there_is_one() {
+        let json = |work| serde_json::to_value(Spin { work, ..spin(1) }).unwrap()["work"].take();
+        assert_eq!(json(Work::default()), serde_json::json!({"micros": 0, "iterations_per_micro": 0}));
+        let work = json(Work::between(3..=9));
+        assert_eq!((&work["micros"], &work["micros_to"]), (&3.into(), &9.into()));
+        assert_eq!(serde_json::from_value::<Work>(work.clone()).unwrap().micros_by(|| u64::MAX), 9, "{work}");
     }
 
     #[test]

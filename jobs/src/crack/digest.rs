@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     alphabet::Letter,
-    word::{Block, Word},
+    rows::{self, Block, Rows},
 };
 
-/// How many candidates are tried between two looks at whether the job was stopped: well under a millisecond.
-const CHECK_EVERY: u64 = 4096;
+/// How many blocks are hashed between two looks at whether the job was stopped: well under a millisecond.
+const CHECK_EVERY: usize = 4096;
 
 // The state each digest starts from: FIPS 180-4 sections 5.3.1 and 5.3.3, RFC 1321 section 3.3.
 const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
@@ -96,44 +96,52 @@ impl Digest {
         count: u64,
         cx: &TaskContext,
     ) -> Result<Option<String>, TaskError> {
-        let big_endian = || Word::new(letters, first, u64::to_be_bytes);
-        match self {
+        let found = match self {
             Self::Sha1(wanted) => {
-                search(big_endian(), count, wanted, &SHA1_START, sha1::block_api::compress, cx)
+                let rows = Rows::at(letters, first, u64::to_be_bytes);
+                search(rows, count, wanted, &SHA1_START, sha1::block_api::compress, cx)
             }
             Self::Sha256(wanted) => {
-                search(big_endian(), count, wanted, &SHA256_START, sha2::block_api::compress256, cx)
+                let rows = Rows::at(letters, first, u64::to_be_bytes);
+                search(rows, count, wanted, &SHA256_START, sha2::block_api::compress256, cx)
             }
             Self::Md5(wanted) => {
-                let word = Word::new(letters, first, u64::to_le_bytes);
-                search(word, count, wanted, &MD5_START, md5::block_api::compress, cx)
+                let rows = Rows::at(letters, first, u64::to_le_bytes);
+                search(rows, count, wanted, &MD5_START, md5::block_api::compress, cx)
             }
-        }
+        }?;
+        Ok(found.map(|nth| rows::word(letters, first + nth)))
     }
 }
 
-/// The inner loop, once per digest.
+/// The inner loop, once per digest: which of `count` words, from a place in a row on, has the digest.
 fn search<const N: usize>(
-    mut word: Word<'_>,
+    (mut rows, mut place): (Rows<'_>, usize),
     count: u64,
     wanted: &[u32; N],
     start: &[u32; N],
     compress: impl Fn(&mut [u32; N], &[Block]),
     cx: &TaskContext,
-) -> Result<Option<String>, TaskError> {
-    let mut left = count;
-    while left > 0 {
-        cx.check()?;
-        let some = left.min(CHECK_EVERY);
-        for _ in 0..some {
-            let mut state = *start;
-            compress(&mut state, word.message());
-            if state[0] == wanted[0] && state == *wanted {
-                return Ok(Some(word.to_string()));
-            }
-            word.advance();
+) -> Result<Option<u64>, TaskError> {
+    let mut done = 0;
+    let mut unchecked = CHECK_EVERY; // so that the first thing is a look
+    while done < count {
+        if unchecked >= CHECK_EVERY {
+            cx.check()?;
+            unchecked = 0;
         }
-        left -= some;
+        let end = place.saturating_add(usize::try_from(count - done).unwrap_or(usize::MAX)).min(rows.width());
+        for (nth, message) in rows.messages(place..end).enumerate() {
+            let mut state = *start;
+            compress(&mut state, message);
+            if state[0] == wanted[0] && state == *wanted {
+                return Ok(Some(done + nth as u64));
+            }
+        }
+        done += (end - place) as u64;
+        unchecked += (end - place) * rows.blocks();
+        rows.advance();
+        place = 0;
     }
     Ok(None)
 }
@@ -212,6 +220,22 @@ mod tests {
         let trouble =
             digest.find(alphabet.letters(), 0, u64::MAX, &context(stop)).unwrap_err().into_trouble();
         assert_eq!(trouble, Trouble::Stopped);
+    }
+
+    #[test]
+    fn a_job_that_is_stopped_ends_a_search_under_way() {
+        let stop = StopSignal::new();
+        let alphabet = Alphabet::parse("a-z").unwrap();
+        let digest = Digest::parse(&"0".repeat(40), None).unwrap();
+        let search = |count, stop| digest.find(alphabet.letters(), 0, count, &context(stop));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert_eq!(search(100_000, StopSignal::new()).unwrap(), None); // until the other has begun
+                stop.stop();
+            });
+            let trouble = search(1_000_000_000, stop.clone()).unwrap_err().into_trouble();
+            assert_eq!(trouble, Trouble::Stopped);
+        });
     }
 
     #[test]
