@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_transport;
 mod conformance;
 mod crash;
+mod doctor;
 mod drain;
 mod drill;
 mod example;
@@ -21,6 +22,7 @@ mod limits;
 mod pipeline;
 mod poison;
 mod retry;
+mod rights;
 mod run;
 mod stall;
 

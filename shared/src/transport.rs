@@ -29,10 +29,11 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Creates the lane's queues, the journal and the events topic where they are missing. Idempotent; every role
-    /// calls it before anything else.
+    /// calls it before anything else. Whoever may create nothing only looks whether all is there.
     ///
     /// # Errors
-    /// [`TransportError::Mismatch`] if something exists with other settings.
+    /// [`TransportError::Mismatch`] if something exists with other settings, and we may create such things;
+    /// [`TransportError::Forbidden`] if something is missing, and we may not create it.
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
 
     /// A publisher; all of a process's publishers may share one connection.
@@ -370,13 +371,21 @@ pub enum TransportError {
         /// What the last try ended in.
         reason: String,
     },
-    /// The broker is there but does not let us. Mend the user, the password, the virtual host or the permissions.
+    /// The broker is there but does not let us in. Mend the user, the password or the virtual host.
     #[error("the broker at {transport} refuses: {reason}")]
     Denied {
         /// The transport's name.
         transport: String,
         /// What the broker said.
         reason: String,
+    },
+    /// We are let in, but may not do this. Somebody must give the user the right, or do it in our stead.
+    #[error("the broker at {transport} refuses: {lacks}")]
+    Forbidden {
+        /// The transport's name.
+        transport: String,
+        /// Who lacks which right on what.
+        lacks: String,
     },
     /// Something exists with other settings. Delete it there, or use another lane.
     #[error("{what} exists on {transport} with other settings: {difference}")]
@@ -399,7 +408,7 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Disconnected { .. } | Self::Unreachable { .. } => true,
-            Self::Denied { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
+            Self::Denied { .. } | Self::Forbidden { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod doctor;
 mod drill;
 mod flags;
 mod follow;
@@ -10,6 +11,7 @@ mod log;
 mod producer;
 mod retry;
 mod run;
+mod setup;
 mod signals;
 mod sink;
 mod sink_read;
@@ -114,6 +116,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
+            .subcommands([setup::command(), doctor::command()])
             .subcommands(kinds.know(Spin::KIND).then(drill::command)), // what a drill submits
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
@@ -149,6 +152,8 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("producer", matches)) => producer::main(context, matches).await,
             Some(("worker", matches)) => worker::main(context, matches).await,
             Some(("sink", matches)) => sink::main(context, matches).await,
+            Some(("doctor", matches)) => doctor::main(context, matches).await,
+            Some(("setup", matches)) => setup::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
             _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
         },

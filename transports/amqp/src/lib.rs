@@ -20,6 +20,7 @@ mod config;
 mod consumer;
 mod end;
 mod events;
+mod examine;
 mod failure;
 mod feed;
 mod generation;
@@ -41,6 +42,7 @@ mod wave;
 
 pub use config::{AmqpConfig, GIVE_UP_AFTER};
 pub use events::EVENTS_MAX_WAITING;
+pub use examine::{Finding, Part, Verdict, examine};
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;
 

@@ -43,6 +43,8 @@ pub(crate) struct Line {
     health: watch::Sender<Health>,
     /// Those that were opened, and are declared again on a broker that may have forgotten them.
     lanes: Arc<Mutex<Vec<Lane>>>,
+    /// Whether we may declare, as far as we know.
+    pub(crate) declares: Arc<AtomicBool>,
     /// Whether it was told that the journal is not there.
     pub(crate) journal_missed: Arc<AtomicBool>,
 }
@@ -59,6 +61,7 @@ impl Link {
             generations,
             health,
             lanes: Arc::default(),
+            declares: Arc::new(AtomicBool::new(true)),
             journal_missed: Arc::default(),
         };
         let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
@@ -154,8 +157,8 @@ impl Line {
         generation: &Generation,
         lane: &Lane,
     ) -> Result<(), TransportError> {
-        let visit = Visit::begin(generation, &self.config).await?;
-        let opened = topology::open_lane(&visit, lane).await;
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let opened = topology::open_lane(&mut visit, lane).await;
         visit.end().await;
         opened
     }
