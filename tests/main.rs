@@ -3,6 +3,7 @@
 //! The broker is that of `GRISTMILL_TEST_BROKER`, else a private one from the local installation; without either the
 //! tests fail, and `scripts/test` says what is missing.
 
+mod adaptive;
 mod amqp;
 mod bad_input;
 mod bad_transport;

@@ -32,8 +32,9 @@ pub struct Cursor {
     pub lane: Lane,
     /// When it was submitted, in milliseconds since 1970.
     pub submitted_ms: u64,
-    /// How many tasks a batch has.
-    pub batch: u32,
+    /// How many tasks a batch has, if that is fixed.
+    #[serde(default)]
+    pub batch: Option<u32>,
     /// All tasks before this one are stored on the broker.
     pub confirmed: TaskIndex,
     /// The digest of those tasks.
@@ -196,7 +197,7 @@ mod tests {
             plan: Plan::unknown(),
             lane: Lane::default(),
             submitted_ms: 0,
-            batch: 1,
+            batch: None,
             confirmed: TaskIndex(7),
             digest: SplitDigest::default(),
             sealed: None,

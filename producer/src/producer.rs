@@ -7,55 +7,53 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, JobBoard, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    Registry, Round, SplitDigest, StoreError, TaskIndex, Transport,
+    Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole, Registry,
+    Round, SplitDigest, StoreError, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Form, Opened, Sealed, now_ms},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    Cursor, CursorDir, ProducerError, SplitEnd, SplitReport,
+    Cursor, CursorDir, ProducerError, SplitEnd, SplitReport, Watch,
+    following::Commons,
     kept_cursor::KeptCursor,
+    measured::Measured,
     sending::{self, Note, Sending, Sent},
     splitting::{self, Label, Part, Place},
 };
 
-/// How many tasks a batch has unless told otherwise.
-pub const DEFAULT_BATCH: u32 = 64;
-
 /// How a job is sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SubmitOptions {
     /// Where to. Defaults to the lane `default`.
     pub lane: Lane,
     /// How its tasks are treated when they fail.
     pub policy: Policy,
-    /// How many tasks a batch has, 1 to 10,000. Defaults to [`DEFAULT_BATCH`].
-    pub batch: u32,
-}
-
-impl Default for SubmitOptions {
-    fn default() -> Self {
-        Self { lane: Lane::default(), policy: Policy::default(), batch: DEFAULT_BATCH }
-    }
+    /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 50 ms of
+    /// one slot's work, and fewer towards the end.
+    pub batch: Option<u32>,
 }
 
 /// Submits jobs over a transport.
+///
+/// Its jobs share what can be shared: a lane is opened once, and the journal is read once, in the background, on the
+/// runtime that submits the first job, for as long as the producer, a clone of it or a submission lives. So whoever
+/// submits many jobs keeps one producer; the second job is on its way sooner than the first.
 #[derive(Debug, Clone)]
 pub struct Producer {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) app: String,
     code: String,
     cursors: Option<CursorDir>,
+    commons: Arc<Commons>,
 }
 
 impl Producer {
     /// A producer that keeps no cursors. `app` is how messages name it.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, app: &str) -> Self {
-        Self { transport, app: app.into(), code: String::new(), cursors: None }
+        Self { transport, app: app.into(), code: String::new(), cursors: None, commons: Arc::default() }
     }
 
     /// Keeps cursors in this directory, so that a job can be resumed by a program of the same version `code`.
@@ -70,6 +68,34 @@ impl Producer {
     /// [`ProducerError::Plan`] if the job refuses; nothing was sent then. Otherwise if the broker or the cursor's
     /// directory does.
     pub async fn open(
+        &self,
+        job: Arc<dyn AnyJob>,
+        options: SubmitOptions,
+    ) -> Result<Submission, ProducerError> {
+        let mut submission = self.prepare_new(job, options).await?;
+        submission.tell_opened().await?;
+        Ok(submission)
+    }
+
+    /// [`Producer::open`], and watches the job by way of the producer's own reader of the journal. That costs the broker
+    /// nothing and takes no time, unlike [`Watch::open`], but tells no [`News::Progress`](crate::News::Progress).
+    ///
+    /// # Errors
+    /// Those of [`Producer::open`].
+    pub async fn open_watched(
+        &self,
+        job: Arc<dyn AnyJob>,
+        options: SubmitOptions,
+    ) -> Result<(Submission, Watch), ProducerError> {
+        let mut submission = self.prepare_new(job, options).await?;
+        // Before the sink is told, which may end the job at once.
+        let heard = self.commons.following(&self.transport).board.listen(submission.id());
+        let watch = Watch::of_new(submission.id(), heard, Arc::clone(&self.transport));
+        submission.tell_opened().await?;
+        Ok((submission, watch))
+    }
+
+    async fn prepare_new(
         &self,
         job: Arc<dyn AnyJob>,
         options: SubmitOptions,
@@ -93,7 +119,7 @@ impl Producer {
             cursors.save(&cursor)?;
             cursors.prune()?;
         }
-        self.begin(job, cursor).await
+        self.prepare(job, cursor).await
     }
 
     /// Takes up a job where its cursor says it was left. A job that is sealed is only sealed again.
@@ -113,17 +139,19 @@ impl Producer {
         let job = registry.open(&cursor.kind, &cursor.spec).map_err(|error| {
             ProducerError::Changed(format!("job {} cannot be read here: {error}", cursor.job))
         })?;
-        self.begin(job, cursor).await
+        let mut submission = self.prepare(job, cursor).await?;
+        submission.tell_opened().await?;
+        Ok(submission)
     }
 
-    async fn begin(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
+    async fn prepare(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
         let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
-        self.transport.open_lane(&kept.cursor.lane).await?;
+        self.commons.open_lane(&*self.transport, &kept.cursor.lane).await?;
+        let _ = self.commons.following(&self.transport); // it catches up while the sink is told
         let publisher = self.transport.publisher().await?;
-        let submission = Submission { producer: self.clone(), publisher, job, kept };
-        let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = submission.cursor().clone();
-        submission.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await?;
-        Ok(submission)
+        // Before the sink is told, since it may answer with what it knows of the job.
+        let measured = Measured::listen(&*self.transport, &kept.cursor).await?;
+        Ok(Submission { producer: self.clone(), publisher, job, kept, measured })
     }
 }
 
@@ -134,6 +162,7 @@ pub struct Submission {
     publisher: Arc<dyn Publisher>,
     pub(crate) job: Arc<dyn AnyJob>,
     pub(crate) kept: KeptCursor,
+    measured: Measured,
 }
 
 impl Submission {
@@ -206,18 +235,21 @@ impl Submission {
         round: Round,
         leave: impl Future<Output = ()> + Send,
     ) -> Result<Sent, ProducerError> {
-        let (board, following) = JobBoard::open(&*self.producer.transport).await?;
-        let stop = board.stop_signal(self.id(), round);
-        let following = AbortOnDropHandle::new(tokio::spawn(following));
+        let following = self.producer.commons.following(&self.producer.transport);
+        following.caught_up().await?;
+        let stop = following.board.stop_signal(self.id(), round);
         let note = matches!(part, Part::After(_));
-        let splits = splitting::start(Arc::clone(&self.job), self.label(round), part, self.cursor().batch)
-            .map_err(ProducerError::Thread)?;
+        let (job, planned) = (Arc::clone(&self.job), self.plan().tasks);
+        let sizing = Arc::clone(&self.measured.sizing);
+        let splits =
+            splitting::start(job, self.label(round), part, planned, sizing).map_err(ProducerError::Thread)?;
         let to = Address::Queue(QueueRole::Tasks.of(&self.cursor().lane));
         let sending = Sending { to, publisher: &*self.publisher, stop: &stop, leave };
         let note = if note { Note::place(&mut self.kept) } else { Note::Count(0) };
         tokio::select! {
             sent = sending::send_all(splits, sending, note) => sent,
-            lost = following => Err(lost.map_or(ProducerError::Died, ProducerError::from)),
+            lost = following.lost() => Err(lost),
+            lost = self.measured.lost() => Err(lost),
         }
     }
 
@@ -250,6 +282,11 @@ impl Submission {
     fn label(&self, round: Round) -> Label {
         let Cursor { job, kind, spec, policy, .. } = self.cursor().clone();
         Label { job, kind, spec, policy, round, app: self.producer.app.clone() }
+    }
+
+    async fn tell_opened(&mut self) -> Result<(), StoreError> {
+        let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = self.cursor().clone();
+        self.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await
     }
 
     /// Sends the sink a message about the job as a whole; `part` makes its id.

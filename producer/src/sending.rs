@@ -122,9 +122,9 @@ pub(crate) async fn send_all(
     let mut refused = VecDeque::new();
     let mut pause_ends = Instant::now();
     let mut end = None;
-    let mut saves = tokio::time::interval(SAVE_EVERY);
+    // Not from now on: the first tick would be waited for, and timers round up to a millisecond.
+    let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
     saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    saves.tick().await; // the first is immediate
     loop {
         let waiting = refused.front().or(held.as_ref());
         let room = waiting.is_some_and(|packed| {

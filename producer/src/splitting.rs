@@ -9,6 +9,8 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
+use crate::sizing::Sizing;
+
 /// How many batches may be split ahead of the sending.
 const BATCHES_AHEAD: usize = 4;
 
@@ -62,19 +64,21 @@ pub(crate) enum Part {
     Ranges(Vec<Range<u64>>),
 }
 
-/// Starts to split, in batches of `batch` tasks. Ends when the receiver goes.
+/// Starts to split, of `planned` tasks if that is known, in batches of the size that suits when they are packed. Ends when
+/// the receiver goes.
 pub(crate) fn start(
     job: Arc<dyn AnyJob>,
     label: Label,
     part: Part,
-    batch: u32,
+    planned: Option<u64>,
+    sizing: Arc<Sizing>,
 ) -> std::io::Result<flume::Receiver<Split>> {
     let (sender, receiver) = flume::bounded(BATCHES_AHEAD);
     std::thread::Builder::new().name("split".into()).spawn(move || {
         let mut send = |packed| sender.send(Split::Batch(Box::new(packed))).is_ok();
         let last = match part {
-            Part::After(place) => split(&*job, &label, place, batch, &mut send),
-            Part::Ranges(ranges) => split_ranges(&*job, &label, &ranges, batch, &mut send),
+            Part::After(place) => split(&*job, &label, place, (planned, &sizing), &mut send),
+            Part::Ranges(ranges) => split_ranges(&*job, &label, &ranges, &sizing, &mut send),
         };
         if let Some(last) = last.unwrap_or_else(|error| Some(Split::Failed(error))) {
             let _ = sender.send(last); // nobody listens: the job was stopped
@@ -98,7 +102,7 @@ fn split(
     job: &dyn AnyJob,
     label: &Label,
     place: Place,
-    batch: u32,
+    (planned, sizing): (Option<u64>, &Sizing),
     send: &mut dyn FnMut(Packed) -> bool,
 ) -> Result<Option<Split>, JobError> {
     let mut walk = Walk::from(job, 0)?;
@@ -107,7 +111,8 @@ fn split(
         return Ok(Some(Split::Changed));
     }
     loop {
-        let packed = walk.pack(label, batch.clamp(1, BATCH_MAX_TASKS).into())?;
+        let left = planned.map(|planned| planned.saturating_sub(walk.place.index.0));
+        let packed = walk.pack(label, sizing.next(left).into())?;
         if packed.is_some_and(|packed| !send(packed)) {
             return Ok(None);
         }
@@ -122,15 +127,18 @@ fn split_ranges(
     job: &dyn AnyJob,
     label: &Label,
     ranges: &[Range<u64>],
-    batch: u32,
+    sizing: &Sizing,
     send: &mut dyn FnMut(Packed) -> bool,
 ) -> Result<Option<Split>, JobError> {
     let mut walk = Walk::from(job, ranges.first().map_or(0, |range| range.start))?;
+    let mut left: u64 = ranges.iter().map(|range| range.end - range.start).sum();
     for range in ranges {
         walk.pass_over(range.start)?;
         while walk.place.index.0 < range.end && !walk.ended {
-            let most = u64::from(batch.clamp(1, BATCH_MAX_TASKS)).min(range.end - walk.place.index.0);
-            if walk.pack(label, most)?.is_some_and(|packed| !send(packed)) {
+            let most = u64::from(sizing.next(Some(left))).min(range.end - walk.place.index.0);
+            let packed = walk.pack(label, most)?;
+            left -= packed.as_ref().map_or(0, |packed| u64::from(packed.count));
+            if packed.is_some_and(|packed| !send(packed)) {
                 return Ok(None);
             }
         }
@@ -238,10 +246,11 @@ mod tests {
 
     fn split_all(tasks: u64, place: Place, batch: u32) -> (Vec<(u64, u32, SplitDigest)>, Split) {
         let mut batches = Vec::new();
-        let last = split(&*erase(Count(tasks)), &label(), place, batch, &mut |packed| {
-            batches.push((packed.first.0, packed.count, packed.digest));
-            true
-        });
+        let last =
+            split(&*erase(Count(tasks)), &label(), place, (None, &Sizing::Fixed(batch)), &mut |packed| {
+                batches.push((packed.first.0, packed.count, packed.digest));
+                true
+            });
         (batches, last.unwrap().unwrap())
     }
 
@@ -265,11 +274,12 @@ mod tests {
     fn only_the_ranges_that_are_asked_for_are_sent() {
         let send = |tasks: u64, ranges: &[Range<u64>]| {
             let mut batches = Vec::new();
-            let last = split_ranges(&*erase(Count(tasks)), &label(), ranges, 4, &mut |packed| {
-                let batch = gristmill_shared::wire::decode::<Batch<'_>>(&packed.message).unwrap();
-                batches.push((packed.first.0, batch.tasks.get().to_owned()));
-                true
-            });
+            let last =
+                split_ranges(&*erase(Count(tasks)), &label(), ranges, &Sizing::Fixed(4), &mut |packed| {
+                    let batch = gristmill_shared::wire::decode::<Batch<'_>>(&packed.message).unwrap();
+                    batches.push((packed.first.0, batch.tasks.get().to_owned()));
+                    true
+                });
             (batches, last.unwrap().unwrap())
         };
         let (batches, last) = send(30_000, &[2..3, 10..16, 29_998..30_000]);

@@ -1,9 +1,12 @@
 //! Following a job from outside: events for the bar, the journal for the answer.
 
+use std::{future::pending, sync::Arc};
+
 use gristmill_shared::{
-    EventFilter, EventReader, JobId, JournalEntry, JournalReader, Round, Transport, TransportError,
+    EventFilter, EventReader, JobId, JournalEntry, JournalReader, Message, Round, Transport, TransportError,
     wire::{Event, Fact, Finished, Missing, Opened, Progress},
 };
+use tokio::sync::mpsc;
 
 /// News of one job.
 #[derive(Debug, Clone)]
@@ -24,14 +27,40 @@ pub enum News {
 #[derive(Debug)]
 pub struct Watch {
     job: JobId,
-    journal: Box<dyn JournalReader>,
-    events: Box<dyn EventReader>,
+    journal: Journal,
+    /// Nobody tells of progress if nobody asks.
+    events: Option<Box<dyn EventReader>>,
     /// Whether the journal has been read to what was its end at the start.
     caught_up: bool,
     /// The last round that was begun, as far as it has been read.
     round: Round,
     /// How that round ended; told once everything has been read, since a later round may follow.
     ended: Option<Finished>,
+}
+
+/// What the journal says.
+#[derive(Debug)]
+enum Journal {
+    Own(Box<dyn JournalReader>),
+    /// Of this job alone, and only what is new, from somebody who reads it anyway; if something was missed, the journal
+    /// itself tells.
+    Heard(mpsc::Receiver<Message>, Arc<dyn Transport>),
+}
+
+impl Journal {
+    /// Cancel safe.
+    async fn next(&mut self) -> Result<JournalEntry, TransportError> {
+        if let Self::Heard(heard, transport) = self {
+            if let Some(fact) = heard.recv().await {
+                return Ok(JournalEntry::Fact(fact));
+            }
+            *self = Self::Own(transport.journal().await?);
+        }
+        match self {
+            Self::Own(journal) => journal.next().await,
+            Self::Heard(..) => pending().await, // it has just been replaced
+        }
+    }
 }
 
 impl Watch {
@@ -41,8 +70,14 @@ impl Watch {
     /// If the connection is gone.
     pub async fn open(transport: &dyn Transport, job: JobId) -> Result<Self, TransportError> {
         let events = transport.events(EventFilter::Job(job)).await?;
-        let journal = transport.journal().await?;
-        Ok(Self { job, journal, events, caught_up: false, round: Round(0), ended: None })
+        let journal = Journal::Own(transport.journal().await?);
+        Ok(Self { job, journal, events: Some(events), caught_up: false, round: Round(0), ended: None })
+    }
+
+    /// Follows a job of which nothing is in the journal yet.
+    pub(crate) fn of_new(job: JobId, heard: mpsc::Receiver<Message>, transport: Arc<dyn Transport>) -> Self {
+        let journal = Journal::Heard(heard, transport);
+        Self { job, journal, events: None, caught_up: true, round: Round(0), ended: None }
     }
 
     /// Waits for the end of a round after this one, which is known to have ended.
@@ -55,6 +90,18 @@ impl Watch {
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
         self.caught_up
+    }
+
+    /// Waits for the end, whatever comes before.
+    ///
+    /// # Errors
+    /// If the connection goes.
+    pub async fn finished(&mut self) -> Result<Finished, TransportError> {
+        loop {
+            if let News::Finished(finished) = self.next().await? {
+                return Ok(*finished);
+            }
+        }
     }
 
     /// The next news; after [`News::Finished`] there is none. Cancel safe.
@@ -88,7 +135,7 @@ impl Watch {
                         _ => {}
                     },
                 },
-                event = self.events.next() => if let Ok(Event::Progress(progress)) = Event::decode(&event?) {
+                event = next_event(self.events.as_mut()) => if let Ok(Event::Progress(progress)) = Event::decode(&event?) {
                     return Ok(News::Progress(progress));
                 },
             }
@@ -105,5 +152,12 @@ impl Watch {
     fn reopen(&mut self, round: Round) {
         self.round = self.round.max(round);
         self.ended.take_if(|ended| ended.round < round);
+    }
+}
+
+async fn next_event(events: Option<&mut Box<dyn EventReader>>) -> Result<Message, TransportError> {
+    match events {
+        Some(events) => events.next().await,
+        None => pending().await,
     }
 }

@@ -8,7 +8,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 /// queue plus this, for each producer.
 pub(crate) const WINDOW_MAX_BATCHES: usize = 256;
 /// The most bytes that wait for the broker's answer; a single larger batch goes alone.
-pub(crate) const WINDOW_MAX_BYTES: usize = 16 << 20;
+pub(crate) const WINDOW_MAX_BYTES: usize = 2 << 20;
 /// How many batches may be on their way at the start.
 const WINDOW_START: f64 = 16.0;
 /// The first pause after the broker refused.
@@ -16,16 +16,17 @@ const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The longest pause while it keeps refusing.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Additive increase, multiplicative decrease.
+/// Additive increase, multiplicative decrease; until the broker refuses for the first time, twice as much every round.
 #[derive(Debug)]
 pub(crate) struct Window {
     size: f64,
+    was_refused: bool,
     pauses: ExponentialBackoff,
 }
 
 impl Window {
     pub(crate) fn new() -> Self {
-        Self { size: WINDOW_START, pauses: pauses() }
+        Self { size: WINDOW_START, was_refused: false, pauses: pauses() }
     }
 
     /// Whether one more message of `bytes` may go, while `messages` of `total` bytes are on their way.
@@ -35,13 +36,15 @@ impl Window {
 
     /// The broker took a batch.
     pub(crate) fn stored(&mut self) {
-        self.size = (self.size + 1.0 / self.size).min(WINDOW_MAX_BATCHES as f64);
+        let more = if self.was_refused { 1.0 / self.size } else { 1.0 };
+        self.size = (self.size + more).min(WINDOW_MAX_BATCHES as f64);
         self.pauses = pauses();
     }
 
     /// The broker refused a batch: how long to leave it alone.
     pub(crate) fn refused(&mut self) -> Duration {
         self.size = (self.size / 2.0).max(1.0);
+        self.was_refused = true;
         self.pauses.next().unwrap_or(PAUSE_MAX)
     }
 }
@@ -60,8 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_window_grows_by_one_a_round_and_halves_on_refusal() {
+    fn the_window_doubles_until_it_is_refused_then_halves_and_grows_by_one_a_round() {
         let mut window = Window::new();
+        for _ in 0..16 {
+            window.stored();
+        }
+        assert_eq!(window.size, 32.0);
+        window.refused();
+        assert_eq!(window.size, 16.0);
         for _ in 0..17 {
             window.stored();
         }

@@ -7,11 +7,11 @@ use gristmill_producer::{
 };
 use gristmill_shared::{
     Account, Address, Conclusion, Consumer, Job, JobError, JobId, JournalEntry, Kind, Lane, Message,
-    Outgoing, Plan, QueueRole, Registry, Round, TASKS_MAX_MESSAGES, TaskContext, TaskError, TaskIndex,
+    Outgoing, Plan, QueueRole, Registry, Round, TASKS_MAX_MESSAGES, TaskContext, TaskError, TaskIndex, Topic,
     Transport, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Audit, Batch, Fact, Finished, Form, Missing, Reopened, Stopped, ToSink, decode},
+    wire::{Audit, Batch, Fact, Finished, Form, Missing, Progress, Reopened, Stopped, ToSink, decode},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -59,7 +59,7 @@ fn count(tasks: u64) -> Count {
 }
 
 fn options(batch: u32) -> SubmitOptions {
-    SubmitOptions { batch, ..SubmitOptions::default() }
+    SubmitOptions { batch: Some(batch), ..SubmitOptions::default() }
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
@@ -233,6 +233,45 @@ async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
         Producer::new(Arc::clone(&whole), "test").open(erase(count(total)), options(100)).await.unwrap();
     within(submission.send()).await.unwrap();
     assert_eq!(seal(&drain(&*whole, QueueRole::Results).await), resumed_seal);
+}
+
+#[tokio::test]
+async fn batches_of_a_resumed_job_are_sized_by_what_the_sink_knows_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let cursors = CursorDir::new(dir.path());
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
+    let submission = producer.open(erase(count(200_000)), SubmitOptions::default()).await.unwrap();
+    let job = submission.id();
+    drop(submission); // it has the cursor
+    drain(&*transport, QueueRole::Results).await;
+    let mut registry = Registry::default();
+    registry.register::<Count>().unwrap();
+
+    let resumed = producer.resume(&registry, cursors.load(job).unwrap()).await.unwrap();
+    // The sink hears of it, and tells what it has: a million tasks of a microsecond.
+    assert_eq!(drain(&*transport, QueueRole::Results).await.len(), 1);
+    let account = Account { done: 1_000_000, ..Account::default() };
+    let progress = Progress { job, account, sealed: false, busy_us: 1_000_000 };
+    let to = Address::Events(Topic::Job(Lane::default(), job));
+    let message = progress.message("1".into(), "test");
+    publish_until_stored(&*transport.publisher().await.unwrap(), vec![Outgoing { to, message }])
+        .await
+        .unwrap();
+    within(resumed.send()).await.unwrap();
+    let sizes: Vec<_> =
+        drain(&*transport, QueueRole::Tasks).await.iter().map(|message| first_and_count(message).1).collect();
+    assert!(sizes.contains(&10_000), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn while_nothing_is_measured_every_task_travels_alone() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let submission = producer.open(erase(count(900)), SubmitOptions::default()).await.unwrap();
+    within(submission.send()).await.unwrap();
+    let batches: Vec<_> = drain(&*transport, QueueRole::Tasks).await.iter().map(first_and_count).collect();
+    assert!(batches.iter().map(|(_, count)| *count).eq([1; 900]), "{batches:?}");
 }
 
 #[tokio::test]

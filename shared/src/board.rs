@@ -3,11 +3,14 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
 use crate::{
-    JobId, JournalEntry, JournalReader, Round, StopSignal, Transport, TransportError,
+    JobId, JournalEntry, JournalReader, Message, Round, StopSignal, Transport, TransportError,
     wire::{Fact, Finished, Stopped},
 };
 
@@ -15,10 +18,16 @@ use crate::{
 /// is run to its end, which the sink ignores.
 pub const BOARD_MAX_JOBS: usize = 100_000;
 
-/// Follows the journal and tells the parts of a process when a job's round has ended.
+/// How many facts about one job may wait for who listens to it. A job has few; whoever lags behind is told no more.
+pub const FACTS_MAX_WAITING: usize = 64;
+
+/// Follows the journal and tells the parts of a process when a job's round has ended, and what else is said of it.
 #[derive(Debug, Default)]
 pub struct JobBoard {
     jobs: Mutex<BTreeMap<JobId, Rounds>>,
+    /// Those who listen to a job.
+    ears: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
+    caught_up: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -43,21 +52,59 @@ impl JobBoard {
         while let JournalEntry::Fact(message) = journal.next().await? {
             board.learn(&message);
         }
+        board.caught_up.cancel();
         let following = Arc::clone(&board);
         Ok((board, async move { following.follow(&mut *journal).await }))
+    }
+
+    /// A board that knows nothing yet. The future that comes with it reads the journal from its start and follows it; it
+    /// must be run, and ends only with an error. [`JobBoard::caught_up`] tells when everything that had ended is known.
+    pub fn start(
+        transport: Arc<dyn Transport>,
+    ) -> (Arc<Self>, impl Future<Output = TransportError> + Send + 'static) {
+        let board = Arc::new(Self::default());
+        let following = Arc::clone(&board);
+        let follow = async move {
+            match transport.journal().await {
+                Ok(mut journal) => following.follow(&mut *journal).await,
+                Err(error) => error,
+            }
+        };
+        (board, follow)
+    }
+
+    /// Waits until the journal has been read to what was its end at the start. For ever if the board's future ends
+    /// before. Cancel safe.
+    pub async fn caught_up(&self) {
+        self.caught_up.cancelled().await;
+    }
+
+    /// What the journal says of `job` from now on, in its order. One listens to a job at a time: whoever comes later
+    /// takes the place of the one before.
+    ///
+    /// The channel closes when its place is taken, when [`FACTS_MAX_WAITING`] facts wait in it and another one comes, and
+    /// when the board goes. What was missed then is in the journal.
+    #[must_use]
+    pub fn listen(&self, job: JobId) -> mpsc::Receiver<Message> {
+        let (ear, heard) = mpsc::channel(FACTS_MAX_WAITING);
+        let mut ears = self.ears();
+        ears.retain(|_, ear| !ear.is_closed()); // so there are never more than listen, and those who left since
+        ears.insert(job, ear);
+        heard
     }
 
     async fn follow(&self, journal: &mut dyn JournalReader) -> TransportError {
         loop {
             match journal.next().await {
                 Ok(JournalEntry::Fact(message)) => self.learn(&message),
-                Ok(JournalEntry::CaughtUp) => {}
+                Ok(JournalEntry::CaughtUp) => self.caught_up.cancel(),
                 Err(error) => return error,
             }
         }
     }
 
-    fn learn(&self, message: &crate::Message) {
+    fn learn(&self, message: &Message) {
+        self.tell(message);
         match Fact::decode(message) {
             Ok(Fact::Stopped(Stopped { job, round, .. }) | Fact::Finished(Finished { job, round, .. })) => {
                 self.end(job, round);
@@ -65,6 +112,14 @@ impl JobBoard {
             Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_) | Fact::Serving(_)) => {}
             // Of a later version, for days: whoever starts meets it again, and can do nothing about it.
             Err(error) => tracing::debug!(id = message.id, %error, "passing over an entry of the journal"),
+        }
+    }
+
+    fn tell(&self, message: &Message) {
+        let Some(job) = message.job else { return };
+        let mut ears = self.ears();
+        if ears.get(&job).is_some_and(|ear| ear.try_send(message.clone()).is_err()) {
+            ears.remove(&job);
         }
     }
 
@@ -91,6 +146,10 @@ impl JobBoard {
         })
     }
 
+    fn ears(&self) -> MutexGuard<'_, BTreeMap<JobId, mpsc::Sender<Message>>> {
+        self.ears.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn with<T>(&self, job: JobId, look: impl FnOnce(&mut Rounds) -> T) -> T {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = look(jobs.entry(job).or_default());
@@ -114,5 +173,24 @@ mod tests {
         assert!(board.stop_signal(job, Round(0)).is_stopped());
         assert!(!board.stop_signal(job, Round(2)).is_stopped());
         assert!(!board.stop_signal(JobId::generate(), Round(0)).is_stopped());
+    }
+
+    #[tokio::test]
+    async fn who_listens_to_a_job_hears_of_it_alone_and_learns_that_facts_were_missed() {
+        let (board, job) = (JobBoard::default(), JobId::generate());
+        let fact = |job, id: usize| Message { job: Some(job), id: id.to_string(), ..Message::default() };
+        let replaced = board.listen(job);
+        let mut heard = board.listen(job);
+        assert!(replaced.is_closed());
+        board.learn(&fact(JobId::generate(), 0));
+        (0..=FACTS_MAX_WAITING).for_each(|id| board.learn(&fact(job, id)));
+        for id in 0..FACTS_MAX_WAITING {
+            assert_eq!(heard.recv().await, Some(fact(job, id)));
+        }
+        assert_eq!(heard.recv().await, None, "the last one did not fit, and nothing is left out in silence");
+
+        drop(board.listen(job));
+        let _heard = board.listen(JobId::generate());
+        assert_eq!(board.ears().len(), 1, "whoever left is forgotten");
     }
 }

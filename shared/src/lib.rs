@@ -23,7 +23,7 @@ pub mod testing;
 mod transport;
 pub mod wire;
 
-pub use board::{BOARD_MAX_JOBS, JobBoard};
+pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,

@@ -347,7 +347,7 @@ pub enum Redelivery {
 }
 
 /// Why a transport cannot do what it was asked. Grouped by what the caller does next.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// The connection, or the queue under a consumer, went for good: it was closed at this end, or the transport gave

@@ -102,7 +102,10 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
             Ok(Errand::TakeDead(deliveries)) => {
                 deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
             }
-            Ok(Errand::Stored(target, rows)) => clerk.stored(target, rows),
+            Ok(Errand::Stored(target, rows)) => {
+                clerk.stored(target, rows);
+                hand_out(clerk.outbox()?, outlets); // what was committed meanwhile need not wait for the next commit
+            }
             Ok(Errand::Broker { works }) => clerk.broker_works(works),
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
@@ -112,8 +115,12 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
         if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
             clerk.find_stalls()?;
         }
-        if clerk.has_changed() && Instant::now() >= pace.due(asked.is_empty()) {
-            clerk = commit(clerk, &mut pace, outlets)?;
+        if let Some(urgency) = clerk.urgency() {
+            let now = Instant::now();
+            pace.waits(now);
+            if now >= pace.due(urgency, asked.is_empty()) {
+                clerk = commit(clerk, &mut pace, outlets)?;
+            }
         }
         tell(&mut clerk, outlets);
     }
@@ -121,7 +128,7 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
 
 /// When the clerk has something to do even if nobody asks.
 fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
-    let commit = clerk.has_changed().then(|| pace.due(idle));
+    let commit = clerk.urgency().map(|urgency| pace.due(urgency, idle));
     commit.into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
 }
 
@@ -129,12 +136,16 @@ fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, Sin
     let began = Instant::now();
     let (mut clerk, Committed { receipts, outbox }) = clerk.commit()?;
     pace.committed(began, Instant::now());
+    hand_out(outbox, outlets); // first, since somebody waits for it
     receipts.into_iter().for_each(gristmill_shared::Receipt::ack);
+    tell(&mut clerk, outlets);
+    Ok(clerk)
+}
+
+fn hand_out(outbox: Vec<OutboxBatch>, outlets: &Outlets) {
     for batch in outbox {
         let _ = outlets.outbox.try_send(batch); // if nobody publishes any more, it goes out next time
     }
-    tell(&mut clerk, outlets);
-    Ok(clerk)
 }
 
 fn tell(clerk: &mut Clerk, outlets: &Outlets) {

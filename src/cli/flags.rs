@@ -3,7 +3,7 @@
 use std::{num::NonZeroU16, sync::Arc, time::Duration};
 
 use clap::{ArgAction, Args};
-use gristmill_producer::{DEFAULT_BATCH, SubmitOptions};
+use gristmill_producer::SubmitOptions;
 use gristmill_shared::{
     DEFAULT_MAX_ATTEMPTS, FailFast, Lane, Policy, Transport, WorkerId,
     wire::{BATCH_MAX_TASKS, now_ms},
@@ -96,15 +96,15 @@ impl SlotFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
-    /// How many tasks travel in one message; long tasks want few
+    /// How many tasks travel in one message [default: as many as take a slot about 50 ms, by how long they
+    /// are measured to take: thousands of tiny ones, one long one]
     #[arg(
         long,
         global = true,
         value_name = "TASKS",
-        default_value_t = DEFAULT_BATCH,
         value_parser = clap::value_parser!(u32).range(1..=i64::from(BATCH_MAX_TASKS))
     )]
-    batch: u32,
+    batch: Option<u32>,
 
     /// How often a task may fail before it counts as failed
     #[arg(

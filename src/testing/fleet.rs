@@ -171,7 +171,8 @@ where
     let sending = keeper.keep(|transport| {
         async move {
             let producer = Producer::new(transport, app.as_str()).cursors(cursors.clone(), "");
-            let options = SubmitOptions { lane: lane.clone(), batch: BATCH, ..SubmitOptions::default() };
+            let options =
+                SubmitOptions { lane: lane.clone(), batch: Some(BATCH), ..SubmitOptions::default() };
             let submission = match opened.get() {
                 None => producer.open(Arc::clone(job), options).await?,
                 Some(id) => producer.resume(registry, cursors.load(*id)?).await?,

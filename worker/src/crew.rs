@@ -21,7 +21,8 @@ use crate::{
     seat::{Look, Running, Seat, Turn},
     sequel::Sequel,
     shop::{Shop, handoff},
-    slot::{self, Waiting, Work},
+    slot::{self, Work},
+    waiting::Waiting,
 };
 
 /// So many threads for each slot may be stuck; with more of them the worker ends, since only that ends them.

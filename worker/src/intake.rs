@@ -1,6 +1,9 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
 use tokio_util::sync::CancellationToken;
@@ -8,22 +11,28 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     handoff::Handoff,
     in_hand::InHand,
-    pace::LONG,
+    pace::{FORGOTTEN_AFTER, HELD_UP, LOWEST, PER_SLOT, START},
     shop::{Shop, handoff},
-    slot::{Giving, Waiting, Work},
+    slot::Work,
     suspicion::that_count,
+    waiting::{Giving, Waiting},
 };
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;
+/// A former consumer is kept for so long after the last ack that went through it: RabbitMQ forgets acks of a channel whose
+/// queue is slow to take them when the channel closes, and delivers again.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
+/// the prefetch stays what it is; there are three changes from the start to the highest level.
+const RETIRED_MAX: usize = 4;
 
 /// Takes messages from one of the lane's queues.
 #[derive(Debug)]
 pub(crate) struct Intake {
     pub(crate) from: QueueRole,
-    /// How many deliveries are held; fewer while batches take long.
-    pub(crate) prefetch: u16,
-    pub(crate) prefetch_when_long: u16,
+    /// How many deliveries are held, by the pace's level.
+    pub(crate) prefetch: [u16; PER_SLOT.len()],
     pub(crate) shop: Arc<Shop>,
     pub(crate) work: Giving,
     /// The other end of `work`, and where to what waits there goes when batches turn out to take long.
@@ -37,12 +46,18 @@ pub(crate) struct Intake {
 struct Source {
     consumer: Box<dyn Consumer>,
     held: Vec<Arc<InHand>>,
+    /// Since when nothing is held, of one that is retired.
+    settled_at: Option<Instant>,
 }
 
 impl Intake {
+    /// At the level where every worker begins.
     pub(crate) async fn open(&self) -> Result<Box<dyn Consumer>, TransportError> {
-        let prefetch = if self.shop.pace.is_long() { self.prefetch_when_long } else { self.prefetch };
-        self.shop.transport.consume(&self.from.of(&self.shop.lane), prefetch).await
+        self.open_at(START).await
+    }
+
+    async fn open_at(&self, level: usize) -> Result<Box<dyn Consumer>, TransportError> {
+        self.shop.transport.consume(&self.from.of(&self.shop.lane), self.prefetch[level]).await
     }
 
     /// Runs until the worker leaves; then asks for nothing more and gives away what is here already.
@@ -52,34 +67,40 @@ impl Intake {
         self,
         consumer: Box<dyn Consumer>,
     ) -> Result<Vec<Box<dyn Consumer>>, TransportError> {
-        let mut source = Source { consumer, held: Vec::new() };
-        let mut long = false;
-        let mut retired: Option<Source> = None;
+        let pace = &self.shop.pace;
+        // A prefetch belongs to a consumer, so another one takes another consumer. Those before are kept for what is
+        // settled through them. They are dropped last, else what they give up would come to the other one, which is about
+        // to go, and so be delivered once more for nothing.
+        let mut retired: Vec<Source> = Vec::new();
+        let mut source = Source::new(consumer);
+        let (mut level, mut since) = (START, 0);
         loop {
-            // A prefetch belongs to a consumer, so another one takes another consumer. The one before is kept for what
-            // is settled through it; there is no third.
-            if retired.as_mut().is_some_and(Source::is_settled)
-                && let Some(settled) = retired.take()
-            {
-                settled.consumer.close().await;
-            }
-            let may_change = retired.is_none() && self.prefetch != self.prefetch_when_long;
+            retired.retain_mut(|source| !source.is_over()); // dropped, which waits for nothing
+            let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
             let deliveries = tokio::select! {
                 deliveries = source.consumer.recv(TAKEN_AT_ONCE) => deliveries?,
                 () = self.leaving.cancelled() => break,
-                () = self.shop.pace.becomes(!long), if may_change => Vec::new(),
+                () = pace.becomes(level != LOWEST), if may_change => Vec::new(),
+                () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => Vec::new(),
             };
-            self.give(&mut source, deliveries, may_change && !long).await;
-            if may_change && self.shop.pace.is_long() != long && !self.leaving.is_cancelled() {
-                long = !long;
-                tracing::debug!(queue = ?self.from, long, "batches take long, or no longer do: another prefetch");
-                self.end(&mut source, long).await?;
-                let next = Source { consumer: self.open().await?, held: Vec::new() };
-                retired = Some(std::mem::replace(&mut source, next));
+            // And so many batches have ended meanwhile that their mean says something.
+            let full = source.holds_half(self.prefetch[level], deliveries.len())
+                && pace.ended() >= since + u64::from(self.prefetch[level]);
+            self.give(&mut source, deliveries, may_change && level != LOWEST).await;
+            let next = pace.level(level, full);
+            if may_change && next != level && !self.leaving.is_cancelled() {
+                let (from, to) = (self.prefetch[level], self.prefetch[next]);
+                (level, since) = (next, pace.ended());
+                if from != to {
+                    tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
+                    self.end(&mut source, true).await?;
+                    let next = Source::new(self.open_at(level).await?);
+                    retired.push(std::mem::replace(&mut source, next));
+                }
             }
         }
         self.end(&mut source, false).await?;
-        Ok(retired.into_iter().chain([source]).map(|source| source.consumer).collect())
+        Ok([source].into_iter().chain(retired).map(|source| source.consumer).collect())
     }
 
     /// Asks for nothing more, and gives away what is here already.
@@ -111,7 +132,7 @@ impl Intake {
                 biased;
                 () = given.cancelled() => return,
                 () = self.shop.pace.becomes(true) => {}
-                () = tokio::time::sleep(LONG) => self.shop.pace.held_up(),
+                () = self.work.standstill(HELD_UP) => self.shop.pace.held_up(),
             }
             hand_back_all(&self.shop, &self.waiting, &self.handoffs, &given).await;
         };
@@ -120,9 +141,25 @@ impl Intake {
 }
 
 impl Source {
+    fn new(consumer: Box<dyn Consumer>) -> Self {
+        Self { consumer, held: Vec::new(), settled_at: None }
+    }
+
+    /// Whether everything has been settled for long enough.
+    fn is_over(&mut self) -> bool {
+        self.is_settled() && self.settled_at.get_or_insert_with(Instant::now).elapsed() >= LINGER
+    }
+
     fn is_settled(&mut self) -> bool {
         self.held.retain(|batch| !batch.is_settled());
         self.held.is_empty()
+    }
+
+    /// Whether these deliveries, and what was not settled before them, are half of the prefetch: then the broker seems to
+    /// have more, since word of what was settled last is still on its way to it.
+    fn holds_half(&mut self, prefetch: u16, deliveries: usize) -> bool {
+        self.held.retain(|batch| !batch.is_settled());
+        deliveries > 0 && self.held.len() + deliveries >= usize::from(prefetch.div_ceil(2))
     }
 }
 
@@ -133,16 +170,16 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
     source.held.retain(|batch| !batch.is_settled());
     // Judged now, since a delivery may wait here for long.
     let reconnected_at = shop.reconnected_at();
-    for Delivery { message, receipt, deliveries_before: before } in deliveries {
+    let taken = deliveries.into_iter().map(|Delivery { message, receipt, deliveries_before: before }| {
         if before > 0 {
             tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
         }
         let before = that_count(before, reconnected_at);
         let batch = Arc::new(InHand::new(receipt));
         source.held.push(Arc::clone(&batch));
-        let next = Work { message, from, before, batch };
-        work.give(next).await;
-    }
+        Work { message, from, before, batch }
+    });
+    work.give(taken.collect()).await;
 }
 
 /// Hands back whatever is given to the slots, at no cost, until the intakes have ended or it is `enough`.

@@ -18,6 +18,7 @@ mod sequel;
 mod shop;
 mod slot;
 mod suspicion;
+mod waiting;
 mod worker;
 
 pub use error::WorkerError;

@@ -1,51 +1,96 @@
-//! Whether this worker's batches take long: then it holds no more of them than it can run, since what waits here waits
-//! for nobody else, and the time in which a broker wants a delivery settled runs for it too.
+//! How long this worker's batches take, and so how many of them it holds: enough that no slot waits for the broker, and
+//! no more, since what waits here waits for nobody else, and the time in which a broker wants a delivery settled runs
+//! for it too.
 
 use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 
-/// Batches that take this long, on average, are long.
-pub(crate) const LONG: Duration = Duration::from_secs(1);
-/// And they are so until they take no longer than this.
-const SHORT: Duration = Duration::from_millis(100);
+/// How many batches are held for each slot, level by level; at the last, as many as a worker ever holds.
+pub(crate) const PER_SLOT: [u16; 4] = [1, 4, 16, u16::MAX];
+/// The level for batches that take long.
+pub(crate) const LOWEST: usize = 0;
+/// The level of a worker that knows nothing of its batches.
+pub(crate) const START: usize = 1;
+/// A worker wants so much work at hand for each slot: the time from one batch's ack to the next one's arrival is a small
+/// part of that.
+const ENOUGH: Duration = Duration::from_millis(100);
+/// And it holds less when even the level below would be so much. Below that, nothing changes.
+const TOO_MUCH: Duration = Duration::from_millis(150);
+/// A delivery that has waited so long for a slot shows that batches take long, whatever those took that have ended.
+pub(crate) const HELD_UP: Duration = Duration::from_secs(1);
+/// A worker that has ended no batch for so long knows nothing of the next ones.
+pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
 /// How much the newest batch counts in the average.
 const WEIGHT: f64 = 0.25;
 
 #[derive(Debug)]
 pub(crate) struct Pace {
-    mean_seconds: Mutex<f64>,
+    recent: Mutex<Recent>,
+    /// Whether one batch is more than enough work.
     long: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    /// What batches take on average, in seconds.
+    mean: f64,
+    noted: Instant,
+    /// How many have ended.
+    ended: u64,
 }
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        Self { mean_seconds: Mutex::new(0.0), long: watch::Sender::new(false) }
+        let recent = Recent { mean: 0.0, noted: Instant::now(), ended: 0 };
+        Self { recent: Mutex::new(recent), long: watch::Sender::new(false) }
     }
 
     /// A batch took so long.
     pub(crate) fn note(&self, took: Duration) {
-        let mut mean = self.mean_seconds.lock().unwrap_or_else(PoisonError::into_inner);
-        *mean += (took.as_secs_f64() - *mean) * WEIGHT;
-        if *mean >= LONG.as_secs_f64() {
+        let mut recent = self.recent();
+        recent.noted = Instant::now();
+        recent.ended += 1;
+        recent.mean += (took.as_secs_f64() - recent.mean) * WEIGHT;
+        if recent.mean >= TOO_MUCH.as_secs_f64() {
             self.set(true);
-        } else if *mean <= SHORT.as_secs_f64() {
+        } else if recent.mean <= ENOUGH.as_secs_f64() {
             self.set(false);
         }
     }
 
-    /// A delivery has waited for a slot for [`LONG`], whatever those take that have ended.
+    /// How many batches have ended.
+    pub(crate) fn ended(&self) -> u64 {
+        self.recent().ended
+    }
+
+    /// A delivery has waited for a slot for [`HELD_UP`].
     pub(crate) fn held_up(&self) {
-        let mut mean = self.mean_seconds.lock().unwrap_or_else(PoisonError::into_inner);
-        *mean = mean.max(LONG.as_secs_f64());
+        let mut recent = self.recent();
+        recent.mean = recent.mean.max(HELD_UP.as_secs_f64());
         self.set(true);
     }
 
-    pub(crate) fn is_long(&self) -> bool {
-        *self.long.borrow()
+    /// The level after this one, a step away at most, unless batches take long: then it is the lowest. Up it goes only if
+    /// the present one has been used up: `full`.
+    pub(crate) fn level(&self, now: usize, full: bool) -> usize {
+        if *self.long.borrow() {
+            return LOWEST;
+        }
+        let recent = self.recent();
+        let held_at = |level: usize| recent.mean * f64::from(PER_SLOT[level]);
+        if now < START || (now > START && recent.noted.elapsed() >= FORGOTTEN_AFTER) {
+            START
+        } else if full && now + 1 < PER_SLOT.len() && held_at(now) <= ENOUGH.as_secs_f64() {
+            now + 1
+        } else if now > START && held_at(now - 1) >= TOO_MUCH.as_secs_f64() {
+            now - 1
+        } else {
+            now
+        }
     }
 
     /// Waits until batches are long, or no longer are.
@@ -56,32 +101,70 @@ impl Pace {
     fn set(&self, long: bool) {
         self.long.send_if_modified(|now| std::mem::replace(now, long) != long);
     }
+
+    /// Nothing panics under the lock.
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn note(pace: &Pace, times: usize, millis: f64) {
+        for _ in 0..times {
+            pace.note(Duration::from_secs_f64(millis / 1e3));
+        }
+    }
+
     #[test]
-    fn it_is_slow_to_change_its_mind() {
+    fn it_is_slow_to_call_batches_long_or_short() {
         let pace = Pace::new();
-        pace.note(Duration::from_secs(2));
-        assert!(!pace.is_long(), "one long batch among many");
-        for _ in 0..10 {
-            pace.note(Duration::from_secs(2));
-        }
-        assert!(pace.is_long());
-        for _ in 0..20 {
-            pace.note(Duration::from_millis(500));
-        }
-        assert!(pace.is_long(), "between the two nothing changes");
-        for _ in 0..20 {
-            pace.note(Duration::from_millis(50));
-        }
-        assert!(!pace.is_long());
+        let is_long = || *pace.long.borrow();
+        pace.note(Duration::from_millis(500));
+        assert!(!is_long(), "one long batch among many");
+        note(&pace, 10, 500.0);
+        assert!(is_long());
+        note(&pace, 40, 120.0);
+        assert!(is_long(), "between the two nothing changes");
+        note(&pace, 20, 50.0);
+        assert!(!is_long());
         pace.held_up();
-        assert!(pace.is_long());
+        assert!(is_long());
         pace.note(Duration::from_millis(50));
-        assert!(pace.is_long(), "one short batch after a long wait");
+        assert!(is_long(), "one short batch after a long wait");
+    }
+
+    #[test]
+    fn it_holds_more_of_shorter_batches_step_by_step_and_only_if_what_it_holds_is_used_up() {
+        let pace = Pace::new();
+        let steps = |from: usize, full| {
+            let mut level = from;
+            let mut steps = vec![level];
+            while pace.level(level, full) != level {
+                level = pace.level(level, full);
+                steps.push(level);
+            }
+            steps
+        };
+        note(&pace, 40, 0.01);
+        assert_eq!(steps(START, true), [1, 2, 3]);
+        assert_eq!(steps(START, false), [1], "nothing was wanting");
+        for (millis, from_start, from_top) in [
+            (5.0, vec![1, 2, 3], vec![3]),
+            (8.0, vec![1, 2], vec![3]), // what it is, it stays
+            (20.0, vec![1, 2], vec![3, 2]),
+            (30.0, vec![1], vec![3, 2]),
+            (50.0, vec![1], vec![3, 2, 1]),
+            (120.0, vec![1], vec![3, 2, 1]),
+            (300.0, vec![1, 0], vec![3, 0]),
+            (120.0, vec![1, 0], vec![3, 0]),
+        ] {
+            note(&pace, 60, millis);
+            assert_eq!((steps(START, true), steps(3, true)), (from_start, from_top), "{millis} ms");
+        }
+        note(&pace, 60, 90.0);
+        assert_eq!(steps(LOWEST, true), [0, 1]);
     }
 }

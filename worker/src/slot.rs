@@ -1,8 +1,7 @@
 //! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Instant,
 };
 
@@ -18,6 +17,7 @@ use crate::{
     sequel::Sequel,
     shop::Shop,
     suspicion::{Verdict, judge},
+    waiting::Waiting,
 };
 
 /// A message from one of the lane's queues, and the right to settle it.
@@ -28,77 +28,6 @@ pub(crate) struct Work {
     /// How often it was delivered before, as far as that counts.
     pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
-}
-
-/// What waits for a slot: a queue, and suspects, which go first. The shorter one is held, the less likely it is held
-/// when its process dies of something else.
-#[derive(Clone, Debug)]
-pub(crate) struct Waiting {
-    /// As many as the prefetch of their queue.
-    suspects: Arc<Mutex<VecDeque<Work>>>,
-    /// Nothing stands for "look at the suspects".
-    queue: flume::Receiver<Option<Work>>,
-}
-
-/// Where it comes in.
-#[derive(Clone, Debug)]
-pub(crate) struct Giving {
-    suspects: Arc<Mutex<VecDeque<Work>>>,
-    queue: flume::Sender<Option<Work>>,
-}
-
-/// A queue of this length, and room for suspects.
-pub(crate) fn waiting(length: usize) -> (Giving, Waiting) {
-    let (giving, queue) = flume::bounded(length);
-    let suspects = Arc::default();
-    (Giving { suspects: Arc::clone(&suspects), queue: giving }, Waiting { suspects, queue })
-}
-
-impl Giving {
-    /// Waits for room. If nobody takes work any more, because the worker ends with an error, it stays unsettled.
-    pub(crate) async fn give(&self, work: Work) {
-        let next = if work.from == QueueRole::Suspect {
-            self.suspects.lock().unwrap_or_else(PoisonError::into_inner).push_back(work);
-            None
-        } else {
-            Some(work)
-        };
-        let _ = self.queue.send_async(next).await;
-    }
-}
-
-impl Waiting {
-    /// Blocks. Nothing once the queue is closed and empty.
-    fn next(&self) -> Option<Work> {
-        loop {
-            if let Some(suspect) = self.suspect() {
-                return Some(suspect);
-            }
-            match self.queue.recv() {
-                Ok(Some(work)) => return Some(work),
-                Ok(None) => {}
-                Err(_) => return self.suspect(),
-            }
-        }
-    }
-
-    /// The same, async.
-    pub(crate) async fn next_async(&self) -> Option<Work> {
-        loop {
-            if let Some(suspect) = self.suspect() {
-                return Some(suspect);
-            }
-            match self.queue.recv_async().await {
-                Ok(Some(work)) => return Some(work),
-                Ok(None) => {}
-                Err(_) => return self.suspect(),
-            }
-        }
-    }
-
-    fn suspect(&self) -> Option<Work> {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
-    }
 }
 
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
@@ -245,18 +174,5 @@ mod tests {
             let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
             Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
         }
-    }
-
-    #[tokio::test]
-    async fn suspects_go_first_and_nothing_is_left_behind() {
-        let (giving, waiting) = waiting(4);
-        for from in [QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect] {
-            giving.give(Work::of_nothing(from)).await;
-        }
-        drop(giving);
-        let from = || waiting.next().map(|work| work.from);
-        assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
-        assert_eq!(waiting.next_async().await.map(|work| work.from), Some(QueueRole::Again));
-        assert_eq!([from(), from()], [None, None]);
     }
 }

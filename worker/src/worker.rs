@@ -17,17 +17,16 @@ use crate::{
     crew::Crew,
     handoff::{self, HANDOFFS_QUEUED},
     intake::{self, Intake},
+    pace::{LOWEST, PER_SLOT},
     shop::Shop,
-    slot,
+    waiting::waiting,
 };
 
 /// How long running tasks may take to end after the worker was told to leave.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
-/// How many messages of the tasks queue a worker holds for each of its slots; and as many retried ones.
-const PREFETCH_PER_SLOT: u16 = 4;
-/// The most messages a worker holds of either.
+/// The most messages a worker holds of the tasks queue; and as many retried ones.
 const PREFETCH_MAX: u16 = 256;
 /// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
 const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
@@ -123,16 +122,15 @@ impl Worker {
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
-        let (work, waiting) = slot::waiting(self.slots.get().into());
+        let (work, waiting) = waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
-        for (from, prefetch, prefetch_when_long) in self.prefetches() {
+        for (from, prefetch) in self.prefetches() {
             let intake = Intake {
                 from,
                 prefetch,
-                prefetch_when_long,
                 shop: Arc::clone(&shop),
                 work: work.clone(),
                 waiting: waiting.clone(),
@@ -219,14 +217,15 @@ impl Worker {
 }
 
 impl Worker {
-    /// Of each queue how many deliveries are held, and how many while batches take long.
-    fn prefetches(&self) -> [(QueueRole, u16, u16); 3] {
-        let slots = self.slots.get().min(PREFETCH_MAX);
-        let held = slots.saturating_mul(PREFETCH_PER_SLOT).min(PREFETCH_MAX);
+    /// Of each queue how many deliveries are held, by the pace's level.
+    fn prefetches(&self) -> [(QueueRole, [u16; PER_SLOT.len()]); 3] {
+        let tasks = PER_SLOT.map(|per_slot| self.slots.get().saturating_mul(per_slot).min(PREFETCH_MAX));
+        let mut again = tasks;
+        again[LOWEST] = PREFETCH_AGAIN_WHEN_LONG;
         [
-            (QueueRole::Suspect, PREFETCH_SUSPECT, PREFETCH_SUSPECT), // taken first, since it is run first
-            (QueueRole::Tasks, held, slots),
-            (QueueRole::Again, held, PREFETCH_AGAIN_WHEN_LONG),
+            (QueueRole::Suspect, [PREFETCH_SUSPECT; PER_SLOT.len()]), // taken first, since it is run first
+            (QueueRole::Tasks, tasks),
+            (QueueRole::Again, again),
         ]
     }
 }

@@ -63,7 +63,7 @@ pub trait Form: Serialize {
             content_type: CONTENT_TYPE.into(),
             content_encoding: String::new(),
             headers: Headers::default(),
-            body: body.into(),
+            body: body.into_boxed_slice().into(), // many may be held, none with room that it does not need
         }
     }
 }

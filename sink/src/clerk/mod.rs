@@ -31,6 +31,7 @@ use crate::{
         Ledger, Record,
         outbox::{OutboxBatch, Target},
     },
+    pace::Urgency,
 };
 use dead::DeadLetters;
 use news::News;
@@ -155,15 +156,20 @@ impl Clerk {
         self.receipts.len()
     }
 
-    /// Whether there is anything to commit.
-    pub(crate) fn has_changed(&self) -> bool {
-        self.held() > 0 || self.outbox.has_changed()
+    /// How soon what there is to commit is to be committed; nothing if there is nothing.
+    pub(crate) fn urgency(&self) -> Option<Urgency> {
+        (self.held() > 0).then_some(Urgency::Soon).max(self.outbox.urgency())
+    }
+
+    /// What has been committed and can go out now.
+    pub(crate) fn outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
+        self.outbox.next(&self.ledger)
     }
 
     /// Writes all that was taken in. After an error nothing of it is in the ledger, and there is no clerk any more.
     pub(crate) fn commit(mut self) -> Result<(Self, Committed), SinkError> {
         self.save()?;
-        let outbox = self.outbox.next(&self.ledger)?;
+        let outbox = self.outbox()?;
         let receipts = mem::take(&mut self.receipts);
         Ok((self, Committed { receipts, outbox }))
     }

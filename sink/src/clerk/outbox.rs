@@ -9,6 +9,7 @@ use crate::{
         Ledger,
         outbox::{self, OutboxBatch, Target},
     },
+    pace::Urgency,
 };
 
 /// Messages of the sink, on their way through the ledger to the broker.
@@ -18,6 +19,7 @@ pub(crate) struct Outbox {
     app: WorkerId,
     /// Since the last commit.
     staged: Vec<(Target, Message)>,
+    urgency: Urgency,
     /// Rows that the broker has.
     stored: Vec<i64>,
     targets: [TargetState; Target::ALL.len()],
@@ -38,30 +40,47 @@ impl Outbox {
     /// What an earlier sink left in the ledger goes out first.
     pub(crate) fn new(lane: Lane, app: WorkerId) -> Self {
         let target = TargetState { last: 0, waiting: true, in_flight: false };
-        Self { lane, app, staged: Vec::new(), stored: Vec::new(), targets: [target; Target::ALL.len()] }
+        let (staged, stored, targets) = (Vec::new(), Vec::new(), [target; Target::ALL.len()]);
+        Self { lane, app, staged, urgency: Urgency::AtLeisure, stored, targets }
     }
 
-    /// A fact for the journal.
+    /// A fact for the journal, which somebody waits for.
     pub(crate) fn fact(&mut self, fact: &impl Form) {
+        self.fact_soon(fact);
+        self.urgency = Urgency::Now;
+    }
+
+    /// A fact for the journal, which may wait for others.
+    pub(crate) fn fact_soon(&mut self, fact: &impl Form) {
         // Its id is its place in the ledger, which it gets there.
-        self.staged.push((Target::Journal, fact.message(String::new(), self.app.as_str())));
+        self.stage(Target::Journal, fact.message(String::new(), self.app.as_str()));
     }
 
     /// Tasks for the lane's workers.
     pub(crate) fn tasks(&mut self, batch: Message) {
-        self.staged.push((Target::Tasks, batch));
+        self.stage(Target::Tasks, batch);
     }
 
     /// A message that is none of ours.
     pub(crate) fn dead(&mut self, message: &Message, reason: String, origin: String) {
         let mut message = message.clone();
         (message.headers.reason, message.headers.origin) = (Some(reason), Some(origin));
-        self.staged.push((Target::Dead, message));
+        self.stage(Target::Dead, message);
+    }
+
+    fn stage(&mut self, target: Target, message: Message) {
+        self.staged.push((target, message));
+        self.urgency = self.urgency.max(Urgency::Soon);
     }
 
     /// Whether there is something to save.
     pub(crate) fn has_changed(&self) -> bool {
         !self.staged.is_empty() || !self.stored.is_empty()
+    }
+
+    /// How soon somebody wants it saved.
+    pub(crate) fn urgency(&self) -> Option<Urgency> {
+        self.has_changed().then_some(self.urgency)
     }
 
     /// These rows are with the broker; the next ones may follow.
@@ -79,6 +98,7 @@ impl Outbox {
             outbox::insert(transaction, target, &self.lane, &message)?;
             self.targets[target as usize].waiting = true;
         }
+        self.urgency = Urgency::AtLeisure;
         Ok(())
     }
 

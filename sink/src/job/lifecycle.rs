@@ -25,7 +25,7 @@ impl Job {
         if let Some(tasks) = opened.plan.tasks.filter(|tasks| *tasks > NUMBER_MAX) {
             return Err(Malformed::new(format_args!("its plan has {tasks} tasks, more than {NUMBER_MAX}")));
         }
-        outbox.fact(&opened);
+        outbox.fact_soon(&opened);
         let job = read_job(&opened, registry);
         let keeps_outputs = job.as_ref().is_ok_and(|job| job.keep() == Keep::Outputs);
         let work = job.and_then(Work::new);
@@ -45,8 +45,9 @@ impl Job {
     }
 
     /// A repetition is harmless. A producer that takes the job up again may do so because the broker has forgotten
-    /// everything, so the journal is told again what it should have.
-    pub(crate) fn opened_again(&self, again: &Opened, outbox: &mut Outbox) {
+    /// everything, so the journal is told again what it should have. And what is known of its tasks is told with the next
+    /// commit, since the producer sizes its batches by that.
+    pub(crate) fn opened_again(&mut self, again: &Opened, outbox: &mut Outbox) {
         let first = &self.record.opened;
         if first.kind != again.kind || first.spec.get() != again.spec.get() {
             tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
@@ -54,6 +55,8 @@ impl Job {
         outbox.fact(first);
         if self.record.end.is_some() {
             self.announce_end(outbox);
+        } else {
+            self.changed = true;
         }
     }
 

@@ -147,6 +147,28 @@ fn facts_stay_in_the_outbox_until_the_broker_has_them_under_one_id() {
 }
 
 #[test]
+fn what_is_committed_goes_out_when_the_batch_before_is_stored_and_strikes_are_not_waited_for() {
+    let (office, first, second) = (Office::new(), Submitted::toy(), Submitted::toy());
+    let (clerk, mut committed) = take(office.clerk(), [first.opened()]).commit().unwrap();
+    let (mut clerk, nothing) = take(clerk, [second.opened()]).commit().unwrap();
+    assert!(nothing.outbox.is_empty(), "two batches at once");
+    let batch = committed.outbox.remove(0);
+    clerk.stored(batch.target, batch.rows.iter().map(|(row, _)| *row).collect());
+    assert_eq!(facts(&clerk.outbox().unwrap()).len(), 1);
+    assert_eq!(clerk.urgency(), Some(Urgency::AtLeisure));
+}
+
+#[test]
+fn an_end_is_urgent_and_progress_is_not() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let clerk = take(office.clerk(), [job.opened(), job.done(0..2)]);
+    assert_eq!(clerk.urgency(), Some(Urgency::Soon));
+    let clerk = take(clerk, [job.sealed(2)]);
+    assert_eq!(clerk.urgency(), Some(Urgency::Now));
+    assert_eq!(clerk.commit().unwrap().0.urgency(), None);
+}
+
+#[test]
 fn one_batch_of_a_target_is_on_its_way_at_a_time_and_in_order() {
     let office = Office::new();
     let jobs: Vec<_> = (0..100).map(|_| Submitted::toy()).collect();

@@ -163,6 +163,25 @@ fn progress_is_told_of_jobs_that_move_and_of_their_end_at_once() {
     assert_eq!(clerk.report(), SinkReport { messages: 7, tasks: 4, jobs_ended: 2, dead: 0 });
 }
 
+#[test]
+fn progress_is_told_at_once_when_it_has_doubled_and_when_a_producer_takes_the_job_up_again() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let (mut clerk, _) = take(office.clerk(), [job.opened()]).commit().unwrap();
+    drop(progress(&mut clerk)); // starts the clock
+    let mut told = Vec::new();
+    for index in 0..20 {
+        (clerk, _) = take(clerk, [job.done(index..index + 1)]).commit().unwrap();
+        told.extend(progress(&mut clerk).iter().map(|progress| progress.account.done));
+    }
+    assert_eq!(told, [1, 2, 4, 8, 16]);
+    drop(clerk);
+
+    // Another sink, which has the ledger.
+    let (mut clerk, _) = take(office.clerk(), [job.opened()]).commit().unwrap();
+    let told = progress(&mut clerk);
+    assert_eq!((told.len(), told[0].account.done, told[0].busy_us), (1, 20, 200));
+}
+
 fn progress(clerk: &mut Clerk) -> Vec<Progress> {
     let news = clerk.take_news().into_iter();
     news.map(|(_, event)| match event {

@@ -1,0 +1,9 @@
+//! The rows of the table, a file for each kind of question.
+
+pub(crate) mod baseline;
+pub(crate) mod batches;
+pub(crate) mod cores;
+pub(crate) mod latency;
+pub(crate) mod memory;
+pub(crate) mod stop;
+pub(crate) mod tail;

@@ -1,0 +1,66 @@
+//! The typed loops: tasks into batches in the producer, batches into outputs in a worker.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use gristmill_jobs::Spin;
+use gristmill_shared::{
+    BatchLimit, BatchRun, Chunk, Policy, SplitDigest, StopSignal, TaskContext, TaskIndex, erase,
+    wire::{BATCH_MAX_BYTES, PackedTasks},
+};
+
+use crate::{SIZES, wire::batch};
+
+/// So many tasks of no work, packed into one batch and taken into the digest.
+pub(crate) fn split(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("split");
+    for count in SIZES {
+        group.throughput(Throughput::Elements(count.into()));
+        group.bench_with_input(BenchmarkId::from_parameter(count), &count, |bencher, count| {
+            bencher.iter(|| black_box(packed(*count)).count());
+        });
+    }
+}
+
+/// A batch of them run by a slot, to the outputs as they travel.
+pub(crate) fn process(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("process");
+    for count in SIZES {
+        let job = erase(spin(count));
+        let (spec, tasks) = (job.spec().expect("a spin's parameters are small"), packed(count).finish());
+        let batch = batch(&spec, &tasks, count);
+        group.throughput(Throughput::Elements(count.into()));
+        group.bench_with_input(BenchmarkId::from_parameter(count), &batch, |bencher, batch| {
+            bencher.iter(|| {
+                let mut outputs = 0;
+                let mut hand_on = |chunk: Chunk| {
+                    outputs += chunk
+                        .done
+                        .into_iter()
+                        .map(|done| black_box(done.into_outputs()).get().len())
+                        .sum::<usize>();
+                };
+                let context = TaskContext::new(batch.job, TaskIndex(0), 0, StopSignal::new());
+                let mut run = BatchRun::new(context, &Policy::default(), StopSignal::new(), &mut hand_on);
+                let ran = job.process_batch(batch, &mut run).expect("the batch is well-formed");
+                drop(run);
+                assert!(ran == count && outputs > 0, "{ran} tasks ran, {outputs} bytes of outputs");
+            });
+        });
+    }
+}
+
+/// So many tasks of a spin, as a producer packs them.
+pub(crate) fn packed(count: u32) -> PackedTasks {
+    let job = erase(spin(count));
+    let mut split = job.split_from(TaskIndex(0)).expect("a spin can be split");
+    let limit = BatchLimit { tasks: count, bytes: BATCH_MAX_BYTES };
+    let mut tasks = PackedTasks::default();
+    split.split_into(&mut tasks, &mut SplitDigest::default(), limit).expect("a spin gives tasks");
+    assert_eq!(tasks.count(), count, "a batch of tasks without payload has room for all");
+    tasks
+}
+
+fn spin(count: u32) -> Spin {
+    Spin { tasks: count.into(), ..Spin::default() }
+}

@@ -1,0 +1,99 @@
+//! A whole job within one process, over the memory transport, beside the same work under rayon: what all of the
+//! pipeline costs but the broker.
+
+use std::{future::pending, num::NonZeroU16, sync::Arc};
+
+use criterion::{Criterion, Throughput};
+use gristmill_jobs::{Spin, SpinTask, Work};
+use gristmill_producer::{News, Producer, SubmitOptions, Watch};
+use gristmill_shared::{
+    Job as _, JobId, Lane, Registry, StopSignal, TaskContext, TaskIndex, Transport, WorkerId, erase,
+    memory::MemoryTransport,
+};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_worker::Worker;
+use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
+use tokio::runtime::Runtime;
+
+/// As many slots, and threads of rayon.
+const SLOTS: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
+/// Each job's tasks take this many microseconds of one core together.
+const WORK_MICROS: u64 = 1_000_000;
+
+/// Tasks of 10 µs and of 1 ms.
+pub(crate) fn memory_and_rayon(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pipeline");
+    group.sample_size(10);
+    for micros in [10, 1_000] {
+        let spin =
+            Spin { tasks: WORK_MICROS / u64::from(micros), work: Work::micros(micros), ..Spin::default() };
+        group.throughput(Throughput::Elements(spin.tasks));
+        group.bench_function(format!("memory/{micros} µs"), |bencher| {
+            let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
+            let pipeline = runtime.block_on(Pipeline::start());
+            bencher.iter(|| runtime.block_on(pipeline.run(spin.clone())));
+        });
+        group.bench_function(format!("rayon/{micros} µs"), |bencher| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(SLOTS.get().into()).build();
+            let pool = pool.expect("two threads can be started");
+            bencher.iter(|| pool.install(|| under_rayon(&spin)));
+        });
+    }
+}
+
+/// A sink and a worker that wait for jobs, and a producer.
+struct Pipeline {
+    transport: Arc<dyn Transport>,
+    producer: Producer,
+}
+
+impl Pipeline {
+    async fn start() -> Self {
+        let mut registry = Registry::default();
+        registry.register::<Spin>().expect("it is the first");
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        let app = WorkerId::new("bench").expect("a name of the right characters");
+        let sink = Sink::open(SinkConfig {
+            registry: registry.clone(),
+            lane: Lane::default(),
+            ledger: LedgerPlace::Memory,
+            adopt: false,
+            app: app.clone(),
+            stall_after: None,
+        });
+        let sink = sink.expect("a ledger in memory can be made");
+        let claimed = sink.claim(Arc::clone(&transport)).await.expect("nobody else has the lane");
+        tokio::spawn(claimed.run_until(pending()));
+        let worker = Worker::new(registry, app).slots(SLOTS);
+        tokio::spawn(worker.run_until(Arc::clone(&transport), pending()));
+        Self { producer: Producer::new(Arc::clone(&transport), "bench"), transport }
+    }
+
+    async fn run(&self, spin: Spin) {
+        let expected = format!("{} tasks, sum {}", spin.tasks, sum(spin.tasks));
+        let opened = self.producer.open(erase(spin), SubmitOptions::default()).await;
+        let submission = opened.expect("the memory transport takes everything");
+        let mut watch = Watch::open(&*self.transport, submission.id()).await.expect("nobody closes it");
+        let answered = async {
+            loop {
+                if let News::Finished(finished) = watch.next().await.expect("nobody closes it") {
+                    return finished.conclusion.text;
+                }
+            }
+        };
+        let (sent, answer) = tokio::join!(submission.send(), answered);
+        sent.expect("a spin can be split");
+        assert_eq!(answer, expected);
+    }
+}
+
+fn under_rayon(spin: &Spin) {
+    let context = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+    let outputs = (0..spin.tasks).into_par_iter().map(|index| spin.process(SpinTask::Bare(index), &context));
+    let found: u64 = outputs.map(|output| output.expect("a spin that does not fail")).sum();
+    assert_eq!(found, sum(spin.tasks));
+}
+
+fn sum(tasks: u64) -> u64 {
+    tasks * (tasks - 1) / 2
+}

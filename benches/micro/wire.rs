@@ -1,0 +1,75 @@
+//! Messages to bytes and back, as the producer, the worker and the sink do it.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput};
+use gristmill_jobs::Spin;
+use gristmill_shared::{
+    Headers, Job as _, JobId, Kind, Message, Policy, Round, TaskIndex, WorkerId, erase,
+    wire::{Batch, DoneSpan, Form as _, Results, ToSink, decode},
+};
+use serde_json::value::RawValue;
+
+use crate::{SIZES, batching::packed};
+
+/// A batch of so many tasks, packed and unpacked.
+pub(crate) fn batches(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wire/batch");
+    for count in SIZES {
+        group.throughput(Throughput::Elements(count.into()));
+        let tasks = packed(count).finish();
+        let spec = spec(count);
+        group.bench_with_input(BenchmarkId::new("encode", count), &count, |bencher, _| {
+            bencher.iter(|| batch(&spec, &tasks, count).to_message(Headers::default(), "bench"));
+        });
+        let message = batch(&spec, &tasks, count).to_message(Headers::default(), "bench");
+        group.bench_with_input(BenchmarkId::new("decode", count), &message, |bencher, message| {
+            bencher.iter(|| black_box(decode::<Batch<'_>>(message).expect("it was just encoded")).count);
+        });
+    }
+}
+
+/// As many outputs, packed and unpacked.
+pub(crate) fn results(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wire/results");
+    for count in SIZES {
+        group.throughput(Throughput::Elements(count.into()));
+        let outputs = packed(count).finish(); // a spin's output is its task's index, as its task is
+        group.bench_with_input(BenchmarkId::new("encode", count), &outputs, |bencher, outputs| {
+            bencher.iter(|| message(outputs, count));
+        });
+        let message = message(&outputs, count);
+        group.bench_with_input(BenchmarkId::new("decode", count), &message, |bencher, message| {
+            bencher.iter(|| black_box(ToSink::decode(message).expect("it was just encoded")).job());
+        });
+    }
+}
+
+/// The parameters of a spin of so many tasks, as they travel.
+fn spec(count: u32) -> Box<RawValue> {
+    let job = erase(Spin { tasks: count.into(), ..Spin::default() });
+    job.spec().expect("a spin's parameters are small")
+}
+
+pub(crate) fn batch<'a>(spec: &'a RawValue, tasks: &'a RawValue, count: u32) -> Batch<'a> {
+    Batch {
+        job: JobId::generate(),
+        kind: Kind::new(Spin::KIND).expect("a kind that is registered"),
+        spec,
+        policy: Policy::default(),
+        round: Round(0),
+        stage: 0,
+        spent: 0,
+        first: TaskIndex(0),
+        count,
+        tasks,
+    }
+}
+
+fn message(outputs: &RawValue, count: u32) -> Message {
+    let done = vec![DoneSpan { first: TaskIndex(0), count, outputs }];
+    let worker = WorkerId::new("bench").expect("a name of the right characters");
+    let job = JobId::generate();
+    Results { job, round: Round(0), worker, busy_us: 1, done, failed: Vec::new() }
+        .message("1".into(), "bench")
+}

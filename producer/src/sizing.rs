@@ -1,0 +1,308 @@
+//! How many tasks the next batch gets: about as many as keep one slot busy for a moment, by what tasks were measured to
+//! take. A message costs about 100 µs end to end, so tiny tasks must share one; long ones must not.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gristmill_shared::{
+    JobId, WorkerId,
+    wire::{BATCH_MAX_TASKS, Event, Progress, WorkerBeat},
+};
+
+/// A batch is about so much work for one slot.
+const TARGET: Duration = Duration::from_millis(50);
+/// Towards the end batches shrink, but not below so much work, of which the message is a twentieth.
+const WORTH_A_MESSAGE: Duration = Duration::from_millis(2);
+/// From one batch to the next, and over the number of tasks measured so far, a batch has at most so many times as many
+/// tasks. So a first measurement that was too good to be true costs no more than what was seen bears out: a lucky task
+/// never makes a batch of thousands of long ones.
+const GROWTH: u32 = 2;
+/// Towards the end a batch has at most one in so many of what is left for each slot, so that all slots end together.
+const SHARES_PER_SLOT: u64 = 2;
+/// How many slots are assumed when no worker was heard. Too many costs a few messages, too few a long tail.
+const SLOTS_UNHEARD: u64 = 8;
+/// A worker that was not heard for so long, three beats, has left.
+const SILENCE_MAX: Duration = Duration::from_secs(6);
+/// How many workers are counted; a fleet of more has slots enough for the smallest batches at the end anyway.
+const WORKERS_MAX: usize = 10_000;
+/// What a measurement weighs when the next one comes.
+const FADING: f64 = 0.5;
+
+/// Decides how many tasks each batch gets. Shared by the thread that splits, which asks, and by whoever hears the events.
+#[derive(Debug)]
+pub(crate) enum Sizing {
+    /// Always so many.
+    Fixed(u32),
+    /// As many as suits what was measured.
+    Measured(Mutex<Measure>),
+}
+
+impl Sizing {
+    pub(crate) fn new(batch: Option<u32>) -> Self {
+        match batch {
+            Some(tasks) => Self::Fixed(tasks.clamp(1, BATCH_MAX_TASKS)),
+            None => Self::Measured(Mutex::default()),
+        }
+    }
+
+    /// How many tasks the next batch gets, of the `left` that the job has left, if that is known.
+    pub(crate) fn next(&self, left: Option<u64>) -> u32 {
+        match self {
+            Self::Fixed(tasks) => *tasks,
+            Self::Measured(measure) => lock(measure).next(left, Instant::now()),
+        }
+    }
+
+    /// Takes note of an event of the job's lane.
+    pub(crate) fn hear(&self, job: JobId, event: &Event) {
+        let Self::Measured(measure) = self else { return };
+        match event {
+            Event::Progress(Progress { job: of, account, busy_us, .. }) if *of == job => {
+                lock(measure).progress(account.done.saturating_add(account.failed), *busy_us);
+            }
+            Event::Worker(WorkerBeat { worker, slots, .. }) => {
+                lock(measure).beat(worker, *slots, Instant::now());
+            }
+            Event::Progress(_) | Event::Missing(_) => {}
+        }
+    }
+}
+
+/// Nothing under the lock panics between two statements that belong together.
+fn lock(measure: &Mutex<Measure>) -> MutexGuard<'_, Measure> {
+    measure.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known of a job's tasks, and of who runs them.
+#[derive(Debug, Default)]
+pub(crate) struct Measure {
+    /// How many tasks the last batch got.
+    size: u32,
+    /// How many outcomes the last progress told of, and how long they took in all.
+    outcomes: u64,
+    busy_us: u64,
+    /// What was measured lately; each measurement makes the earlier ones fade.
+    recent: Span,
+    /// What was measured last.
+    latest: Span,
+    /// How many slots each worker has, and when it was heard.
+    workers: BTreeMap<WorkerId, (u32, Instant)>,
+}
+
+/// So many tasks took so long.
+#[derive(Debug, Default, Clone, Copy)]
+struct Span {
+    tasks: f64,
+    micros: f64,
+}
+
+impl Span {
+    fn mean(self) -> f64 {
+        self.micros / self.tasks
+    }
+}
+
+impl Measure {
+    /// The job has so many outcomes, which took so long. The first time, all of them are news: they are what the ledger
+    /// knows of a job that is resumed.
+    fn progress(&mut self, outcomes: u64, busy_us: u64) {
+        let (tasks, micros) = (outcomes.saturating_sub(self.outcomes), busy_us.saturating_sub(self.busy_us));
+        (self.outcomes, self.busy_us) = (outcomes, busy_us);
+        if tasks == 0 {
+            return; // or fewer, since failed ones were sent again
+        }
+        self.latest = Span { tasks: tasks as f64, micros: micros as f64 };
+        self.recent.tasks = self.recent.tasks * FADING + self.latest.tasks;
+        self.recent.micros = self.recent.micros * FADING + self.latest.micros;
+    }
+
+    fn beat(&mut self, worker: &WorkerId, slots: u32, now: Instant) {
+        self.workers.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < SILENCE_MAX);
+        if self.workers.len() < WORKERS_MAX || self.workers.contains_key(worker) {
+            self.workers.insert(worker.clone(), (slots, now));
+        }
+    }
+
+    fn next(&mut self, left: Option<u64>, now: Instant) -> u32 {
+        let mut size = 1;
+        if self.outcomes > 0 && self.recent.tasks > 0.0 {
+            // The longer of the two: tasks that turn out longer count at once, shorter ones when they are the rule.
+            let mean = self.recent.mean().max(self.latest.mean());
+            let tasks_in = |time: Duration| (time.as_micros() as f64 / mean) as u64; // as many as there are, if they take no time
+            size = tasks_in(TARGET);
+            if let Some(left) = left {
+                let share = left / (SHARES_PER_SLOT * self.slots(now));
+                size = size.min(share.max(tasks_in(WORTH_A_MESSAGE)));
+            }
+            let growth = u64::from(GROWTH);
+            size = size.min(u64::from(self.size) * growth).min(self.outcomes.saturating_mul(growth));
+        }
+        self.size = u32::try_from(size).unwrap_or(u32::MAX).clamp(1, BATCH_MAX_TASKS);
+        self.size
+    }
+
+    fn slots(&self, now: Instant) -> u64 {
+        let heard = self.workers.values();
+        let heard = heard.filter(|(_, heard)| now.saturating_duration_since(*heard) < SILENCE_MAX);
+        match heard.map(|(slots, _)| u64::from(*slots)).sum() {
+            0 => SLOTS_UNHEARD,
+            slots => slots,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u64 = BATCH_MAX_TASKS as u64;
+
+    /// A fleet that runs what it is sent at once, and tells of it after every so many batches.
+    struct Fleet {
+        measure: Measure,
+        now: Instant,
+        outcomes: u64,
+        busy: Duration,
+    }
+
+    impl Fleet {
+        fn new() -> Self {
+            Self { measure: Measure::default(), now: Instant::now(), outcomes: 0, busy: Duration::ZERO }
+        }
+
+        /// The sizes of the next batches, of tasks that take so long each. Progress is told after every fourth.
+        fn run(&mut self, batches: usize, task: Duration) -> Vec<u64> {
+            let one = |number: usize| {
+                let size = u64::from(self.measure.next(None, self.now));
+                self.outcomes += size;
+                self.busy += task * u32::try_from(size).unwrap();
+                if number % 4 == 3 {
+                    self.measure.progress(self.outcomes, u64::try_from(self.busy.as_micros()).unwrap());
+                }
+                size
+            };
+            (0..batches).map(one).collect()
+        }
+    }
+
+    fn micros(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    #[test]
+    fn a_batch_grows_to_fifty_milliseconds_of_work_by_doubling() {
+        for (task, expected) in [(0, MAX), (3, MAX), (10, 5_000), (1_000, 50), (20_000, 2), (40_000, 1)] {
+            let sizes = Fleet::new().run(100, micros(task));
+            assert_eq!(sizes.last(), Some(&expected), "{task} us: {sizes:?}");
+            assert_eq!(sizes[..4], [1; 4], "nothing was measured before");
+            assert!(sizes.windows(2).all(|pair| pair[1] <= pair[0] * 2), "{task} us: {sizes:?}");
+            assert!(sizes.iter().position(|size| *size == expected) <= Some(24), "{task} us: {sizes:?}");
+        }
+        let sizes = Fleet::new().run(100, Duration::from_secs(1));
+        assert_eq!(sizes, [1; 100], "long tasks never share a batch");
+    }
+
+    #[test]
+    fn a_batch_is_never_larger_than_twice_what_was_measured() {
+        let mut fleet = Fleet::new();
+        fleet.run(4, micros(1)); // four lucky tasks
+        assert_eq!(fleet.measure.outcomes, 4);
+        let sizes: Vec<_> = (0..6).map(|_| fleet.measure.next(None, fleet.now)).collect();
+        assert_eq!(sizes, [2, 4, 8, 8, 8, 8]);
+    }
+
+    #[test]
+    fn with_no_worker_up_nothing_grows() {
+        let mut measure = Measure::default();
+        let now = Instant::now();
+        measure.progress(0, 0); // the sink has opened the job
+        assert!((0..1_000).all(|_| measure.next(Some(1_000_000), now) == 1));
+    }
+
+    #[test]
+    fn longer_tasks_shrink_the_next_batch_and_shorter_ones_let_it_grow_again() {
+        let mut fleet = Fleet::new();
+        assert_eq!(fleet.run(60, micros(1)).last(), Some(&MAX));
+        // One of the batches that are under way already tells: its first task took a second.
+        fleet
+            .measure
+            .progress(fleet.outcomes + 1, u64::try_from(fleet.busy.as_micros()).unwrap() + 1_000_000);
+        assert_eq!(fleet.measure.next(None, fleet.now), 1);
+        (fleet.outcomes, fleet.busy) = (fleet.outcomes + 1, fleet.busy + micros(1_000_000));
+        assert!(fleet.run(20, Duration::from_secs(1))[4..].iter().all(|size| *size == 1));
+        let sizes = fleet.run(60, micros(1));
+        assert_eq!(sizes.last(), Some(&MAX), "{sizes:?}");
+        assert!(sizes.windows(2).all(|pair| pair[1] <= pair[0] * 2), "{sizes:?}");
+    }
+
+    #[test]
+    fn what_the_ledger_knows_of_a_resumed_job_counts_as_measured() {
+        let mut measure = Measure::default();
+        measure.progress(1_000_000, 1_000_000_000); // a millisecond each
+        let sizes: Vec<_> = (0..8).map(|_| measure.next(None, Instant::now())).collect();
+        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 50, 50]);
+    }
+
+    #[test]
+    fn failed_tasks_that_are_sent_again_are_no_measurement() {
+        let mut measure = Measure::default();
+        measure.progress(100, 100_000);
+        measure.progress(90, 100_000);
+        assert_eq!((measure.latest.tasks, measure.outcomes), (100.0, 90));
+    }
+
+    /// The sizes of all batches of a job with so many tasks, from when its tasks are known to take so long.
+    fn to_the_end(tasks: u64, task: Duration, slots: Option<u32>) -> Vec<u64> {
+        let mut fleet = Fleet::new();
+        fleet.run(100, task);
+        if let Some(slots) = slots {
+            fleet.measure.beat(&"mill-1".parse().unwrap(), slots, fleet.now);
+        }
+        let (mut left, mut sizes) = (tasks, Vec::new());
+        while left > 0 {
+            let size = u64::from(fleet.measure.next(Some(left), fleet.now)).min(left);
+            left -= size;
+            sizes.push(size);
+        }
+        sizes
+    }
+
+    #[test]
+    fn towards_the_end_batches_shrink_so_that_all_slots_end_together() {
+        for slots in [1, 2, 16, 1_000] {
+            let sizes = to_the_end(100_000, micros(1_000), Some(slots));
+            let mut left = 100_000;
+            for size in &sizes {
+                let share = left / (2 * u64::from(slots));
+                assert!(*size <= share.max(2), "{size} of {left} for {slots} slots");
+                left -= size;
+            }
+            assert!(sizes.last() <= Some(&2), "{slots} slots: {sizes:?}");
+        }
+        // And no earlier than they must: ten full batches and a few more.
+        let sizes = to_the_end(1_000, micros(1_000), Some(2));
+        assert!(sizes[..16].iter().all(|size| *size == 50) && sizes.len() < 40, "{sizes:?}");
+    }
+
+    #[test]
+    fn a_batch_at_the_end_is_still_worth_a_message() {
+        let sizes = to_the_end(1_000_000, micros(1), Some(64));
+        let (_, but_the_last) = sizes.split_last().unwrap();
+        assert!(but_the_last.iter().all(|size| *size >= 2_000), "{sizes:?}");
+    }
+
+    #[test]
+    fn workers_count_while_they_are_heard() {
+        let (mut measure, start) = (Measure::default(), Instant::now());
+        assert_eq!(measure.slots(start), SLOTS_UNHEARD);
+        for (worker, slots, second) in [("a", 2, 0), ("b", 4, 0), ("b", 4, 2), ("a", 3, 4)] {
+            measure.beat(&worker.parse().unwrap(), slots, start + Duration::from_secs(second));
+        }
+        assert_eq!(measure.slots(start + Duration::from_secs(7)), 7);
+        assert_eq!(measure.slots(start + Duration::from_secs(9)), 3);
+        assert_eq!(measure.slots(start + Duration::from_secs(10)), SLOTS_UNHEARD);
+    }
+}

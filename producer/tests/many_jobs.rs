@@ -1,0 +1,173 @@
+//! A producer that submits many jobs: what they share, and that each hears of its own end.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use gristmill_producer::{News, Producer, Submission, SubmitOptions, Watch};
+use gristmill_shared::{
+    Account, Address, Capabilities, Conclusion, Consumer, EventFilter, EventReader, FACTS_MAX_WAITING,
+    Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Publisher, Queue, Round, TaskContext,
+    TaskError, TaskIndex, Transport, TransportError, erase,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{Finished, Form, Reopened},
+};
+use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, time::timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A job of one task.
+#[derive(Serialize, Deserialize)]
+struct One;
+
+impl Job for One {
+    const KIND: &'static str = "one";
+    type Task = u64;
+    type Output = ();
+    type Report = ();
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        std::iter::once(Ok(0))
+    }
+    fn process(&self, _: u64, _: &TaskContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+    fn collect(&self, (): &mut (), _: TaskIndex, (): ()) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// Counts what it is asked for.
+#[derive(Debug)]
+struct Counting {
+    inner: Arc<MemoryTransport>,
+    lanes: AtomicUsize,
+    journals: AtomicUsize,
+    events: AtomicUsize,
+}
+
+impl Counting {
+    fn new() -> Arc<Self> {
+        let [lanes, journals, events] = [0; 3].map(AtomicUsize::new);
+        Arc::new(Self { inner: MemoryTransport::new(), lanes, journals, events })
+    }
+
+    /// How often a lane, the journal and the events were opened.
+    fn opened(&self) -> [usize; 3] {
+        [&self.lanes, &self.journals, &self.events].map(|number| number.load(Ordering::Relaxed))
+    }
+}
+
+impl fmt::Display for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl Transport for Counting {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.lanes.fetch_add(1, Ordering::Relaxed);
+        self.inner.open_lane(lane).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.inner.publisher().await
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        self.inner.consume(queue, prefetch).await
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.journals.fetch_add(1, Ordering::Relaxed);
+        self.inner.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.events.fetch_add(1, Ordering::Relaxed);
+        self.inner.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+async fn submit(producer: &Producer) -> (Submission, Watch) {
+    within(producer.open_watched(erase(One), SubmitOptions::default())).await.unwrap()
+}
+
+/// Writes into the journal as a sink would.
+async fn tell(transport: &dyn Transport, fact: impl Form) {
+    let publisher = transport.publisher().await.unwrap();
+    let message = fact.message(JobId::generate().to_string(), "test");
+    publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
+}
+
+fn finished(job: JobId, round: u32, text: &str) -> Finished {
+    let (kind, conclusion) = (Kind::new("one").unwrap(), Conclusion::answer(text));
+    Finished { job, kind, round: Round(round), account: Account::default(), conclusion }
+}
+
+#[tokio::test]
+async fn many_jobs_share_a_lane_and_a_reader_and_each_hears_of_its_own_end() {
+    let transport = Counting::new();
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (first, mut first_watch) = submit(&producer).await;
+    let (second, mut second_watch) = submit(&producer.clone()).await;
+    let (a, b) = (first.id(), second.id());
+    within(first.send()).await.unwrap();
+    within(second.send()).await.unwrap();
+    tell(&*transport, finished(b, 0, "of the second")).await;
+    tell(&*transport, finished(a, 0, "of the first")).await;
+    assert_eq!(within(first_watch.finished()).await.unwrap().conclusion.text, "of the first");
+    assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
+    assert_eq!(transport.opened(), [1, 1, 0]);
+}
+
+#[tokio::test]
+async fn a_watch_that_missed_something_finds_it_in_the_journal() {
+    let transport = Counting::new();
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (lagging, mut lagging_watch) = submit(&producer).await;
+    let (next, mut next_watch) = submit(&producer).await;
+    let (a, b) = (lagging.id(), next.id());
+    for round in 1..=FACTS_MAX_WAITING {
+        tell(&*transport, Reopened { job: a, round: Round(round as u32) }).await;
+    }
+    tell(&*transport, finished(a, FACTS_MAX_WAITING as u32, "after many rounds")).await;
+    tell(&*transport, finished(b, 0, "next")).await;
+    within(next_watch.finished()).await.unwrap(); // so everything before has been told
+    assert_eq!(transport.opened()[1], 1);
+    assert_eq!(within(lagging_watch.finished()).await.unwrap().conclusion.text, "after many rounds");
+    assert_eq!(transport.opened()[1], 2);
+}
+
+#[tokio::test]
+async fn a_watch_outlives_its_producer() {
+    let transport = Counting::new();
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (submission, mut watch) = submit(&producer).await;
+    let job = submission.id();
+    within(submission.send()).await.unwrap();
+    drop(producer);
+    tell(&*transport, finished(job, 0, "later")).await;
+    let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
+    assert_eq!(end.conclusion.text, "later");
+}

@@ -1,0 +1,184 @@
+//! What the sink does alone: telling fresh tasks from those that it has, and folding, committing and acknowledging
+//! results. `cargo bench -p gristmill-sink`.
+
+// The set is nobody's business outside of the sink, so it is measured as a part of this program.
+#[path = "../src/index_set.rs"]
+#[expect(dead_code, unused_imports, reason = "the sink uses more of it, and its tests run there")]
+mod index_set;
+
+use std::{future::pending, ops::ControlFlow, ops::Range, sync::Arc};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gristmill_shared::{
+    Address, AnyJob, Job, JobError, JobId, JournalEntry, Kind, Lane, Message, Outgoing, Plan, Policy,
+    QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, WorkerId, erase,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{DoneSpan, Fact, Form as _, Opened, Results, Sealed, now_ms},
+};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use index_set::IndexSet;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
+
+criterion_group!(ledger, dedupe, commit);
+criterion_main!(ledger);
+
+/// How many tasks each job has.
+const TASKS: u64 = 100_000;
+/// How many of them a message has: one alone, a usual number, the most.
+const SIZES: [u64; 3] = [1, 100, 10_000];
+/// Messages that are sent to the sink at a time.
+const TOGETHER: usize = 256;
+
+/// Spans of so many tasks, of which every other has come before.
+fn dedupe(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("dedupe");
+    group.throughput(Throughput::Elements(TASKS));
+    for size in SIZES {
+        group.bench_with_input(BenchmarkId::from_parameter(size), &size, |bencher, size| {
+            bencher.iter(|| {
+                let mut set = IndexSet::default();
+                for span in spans(*size).step_by(2).chain(spans(*size)) {
+                    for fresh in set.missing(span) {
+                        set.insert(fresh);
+                    }
+                }
+                let changed = set.take_changed().count();
+                assert!(set.len() == TASKS && changed > 0, "{} of {TASKS}, {changed} changed", set.len());
+            });
+        });
+    }
+}
+
+/// A whole job's results through the sink and into a ledger on disk: decoded, folded, committed and acknowledged.
+fn commit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("commit");
+    group.sample_size(10);
+    for size in SIZES {
+        let tasks = TASKS.min(size * 1_000);
+        group.throughput(Throughput::Elements(tasks));
+        group.bench_with_input(BenchmarkId::from_parameter(size), &size, |bencher, size| {
+            let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
+            let scene = runtime.block_on(Scene::start());
+            bencher.iter(|| runtime.block_on(scene.fold(Count { tasks }, *size)));
+        });
+    }
+}
+
+fn spans(size: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..TASKS).step_by(usize::try_from(size).unwrap_or(1)).map(move |first| first..TASKS.min(first + size))
+}
+
+/// A sink with a ledger on disk, whose results come from here instead of from workers.
+struct Scene {
+    transport: Arc<dyn Transport>,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("there is room for a ledger");
+        let mut registry = Registry::default();
+        registry.register::<Count>().expect("it is the first");
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        let sink = Sink::open(SinkConfig {
+            registry,
+            lane: Lane::default(),
+            ledger: LedgerPlace::File(dir.path().join("ledger")),
+            adopt: false,
+            app: bench(),
+            stall_after: None,
+        });
+        let sink = sink.expect("a ledger can be made");
+        let claimed = sink.claim(Arc::clone(&transport)).await.expect("nobody else has the lane");
+        tokio::spawn(claimed.run_until(pending()));
+        Self { transport, _dir: dir }
+    }
+
+    /// Sends all that a job's producer and workers would send the sink, and waits for the end that it tells.
+    async fn fold(&self, count: Count, size: u64) {
+        let (job, tasks) = (JobId::generate(), count.tasks);
+        let messages = messages(job, count, size);
+        let publisher = self.transport.publisher().await.expect("nobody closes it");
+        let mut journal = self.transport.journal().await.expect("nobody closes it");
+        let sent = async {
+            for some in messages.chunks(TOGETHER) {
+                let to = || Address::Queue(QueueRole::Results.of(&Lane::default()));
+                let some = some.iter().map(|message| Outgoing { to: to(), message: message.clone() });
+                publish_until_stored(&*publisher, some.collect()).await.expect("it takes everything");
+            }
+        };
+        let ended = async {
+            loop {
+                if let JournalEntry::Fact(message) = journal.next().await.expect("nobody closes it")
+                    && let Ok(Fact::Finished(finished)) = Fact::decode(&message)
+                    && finished.job == job
+                {
+                    return finished;
+                }
+            }
+        };
+        let ((), finished) = tokio::join!(sent, ended);
+        assert_eq!(finished.account.done, tasks);
+        assert_eq!(finished.conclusion.text, (tasks * (tasks - 1) / 2).to_string());
+    }
+}
+
+fn messages(job: JobId, count: Count, size: u64) -> Vec<Message> {
+    let (tasks, erased): (_, Arc<dyn AnyJob>) = (count.tasks, erase(count));
+    let opened = Opened {
+        job,
+        kind: Kind::new(Count::KIND).expect("a kind that is registered"),
+        spec: erased.spec().expect("it is small"),
+        policy: Policy::default(),
+        plan: erased.plan().expect("it has one"),
+        lane: Lane::default(),
+        submitted_ms: now_ms(),
+    };
+    let sealed = Sealed { job, total: tasks, digest: "0".into() };
+    let results = (0..tasks).step_by(usize::try_from(size).unwrap_or(1)).map(|first| {
+        let last = tasks.min(first + size);
+        let json = serde_json::to_string(&(first..last).collect::<Vec<_>>()).expect("numbers are JSON");
+        let outputs = RawValue::from_string(json).expect("it was just encoded");
+        let count = u32::try_from(last - first).expect("a batch is small");
+        let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs }];
+        let results = Results { job, round: Round(0), worker: bench(), busy_us: 1, done, failed: Vec::new() };
+        results.message(format!("{job}/{first}"), "bench")
+    });
+    let opened = opened.message(format!("{job}/opened"), "bench");
+    let sealed = sealed.message(format!("{job}/sealed"), "bench");
+    [opened].into_iter().chain(results).chain([sealed]).collect()
+}
+
+fn bench() -> WorkerId {
+    WorkerId::new("bench").expect("a name of the right characters")
+}
+
+/// Adds up its outputs.
+#[derive(Debug, Serialize, Deserialize)]
+struct Count {
+    tasks: u64,
+}
+
+impl Job for Count {
+    const KIND: &'static str = "count";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn plan(&self) -> Result<Plan, JobError> {
+        Ok(Plan::of(self.tasks))
+    }
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        (0..self.tasks).map(Ok)
+    }
+    fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+        Ok(task)
+    }
+    fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
+        *report += output;
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,217 @@
+//! Batches are as large as their tasks are short: the whole pipeline on the memory transport, and who looks at what the
+//! producer sends.
+
+use std::{
+    fmt,
+    num::NonZeroU16,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use gristmill_producer::{News, Producer, SubmitOptions, Watch};
+use gristmill_shared::{
+    Address, Capabilities, Consumer, EventFilter, EventReader, Health, Job, JobError, JournalReader, Lane,
+    Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry, TaskContext, TaskError, TaskIndex,
+    Transport, TransportError, WorkerId, erase,
+    memory::MemoryTransport,
+    wire::{Batch, Progress, decode},
+};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_worker::Worker;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::within;
+
+/// Tasks that take their time, and no processor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Naps {
+    tasks: u64,
+    millis: u64,
+}
+
+impl Job for Naps {
+    const KIND: &'static str = "naps";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn plan(&self) -> Result<Plan, JobError> {
+        Ok(Plan::of(self.tasks))
+    }
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        (0..self.tasks).map(Ok)
+    }
+    fn process(&self, task: u64, cx: &TaskContext) -> Result<u64, TaskError> {
+        if self.millis > 0 {
+            cx.block_on(async { tokio::time::sleep(Duration::from_millis(self.millis)).await });
+        }
+        Ok(task)
+    }
+    fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
+        *report += output;
+        ControlFlow::Continue(())
+    }
+}
+
+/// The sizes of all batches, in the order in which they were sent.
+type Sizes = Arc<Mutex<Vec<u64>>>;
+
+/// A transport that notes the sizes of the batches that are published to it.
+#[derive(Debug)]
+struct Noting(Arc<MemoryTransport>, Sizes);
+
+#[async_trait]
+impl Transport for Noting {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.0.open_lane(lane).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        Ok(Arc::new(NotingPublisher(self.0.publisher().await?, Arc::clone(&self.1))))
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        self.0.consume(queue, prefetch).await
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.0.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.0.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.0.health()
+    }
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+impl fmt::Display for Noting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[derive(Debug)]
+struct NotingPublisher(Arc<dyn Publisher>, Sizes);
+
+#[async_trait]
+impl Publisher for NotingPublisher {
+    async fn publish(&self, messages: Vec<Outgoing>) -> Vec<Published> {
+        for Outgoing { to, message } in &messages {
+            if *to == Address::Queue(QueueRole::Tasks.of(&Lane::default())) {
+                self.1.lock().unwrap().push(decode::<Batch<'_>>(message).unwrap().count.into());
+            }
+        }
+        self.0.publish(messages).await
+    }
+}
+
+/// What a job came to.
+#[derive(Debug)]
+struct End {
+    sizes: Vec<u64>,
+    progress: Vec<Progress>,
+    took: Duration,
+}
+
+/// Runs a job on a sink and workers of two slots each.
+async fn run(job: Naps, batch: Option<u32>, workers: usize) -> End {
+    let broker = MemoryTransport::new();
+    let mut registry = Registry::default();
+    registry.register::<Naps>().unwrap();
+    let (ended, tasks) = (CancellationToken::new(), job.tasks);
+    let sink = Sink::open(SinkConfig {
+        registry: registry.clone(),
+        lane: Lane::default(),
+        ledger: LedgerPlace::Memory,
+        adopt: false,
+        app: "sink".parse().unwrap(),
+        stall_after: None,
+    });
+    let sinking = async { sink.unwrap().run_until(broker.connect(), ended.cancelled()).await.unwrap() };
+    let working = futures::future::join_all((0..workers).map(|number| {
+        let id = WorkerId::generate(&format!("worker-{number}"));
+        let worker = Worker::new(registry.clone(), id).slots(NonZeroU16::new(2).unwrap());
+        let (transport, ended) = (broker.connect(), &ended);
+        async move { worker.run_until(transport, ended.cancelled()).await.unwrap() }
+    }));
+    let sizes = Sizes::default();
+    let submitting = async {
+        let transport: Arc<dyn Transport> = Arc::new(Noting(broker.connect(), Arc::clone(&sizes)));
+        let producer = Producer::new(Arc::clone(&transport), "test");
+        let options = SubmitOptions { batch, ..SubmitOptions::default() };
+        let submission = producer.open(erase(job), options).await.unwrap();
+        let mut watch = Watch::open(&*transport, submission.id()).await.unwrap();
+        let began = Instant::now();
+        let watching = async {
+            let mut progress = Vec::new();
+            loop {
+                match watch.next().await.unwrap() {
+                    News::Progress(further) => progress.push(further),
+                    News::Finished(finished) => return (progress, finished),
+                    _ => {}
+                }
+            }
+        };
+        let (sent, (progress, finished)) = futures::join!(submission.send(), watching);
+        sent.unwrap();
+        assert_eq!(finished.conclusion.text, (tasks * (tasks - 1) / 2).to_string());
+        assert_eq!(finished.account.done, tasks);
+        let took = began.elapsed();
+        ended.cancel();
+        End { sizes: sizes.lock().unwrap().clone(), progress, took }
+    };
+    within("the job", async { futures::join!(sinking, working, submitting).2 }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_tasks_never_share_a_batch() {
+    let end = run(Naps { tasks: 60, millis: 60 }, None, 2).await;
+    assert_eq!(end.sizes, [1; 60], "{:?}", end.took);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_tasks_travel_by_the_thousand_after_a_moment() {
+    let tasks = 2_000_000;
+    let End { sizes, took, .. } = run(Naps { tasks, millis: 0 }, None, 1).await;
+    assert_eq!(sizes.iter().sum::<u64>(), tasks);
+    assert!(sizes.iter().max() >= Some(&2_000), "{took:?}: {sizes:?}");
+    assert!(sizes.windows(2).all(|pair| pair[1] <= pair[0] * 2), "{took:?}: {sizes:?}");
+    // Most batches are large: the slow start and the end take a small part of all messages and of all tasks.
+    let small: u64 = sizes.iter().filter(|size| **size < 500).sum();
+    println!("{} batches in {took:?}, {small} tasks in small ones", sizes.len());
+    assert!(small < tasks / 20 && sizes.len() < 4_000, "{small} tasks in small ones: {took:?}: {sizes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_are_worth_fifty_milliseconds_and_the_last_ones_little() {
+    let tasks = 6_000;
+    let End { sizes, progress, took } = run(Naps { tasks, millis: 1 }, None, 2).await;
+    let micros = progress.last().unwrap().busy_us / tasks; // a nap of a millisecond takes two or so
+    let largest = sizes.iter().max().unwrap() * micros;
+    assert!((15_000..=100_000).contains(&largest), "{micros} us each, {took:?}: {sizes:?}");
+    // Four slots share what is left, so the last ones are small, and no slot has long to do when the others are done.
+    let mut left = tasks;
+    for size in &sizes {
+        assert!(*size <= (left / 8).max(2), "{size} of {left}: {sizes:?}");
+        left -= size;
+    }
+    assert!(sizes.last() <= Some(&2), "{sizes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_batch_shows_how_far_it_is_once_a_second_at_least() {
+    let End { sizes, progress, took, .. } = run(Naps { tasks: 200, millis: 40 }, Some(100), 1).await;
+    assert_eq!(sizes, [100, 100], "a number that is asked for is kept to");
+    let mut seen: Vec<_> = progress.iter().map(|progress| progress.account.done).collect();
+    seen.dedup();
+    assert!(took >= Duration::from_secs(4), "{took:?}");
+    assert!(seen.len() as u64 >= took.as_secs(), "{seen:?} in {took:?}");
+}

@@ -1,0 +1,153 @@
+//! A worker holds as many messages as its batches are short, and no more.
+
+use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use gristmill_shared::{
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
+    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext,
+    TaskError, TaskIndex, Transport, TransportError,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{self, Batch, Results},
+};
+use gristmill_worker::Worker;
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::to_raw_value};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Its tasks are so many milliseconds that they take.
+#[derive(Serialize, Deserialize)]
+struct Nap;
+
+impl Job for Nap {
+    const KIND: &'static str = "nap";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, millis: u64, cx: &TaskContext) -> Result<u64, TaskError> {
+        if millis > 0 {
+            cx.block_on(async { tokio::time::sleep(Duration::from_millis(millis)).await });
+        }
+        Ok(millis)
+    }
+    fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// A transport that notes with which prefetches tasks are consumed.
+#[derive(Debug)]
+struct Noting(Arc<MemoryTransport>, watch::Sender<Vec<u16>>);
+
+#[async_trait]
+impl Transport for Noting {
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.0.open_lane(lane).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        self.0.publisher().await
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        if queue.role == QueueRole::Tasks {
+            self.1.send_modify(|prefetches| prefetches.push(prefetch));
+        }
+        self.0.consume(queue, prefetch).await
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.0.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.0.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.0.health()
+    }
+    async fn close(&self) {
+        self.0.close().await;
+    }
+}
+
+impl fmt::Display for Noting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(PATIENCE, future).await.expect("it takes too long")
+}
+
+/// Sends so many tasks, each alone, and waits for their outcomes.
+async fn do_tasks(transport: &dyn Transport, number: u64, millis: u64) {
+    let job = JobId::generate();
+    let publisher = transport.publisher().await.unwrap();
+    let spec = to_raw_value(&json!(null)).unwrap();
+    let batch = |index: u64| {
+        let message = Batch {
+            job,
+            kind: Kind::new("nap").unwrap(),
+            spec: &spec,
+            policy: Policy::default(),
+            round: Round(0),
+            stage: 0,
+            spent: 0,
+            first: TaskIndex(index),
+            count: 1,
+            tasks: &to_raw_value(&[millis]).unwrap(),
+        }
+        .to_message(Headers::default(), "test");
+        Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
+    };
+    publish_until_stored(&*publisher, (0..number).map(batch).collect()).await.unwrap();
+    let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 100).await.unwrap();
+    let mut done = 0;
+    while done < number {
+        for delivery in within(results.recv(100)).await.unwrap() {
+            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+            done += results.done.iter().map(|span| u64::from(span.count)).sum::<u64>();
+            delivery.receipt.ack();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_prefetch_follows_what_batches_take() {
+    let broker = MemoryTransport::new();
+    broker.open_lane(&Lane::default()).await.unwrap();
+    let mut registry = Registry::default();
+    registry.register::<Nap>().unwrap();
+    let (leave, left) = oneshot::channel::<()>();
+    let (noted, mut prefetches) = watch::channel(Vec::new());
+    let worker = Worker::new(registry, "test-worker".parse().unwrap())
+        .slots(NonZeroU16::new(2).unwrap())
+        .run_until(Arc::new(Noting(broker.connect(), noted)), async {
+            let _ = left.await;
+        });
+    let worker = tokio::spawn(worker);
+
+    do_tasks(&*broker, 7, 0).await;
+    assert_eq!(*prefetches.borrow(), [8], "a few tiny batches are no load");
+    do_tasks(&*broker, 900, 0).await;
+    assert_eq!(*prefetches.borrow(), [8, 32, 256], "enough tiny ones are");
+    within(prefetches.wait_for(|prefetches| *prefetches == [8, 32, 256, 8])).await.unwrap(); // it has rested
+
+    do_tasks(&*broker, 12, 300).await;
+    assert_eq!(*prefetches.borrow(), [8, 32, 256, 8, 2], "of long batches no more than it can run");
+    do_tasks(&*broker, 100, 0).await;
+    assert_eq!(prefetches.borrow()[5], 8, "of short ones more");
+    leave.send(()).unwrap();
+    within(worker).await.unwrap().unwrap();
+}
