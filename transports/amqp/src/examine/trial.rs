@@ -162,9 +162,10 @@ impl Trial {
     async fn send(&self, exchange: &str, body: &[u8], within: Duration) -> Sent {
         let mut blocked = self.generation.blocked.subscribe();
         let blocking = async {
-            match blocked.wait_for(Option::is_some).await {
-                Ok(why) => why.clone().unwrap_or_default(),
-                Err(_) => std::future::pending().await,
+            let why = blocked.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            match why {
+                Some(why) => why,
+                None => std::future::pending().await, // the generation goes, and sending says so
             }
         };
         let sending = async {
