@@ -30,6 +30,18 @@ pub enum Role {
     Sink,
 }
 
+impl Role {
+    /// Its subcommand, if it is one role alone.
+    pub(crate) fn name(self) -> Option<&'static str> {
+        match self {
+            Self::All => None,
+            Self::Producer => Some("producer"),
+            Self::Worker => Some("worker"),
+            Self::Sink => Some("sink"),
+        }
+    }
+}
+
 /// A kind of job on the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct KindArgs {

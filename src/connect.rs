@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+pub(crate) use gristmill_amqp::Access;
 use gristmill_amqp::{AmqpConfig, AmqpTransport, Finding, Part};
 use gristmill_shared::{Lane, Transport, TransportError};
 
@@ -13,19 +14,21 @@ use gristmill_shared::{Lane, Transport, TransportError};
 /// [`TransportError::Invalid`] if the URL is none of ours; otherwise whatever kept us from connecting. No error
 /// shows the password.
 pub async fn connect(url: &str, name: &str) -> Result<Arc<dyn Transport>, TransportError> {
-    connect_for(url, name, None).await
+    connect_for(url, &Access::default(), name, None).await
 }
 
-/// As [`connect`]; a connection that is lost later is given up after that time.
+/// As [`connect`], with what opens the door besides the URL; a connection that is lost later is given up after that
+/// time.
 ///
 /// # Errors
 /// As [`connect`].
 pub(crate) async fn connect_for(
     url: &str,
+    access: &Access,
     name: &str,
     give_up_after: Option<Duration>,
 ) -> Result<Arc<dyn Transport>, TransportError> {
-    let mut config = amqp(url, name)?;
+    let mut config = amqp(url, access, name)?;
     config.give_up_after_loss = give_up_after;
     Ok(AmqpTransport::connect(config).await?)
 }
@@ -36,17 +39,18 @@ pub(crate) async fn connect_for(
 /// [`TransportError::Invalid`] if the URL is none of ours. A broker that cannot be reached is a finding.
 pub(crate) async fn examine(
     url: &str,
+    access: &Access,
     name: &str,
     lane: &Lane,
     part: Option<Part>,
 ) -> Result<Vec<Finding>, TransportError> {
-    Ok(gristmill_amqp::examine(&amqp(url, name)?, lane, part).await)
+    Ok(gristmill_amqp::examine(&amqp(url, access, name)?, lane, part).await)
 }
 
-fn amqp(url: &str, name: &str) -> Result<AmqpConfig, TransportError> {
+fn amqp(url: &str, access: &Access, name: &str) -> Result<AmqpConfig, TransportError> {
     match url.split_once("://") {
         Some(("amqp" | "amqps", _)) => {
-            let mut config = AmqpConfig::new(url)?;
+            let mut config = AmqpConfig::with_access(url, access)?;
             config.name = name.into();
             Ok(config)
         }

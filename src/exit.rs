@@ -68,7 +68,8 @@ impl From<TransportError> for Failure {
                  `gristmill run` needs none)"
             }
             TransportError::Denied { .. } => {
-                "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER)"
+                "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
+                 GRISTMILL_PASSWORD)"
             }
             TransportError::Forbidden { lacks, .. } if !lacks.contains("(hint: ") => {
                 "\n(hint: each role has rights of its own, which deploy/rabbitmq-permissions gives; \

@@ -73,6 +73,7 @@ mod cli;
 mod connect;
 mod drill;
 mod exit;
+mod observe;
 pub mod testing;
 
 pub use app::{App, Role};

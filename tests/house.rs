@@ -6,6 +6,7 @@
 mod arrows;
 mod code;
 mod documents;
+mod metrics;
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +28,7 @@ struct Rule {
     in_tests: bool,
 }
 
-const RULES: [Rule; 4] = [
+const RULES: [Rule; 5] = [
     Rule {
         words: &["env::", "process::exit", "ExitCode", "tokio::signal", "signal::unix", "ctrl_c"],
         why: "only the front door reads arguments, environment and signals, and only mains exit",
@@ -46,6 +47,12 @@ const RULES: [Rule; 4] = [
         why: "every queue has a bound that is written down",
         except: &[],
         in_tests: true,
+    },
+    Rule {
+        words: &["TcpListener", "TcpStream", "UdpSocket", "UnixListener", "UnixStream"],
+        why: "only the front door listens, and only transports connect",
+        except: &[("src/", "the front door")],
+        in_tests: false,
     },
     Rule {
         words: &["content_type:", "Message::default", "Form for", "form!"],
@@ -79,6 +86,8 @@ const RULES: [Rule; 4] = [
             ("shared/src/job.rs", "the report as a person reads it"),
             ("shared/src/testing.rs", "a spec for a local run"),
             ("src/", "what `--json` prints"),
+            ("benches/", "figures, and specs for a command line"),
+            ("sink/benches/", "outputs, as a worker would encode them"),
         ],
         in_tests: false,
     },
@@ -222,6 +231,7 @@ fn a_broken_rule_is_told_with_its_place_and_reason() {
         ("let (a, b) = flume::unbounded();", "unbounded"),
         ("use tokio::sync::mpsc::unbounded_channel;", "unbounded_channel"),
         ("#[cfg(test)]\nmod tests {\n let it = mpsc::channel();\n}", "mpsc::channel()"),
+        ("use tokio::net::TcpListener;", "TcpListener"),
         ("impl Form for Mine {", "Form for"),
         ("Message {\n  content_type: json,", "content_type:"),
         ("let body = serde_json::to_vec(&mine)?;", "serde_json::to_vec"),

@@ -11,6 +11,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
     Address, Outgoing, Published, Publisher, SplitDigest, StopSignal, StoreError, TaskIndex,
     fail_point::{FailPoint, reached},
+    meter::{PRODUCER_BATCHES, PRODUCER_TASKS, PRODUCER_UNCONFIRMED, PRODUCER_UNCONFIRMED_BYTES},
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -126,6 +127,8 @@ pub(crate) async fn send_all(
     let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
     saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        PRODUCER_UNCONFIRMED.set([], in_flight.len() as f64);
+        PRODUCER_UNCONFIRMED_BYTES.set([], bytes_in_flight as f64);
         let waiting = refused.front().or(held.as_ref());
         let room = waiting.is_some_and(|packed| {
             window.has_room(in_flight.len(), bytes_in_flight, packed.message.body.len())
@@ -160,10 +163,13 @@ pub(crate) async fn send_all(
                 bytes_in_flight -= packed.message.body.len();
                 match answer {
                     Some(Published::Stored) => {
+                        PRODUCER_BATCHES.add(["stored"], 1);
+                        PRODUCER_TASKS.add([], packed.count.into());
                         window.stored();
                         note.add(&packed);
                     }
                     Some(Published::Rejected) => {
+                        PRODUCER_BATCHES.add(["refused"], 1);
                         pause_ends = Instant::now() + window.refused();
                         refused.push_back(packed);
                     }

@@ -60,6 +60,22 @@ impl QueueRole {
         Self::Results,
     ];
 
+    /// What its queue is called within a lane.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tasks => "tasks",
+            Self::Suspect => "suspect",
+            Self::Retry(RetryDelay::Second) => "retry.1s",
+            Self::Retry(RetryDelay::TenSeconds) => "retry.10s",
+            Self::Retry(RetryDelay::Minute) => "retry.1m",
+            Self::Retry(RetryDelay::TenMinutes) => "retry.10m",
+            Self::Again => "again",
+            Self::Results => "results",
+            Self::Dead => "dead",
+        }
+    }
+
     /// The queue with this part in `lane`.
     #[must_use]
     pub fn of(self, lane: &Lane) -> Queue {
@@ -158,15 +174,7 @@ impl fmt::Display for RetryDelay {
 
 impl fmt::Display for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "gristmill.{}.", self.lane)?;
-        match self.role {
-            QueueRole::Tasks => f.write_str("tasks"),
-            QueueRole::Suspect => f.write_str("suspect"),
-            QueueRole::Retry(delay) => write!(f, "retry.{delay}"),
-            QueueRole::Again => f.write_str("again"),
-            QueueRole::Results => f.write_str("results"),
-            QueueRole::Dead => f.write_str("dead"),
-        }
+        write!(f, "gristmill.{}.{}", self.lane, self.role.as_str())
     }
 }
 

@@ -15,11 +15,13 @@ mod job;
 mod lane;
 pub mod memory;
 mod message;
+pub mod meter;
 mod policy;
 mod registry;
 mod store;
 mod task;
 pub mod testing;
+mod trace;
 mod transport;
 pub mod wire;
 
@@ -40,6 +42,7 @@ pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
+pub use trace::{InvalidTrace, TraceParent};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,
     JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler, Token, Topic,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::JobId;
+use crate::{JobId, TraceParent};
 
 /// A message as every transport carries it.
 ///
@@ -42,4 +42,18 @@ pub struct Headers {
     pub origin: Option<String>,
     /// `traceparent`: the W3C trace context.
     pub traceparent: Option<String>,
+}
+
+impl Headers {
+    /// The trace that the message belongs to, if it says so in a way that others understand.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceParent> {
+        self.traceparent.as_deref()?.parse().ok()
+    }
+
+    /// What the log calls that trace.
+    #[must_use]
+    pub fn trace_id(&self) -> Option<String> {
+        self.trace().map(TraceParent::trace_id)
+    }
 }

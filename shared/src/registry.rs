@@ -51,6 +51,12 @@ impl Registry {
         self.openers.keys()
     }
 
+    /// The kind as a label of metrics: those that are not registered are one, since anybody may name any number of them.
+    #[must_use]
+    pub fn label<'a>(&self, kind: &'a Kind) -> &'a str {
+        if self.openers.contains_key(kind) { kind.as_str() } else { "unknown" }
+    }
+
     /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
     ///
     /// # Errors

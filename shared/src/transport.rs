@@ -387,6 +387,14 @@ pub enum TransportError {
         /// Who lacks which right on what.
         lacks: String,
     },
+    /// We and the broker do not trust each other. Mend the certificates, or those who are trusted.
+    #[error("no trust between us and the broker at {transport}: {reason}")]
+    Untrusted {
+        /// The transport's name.
+        transport: String,
+        /// Who does not trust whom, why, and a hint.
+        reason: String,
+    },
     /// Something exists with other settings. Delete it there, or use another lane.
     #[error("{what} exists on {transport} with other settings: {difference}")]
     Mismatch {
@@ -408,7 +416,11 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Disconnected { .. } | Self::Unreachable { .. } => true,
-            Self::Denied { .. } | Self::Forbidden { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
+            Self::Denied { .. }
+            | Self::Forbidden { .. }
+            | Self::Untrusted { .. }
+            | Self::Mismatch { .. }
+            | Self::Invalid(_) => false,
         }
     }
 }

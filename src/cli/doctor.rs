@@ -69,7 +69,14 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let part = flags.role.map(Part::from);
     let name = process_id("doctor");
     let examined = context.unless_interrupted(async {
-        Ok(connect::examine(&flags.broker.broker, name.as_str(), &flags.lane.lane, part).await?)
+        Ok(connect::examine(
+            &flags.broker.broker,
+            &flags.broker.access(),
+            name.as_str(),
+            &flags.lane.lane,
+            part,
+        )
+        .await?)
     });
     let findings = examined.await?;
     let problems = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count();

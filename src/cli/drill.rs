@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 
-use super::{Context, Outcome, print, print_json, say};
+use super::{Context, Outcome, flags::AccessFlags, print, print_json, say};
 use crate::{
-    Exit, connect,
+    Exit,
+    connect::connect_for,
     drill::{self, DrillError, Fault, Fleet, Plan},
     exit::Failure,
 };
@@ -39,6 +40,9 @@ struct DrillFlags {
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
 
+    #[command(flatten)]
+    access: AccessFlags,
+
     /// Print which faults would come, and do nothing
     #[arg(long)]
     plan: bool,
@@ -68,7 +72,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     }
     if let Some(url) = &flags.broker {
         // Before a fleet is started that would wait for it in vain.
-        let reached = context.unless_interrupted(async { Ok(connect(url, "drill").await?) });
+        let reached = context
+            .unless_interrupted(async { Ok(connect_for(url, &flags.access.access(), "drill", None).await?) });
         reached.await?.close().await;
     }
     let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
@@ -77,7 +82,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         plan.faults.len(),
         flags.seconds
     ));
-    let fleet = Fleet { broker: flags.broker, workers: flags.workers, slots: flags.slots };
+    let broker = flags.broker.map(|url| (url, flags.access.variables()));
+    let fleet = Fleet { broker, workers: flags.workers, slots: flags.slots };
     let account = drill::hold(fleet, plan, context.signals.first()).await?;
     if flags.json {
         print_json(&account)?;

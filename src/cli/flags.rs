@@ -1,6 +1,6 @@
 //! Flags that several commands share.
 
-use std::{num::NonZeroU16, sync::Arc, time::Duration};
+use std::{ffi::OsString, fmt, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{ArgAction, Args};
 use gristmill_producer::SubmitOptions;
@@ -9,34 +9,108 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
-use crate::{connect::connect_for, exit::Failure};
+use super::log::LogFormat;
+use crate::{
+    connect::{Access, connect_for},
+    exit::Failure,
+};
 
 /// Where the broker is.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct BrokerFlags {
-    /// The broker, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`; a password is better kept in the
-    /// environment, where other users do not see it
+    /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but is better kept where
+    /// other users do not see it: GRISTMILL_PASSWORD, or a file that GRISTMILL_PASSWORD_FILE names
     #[arg(
         long,
         global = true,
         env = "GRISTMILL_BROKER",
         hide_env_values = true,
         value_name = "URL",
-        default_value = "amqp://guest:guest@localhost:5672"
+        default_value = "amqp://guest@localhost:5672"
     )]
     pub(crate) broker: String,
+
+    #[command(flatten)]
+    access: AccessFlags,
 
     /// How long a broker that was lost is waited for, as `10m`; then the program ends with code 3 [default: for ever]
     #[arg(long, global = true, env = "GRISTMILL_GIVE_UP_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     give_up_after: Option<Duration>,
 }
 
+/// What opens the door besides the URL.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Common options")]
+pub(crate) struct AccessFlags {
+    /// The password of the broker URL's user
+    #[arg(long, global = true, env = "GRISTMILL_PASSWORD", hide_env_values = true, hide = true)]
+    password: Option<Secret>,
+
+    /// The CAs that may have signed the broker's certificate, PEM, for `amqps://` [default: those of the system]
+    #[arg(long, global = true, env = "GRISTMILL_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// Our certificate for the broker, PEM; where the broker's URL names no user, it says who we are (EXTERNAL)
+    #[arg(long, global = true, env = "GRISTMILL_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+
+    /// The key of --tls-cert, PEM, without a passphrase
+    #[arg(long, global = true, env = "GRISTMILL_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+}
+
+/// What `Debug` does not show.
+#[derive(Clone)]
+struct Secret(String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl AccessFlags {
+    pub(crate) fn access(&self) -> Access {
+        Access {
+            password: self.password.as_ref().map(|secret| secret.0.clone()),
+            tls_ca: self.tls_ca.clone(),
+            tls_cert: self.tls_cert.clone(),
+            tls_key: self.tls_key.clone(),
+        }
+    }
+
+    /// The same, for a process of ours that is started elsewhere.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, OsString)> {
+        let path =
+            |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).into_os_string();
+        let values = [
+            ("GRISTMILL_PASSWORD", self.password.as_ref().map(|secret| secret.0.clone().into())),
+            ("GRISTMILL_TLS_CA", self.tls_ca.as_ref().map(path)),
+            ("GRISTMILL_TLS_CERT", self.tls_cert.as_ref().map(path)),
+            ("GRISTMILL_TLS_KEY", self.tls_key.as_ref().map(path)),
+        ];
+        values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+}
+
 impl BrokerFlags {
+    /// What opens the door besides the URL.
+    pub(crate) fn access(&self) -> Access {
+        self.access.access()
+    }
+
     /// Connects as `role`, and gives the name that goes with it.
     pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
         let app = process_id(role);
-        let transport = connect_for(&self.broker, app.as_str(), self.give_up_after).await?;
+        let transport =
+            connect_for(&self.broker, &self.access.access(), app.as_str(), self.give_up_after).await?;
         Ok((transport, app))
     }
 }
@@ -52,9 +126,24 @@ pub(crate) struct LogFlags {
     /// What to log, for instance `gristmill_worker=debug`; overrides -v
     #[arg(long, global = true, env = "GRISTMILL_LOG", value_name = "FILTER")]
     log: Option<String>,
+
+    /// How it is logged: as text, or as JSON, one object a line
+    #[arg(
+        long,
+        global = true,
+        env = "GRISTMILL_LOG_FORMAT",
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT"
+    )]
+    log_format: LogFormat,
 }
 
 impl LogFlags {
+    pub(crate) fn format(&self) -> LogFormat {
+        self.log_format
+    }
+
     pub(crate) fn filter(&self) -> Option<String> {
         self.log.clone().or(match self.verbose {
             0 => None,
@@ -101,6 +190,7 @@ pub(crate) struct SubmitFlags {
     #[arg(
         long,
         global = true,
+        env = "GRISTMILL_BATCH",
         value_name = "TASKS",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(BATCH_MAX_TASKS))
     )]
@@ -110,6 +200,7 @@ pub(crate) struct SubmitFlags {
     #[arg(
         long,
         global = true,
+        env = "GRISTMILL_MAX_ATTEMPTS",
         value_name = "N",
         default_value_t = DEFAULT_MAX_ATTEMPTS,
         value_parser = clap::value_parser!(u32).range(1..)
@@ -118,11 +209,11 @@ pub(crate) struct SubmitFlags {
 
     /// How long one task may take, 30s or 5m for instance; one that takes longer has failed, and is tried again
     /// [default: no limit]
-    #[arg(long, global = true, value_name = "DURATION", value_parser = time_limit)]
+    #[arg(long, global = true, env = "GRISTMILL_TASK_TIMEOUT", value_name = "DURATION", value_parser = time_limit)]
     task_timeout: Option<Duration>,
 
     /// End the job when so many tasks have failed for good: a number, 10, or a share of all, 5% [default: never]
-    #[arg(long, global = true, value_name = "N|P%")]
+    #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
 }
 

@@ -1,11 +1,57 @@
 //! Logs go to stderr, above the bar if there is one.
 
-use std::io::{self, IsTerminal as _, Write};
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal as _, Write},
+    sync::OnceLock,
+    time::SystemTime,
+};
 
+use clap::ValueEnum;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use super::bar::Bar;
 use crate::Role;
+
+/// How stderr is written, once that is known.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// How it is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines: everything on stderr is an object on a line of its own.
+    Json,
+}
+
+/// What is said outside of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    /// For the person at the terminal.
+    News,
+    /// Why the program ends.
+    Error,
+}
+
+/// Says something on stderr, in the format of the log. Nobody is left to tell if stderr is closed.
+pub(super) fn say(what: Said, text: &dyn Display) {
+    let level = if what == Said::Error { "ERROR" } else { "INFO" };
+    let _ = match (FORMAT.get(), what) {
+        (Some(LogFormat::Json), _) => {
+            let line = serde_json::json!({
+                "timestamp": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+                "level": level,
+                "fields": { "message": text.to_string() },
+                "target": "gristmill",
+            });
+            writeln!(io::stderr(), "{line}")
+        }
+        (_, Said::News) => writeln!(io::stderr(), "{text}"),
+        (_, Said::Error) => writeln!(io::stderr(), "error: {text}"),
+    };
+}
 
 // What lapin has to say of a connection we say ourselves, once.
 /// What an operator should know of a worker or a sink, unless they say otherwise.
@@ -15,7 +61,8 @@ const SERVER_FILTER: &str =
 const CLIENT_FILTER: &str = "warn,lapin=off";
 
 /// Starts to log. A filter that cannot be read is told, and the default used.
-pub(crate) fn init(filter: Option<String>, role: Role, bar: &Bar) {
+pub(crate) fn init(filter: Option<String>, format: LogFormat, role: Role, bar: &Bar) {
+    let format = *FORMAT.get_or_init(|| format); // a process logs in one way
     let default = match role {
         Role::Worker | Role::Sink => SERVER_FILTER,
         Role::Producer | Role::All => CLIENT_FILTER,
@@ -30,11 +77,11 @@ pub(crate) fn init(filter: Option<String>, role: Role, bar: &Bar) {
     };
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours)
-        .with_writer(AboveTheBar(bar.clone()))
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(AboveTheBar(bar.clone()));
+    match format {
+        LogFormat::Text => log.with_ansi(colours).init(),
+        LogFormat::Json => log.json().init(),
+    }
 }
 
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod config;
 mod doctor;
 mod drill;
 mod flags;
@@ -8,6 +9,8 @@ mod follow;
 mod kinds;
 mod lines;
 mod log;
+mod metrics;
+mod pages;
 mod producer;
 mod retry;
 mod run;
@@ -26,7 +29,14 @@ use gristmill_jobs::Spin;
 use gristmill_shared::{Job as _, Registry, panic_text};
 use tokio::runtime::Runtime;
 
-use self::{bar::Bar, flags::LogFlags, kinds::Kinds, signals::Signals};
+use self::{
+    bar::Bar,
+    config::{ConfigFlags, Stop},
+    flags::LogFlags,
+    kinds::Kinds,
+    log::Said,
+    signals::Signals,
+};
 use crate::{App, Exit, Role, exit::Failure};
 
 /// What every command is given.
@@ -63,8 +73,7 @@ pub(crate) fn main(app: App, role: Role) -> Exit {
 }
 
 fn complain(exit: Exit, why: &dyn Display) -> Exit {
-    // Nobody is left to tell if stderr is closed.
-    let _ = writeln!(std::io::stderr(), "error: {why}");
+    log::say(Said::Error, why);
     exit
 }
 
@@ -73,20 +82,28 @@ fn try_main(app: App, role: Role) -> Outcome {
     let version = app.version;
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
-    let matches = match command(role, &kinds, version).try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) => return explain(&error, &kinds),
+    let whole = command(Role::All, &kinds, version);
+    let configured = match config::read(command(role, &kinds, version), whole, role.name()) {
+        Ok(configured) => configured,
+        Err(Stop::CommandLine(error)) => return explain(&error, &kinds),
+        Err(Stop::Beneath(failure)) => return Err(failure),
     };
+    let matches = &configured.matches;
+    if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
+        print(config::show(&configured))?;
+        return Ok(Exit::Ok);
+    }
     let bar = Bar::hidden();
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
-    log::init(LogFlags::from_arg_matches(&matches).map_err(Failure::usage)?.filter(), serves, &bar);
+    let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    log::init(logging.filter(), logging.format(), serves, &bar);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
         let interrupted = signals.clone();
         let context = Context { kinds, registry, version, bar, signals };
         tokio::select! {
-            done = dispatch(role, &context, &matches) => done,
+            done = dispatch(role, &context, matches) => done,
             () = interrupted.second() => Ok(Exit::Interrupted),
         }
     });
@@ -117,10 +134,11 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
             .subcommands([setup::command(), doctor::command()])
-            .subcommands(kinds.know(Spin::KIND).then(drill::command)), // what a drill submits
+            .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
+            .subcommands(pages::commands()),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
-    let command = LogFlags::augment_args(command.version(version));
+    let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
     // The flags' own text is not the program's.
     let command = command.about(about.unwrap_or_default());
     match long_about {
@@ -155,6 +173,8 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("doctor", matches)) => doctor::main(context, matches).await,
             Some(("setup", matches)) => setup::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
+            Some(("completions", matches)) => pages::completions(context, matches),
+            Some(("man", matches)) => pages::manual(context, matches),
             _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
         },
     }
@@ -212,5 +232,5 @@ fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// Says something to the person at the terminal.
 fn say(news: impl Display) {
-    let _ = writeln!(std::io::stderr(), "{news}");
+    log::say(Said::News, &news);
 }

@@ -14,6 +14,7 @@ use super::{
     flags::{BrokerFlags, LaneFlags, SubmitFlags},
     follow::{self, Known},
     kinds::Kinds,
+    metrics::MetricsFlags,
     print, say,
     state::StateFlags,
 };
@@ -28,6 +29,8 @@ struct ProducerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     state: StateFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
 }
 
 #[derive(Debug, Subcommand)]
@@ -122,9 +125,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             let job = context.kinds.job(matches)?;
             job.plan().map_err(Failure::usage)?; // before a broker is asked for
             submit.how.warning().into_iter().for_each(say);
+            let mut watched = flags.metrics.open(context, "producer").await?;
             let (transport, submission) = context
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;
+                    watched.follow(&*transport);
                     let open = producer.open(job, submit.how.options(&flags.lane.lane));
                     Ok((transport, not_too_long(open).await?))
                 })
@@ -134,9 +139,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         }
         Action::Resume { job, missing, wait, json } => {
             let cursor = flags.state.cursors()?.load(job)?;
+            let mut watched = flags.metrics.open(context, "producer").await?;
             let (transport, submission) = context
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;
+                    watched.follow(&*transport);
                     transport.open_lane(&cursor.lane).await?;
                     if let Some(finished) = follow::ended(&*transport, job).await? {
                         return Ok((transport, Err(finished)));

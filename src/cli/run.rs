@@ -11,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
-    flags::{LaneFlags, SlotFlags, SubmitFlags, process_id},
+    flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
     follow::{self, Known},
     kinds::Kinds,
     say,
     state::StateFlags,
 };
-use crate::{Exit, connect, exit::Failure};
+use crate::{Exit, connect::connect_for, exit::Failure};
 
 /// Run a whole job in this process: producer, workers and sink; needs nothing else
 ///
@@ -28,6 +28,8 @@ struct RunFlags {
     /// Run over this broker, so that other workers can join [default: none, all in memory]
     #[arg(long, global = true, value_name = "URL")]
     broker: Option<String>,
+    #[command(flatten)]
+    access: AccessFlags,
     #[command(flatten)]
     lane: LaneFlags,
     #[command(flatten)]
@@ -59,7 +61,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let lane = flags.lane.lane.clone();
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
         None => (MemoryTransport::new(), LedgerPlace::Memory),
-        Some(url) => (connect(url, app.as_str()).await?, LedgerPlace::File(flags.state.ledger(&lane)?)),
+        Some(url) => {
+            let transport = connect_for(url, &flags.access.access(), app.as_str(), None).await?;
+            (transport, LedgerPlace::File(flags.state.ledger(&lane)?))
+        }
     };
     let sink = Sink::open(SinkConfig {
         registry: context.registry.clone(),

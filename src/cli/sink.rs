@@ -8,6 +8,7 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
+    metrics::MetricsFlags,
     retry::{self, Retry},
     say,
     sink_read::{self, Reading},
@@ -26,6 +27,8 @@ struct SinkFlags {
     lane: LaneFlags,
     #[command(flatten)]
     state: StateFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
 
     /// The ledger [default: LANE.ledger in the state directory]
     #[arg(long, global = true, env = "GRISTMILL_LEDGER", value_name = "FILE")]
@@ -37,7 +40,7 @@ struct SinkFlags {
 
     /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m, or 10 times what a task
     /// takes or what the longest pause so far was, if that is longer]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "GRISTMILL_STALL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     stall_after: Option<Duration>,
 }
 
@@ -65,8 +68,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     if matches.subcommand().is_some() {
         return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }
+    let mut watched = flags.metrics.open(context, "sink").await?;
     // The broker first: a sink that cannot serve leaves no new ledger behind.
     let (transport, app) = context.unless_interrupted(flags.broker.connect("sink")).await?;
+    watched.follow(&*transport);
     let config = SinkConfig {
         registry: context.registry.clone(),
         lane,

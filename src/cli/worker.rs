@@ -8,6 +8,7 @@ use gristmill_worker::Worker;
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags, SlotFlags},
+    metrics::MetricsFlags,
     say,
 };
 use crate::{Exit, exit::Failure};
@@ -24,6 +25,8 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
@@ -37,7 +40,9 @@ pub(crate) fn command() -> Command {
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let mut watched = flags.metrics.open(context, "worker").await?;
     let (transport, id) = context.unless_interrupted(flags.broker.connect("worker")).await?;
+    watched.follow(&*transport);
     let worker = Worker::new(context.registry.clone(), id)
         .lane(flags.lane.lane.clone())
         .slots(flags.slots.slots())

@@ -1,6 +1,7 @@
 //! The broker of a drill: somebody's, which is left in peace, or one of our own, which is not.
 
 use std::{
+    ffi::OsString,
     io,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ use crate::testing::{LocalBroker, LocalBrokerError};
 #[derive(Debug)]
 pub(super) struct Broker {
     url: String,
+    variables: Vec<(&'static str, OsString)>,
     what: String,
     own: Option<Arc<Mutex<LocalBroker>>>,
     up: watch::Sender<bool>,
@@ -24,8 +26,8 @@ pub(super) struct Broker {
 
 impl Broker {
     /// Somebody's broker.
-    pub(super) fn given(url: String) -> Self {
-        Self::new(url, "given".into(), None)
+    pub(super) fn given(url: String, variables: Vec<(&'static str, OsString)>) -> Self {
+        Self { variables, ..Self::new(url, "given".into(), None) }
     }
 
     /// Starts one from the local installation.
@@ -37,11 +39,16 @@ impl Broker {
     }
 
     fn new(url: String, what: String, own: Option<Arc<Mutex<LocalBroker>>>) -> Self {
-        Self { url, what, own, up: watch::Sender::new(true), away: Mutex::default() }
+        Self { url, variables: Vec::new(), what, own, up: watch::Sender::new(true), away: Mutex::default() }
     }
 
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The environment that opens its door, besides the URL.
+    pub(super) fn variables(&self) -> impl Iterator<Item = (&'static str, &OsString)> {
+        self.variables.iter().map(|(name, value)| (*name, value))
     }
 
     /// What it is, for people.

@@ -23,7 +23,7 @@ mod post;
 mod series;
 mod site;
 
-use std::{future::Future, pin::pin, sync::Arc};
+use std::{ffi::OsString, future::Future, pin::pin, sync::Arc};
 
 pub(crate) use self::{
     account::Account,
@@ -35,8 +35,8 @@ use self::{broker::Broker, crew::Crew, error::cannot, site::Site};
 /// Who takes part in a drill.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    /// The broker, which is left in peace; or one of our own, which is not.
-    pub(crate) broker: Option<String>,
+    /// The broker, which is left in peace, and the environment that opens its door; or one of our own, which is not.
+    pub(crate) broker: Option<(String, Vec<(&'static str, OsString)>)>,
     pub(crate) workers: u16,
     pub(crate) slots: u16,
 }
@@ -53,7 +53,7 @@ pub(crate) async fn hold(
 ) -> Result<Account, DrillError> {
     let mut interrupted = pin!(interrupted);
     let broker = match fleet.broker {
-        Some(url) => Broker::given(url),
+        Some((url, variables)) => Broker::given(url, variables),
         None => tokio::select! {
             broker = Broker::start() => broker?,
             () = &mut interrupted => return Err(DrillError::Interrupted),

@@ -107,7 +107,7 @@ const DECK: [Fault; 19] = [
 
 /// Between two faults, in ms: so short that faults meet, so long that the fleet works in between.
 const GAP_MS: std::ops::Range<u64> = 1_000..2_600;
-/// For how long a process is paused, in ms: past the heartbeat of 10 s, after two of which the broker gives it up.
+/// For how long a process is paused, in ms: past the heartbeat of 6 s, after two of which the broker gives it up.
 const PAUSE_MS: std::ops::Range<u64> = 25_000..28_000;
 /// For how long the broker is paused, in ms: a hiccup that no heartbeat notices, by turns with [`PAUSE_MS`].
 const HICCUP_MS: std::ops::Range<u64> = 2_000..6_000;

@@ -78,6 +78,7 @@ impl Site {
             .args(words)
             .current_dir(&self.dir)
             .env("GRISTMILL_BROKER", self.broker.url())
+            .envs(self.broker.variables())
             .env("GRISTMILL_LANE", &self.lane)
             .env("GRISTMILL_STATE", &self.dir)
             .process_group(self.leash.group());

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::error::{LocalBrokerError, cannot};
 use super::node::{Node, Woke};
-use super::place::{Installation, Place, Ports};
+use super::place::{Installation, Place, Ports, TlsFiles};
 use super::watchdog::Watchdog;
 
 /// How long a node may take until it accepts connections. It needs about five seconds on two idle cores.
@@ -65,19 +65,34 @@ impl LocalBroker {
     /// # Errors
     /// No RabbitMQ on this machine, or it does not start; the error ends with the node's last words.
     pub fn start() -> Result<Self, LocalBrokerError> {
+        Self::start_anywhere(None)
+    }
+
+    /// Starts a node that speaks TLS too, see [`tls_port`](Self::tls_port). Clients who have a
+    /// certificate may log in by it (EXTERNAL), as the user whom its CN names.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); without the plugin `rabbitmq_auth_mechanism_ssl` it does not start.
+    pub fn start_with_tls(tls: &TlsFiles) -> Result<Self, LocalBrokerError> {
+        Self::start_anywhere(Some(tls))
+    }
+
+    fn start_anywhere(tls: Option<&TlsFiles>) -> Result<Self, LocalBrokerError> {
         let installation = Installation::find().ok_or(LocalBrokerError::NotInstalled)?;
-        Self::start_with(&installation, START_BOUND, || Ports::pick().map_err(cannot("find free ports")))
+        let ports = || Ports::pick().map_err(cannot("find free ports"));
+        Self::start_with(&installation, tls, START_BOUND, ports)
     }
 
     /// Tries until a node stays up.
     fn start_with(
         installation: &Installation,
+        tls: Option<&TlsFiles>,
         bound: Duration,
         mut ports: impl FnMut() -> Result<Ports, LocalBrokerError>,
     ) -> Result<Self, LocalBrokerError> {
         let mut tries = 1;
         loop {
-            match Self::try_start(installation, bound, ports()?) {
+            match Self::try_start(installation, tls, bound, ports()?) {
                 Err(LocalBrokerError::Ended { .. }) if tries < START_TRIES => tries += 1,
                 Err(LocalBrokerError::Ended { what, log, .. }) => {
                     return Err(LocalBrokerError::Ended { what, tries, log });
@@ -89,12 +104,13 @@ impl LocalBroker {
 
     fn try_start(
         installation: &Installation,
+        tls: Option<&TlsFiles>,
         bound: Duration,
         ports: Ports,
     ) -> Result<Self, LocalBrokerError> {
         let place = Place::create(ports).map_err(cannot("make the node's directory"))?;
         let mut watchdog = Watchdog::over(&place.dir).map_err(cannot("start the watchdog"))?;
-        place.furnish().map_err(cannot("fill the node's directory"))?;
+        place.furnish(tls).map_err(cannot("fill the node's directory"))?;
         let epmd = spawn_epmd(&place, &mut watchdog).map_err(cannot("start epmd"))?;
         let mut broker = Self {
             installation: installation.clone(),
@@ -134,6 +150,21 @@ impl LocalBroker {
     #[must_use]
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}", self.place.ports.amqp)
+    }
+
+    /// Where it speaks TLS on 127.0.0.1, if it was started so.
+    #[must_use]
+    pub fn tls_port(&self) -> u16 {
+        self.place.ports.amqps
+    }
+
+    /// Gives it other certificates, which it shows to whoever connects from now on. Its ports stay as they are.
+    ///
+    /// # Errors
+    /// The files cannot be copied, or the node is down.
+    pub fn renew_tls(&self, tls: &TlsFiles) -> Result<(), LocalBrokerError> {
+        self.place.copy_tls(tls).map_err(cannot("copy certificates"))?;
+        self.ctl(&["eval", "ssl:clear_pem_cache()."]).map(drop)
     }
 
     /// Its version, as `3.10.8`.
@@ -368,7 +399,8 @@ mod tests {
         let mut ports =
             vec![free(), Ports { amqp: theirs.amqp, ..free() }, Ports { epmd: theirs.epmd, ..free() }];
         let next = || Ok(ports.pop().unwrap());
-        let broker = LocalBroker::start_with(&Installation::find().unwrap(), START_BOUND, next).unwrap();
+        let broker =
+            LocalBroker::start_with(&Installation::find().unwrap(), None, START_BOUND, next).unwrap();
         assert!(ports.is_empty(), "neither of the clashes was met");
         broker.ctl(&["add_vhost", "only_here"]).unwrap();
         assert!(!other.ctl(&["list_vhosts"]).unwrap().contains("only_here"));
@@ -390,7 +422,7 @@ mod tests {
     fn a_killed_process_leaves_nothing() {
         if env::var_os(HOLD).is_some() {
             let broker = LocalBroker::start().unwrap();
-            let Ports { amqp, distribution, epmd } = broker.place.ports;
+            let Ports { amqp, distribution, epmd, .. } = broker.place.ports;
             println!("\nheld {amqp} {distribution} {epmd} {}", broker.place.dir.display());
             thread::park_timeout(START_BOUND); // to be killed in
             return;
@@ -408,7 +440,7 @@ mod tests {
             lines.map(Result::unwrap).find_map(|line| line.strip_prefix("held ").map(str::to_owned)).unwrap();
         let words: Vec<&str> = held.split(' ').collect();
         let [amqp, distribution, epmd] = [0, 1, 2].map(|at| words[at].parse().unwrap());
-        let (ports, dir) = (Ports { amqp, distribution, epmd }, PathBuf::from(words[3]));
+        let (ports, dir) = (Ports { amqp, amqps: 0, distribution, epmd }, PathBuf::from(words[3]));
         assert!(is_open(ports.amqp) && is_open(ports.epmd) && dir.exists());
 
         child.kill().unwrap();
@@ -444,6 +476,6 @@ mod tests {
         fs::write(&server, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).unwrap();
         let installation = Installation { ctl: server.clone(), server };
-        LocalBroker::start_with(&installation, bound, || Ok(Ports::pick().unwrap())).unwrap_err()
+        LocalBroker::start_with(&installation, None, bound, || Ok(Ports::pick().unwrap())).unwrap_err()
     }
 }

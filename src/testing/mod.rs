@@ -11,3 +11,4 @@ pub use error::LocalBrokerError;
 pub use fleet::{FleetEnd, FleetError, run_over};
 pub use gristmill_shared::testing::*;
 pub use local_broker::LocalBroker;
+pub use place::TlsFiles;

@@ -44,29 +44,43 @@ impl Installation {
     }
 }
 
-/// The three ports of a node, all on 127.0.0.1.
+/// With what certificates a node speaks TLS. All files are PEM, and are copied.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The CAs that may have signed the certificates of clients.
+    pub ca: PathBuf,
+    /// The node's certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Whether clients must have a certificate too.
+    pub mutual: bool,
+}
+
+/// The four ports of a node, all on 127.0.0.1.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ports {
     pub(super) amqp: u16,
+    pub(super) amqps: u16,
     pub(super) distribution: u16,
     pub(super) epmd: u16,
 }
 
 impl Ports {
-    /// Three ports that are free at this moment; whoever uses them must be ready to find one taken.
+    /// Four ports that are free at this moment; whoever uses them must be ready to find one taken.
     pub(super) fn pick() -> io::Result<Self> {
         let span = u64::from(PORT_RANGE.end - PORT_RANGE.start);
         let listeners: Vec<TcpListener> = (0..PORT_TRIES)
             .filter_map(|_| u16::try_from(random() % span).ok())
             .filter_map(|offset| TcpListener::bind((Ipv4Addr::LOCALHOST, PORT_RANGE.start + offset)).ok())
-            .take(3)
+            .take(4)
             .collect();
         let ports = listeners.iter().map(|it| Ok(it.local_addr()?.port())).collect::<io::Result<Vec<_>>>()?;
         match ports[..] {
-            [amqp, distribution, epmd] => Ok(Self { amqp, distribution, epmd }),
+            [amqp, amqps, distribution, epmd] => Ok(Self { amqp, amqps, distribution, epmd }),
             _ => Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
-                format!("no three free ports in {PORT_RANGE:?} after {PORT_TRIES} tries"),
+                format!("no four free ports in {PORT_RANGE:?} after {PORT_TRIES} tries"),
             )),
         }
     }
@@ -90,18 +104,50 @@ impl Place {
     }
 
     /// Puts into the directory what a node must find there, among it a cookie of its own.
-    pub(super) fn furnish(&self) -> io::Result<()> {
-        fs::write(self.dir.join("enabled_plugins"), "[].\n")?;
-        fs::write(self.dir.join("rabbitmq.conf"), CONFIG)?;
+    pub(super) fn furnish(&self, tls: Option<&TlsFiles>) -> io::Result<()> {
+        let plugins = if tls.is_some() { "[rabbitmq_auth_mechanism_ssl].\n" } else { "[].\n" };
+        fs::write(self.dir.join("enabled_plugins"), plugins)?;
+        let tls = match tls {
+            Some(files) => {
+                self.copy_tls(files)?;
+                self.tls_config(files.mutual)
+            }
+            None => String::new(),
+        };
+        fs::write(self.dir.join("rabbitmq.conf"), CONFIG.to_owned() + &tls)?;
         let mut cookie = fs::OpenOptions::new();
         let mut cookie =
             cookie.write(true).create_new(true).mode(0o400).open(self.dir.join(".erlang.cookie"))?;
         write!(cookie, "{:016X}{:016X}", random(), random())
     }
 
+    /// Copies the files to where the node reads them.
+    pub(super) fn copy_tls(&self, TlsFiles { ca, cert, key, .. }: &TlsFiles) -> io::Result<()> {
+        for (from, to) in [(ca, "ca.pem"), (cert, "cert.pem"), (key, "key.pem")] {
+            fs::copy(from, self.dir.join(to))?;
+        }
+        Ok(())
+    }
+
+    /// Clients who have a certificate may log in by it, as the user whom its CN names.
+    fn tls_config(&self, mutual: bool) -> String {
+        let (port, dir) = (self.ports.amqps, self.dir.display());
+        format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\n\
+             ssl_options.cacertfile = {dir}/ca.pem\n\
+             ssl_options.certfile = {dir}/cert.pem\n\
+             ssl_options.keyfile = {dir}/key.pem\n\
+             ssl_options.verify = verify_peer\n\
+             ssl_options.fail_if_no_peer_cert = {mutual}\n\
+             ssl_cert_login_from = common_name\n\
+             auth_mechanisms.1 = PLAIN\n\
+             auth_mechanisms.2 = EXTERNAL\n"
+        )
+    }
+
     /// A command in this place: in its directory, and with nothing of our own environment but PATH.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let Ports { amqp, distribution, epmd } = self.ports;
+        let Ports { amqp, distribution, epmd, .. } = self.ports;
         let mut command = Command::new(program);
         command
             .current_dir(&self.dir)

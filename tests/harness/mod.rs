@@ -3,12 +3,14 @@
 pub(crate) mod broker;
 mod own_broker;
 mod process;
+mod scrape;
 mod site;
 
 use std::{future::Future, time::Duration};
 
 pub(crate) use own_broker::OwnBroker;
 pub(crate) use process::{Ended, Process};
+pub(crate) use scrape::{Samples, Scraped};
 pub(crate) use site::Site;
 
 /// How long anything may take before a test fails. Generous: machines are slow and shared, and nobody waits for it

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use gristmill::testing::LocalBroker;
+use gristmill::testing::{LocalBroker, LocalBrokerError};
 
 /// A [`LocalBroker`] in async code; its methods block, so each call has a thread of its own.
 #[derive(Clone)]
@@ -10,7 +10,13 @@ pub(crate) struct OwnBroker(Arc<Mutex<LocalBroker>>);
 
 impl OwnBroker {
     pub(crate) async fn start() -> Self {
-        let broker = tokio::task::spawn_blocking(|| LocalBroker::start().unwrap()).await.unwrap();
+        Self::start_with(LocalBroker::start).await
+    }
+
+    pub(crate) async fn start_with(
+        start: impl FnOnce() -> Result<LocalBroker, LocalBrokerError> + Send + 'static,
+    ) -> Self {
+        let broker = tokio::task::spawn_blocking(|| start().unwrap()).await.unwrap();
         Self(Arc::new(Mutex::new(broker)))
     }
 

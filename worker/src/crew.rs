@@ -19,7 +19,7 @@ use crate::{
     WorkerError,
     handoff::Handoff,
     seat::{Look, Running, Seat, Turn},
-    sequel::Sequel,
+    sequel::{Sequel, retried},
     shop::{Shop, handoff},
     slot::{self, Work},
     waiting::Waiting,
@@ -147,7 +147,9 @@ impl Crew {
                 "a task runs on long after its time limit, which it does not look at; leaving its thread behind \
                  (hint: call cx.check() now and then)"
             );
-            sequel.of_overdue(running.index, turn.handed_on)
+            let messages = sequel.of_overdue(running.index, turn.handed_on)?;
+            sequel.count(if retried(&messages) > 0 { "retried" } else { "failed" }, 1);
+            Ok(messages)
         };
         self.finish(turn, given_up).await;
         if stuck > self.stuck_max() {
@@ -171,7 +173,7 @@ impl Crew {
         // Fails only when the worker ends with an error; the batch then stays unsettled.
         let _ = self.handoffs.send_async(handoff(messages, in_hand)).await;
         in_hand.close();
-        self.shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
+        self.shop.counts.ends();
     }
 
     fn stuck_max(&self) -> u32 {

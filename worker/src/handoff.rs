@@ -4,8 +4,9 @@ use std::{mem, sync::Arc};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Outgoing, Publisher, StoreError,
+    Address, Outgoing, Publisher, StoreError,
     fail_point::{FailPoint, reached},
+    meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
 };
 
@@ -43,6 +44,7 @@ pub(crate) async fn hand_on_all(
     let mut in_flight = FuturesUnordered::new();
     let mut bytes_in_flight = 0;
     loop {
+        WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight.len() as f64);
         let room = in_flight.len() < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
         tokio::select! {
             biased;
@@ -60,11 +62,24 @@ pub(crate) async fn hand_on_all(
     }
 }
 
+/// What the metrics call the place where a message goes.
+fn queue(to: &Address) -> &'static str {
+    match to {
+        Address::Queue(queue) => queue.role.as_str(),
+        Address::Journal | Address::Events(_) => "none", // nothing that follows from a batch goes there
+    }
+}
+
 async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher) -> Result<(), StoreError> {
     reached(FailPoint::WorkerRan);
     let mut left = messages;
     while !left.is_empty() {
+        let mut queues: Vec<_> = left.iter().map(|outgoing| queue(&outgoing.to)).collect();
         let refused = publish_until_answered(publisher, mem::take(&mut left)).await?;
+        for (Outgoing { to, .. }, _) in &refused {
+            queues.iter().position(|name| *name == queue(to)).map(|place| queues.swap_remove(place));
+        }
+        queues.into_iter().for_each(|queue| WORKER_STORED.add([queue], 1));
         for (Outgoing { to, message }, why) in refused {
             tracing::warn!(%to, bytes = message.body.len(), why, "the broker would not take results; sending less at a time");
             match instead_of(&message, &why) {

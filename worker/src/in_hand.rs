@@ -5,20 +5,22 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use gristmill_shared::Receipt;
+use gristmill_shared::{QueueRole, Receipt, meter::WORKER_DELIVERIES_HELD};
 
 /// A batch in this worker's hands. It is acked when its slot is through with it **and** everything that follows from
 /// it is stored: when the last of the open ends closes. If one never closes, the batch is delivered again elsewhere.
 #[derive(Debug)]
 pub(crate) struct InHand {
     receipt: Mutex<Option<Receipt>>,
+    from: QueueRole,
     open_ends: AtomicUsize,
 }
 
 impl InHand {
     /// With one open end: the slot's.
-    pub(crate) fn new(receipt: Receipt) -> Self {
-        Self { receipt: Mutex::new(Some(receipt)), open_ends: AtomicUsize::new(1) }
+    pub(crate) fn new(receipt: Receipt, from: QueueRole) -> Self {
+        WORKER_DELIVERIES_HELD.rise([from.as_str()]);
+        Self { receipt: Mutex::new(Some(receipt)), from, open_ends: AtomicUsize::new(1) }
     }
 
     /// Something that follows from the batch is on its way to the broker.
@@ -37,6 +39,7 @@ impl InHand {
             && let Some(receipt) = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take()
         {
             receipt.ack();
+            WORKER_DELIVERIES_HELD.fall([self.from.as_str()]);
         }
     }
 }
@@ -64,7 +67,7 @@ mod tests {
     fn a_batch_is_acked_once_and_only_after_its_last_open_end() {
         let acks = Arc::new(Acks::default());
         let settler: Arc<dyn Settler> = Arc::clone(&acks) as _;
-        let batch = InHand::new(Receipt::new(Token { generation: 0, tag: 1 }, settler));
+        let batch = InHand::new(Receipt::new(Token { generation: 0, tag: 1 }, settler), QueueRole::Tasks);
         batch.open();
         batch.open();
         batch.close();

@@ -1,11 +1,9 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
-use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError};
+use futures::future::select_all;
+use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WORKER_REDELIVERIES};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -20,11 +18,8 @@ use crate::{
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;
-/// A former consumer is kept for so long after the last ack that went through it: RabbitMQ forgets acks of a channel whose
-/// queue is slow to take them when the channel closes, and delivers again.
-const LINGER: Duration = Duration::from_secs(1);
 /// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
-/// the prefetch stays what it is; there are three changes from the start to the highest level.
+/// the prefetch stays what it is.
 const RETIRED_MAX: usize = 4;
 
 /// Takes messages from one of the lane's queues.
@@ -43,21 +38,33 @@ pub(crate) struct Intake {
 
 /// A consumer, and what it has delivered that may not be settled yet.
 #[derive(Debug)]
-struct Source {
+pub(crate) struct Source {
+    /// The level that it belongs to.
+    level: usize,
     consumer: Box<dyn Consumer>,
     held: Vec<Arc<InHand>>,
-    /// Since when nothing is held, of one that is retired.
-    settled_at: Option<Instant>,
 }
 
 impl Intake {
     /// At the level where every worker begins.
-    pub(crate) async fn open(&self) -> Result<Box<dyn Consumer>, TransportError> {
-        self.open_at(START).await
+    pub(crate) async fn open(&self) -> Result<Vec<Source>, TransportError> {
+        let mut sources = Vec::new();
+        for level in LOWEST..=START {
+            sources.extend(self.open_level(level).await?);
+        }
+        Ok(sources)
     }
 
-    async fn open_at(&self, level: usize) -> Result<Box<dyn Consumer>, TransportError> {
-        self.shop.transport.consume(&self.from.of(&self.shop.lane), self.prefetch[level]).await
+    /// A prefetch belongs to a consumer for good. So each level has a consumer of its own, for what is held there beyond
+    /// the level below: going up disturbs none of those that are there. None if the level adds nothing.
+    async fn open_level(&self, level: usize) -> Result<Option<Source>, TransportError> {
+        let below = if level == LOWEST { 0 } else { self.prefetch[level - 1] };
+        let more = self.prefetch[level].saturating_sub(below);
+        if more == 0 {
+            return Ok(None);
+        }
+        let consumer = self.shop.transport.consume(&self.from.of(&self.shop.lane), more).await?;
+        Ok(Some(Source { level, consumer, held: Vec::new() }))
     }
 
     /// Runs until the worker leaves; then asks for nothing more and gives away what is here already.
@@ -65,42 +72,51 @@ impl Intake {
     /// The consumers are returned open, because what the slots still run is settled through them.
     pub(crate) async fn run(
         self,
-        consumer: Box<dyn Consumer>,
+        mut sources: Vec<Source>,
     ) -> Result<Vec<Box<dyn Consumer>>, TransportError> {
         let pace = &self.shop.pace;
-        // A prefetch belongs to a consumer, so another one takes another consumer. Those before are kept for what is
-        // settled through them. They are dropped last, else what they give up would come to the other one, which is about
-        // to go, and so be delivered once more for nothing.
+        // Those of higher levels, for what is settled through them. They are dropped last, else what they give up would
+        // come to the others, which are about to go, and so be delivered once more for nothing.
         let mut retired: Vec<Source> = Vec::new();
-        let mut source = Source::new(consumer);
         let (mut level, mut since) = (START, 0);
         loop {
-            retired.retain_mut(|source| !source.is_over()); // dropped, which waits for nothing
+            // Dropped, which waits for nothing, and at once: what the broker still sent when the consumer was stopped
+            // comes again only when its channel has closed.
+            retired.retain_mut(|source| !source.is_settled());
             let may_change = self.prefetch[LOWEST] != self.prefetch[START] && retired.len() < RETIRED_MAX;
-            let deliveries = tokio::select! {
-                deliveries = source.consumer.recv(TAKEN_AT_ONCE) => deliveries?,
+            let received = tokio::select! {
+                received = receive(&mut sources) => Some(received?),
                 () = self.leaving.cancelled() => break,
-                () = pace.becomes(level != LOWEST), if may_change => Vec::new(),
-                () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => Vec::new(),
+                () = pace.becomes(level != LOWEST), if may_change => None,
+                () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => None,
             };
-            // And so many batches have ended meanwhile that their mean says something.
-            let full = source.holds_half(self.prefetch[level], deliveries.len())
-                && pace.ended() >= since + u64::from(self.prefetch[level]);
-            self.give(&mut source, deliveries, may_change && level != LOWEST).await;
+            let mut full = false;
+            if let Some((at, deliveries)) = received {
+                let held = sources.iter_mut().map(Source::held).sum::<usize>() + deliveries.len();
+                // Half, since word of what was settled last is still on its way to the broker; and so many batches have
+                // ended meanwhile that their mean says something.
+                full = held >= usize::from(self.prefetch[level].div_ceil(2))
+                    && pace.ended() >= since + u64::from(self.prefetch[level]);
+                self.give(&mut sources[at], deliveries, may_change && level != LOWEST).await;
+            }
             let next = pace.level(level, full);
             if may_change && next != level && !self.leaving.is_cancelled() {
                 let (from, to) = (self.prefetch[level], self.prefetch[next]);
+                tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
                 (level, since) = (next, pace.ended());
-                if from != to {
-                    tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
-                    self.end(&mut source, true).await?;
-                    let next = Source::new(self.open_at(level).await?);
-                    retired.push(std::mem::replace(&mut source, next));
+                while let Some(mut above) = sources.pop_if(|source| source.level > level) {
+                    self.end(&mut above, true).await?;
+                    retired.push(above);
+                }
+                if to > from {
+                    sources.extend(self.open_level(level).await?);
                 }
             }
         }
-        self.end(&mut source, false).await?;
-        Ok([source].into_iter().chain(retired).map(|source| source.consumer).collect())
+        for source in &mut sources {
+            self.end(source, false).await?;
+        }
+        Ok(sources.into_iter().chain(retired).map(|source| source.consumer).collect())
     }
 
     /// Asks for nothing more, and gives away what is here already.
@@ -141,26 +157,22 @@ impl Intake {
 }
 
 impl Source {
-    fn new(consumer: Box<dyn Consumer>) -> Self {
-        Self { consumer, held: Vec::new(), settled_at: None }
-    }
-
-    /// Whether everything has been settled for long enough.
-    fn is_over(&mut self) -> bool {
-        self.is_settled() && self.settled_at.get_or_insert_with(Instant::now).elapsed() >= LINGER
+    /// How many of its deliveries are not settled.
+    fn held(&mut self) -> usize {
+        self.held.retain(|batch| !batch.is_settled());
+        self.held.len()
     }
 
     fn is_settled(&mut self) -> bool {
-        self.held.retain(|batch| !batch.is_settled());
-        self.held.is_empty()
+        self.held() == 0
     }
+}
 
-    /// Whether these deliveries, and what was not settled before them, are half of the prefetch: then the broker seems to
-    /// have more, since word of what was settled last is still on its way to it.
-    fn holds_half(&mut self, prefetch: u16, deliveries: usize) -> bool {
-        self.held.retain(|batch| !batch.is_settled());
-        deliveries > 0 && self.held.len() + deliveries >= usize::from(prefetch.div_ceil(2))
-    }
+/// Waits for deliveries of one of them, and says of which. Cancel safe.
+async fn receive(sources: &mut [Source]) -> Result<(usize, Vec<Delivery>), TransportError> {
+    let receiving = sources.iter_mut().map(|source| source.consumer.recv(TAKEN_AT_ONCE));
+    let (deliveries, at, _) = select_all(receiving).await;
+    Ok((at, deliveries?))
 }
 
 /// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
@@ -173,9 +185,10 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
     let taken = deliveries.into_iter().map(|Delivery { message, receipt, deliveries_before: before }| {
         if before > 0 {
             tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
+            WORKER_REDELIVERIES.add([from.as_str()], 1);
         }
         let before = that_count(before, reconnected_at);
-        let batch = Arc::new(InHand::new(receipt));
+        let batch = Arc::new(InHand::new(receipt, from));
         source.held.push(Arc::clone(&batch));
         Work { message, from, before, batch }
     });

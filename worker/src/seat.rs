@@ -5,7 +5,7 @@
 //! is heard, and somebody else does what is left to do.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,7 +40,7 @@ impl State {
     fn lose(&mut self, shop: &Shop) -> Option<Turn> {
         let turn = self.turn.take()?;
         self.tenant += 1;
-        shop.counts.stuck.fetch_add(1, Ordering::Relaxed); // before its thread can take itself off
+        shop.counts.stuck(); // before its thread can take itself off
         Some(turn)
     }
 }
@@ -173,7 +173,7 @@ impl Drop for Tenant {
         if self.state().is_some() {
             let _ = self.ends.try_send(!std::thread::panicking()); // nobody listens once the worker has left
         } else {
-            self.shop.counts.stuck.fetch_sub(1, Ordering::Relaxed);
+            self.shop.counts.came_free();
         }
     }
 }

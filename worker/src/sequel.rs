@@ -1,7 +1,10 @@
 //! What follows from a batch: messages, of which each must be stored before the batch is settled.
 
+use std::time::Duration;
+
 use gristmill_shared::{
-    Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
+    Address, Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
+    meter::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
     wire::{Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
 use serde_json::value::RawValue;
@@ -21,7 +24,30 @@ pub(crate) struct Sequel<'a> {
     pub(crate) from: QueueRole,
 }
 
+/// How many of these messages are tasks that are tried again later.
+pub(crate) fn retried(messages: &[Outgoing]) -> u64 {
+    let later =
+        |to: &Address| matches!(to, Address::Queue(queue) if matches!(queue.role, QueueRole::Retry(_)));
+    messages.iter().filter(|outgoing| later(&outgoing.to)).count() as u64
+}
+
 impl Sequel<'_> {
+    /// So many tasks of the batch came to this.
+    pub(crate) fn count(&self, outcome: &str, tasks: u64) {
+        WORKER_TASKS.add([self.kind(), outcome], tasks);
+    }
+
+    /// So many of its tasks ran, and took so long together.
+    pub(crate) fn measure(&self, tasks: u32, took: Duration) {
+        WORKER_BATCH_TASKS.record([self.kind()], tasks.into());
+        WORKER_BATCH_SECONDS.record([self.kind()], took.as_secs_f64());
+        WORKER_TASK_SECONDS.record([self.kind()], took.as_secs_f64() / f64::from(tasks.max(1)));
+    }
+
+    fn kind(&self) -> &str {
+        self.shop.registry.label(&self.batch.kind)
+    }
+
     /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone.
     pub(crate) fn of_chunk(&self, chunk: Chunk) -> Vec<Outgoing> {
         let failures = self.headers.attempt.saturating_add(1);
@@ -183,7 +209,8 @@ impl Sequel<'_> {
 
     fn results(&self, results: Results<'_>) -> Outgoing {
         let id = format!("{}/{}#{}", self.batch.job, self.shop.id, self.shop.message_number());
-        let message = results.message(id, self.shop.id.as_str());
+        let mut message = results.message(id, self.shop.id.as_str());
+        message.headers.traceparent = self.headers.trace().map(|trace| trace.follow(&message.id).to_string());
         Outgoing { to: self.shop.to(QueueRole::Results), message }
     }
 }

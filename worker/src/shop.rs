@@ -12,6 +12,7 @@ use std::{
 use gristmill_shared::{
     Address, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
     Transport, WorkerId,
+    meter::{WORKER_HANDED_BACK, WORKER_SLOTS_BUSY, WORKER_THREADS_STUCK},
 };
 
 use gristmill_shared::wire::clip_reason;
@@ -65,6 +66,32 @@ pub(crate) struct Counts {
     pub(crate) stuck: AtomicU32,
     /// Slots whose task did not end within the grace.
     pub(crate) abandoned: AtomicU32,
+}
+
+impl Counts {
+    /// A slot has a batch.
+    pub(crate) fn begins(&self) {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        WORKER_SLOTS_BUSY.rise([]);
+    }
+
+    /// It has none any more.
+    pub(crate) fn ends(&self) {
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+        WORKER_SLOTS_BUSY.fall([]);
+    }
+
+    /// A thread is left behind in a task.
+    pub(crate) fn stuck(&self) {
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+        WORKER_THREADS_STUCK.rise([]);
+    }
+
+    /// It has ended after all.
+    pub(crate) fn came_free(&self) {
+        self.stuck.fetch_sub(1, Ordering::Relaxed);
+        WORKER_THREADS_STUCK.fall([]);
+    }
 }
 
 impl Connection {
@@ -142,6 +169,7 @@ impl Shop {
     /// Gives a message that was not begun to whoever takes it next, at no cost. A suspect stays among the suspects.
     pub(crate) fn hand_back(&self, message: Message, from: QueueRole) -> Outgoing {
         self.counts.handed_back.fetch_add(1, Ordering::Relaxed);
+        WORKER_HANDED_BACK.add([], 1);
         let to = if from == QueueRole::Suspect { QueueRole::Suspect } else { QueueRole::Again };
         Outgoing { to: self.to(to), message }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use gristmill_shared::{
-    AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
@@ -14,7 +14,7 @@ use crate::{
     handoff::Handoff,
     in_hand::InHand,
     seat::{ALL, Tenant},
-    sequel::Sequel,
+    sequel::{Sequel, retried},
     shop::Shop,
     suspicion::{Verdict, judge},
     waiting::Waiting,
@@ -34,7 +34,7 @@ pub(crate) struct Work {
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &flume::Sender<Handoff>) {
     while let Some(work) = waiting.next() {
-        shop.counts.busy.fetch_add(1, Ordering::Relaxed);
+        shop.counts.begins();
         let work = Arc::new(work);
         tenant.begin(&work);
         let run = Run { shop, tenant, work: &work, handoffs };
@@ -47,7 +47,7 @@ pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &fl
             return;
         }
         work.batch.close();
-        shop.counts.busy.fetch_sub(1, Ordering::Relaxed);
+        shop.counts.ends();
     }
 }
 
@@ -76,6 +76,10 @@ impl Run<'_> {
         let Work { message, from, .. } = self.work;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
+                let _span = tracing::debug_span!(
+                    "batch", trace_id = message.headers.trace_id(), job = %batch.job, first = %batch.first
+                )
+                .entered();
                 let sequel =
                     Sequel { shop: self.shop, batch: &batch, headers: &message.headers, from: *from };
                 match self.treat(&sequel) {
@@ -92,7 +96,7 @@ impl Run<'_> {
     fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
         let (shop, batch) = (self.shop, sequel.batch);
         if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
-            self.skip(batch);
+            self.skip(sequel);
             return Ok(());
         }
         match judge(self.work.from, self.work.before, batch.count) {
@@ -106,7 +110,10 @@ impl Run<'_> {
                 return Ok(());
             }
             Verdict::Loss => {
-                self.send(vec![sequel.of_loss()?]);
+                let loss = sequel.of_loss()?;
+                let for_good = matches!(&loss.to, Address::Queue(queue) if queue.role == QueueRole::Results);
+                sequel.count(if for_good { "failed" } else { "lost" }, 1);
+                self.send(vec![loss]);
                 return Ok(());
             }
         }
@@ -131,24 +138,36 @@ impl Run<'_> {
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
         let began = Instant::now();
         let ran = job.process_batch(batch, &mut run.watched(&begins))?;
-        self.shop.pace.note(began.elapsed());
+        let took = began.elapsed();
+        self.shop.pace.note(took);
+        sequel.measure(ran, took);
+        tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");
         if ran < batch.count && !stop.is_stopped() {
             let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
             self.send(rest.into_iter().collect());
+        } else {
+            sequel.count("skipped", (batch.count - ran.min(batch.count)).into());
         }
         Ok(())
     }
 
     /// Nobody needs this batch any more.
-    fn skip(&self, batch: &Batch<'_>) {
-        self.shop.counts.skipped.fetch_add(batch.count.into(), Ordering::Relaxed);
+    fn skip(&self, sequel: &Sequel<'_>) {
+        let tasks = sequel.batch.count.into();
+        self.shop.counts.skipped.fetch_add(tasks, Ordering::Relaxed);
+        sequel.count("skipped", tasks);
     }
 
     fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
         let (done, errors) =
             (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
         let Some(up_to) = chunk.end() else { return }; // nothing is in it
-        if self.send_up_to(sequel.of_chunk(chunk), up_to) {
+        let messages = sequel.of_chunk(chunk);
+        let retried = retried(&messages);
+        if self.send_up_to(messages, up_to) {
+            for (outcome, tasks) in [("done", done), ("retried", retried), ("failed", errors - retried)] {
+                sequel.count(outcome, tasks);
+            }
             self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
             self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
         }
@@ -172,7 +191,7 @@ mod tests {
     impl Work {
         pub(crate) fn of_nothing(from: QueueRole) -> Self {
             let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt)) }
+            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt, from)) }
         }
     }
 }

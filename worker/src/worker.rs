@@ -9,7 +9,9 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use gristmill_shared::{Consumer, JobBoard, Lane, QueueRole, Registry, Transport, WorkerId};
+use gristmill_shared::{
+    Consumer, JobBoard, Lane, QueueRole, Registry, Transport, WorkerId, meter::WORKER_SLOTS,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -137,8 +139,8 @@ impl Worker {
                 handoffs: handoffs.clone(),
                 leaving: leaving.clone(),
             };
-            let consumer = intake.open().await?;
-            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(consumer))));
+            let sources = intake.open().await?;
+            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(sources))));
         }
         drop(work);
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
@@ -149,6 +151,7 @@ impl Worker {
         let watched = Arc::clone(&shop);
         let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
+        WORKER_SLOTS.set([], self.slots.get().into());
         tracing::info!(
             worker = %self.id, lane = %self.lane, slots = self.slots, transport = %transport, "taking tasks"
         );

@@ -4,9 +4,9 @@ use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, tim
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
-    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, TaskContext,
-    TaskError, TaskIndex, Transport, TransportError,
+    Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Headers, Health, Job, JobError,
+    JobId, JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round,
+    TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{self, Batch, Results},
@@ -45,9 +45,30 @@ impl Job for Nap {
     }
 }
 
-/// A transport that notes with which prefetches tasks are consumed.
+/// A transport that notes how many deliveries of tasks are asked for, whenever that changes.
 #[derive(Debug)]
 struct Noting(Arc<MemoryTransport>, watch::Sender<Vec<u16>>);
+
+#[derive(Debug)]
+struct NotingConsumer {
+    consumer: Box<dyn Consumer>,
+    prefetch: u16,
+    noted: watch::Sender<Vec<u16>>,
+}
+
+#[async_trait]
+impl Consumer for NotingConsumer {
+    async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
+        self.consumer.recv(max).await
+    }
+    async fn stop(&mut self) -> Result<(), TransportError> {
+        self.noted.send_modify(|noted| noted.push(noted.last().unwrap() - self.prefetch));
+        self.consumer.stop().await
+    }
+    async fn close(self: Box<Self>) {
+        self.consumer.close().await;
+    }
+}
 
 #[async_trait]
 impl Transport for Noting {
@@ -61,10 +82,12 @@ impl Transport for Noting {
         self.0.publisher().await
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        if queue.role == QueueRole::Tasks {
-            self.1.send_modify(|prefetches| prefetches.push(prefetch));
+        let consumer = self.0.consume(queue, prefetch).await?;
+        if queue.role != QueueRole::Tasks {
+            return Ok(consumer);
         }
-        self.0.consume(queue, prefetch).await
+        self.1.send_modify(|noted| noted.push(noted.last().unwrap_or(&0) + prefetch));
+        Ok(Box::new(NotingConsumer { consumer, prefetch, noted: self.1.clone() }))
     }
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
         self.0.journal().await
@@ -139,15 +162,15 @@ async fn the_prefetch_follows_what_batches_take() {
     let worker = tokio::spawn(worker);
 
     do_tasks(&*broker, 7, 0).await;
-    assert_eq!(*prefetches.borrow(), [8], "a few tiny batches are no load");
+    assert_eq!(*prefetches.borrow(), [2, 8], "a few tiny batches are no load");
     do_tasks(&*broker, 900, 0).await;
-    assert_eq!(*prefetches.borrow(), [8, 32, 256], "enough tiny ones are");
-    within(prefetches.wait_for(|prefetches| *prefetches == [8, 32, 256, 8])).await.unwrap(); // it has rested
+    assert_eq!(prefetches.borrow()[2..], [32, 256], "enough tiny ones are");
+    within(prefetches.wait_for(|prefetches| prefetches[4..] == [32, 8])).await.unwrap(); // it has rested
 
     do_tasks(&*broker, 12, 300).await;
-    assert_eq!(*prefetches.borrow(), [8, 32, 256, 8, 2], "of long batches no more than it can run");
+    assert_eq!(prefetches.borrow()[6..], [2], "of long batches no more than it can run");
     do_tasks(&*broker, 100, 0).await;
-    assert_eq!(prefetches.borrow()[5], 8, "of short ones more");
+    assert_eq!(prefetches.borrow()[7], 8, "of short ones more");
     leave.send(()).unwrap();
     within(worker).await.unwrap().unwrap();
 }

@@ -207,6 +207,29 @@ async fn the_last_attempt_and_a_rejection_are_recorded_with_the_task() {
 }
 
 #[tokio::test]
+async fn what_follows_from_a_batch_is_of_its_trace_whoever_began_that() {
+    let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let traced = |job, header: Option<&str>| {
+        let mut traced = batch(job, "double", &json!({}), &[-1, 1], 0);
+        assert!(traced.message.headers.traceparent.is_some(), "a batch begins a trace by itself");
+        traced.message.headers.traceparent = header.map(Into::into);
+        traced
+    };
+    let silent = JobId::generate();
+    let bench = Bench::start(vec![traced(JobId::generate(), Some(theirs)), traced(silent, None)]).await;
+    let results = bench.take(QueueRole::Results).await;
+    let trace = results.headers.trace_id();
+    assert_eq!(trace.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
+    assert_ne!(results.headers.traceparent.as_deref(), Some(theirs), "it is a message of its own");
+    // Of a batch that says nothing, tries begin the trace, and nothing is made up for results.
+    assert_eq!(bench.take(QueueRole::Results).await.headers.traceparent, None);
+    let (_, transport) = bench.stop().await; // else it would take what comes again itself
+    for expected in [trace, Some(silent.to_string().replace('-', ""))] {
+        assert_eq!(take(&*transport, QueueRole::Again).await.headers.trace_id(), expected);
+    }
+}
+
+#[tokio::test]
 async fn a_rejected_task_is_not_tried_again() {
     let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[-2], 0)]).await;
     assert_eq!(bench.results().await["failed"][0]["attempts"], 1);

@@ -12,6 +12,9 @@ const PUBLISH: Gauge = Gauge::shown("bare lapin, publish only", "messages/s", Be
 const CONSUME: Gauge = Gauge::shown("bare lapin, consume only", "messages/s", Better::Higher);
 const TWO_HOPS: Gauge = Gauge::shown("bare lapin, two hops", "messages/s", Better::Higher);
 
+const CLIENTS_SPENT: Gauge = Gauge::shown("bare lapin, two hops: three clients", "CPU s/M", Better::Lower);
+const BROKER_SPENT: Gauge = Gauge::shown("bare lapin, two hops: broker", "CPU s/M", Better::Lower);
+
 /// The queue of the first hop, and of the second.
 pub(crate) const FIRST: &str = "bare-1";
 pub(crate) const SECOND: &str = "bare-2";
@@ -22,25 +25,29 @@ impl Bench {
         self.make_queues().await?;
         let count = self.scale.messages;
         let (url, number) = (self.site.url().to_owned(), count.to_string());
-        let rate = run(count, [self.bare(&["publish", &url, FIRST, &number]).await?]).await?;
-        self.report.add(&PUBLISH, rate);
-        let rate = run(count, [self.bare(&["consume", &url, FIRST, &number]).await?]).await?;
-        self.report.add(&CONSUME, rate);
+        let published = run(count, [self.bare(&["publish", &url, FIRST, &number]).await?]).await?;
+        self.report.add(&PUBLISH, published.rate);
+        let consumed = run(count, [self.bare(&["consume", &url, FIRST, &number]).await?]).await?;
+        self.report.add(&CONSUME, consumed.rate);
         Ok(())
     }
 
-    /// Tasks out, results in: a publisher, a relay and a consumer. Messages per second, from the first publish until the
-    /// last has been counted.
-    pub(crate) async fn bare_two_hops(&mut self) -> Outcome<f64> {
+    /// Tasks out, results in: a publisher, a relay and a consumer. The processor time is everybody's, the broker's too.
+    pub(crate) async fn bare_two_hops(&mut self) -> Outcome<Ran> {
         self.make_queues().await?;
         let count = self.scale.messages;
         let (url, number) = (self.site.url().to_owned(), count.to_string());
         let consumer = self.bare(&["consume", &url, SECOND, &number]).await?;
         let relay = self.bare(&["relay", &url, FIRST, SECOND, &number]).await?;
         let publisher = self.bare(&["publish", &url, FIRST, &number]).await?;
-        let rate = run(count, [consumer, relay, publisher]).await?;
-        self.report.add(&TWO_HOPS, rate);
-        Ok(rate)
+        let before = self.site.broker_seconds()?;
+        let ran = run(count, [consumer, relay, publisher]).await?;
+        let broker = self.site.broker_seconds()? - before;
+        self.report.add(&TWO_HOPS, ran.rate);
+        for (gauge, seconds) in [(&CLIENTS_SPENT, ran.spent), (&BROKER_SPENT, broker)] {
+            self.report.add(gauge, seconds * 1e6 / count as f64);
+        }
+        Ok(Ran { spent: ran.spent + broker, ..ran })
     }
 
     /// Starts a process of the baseline, which is connected then and waits to begin.
@@ -63,21 +70,28 @@ impl Bench {
     }
 }
 
-/// Lets these begin, those that take before those that give; messages per second until the first, the end of the chain,
-/// has counted them all. Fails unless each has.
-async fn run<const N: usize>(count: u64, mut processes: [Process; N]) -> Outcome<f64> {
+/// How fast it went, and what it took.
+pub(crate) struct Ran {
+    /// Messages per second, from the first until the end of the chain has counted them all.
+    pub(crate) rate: f64,
+    /// Processor time in seconds.
+    pub(crate) spent: f64,
+}
+
+/// Lets these begin, those that take before those that give. Fails unless each has counted all messages.
+async fn run<const N: usize>(count: u64, mut processes: [Process; N]) -> Outcome<Ran> {
     let start = Instant::now();
     for process in &mut processes {
         process.go().await?;
     }
-    let mut seconds = None;
+    let (mut seconds, mut spent) = (None, 0.0);
     for mut process in processes {
         let counted: u64 = process.line().await?.parse()?;
         seconds = seconds.or(Some(start.elapsed().as_secs_f64()));
-        process.end_well().await?;
+        spent += process.end_well().await?.seconds;
         if counted != count {
             return Err(format!("the baseline counted {counted} of {count} messages").into());
         }
     }
-    Ok(count as f64 / seconds.ok_or("nobody ran")?)
+    Ok(Ran { rate: count as f64 / seconds.ok_or("nobody ran")?, spent })
 }

@@ -11,6 +11,8 @@ struct Gauges {
     rate: Gauge,
     /// Against bare lapin's two hops in the same round.
     ratio: Gauge,
+    /// The same of processor time for a message of the baseline and for a task.
+    spent_ratio: Gauge,
     /// Processor seconds for a million tasks: of the producer, the worker, the sink, the broker.
     spent: [Gauge; 4],
 }
@@ -18,6 +20,7 @@ struct Gauges {
 const SINGLE: Gauges = Gauges {
     rate: Gauge::shown("a task a message", "tasks/s", Better::Higher),
     ratio: Gauge::judged("a task a message ÷ bare two hops", "×", Better::Higher, 0.15).demand(0.85),
+    spent_ratio: Gauge::judged("a task a message, CPU ÷ bare two hops", "× CPU", Better::Lower, 0.15),
     spent: [
         Gauge::shown("a task a message: producer", "CPU s/M", Better::Lower),
         Gauge::shown("a task a message: worker", "CPU s/M", Better::Lower),
@@ -29,6 +32,7 @@ const SINGLE: Gauges = Gauges {
 const TINY: Gauges = Gauges {
     rate: Gauge::shown("tasks of 0 µs", "tasks/s", Better::Higher),
     ratio: Gauge::judged("tasks of 0 µs ÷ bare two hops", "×", Better::Higher, 0.25).demand(100.0),
+    spent_ratio: Gauge::judged("tasks of 0 µs, CPU ÷ bare two hops", "× CPU", Better::Lower, 0.50),
     spent: [
         Gauge::shown("tasks of 0 µs: producer", "CPU s/M", Better::Lower),
         Gauge::shown("tasks of 0 µs: worker", "CPU s/M", Better::Lower),
@@ -60,8 +64,11 @@ impl Bench {
 
         let rate = tasks as f64 / done.seconds;
         self.report.add(&gauges.rate, rate);
-        self.report.add(&gauges.ratio, rate / baseline);
+        self.report.add(&gauges.ratio, rate / baseline.rate);
         let Spent { worker, sink, broker } = after.since(before);
+        let spent = done.producer_seconds + worker + sink + broker;
+        let spent_bare = baseline.spent / self.scale.messages as f64;
+        self.report.add(&gauges.spent_ratio, spent / tasks as f64 / spent_bare);
         for (gauge, seconds) in gauges.spent.iter().zip([done.producer_seconds, worker, sink, broker]) {
             self.report.add(gauge, seconds * 1e6 / tasks as f64);
         }

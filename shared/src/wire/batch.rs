@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, form};
-use crate::{Headers, JobId, Kind, Message, Policy, Round, TaskIndex};
+use crate::{Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,11 +67,13 @@ impl<'a> Batch<'a> {
         Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
 
-    /// Packs the batch. `headers` say how often its tasks have failed before; they go on from message to message.
+    /// Packs the batch. `headers` say how often its tasks have failed before; they go on from message to message, and so
+    /// does the trace, which begins here if there is none.
     #[must_use]
-    pub fn to_message(&self, headers: Headers, app: &str) -> Message {
+    pub fn to_message(&self, mut headers: Headers, app: &str) -> Message {
         let Self { job, first, count, round, .. } = self;
         let id = format!("{job}/{first}+{count}@{round}.{}", headers.attempt);
+        headers.traceparent.get_or_insert_with(|| TraceParent::of_job(*job, &id).to_string());
         Message { headers, ..self.message(id, app) }
     }
 }

@@ -1,6 +1,6 @@
 //! Messages that were none of ours: recorded for people, told in the log.
 
-use gristmill_shared::Message;
+use gristmill_shared::{Message, meter::SINK_DEAD};
 use rusqlite::Transaction;
 
 use super::seldom::Seldom;
@@ -24,6 +24,7 @@ impl DeadLetters {
             let (id, form, bytes) = (&message.id, &message.form, message.body.len());
             tracing::warn!(origin, id, form, bytes, reason, "recorded a message that is none of ours");
         }
+        SINK_DEAD.add([], 1);
         self.staged.push((reason, message.clone()));
     }
 

@@ -19,6 +19,7 @@ use std::{
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
+    meter::{SINK_COMMIT_SECONDS, SINK_JOBS_ENDED, SINK_MESSAGES},
     wire::{Audit, Batch, Event, Malformed, Missing, Opened, Reopen, ToSink, decode},
 };
 
@@ -106,7 +107,8 @@ impl Clerk {
         for Record { opened, counts, stalled_ms, .. } in running {
             self.stalls.watch(opened.job, counts.mean_time(), stalled_ms.is_some(), now);
         }
-        Ok(())
+        self.stalls.count();
+        self.outbox.count(&self.ledger)
     }
 
     /// Whether the broker works just now: while it does not, no job is said to stall.
@@ -121,7 +123,9 @@ impl Clerk {
 
     /// Finds jobs that have had no outcome for too long, and says what is missing.
     pub(crate) fn find_stalls(&mut self) -> Result<(), SinkError> {
-        for (id, since_ms) in self.stalls.look(Instant::now()) {
+        let stalled = self.stalls.look(Instant::now());
+        self.stalls.count();
+        for (id, since_ms) in stalled {
             self.load(id)?;
             let stalled = self.jobs.get_mut(&id).and_then(|job| job.stall(since_ms, &mut self.outbox));
             self.stalled.extend(stalled);
@@ -132,13 +136,17 @@ impl Clerk {
     /// Takes in a message from the results queue.
     pub(crate) fn take(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
         self.report.messages += 1;
+        SINK_MESSAGES.add([QueueRole::Results.as_str()], 1);
         self.receipts.push(receipt);
+        let _span = tracing::debug_span!("results", trace_id = message.headers.trace_id()).entered();
+        tracing::debug!(id = message.id, form = message.form, from = message.app, "taking in");
         self.fold(&message)
     }
 
     /// Takes in a message from the dead queue: a batch is given up, anything else is recorded.
     pub(crate) fn take_dead(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
         self.report.dead += 1;
+        SINK_MESSAGES.add([QueueRole::Dead.as_str()], 1);
         self.receipts.push(receipt);
         if let Err(malformed) = self.give_up(&message)? {
             self.dead.record(&message, malformed.reason);
@@ -302,13 +310,13 @@ impl Clerk {
     }
 
     fn save(&mut self) -> Result<(), SinkError> {
-        let Self { ledger, jobs, outbox, parking, dead, news, stalls, stalled, report, .. } = self;
+        let Self { ledger, registry, jobs, outbox, parking, dead, news, stalls, stalled, report, .. } = self;
         let mut changed: Vec<&mut Job> = jobs.values_mut().filter(|job| job.has_changed()).collect();
         changed.iter_mut().for_each(|job| job.prepare(outbox));
         if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
             return Ok(());
         }
-        let mut moved = vec![0; changed.len()];
+        let (mut moved, began) = (vec![0; changed.len()], Instant::now());
         ledger.write(|transaction| {
             for (job, moved) in changed.iter_mut().zip(&mut moved) {
                 *moved = job.save(transaction)?;
@@ -317,6 +325,7 @@ impl Clerk {
             dead.save(transaction)?;
             outbox.save(transaction)
         })?;
+        SINK_COMMIT_SECONDS.record([], began.elapsed().as_secs_f64());
         let tasks = moved.iter().sum::<u64>();
         if tasks > 0 {
             reached(FailPoint::SinkCommitted);
@@ -324,6 +333,7 @@ impl Clerk {
         report.tasks += tasks;
         let now = Instant::now();
         for (job, moved) in changed.into_iter().zip(moved) {
+            job.count(registry);
             if job.has_ended() {
                 stalls.forget(job.id());
             } else {
@@ -333,10 +343,14 @@ impl Clerk {
                 }
             }
             if let Some(told) = job.news() {
-                report.jobs_ended += u64::from(job.has_ended());
+                if job.has_ended() {
+                    report.jobs_ended += 1;
+                    SINK_JOBS_ENDED.add([registry.label(job.kind()), job.state().as_str()], 1);
+                }
                 news.add(told, job.has_ended());
             }
         }
+        stalls.count();
         news.add_stalls(stalled.drain(..));
         jobs.retain(|_, job| !job.has_ended());
         if jobs.len() > JOBS_IN_MEMORY {

@@ -1,6 +1,6 @@
 //! What is to be published: it is written with what it follows from, and goes out when that is committed.
 
-use gristmill_shared::{Lane, Message, WorkerId, wire::Form};
+use gristmill_shared::{Lane, Message, WorkerId, meter::SINK_OUTBOX_ROWS, wire::Form};
 use rusqlite::Transaction;
 
 use crate::{
@@ -22,6 +22,8 @@ pub(crate) struct Outbox {
     urgency: Urgency,
     /// Rows that the broker has.
     stored: Vec<i64>,
+    /// How many rows the ledger has, for whoever watches.
+    rows: u64,
     targets: [TargetState; Target::ALL.len()],
 }
 
@@ -41,7 +43,7 @@ impl Outbox {
     pub(crate) fn new(lane: Lane, app: WorkerId) -> Self {
         let target = TargetState { last: 0, waiting: true, in_flight: false };
         let (staged, stored, targets) = (Vec::new(), Vec::new(), [target; Target::ALL.len()]);
-        Self { lane, app, staged, urgency: Urgency::AtLeisure, stored, targets }
+        Self { lane, app, staged, urgency: Urgency::AtLeisure, stored, rows: 0, targets }
     }
 
     /// A fact for the journal, which somebody waits for.
@@ -89,8 +91,17 @@ impl Outbox {
         self.targets[target as usize].in_flight = false;
     }
 
+    /// Counts what an earlier sink left.
+    pub(crate) fn count(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        self.rows = ledger.read("the outbox is read", outbox::count)?;
+        SINK_OUTBOX_ROWS.set([], self.rows as f64);
+        Ok(())
+    }
+
     /// Writes what changed.
     pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+        self.rows = (self.rows + self.staged.len() as u64).saturating_sub(self.stored.len() as u64);
+        SINK_OUTBOX_ROWS.set([], self.rows as f64);
         for row in self.stored.drain(..) {
             outbox::remove(transaction, row)?;
         }

@@ -1,6 +1,9 @@
 //! Messages about jobs that are not known yet wait in the ledger until their job is opened.
 
-use gristmill_shared::{JobId, Message};
+use gristmill_shared::{
+    JobId, Message,
+    meter::{SINK_PARKED, SINK_PARKED_DROPPED},
+};
 use rusqlite::Transaction;
 
 use super::seldom::Seldom;
@@ -25,6 +28,7 @@ impl Parking {
         if self.seldom.is_due(()) {
             tracing::warn!(%job, form = message.form, "parked a message about a job that this ledger does not know");
         }
+        SINK_PARKED.add([], 1);
         self.staged.push((job, message.clone()));
     }
 
@@ -56,6 +60,7 @@ impl Parking {
             parked::insert(transaction, job, &message)?;
         }
         let dropped = parked::keep_bounds(transaction)?;
+        SINK_PARKED_DROPPED.add([], dropped);
         if dropped > 0 {
             tracing::warn!(
                 dropped,

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::{JobId, wire::now_ms};
+use gristmill_shared::{
+    JobId,
+    meter::{SINK_JOBS_RUNNING, SINK_JOBS_STALLED, SINK_STALLS},
+    wire::now_ms,
+};
 
 /// A running job stalls when no outcome has come for this long, unless its tasks are slow.
 const STALL_AFTER: Duration = Duration::from_secs(60);
@@ -85,6 +89,12 @@ impl Stalls {
         self.suspended = suspended;
     }
 
+    /// Says how many jobs run, and how many of them stall, to whoever watches.
+    pub(super) fn count(&self) {
+        SINK_JOBS_RUNNING.set([], self.jobs.len() as f64);
+        SINK_JOBS_STALLED.set([], self.jobs.values().filter(|watched| watched.stalls).count() as f64);
+    }
+
     /// When a job may be found to stall.
     pub(super) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.suspended)
@@ -102,6 +112,7 @@ impl Stalls {
             if due <= now && stalled.len() < STALLS_AT_A_TIME {
                 watched.stalls = true;
                 stalled.push((*job, watched.moved_ms));
+                SINK_STALLS.add([], 1);
             } else {
                 self.next = Some(self.next.map_or(due, |next| next.min(due)));
             }

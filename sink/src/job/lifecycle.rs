@@ -33,6 +33,7 @@ impl Job {
             record: Record::new(opened, keeps_outputs),
             phase: Phase::Ended(None),
             saved: Counts::default(),
+            counted: Counts::default(),
             seq: None,
             changed: true,
             moves: true,

@@ -8,11 +8,15 @@ mod reopen;
 mod storage;
 mod work;
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
-use gristmill_shared::{JobId, Topic, wire::Progress};
+use gristmill_shared::{
+    JobId, Kind, Registry, Topic,
+    meter::{SINK_IGNORED, SINK_OUTCOMES},
+    wire::Progress,
+};
 
-use crate::ledger::{Counts, Record};
+use crate::ledger::{Counts, JobState, Record};
 use work::Work;
 
 /// A job that something was received for since the last commit, or that is running.
@@ -22,6 +26,8 @@ pub(crate) struct Job {
     phase: Phase,
     /// The counts as they are in the ledger.
     saved: Counts,
+    /// The counts that whoever watches has been told.
+    counted: Counts,
     /// The job's number in the ledger, once it is there.
     seq: Option<i64>,
     changed: bool,
@@ -60,6 +66,26 @@ impl Job {
     pub(crate) fn news(&self) -> Option<(Topic, Progress)> {
         let topic = Topic::Job(self.record.opened.lane.clone(), self.record.opened.job);
         self.moves.then(|| (topic, self.record.progress()))
+    }
+
+    /// Its kind.
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.record.opened.kind
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn state(&self) -> JobState {
+        self.record.state()
+    }
+
+    /// Counts, for whoever watches, what is in the ledger now and was not before. After a commit.
+    pub(crate) fn count(&mut self, registry: &Registry) {
+        let (now, kind) = (self.record.counts, registry.label(&self.record.opened.kind));
+        let before = mem::replace(&mut self.counted, now);
+        SINK_OUTCOMES.add([kind, "done"], now.done.saturating_sub(before.done));
+        SINK_OUTCOMES.add([kind, "failed"], now.failed.saturating_sub(before.failed));
+        SINK_IGNORED.add(["duplicate"], now.duplicates.saturating_sub(before.duplicates));
+        SINK_IGNORED.add(["late"], now.late.saturating_sub(before.late));
     }
 
     /// Reads the counts off the work.

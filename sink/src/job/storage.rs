@@ -29,8 +29,15 @@ impl Job {
         let Some((seq, record)) = found else { return Ok(None) };
         let saved = record.counts;
         let moves = record.end.is_none();
-        let mut job =
-            Self { record, phase: Phase::Ended(None), saved, seq: Some(seq), changed: false, moves };
+        let mut job = Self {
+            record,
+            phase: Phase::Ended(None),
+            saved,
+            counted: saved,
+            seq: Some(seq),
+            changed: false,
+            moves,
+        };
         if moves {
             match job.load_work(ledger, seq, registry)? {
                 Ok(work) => job.phase = Phase::Running(Box::new(work)),

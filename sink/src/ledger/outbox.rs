@@ -71,6 +71,11 @@ pub(crate) fn remove(transaction: &Transaction<'_>, seq: i64) -> rusqlite::Resul
     Ok(())
 }
 
+/// How many messages there are.
+pub(crate) fn count(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))
+}
+
 /// The lanes whose queues the rows need.
 pub(crate) fn lanes(connection: &Connection) -> rusqlite::Result<Vec<Lane>> {
     let mut lanes = connection.prepare("SELECT DISTINCT lane FROM outbox WHERE target <> ?1")?;

@@ -99,7 +99,7 @@ pub enum JobState {
 impl JobState {
     const ALL: [Self; 4] = [Self::Running, Self::Finished, Self::Stopped, Self::Failed];
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Finished => "finished",

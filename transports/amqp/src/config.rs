@@ -1,20 +1,38 @@
 //! Where the broker is, and who we are there.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use gristmill_shared::TransportError;
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
+
+use crate::tls::Tls;
 
 /// For how long [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries, unless told otherwise.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
 /// The largest frame, in bytes. Without it lapin would take any size that the broker asks for, times 64.
 const FRAME_MAX: u32 = 131_072;
-/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone.
-const HEARTBEAT: u16 = 10;
+/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone, which is
+/// soon enough for whoever asks whether the broker is there.
+const HEARTBEAT: u16 = 6;
 /// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the URL may say after its `?`.
 const PARAMETERS: [&str; 3] = ["auth_mechanism", "connection_timeout", "heartbeat"];
+
+/// What opens the door besides the URL. `Debug` does not show the password.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// The password of the URL's user, so that the URL can be shown to everybody.
+    pub password: Option<String>,
+    /// A PEM file with the CAs that may have signed the broker's certificate, *instead* of the system's: whoever names
+    /// one means that one. Needs `amqps://`, as do the next two.
+    pub tls_ca: Option<PathBuf>,
+    /// A PEM file with our certificate and its issuers. If the URL names no user, the certificate says who we are (SASL
+    /// EXTERNAL).
+    pub tls_cert: Option<PathBuf>,
+    /// A PEM file with the key of that certificate, without a passphrase.
+    pub tls_key: Option<PathBuf>,
+}
 
 /// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
 #[derive(Clone)]
@@ -27,18 +45,29 @@ pub struct AmqpConfig {
     /// `None`: for ever.
     pub give_up_after_loss: Option<Duration>,
     uri: AMQPUri,
+    /// If the URL is `amqps://`.
+    tls: Option<Tls>,
 }
 
 impl AmqpConfig {
-    /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the system's
-    /// certificates or those in the file that `SSL_CERT_FILE` names.
+    /// [`AmqpConfig::with_access`], with all that there is in the URL.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(url: &str) -> Result<Self, TransportError> {
+        Self::with_access(url, &Access::default())
+    }
+
+    /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the system's CAs (or
+    /// those in the file that `SSL_CERT_FILE` names) unless `access` names others. Reads the files that `access` names,
+    /// as each connection will do again.
     ///
     /// What is missing is as RabbitMQ has it at first: `guest`, `guest`, `localhost`, 5672 or 5671, `/`. After a `?`
     /// may follow `heartbeat` (seconds), `connection_timeout` (milliseconds, for one attempt) and `auth_mechanism`.
     ///
     /// # Errors
-    /// [`TransportError::Invalid`] says what is wrong with the URL, without showing the password.
-    pub fn new(url: &str) -> Result<Self, TransportError> {
+    /// [`TransportError::Invalid`] says what is wrong with the URL or a file, without showing the password.
+    pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
         refuse_torn_passwords(url)?;
         let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
         refuse_unknown_parameters(url)?;
@@ -53,7 +82,20 @@ impl AmqpConfig {
         }
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        Ok(Self { name: "gristmill".into(), give_up_after: GIVE_UP_AFTER, give_up_after_loss: None, uri })
+        let tls = access.tls(&uri.scheme)?;
+        access.identify(url, &mut uri)?;
+        Ok(Self {
+            name: "gristmill".into(),
+            give_up_after: GIVE_UP_AFTER,
+            give_up_after_loss: None,
+            uri,
+            tls,
+        })
+    }
+
+    /// How to trust and be trusted, if it is to be TLS.
+    pub(crate) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
     }
 
     pub(crate) fn vhost(&self) -> &str {
@@ -67,6 +109,80 @@ impl AmqpConfig {
 
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.uri.query.connection_timeout.map_or(ATTEMPT_TIMEOUT, Duration::from_millis)
+    }
+}
+
+impl Access {
+    /// Looks through the files.
+    fn tls(&self, scheme: &AMQPScheme) -> Result<Option<Tls>, TransportError> {
+        let Self { tls_ca, tls_cert, tls_key, .. } = self;
+        if *scheme == AMQPScheme::AMQP {
+            return match [tls_ca, tls_cert, tls_key].into_iter().flatten().next() {
+                None => Ok(None),
+                Some(file) => Err(TransportError::Invalid(format!(
+                    "{} is for TLS, and the broker's URL is amqp://, without TLS (hint: write amqps://; its port is 5671)",
+                    file.display()
+                ))),
+            };
+        }
+        let identity = match (tls_cert, tls_key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (Some(file), None) | (None, Some(file)) => {
+                let file = file.display();
+                let why = format!(
+                    "{file}: a certificate and its key go together (hint: --tls-cert FILE --tls-key FILE)"
+                );
+                return Err(TransportError::Invalid(why));
+            }
+        };
+        let tls = Tls { ca: tls_ca.clone(), identity };
+        tls.connector().map_err(|why| TransportError::Invalid(why.to_string()))?;
+        Ok(Some(tls))
+    }
+
+    /// Decides who says who we are: a user with a password, or our certificate.
+    fn identify(&self, url: &str, uri: &mut AMQPUri) -> Result<(), TransportError> {
+        let user = userinfo(url);
+        if user.is_none() && self.tls_cert.is_some() {
+            uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
+        }
+        let refused = |why: &str| Err(TransportError::Invalid(why.into()));
+        if uri.query.auth_mechanism == Some(SASLMechanism::External) {
+            if self.tls_cert.is_none() {
+                return refused(
+                    "auth_mechanism=external needs a client certificate (hint: --tls-cert FILE --tls-key FILE, amqps://)",
+                );
+            }
+            if self.password.is_some() {
+                return refused(
+                    "there is a password, but the client certificate says who we are, since the broker's URL names no \
+                     user (hint: amqps://USER@HOST, or no password)",
+                );
+            }
+            uri.authority.userinfo.username.clear(); // else `guest`, whom nobody named
+            uri.authority.userinfo.password.clear();
+        } else if let Some(password) = &self.password {
+            if user.is_some_and(|user| user.contains(':')) {
+                return refused(
+                    "there are two passwords, one of them in the broker's URL (hint: leave that one out, amqp://USER@HOST)",
+                );
+            }
+            uri.authority.userinfo.password.clone_from(password);
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { password, tls_ca, tls_cert, tls_key } = self;
+        f.debug_struct("Access")
+            .field("password", &password.as_ref().map(|_| "***"))
+            .field("tls_ca", tls_ca)
+            .field("tls_cert", tls_cert)
+            .field("tls_key", tls_key)
+            .finish()
     }
 }
 
@@ -110,8 +226,17 @@ fn refuse_unknown_parameters(url: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
+/// What the URL says before the `@`, if there is one.
+fn userinfo(url: &str) -> Option<&str> {
+    Some(authority(url)?.rsplit_once('@')?.0)
+}
+
+fn authority(url: &str) -> Option<&str> {
+    url.split_once("://")?.1.split(['/', '?', '#']).next()
+}
+
 fn ipv6_host(url: &str) -> Option<&str> {
-    let authority = url.split_once("://")?.1.split(['/', '?', '#']).next()?;
+    let authority = authority(url)?;
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     host.strip_prefix('[')?.split_once(']').map(|(host, _)| host)
 }
@@ -123,7 +248,9 @@ impl fmt::Display for AmqpConfig {
         let scheme = if *scheme == AMQPScheme::AMQPS { "amqps" } else { "amqp" };
         let host = &authority.host;
         let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
-        write!(f, "{scheme}://{}@{open}{host}{close}:{}", authority.userinfo.username, authority.port)?;
+        let user = &authority.userinfo.username;
+        let at = if user.is_empty() { "" } else { "@" }; // our certificate says who we are
+        write!(f, "{scheme}://{user}{at}{open}{host}{close}:{}", authority.port)?;
         if vhost != "/" {
             write!(f, "/{}", vhost.replace('/', "%2f"))?;
         }
@@ -135,6 +262,7 @@ impl fmt::Debug for AmqpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AmqpConfig")
             .field("broker", &self.to_string())
+            .field("tls", &self.tls)
             .field("name", &self.name)
             .field("give_up_after", &self.give_up_after)
             .field("give_up_after_loss", &self.give_up_after_loss)
@@ -170,7 +298,7 @@ mod tests {
     #[test]
     fn the_frame_size_is_ours_and_the_heartbeat_the_users_if_given() {
         let query = |url| AmqpConfig::new(url).unwrap().uri().query.clone();
-        assert_eq!(query("amqp://host").heartbeat, Some(10));
+        assert_eq!(query("amqp://host").heartbeat, Some(6));
         assert_eq!(query("amqp://host?heartbeat=3").heartbeat, Some(3));
         assert_eq!(query("amqp://host").frame_max, Some(131_072));
         let config = AmqpConfig::new("amqp://host?connection_timeout=250").unwrap();
@@ -204,5 +332,39 @@ mod tests {
             assert!(!error.contains("secret") && error.contains("%2F"), "{error}");
         }
         assert!(AmqpConfig::new("amqp://me:a%2Fb%40c@host/v%40w").is_ok());
+    }
+
+    fn with(url: &str, access: Access) -> Result<AmqpConfig, String> {
+        AmqpConfig::with_access(url, &access).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_password_of_its_own_goes_with_a_url_that_has_none() {
+        let access = Access { password: Some("se/cr@et".into()), ..Access::default() };
+        assert!(!format!("{access:?}").contains("se/cr"));
+        for (url, user) in [("amqp://me@host", "me"), ("amqp://host", "guest")] {
+            let config = with(url, access.clone()).unwrap();
+            assert_eq!(config.uri().authority.userinfo.username, user);
+            assert_eq!(config.uri().authority.userinfo.password, "se/cr@et");
+            assert!(!format!("{config} {config:?}").contains("se/cr"));
+        }
+        let error = with("amqp://me:other@host", access).unwrap_err();
+        assert!(
+            error.contains("two passwords") && !error.contains("se/cr") && !error.contains("other"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_for_tls_is_refused_without_it_and_in_halves() {
+        let ca = || Access { tls_ca: Some("ca.pem".into()), ..Access::default() };
+        assert!(with("amqp://host", ca()).unwrap_err().contains("amqps://"));
+        assert!(
+            with("amqps://host", ca()).unwrap_err().contains("cannot read the CA file ca.pem: No such file")
+        );
+        let half = Access { tls_key: Some("key.pem".into()), ..Access::default() };
+        assert!(with("amqps://host", half).unwrap_err().contains("go together"));
+        let external = with("amqps://host?auth_mechanism=external", Access::default());
+        assert!(external.unwrap_err().contains("needs a client certificate"));
     }
 }

@@ -5,12 +5,16 @@ use std::io;
 use gristmill_shared::TransportError;
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 
+use crate::tls::{self, Trouble};
+
 /// The broker's reply code for "you may not".
 pub(crate) const ACCESS_REFUSED: u16 = 403;
 /// The broker's reply code for a queue or exchange that is not there.
 pub(crate) const NOT_FOUND: u16 = 404;
 /// The broker's reply code for, among others, other arguments, and bodies that are too large.
 pub(crate) const PRECONDITION_FAILED: u16 = 406;
+/// The broker's reply code for a way to log in that it does not offer.
+pub(crate) const COMMAND_INVALID: u16 = 503;
 /// The broker's reply code for a virtual host that is not there, or not for us.
 pub(crate) const NOT_ALLOWED: u16 = 530;
 /// The broker's reply code for what it cannot do.
@@ -106,18 +110,26 @@ pub(crate) fn size_limit(why: &str) -> Option<usize> {
 
 /// If connecting again would end no better.
 pub(crate) fn hopeless(transport: &str, error: &lapin::Error) -> Option<TransportError> {
-    let hint = match error.kind() {
-        // rustls's word for a certificate that it does not trust, and for what is no TLS.
-        ErrorKind::IOError(error) if error.kind() == io::ErrorKind::InvalidData => {
-            "SSL_CERT_FILE names a file of trusted certificates; without TLS it is amqp://"
-        }
+    let because = |why: String| TransportError::Invalid(format!("cannot talk to {transport}: {why}"));
+    match error.kind() {
+        ErrorKind::IOError(error) => match tls::trouble(error)? {
+            Trouble::Files(why) => Some(TransportError::Invalid(why)),
+            Trouble::Speech(why) => Some(because(why)),
+            Trouble::Trust(reason) => Some(TransportError::Untrusted { transport: transport.into(), reason }),
+        },
         ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) => {
-            "expected an AMQP 0-9-1 broker; with TLS it is amqps://"
+            let why = reason(error);
+            Some(because(format!("{why} (hint: expected an AMQP 0-9-1 broker; with TLS it is amqps://)")))
         }
-        _ => return denied(transport, Wish::Free, error),
-    };
-    let reason = reason(error);
-    Some(TransportError::Invalid(format!("cannot talk to {transport}: {reason} (hint: {hint})")))
+        ErrorKind::ProtocolError(refusal) if refusal.get_id() == COMMAND_INVALID => {
+            let reason = format!(
+                "{} (hint: for EXTERNAL it needs the plugin rabbitmq_auth_mechanism_ssl and `auth_mechanisms.1 = EXTERNAL`)",
+                reason(error)
+            );
+            Some(TransportError::Untrusted { transport: transport.into(), reason })
+        }
+        _ => denied(transport, Wish::Free, error),
+    }
 }
 
 #[cfg(test)]

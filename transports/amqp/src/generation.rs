@@ -1,10 +1,16 @@
 //! One life of the connections: made whole, and over as a whole.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use gristmill_shared::TransportError;
-use lapin::{Connection, ConnectionProperties, Event, options::ConfirmSelectOptions};
+use lapin::{
+    Connection, ConnectionProperties, Event,
+    options::ConfirmSelectOptions,
+    runtime::default_runtime,
+    tcp::{AMQPUriTcpExt as _, TLSConfig},
+    uri::{AMQPScheme, AMQPUri},
+};
 use tokio::{
     sync::watch,
     task::JoinError,
@@ -198,7 +204,7 @@ impl Generation {
     ) -> lapin::Result<Connection> {
         match self.runtime.spawn(connecting(config, self.number, purpose)).await {
             Ok(connected) => connected,
-            Err(panic) => Err(std::io::Error::other(format!("lapin failed: {panic}")).into()),
+            Err(panic) => Err(io::Error::other(format!("lapin failed: {panic}")).into()),
         }
     }
 
@@ -272,8 +278,17 @@ fn connecting(
 ) -> impl Future<Output = lapin::Result<Connection>> + Send + 'static {
     let name = format!("{}/{number}/{purpose}", config.name);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let uri = config.uri().clone();
-    async move { Connection::connect_uri(uri, properties).await }
+    let (uri, tls) = (config.uri().clone(), config.tls().cloned());
+    async move {
+        let Some(tls) = tls else { return Connection::connect_uri(uri, properties).await };
+        let connector = tls.connector().map_err(io::Error::other)?;
+        let connect = async move |uri: AMQPUri, runtime| {
+            let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
+            let stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+            Ok(stream.into_rustls(&connector, &plain.authority.host).await?)
+        };
+        Connection::connector(uri, default_runtime()?, connect, properties).await
+    }
 }
 
 async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }: &Connections) {

@@ -34,13 +34,14 @@ mod ready;
 mod renewed;
 mod runtime;
 mod supervisor;
+mod tls;
 mod topology;
 mod transport;
 mod unsettled;
 mod visit;
 mod wave;
 
-pub use config::{AmqpConfig, GIVE_UP_AFTER};
+pub use config::{Access, AmqpConfig, GIVE_UP_AFTER};
 pub use events::EVENTS_MAX_WAITING;
 pub use examine::{Finding, Part, Verdict, examine};
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};

@@ -7,6 +7,7 @@ use lapin::{
     runtime::default_runtime,
     tcp::{AMQPUriTcpExt, TLSConfig},
     types::{AMQPValue, FieldTable, parsing::parse_field_table},
+    uri::{AMQPScheme, AMQPUri},
 };
 use tokio::time::timeout;
 
@@ -48,7 +49,12 @@ impl Greeting {
 
 async fn hear(config: &AmqpConfig) -> io::Result<FieldTable> {
     let runtime = default_runtime().map_err(io::Error::other)?;
-    let mut stream = config.uri().connect_with_config_async(TLSConfig::default(), &runtime).await?;
+    let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..config.uri().clone() };
+    let mut stream = plain.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+    if let Some(tls) = config.tls() {
+        let connector = tls.connector().map_err(io::Error::other)?;
+        stream = stream.into_rustls(&connector, &plain.authority.host).await?;
+    }
     stream.write_all(HELLO).await?;
     stream.flush().await?;
     let mut head = [0; 7];

@@ -1,0 +1,53 @@
+# One image for every role: `docker run gristmill worker --slots 2`. It is built by BuildKit (Docker 23, or DOCKER_BUILDKIT=1).
+#
+# No init is needed: the programs take SIGTERM and SIGINT as process 1 too, and start no processes that they do not wait for.
+# Nothing is written but to /var/lib/gristmill (a sink's ledger, a producer's cursors), so the rest may be read-only.
+
+ARG RUST_IMAGE=rust:1.95-bookworm
+ARG BASE_IMAGE=debian:bookworm-slim
+
+# The manifests alone, with empty crates: as long as they stay the same, so does the layer of the dependencies.
+FROM ${RUST_IMAGE} AS manifests
+WORKDIR /build
+COPY . .
+RUN find . -type f ! -name Cargo.toml ! -name Cargo.lock -delete \
+    && find . -name Cargo.toml -execdir sh -c 'mkdir -p src && : >src/lib.rs' ';' \
+    && mkdir -p src/bin && echo 'fn main() {}' >src/bin/gristmill.rs
+
+FROM ${RUST_IMAGE} AS build
+WORKDIR /build
+COPY --from=manifests /build .
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    cargo build --release --locked --bin gristmill
+COPY . .
+# Touched, since cargo goes by times, and the empty crates were built after these files were written.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    find . -name '*.rs' -exec touch '{}' + \
+    && cargo build --release --locked --bin gristmill
+# `worker` is `gristmill worker`, so one program is enough; the shell becomes it, and signals reach it.
+RUN mkdir /programs && cp target/release/gristmill /programs/ \
+    && for role in producer worker sink; do \
+        printf '#!/bin/sh\nexec /usr/local/bin/gristmill %s "$@"\n' "$role" >"/programs/$role" \
+        && chmod 755 "/programs/$role" || exit; \
+    done
+
+FROM ${BASE_IMAGE}
+ARG VERSION=dev
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Gristmill" \
+      org.opencontainers.image.description="Divide one big job over a fleet: every task counted exactly once, whatever dies." \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+RUN groupadd --system --gid 10001 gristmill \
+    && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/gristmill --shell /usr/sbin/nologin gristmill \
+    && install -d -o gristmill -g gristmill -m 0750 /var/lib/gristmill
+# For amqps:// with certificates that the public authorities have signed.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /programs/ /usr/local/bin/
+ENV GRISTMILL_STATE=/var/lib/gristmill
+WORKDIR /var/lib/gristmill
+# By number, so that Kubernetes sees that it is not root.
+USER 10001:10001
+STOPSIGNAL SIGTERM
+CMD ["gristmill", "--help"]

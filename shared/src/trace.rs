@@ -1,0 +1,130 @@
+//! The W3C trace context of a message: which job's trace it belongs to, and which message it is there.
+
+use std::{fmt, str::FromStr};
+
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::JobId;
+
+/// What the header `traceparent` says. A job is one trace, each of its messages a span: whoever publishes what follows
+/// from a message carries its trace on.
+///
+/// ```
+/// # use gristmill_shared::{JobId, TraceParent};
+/// let job: JobId = "0192d3a0-7b1c-7d2e-8f3a-1b2c3d4e5f60".parse()?;
+/// let batch = TraceParent::of_job(job, "a batch's id");
+/// assert_eq!(batch.trace_id(), "0192d3a07b1c7d2e8f3a1b2c3d4e5f60");
+/// let header = batch.to_string();
+/// let results = header.parse::<TraceParent>().unwrap().follow("a result's id");
+/// assert!(results.to_string().starts_with("00-0192d3a07b1c7d2e8f3a1b2c3d4e5f60-"));
+/// # Ok::<(), gristmill_shared::InvalidName>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TraceParent {
+    trace: u128,
+    span: u64,
+    flags: u8,
+}
+
+/// Somebody may record it.
+const SAMPLED: u8 = 1;
+
+impl TraceParent {
+    /// Of a message with this id, in the trace of its job. The trace's id is the job's, without its hyphens, so that one
+    /// finds the other; 62 of its bits are random. The message published again is the same span.
+    #[must_use]
+    pub fn of_job(job: JobId, message: &str) -> Self {
+        Self { trace: Uuid::from(job).as_u128(), span: span(message), flags: SAMPLED }
+    }
+
+    /// Of a message with this id that follows from one that has this.
+    #[must_use]
+    pub fn follow(self, message: &str) -> Self {
+        Self { span: span(message), ..self }
+    }
+
+    /// What all messages of a trace have in common.
+    #[must_use]
+    pub fn trace_id(self) -> String {
+        format!("{:032x}", self.trace)
+    }
+}
+
+fn span(message: &str) -> u64 {
+    xxh3_64(message.as_bytes()).max(1) // 0 is none
+}
+
+impl fmt::Display for TraceParent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags)
+    }
+}
+
+/// It is no trace context, which is no reason not to work on a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected a W3C traceparent, 00-TRACE-SPAN-FLAGS")]
+pub struct InvalidTrace;
+
+impl FromStr for TraceParent {
+    type Err = InvalidTrace;
+
+    fn from_str(text: &str) -> Result<Self, InvalidTrace> {
+        let mut fields = text.split('-');
+        let mut field = |length: usize| {
+            let field = fields.next().filter(|field| field.len() == length)?;
+            let plain = field.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+            plain.then(|| u128::from_str_radix(field, 16).ok()).flatten()
+        };
+        let (version, trace) = (field(2).ok_or(InvalidTrace)?, field(32).ok_or(InvalidTrace)?);
+        let (span, flags) = (field(16).ok_or(InvalidTrace)?, field(2).ok_or(InvalidTrace)?);
+        // A later version may have more fields, and says the same in these.
+        let more = fields.next().is_some();
+        if trace == 0 || span == 0 || version == 0xff || (version == 0 && more) {
+            return Err(InvalidTrace);
+        }
+        let (span, flags) = (u64::try_from(span), u8::try_from(flags));
+        Ok(Self { trace, span: span.map_err(|_| InvalidTrace)?, flags: flags.map_err(|_| InvalidTrace)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_goes_on_from_message_to_message() {
+        let job = JobId::generate();
+        let (batch, again) = (TraceParent::of_job(job, "1"), TraceParent::of_job(job, "1"));
+        assert_eq!(batch, again, "the same message is the same span");
+        assert_eq!(batch.to_string().parse(), Ok(batch));
+        let results = batch.follow("2");
+        assert_eq!(results.trace_id(), job.to_string().replace('-', ""));
+        assert_ne!(results.to_string(), batch.to_string());
+    }
+
+    #[test]
+    fn what_is_no_trace_context_is_told_from_one() {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        for good in [
+            format!("00-{trace}-b7ad6b7169203331-01"),
+            format!("00-{trace}-b7ad6b7169203331-00"),
+            format!("01-{trace}-b7ad6b7169203331-01-more"),
+        ] {
+            assert_eq!(good.parse::<TraceParent>().unwrap().trace_id(), trace, "{good}");
+        }
+        for bad in [
+            String::new(),
+            "00-1-2-01".into(),
+            format!("ff-{trace}-b7ad6b7169203331-01"),
+            format!("00-{trace}-b7ad6b7169203331-01-more"),
+            format!("00-{trace}-b7ad6b7169203331"),
+            format!("00-{trace}-0000000000000000-01"),
+            format!("00-{}-b7ad6b7169203331-01", "0".repeat(32)),
+            format!("00-{}-b7ad6b7169203331-01", trace.to_uppercase()),
+            format!("00-{}-b7ad6b7169203331-01", "+".repeat(32)),
+        ] {
+            assert_eq!(bad.parse::<TraceParent>(), Err(InvalidTrace), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The configuration file: TOML, whose keys are the names of flags.
+
+use std::{ops::Range, path::Path};
+
+use toml::{
+    Spanned,
+    de::{DeString, DeTable, DeValue},
+};
+
+use super::settings::{Said, Setting, Settings, read};
+use crate::exit::Failure;
+
+impl Settings {
+    /// Reads the file, and gives what it says to `role`. All of it is checked, also what is for others.
+    ///
+    /// # Errors
+    /// With file and line: no TOML, an unknown key, a value that the flag would not take.
+    pub(super) fn read_file(&self, path: &Path, role: Option<&str>) -> Result<Vec<Said>, Failure> {
+        let name = path.display().to_string();
+        let text = read(path).map_err(|why| {
+            let hint = "it is named by --config or GRISTMILL_CONFIG";
+            Failure::usage(format_args!("cannot read the configuration file {name}: {why} (hint: {hint})"))
+        })?;
+        self.parse(&name, &text, role).map_err(Failure::usage)
+    }
+
+    fn parse(&self, name: &str, text: &str, role: Option<&str>) -> Result<Vec<Said>, String> {
+        let place = Place { name, text };
+        let table = DeTable::parse(text).map_err(|error| {
+            let span = error.span().unwrap_or_default();
+            place.at(
+                span,
+                &format!("{} (hint: expected TOML, `slots = 8`)", error.message().replace('\n', ", ")),
+            )
+        })?;
+        let (mut for_all, mut for_role) = (Vec::new(), Vec::new());
+        for (key, value) in table.get_ref() {
+            let is_role = self.roles.iter().any(|role| role.as_str() == key.get_ref());
+            match value.get_ref() {
+                DeValue::Table(own) if is_role => {
+                    for (own_key, value) in own {
+                        let said = self.said(&place, Some(key.get_ref()), own_key, value)?;
+                        for_role.extend((role == Some(key.get_ref())).then_some(said));
+                    }
+                }
+                other if is_role => {
+                    let (role, found) = (key.get_ref(), other.type_str());
+                    let why = format!("`{role}` is of type {found}, expected a table (hint: [{role}])");
+                    return Err(place.at(key.span(), &why));
+                }
+                _ => for_all.push(self.said(&place, None, key, value)?),
+            }
+        }
+        for_all.retain(|said| for_role.iter().all(|own| own.key != said.key));
+        Ok([for_all, for_role].concat())
+    }
+
+    /// One line of the file.
+    fn said(
+        &self,
+        place: &Place<'_>,
+        table: Option<&str>,
+        key: &Spanned<DeString<'_>>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Result<Said, String> {
+        let wrong = |why: String| place.at(key.span(), &why);
+        let name: &str = key.get_ref();
+        let setting = self.find(name).ok_or_else(|| wrong(self.unknown(table, name)))?;
+        if let Some(role) = table.filter(|role| !setting.is_of(role)) {
+            let roles = setting.roles.join(", ");
+            return Err(wrong(format!("`{role}` has no setting `{name}` (hint: it is one of {roles})")));
+        }
+        let value = said_value(setting, value.get_ref()).map_err(wrong)?;
+        setting.check(&value).map_err(wrong)?;
+        let origin = format!("{}:{}", place.name, place.line(&key.span()));
+        Ok(Said { key: name.into(), value, origin })
+    }
+
+    fn unknown(&self, table: Option<&str>, name: &str) -> String {
+        let is_there = |setting: &&Setting| table.is_none_or(|role| setting.is_of(role));
+        let keys = self.all.iter().filter(is_there).map(|setting| setting.key.as_str());
+        let tables = self.roles.iter().filter(|_| table.is_none()).map(String::as_str);
+        let known: Vec<_> = keys.chain(tables).collect();
+        let near = known
+            .iter()
+            .map(|known| (strsim::damerau_levenshtein(known, name), known))
+            .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
+            .min();
+        match near {
+            Some((_, near)) => {
+                format!("unknown key `{name}`; did you mean `{near}`? (hint: --help lists them)")
+            }
+            None => format!("unknown key `{name}` (hint: known are {})", known.join(", ")),
+        }
+    }
+}
+
+/// A value as it would stand on the command line.
+fn said_value(setting: &Setting, value: &DeValue<'_>) -> Result<String, String> {
+    let (key, found) = (&setting.key, value.type_str());
+    match value {
+        DeValue::Boolean(on) if setting.is_switch() => Ok(on.to_string()),
+        _ if setting.is_switch() => Err(format!("`{key}` is {found}, expected true or false")),
+        DeValue::String(text) => Ok(text.to_string()),
+        DeValue::Integer(number) => {
+            let number = i128::from_str_radix(number.as_str(), number.radix());
+            number.map(|number| number.to_string()).map_err(|why| format!("`{key}`: {why}"))
+        }
+        DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)
+        | DeValue::Array(_)
+        | DeValue::Table(_) => Err(format!("`{key}` is of type {found}, expected a string or an integer")),
+    }
+}
+
+/// A text with a name.
+struct Place<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        let before = self.text.as_bytes().iter().take(span.start);
+        1 + before.filter(|byte| **byte == b'\n').count()
+    }
+
+    fn at(&self, span: Range<usize>, why: &str) -> String {
+        format!("{}:{}: {why}", self.name, self.line(&span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, arg};
+
+    use super::*;
+
+    fn settings() -> Settings {
+        let slots = arg!(--slots <N>).env("T_SLOTS").value_parser(clap::value_parser!(u16).range(1..));
+        let lane = || arg!(--lane <LANE>).env("T_LANE");
+        let adopt = arg!(--adopt).env("T_ADOPT");
+        let worker = Command::new("worker").args([lane(), slots, arg!(--once)]);
+        let sink = Command::new("sink").args([lane(), adopt]);
+        Settings::of(&Command::new("all").arg(arg!(--log <FILTER>).env("T_LOG")).subcommands([worker, sink]))
+    }
+
+    fn parse(text: &str, role: &str) -> Result<Vec<(String, String, String)>, String> {
+        let said = settings().parse("f.toml", text, Some(role))?;
+        Ok(said.into_iter().map(|said| (said.key, said.value, said.origin)).collect())
+    }
+
+    #[test]
+    fn a_table_is_for_one_role_and_comes_before_what_is_for_all() {
+        let text = "log = \"info\"\nlane = \"day\"\n\n[worker]\nlane = \"night\"\nslots = 0x10\n[sink]\nadopt = true\n";
+        let said = |key: &str, value: &str, line: u8| (key.into(), value.into(), format!("f.toml:{line}"));
+        let mut worker = parse(text, "worker").unwrap();
+        worker.sort();
+        assert_eq!(worker, [said("lane", "night", 5), said("log", "info", 1), said("slots", "16", 6)]);
+        let mut sink = parse(text, "sink").unwrap();
+        sink.sort();
+        assert_eq!(sink, [said("adopt", "true", 8), said("lane", "day", 2), said("log", "info", 1)]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, parts) in [
+            ("\nslot = 8", ["f.toml:2: unknown key `slot`", "did you mean `slots`?"]),
+            ("once = true", ["unknown key `once`", "known are lane, slots"]), // which has no variable
+            ("[wrker]\nslots = 8", ["f.toml:1: unknown key `wrker`", "did you mean `worker`?"]),
+            ("[sink]\nslots = 8", ["f.toml:2: `sink` has no setting `slots`", "one of worker"]),
+            ("worker = 3", ["`worker` is of type integer", "expected a table (hint: [worker])"]),
+            ("slots = [1]", ["`slots` is of type array", "expected a string or an integer"]),
+            ("slots = 0", ["f.toml:1: invalid value '0' for '--slots <N>'", "1.."]),
+            ("slots = \"many\"", ["invalid value 'many'", "--slots"]),
+            ("adopt = \"yes\"", ["`adopt` is string", "expected true or false"]),
+            ("lane = \"a\"\nlane = \"b\"", ["f.toml:2: duplicate key", "hint: "]),
+            ("a b", ["f.toml:1: ", "expected TOML"]),
+        ] {
+            let error = parse(text, "worker").unwrap_err();
+            for part in parts {
+                assert!(error.contains(part), "{text:?}: {part:?} is missing: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! How the broker has been to this process, as metrics.
+
+use std::time::{Duration, Instant};
+
+use gristmill_shared::{
+    Health,
+    meter::{BROKER_AWAY, BROKER_BLOCKED, BROKER_RECONNECTS, BROKER_STATE},
+};
+
+/// How the broker is, and was.
+#[derive(Debug)]
+pub(super) struct Weather {
+    /// Nothing while a first connection is made.
+    now: Option<Health>,
+    since: Instant,
+    blocked: Duration,
+    away: Duration,
+}
+
+const STATES: [&str; 5] = ["connecting", "well", "blocked", "away", "closed"];
+
+impl Weather {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { now: None, since: now, blocked: Duration::ZERO, away: Duration::ZERO }
+    }
+
+    /// It is this from now on.
+    pub(super) fn turn(&mut self, health: Health, now: Instant) {
+        let back = matches!(health, Health::Well | Health::Blocked(_));
+        if back && matches!(self.now, Some(Health::Away(_))) {
+            BROKER_RECONNECTS.add([], 1);
+        }
+        self.pass(now);
+        self.now = Some(health);
+    }
+
+    /// Counts what there is to count, up to now.
+    pub(super) fn count(&mut self, now: Instant) {
+        self.pass(now);
+        for state in STATES {
+            BROKER_STATE.set([state], f64::from(u8::from(state == self.state())));
+        }
+        BROKER_BLOCKED.reach([], self.blocked.as_secs());
+        BROKER_AWAY.reach([], self.away.as_secs());
+    }
+
+    /// Why the broker does not work for this process, if it does not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &self.now {
+            None => Some("the broker is not connected yet".into()),
+            Some(Health::Well) => None,
+            Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
+            Some(Health::Away(why)) => Some(format!("the connection to the broker is lost: {why}")),
+            Some(Health::Closed) => Some("the broker was given up".into()),
+        }
+    }
+
+    fn state(&self) -> &'static str {
+        match &self.now {
+            None => "connecting",
+            Some(Health::Well) => "well",
+            Some(Health::Blocked(_)) => "blocked",
+            Some(Health::Away(_)) => "away",
+            Some(Health::Closed) => "closed",
+        }
+    }
+
+    fn pass(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.since);
+        match self.now {
+            Some(Health::Blocked(_)) => self.blocked += passed,
+            Some(Health::Away(_)) => self.away += passed,
+            None | Some(Health::Well | Health::Closed) => {}
+        }
+        self.since = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::book::Book;
+
+    #[test]
+    fn outages_are_counted_while_they_last_and_when_they_end() {
+        let book = Book::of("worker");
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        metrics::with_local_recorder(&book, || {
+            let mut weather = Weather::new(start);
+            assert!(weather.trouble().is_some(), "nothing is connected");
+            weather.turn(Health::Well, at(1));
+            assert_eq!(weather.trouble(), None);
+            weather.turn(Health::Blocked("low on memory".into()), at(2));
+            assert!(weather.trouble().is_some_and(|why| why.contains("low on memory")));
+            weather.turn(Health::Away("gone".into()), at(5));
+            assert!(weather.trouble().is_some_and(|why| why.contains("gone")));
+            weather.count(at(9));
+            let text = book.to_string();
+            for line in [
+                "gristmill_broker_state{state=\"away\"} 1",
+                "gristmill_broker_state{state=\"well\"} 0",
+                "gristmill_broker_blocked_seconds_total 3",
+                "gristmill_broker_away_seconds_total 4",
+                "gristmill_broker_reconnects_total 0",
+            ] {
+                assert!(text.lines().any(|other| other == line), "{line}: {text}");
+            }
+            weather.turn(Health::Well, at(10));
+            weather.count(at(20));
+            let text = book.to_string();
+            assert!(text.contains("gristmill_broker_away_seconds_total 5\n"), "{text}");
+            assert!(text.contains("gristmill_broker_reconnects_total 1\n"), "{text}");
+        });
+    }
+}

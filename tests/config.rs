@@ -1,0 +1,181 @@
+//! Settings come from flags, the environment, a file and defaults, in this order, and can be asked where they come from.
+
+use std::{collections::BTreeMap, fs};
+
+use crate::{
+    broker_url,
+    harness::{Ended, Site},
+};
+
+/// The commands that have settings; all others have some of theirs.
+const COMMANDS: [&str; 6] =
+    ["gristmill run", "gristmill drill", "producer", "producer submit", "gristmill worker", "sink"];
+/// What some flag takes each.
+const SAMPLES: [&str; 6] = ["7", "7s", "sample", "amqp://me@sample", "127.0.0.1:7", "json"];
+
+/// What `--print-config` prints: of each setting the value, if it has one, and its origin.
+type Shown = BTreeMap<String, (Option<String>, String)>;
+
+async fn shown(site: &Site, words: &str, env: &BTreeMap<String, String>) -> Result<Shown, Ended> {
+    let ended = site.start_with(words, |command| command.env_clear().envs(env)).end().await;
+    if ended.code != 0 {
+        return Err(ended);
+    }
+    let lines = ended.stdout.lines().map(|line| {
+        let (said, origin) = line.rsplit_once("  # ").unwrap();
+        let said = said.trim_end();
+        let (key, value) = match said.strip_prefix("# ") {
+            Some(key) => (key, None),
+            None => said.split_once(" = ").map(|(key, value)| (key, Some(value.to_owned()))).unwrap(),
+        };
+        (key.to_owned(), (value, origin.to_owned()))
+    });
+    Ok(lines.collect())
+}
+
+fn variable(key: &str) -> String {
+    format!("GRISTMILL_{}", key.to_uppercase().replace('-', "_"))
+}
+
+#[tokio::test]
+async fn every_setting_of_every_role_can_be_said_everywhere_and_is_known_to_be() {
+    let site = Site::new();
+    let path = site.path("gristmill.toml");
+    let file = path.to_str().unwrap();
+    let none = BTreeMap::new();
+    for command in COMMANDS {
+        let by_default = shown(&site, &format!("{command} --print-config"), &none).await.unwrap();
+        assert!(by_default.contains_key("log") && by_default.len() >= 5, "{command}: {by_default:?}");
+        let from_file = format!("{command} --config {file} --print-config");
+        let mut samples = BTreeMap::new();
+        for (key, (value, origin)) in &by_default {
+            assert_eq!(origin, if value.is_some() { "default" } else { "not set" }, "{command}: {key}");
+            for sample in SAMPLES {
+                fs::write(&path, format!("{key} = \"{sample}\"\n")).unwrap();
+                if shown(&site, &from_file, &none).await.is_ok() {
+                    samples.insert(key.clone(), sample.to_owned());
+                    break;
+                }
+            }
+            assert!(samples.contains_key(key), "{command}: no sample for {key}");
+        }
+        let lines = samples.iter().map(|(key, sample)| format!("{key} = \"{sample}\"\n"));
+        fs::write(&path, lines.collect::<String>()).unwrap();
+        let by_file = shown(&site, &from_file, &none).await.unwrap();
+        let env = samples.iter().map(|(key, sample)| (variable(key), sample.clone())).collect();
+        let by_env = shown(&site, &from_file, &env).await.unwrap();
+        let flags: Vec<_> = samples
+            .iter()
+            .filter(|(key, _)| *key != "password") // which is refused there
+            .map(|(key, sample)| format!("--{key}={sample}"))
+            .collect();
+        let by_flag = shown(&site, &format!("{from_file} {}", flags.join(" ")), &env).await.unwrap();
+        for (line, key) in (1..).zip(samples.keys()) {
+            assert!(by_file[key].0.is_some(), "{command}: {key}");
+            assert_eq!(by_file[key].1, format!("{file}:{line}"), "{command}: {key}");
+            assert_eq!(by_env[key].1, variable(key), "{command}: {key}");
+            let flag = if key == "password" { variable(key) } else { format!("--{key}") };
+            assert_eq!(by_flag[key].1, flag, "{command}: {key}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_wrong_is_refused_by_every_role() {
+    let site = Site::new();
+    let path = site.path("gristmill.toml");
+    let file = path.to_str().unwrap();
+    for (text, part) in [
+        ("lane = \"a\"\nslot = 8\n", ":2: unknown key `slot`; did you mean `slots`?"),
+        ("\n\n[worker]\ngrace = 30\n", ":4: invalid value '30' for '--grace <DURATION>': time unit needed"),
+        ("slots = true\n", ":1: `slots` is of type boolean, expected a string or an integer"),
+        ("[producer]\nledger = \"x\"\n", ":2: `producer` has no setting `ledger` (hint: it is one of sink)"),
+        ("hash = \"x\"\n", ":1: unknown key `hash`"),
+    ] {
+        fs::write(&path, text).unwrap();
+        for role in ["worker", "sink", "producer wait 01890a5d-ac96-774b-bcce-b302099a8057"] {
+            let ended = site.run(&format!("{role} --config {file}")).await;
+            assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{ended:?}");
+            assert!(ended.stderr.contains(&format!("{file}{part}")), "{part:?} is missing: {ended:?}");
+        }
+    }
+    let ended = site.run("worker --config nowhere.toml").await;
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(
+        ended.stderr.contains("cannot read the configuration file nowhere.toml: No such file"),
+        "{ended:?}"
+    );
+    let ended = site.start_with("worker", |command| command.env("GRISTMILL_SLOTS", "many")).end().await;
+    assert!(ended.code == 2 && ended.stderr.contains("GRISTMILL_SLOTS: invalid value 'many'"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_role_has_its_own_table_and_empty_variables_count_as_none() {
+    let site = Site::new();
+    let path = site.path("gristmill.toml");
+    fs::write(&path, "lane = \"day\"\nledger = \"a\"\n[worker]\nlane = \"night\"\n[sink]\nledger = \"b\"\n")
+        .unwrap();
+    let env =
+        [("GRISTMILL_CONFIG".into(), path.display().to_string()), (variable("lane"), String::new())].into();
+    for (words, key, line) in [
+        ("worker", "lane", 4),
+        ("gristmill worker", "lane", 4),
+        ("sink", "lane", 1),
+        ("gristmill sink", "ledger", 6),
+        ("sink jobs", "ledger", 6),
+    ] {
+        let shown = shown(&site, &format!("{words} --print-config"), &env).await.unwrap();
+        assert_eq!(shown[key].1, format!("{}:{line}", path.display()), "{words}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_may_be_in_a_file_of_its_own_and_is_never_shown() {
+    let (url, site) = (broker_url(), Site::new());
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (user, place) = rest.rsplit_once('@').expect("the test broker's URL has a user");
+    let (user, password) = user.split_once(':').expect("and a password");
+    let (path, broker) = (site.path("password"), format!("{scheme}://{user}@{place}"));
+    fs::write(&path, format!("{password}\n")).unwrap();
+    let with = |words: &str, text: &str| {
+        fs::write(&path, text).unwrap();
+        site.start_with(words, |command| {
+            command.env("GRISTMILL_BROKER", &broker).env("GRISTMILL_PASSWORD_FILE", &path)
+        })
+    };
+    let mut sink = with("sink", &format!("{password}\n"));
+    sink.says("serving").await;
+    assert_eq!(sink.stop().await.code, 0);
+
+    let ended = with("sink", "se-sa-me").end().await;
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(ended.stderr.contains("ACCESS_REFUSED") && !ended.stderr.contains("se-sa-me"), "{ended:?}");
+    let ended = with("sink --print-config", "se-sa-me").end().await;
+    assert!(
+        ended.stdout.contains("GRISTMILL_PASSWORD_FILE") && !ended.stdout.contains("se-sa-me"),
+        "{ended:?}"
+    );
+
+    for (words, variables, part) in [
+        ("sink --password se-sa-me", vec![], "seen by everybody on this machine"),
+        ("sink", vec![("GRISTMILL_PASSWORD", "se-sa-me")], "are both set"),
+        (
+            "sink",
+            vec![("GRISTMILL_PASSWORD_FILE", "nowhere")],
+            "GRISTMILL_PASSWORD_FILE: cannot read nowhere: No such",
+        ),
+        (
+            "sink --broker amqp://me:se-sa-me@localhost",
+            vec![],
+            "two passwords, one of them in the broker's URL",
+        ),
+    ] {
+        fs::write(&path, "se-sa-me").unwrap();
+        let ended = site.start_with(words, |command| {
+            command.env("GRISTMILL_BROKER", &broker).env("GRISTMILL_PASSWORD_FILE", &path).envs(variables)
+        });
+        let ended = ended.end().await;
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{ended:?}");
+        assert!(ended.stderr.contains(part) && !ended.stderr.contains("se-sa-me"), "{part:?}: {ended:?}");
+    }
+}

@@ -1,0 +1,82 @@
+//! What is said of metrics outside of the code is true of them.
+
+use gristmill_shared::meter::{CATALOGUE, Listed, Shape};
+
+use super::files;
+
+/// The names of ours in a text, without what a histogram's series end in.
+fn names_in(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|it: char| !(it.is_ascii_alphanumeric() || it == '_'))
+        .filter(|word| word.starts_with("gristmill_"))
+        .map(|word| {
+            let family =
+                ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word);
+            let is_histogram = |listed: &&Listed| matches!(listed.shape, Shape::Histogram(_));
+            let histogram = CATALOGUE.iter().filter(is_histogram).any(|listed| listed.name == family);
+            if histogram { family } else { word }
+        })
+}
+
+/// The row of a metric in the table of `docs/metrics.md`.
+fn row(Listed { name, shape, labels, help }: &Listed) -> String {
+    let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+    let labels = if labels.is_empty() { "—".into() } else { labels.join(", ") };
+    format!("| `{name}` | {} | {labels} | {help} |", shape.as_str())
+}
+
+#[test]
+fn dashboards_alerts_and_documents_name_only_metrics_that_exist() {
+    let mut seen = 0;
+    for (path, text) in files(&["json", "yml", "md"]) {
+        let looked_at = ["deploy/grafana/", "deploy/prometheus/", "docs/metrics.md"];
+        if !looked_at.iter().any(|place| path.starts_with(place)) {
+            continue;
+        }
+        seen += 1;
+        for name in names_in(&text) {
+            assert!(
+                CATALOGUE.iter().any(|listed| listed.name == name),
+                "{path} names {name}, which is not counted"
+            );
+        }
+    }
+    assert!(seen >= 3, "the walk through the house missed what names metrics");
+}
+
+#[test]
+fn every_metric_is_in_the_documents_table() {
+    let documents = files(&["md"]);
+    let (_, page) = documents.iter().find(|(path, _)| path == "docs/metrics.md").unwrap();
+    let missing: Vec<_> =
+        CATALOGUE.iter().map(row).filter(|row| !page.lines().any(|line| line == row)).collect();
+    assert!(missing.is_empty(), "docs/metrics.md lacks:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_alert_is_explained_and_every_file_can_be_read() {
+    let all = files(&["json", "yml", "md"]);
+    let text = |wanted| &all.iter().find(|(path, _)| path == wanted).unwrap().1;
+    let page = text("docs/metrics.md");
+    let alerts: Vec<_> = text("deploy/prometheus/alerts.yml")
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        assert!(
+            page.contains(&format!("| `{alert}` |")),
+            "docs/metrics.md does not say what to do about {alert}"
+        );
+    }
+    let board: serde_json::Value = serde_json::from_str(text("deploy/grafana/gristmill.json")).unwrap();
+    assert!(board["panels"].as_array().is_some_and(|panels| panels.len() > 8));
+}
+
+#[test]
+fn a_name_that_is_not_counted_is_seen() {
+    let text = "rate(gristmill_sink_commit_seconds_bucket{le=\"1\"}[5m]) / gristmill_worker_slots_sum";
+    assert_eq!(
+        names_in(text).collect::<Vec<_>>(),
+        ["gristmill_sink_commit_seconds", "gristmill_worker_slots_sum"]
+    );
+}

@@ -1,0 +1,150 @@
+//! What can be seen of a process from outside: metrics, health, logs and traces.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{OwnBroker, Process, Samples, Scraped, Site, within};
+
+/// How soon who asks must hear that the broker is away.
+const SOON: Duration = Duration::from_secs(15);
+
+const METRICS: &str = "--metrics 127.0.0.1:0";
+
+#[tokio::test]
+async fn what_the_roles_count_is_what_the_ledger_has() {
+    let site = Site::new();
+    let mut sink = site.start(&format!("sink {METRICS}"));
+    let mut worker = site.start(&format!("worker --slots 2 {METRICS}"));
+    let (of_sink, of_worker) = (Scraped::of(&mut sink).await, Scraped::of(&mut worker).await);
+    // It waits for the end, so that it can be asked when everything is sent.
+    let words = "spin --tasks 2000 --micros 200 --fail-rate 0.05 --max-attempts 2 --batch 20 --wait";
+    let mut producer = site.start(&format!("producer submit {words} {METRICS} -v"));
+    let of_producer = Scraped::of(&mut producer).await;
+    let sent = |samples: &Samples| samples.sum("gristmill_producer_tasks_sent_total", "") > 1999.0;
+    let samples = of_producer.counted("everything to be sent", sent).await;
+    assert!(samples.sum("gristmill_producer_batches_total", "answer=\"stored\"") > 99.0, "{samples:?}");
+    for scraped in [&of_producer, &of_worker, &of_sink] {
+        assert_eq!(scraped.get("/healthz").await.0, 200);
+        assert_eq!(scraped.get("/readyz").await, (200, "ready\n".to_owned()));
+        assert_eq!(scraped.get("/").await.0, 404);
+        assert!(scraped.metrics().await.sum("gristmill_broker_state", "state=\"well\"") > 0.5);
+    }
+    let job = producer.says("job ").await.split("job ").nth(1).unwrap().to_owned();
+    producer.end().await;
+
+    let verified = site.verify(&job).await;
+    let [done, failed] = ["done", "failed"].map(|name| verified[name].as_f64().unwrap());
+    assert!(done > 0.0 && failed > 0.0 && (done + failed - 2000.0).abs() < 0.1, "{verified}");
+    let ended = |samples: &Samples| samples.sum("gristmill_sink_jobs_ended_total", "") > 0.5;
+    let samples = of_sink.counted("the job's end", ended).await;
+    let outcomes = |of: &str| samples.sum("gristmill_sink_outcomes_total", &format!("outcome=\"{of}\""));
+    assert_eq!((outcomes("done"), outcomes("failed")), (done, failed), "{samples:?}");
+    assert!(samples.sum("gristmill_sink_commit_seconds_count", "") > 0.5);
+    assert_eq!(samples.sum("gristmill_sink_jobs_running", ""), 0.0);
+
+    // Everything it handed on is acknowledged, but the last of it perhaps only now.
+    let settled = |samples: &Samples| samples.sum("gristmill_worker_deliveries_held", "") == 0.0;
+    let samples = of_worker.counted("everything to be settled", settled).await;
+    let tasks = |of: &str| samples.sum("gristmill_worker_tasks_total", &format!("outcome=\"{of}\""));
+    assert_eq!((tasks("done"), tasks("failed")), (done, failed), "{samples:?}");
+    let retried = tasks("retried");
+    assert!(retried >= failed, "{samples:?}");
+    assert_eq!(samples.sum("gristmill_worker_batch_tasks_sum", "kind=\"spin\""), 2000.0 + retried);
+    assert_eq!(samples.sum("gristmill_worker_messages_stored_total", "queue=\"retry.1s\""), retried);
+    assert_eq!(samples.sum("gristmill_worker_slots", ""), 2.0);
+    assert_eq!(samples.sum("gristmill_worker_slots_busy", ""), 0.0);
+    assert!(!samples.has("gristmill_sink_jobs_running"), "{samples:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_hears_soon_that_the_broker_has_gone_and_that_it_is_back() {
+    let broker = OwnBroker::start().await;
+    let site = Site::at(broker.url());
+    let job = "producer submit spin --tasks 100000 --micros 10000 --wait -v";
+    let mut roles = ["sink", "worker --slots 1", job].map(|words| site.start(&format!("{words} {METRICS}")));
+    let mut scraped = Vec::new();
+    for role in &mut roles {
+        scraped.push(Scraped::of(role).await);
+    }
+    for role in &scraped {
+        role.ready(200).await;
+    }
+    broker.with(|broker| broker.kill().unwrap()).await;
+    let killed = Instant::now();
+    for role in &scraped {
+        let why = role.ready(503).await;
+        assert!(why.contains("the connection to the broker is lost: "), "{why}");
+        assert_eq!(role.get("/healthz").await.0, 200);
+    }
+    assert!(killed.elapsed() < SOON, "it took {:?}", killed.elapsed());
+    let away = |samples: &Samples| samples.sum("gristmill_broker_away_seconds_total", "") > 0.5;
+    for role in &scraped {
+        role.counted("a second without the broker", away).await;
+    }
+    broker.with(|broker| broker.restart().unwrap()).await;
+    for role in &scraped {
+        role.ready(200).await;
+        let samples = role.metrics().await;
+        assert_eq!(samples.sum("gristmill_broker_reconnects_total", ""), 1.0, "{samples:?}");
+        assert_eq!(samples.sum("gristmill_broker_state", "state=\"away\""), 0.0);
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_be_asked_says_why_before_anything_is_done() {
+    let site = Site::new();
+    let mut first = site.start(&format!("worker --slots 1 {METRICS}"));
+    let line = first.says("metrics are at http://").await;
+    let taken = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+    for (address, why) in [(taken, "in use"), ("nowhere", "HOST:PORT")] {
+        let ended = site.run(&format!("worker --metrics {address}")).await;
+        assert_eq!(ended.code, 2, "{ended:?}");
+        assert!(ended.stderr.contains(why) && ended.stderr.contains("--metrics"), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_jobs_trace_goes_from_its_producer_through_a_worker_to_its_sink() {
+    let site = Site::new();
+    let debug = "-vv --log-format json";
+    let [mut sink, mut worker] =
+        ["sink", "worker --slots 1"].map(|words| site.start(&format!("{words} {debug}")));
+    worker.says("taking tasks").await;
+    let ended = site.run(&format!("producer submit spin --tasks 10 --wait {debug}")).await;
+    assert!(ended.answer().contains("45"), "{ended:?}");
+    let said = lines(&ended.stderr);
+    let job = said.iter().find_map(|line| line["fields"]["message"].as_str()?.strip_prefix("job "));
+    let trace = job.unwrap().replace('-', "");
+    worker.says(&trace).await;
+    sink.says(&trace).await;
+    for (process, message, span) in [(worker, "a batch ran", "batch"), (sink, "taking in", "results")] {
+        let ended = Process::stop(process).await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let lines = lines(&ended.stderr);
+        let of_trace = lines.iter().filter(|line| line["span"]["trace_id"] == trace.as_str());
+        let told: Vec<_> = of_trace.filter(|line| line["fields"]["message"] == message).collect();
+        assert!(!told.is_empty() && told.iter().all(|line| line["span"]["name"] == span), "{lines:#?}");
+    }
+}
+
+/// Each line of it as what it must be.
+fn lines(stderr: &str) -> Vec<Value> {
+    let lines: Vec<Value> =
+        stderr.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"))).collect();
+    for line in &lines {
+        assert!(line["timestamp"].is_string() && line["level"].is_string(), "{line}");
+        assert!(line["fields"]["message"].is_string(), "{line}");
+    }
+    lines
+}
+
+#[tokio::test]
+async fn an_error_is_logged_as_the_log_is() {
+    let site = Site::at("amqp://guest:guest@127.0.0.1:1".into());
+    let ended = within("the end", site.run("worker --log-format json")).await;
+    let lines = lines(&ended.stderr);
+    let last = lines.last().unwrap();
+    assert_eq!((ended.code, last["level"].as_str()), (3, Some("ERROR")), "{lines:#?}");
+    assert!(last["fields"]["message"].as_str().unwrap().contains("cannot reach the broker"), "{last}");
+}
