@@ -25,8 +25,8 @@ const KNOWN_BUT_ABSENT: &str = "NOT_FOUND - home node";
 impl Line {
     /// Declares the journal if it is missing, and sees whether it can be read.
     pub(crate) async fn open_journal(&self, generation: &Generation) -> Result<(), TransportError> {
-        let visit = Visit::begin(generation, &self.config).await?;
-        let opened = topology::open_journal(&visit).await;
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let opened = topology::open_journal(&mut visit).await;
         visit.end().await;
         opened.map_err(|error| with_remedy(error, self.config.vhost()))
     }
