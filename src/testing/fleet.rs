@@ -8,6 +8,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use futures::{FutureExt, future::BoxFuture};
@@ -22,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the roles of one run are started again, all together, before the transport is called unusable.
 const RESTARTS_MAX: u32 = 1_000;
+
+/// How long a role waits for files that are still held, each time.
+const HELD_PAUSE: Duration = Duration::from_millis(10);
 
 /// How many tasks a batch has: few, so that a small job has many messages.
 const BATCH: u32 = 5;
@@ -69,6 +73,17 @@ pub enum FleetError {
 }
 
 impl FleetError {
+    /// Whether the files of the role before are not let go of yet: a process that another thread is just starting holds
+    /// all that we hold, until it runs its own program.
+    fn is_held(&self) -> bool {
+        matches!(
+            self,
+            Self::Sink(SinkError::Held { .. })
+                | Self::Cursor(CursorError::Held { .. })
+                | Self::Producer(ProducerError::Cursor(CursorError::Held { .. }))
+        )
+    }
+
     /// Whether the transport is to blame, and a new connection may help.
     fn is_the_transports(&self) -> bool {
         match self {
@@ -233,10 +248,13 @@ where
             transport.close().await;
             match ended {
                 Err(error)
-                    if error.is_the_transports()
+                    if (error.is_the_transports() || error.is_held())
                         && self.restarts.fetch_add(1, Ordering::Relaxed) < RESTARTS_MAX =>
                 {
                     tracing::debug!(%error, "a role is started again");
+                    if error.is_held() {
+                        tokio::time::sleep(HELD_PAUSE).await; // nothing tells when
+                    }
                 }
                 ended => return ended,
             }
