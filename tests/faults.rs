@@ -28,6 +28,7 @@ impl Fleet {
         for (role, ready) in roles.iter_mut().zip(["serving", "taking tasks", "taking tasks"]) {
             role.says(ready).await;
         }
+        broker.written_down().await;
         let connections = broker.ctl("list_connections pid").await;
         assert!(connections.lines().count() > roles.len(), "{connections}");
         let words = format!("producer submit spin --tasks {TASKS} --micros 2000 --batch 5 --wait");

@@ -70,6 +70,7 @@ async fn who_asks_hears_soon_that_the_broker_has_gone_and_that_it_is_back() {
     for role in &scraped {
         role.ready(200).await;
     }
+    broker.written_down().await;
     broker.with(|broker| broker.kill().unwrap()).await;
     let killed = Instant::now();
     for role in &scraped {

@@ -88,6 +88,7 @@ async fn a_broker_that_is_killed_in_the_middle_of_a_job_over_shards_costs_time_o
         taking_tasks(&site, "worker --slots 1 --shards 3").await,
         taking_tasks(&site, "worker --slots 1").await,
     ];
+    broker.written_down().await;
     let mut producer = site
         .start(&format!("producer submit spin --tasks {TASKS} --micros 2000 --batch 5 --shards 3 --wait"));
     let job = producer.says("job ").await.trim_start_matches("job ").to_owned();

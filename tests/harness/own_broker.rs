@@ -39,6 +39,16 @@ impl OwnBroker {
         .await
     }
 
+    /// Waits until it has on its disk which queues and streams it has: half a second after they were made, by itself. One
+    /// that is killed before may forget them; docs/reliability.md tells of that.
+    pub(crate) async fn written_down(&self) {
+        for system in ["quorum_queues", "coordination"] {
+            let books = format!("#{{names := #{{directory_rev := Books}}}} = ra_system:fetch({system})");
+            let sync = format!("{books}, ok = dets:sync(Books).");
+            self.with(move |broker| broker.ctl(&["eval", &sync]).unwrap()).await;
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
         self.0.lock().unwrap().url()
     }
