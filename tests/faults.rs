@@ -31,7 +31,7 @@ impl Fleet {
         broker.written_down().await;
         let connections = broker.ctl("list_connections pid").await;
         assert!(connections.lines().count() > roles.len(), "{connections}");
-        let words = format!("producer submit spin --tasks {TASKS} --micros 2000 --batch 5 --wait");
+        let words = format!("producer submit spin --tasks {TASKS} --micros 3000 --batch 5 --wait");
         let mut producer = site.start(&words);
         let job = producer.says("job ").await.trim_start_matches("job ").to_owned();
         site.first_outcomes(&job).await;

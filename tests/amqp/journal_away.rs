@@ -83,6 +83,7 @@ async fn a_journal_that_the_broker_forgot_comes_back_with_all_its_facts_by_the_c
     read_up_to(&mut reader, job, "49").await;
     let mut consumer = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
 
+    broker.written_down().await;
     // As if it had not come to write it down.
     let books = "#{names := #{directory_rev := Books}} = ra_system:fetch(coordination)";
     broker.eval(format!("{books}, dets:delete(Books, rabbit_stream_coordinator), dets:sync(Books)")).await;
