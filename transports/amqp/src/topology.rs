@@ -165,7 +165,8 @@ impl Thing {
         match self.declare(visit).await {
             Ok(()) => self.bind(visit).await,
             Err(TransportError::Forbidden { transport, lacks }) => {
-                let hint = "`gristmill setup`, by a user who may configure, makes all that a lane needs";
+                let hint = "`gristmill setup`, by a user who may configure, makes all that a lane needs, \
+                            with --shards the further tasks queues too";
                 let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
                 Err(TransportError::Forbidden { transport, lacks })
             }

@@ -78,22 +78,34 @@ impl Heard {
                 _ => Finding::ok("sink", found),
             }
         });
-        let workers = standing.queue(QueueRole::Tasks).map(|(waiting, consumers)| {
-            let slots: u32 = self.workers.values().map(|beat| beat.slots).sum();
-            let busy: u32 = self.workers.values().map(|beat| beat.busy).sum();
-            let heard = match self.deaf {
-                true => "not listened".into(),
-                false => format!("heard: {}, with {slots} slots, {busy} of them busy", self.workers.len()),
-            };
-            let found = format!("consumers of tasks: {consumers}, batches that wait: {waiting}; {heard}");
-            match consumers {
-                0 => {
-                    Finding::warning("workers", found).hint("start a worker on this lane; tasks wait for it")
-                }
-                _ => Finding::ok("workers", found),
-            }
-        });
-        [sink, workers, Some(self.clock())].into_iter().flatten().collect()
+        [sink, self.taking(standing), Some(self.clock())].into_iter().flatten().collect()
+    }
+
+    /// Who takes tasks. Every worker takes from all tasks queues, so that they are alike in all but what waits.
+    fn taking(&self, standing: &Standing) -> Option<Finding> {
+        const CHECK: &str = "workers";
+        let shards: Vec<_> =
+            standing.shards().queues().filter_map(|shard| Some((shard, standing.queue(shard)?))).collect();
+        let (_, (_, most)) = shards.iter().max_by_key(|(_, (_, consumers))| *consumers)?;
+        let slots: u32 = self.workers.values().map(|beat| beat.slots).sum();
+        let busy: u32 = self.workers.values().map(|beat| beat.busy).sum();
+        let heard = match self.deaf {
+            true => "not listened".into(),
+            false => format!("heard: {}, with {slots} slots, {busy} of them busy", self.workers.len()),
+        };
+        let waiting: u32 = shards.iter().map(|(_, (waiting, _))| waiting).sum();
+        let found = format!("consumers of tasks: {most}, batches that wait: {waiting}; {heard}");
+        let left = shards.iter().filter(|(_, (_, consumers))| *consumers == 0);
+        let left: Vec<_> = left.map(|(shard, _)| standing.name(*shard)).collect();
+        Some(if *most == 0 {
+            Finding::warning(CHECK, found).hint("start a worker on this lane; tasks wait for it")
+        } else if left.is_empty() {
+            Finding::ok(CHECK, found)
+        } else {
+            Finding::problem(CHECK, format_args!("{found}; nobody takes from {}", left.join(", "))).hint(
+                "start the workers again: each takes from the tasks queues that are there when it starts",
+            )
+        })
     }
 
     fn clock(&self) -> Finding {

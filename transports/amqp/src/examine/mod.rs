@@ -100,7 +100,7 @@ impl Examination<'_> {
         let hearing = Hearing::begin(Arc::clone(&self.generation), self.lane).await;
         let standing = Standing::look(&mut visit, self.lane).await?;
         let configure = trial.declare(&mut visit, self.lane).await?;
-        self.findings.extend(standing.findings(&configure));
+        self.findings.extend(standing.findings(&configure, self.config.vhost()));
         self.findings.extend(standing.compare(&mut visit, &configure).await?);
         let rights = self.rights(&mut visit, &mut trial, &standing, &hearing, configure).await?;
         self.findings.push(rights);
@@ -111,6 +111,12 @@ impl Examination<'_> {
             Finding::unseen("consumer_timeout", "it cannot be seen over AMQP; 30 min unless set otherwise").hint(
                 "`rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` tells it, in ms; it must be at \
                  least twice what a task may take",
+            ),
+        );
+        self.findings.push(
+            Finding::unseen("policies", "they cannot be seen over AMQP").hint(
+                "`rabbitmqctl list_policies` and `list_operator_policies` tell them; none should reach gristmill.*: \
+                 one that sets a length or an age may drop tasks",
             ),
         );
         visit.end().await;
@@ -157,7 +163,7 @@ impl Examination<'_> {
         let parts = self.part.map_or(Part::ALL.to_vec(), |part| vec![part]);
         for part in parts {
             let mut lacks = Vec::new();
-            for need in part.needs(self.lane) {
+            for need in part.needs(self.lane, standing.shards()) {
                 let tried = match &need {
                     Need::DeclareAll => configure.clone(),
                     Need::Listen => hearing.tried(),

@@ -1,11 +1,12 @@
 //! What stands on the broker of what a lane needs, and whether it is as it would be made.
 
-use gristmill_shared::{Lane, QueueRole, TransportError};
+use gristmill_shared::{Lane, QueueRole, Shards, TransportError};
 use lapin::ExchangeKind;
 
 use super::{finding::Finding, trial::Tried};
 use crate::{
-    topology::{DEAD, EVENTS, FACTS, RESULTS, Seen, Thing, WORK},
+    ready,
+    topology::{DEAD, EVENTS, FACTS, JOURNAL, RESULTS, Seen, Thing, WORK},
     visit::Visit,
 };
 
@@ -15,20 +16,42 @@ const MISSING_SHOWN: usize = 3;
 /// What of it is where.
 pub(super) struct Standing {
     lane: Lane,
+    /// How many tasks queues the lane has.
+    shards: Shards,
     things: Vec<(Thing, Seen)>,
+    /// Those that the broker knows and could not show, and why.
+    away: Vec<(Thing, String)>,
 }
 
 impl Standing {
     pub(super) async fn look(visit: &mut Visit, lane: &Lane) -> Result<Self, TransportError> {
-        let queues = QueueRole::ALL.iter().map(|role| Thing::queue(&role.of(lane)));
+        let (mut shards, mut roles) = (Shards::ONE, QueueRole::ALL.to_vec());
+        while let Some(more) = shards.one_more() {
+            if matches!(
+                see(visit, &Thing::queue(&more.last().of(lane))).await?,
+                Ok(Seen::Missing | Seen::Hidden)
+            ) {
+                break;
+            }
+            shards = more;
+            roles.push(more.last());
+        }
+        let queues = roles.iter().map(|role| Thing::queue(&role.of(lane)));
         let exchanges = [WORK, RESULTS, DEAD, FACTS].map(|name| Thing::Exchange(name, ExchangeKind::Direct));
         let events = Thing::Exchange(EVENTS, ExchangeKind::Topic);
-        let mut things = Vec::new();
+        let (mut things, mut away) = (Vec::new(), Vec::new());
         for thing in queues.chain([Thing::journal()]).chain(exchanges).chain([events]) {
-            let seen = thing.look(visit).await?;
-            things.push((thing, seen));
+            match see(visit, &thing).await? {
+                Ok(seen) => things.push((thing, seen)),
+                Err(why) => away.push((thing, why)),
+            }
         }
-        Ok(Self { lane: lane.clone(), things })
+        Ok(Self { lane: lane.clone(), shards, things, away })
+    }
+
+    /// How many tasks queues the lane has.
+    pub(super) fn shards(&self) -> Shards {
+        self.shards
     }
 
     /// Whether it is there, or might be.
@@ -36,9 +59,14 @@ impl Standing {
         self.things.iter().any(|(thing, seen)| thing.name() == name && *seen != Seen::Missing)
     }
 
+    /// What a queue of the lane is called.
+    pub(super) fn name(&self, role: QueueRole) -> String {
+        role.of(&self.lane).to_string()
+    }
+
     /// How many messages wait in a queue of the lane, and how many consumers it has.
     pub(super) fn queue(&self, role: QueueRole) -> Option<(u32, u32)> {
-        let name = role.of(&self.lane).to_string();
+        let name = self.name(role);
         let (_, seen) = self.things.iter().find(|(thing, _)| thing.name() == name)?;
         match seen {
             Seen::There { messages, consumers } => Some((*messages, *consumers)),
@@ -46,7 +74,7 @@ impl Standing {
         }
     }
 
-    pub(super) fn findings(&self, configure: &Tried) -> Vec<Finding> {
+    pub(super) fn findings(&self, configure: &Tried, vhost: &str) -> Vec<Finding> {
         let with = |wanted: Seen| -> Vec<String> {
             let found = self.things.iter().filter(|(_, seen)| *seen == wanted);
             found.map(|(thing, _)| thing.to_string()).collect()
@@ -59,16 +87,35 @@ impl Standing {
             shown += &format!(", and {more} more");
         }
         let finding = match (missing.len(), configure) {
-            (0, _) => Finding::ok(check, format_args!("its queues, the exchanges and the journal are there")),
-            (_, Tried::May) => Finding::warning(check, format_args!("missing: {shown}"))
-                .hint("the first program of Gristmill on this lane makes it, or `gristmill setup`"),
-            _ => Finding::problem(check, format_args!("missing: {shown}"))
-                .hint("`gristmill setup` with a user who may configure"),
+            (0, _) if self.away.is_empty() => {
+                let shards = match self.shards {
+                    Shards::ONE => String::new(),
+                    shards => format!(" ({shards} tasks queues)"),
+                };
+                let found = format!("its queues{shards}, the exchanges and the journal are there");
+                Some(Finding::ok(&check, found))
+            }
+            (0, _) => None,
+            (_, Tried::May) => Some(
+                Finding::warning(&check, format_args!("missing: {shown}"))
+                    .hint("the first program of Gristmill on this lane makes it, or `gristmill setup`"),
+            ),
+            _ => Some(
+                Finding::problem(&check, format_args!("missing: {shown}"))
+                    .hint("`gristmill setup` with a user who may configure"),
+            ),
         };
+        let away = self.away.iter().map(|(thing, why)| {
+            let hint = ready::remedy(why, vhost).unwrap_or_else(|| {
+                "are all nodes of the broker up? `rabbitmqctl list_queues name state` tells".into()
+            });
+            Finding::problem(&check, format_args!("{thing} is known there, but not at hand: {why}"))
+                .hint(hint)
+        });
         let unseen = (!hidden.is_empty()).then(|| {
             Finding::unseen("hidden", format_args!("not shown to this user: {}", hidden.join(", ")))
         });
-        [finding].into_iter().chain(unseen).collect()
+        finding.into_iter().chain(away).chain(unseen).collect()
     }
 
     /// Declares what is there once more, which the broker refuses if it would be another.
@@ -90,10 +137,8 @@ impl Standing {
                 match thing.declare(visit).await {
                     Ok(()) => compared += 1,
                     Err(TransportError::Mismatch { what, difference, .. }) => {
-                        findings.push(Finding::problem(CHECK, format_args!("{what}: {difference}")).hint(
-                            "somebody or another version made it; when it is empty, delete it there and run \
-                             `gristmill setup`, or use another --lane",
-                        ));
+                        let found = format!("{what}: {difference}");
+                        findings.push(Finding::problem(CHECK, found).hint(self.mending(thing)));
                     }
                     Err(TransportError::Forbidden { lacks, .. }) => {
                         findings
@@ -107,5 +152,32 @@ impl Standing {
             findings.push(Finding::ok(CHECK, "as this version would set them"));
         }
         Ok(findings)
+    }
+
+    /// What to do about a thing that is another than ours would be.
+    fn mending(&self, thing: &Thing) -> String {
+        let setup = match self.shards {
+            Shards::ONE => format!("`gristmill setup --lane {}`", self.lane),
+            shards => format!("`gristmill setup --lane {} --shards {shards}`", self.lane),
+        };
+        let (when, else_use) = match thing {
+            Thing::Queue { name, .. } if name == JOURNAL => {
+                ("all lanes have it in common, so when no job runs on any", "virtual host")
+            }
+            Thing::Queue { .. } => ("when it is empty", "--lane"),
+            Thing::Exchange(..) => ("all lanes have it in common, so when no program runs", "virtual host"),
+        };
+        format!(
+            "somebody or another version made it; {when}, delete it there and run {setup}, or use another {else_use}"
+        )
+    }
+}
+
+/// How a thing was found, or why the broker could not tell although it is there.
+async fn see(visit: &mut Visit, thing: &Thing) -> Result<Result<Seen, String>, TransportError> {
+    match thing.look(visit).await {
+        Ok(seen) => Ok(Ok(seen)),
+        Err(TransportError::Disconnected { reason, .. }) if visit.channel().await.is_ok() => Ok(Err(reason)),
+        Err(error) => Err(error),
     }
 }
