@@ -1,6 +1,6 @@
 //! What `gristmill doctor` finds.
 
-use gristmill_shared::QueueRole;
+use gristmill_shared::{QueueRole, Shards};
 use lapin::{
     Connection, ConnectionProperties,
     options::{QueueDeclareOptions, QueueDeleteOptions},
@@ -107,6 +107,7 @@ async fn an_alarm_is_named() {
     let site = Site::at(broker.url());
     assert_eq!(site.run("gristmill setup").await.code, 0);
     broker.ctl("set_vm_memory_high_watermark 0.00001").await;
+    println!("{}", site.run("gristmill doctor").await.stdout);
     let ended = site.run("gristmill doctor --json").await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(ended.code, 1, "{report:#}");
@@ -122,24 +123,92 @@ async fn an_alarm_is_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drifted_argument_is_named() {
-    let site = Site::new();
-    assert_eq!(site.run("gristmill setup").await.code, 0);
-    let queue = site.queue(QueueRole::Dead).to_string();
-    let connection = Connection::connect(&broker_url(), ConnectionProperties::default()).await.unwrap();
+    let broker = OwnBroker::start().await;
+    let site = Site::at(broker.url());
+    assert_eq!(site.run("gristmill setup --shards 3").await.code, 0);
+    let lane = site.queue(QueueRole::Dead).lane;
+    let dead_letters =
+        format!("x-dead-letter-exchange=gristmill.dead x-dead-letter-routing-key=gristmill.{lane}.dead");
+    let again =
+        format!("x-dead-letter-exchange=gristmill.work x-dead-letter-routing-key=gristmill.{lane}.again");
+    let quorum = "x-queue-type=quorum x-overflow=reject-publish x-dead-letter-strategy=at-least-once";
+    // A queue, its arguments without the one that has drifted, and what is found.
+    let drifted = [
+        (
+            format!("gristmill.{lane}.dead"),
+            "x-queue-type=quorum x-overflow=reject-publish x-delivery-limit=7".to_owned(),
+            "x-delivery-limit is 7 there and would be 1000000 here",
+            format!("run `gristmill setup --lane {lane} --shards 3`, or use another --lane"),
+        ),
+        (
+            format!("gristmill.{lane}.tasks.2"),
+            format!("{quorum} x-delivery-limit=1000000 {dead_letters} x-max-length=5 x-max-length-bytes=67108864"),
+            "x-max-length is 5 there and would be 1000 here",
+            "when it is empty, delete it there".into(),
+        ),
+        (
+            format!("gristmill.{lane}.retry.1s"),
+            format!("{quorum} x-delivery-limit=1000000 {again}"),
+            "x-message-ttl is none there and would be 1000 here",
+            "when it is empty, delete it there".into(),
+        ),
+        (
+            format!("gristmill.{lane}.results"),
+            "x-queue-type=quorum x-overflow=reject-publish x-delivery-limit=1000000 x-max-length-bytes=268435456".into(),
+            "x-single-active-consumer is none there and would be true here",
+            "when it is empty, delete it there".into(),
+        ),
+        (
+            "gristmill.journal".into(),
+            "x-queue-type=stream x-max-age=1D x-max-length-bytes=67108864 x-stream-max-segment-size-bytes=4194304".into(),
+            "x-max-age is 1D there and would be 7D here",
+            "all lanes have it in common, so when no job runs on any".into(),
+        ),
+    ];
+    let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(7));
-    let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
+    for (queue, arguments, ..) in &drifted {
+        let queue = || queue.as_str().into();
+        channel.queue_delete(queue(), QueueDeleteOptions::default()).await.unwrap();
+        let mut table = FieldTable::default();
+        for (name, value) in arguments.split(' ').filter_map(|argument| argument.split_once('=')) {
+            let text = || AMQPValue::LongString(value.into());
+            table.insert(name.into(), value.parse().map_or_else(|_| text(), AMQPValue::LongLongInt));
+        }
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        channel.queue_declare(queue(), options, table).await.unwrap();
+    }
+    let ended = site.run("gristmill doctor").await;
+    println!("{}", ended.stdout);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    let problems: Vec<_> = ended.stdout.lines().filter(|line| line.starts_with("problem ")).collect();
+    assert_eq!(problems.len(), drifted.len(), "{problems:#?}");
+    for (queue, _, found, hint) in drifted {
+        let found = format!("the queue {queue}: {found}");
+        assert!(
+            problems.iter().any(|line| line.contains(&found) && line.contains(&hint)),
+            "{found}: {problems:#?}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tasks_queue_that_nobody_takes_from_is_named() {
+    let site = Site::new();
+    let mut worker = site.start("worker --slots 1 --shards 2");
+    worker.says("taking tasks").await;
+    assert_eq!(site.run("gristmill doctor").await.code, 0);
+    assert_eq!(site.run("gristmill setup --shards 3").await.code, 0);
     let ended = site.run("gristmill doctor --json").await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
     assert_eq!(ended.code, 1, "{report:#}");
-    let (verdict, found) = finding(&report, "arguments");
-    assert!(verdict == "problem" && found.contains(&queue), "{report:#}");
-    assert!(found.contains("x-delivery-limit is 7 there and would be 1000000 here"), "{report:#}");
+    let third = Shards::new(3).unwrap().last();
+    let (verdict, found) = finding(&report, "workers");
+    assert!(verdict == "problem" && found.contains("start the workers again"), "{report:#}");
+    assert!(found.contains(&format!("nobody takes from {}", site.queue(third))), "{report:#}");
+    let (_, found) = finding(&report, "lane");
+    assert!(found.contains("3 tasks queues"), "{report:#}");
+    assert_eq!(worker.stop().await.code, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,7 +240,7 @@ async fn a_missing_right_is_named() {
     let lane = fleet.site.queue(QueueRole::Suspect).lane;
     fleet.broker.ctl("add_user halfway secret").await;
     let rights = format!(
-        r"set_permissions halfway ^$ ^gristmill\.(work|results|dead|events)$ ^gristmill\.({lane}\.(tasks|again)|journal)$"
+        r"set_permissions halfway ^$ ^gristmill\.(work|results|dead|events)$ ^gristmill\.({lane}\.(tasks(\.2)?|again)|journal)$"
     );
     fleet.broker.ctl(&rights).await;
     let url = fleet.broker.url().replace("guest:guest", "halfway:secret");
@@ -179,5 +248,6 @@ async fn a_missing_right_is_named() {
     let ended = doctor.end().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     let lacks = format!("the user halfway lacks the read right on the queue {suspect}");
+    println!("{}", ended.stdout);
     assert!(ended.stdout.contains(&lacks) && ended.stdout.contains("worker"), "{}", ended.stdout);
 }

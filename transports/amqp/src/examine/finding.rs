@@ -78,7 +78,8 @@ pub(super) fn rights(
         [] => String::new(),
         untried => format!(" ({})", untried.join("; ")),
     };
-    let nearest = lacking.into_iter().min_by_key(|(_, lacks)| lacks.len());
+    // What an operator lacks counts once for all that it declares, so that nobody is taken for one by that.
+    let nearest = lacking.into_iter().min_by_key(|(part, lacks)| (*part == Part::Operator, lacks.len()));
     match (wanted, fits, nearest) {
         (_, [], Some((part, lacks))) => {
             let whole = if wanted.is_some() { "" } else { ", and of no other part; it is nearest to this" };
@@ -103,6 +104,7 @@ mod tests {
         let lacking = vec![
             (Part::Sink, vec!["a".into(), "b".into()]),
             (Part::Worker, vec!["the user w lacks the read right on the queue q".into()]),
+            (Part::Operator, vec!["c".into()]),
         ];
         let found = rights(None, &[], lacking.clone(), &[]);
         assert_eq!(found.verdict, Verdict::Problem);
