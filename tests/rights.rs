@@ -119,6 +119,33 @@ async fn every_role_works_with_its_own_user() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
+    let fleet = Guarded::start().await;
+    let mut sink = fleet.start_as("sink", "sink");
+    let mut worker = fleet.start_as("worker", "worker --slots 1");
+    worker.says("taking tasks").await;
+    let crack = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
+    assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
+
+    let operator =
+        Connection::connect(&fleet.url("operator"), ConnectionProperties::default()).await.unwrap();
+    for role in [QueueRole::Tasks, QueueRole::Results] {
+        assert!(may(&operator, &Act::Delete(fleet.queue(role))).await);
+    }
+    for process in [&mut sink, &mut worker] {
+        process.says("`gristmill setup`").await;
+    }
+    let setup = format!("gristmill setup --lane {} --shards {SHARDS}", fleet.lane());
+    assert_eq!(fleet.run("operator", &setup).await.code, 0);
+    assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
+    for process in [worker, sink] {
+        let ended = process.stop().await;
+        println!("{}", ended.stderr);
+        assert_eq!(ended.code, 0, "{ended:?}");
+    }
+}
+
 /// What somebody may want of the broker.
 #[derive(Clone, Debug)]
 enum Act {
