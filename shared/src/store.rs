@@ -85,7 +85,7 @@ pub enum StoreError {
     },
     /// We may not publish there.
     #[error(
-        "the broker does not let us publish to {to}: {why} (hint: the user needs the right to write there)"
+        "the broker does not let us publish to {to}: {why} (hint: each role has rights of its own; use the user of this role, or give this one the right)"
     )]
     Denied {
         /// Where to.
