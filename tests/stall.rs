@@ -121,7 +121,7 @@ async fn a_broker_that_forgets_everything_costs_time_and_nothing_else() {
     sink.says("serving").await;
     let worker = start("worker --slots 1");
     // One job with more batches than the queue takes, whose split is under way; and one that is sent and sealed.
-    let mut submit = start("producer submit spin --tasks 3000 --micros 500 --batch 2 --wait");
+    let mut submit = start("producer submit spin --tasks 4000 --micros 3000 --batch 2 --wait");
     let split = job_of(&mut submit).await;
     let sealed = start("producer submit spin --tasks 40 --micros 500 --batch 2").end().await;
     let sealed = sealed.answer().to_owned();
@@ -143,7 +143,7 @@ async fn a_broker_that_forgets_everything_costs_time_and_nothing_else() {
     assert!(before.contains(".tasks\t"), "{before}");
 
     let _roles = (start("sink --stall-after 2s"), start("worker --slots 2"));
-    for (job, sum) in [(&split, "4498500"), (&sealed, "780")] {
+    for (job, sum) in [(&split, "7998000"), (&sealed, "780")] {
         let resumed = start(&format!("producer resume {job} --missing --wait")).end().await;
         assert!(resumed.answer().contains(sum), "{resumed:?}");
         site.verify(job).await;
