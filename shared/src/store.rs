@@ -72,7 +72,7 @@ pub enum StoreError {
     Lost,
     /// The queue is not there.
     #[error(
-        "{0} does not exist on the broker (hint: somebody deleted it; start this process again to make it anew)"
+        "{0} does not exist on the broker (hint: somebody deleted it; start this process again, or run `gristmill setup`, to make it anew)"
     )]
     Unroutable(Address),
     /// It can never be stored.
