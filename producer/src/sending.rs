@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     future::Future,
+    iter,
     pin::pin,
     time::Duration,
 };
@@ -18,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::{
     ProducerError,
     kept_cursor::KeptCursor,
-    splitting::{Packed, Place, Split},
+    splitting::{BATCHES_AHEAD, Packed, Place, Split},
     window::Window,
 };
 
@@ -119,9 +120,9 @@ pub(crate) async fn send_all(
     let mut leave = pin!(leave);
     let mut leaving: Option<Instant> = None;
     let mut window = Window::new();
-    let mut in_flight = FuturesUnordered::new();
-    let mut bytes_in_flight = 0;
-    let mut held: Option<Packed> = None; // split, but the window has no room
+    let mut lots = FuturesUnordered::new();
+    let (mut in_flight, mut bytes_in_flight) = (0, 0);
+    let mut ready = VecDeque::new(); // split, and not sent; BATCHES_AHEAD at most
     let mut refused = VecDeque::new();
     let mut pause_ends = Instant::now();
     let mut end = None;
@@ -129,74 +130,100 @@ pub(crate) async fn send_all(
     let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
     saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        PRODUCER_UNCONFIRMED.set([], in_flight.len() as f64);
-        PRODUCER_UNCONFIRMED_BYTES.set([], bytes_in_flight as f64);
-        let waiting = refused.front().or(held.as_ref());
-        let room = waiting.is_some_and(|packed| {
-            window.has_room(in_flight.len(), bytes_in_flight, packed.message.body.len())
-        });
-        if room && leaving.is_none() && Instant::now() >= pause_ends {
-            let packed: Packed = match refused.pop_front() {
-                Some(packed) => packed,
-                None => held.take().expect("one of the two was waiting"),
-            };
-            bytes_in_flight += packed.message.body.len();
-            // What one shard refused goes to the next one.
-            let to = next_to.next().expect("a lane has a shard").clone();
-            let outgoing = Outgoing { to: to.clone(), message: packed.message.clone() };
-            in_flight.push(async move { (packed, to, publisher.publish(vec![outgoing]).await.pop()) });
-            continue;
+        let mut lot = Vec::new();
+        let may_send = leaving.is_none() && Instant::now() >= pause_ends;
+        let room = loop {
+            let queue: &mut VecDeque<Packed> = if refused.is_empty() { &mut ready } else { &mut refused };
+            let room = queue
+                .front()
+                .is_some_and(|packed| window.has_room(in_flight, bytes_in_flight, packed.message.body.len()));
+            let next = if room && may_send { queue.pop_front() } else { None };
+            match next {
+                Some(packed) => {
+                    in_flight += 1;
+                    bytes_in_flight += packed.message.body.len();
+                    // What one shard refused goes to the next one.
+                    lot.push((packed, next_to.next().expect("a lane has a shard").clone()));
+                }
+                None => break room,
+            }
+        };
+        if !lot.is_empty() {
+            lots.push(send(lot, publisher));
         }
-        if leaving.is_some_and(|until| in_flight.is_empty() || Instant::now() >= until) {
+        PRODUCER_UNCONFIRMED.set([], in_flight as f64);
+        PRODUCER_UNCONFIRMED_BYTES.set([], bytes_in_flight as f64);
+        if leaving.is_some_and(|until| in_flight == 0 || Instant::now() >= until) {
             note.save().await?;
             return Ok(Sent::Interrupted(note.tasks()));
         }
+        let all_sent = in_flight == 0 && ready.is_empty() && refused.is_empty();
         if let Some(Split::End(total, digest)) = end
-            && in_flight.is_empty()
-            && waiting.is_none()
+            && all_sent
         {
             return Ok(Sent::All(total, digest));
         }
-        let splits_on = held.is_none() && end.is_none() && leaving.is_none();
+        let splits_on = ready.is_empty() && end.is_none() && leaving.is_none();
         let pause_or_grace_ends = leaving.unwrap_or(pause_ends);
         tokio::select! {
             biased;
             () = stop.stopped() => return Ok(Sent::Stopped(note.tasks())),
             () = &mut leave, if leaving.is_none() => leaving = Some(Instant::now() + LEAVE_GRACE),
-            Some((packed, to, answer)) = in_flight.next() => {
-                bytes_in_flight -= packed.message.body.len();
-                match answer {
-                    Some(Published::Stored) => {
-                        PRODUCER_BATCHES.add(["stored"], 1);
-                        PRODUCER_TASKS.add([], packed.count.into());
-                        window.stored();
-                        note.add(&packed);
+            Some(lot) = lots.next() => {
+                let refused_before = refused.len();
+                for (packed, to, answer) in lot {
+                    in_flight -= 1;
+                    bytes_in_flight -= packed.message.body.len();
+                    match answer {
+                        Some(Published::Stored) => {
+                            PRODUCER_BATCHES.add(["stored"], 1);
+                            PRODUCER_TASKS.add([], packed.count.into());
+                            window.stored();
+                            note.add(&packed);
+                        }
+                        Some(Published::Rejected) => {
+                            PRODUCER_BATCHES.add(["refused"], 1);
+                            refused.push_back(packed);
+                        }
+                        Some(Published::Unroutable) => return Err(StoreError::Unroutable(to).into()),
+                        Some(Published::Refused(why)) => return Err(StoreError::Refused { to, why }.into()),
+                        Some(Published::Denied(why)) => return Err(StoreError::Denied { to, why }.into()),
+                        Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
                     }
-                    Some(Published::Rejected) => {
-                        PRODUCER_BATCHES.add(["refused"], 1);
-                        pause_ends = Instant::now() + window.refused();
-                        refused.push_back(packed);
-                    }
-                    Some(Published::Unroutable) => return Err(StoreError::Unroutable(to).into()),
-                    Some(Published::Refused(why)) => return Err(StoreError::Refused { to, why }.into()),
-                    Some(Published::Denied(why)) => return Err(StoreError::Denied { to, why }.into()),
-                    Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
+                }
+                if refused.len() > refused_before {
+                    pause_ends = Instant::now() + window.refused(); // once for those that were refused together
                 }
             }
             () = tokio::time::sleep_until(pause_or_grace_ends), if room || leaving.is_some() => {}
-            split = splits.recv_async(), if splits_on => match split {
-                Ok(Split::Batch(packed)) => held = Some(*packed),
-                Ok(Split::Failed(error)) => return Err(ProducerError::Split(error)),
-                Ok(Split::Changed) => return Err(ProducerError::split_changed(start)),
-                Ok(last @ Split::End(..)) => end = Some(last),
-                Err(flume::RecvError::Disconnected) => return Err(ProducerError::Died),
-            },
+            split = splits.recv_async(), if splits_on => {
+                let split = split.map_err(|flume::RecvError::Disconnected| ProducerError::Died)?;
+                for split in iter::once(split).chain(splits.try_iter()).take(BATCHES_AHEAD) {
+                    match split {
+                        Split::Batch(packed) => ready.push_back(*packed),
+                        Split::Failed(error) => return Err(ProducerError::Split(error)),
+                        Split::Changed => return Err(ProducerError::split_changed(start)),
+                        last @ Split::End(..) => end = Some(last),
+                    }
+                }
+            }
             _ = saves.tick() => {
                 reached(FailPoint::ProducerConfirmed);
                 note.save().await?;
             }
         }
     }
+}
+
+/// Sends batches together; the answer to each.
+async fn send(
+    lot: Vec<(Packed, Address)>,
+    publisher: &dyn Publisher,
+) -> Vec<(Packed, Address, Option<Published>)> {
+    let outgoing =
+        |(packed, to): &(Packed, Address)| Outgoing { to: to.clone(), message: packed.message.clone() };
+    let mut answers = publisher.publish(lot.iter().map(outgoing).collect()).await.into_iter();
+    lot.into_iter().map(|(packed, to)| (packed, to, answers.next())).collect()
 }
 
 /// How far everything is stored, when answers come in any order.

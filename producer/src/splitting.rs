@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::sizing::Sizing;
 
-/// How many batches may be split ahead of the sending.
-const BATCHES_AHEAD: usize = 4;
+/// How many batches may be split ahead of the sending. They go to the broker together, if there is room.
+pub(crate) const BATCHES_AHEAD: usize = 16;
 
 /// What every batch of a job carries.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::{mem, sync::Arc};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Publisher, StoreError,
+    Address, Outgoing, Published, Publisher, StoreError,
     fail_point::{FailPoint, reached},
     meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
@@ -19,7 +19,7 @@ use crate::{in_hand::InHand, refused::instead_of};
 pub(crate) const HANDOFFS_IN_FLIGHT: usize = 512;
 /// How many bytes may wait for the broker's answer, give or take the last handoff.
 const BYTES_IN_FLIGHT: usize = 32 << 20;
-/// How many handoffs may wait for their turn.
+/// How many handoffs may wait for their turn. Those that do go to the broker together.
 pub(crate) const HANDOFFS_QUEUED: usize = 64;
 
 /// Messages that follow from a batch.
@@ -41,23 +41,40 @@ pub(crate) async fn hand_on_all(
     publisher: &dyn Publisher,
     no_more: &CancellationToken,
 ) -> Result<(), StoreError> {
-    let mut in_flight = FuturesUnordered::new();
-    let mut bytes_in_flight = 0;
+    let mut lots = FuturesUnordered::new();
+    let mut alone = FuturesUnordered::new();
+    let (mut in_flight, mut bytes_in_flight) = (0, 0);
     loop {
-        WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight.len() as f64);
-        let room = in_flight.len() < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
+        WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight as f64);
+        let room = in_flight < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
         tokio::select! {
             biased;
-            Some((bytes, stored)) = in_flight.next() => {
+            Some(Went { left, settled, bytes }) = lots.next() => {
+                in_flight -= settled;
+                bytes_in_flight -= bytes;
+                for handoff in left {
+                    let bytes = handoff.bytes();
+                    alone.push(async move { (bytes, hand_on(handoff, publisher).await) });
+                }
+            }
+            Some((bytes, stored)) = alone.next() => {
+                in_flight -= 1;
                 bytes_in_flight -= bytes;
                 stored?;
             }
-            Ok(handoff) = handoffs.recv_async(), if room => {
-                let bytes = handoff.bytes();
-                bytes_in_flight += bytes;
-                in_flight.push(async move { (bytes, hand_on(handoff, publisher).await) });
+            Ok(first) = handoffs.recv_async(), if room => {
+                let mut lot = Vec::new();
+                let mut next = Some(first);
+                while let Some(handoff) = next {
+                    in_flight += 1;
+                    bytes_in_flight += handoff.bytes();
+                    lot.push(handoff);
+                    let room = in_flight < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
+                    next = room.then(|| handoffs.try_recv().ok()).flatten();
+                }
+                lots.push(hand_on_together(lot, publisher));
             }
-            () = no_more.cancelled(), if in_flight.is_empty() => return Ok(()),
+            () = no_more.cancelled(), if in_flight == 0 => return Ok(()),
         }
     }
 }
@@ -70,8 +87,46 @@ fn queue(to: &Address) -> &'static str {
     }
 }
 
+/// What became of handoffs that went together.
+struct Went {
+    /// Not everything of these was stored; what was not is left.
+    left: Vec<Handoff>,
+    /// How many of the others there were.
+    settled: usize,
+    /// How much was stored.
+    bytes: usize,
+}
+
+/// Sends all that follows from some batches at once, and settles those of which everything was stored. Each of the others
+/// then goes its own way: what one queue does not take holds up nobody else.
+async fn hand_on_together(lot: Vec<Handoff>, publisher: &dyn Publisher) -> Went {
+    lot.iter().for_each(|_| reached(FailPoint::WorkerRan));
+    let messages = lot.iter().flat_map(|handoff| &handoff.messages).cloned().collect();
+    let mut answers = publisher.publish(messages).await.into_iter();
+    let mut went = Went { left: Vec::new(), settled: 0, bytes: 0 };
+    for mut handoff in lot {
+        let before = handoff.bytes();
+        handoff.messages.retain(|outgoing| {
+            let stored = answers.next() == Some(Published::Stored);
+            if stored {
+                WORKER_STORED.add([queue(&outgoing.to)], 1);
+            }
+            !stored
+        });
+        went.bytes += before - handoff.bytes();
+        if handoff.messages.is_empty() {
+            reached(FailPoint::WorkerStored);
+            handoff.batch.close();
+            went.settled += 1;
+        } else {
+            went.left.push(handoff);
+        }
+    }
+    went
+}
+
+/// Sends until everything that follows from a batch is stored, and settles it.
 async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher) -> Result<(), StoreError> {
-    reached(FailPoint::WorkerRan);
     let mut left = messages;
     while !left.is_empty() {
         let mut queues: Vec<_> = left.iter().map(|outgoing| queue(&outgoing.to)).collect();

@@ -27,8 +27,9 @@ use crate::{
     topology::EVENTS,
 };
 
-/// Threads that do nothing but talk to the broker, so that no task's work holds up a heartbeat.
-const THREADS: usize = 2;
+/// A thread that does nothing but talk to the broker, so that no task's work holds up a heartbeat; a second one would mostly
+/// wake the first.
+const THREADS: usize = 1;
 /// How long the broker may take over one answer.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the publishing connection is tried, if only to learn whether the broker takes anything.
