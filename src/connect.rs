@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 pub(crate) use gristmill_amqp::Access;
-use gristmill_amqp::{AmqpConfig, AmqpTransport};
-use gristmill_shared::{Transport, TransportError};
+use gristmill_amqp::{AmqpConfig, AmqpTransport, Finding, Part};
+use gristmill_shared::{Lane, Transport, TransportError};
 
 /// Connects to the broker at `url`; `name` is what its operator sees of us. Tries for 10 s.
 ///
@@ -28,12 +28,31 @@ pub(crate) async fn connect_for(
     name: &str,
     give_up_after: Option<Duration>,
 ) -> Result<Arc<dyn Transport>, TransportError> {
+    let mut config = amqp(url, access, name)?;
+    config.give_up_after_loss = give_up_after;
+    Ok(AmqpTransport::connect(config).await?)
+}
+
+/// Looks over the broker at `url` and a lane on it; see [`gristmill_amqp::examine`].
+///
+/// # Errors
+/// [`TransportError::Invalid`] if the URL is none of ours. A broker that cannot be reached is a finding.
+pub(crate) async fn examine(
+    url: &str,
+    access: &Access,
+    name: &str,
+    lane: &Lane,
+    part: Option<Part>,
+) -> Result<Vec<Finding>, TransportError> {
+    Ok(gristmill_amqp::examine(&amqp(url, access, name)?, lane, part).await)
+}
+
+fn amqp(url: &str, access: &Access, name: &str) -> Result<AmqpConfig, TransportError> {
     match url.split_once("://") {
         Some(("amqp" | "amqps", _)) => {
             let mut config = AmqpConfig::with_access(url, access)?;
             config.name = name.into();
-            config.give_up_after_loss = give_up_after;
-            Ok(AmqpTransport::connect(config).await?)
+            Ok(config)
         }
         Some((scheme, _)) => Err(TransportError::Invalid(format!(
             "no transport for {scheme}:// (hint: expected amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…)"

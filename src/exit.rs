@@ -13,7 +13,7 @@ use gristmill_worker::WorkerError;
 pub enum Exit {
     /// All is well.
     Ok = 0,
-    /// The job finished, but with failed tasks or with no answer; or a ledger does not add up.
+    /// The job finished, but with failed tasks or with no answer; or a ledger does not add up; or a doctor found a problem.
     Incomplete = 1,
     /// The command line, the environment or a file named there is not usable.
     Usage = 2,
@@ -62,7 +62,7 @@ impl From<TransportError> for Failure {
             TransportError::Invalid(_) => Exit::Usage,
             _ => Exit::Broker,
         };
-        let hint = match error {
+        let hint = match &error {
             TransportError::Unreachable { .. } => {
                 "\n(hint: is a RabbitMQ running there? pass another with --broker or GRISTMILL_BROKER; \
                  `gristmill run` needs none)"
@@ -70,6 +70,10 @@ impl From<TransportError> for Failure {
             TransportError::Denied { .. } => {
                 "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
                  GRISTMILL_PASSWORD)"
+            }
+            TransportError::Forbidden { lacks, .. } if !lacks.contains("(hint: ") => {
+                "\n(hint: each role has rights of its own, which deploy/rabbitmq-permissions gives; \
+                 `gristmill doctor` shows what this user may do)"
             }
             TransportError::Mismatch { .. } => {
                 "\n(hint: another version made it; delete it on the broker when it is empty, or use another --lane)"

@@ -15,7 +15,7 @@ const METRICS: &str = "--metrics 127.0.0.1:0";
 async fn what_the_roles_count_is_what_the_ledger_has() {
     let site = Site::new();
     let mut sink = site.start(&format!("sink {METRICS}"));
-    let mut worker = site.start(&format!("worker --slots 2 {METRICS}"));
+    let mut worker = site.start(&format!("worker --slots 2 {METRICS} -v"));
     let (of_sink, of_worker) = (Scraped::of(&mut sink).await, Scraped::of(&mut worker).await);
     // It waits for the end, so that it can be asked when everything is sent.
     let words = "spin --tasks 2000 --micros 200 --fail-rate 0.05 --max-attempts 2 --batch 20 --wait";
@@ -90,6 +90,36 @@ async fn who_asks_hears_soon_that_the_broker_has_gone_and_that_it_is_back() {
         assert_eq!(samples.sum("gristmill_broker_reconnects_total", ""), 1.0, "{samples:?}");
         assert_eq!(samples.sum("gristmill_broker_state", "state=\"away\""), 0.0);
     }
+}
+
+#[tokio::test]
+async fn a_sink_that_says_it_is_ready_has_its_lane() {
+    let site = Site::new();
+    let mut sink = site.start(&format!("sink {METRICS}"));
+    Scraped::of(&mut sink).await.ready(200).await;
+    sink.kill().await;
+    let another = site.path("another.ledger").display().to_string();
+    let ended = within("the end", site.run(&format!("sink --ledger {another}"))).await;
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(ended.stderr.contains("--adopt"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_whole_pipeline_in_one_process_counts_all_its_roles() {
+    let site = Site::new();
+    let mut running =
+        site.start(&format!("gristmill run spin --tasks 100000 --micros 10000 --slots 2 {METRICS} -v"));
+    let scraped = Scraped::of(&mut running).await;
+    scraped.ready(200).await;
+    let counts = [
+        "gristmill_producer_tasks_sent_total",
+        "gristmill_worker_tasks_total",
+        "gristmill_sink_outcomes_total",
+    ];
+    let all = |samples: &Samples| counts.iter().all(|name| samples.sum(name, "") > 0.5);
+    let samples = scraped.counted("tasks of all roles", all).await;
+    assert_eq!(samples.sum("gristmill_build_info", "role=\"run\""), 1.0, "{samples:?}");
+    running.kill().await;
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ pub enum StoreError {
     Lost,
     /// The queue is not there.
     #[error(
-        "{0} does not exist on the broker (hint: somebody deleted it; start this process again to make it anew)"
+        "{0} does not exist on the broker (hint: somebody deleted it; start this process again, or run `gristmill setup`, to make it anew)"
     )]
     Unroutable(Address),
     /// It can never be stored.
@@ -85,7 +85,7 @@ pub enum StoreError {
     },
     /// We may not publish there.
     #[error(
-        "the broker does not let us publish to {to}: {why} (hint: the user needs the right to write there)"
+        "the broker does not let us publish to {to}: {why} (hint: each role has rights of its own; use the user of this role, or give this one the right)"
     )]
     Denied {
         /// Where to.

@@ -29,10 +29,11 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     fn capabilities(&self) -> Capabilities;
 
     /// Creates the lane's queues, the journal and the events topic where they are missing. Idempotent; every role
-    /// calls it before anything else.
+    /// calls it before anything else. Whoever may create nothing only looks whether all is there.
     ///
     /// # Errors
-    /// [`TransportError::Mismatch`] if something exists with other settings.
+    /// [`TransportError::Mismatch`] if something exists with other settings, and we may create such things;
+    /// [`TransportError::Forbidden`] if something is missing, and we may not create it.
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
 
     /// Creates the shards of a lane's tasks queue up to `at_least` so many, where they are missing, and says how many there
@@ -380,13 +381,21 @@ pub enum TransportError {
         /// What the last try ended in.
         reason: String,
     },
-    /// The broker is there but does not let us. Mend the user, the password, the virtual host or the permissions.
+    /// The broker is there but does not let us in. Mend the user, the password or the virtual host.
     #[error("the broker at {transport} refuses: {reason}")]
     Denied {
         /// The transport's name.
         transport: String,
         /// What the broker said.
         reason: String,
+    },
+    /// We are let in, but may not do this. Somebody must give the user the right, or do it in our stead.
+    #[error("the broker at {transport} refuses: {lacks}")]
+    Forbidden {
+        /// The transport's name.
+        transport: String,
+        /// Who lacks which right on what.
+        lacks: String,
     },
     /// We and the broker do not trust each other. Mend the certificates, or those who are trusted.
     #[error("no trust between us and the broker at {transport}: {reason}")]
@@ -417,7 +426,11 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Disconnected { .. } | Self::Unreachable { .. } => true,
-            Self::Denied { .. } | Self::Untrusted { .. } | Self::Mismatch { .. } | Self::Invalid(_) => false,
+            Self::Denied { .. }
+            | Self::Forbidden { .. }
+            | Self::Untrusted { .. }
+            | Self::Mismatch { .. }
+            | Self::Invalid(_) => false,
         }
     }
 }

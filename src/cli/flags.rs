@@ -101,6 +101,11 @@ impl AccessFlags {
 }
 
 impl BrokerFlags {
+    /// What opens the door besides the URL.
+    pub(crate) fn access(&self) -> Access {
+        self.access.access()
+    }
+
     /// Connects as `role`, and gives the name that goes with it.
     pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
         let app = process_id(role);

@@ -6,6 +6,9 @@ use gristmill_shared::Transport;
 use super::Context;
 use crate::{exit::Failure, observe::Window};
 
+/// Why a sink is not ready at first.
+pub(crate) const LANE_NOT_CLAIMED: &str = "the lane is not claimed yet";
+
 /// Where others may look.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Common options")]
@@ -34,6 +37,13 @@ impl MetricsFlags {
 }
 
 impl Watched {
+    /// Not ready, for this reason, however the broker is; with none, as ready as the broker is.
+    pub(crate) fn wait_for(&self, to_do: Option<&'static str>) {
+        if let Some(window) = &self.0 {
+            window.wait_for(to_do);
+        }
+    }
+
     /// Shows how this transport is, from now on.
     pub(crate) fn follow(&mut self, transport: &dyn Transport) {
         if let Some(window) = &mut self.0 {

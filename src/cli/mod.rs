@@ -2,6 +2,7 @@
 
 mod bar;
 mod config;
+mod doctor;
 mod drill;
 mod flags;
 mod follow;
@@ -13,6 +14,7 @@ mod pages;
 mod producer;
 mod retry;
 mod run;
+mod setup;
 mod signals;
 mod sink;
 mod sink_read;
@@ -131,6 +133,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
+            .subcommands([setup::command(), doctor::command()])
             .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
             .subcommands(pages::commands()),
     };
@@ -167,6 +170,8 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("producer", matches)) => producer::main(context, matches).await,
             Some(("worker", matches)) => worker::main(context, matches).await,
             Some(("sink", matches)) => sink::main(context, matches).await,
+            Some(("doctor", matches)) => doctor::main(context, matches).await,
+            Some(("setup", matches)) => setup::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
             Some(("completions", matches)) => pages::completions(context, matches),
             Some(("man", matches)) => pages::manual(context, matches),

@@ -14,6 +14,7 @@ use super::{
     flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
     follow::{self, Known},
     kinds::Kinds,
+    metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     say,
     state::StateFlags,
 };
@@ -38,6 +39,8 @@ struct RunFlags {
     slots: SlotFlags,
     #[command(flatten)]
     how: SubmitFlags,
+    #[command(flatten)]
+    metrics: MetricsFlags,
     /// Print the end as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -57,6 +60,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     if flags.broker.is_some() {
         flags.how.warning().into_iter().for_each(say);
     }
+    let mut watched = flags.metrics.open(context, "run").await?;
+    watched.wait_for(Some(LANE_NOT_CLAIMED));
     let app = process_id("run");
     let lane = flags.lane.lane.clone();
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
@@ -66,6 +71,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             (transport, LedgerPlace::File(flags.state.ledger(&lane)?))
         }
     };
+    watched.follow(&*transport);
     let sink = Sink::open(SinkConfig {
         registry: context.registry.clone(),
         lane: lane.clone(),
@@ -77,6 +83,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     // Before a job is opened, which would be left behind on a lane of another ledger.
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
     let sink = context.unless_interrupted(claim).await?;
+    watched.wait_for(None);
     let worker =
         Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
 

@@ -1,14 +1,14 @@
 //! `sink`: serves a lane, or reads its ledger.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
 
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
-    metrics::MetricsFlags,
+    metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     retry::{self, Retry},
     say,
     sink_read::{self, Reading},
@@ -69,6 +69,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }
     let mut watched = flags.metrics.open(context, "sink").await?;
+    watched.wait_for(Some(LANE_NOT_CLAIMED));
     // The broker first: a sink that cannot serve leaves no new ledger behind.
     let (transport, app) = context.unless_interrupted(flags.broker.connect("sink")).await?;
     watched.follow(&*transport);
@@ -84,10 +85,17 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         context.signals.first().await;
         say("leaving: committing what is here (once more to stop at once)");
     };
-    let served = match Sink::open(config) {
-        Ok(sink) => sink.run_until(Arc::clone(&transport), leave).await,
-        Err(error) => Err(error),
+    let serving = async {
+        let mut leave = pin!(leave);
+        let sink = Sink::open(config)?;
+        let claimed = tokio::select! {
+            () = &mut leave => return Ok(SinkReport::default()),
+            claimed = sink.claim(Arc::clone(&transport)) => claimed?,
+        };
+        watched.wait_for(None);
+        claimed.run_until(leave).await
     };
+    let served: Result<_, SinkError> = serving.await;
     transport.close().await;
     say(format_args!("stopped: {}", served?));
     Ok(Exit::Ok)

@@ -58,13 +58,16 @@ struct Steps {
 }
 
 impl Book {
-    /// An empty book for a process of this role: what has no labels begins with 0, so that it is there to be seen.
+    /// An empty book for a process of this role, or of all if it is none of them: what has no labels begins with 0, so that
+    /// it is there to be seen.
     pub(super) fn of(role: &str) -> Self {
         let book = Self::default();
-        let others = ["worker", "sink", "producer"].map(|other| format!("gristmill_{other}_"));
-        let own = format!("gristmill_{role}_");
+        let roles = ["worker", "sink", "producer"];
+        let prefixes = roles.map(|role| format!("gristmill_{role}_"));
+        let (own, one) = (format!("gristmill_{role}_"), roles.contains(&role));
         for listed in CATALOGUE {
-            let of_another = others.iter().any(|other| *other != own && listed.name.starts_with(other));
+            let of_another =
+                one && prefixes.iter().any(|other| *other != own && listed.name.starts_with(other));
             book.describe(listed.name, listed.shape, listed.help);
             if !of_another && listed.labels.is_empty() {
                 book.series(&Key::from_static_name(listed.name), listed.shape);

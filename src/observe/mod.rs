@@ -3,7 +3,8 @@
 //! ```text
 //! GET /metrics   everything that is counted, in the text format of Prometheus
 //! GET /healthz   200 as long as the process runs; whatever part of a role dies ends the process
-//! GET /readyz    200 while the broker takes messages and delivers them, else 503 with the reason
+//! GET /readyz    200 while the broker takes messages and delivers them, else 503 with the reason; of a sink, only
+//!                once it has its lane
 //! ```
 
 mod book;
@@ -66,6 +67,11 @@ impl Window {
         let serving = http::serve(listener, move |path| pane.answer(path));
         tracing::info!("metrics are at http://{address}/metrics");
         Ok(Self { weather, _serving: AbortOnDropHandle::new(tokio::spawn(serving)), following: None })
+    }
+
+    /// Shows the process as not ready, for this reason, however the broker is; with none, as ready as the broker is.
+    pub(crate) fn wait_for(&self, to_do: Option<&'static str>) {
+        lock(&self.weather).wait_for(to_do);
     }
 
     /// Shows how this transport is, from now on.

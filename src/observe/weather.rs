@@ -12,6 +12,8 @@ use gristmill_shared::{
 pub(super) struct Weather {
     /// Nothing while a first connection is made.
     now: Option<Health>,
+    /// What this process has yet to do before it is ready, once the broker works.
+    to_do: Option<&'static str>,
     since: Instant,
     blocked: Duration,
     away: Duration,
@@ -21,7 +23,7 @@ const STATES: [&str; 5] = ["connecting", "well", "blocked", "away", "closed"];
 
 impl Weather {
     pub(super) fn new(now: Instant) -> Self {
-        Self { now: None, since: now, blocked: Duration::ZERO, away: Duration::ZERO }
+        Self { now: None, to_do: None, since: now, blocked: Duration::ZERO, away: Duration::ZERO }
     }
 
     /// It is this from now on.
@@ -34,6 +36,11 @@ impl Weather {
         self.now = Some(health);
     }
 
+    /// Not ready, for this reason, however the broker is; with none, as ready as the broker is.
+    pub(super) fn wait_for(&mut self, to_do: Option<&'static str>) {
+        self.to_do = to_do;
+    }
+
     /// Counts what there is to count, up to now.
     pub(super) fn count(&mut self, now: Instant) {
         self.pass(now);
@@ -44,11 +51,11 @@ impl Weather {
         BROKER_AWAY.reach([], self.away.as_secs());
     }
 
-    /// Why the broker does not work for this process, if it does not.
+    /// Why this process is not ready, if it is not.
     pub(super) fn trouble(&self) -> Option<String> {
         match &self.now {
             None => Some("the broker is not connected yet".into()),
-            Some(Health::Well) => None,
+            Some(Health::Well) => self.to_do.map(Into::into),
             Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
             Some(Health::Away(why)) => Some(format!("the connection to the broker is lost: {why}")),
             Some(Health::Closed) => Some("the broker was given up".into()),
@@ -88,8 +95,11 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         metrics::with_local_recorder(&book, || {
             let mut weather = Weather::new(start);
-            assert!(weather.trouble().is_some(), "nothing is connected");
+            weather.wait_for(Some("the table is not laid"));
+            assert!(weather.trouble().is_some_and(|why| why.contains("not connected")));
             weather.turn(Health::Well, at(1));
+            assert_eq!(weather.trouble().as_deref(), Some("the table is not laid"));
+            weather.wait_for(None);
             assert_eq!(weather.trouble(), None);
             weather.turn(Health::Blocked("low on memory".into()), at(2));
             assert!(weather.trouble().is_some_and(|why| why.contains("low on memory")));

@@ -47,9 +47,9 @@ pub enum LocalBrokerError {
         asked: &'static str,
     },
     /// A tool failed.
-    #[error("rabbitmqctl {command}: {status}: {said}")]
+    #[error("{command}: {status}: {said}")]
     Ctl {
-        /// Its arguments.
+        /// Its name and its arguments.
         command: String,
         /// How it ended.
         status: ExitStatus,

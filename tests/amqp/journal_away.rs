@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use gristmill_amqp::{Verdict, examine};
 use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
 
 use super::{
@@ -97,9 +98,17 @@ async fn a_journal_that_the_broker_forgot_comes_back_with_all_its_facts_by_the_c
     let refused = within(newcomer.open_lane(&Lane::default())).await.unwrap_err();
     assert!(matches!(refused, TransportError::Disconnected { .. }), "{refused}");
     work_goes_on(&transport, &mut consumer).await;
+    let findings = examine(&AmqpConfig::new(&broker.url()).unwrap(), &Lane::default(), None).await;
+    let problems: Vec<_> = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).collect();
+    assert!(
+        problems.iter().any(|it| it.found.contains("the queue gristmill.journal is known")),
+        "{problems:?}"
+    );
+    let hint = problems[0].hint.as_ref().unwrap();
     assert!(!told.is_finished() && !following.is_finished(), "the journal was not away");
 
     let refused = refused.to_string();
+    assert!(refused.contains(hint), "the doctor knows the same remedy: {hint}");
     let command = refused.split_once("rabbitmqctl eval '").unwrap().1.split_once(".'").unwrap().0;
     broker.eval(command.into()).await;
     assert_eq!(within(told).await.unwrap(), [Published::Stored]);

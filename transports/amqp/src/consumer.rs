@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     channel::{self, OwnChannel},
-    failure,
+    failure::{self, Wish},
     generation::Generation,
     link::Link,
     properties,
@@ -120,11 +120,11 @@ impl Subscription {
         // A new channel for each consumer: 3.10.8 loses track of one that is registered again on the same.
         let mut channel = generation.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false });
-        generation.ask("a prefetch", qos).await?;
+        generation.ask(Wish::Free, "a prefetch", qos).await?;
         let options = BasicConsumeOptions::default();
         let consume =
             channel.basic_consume(queue.to_string().into(), "".into(), options, FieldTable::default());
-        let consumer = generation.ask(&format!("consuming {queue}"), consume).await?;
+        let consumer = generation.ask(Wish::Read, &format!("consuming {queue}"), consume).await?;
         let tag = consumer.tag();
         channel.set_consumer(consumer);
         let unsettled = Arc::new(Unsettled::new(generation.number, prefetch));
@@ -176,7 +176,7 @@ impl Subscription {
 
     async fn cancel(&self) -> Result<(), TransportError> {
         let cancel = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
-        self.generation.ask(&format!("stopping the consumer of {}", self.queue), cancel).await
+        self.generation.ask(Wish::Free, &format!("stopping the consumer of {}", self.queue), cancel).await
     }
 }
 

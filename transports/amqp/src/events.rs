@@ -4,19 +4,20 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use gristmill_shared::{EventFilter, EventReader, Message, TransportError};
+use gristmill_shared::{EventFilter, EventReader, JobId, Message, TransportError};
 use lapin::{
     options::{QueueBindOptions, QueueDeclareOptions},
-    types::FieldTable,
+    types::{FieldTable, ShortString},
 };
 
 use crate::{
+    failure::Wish,
     feed::Feed,
     generation::Generation,
     link::Link,
     properties,
     renewed::Renewed,
-    topology::{EVENTS, number, table, text},
+    topology::{EVENTS, EVENTS_QUEUE, number, table, text},
 };
 
 /// How many events may wait for a slow listener. Beyond that it misses the oldest.
@@ -66,7 +67,7 @@ impl fmt::Debug for AmqpEvents {
     }
 }
 
-async fn listen(generation: Arc<Generation>, key: String) -> Result<Feed, TransportError> {
+pub(crate) async fn listen(generation: Arc<Generation>, key: String) -> Result<Feed, TransportError> {
     let channel = generation.channel().await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     let arguments = table([
@@ -74,15 +75,17 @@ async fn listen(generation: Arc<Generation>, key: String) -> Result<Feed, Transp
         ("x-max-length", number(EVENTS_MAX_WAITING)),
         ("x-overflow", text("drop-head")),
     ]);
-    let declare = channel.queue_declare("".into(), options, arguments);
-    let queue = generation.ask("a queue for events", declare).await?.name().clone();
+    // A name of ours rather than the broker's, so that rights can be told apart; any id that is unique will do.
+    let queue = ShortString::from(format!("{EVENTS_QUEUE}{}", JobId::generate()));
+    let declare = channel.queue_declare(queue.clone(), options, arguments);
+    generation.ask(Wish::DeclareQueue, "a queue for events", declare).await?;
     let options = QueueBindOptions::default();
     let bind = channel.queue_bind(queue.clone(), EVENTS.into(), key.into(), options, FieldTable::default());
-    generation.ask("events", bind).await?;
+    generation.ask(Wish::Bind, "events", bind).await?;
     Feed::open(generation, channel, queue, FieldTable::default()).await
 }
 
-fn binding_key(filter: &EventFilter) -> String {
+pub(crate) fn binding_key(filter: &EventFilter) -> String {
     match filter {
         EventFilter::Lane(lane) => format!("*.{lane}.*"),
         EventFilter::Job(job) => format!("job.*.{job}"),

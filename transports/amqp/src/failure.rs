@@ -59,10 +59,53 @@ pub(crate) fn of_the_connection(error: &lapin::Error) -> bool {
     }
 }
 
+/// What somebody wanted, and so which rights it takes; RabbitMQ before 4 does not name the one that is lacking.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wish {
+    /// Takes none.
+    Free,
+    /// Takes `configure`.
+    DeclareExchange,
+    /// Takes `configure`, and `write` on an exchange that its dead letters go to.
+    DeclareQueue,
+    /// Takes `write` on the queue and `read` on the exchange.
+    Bind,
+    Read,
+    Publish,
+}
+
 /// If the broker does not let us.
-pub(crate) fn denied(transport: &str, error: &lapin::Error) -> Option<TransportError> {
-    matches!(code(error), Some(ACCESS_REFUSED | NOT_ALLOWED))
-        .then(|| TransportError::Denied { transport: transport.into(), reason: reason(error) })
+pub(crate) fn denied(transport: &str, wish: Wish, error: &lapin::Error) -> Option<TransportError> {
+    if !matches!(code(error), Some(ACCESS_REFUSED | NOT_ALLOWED)) {
+        return None;
+    }
+    let (transport, reason) = (transport.into(), reason(error));
+    Some(match lacks(wish, &reason) {
+        Some(lacks) => TransportError::Forbidden { transport, lacks },
+        None => TransportError::Denied { transport, reason },
+    })
+}
+
+/// Who lacks which right on what, out of RabbitMQ's `… access to queue 'Q' in vhost 'V' refused for user 'U'`.
+pub(crate) fn lacks(wish: Wish, reason: &str) -> Option<String> {
+    let (before, rest) = reason.split_once("access to ")?;
+    let (kind, rest) = rest.split_once(" '")?;
+    let (name, rest) = rest.split_once("' in vhost '")?;
+    let user = rest.split_once("refused for user '")?.1.trim_end_matches('\'');
+    let ours = match (wish, kind) {
+        (Wish::DeclareQueue, "exchange") | (Wish::Bind, "queue") | (Wish::Publish, _) => "write",
+        (Wish::DeclareQueue | Wish::DeclareExchange, _) => "configure",
+        (Wish::Bind | Wish::Read, _) => "read",
+        (Wish::Free, _) => "needed",
+    };
+    let said = before.rsplit([' ', '-']).find(|word| !word.is_empty());
+    let right = said.filter(|said| ["configure", "write", "read"].contains(said)).unwrap_or(ours);
+    Some(format!("the user {user} lacks the {right} right on the {kind} {name}"))
+}
+
+/// Out of RabbitMQ's `… message size 20 is larger than configured max size 10`.
+pub(crate) fn size_limit(why: &str) -> Option<usize> {
+    why.split_once("message size ")?.1.split_once("max size ")?.1.trim().parse().ok()
 }
 
 /// If connecting again would end no better.
@@ -85,6 +128,33 @@ pub(crate) fn hopeless(transport: &str, error: &lapin::Error) -> Option<Transpor
             );
             Some(TransportError::Untrusted { transport: transport.into(), reason })
         }
-        _ => denied(transport, error),
+        _ => denied(transport, Wish::Free, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_user_the_right_and_the_thing() {
+        let old =
+            "ACCESS_REFUSED - access to queue 'gristmill.default.tasks' in vhost '/' refused for user 'sue'";
+        let new =
+            "ACCESS_REFUSED - read access to exchange 'gristmill.events' in vhost 'v' refused for user 'sue'";
+        let told = lacks(Wish::Read, old).unwrap();
+        assert_eq!(told, "the user sue lacks the read right on the queue gristmill.default.tasks");
+        assert!(lacks(Wish::DeclareQueue, old).unwrap().contains("lacks the configure right"));
+        assert!(lacks(Wish::Bind, old).unwrap().contains("lacks the write right"));
+        let told = lacks(Wish::Bind, new).unwrap();
+        assert_eq!(told, "the user sue lacks the read right on the exchange gristmill.events");
+    }
+
+    #[test]
+    fn who_is_not_let_in_lacks_no_single_right() {
+        assert_eq!(
+            lacks(Wish::Free, "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN"),
+            None
+        );
     }
 }

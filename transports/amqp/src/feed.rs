@@ -11,7 +11,11 @@ use lapin::{
 };
 use tokio::task::coop::consume_budget;
 
-use crate::{channel::OwnChannel, failure, generation::Generation};
+use crate::{
+    channel::OwnChannel,
+    failure::{self, Wish},
+    generation::Generation,
+};
 
 /// How many deliveries may be under way to a reader.
 pub(crate) const FEED_PREFETCH: u16 = 200;
@@ -35,10 +39,10 @@ impl Feed {
         arguments: FieldTable,
     ) -> Result<Self, TransportError> {
         let qos = channel.basic_qos(FEED_PREFETCH, BasicQosOptions { global: false });
-        generation.ask("a prefetch", qos).await?;
+        generation.ask(Wish::Free, "a prefetch", qos).await?;
         let options = BasicConsumeOptions::default();
         let consume = channel.basic_consume(queue.clone(), "".into(), options, arguments);
-        channel.set_consumer(generation.ask(&format!("reading {queue}"), consume).await?);
+        channel.set_consumer(generation.ask(Wish::Read, &format!("reading {queue}"), consume).await?);
         Ok(Self { queue, channel, taken: 0, last: 0, gone: None, generation })
     }
 
@@ -76,7 +80,7 @@ impl Feed {
     /// answers there stay in order, so any answer will do.
     pub(crate) async fn flush(&mut self) -> Result<(), TransportError> {
         let qos = self.channel.basic_qos(FEED_PREFETCH, BasicQosOptions { global: false });
-        self.generation.ask("a prefetch", qos).await
+        self.generation.ask(Wish::Free, "a prefetch", qos).await
     }
 
     fn take(&mut self, item: Option<lapin::Result<Delivery>>) -> Result<Delivery, TransportError> {

@@ -22,7 +22,7 @@ use crate::{
     channel::OwnChannel,
     config::AmqpConfig,
     end::End,
-    failure::{self, NOT_FOUND},
+    failure::{self, NOT_FOUND, Wish},
     runtime::OwnRuntime,
     topology::EVENTS,
 };
@@ -37,7 +37,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// The same, where such tries are refused again and again.
 const PROBE_SELDOM: Duration = Duration::from_secs(300);
 /// Where such a try goes. No one listens to it.
-const PROBE_KEY: &str = "probe";
+pub(crate) const PROBE_KEY: &str = "probe";
 /// How long an attempt to connect that was given up is kept until lapin has noticed.
 const GIVEN_UP_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the end may take to be told to the broker.
@@ -121,7 +121,8 @@ impl Generation {
 
     /// A new channel on the consuming connection.
     pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
-        let channel = self.ask("a new channel", self.connections.consuming.create_channel()).await?;
+        let channel =
+            self.ask(Wish::Free, "a new channel", self.connections.consuming.create_channel()).await?;
         Ok(self.own(channel, &self.connections.consuming))
     }
 
@@ -142,11 +143,17 @@ impl Generation {
             };
             match answer {
                 Ok(Ok(channel)) => return Ok(self.own(channel, connection)),
-                Ok(Err(error)) => return Err(self.explain("a channel to publish on", &error)),
+                Ok(Err(error)) => return Err(self.explain(Wish::Free, "a channel to publish on", &error)),
                 Err(_) if connection.status().blocked() => {}
                 Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
             }
         }
+    }
+
+    /// The heartbeat in seconds, the largest frame in bytes, and how many channels there may be, 0 for any number.
+    pub(crate) fn negotiated(&self) -> (u16, u32, u16) {
+        let negotiated = self.connections.consuming.configuration();
+        (negotiated.heartbeat(), negotiated.frame_max(), negotiated.channel_max())
     }
 
     fn own(&self, channel: lapin::Channel, connection: &Connection) -> OwnChannel {
@@ -157,6 +164,7 @@ impl Generation {
     /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].
     pub(crate) async fn ask<T>(
         &self,
+        wish: Wish,
         what: &str,
         question: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, TransportError> {
@@ -167,7 +175,7 @@ impl Generation {
             () = self.end.wait() => return Err(self.end.error()),
         };
         match answer {
-            Ok(answer) => answer.map_err(|error| self.explain(what, &error)),
+            Ok(answer) => answer.map_err(|error| self.explain(wish, what, &error)),
             Err(_) => {
                 // Whatever it is that stands there, it is no broker to work with.
                 self.end.because(format!("no answer to {what} within {} s", ANSWER_TIMEOUT.as_secs()));
@@ -176,8 +184,8 @@ impl Generation {
         }
     }
 
-    fn explain(&self, what: &str, error: &lapin::Error) -> TransportError {
-        if let Some(denied) = failure::denied(self.end.transport(), error) {
+    fn explain(&self, wish: Wish, what: &str, error: &lapin::Error) -> TransportError {
+        if let Some(denied) = failure::denied(self.end.transport(), wish, error) {
             return denied;
         }
         let reason = failure::reason(error);

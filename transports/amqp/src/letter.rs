@@ -6,7 +6,7 @@ use lapin::{BasicProperties, options::BasicPublishOptions};
 
 use crate::{
     MAX_MESSAGE, properties,
-    topology::{EVENTS, JOURNAL, exchange_of},
+    topology::{EVENTS, FACTS, JOURNAL, exchange_of},
 };
 
 /// A message that is ready to be sent: addressed, and within the broker's bounds.
@@ -30,7 +30,7 @@ impl Letter {
         }
         let (exchange, key, durable) = match to {
             Address::Queue(queue) => (exchange_of(queue.role), queue.to_string(), true),
-            Address::Journal => (JOURNAL, JOURNAL.into(), true),
+            Address::Journal => (FACTS, JOURNAL.into(), true),
             Address::Events(topic) => (EVENTS, routing_key(&topic), false),
         };
         let properties = properties::outgoing(&message, durable)?;
@@ -40,7 +40,7 @@ impl Letter {
 
     /// Whether it goes to the journal.
     pub(crate) fn is_fact(&self) -> bool {
-        self.exchange == JOURNAL
+        self.exchange == FACTS
     }
 }
 
@@ -66,7 +66,7 @@ mod tests {
         let queue = QueueRole::Results.of(&Lane::default());
         for (to, exchange, key) in [
             (Address::Queue(queue), "gristmill.results", "gristmill.default.results"),
-            (Address::Journal, "gristmill.journal", "gristmill.journal"),
+            (Address::Journal, "gristmill.facts", "gristmill.journal"),
         ] {
             let letter = letter(to);
             assert_eq!((letter.exchange, letter.key.as_str()), (exchange, key));

@@ -21,6 +21,7 @@ mod config;
 mod consumer;
 mod end;
 mod events;
+mod examine;
 mod failure;
 mod feed;
 mod generation;
@@ -44,6 +45,7 @@ mod wave;
 pub use access::Access;
 pub use config::{AmqpConfig, GIVE_UP_AFTER};
 pub use events::EVENTS_MAX_WAITING;
+pub use examine::{Finding, Part, Verdict, examine};
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;
 

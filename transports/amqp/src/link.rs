@@ -45,6 +45,8 @@ pub(crate) struct Line {
     /// Those that were opened, with as many shards as were seen, and are declared again on a broker that may have
     /// forgotten them.
     lanes: Arc<Mutex<BTreeMap<Lane, Shards>>>,
+    /// Whether we may declare, as far as we know.
+    pub(crate) declares: Arc<AtomicBool>,
     /// Whether it was told that the journal is not there.
     pub(crate) journal_missed: Arc<AtomicBool>,
 }
@@ -61,6 +63,7 @@ impl Link {
             generations,
             health,
             lanes: Arc::default(),
+            declares: Arc::new(AtomicBool::new(true)),
             journal_missed: Arc::default(),
         };
         let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
@@ -164,8 +167,8 @@ impl Line {
         lane: &Lane,
         at_least: Shards,
     ) -> Result<Shards, TransportError> {
-        let visit = Visit::begin(generation, &self.config).await?;
-        let there = topology::open_shards(&visit, lane, at_least).await;
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let there = topology::open_shards(&mut visit, lane, at_least).await;
         visit.end().await;
         there
     }
@@ -175,8 +178,8 @@ impl Line {
         generation: &Generation,
         lane: &Lane,
     ) -> Result<(), TransportError> {
-        let visit = Visit::begin(generation, &self.config).await?;
-        let opened = topology::open_lane(&visit, lane).await;
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let opened = topology::open_lane(&mut visit, lane).await;
         visit.end().await;
         opened
     }

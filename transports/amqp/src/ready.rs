@@ -25,8 +25,8 @@ const KNOWN_BUT_ABSENT: &str = "NOT_FOUND - home node";
 impl Line {
     /// Declares the journal if it is missing, and sees whether it can be read.
     pub(crate) async fn open_journal(&self, generation: &Generation) -> Result<(), TransportError> {
-        let visit = Visit::begin(generation, &self.config).await?;
-        let opened = topology::open_journal(&visit).await;
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let opened = topology::open_journal(&mut visit).await;
         visit.end().await;
         opened.map_err(|error| with_remedy(error, self.config.vhost()))
     }
@@ -68,23 +68,33 @@ impl Line {
     }
 }
 
-/// What an operator can do where the broker knows the journal and does not have it. It then takes up what is on its
-/// disk, so nothing is lost. A client cannot do it: it may neither declare nor delete such a queue.
 fn with_remedy(error: TransportError, vhost: &str) -> TransportError {
     match error {
-        TransportError::Disconnected { transport, reason } if reason.contains(KNOWN_BUT_ABSENT) => {
-            // It is for a shell.
-            let plain = vhost.chars().all(|char| char.is_alphanumeric() || "/-_.".contains(char));
-            let vhost = if plain { vhost } else { "VHOST" };
-            let command = format!(
-                "[Q] = mnesia:dirty_read(rabbit_durable_queue, rabbit_misc:r(<<\"{vhost}\">>, queue, \
-                 <<\"{JOURNAL}\">>)), rabbit_stream_coordinator:new_stream(Q, node())."
-            );
-            let reason = format!("{reason} (hint: if all its nodes are up, `rabbitmqctl eval '{command}'`)");
+        TransportError::Disconnected { transport, reason } => {
+            let reason = match remedy(&reason, vhost) {
+                Some(remedy) => format!("{reason} (hint: {remedy})"),
+                None => reason,
+            };
             TransportError::Disconnected { transport, reason }
         }
         error => error,
     }
+}
+
+/// What an operator can do where the broker knows the journal and does not have it. It then takes up what is on its
+/// disk, so nothing is lost. A client cannot do it: it may neither declare nor delete such a queue.
+pub(crate) fn remedy(reason: &str, vhost: &str) -> Option<String> {
+    if !(reason.contains(KNOWN_BUT_ABSENT) && reason.contains(JOURNAL)) {
+        return None;
+    }
+    // It is for a shell.
+    let plain = vhost.chars().all(|char| char.is_alphanumeric() || "/-_.".contains(char));
+    let vhost = if plain { vhost } else { "VHOST" };
+    let command = format!(
+        "[Q] = mnesia:dirty_read(rabbit_durable_queue, rabbit_misc:r(<<\"{vhost}\">>, queue, <<\"{JOURNAL}\">>)), \
+         rabbit_stream_coordinator:new_stream(Q, node())."
+    );
+    Some(format!("if all its nodes are up, `rabbitmqctl eval '{command}'`"))
 }
 
 #[cfg(test)]

@@ -167,7 +167,9 @@ impl Supervisor {
         };
         match declared {
             Ok(()) => Ok(Arc::new(generation)),
-            Err(error @ TransportError::Denied { .. }) => Err(Trouble::Refused(error.to_string())),
+            Err(error @ (TransportError::Denied { .. } | TransportError::Forbidden { .. })) => {
+                Err(Trouble::Refused(error.to_string()))
+            }
             Err(error) if error.is_retryable() => Err(Trouble::Passing(error.to_string())),
             Err(error) => Err(Trouble::Lasting(error)),
         }

@@ -1,7 +1,11 @@
 //! What stands on the broker: exchanges, the queues of a lane, the journal.
 //!
+//! Whoever may declare does so, each time, which also mends and compares; whoever may not only looks.
+//!
 //! Everything is published through an exchange of its own kind, never through the default one, because whoever may
 //! write to the default exchange may write into any queue.
+
+use std::fmt;
 
 use gristmill_shared::{Lane, Queue, QueueRole, Shards, TransportError};
 use lapin::{
@@ -13,7 +17,7 @@ use lapin::{
 };
 
 use crate::{
-    failure::{self, NOT_FOUND, NOT_IMPLEMENTED, PRECONDITION_FAILED},
+    failure::{self, NOT_IMPLEMENTED, PRECONDITION_FAILED, Wish},
     visit::Visit,
 };
 
@@ -21,12 +25,17 @@ use crate::{
 pub(crate) const WORK: &str = "gristmill.work";
 /// Results, and what is told to the sink about jobs.
 pub(crate) const RESULTS: &str = "gristmill.results";
-/// The journal's exchange, queue and routing key.
+/// What the journal gets. Not its name: a right to write to the exchange would be one to bind and unbind the queue.
+pub(crate) const FACTS: &str = "gristmill.facts";
+/// The journal: its queue and routing key.
 pub(crate) const JOURNAL: &str = "gristmill.journal";
 /// Messages that are none of ours.
 pub(crate) const DEAD: &str = "gristmill.dead";
 /// Live news, by topic.
 pub(crate) const EVENTS: &str = "gristmill.events";
+
+/// What the queues of listeners begin with. No lane's queue does: a lane's name has no colon.
+pub(crate) const EVENTS_QUEUE: &str = "gristmill.events:";
 
 /// For how long the journal keeps a fact, unless it grows beyond [`JOURNAL_MAX_BYTES`] before.
 pub const JOURNAL_MAX_AGE: &str = "7D";
@@ -51,121 +60,210 @@ pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
     }
 }
 
-/// Declares what is missing, but for the journal. A refusal closes the channel, so it is one of its own.
-pub(crate) async fn open_lane(visit: &Visit, lane: &Lane) -> Result<(), TransportError> {
-    let declare = Declare(visit);
+/// Declares what is missing, but for the journal.
+pub(crate) async fn open_lane(visit: &mut Visit, lane: &Lane) -> Result<(), TransportError> {
     for exchange in [WORK, RESULTS, DEAD] {
-        declare.exchange(exchange, ExchangeKind::Direct).await?;
+        Thing::Exchange(exchange, ExchangeKind::Direct).provide(visit).await?;
     }
-    declare.exchange(EVENTS, ExchangeKind::Topic).await?;
+    Thing::Exchange(EVENTS, ExchangeKind::Topic).provide(visit).await?;
     for role in QueueRole::ALL {
-        declare.of_lane(&role.of(lane)).await?;
+        Thing::queue(&role.of(lane)).provide(visit).await?;
     }
     Ok(())
 }
 
-/// Declares the shards that are missing, and counts further ones up to the first that is missing. The visit is over
-/// then: a queue that is not there closes the channel of who asks for it.
+/// Makes the shards that are missing, and counts further ones up to the first that is missing.
 pub(crate) async fn open_shards(
-    visit: &Visit,
+    visit: &mut Visit,
     lane: &Lane,
     at_least: Shards,
 ) -> Result<Shards, TransportError> {
-    let declare = Declare(visit);
     for shard in at_least.queues().filter(|shard| *shard != QueueRole::Tasks) {
-        declare.of_lane(&shard.of(lane)).await?;
+        Thing::queue(&shard.of(lane)).provide(visit).await?;
     }
     let mut there = at_least;
     while let Some(more) = there.one_more() {
-        if !declare.is_there(&more.last().of(lane)).await? {
-            break;
+        match Thing::queue(&more.last().of(lane)).look(visit).await? {
+            Seen::There { .. } => there = more,
+            Seen::Missing | Seen::Hidden => break,
         }
-        there = more;
     }
     Ok(there)
 }
 
 /// Declares the journal if it is missing, and sees whether it can be read. Apart from the lanes, since RabbitMQ may
 /// know a stream by name and yet not have it: one that somebody else is just making, or one that it lost.
-pub(crate) async fn open_journal(visit: &Visit) -> Result<(), TransportError> {
-    let declare = Declare(visit);
-    declare.exchange(JOURNAL, ExchangeKind::Direct).await?;
-    declare.queue(JOURNAL, JOURNAL, journal_arguments()).await?;
-    declare.can_be_read(JOURNAL).await
+pub(crate) async fn open_journal(visit: &mut Visit) -> Result<(), TransportError> {
+    Thing::Exchange(FACTS, ExchangeKind::Direct).provide(visit).await?;
+    Thing::journal().provide(visit).await?;
+    can_be_read(visit, JOURNAL).await
 }
 
-struct Declare<'a>(&'a Visit);
+/// Reading a stream that is there by name only is an internal error, which closes the connection.
+async fn can_be_read(visit: &mut Visit, stream: &str) -> Result<(), TransportError> {
+    let channel = visit.channel().await?;
+    visit.ask(Wish::Free, "a prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+    let offset = table([("x-stream-offset", text("next"))]);
+    let reading = channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), offset);
+    visit.ask(Wish::Read, &format!("a reader of {stream}"), reading).await.map(drop)
+}
 
-impl Declare<'_> {
-    async fn exchange(&self, name: &str, kind: ExchangeKind) -> Result<(), TransportError> {
-        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-        let declared = self.0.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
-        self.agree(&format!("the exchange {name}"), declared).await
+/// Something that stands on the broker.
+#[derive(Clone)]
+pub(crate) enum Thing {
+    Exchange(&'static str, ExchangeKind),
+    /// With the exchange that it is bound to under its own name.
+    Queue {
+        name: String,
+        exchange: &'static str,
+        arguments: FieldTable,
+    },
+}
+
+/// How a thing was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// With so many messages that wait and so many consumers, if it is a queue.
+    There {
+        messages: u32,
+        consumers: u32,
+    },
+    Missing,
+    /// It is none of ours to know: RabbitMQ 4.3 shows a thing only to whoever has some right on it.
+    Hidden,
+}
+
+impl Thing {
+    pub(crate) fn queue(queue: &Queue) -> Self {
+        let (name, exchange) = (queue.to_string(), exchange_of(queue.role));
+        Self::Queue { name, exchange, arguments: queue_arguments(queue) }
     }
 
-    /// Reading a stream that is there by name only is an internal error, which closes the connection.
-    async fn can_be_read(&self, stream: &str) -> Result<(), TransportError> {
-        let channel = &self.0.channel;
-        self.0.ask("a prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
-        let offset = table([("x-stream-offset", text("next"))]);
-        let reading = channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), offset);
-        self.0.ask(&format!("a reader of {stream}"), reading).await.map(drop)
+    pub(crate) fn journal() -> Self {
+        Self::Queue { name: JOURNAL.into(), exchange: FACTS, arguments: journal_arguments() }
     }
 
-    async fn of_lane(&self, queue: &Queue) -> Result<(), TransportError> {
-        self.queue(&queue.to_string(), exchange_of(queue.role), queue_arguments(queue)).await
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Exchange(name, _) => name,
+            Self::Queue { name, .. } => name,
+        }
     }
 
-    async fn is_there(&self, queue: &Queue) -> Result<bool, TransportError> {
-        let name = queue.to_string();
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let asked = async {
-            match self.0.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await {
-                Ok(_) => Ok(true),
-                Err(error) if failure::code(&error) == Some(NOT_FOUND) => Ok(false),
-                Err(error) => Err(error),
+    /// Sees to it that it is there: declares it, or, where we may not, looks.
+    async fn provide(&self, visit: &mut Visit) -> Result<(), TransportError> {
+        if visit.declares() {
+            match self.declare(visit).await {
+                Err(TransportError::Forbidden { .. }) => visit.declares_not(),
+                Ok(()) => return self.bind(visit).await,
+                refused => return refused,
             }
-        };
-        self.0.ask(&format!("the queue {name}"), asked).await
+        }
+        if self.look(visit).await? != Seen::Missing {
+            return Ok(());
+        }
+        match self.declare(visit).await {
+            Ok(()) => self.bind(visit).await,
+            Err(TransportError::Forbidden { transport, lacks }) => {
+                let hint = "`gristmill setup`, by a user who may configure, makes all that a lane needs, \
+                            with --shards the further tasks queues too";
+                let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
+                Err(TransportError::Forbidden { transport, lacks })
+            }
+            refused => refused,
+        }
     }
 
-    async fn queue(&self, name: &str, exchange: &str, arguments: FieldTable) -> Result<(), TransportError> {
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        let declared =
-            async { self.0.channel.queue_declare(name.into(), options, arguments).await.map(drop) };
-        self.agree(&format!("the queue {name}"), declared).await?;
-        let options = QueueBindOptions::default();
-        let bound = self.0.channel.queue_bind(
-            name.into(),
-            exchange.into(),
-            name.into(),
-            options,
-            FieldTable::default(),
-        );
-        self.agree(&format!("the binding of {name} to {exchange}"), bound).await
+    /// Makes it, or compares it with what is there.
+    pub(crate) async fn declare(&self, visit: &mut Visit) -> Result<(), TransportError> {
+        let channel = visit.channel().await?;
+        let what = self.to_string();
+        match self.clone() {
+            Self::Exchange(name, kind) => {
+                let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+                let declared = channel.exchange_declare(name.into(), kind, options, FieldTable::default());
+                agree(visit, Wish::DeclareExchange, &what, declared).await
+            }
+            Self::Queue { name, arguments, .. } => {
+                let options = QueueDeclareOptions { durable: true, ..Default::default() };
+                let declared =
+                    async { channel.queue_declare(name.into(), options, arguments).await.map(drop) };
+                agree(visit, Wish::DeclareQueue, &what, declared).await
+            }
+        }
     }
 
-    async fn agree(
-        &self,
-        what: &str,
-        declaration: impl Future<Output = lapin::Result<()>>,
-    ) -> Result<(), TransportError> {
-        let mut refusal = None;
-        let declaration = async {
-            declaration.await.inspect_err(|error| {
-                if matches!(failure::code(error), Some(PRECONDITION_FAILED | NOT_IMPLEMENTED)) {
-                    refusal = Some(failure::reason(error));
+    async fn bind(&self, visit: &mut Visit) -> Result<(), TransportError> {
+        let Self::Queue { name, exchange, .. } = self else { return Ok(()) };
+        let channel = visit.channel().await?;
+        let (queue, key, options) = (name.as_str(), name.as_str(), QueueBindOptions::default());
+        let bound =
+            channel.queue_bind(queue.into(), (*exchange).into(), key.into(), options, FieldTable::default());
+        agree(visit, Wish::Bind, &format!("the binding of {name} to {exchange}"), bound).await
+    }
+
+    /// Looks whether it is there, without making it, which takes no right (or, from 4.3 on, any).
+    pub(crate) async fn look(&self, visit: &mut Visit) -> Result<Seen, TransportError> {
+        let channel = visit.channel().await?;
+        let mut missing = false;
+        let looking = async {
+            let seen = match self.clone() {
+                Self::Exchange(name, kind) => {
+                    let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+                    let seen = channel.exchange_declare(name.into(), kind, options, FieldTable::default());
+                    seen.await.map(|()| Seen::There { messages: 0, consumers: 0 })
                 }
-            })
+                Self::Queue { name, .. } => {
+                    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+                    let seen = channel.queue_declare(name.into(), options, FieldTable::default()).await;
+                    seen.map(|queue| Seen::There {
+                        messages: queue.message_count(),
+                        consumers: queue.consumer_count(),
+                    })
+                }
+            };
+            // A queue that it knows and does not have is NOT_FOUND too, in other words.
+            seen.inspect_err(|error| missing = failure::reason(error).starts_with("NOT_FOUND - no "))
         };
-        let declared = self.0.ask(what, declaration).await;
-        let Some(refusal) = refusal else { return declared };
-        let transport = self.0.transport();
-        Err(match difference(&refusal) {
-            Some(difference) => TransportError::Mismatch { transport, what: what.into(), difference },
-            None => TransportError::Invalid(format!("{transport} cannot have {what}: {refusal}")),
-        })
+        match visit.ask(Wish::Free, &self.to_string(), looking).await {
+            Ok(seen) => Ok(seen),
+            Err(_) if missing => Ok(Seen::Missing),
+            Err(TransportError::Forbidden { .. }) => Ok(Seen::Hidden),
+            Err(error) => Err(error),
+        }
     }
+}
+
+impl fmt::Display for Thing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exchange(name, _) => write!(f, "the exchange {name}"),
+            Self::Queue { name, .. } => write!(f, "the queue {name}"),
+        }
+    }
+}
+
+async fn agree(
+    visit: &Visit,
+    wish: Wish,
+    what: &str,
+    declaration: impl Future<Output = lapin::Result<()>>,
+) -> Result<(), TransportError> {
+    let mut refusal = None;
+    let declaration = async {
+        declaration.await.inspect_err(|error| {
+            if matches!(failure::code(error), Some(PRECONDITION_FAILED | NOT_IMPLEMENTED)) {
+                refusal = Some(failure::reason(error));
+            }
+        })
+    };
+    let declared = visit.ask(wish, what, declaration).await;
+    let Some(refusal) = refusal else { return declared };
+    let transport = visit.transport();
+    Err(match difference(&refusal) {
+        Some(difference) => TransportError::Mismatch { transport, what: what.into(), difference },
+        None => TransportError::Invalid(format!("{transport} cannot have {what}: {refusal}")),
+    })
 }
 
 /// Both sides, out of RabbitMQ's `… inequivalent arg 'ARG' for … in vhost '/': received OURS but current is THEIRS`.

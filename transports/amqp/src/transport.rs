@@ -88,7 +88,7 @@ impl AmqpTransport {
     }
 }
 
-async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
+pub(crate) async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
     let start = Instant::now();
     let mut pauses = Pauses::new();
     let mut tries = 0;

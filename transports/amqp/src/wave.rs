@@ -16,7 +16,7 @@ use lapin::{Channel, Confirmation, message::BasicReturnMessage};
 use tokio::time::timeout;
 
 use crate::{
-    failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED},
+    failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, Wish},
     letter::Letter,
 };
 
@@ -114,17 +114,16 @@ fn unsent(letter: &Letter, error: &lapin::Error) -> Published {
     let names_exchange = why.contains(&format!("exchange '{}'", letter.exchange));
     match failure::code(error) {
         Some(NOT_FOUND) if names_exchange => Published::Unroutable,
-        Some(ACCESS_REFUSED) if names_exchange => Published::Denied(why),
-        Some(PRECONDITION_FAILED) if size_limit(&why).is_some_and(|limit| letter.body.len() > limit) => {
+        Some(ACCESS_REFUSED) if names_exchange => {
+            Published::Denied(failure::lacks(Wish::Publish, &why).unwrap_or(why))
+        }
+        Some(PRECONDITION_FAILED)
+            if failure::size_limit(&why).is_some_and(|limit| letter.body.len() > limit) =>
+        {
             Published::Refused(why)
         }
         _ => Published::Unknown,
     }
-}
-
-/// Out of RabbitMQ's `… message size 20 is larger than configured max size 10`.
-fn size_limit(why: &str) -> Option<usize> {
-    why.split_once("message size ")?.1.split_once("max size ")?.1.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -216,7 +215,8 @@ mod tests {
         assert_eq!(answer(AMQPSoftError::NOTFOUND, other), Published::Unknown);
         let forbidden =
             "ACCESS_REFUSED - access to exchange 'gristmill.work' in vhost '/' refused for user 'me'";
-        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(forbidden.into()));
+        let lacks = "the user me lacks the write right on the exchange gristmill.work";
+        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(lacks.into()));
         let large = |limit| {
             format!("PRECONDITION_FAILED - message size 100 is larger than configured max size {limit}")
         };

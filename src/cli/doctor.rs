@@ -1,0 +1,124 @@
+//! `doctor`: looks the broker over, and says what to do.
+
+use std::fmt;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches as _, ValueEnum};
+use gristmill_amqp::{Finding, Part, Verdict};
+use serde::Serialize;
+
+use super::{
+    Context, Outcome,
+    flags::{BrokerFlags, LaneFlags, process_id},
+    print, print_json,
+};
+use crate::{Exit, connect, exit::Failure};
+
+/// Look the broker over: version, alarms, rights, queues and their arguments, limits, who is on the lane
+///
+/// Prints a line for each check: `ok`, `warning`, `problem`, or `unseen` for what cannot be seen from here. Makes and
+/// changes nothing, and takes no message from anybody. Exits 1 if there is a problem.
+#[derive(Debug, Args)]
+struct DoctorFlags {
+    #[command(flatten)]
+    broker: BrokerFlags,
+    #[command(flatten)]
+    lane: LaneFlags,
+
+    /// The part whose rights this user must have [default: those of any]
+    #[arg(long, value_name = "ROLE")]
+    role: Option<RoleFlag>,
+
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleFlag {
+    Operator,
+    Producer,
+    Worker,
+    Sink,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    problems: usize,
+    findings: Vec<Line<'a>>,
+}
+
+/// A finding, on one line.
+#[derive(Serialize)]
+struct Line<'a> {
+    check: &'a str,
+    verdict: String,
+    found: &'a str,
+    hint: Option<&'a str>,
+}
+
+pub(crate) fn command() -> Command {
+    DoctorFlags::augment_args(Command::new("doctor")).after_help(
+        "Examples:\n  gristmill doctor\n  gristmill doctor --broker amqp://worker:password@broker:5672 --role worker\n  \
+         gristmill doctor --lane night --json",
+    )
+}
+
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+    let flags = DoctorFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let part = flags.role.map(Part::from);
+    let name = process_id("doctor");
+    let examined = context.unless_interrupted(async {
+        Ok(connect::examine(
+            &flags.broker.broker,
+            &flags.broker.access(),
+            name.as_str(),
+            &flags.lane.lane,
+            part,
+        )
+        .await?)
+    });
+    let findings = examined.await?;
+    let problems = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count();
+    let lines = findings.iter().map(Line::from);
+    if flags.json {
+        print_json(&Report { problems, findings: lines.collect() })?;
+    } else {
+        for line in lines {
+            print(line)?;
+        }
+    }
+    Ok(if problems == 0 { Exit::Ok } else { Exit::Incomplete })
+}
+
+impl From<RoleFlag> for Part {
+    fn from(role: RoleFlag) -> Self {
+        match role {
+            RoleFlag::Operator => Self::Operator,
+            RoleFlag::Producer => Self::Producer,
+            RoleFlag::Worker => Self::Worker,
+            RoleFlag::Sink => Self::Sink,
+        }
+    }
+}
+
+impl<'a> From<&'a Finding> for Line<'a> {
+    fn from(finding: &'a Finding) -> Self {
+        Self {
+            check: &finding.check,
+            verdict: finding.verdict.to_string(),
+            found: &finding.found,
+            hint: finding.hint.as_deref(),
+        }
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<8} {:<17} {}", self.verdict, self.check, self.found)?;
+        match self.hint {
+            Some(hint) => write!(f, " (hint: {hint})"),
+            None => Ok(()),
+        }
+    }
+}

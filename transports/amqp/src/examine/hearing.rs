@@ -1,0 +1,139 @@
+//! Who is heard on a lane.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use gristmill_shared::{
+    EventFilter, Lane, QueueRole, TransportError,
+    wire::{Event, WorkerBeat},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{finding::Finding, standing::Standing, trial::Tried};
+use crate::{events, feed::Feed, generation::Generation, properties};
+
+/// How long is listened. Workers say every 2 s that they are alive.
+const LISTEN: Duration = Duration::from_secs(3);
+/// Beyond this clocks differ. Messages tell seconds, and take some time.
+const CLOCK_TOLERANCE_S: u64 = 5;
+
+/// A queue that hears the lane's events.
+pub(super) struct Hearing {
+    began: Instant,
+    feed: Result<Feed, TransportError>,
+}
+
+/// Who was heard, and how far the clock of each was from ours, in seconds.
+#[derive(Default)]
+pub(super) struct Heard {
+    workers: BTreeMap<String, WorkerBeat>,
+    clocks: BTreeMap<String, u64>,
+    deaf: bool,
+}
+
+impl Hearing {
+    pub(super) async fn begin(generation: Arc<Generation>, lane: &Lane) -> Self {
+        let key = events::binding_key(&EventFilter::Lane(lane.clone()));
+        let feed = events::listen(generation, key).await;
+        Self { began: Instant::now(), feed }
+    }
+
+    pub(super) fn tried(&self) -> Tried {
+        match &self.feed {
+            Ok(_) => Tried::May,
+            Err(TransportError::Forbidden { lacks, .. }) => Tried::MayNot(lacks.clone()),
+            Err(error) => Tried::Untried(format!("events were not heard: {error}")),
+        }
+    }
+
+    /// Listens until [`LISTEN`] after it began.
+    pub(super) async fn finish(self) -> Heard {
+        let mut heard = Heard::default();
+        let Ok(mut feed) = self.feed else { return Heard { deaf: true, ..heard } };
+        while let Ok(Ok(event)) = timeout_at(self.began + LISTEN, feed.next()).await {
+            let sent = event.properties.timestamp().unwrap_or_default();
+            let message = properties::incoming(&event.properties, Bytes::from(event.data), false);
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            if sent > 0 {
+                heard.clocks.insert(message.app.clone(), sent.abs_diff(now));
+            }
+            if let Ok(Event::Worker(beat)) = Event::decode(&message) {
+                heard.workers.insert(message.app, beat);
+            }
+        }
+        heard
+    }
+}
+
+impl Heard {
+    pub(super) fn findings(&self, standing: &Standing) -> Vec<Finding> {
+        let sink = standing.queue(QueueRole::Results).map(|(waiting, consumers)| {
+            let found = format!("consumers of results: {consumers}, results that wait: {waiting}");
+            match consumers {
+                0 => Finding::warning("sink", found).hint("start a sink on this lane; results wait for it"),
+                _ => Finding::ok("sink", found),
+            }
+        });
+        [sink, self.taking(standing), Some(self.clock())].into_iter().flatten().collect()
+    }
+
+    /// Who takes tasks. Every worker takes from all tasks queues, so that they are alike in all but what waits.
+    fn taking(&self, standing: &Standing) -> Option<Finding> {
+        const CHECK: &str = "workers";
+        let shards: Vec<_> =
+            standing.shards().queues().filter_map(|shard| Some((shard, standing.queue(shard)?))).collect();
+        let (_, (_, most)) = shards.iter().max_by_key(|(_, (_, consumers))| *consumers)?;
+        let slots: u32 = self.workers.values().map(|beat| beat.slots).sum();
+        let busy: u32 = self.workers.values().map(|beat| beat.busy).sum();
+        let heard = match self.deaf {
+            true => "not listened".into(),
+            false => format!("heard: {}, with {slots} slots, {busy} of them busy", self.workers.len()),
+        };
+        let waiting: u32 = shards.iter().map(|(_, (waiting, _))| waiting).sum();
+        let found = format!("consumers of tasks: {most}, batches that wait: {waiting}; {heard}");
+        let left = shards.iter().filter(|(_, (_, consumers))| *consumers == 0);
+        let left: Vec<_> = left.map(|(shard, _)| standing.name(*shard)).collect();
+        Some(if *most == 0 {
+            Finding::warning(CHECK, found).hint("start a worker on this lane; tasks wait for it")
+        } else if left.is_empty() {
+            Finding::ok(CHECK, found)
+        } else {
+            Finding::problem(CHECK, format_args!("{found}; nobody takes from {}", left.join(", "))).hint(
+                "start the workers again: each takes from the tasks queues that are there when it starts",
+            )
+        })
+    }
+
+    fn clock(&self) -> Finding {
+        match self.clocks.iter().max_by_key(|(_, apart)| **apart) {
+            None => Finding::unseen("clock", "no process was heard whose clock could be compared"),
+            Some((app, apart)) if *apart > CLOCK_TOLERANCE_S => {
+                Finding::warning("clock", format_args!("that of {app} is {apart} s from this machine's"))
+                    .hint("set both by NTP; nothing is lost by it, but times and ages are wrong")
+            }
+            Some(_) => {
+                let heard = self.clocks.len();
+                Finding::ok("clock", format_args!("those heard ({heard}) agree with this machine's"))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::examine::Verdict;
+
+    #[test]
+    fn a_clock_that_is_off_is_named() {
+        let clocks = BTreeMap::from([("worker-1".to_owned(), 1), ("worker-2".to_owned(), 60)]);
+        let found = Heard { clocks, ..Heard::default() }.clock();
+        assert_eq!(found.verdict, Verdict::Warning);
+        assert!(found.found.contains("worker-2 is 60 s"), "{found:?}");
+        assert_eq!(Heard::default().clock().verdict, Verdict::Unseen);
+    }
+}
