@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, path::Path};
 
 use gristmill_shared::{QueueRole, Shards};
 use lapin::{
-    Channel, Connection, ConnectionProperties, ErrorKind,
+    Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind,
     options::{
-        BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueBindOptions,
-        QueueDeclareOptions, QueueDeleteOptions,
+        BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+        ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+        QueueDeleteOptions,
     },
     types::FieldTable,
 };
@@ -155,6 +156,10 @@ enum Act {
     Delete(String),
     /// A queue to an exchange, so that it gets copies.
     Bind(String, String),
+    /// The same, so that it gets nothing more.
+    Unbind(String, String),
+    DeclareExchange(String),
+    DeleteExchange(String),
 }
 
 /// Whether the broker lets it happen; on a channel of its own, since a refusal closes it.
@@ -195,6 +200,16 @@ async fn do_it(channel: &Channel, act: &Act) -> lapin::Result<()> {
         Act::Bind(queue, exchange) => {
             let options = QueueBindOptions::default();
             channel.queue_bind(queue.into(), exchange.into(), "#".into(), options, table).await
+        }
+        Act::Unbind(queue, exchange) => {
+            channel.queue_unbind(queue.clone().into(), exchange.into(), queue.into(), table).await
+        }
+        Act::DeclareExchange(exchange) => {
+            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, options, table).await
+        }
+        Act::DeleteExchange(exchange) => {
+            channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await
         }
     }
 }
@@ -247,7 +262,12 @@ async fn everything_else_is_refused_by_the_broker() {
             Act::Bind("gristmill.journal".into(), "gristmill.events".into()),
             Act::Bind("gristmill.journal".into(), "gristmill.facts".into()),
             Act::Bind("gristmill.events:mine".into(), "gristmill.facts".into()),
+            Act::Unbind("gristmill.journal".into(), "gristmill.facts".into()),
+            Act::Unbind(fleet.queue(QueueRole::Results), "gristmill.results".into()),
+            Act::DeclareExchange("gristmill.mine".into()),
         ];
+        let exchanges = ["work", "results", "facts", "dead", "events"];
+        outside.extend(exchanges.map(|exchange| Act::DeleteExchange(format!("gristmill.{exchange}"))));
         outside.extend(queues().chain(["gristmill.journal".into()]).map(Act::Delete));
         for act in outside {
             assert!(!may(&connection, &act).await, "{user}: {act:?}");
