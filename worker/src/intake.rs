@@ -94,9 +94,9 @@ impl Intake {
             let mut full = false;
             if let Some((at, deliveries)) = received {
                 let held = sources.iter_mut().map(Source::held).sum::<usize>() + deliveries.len();
-                // Half, since word of what was settled last is still on its way to the broker; and so many batches have
+                // A quarter, since word of what was settled last is still on its way to the broker; and so many batches have
                 // ended meanwhile that their mean says something.
-                full = held >= usize::from(self.prefetch[level].div_ceil(2))
+                full = held >= usize::from(self.prefetch[level].div_ceil(4))
                     && pace.ended() >= since + u64::from(self.prefetch[level])
                     && self.prefetch.get(level + 1).is_some_and(|more| pace.has_room_for(*more));
                 self.give(&mut sources[at], deliveries, may_change && level != LOWEST).await;

@@ -2,7 +2,7 @@
 //!
 //! Facts have a channel of their own: a journal that gives no answers holds up nobody else.
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::join;
@@ -29,6 +29,11 @@ const JOURNAL_CHANNELS: usize = 1;
 const WAVE_LETTERS: usize = 500;
 /// How many bytes of bodies a channel may have unconfirmed. All channels together: 48 MiB.
 const WAVE_BYTES: usize = 16 << 20;
+/// A wave of so many letters shows that many come. The next one then lingers for company: a message in a small wave costs
+/// everybody more, the broker above all.
+const MANY: usize = 16;
+/// For so long.
+const LINGER: Duration = Duration::from_millis(1);
 /// How many requests may wait for a channel, of facts and of the rest each; whoever brings one more waits.
 const REQUESTS_WAITING: usize = 64;
 /// How many channels in a row the broker may close over letters of which it answers none, on connections that stand.
@@ -194,10 +199,18 @@ impl Sender {
     }
 
     async fn send_waves(&mut self) {
+        let mut many = false;
         loop {
-            let gathered = self.inbox.lock().await.gather().await;
+            let gathered = {
+                let mut inbox = self.inbox.lock().await;
+                if many {
+                    sleep(LINGER).await; // and nobody else takes anything meanwhile
+                }
+                inbox.gather().await
+            };
             let Some(requests) = gathered else { return };
             let (letters, waiting) = unpack(requests);
+            many = letters.len() >= MANY;
             let Some(mut answers) = self.send(letters).await else { return };
             for (count, waiting) in waiting.into_iter().rev() {
                 let own = answers.split_off(answers.len() - count);
