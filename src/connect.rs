@@ -33,6 +33,20 @@ pub(crate) async fn connect_for(
     Ok(AmqpTransport::connect(config).await?)
 }
 
+/// As [`connect`], for whoever makes what others need: that something may not be made is an error, also if it is there.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_to_declare(
+    url: &str,
+    access: &Access,
+    name: &str,
+) -> Result<Arc<dyn Transport>, TransportError> {
+    let mut config = amqp(url, access, name)?;
+    config.must_declare = true;
+    Ok(AmqpTransport::connect(config).await?)
+}
+
 /// Looks over the broker at `url` and a lane on it; see [`gristmill_amqp::examine`].
 ///
 /// # Errors

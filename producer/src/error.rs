@@ -31,7 +31,7 @@ pub enum ProducerError {
     /// The job is to be spread over more shards than its lane has. Nothing was sent.
     #[error(
         "lane {lane} has {there} of the {shards} shards that the job is to be sent to (hint: start a worker with --shards \
-         {shards} first, and start the others again: a worker takes from the shards that are there when it starts)"
+         {shards} first, or run `gristmill setup --lane {lane} --shards {shards}` where workers may make none, and start the others again: a worker takes from the shards that are there when it starts)"
     )]
     TooFewShards {
         /// The job's lane.

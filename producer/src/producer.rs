@@ -186,7 +186,7 @@ impl Submission {
     }
 
     /// Splits the job, sends its tasks and seals it; ends early if the job does. The tasks are split on a thread of
-    /// their own, and never more than a few batches ahead of what the broker takes.
+    /// their own, and never more than some dozens of batches ahead of what the broker takes.
     ///
     /// Dropping the future leaves the job open: it can be resumed from its cursor, or cancelled.
     ///

@@ -42,16 +42,27 @@ const FADING: f64 = 0.5;
 pub(crate) enum Sizing {
     /// Always so many.
     Fixed(u32),
-    /// As many as suits what was measured; and who waits for the first measurement.
-    Measured(Mutex<Measure>, Condvar),
+    /// As many as suits what was measured.
+    Measured {
+        /// What was measured.
+        measure: Mutex<Measure>,
+        /// Told when there is a measurement.
+        news: Condvar,
+        /// For how long the first is waited for.
+        wait: Duration,
+    },
 }
 
 impl Sizing {
     pub(crate) fn new(batch: Option<u32>) -> Self {
         match batch {
             Some(tasks) => Self::Fixed(tasks.clamp(1, BATCH_MAX_TASKS)),
-            None => Self::Measured(Mutex::default(), Condvar::new()),
+            None => Self::waiting(PROBE_WAIT),
         }
+    }
+
+    fn waiting(wait: Duration) -> Self {
+        Self::Measured { measure: Mutex::default(), news: Condvar::new(), wait }
     }
 
     /// How many tasks the next batch gets, of the `left` that the job has left, if that is known. Blocks once, for
@@ -59,11 +70,10 @@ impl Sizing {
     pub(crate) fn next(&self, left: Option<u64>) -> u32 {
         match self {
             Self::Fixed(tasks) => *tasks,
-            Self::Measured(measure, first) => {
+            Self::Measured { measure, news, wait } => {
                 let mut measure = lock(measure);
                 if measure.sent == PROBES {
-                    let waited =
-                        first.wait_timeout_while(measure, PROBE_WAIT, |measure| measure.outcomes == 0);
+                    let waited = news.wait_timeout_while(measure, *wait, |measure| measure.outcomes == 0);
                     (measure, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 }
                 measure.next(left, Instant::now())
@@ -73,11 +83,11 @@ impl Sizing {
 
     /// Takes note of an event of the job's lane.
     pub(crate) fn hear(&self, job: JobId, event: &Event) {
-        let Self::Measured(measure, first) = self else { return };
+        let Self::Measured { measure, news, .. } = self else { return };
         match event {
             Event::Progress(Progress { job: of, account, busy_us, .. }) if *of == job => {
                 lock(measure).progress(account.done.saturating_add(account.failed), *busy_us);
-                first.notify_all();
+                news.notify_all();
             }
             Event::Worker(WorkerBeat { worker, slots, .. }) => {
                 lock(measure).beat(worker, *slots, Instant::now());
@@ -314,7 +324,7 @@ mod tests {
 
     #[test]
     fn after_the_first_batches_it_is_waited_for_a_moment_to_hear_how_long_they_took() {
-        let (sizing, job) = (Sizing::new(None), JobId::generate());
+        let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
         (0..PROBES).for_each(|_| assert_eq!(sizing.next(None), 1));
         let account = Account { done: 40, ..Account::default() };
         let progress = Progress { job, account, sealed: false, busy_us: 40_000 };

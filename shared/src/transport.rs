@@ -40,7 +40,8 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     /// are, without a gap: somebody else may have made more. [`Shards::ONE`] creates nothing, and asks. Idempotent; whoever
     /// uses shards calls it after [`Transport::open_lane`].
     ///
-    /// Only who takes from all shards may create any: in one that nobody takes from, tasks would wait for ever.
+    /// Only who takes from all shards, or sees to it that somebody does, may create any: in one that nobody takes from, tasks
+    /// would wait for ever.
     ///
     /// # Errors
     /// [`TransportError::Mismatch`] if something exists with other settings.

@@ -11,7 +11,7 @@ use gristmill_shared::{
 
 use super::log::LogFormat;
 use crate::{
-    connect::{Access, connect_for},
+    connect::{Access, connect_for, connect_to_declare},
     exit::Failure,
 };
 
@@ -112,6 +112,11 @@ impl BrokerFlags {
         let transport =
             connect_for(&self.broker, &self.access.access(), app.as_str(), self.give_up_after).await?;
         Ok((transport, app))
+    }
+
+    /// Connects as the operator, who makes lanes.
+    pub(crate) async fn connect_to_declare(&self) -> Result<Arc<dyn Transport>, Failure> {
+        Ok(connect_to_declare(&self.broker, &self.access.access(), process_id("setup").as_str()).await?)
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn command() -> Command {
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let flags = SetupFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let (transport, _) = context.unless_interrupted(flags.broker.connect("setup")).await?;
+    let transport = context.unless_interrupted(flags.broker.connect_to_declare()).await?;
     let made = context.unless_interrupted(async {
         for lane in &flags.lane {
             transport.open_lane(lane).await?;

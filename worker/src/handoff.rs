@@ -69,7 +69,9 @@ pub(crate) async fn hand_on_all(
                     in_flight += 1;
                     bytes_in_flight += handoff.bytes();
                     lot.push(handoff);
-                    let room = in_flight < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
+                    let room = lot.len() < HANDOFFS_QUEUED
+                        && in_flight < HANDOFFS_IN_FLIGHT
+                        && bytes_in_flight < BYTES_IN_FLIGHT;
                     next = room.then(|| handoffs.try_recv().ok()).flatten();
                 }
                 lots.push(hand_on_together(lot, publisher));
@@ -149,4 +151,91 @@ async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher
     reached(FailPoint::WorkerStored);
     batch.close();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use async_trait::async_trait;
+    use gristmill_shared::{Lane, Message, QueueRole, Receipt, Settlement, Settler, Token};
+
+    use super::*;
+
+    /// Says no to these, once each; and keeps the ids of what it stored.
+    #[derive(Debug, Default)]
+    struct Refusing {
+        refuses: Mutex<Vec<&'static str>>,
+        stored: Mutex<Vec<String>>,
+    }
+
+    #[async_trait]
+    impl Publisher for Refusing {
+        async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+            let answer = |Outgoing { message, .. }: Outgoing| {
+                let mut refuses = self.refuses.lock().unwrap();
+                if let Some(place) = refuses.iter().position(|id| *id == message.id) {
+                    refuses.remove(place);
+                    return Published::Rejected;
+                }
+                self.stored.lock().unwrap().push(message.id);
+                Published::Stored
+            };
+            batch.into_iter().map(answer).collect()
+        }
+    }
+
+    #[derive(Debug, Default)]
+    struct Acks(AtomicUsize);
+
+    impl Settler for Acks {
+        fn settle(&self, _: Token, how: Settlement) {
+            assert_eq!(how, Settlement::Ack);
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn extend(&self, _: Token) {}
+    }
+
+    /// Of a batch with whose tasks the slot is through.
+    fn handoff(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
+        let settler: Arc<dyn Settler> = Arc::clone(acks) as _;
+        let receipt = Receipt::new(Token { generation: 0, tag: 1 }, settler);
+        let to = Address::Queue(QueueRole::Results.of(&Lane::default()));
+        let message = |id: &&str| Message { id: (*id).into(), ..Message::default() };
+        let messages = ids.iter().map(|id| Outgoing { to: to.clone(), message: message(id) }).collect();
+        Handoff { messages, batch: Arc::new(InHand::new(receipt, QueueRole::Tasks)) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_of_one_batch_holds_up_no_other_and_is_sent_again_alone() {
+        let publisher = Refusing { refuses: Mutex::new(vec!["b"]), ..Refusing::default() };
+        let acks = Arc::new(Acks::default());
+        let lot = vec![handoff(&["a", "b"], &acks), handoff(&["c"], &acks)];
+        let mut went = hand_on_together(lot, &publisher).await;
+        assert_eq!((went.settled, acks.0.load(Ordering::Relaxed)), (1, 1), "b is not stored");
+        hand_on(went.left.pop().unwrap(), &publisher).await.unwrap();
+        assert_eq!(acks.0.load(Ordering::Relaxed), 2);
+        assert_eq!(*publisher.stored.lock().unwrap(), ["a", "c", "b"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_that_waits_goes_and_nothing_is_left_at_the_end() {
+        let publisher = Refusing { refuses: Mutex::new(vec!["1", "2"]), ..Refusing::default() };
+        let (acks, no_more) = (Arc::new(Acks::default()), CancellationToken::new());
+        let (sender, handoffs) = flume::unbounded();
+        for id in ["0", "1", "2", "3"] {
+            sender.send(handoff(&[id], &acks)).unwrap();
+        }
+        no_more.cancel();
+        hand_on_all(handoffs, &publisher, &no_more).await.unwrap();
+        let mut stored = publisher.stored.lock().unwrap().clone();
+        stored.sort();
+        assert_eq!(
+            (stored, acks.0.load(Ordering::Relaxed)),
+            (["0", "1", "2", "3"].map(String::from).to_vec(), 4)
+        );
+    }
 }

@@ -29,6 +29,9 @@ pub struct AmqpConfig {
     /// For how long a connection that was lost is tried for before the transport gives up for good. Defaults to
     /// `None`: for ever.
     pub give_up_after_loss: Option<Duration>,
+    /// Whether everything must be declared, and so compared and bound, by us: that we may not is an error then. Defaults to
+    /// false: whoever may not declare looks whether it is there.
+    pub must_declare: bool,
     uri: AMQPUri,
     /// If the URL is `amqps://`.
     tls: Option<Tls>,
@@ -73,6 +76,7 @@ impl AmqpConfig {
             name: "gristmill".into(),
             give_up_after: GIVE_UP_AFTER,
             give_up_after_loss: None,
+            must_declare: false,
             uri,
             tls,
         })
@@ -173,6 +177,7 @@ impl fmt::Debug for AmqpConfig {
             .field("name", &self.name)
             .field("give_up_after", &self.give_up_after)
             .field("give_up_after_loss", &self.give_up_after_loss)
+            .field("must_declare", &self.must_declare)
             .finish()
     }
 }

@@ -203,7 +203,7 @@ impl Sender {
         loop {
             let gathered = {
                 let mut inbox = self.inbox.lock().await;
-                if many {
+                if many && inbox.left_over.is_none() {
                     sleep(LINGER).await; // and nobody else takes anything meanwhile
                 }
                 inbox.gather().await

@@ -154,7 +154,7 @@ impl Thing {
     async fn provide(&self, visit: &mut Visit) -> Result<(), TransportError> {
         if visit.declares() {
             match self.declare(visit).await {
-                Err(TransportError::Forbidden { .. }) => visit.declares_not(),
+                Err(TransportError::Forbidden { .. }) if !visit.must_declare => visit.declares_not(),
                 Ok(()) => return self.bind(visit).await,
                 refused => return refused,
             }
@@ -165,8 +165,8 @@ impl Thing {
         match self.declare(visit).await {
             Ok(()) => self.bind(visit).await,
             Err(TransportError::Forbidden { transport, lacks }) => {
-                let hint = "`gristmill setup`, by a user who may configure, makes all that a lane needs, \
-                            with --shards the further tasks queues too";
+                let hint = "`gristmill setup --lane LANE`, by a user who may configure, makes all that a lane needs, \
+                            with --shards N the further tasks queues too";
                 let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
                 Err(TransportError::Forbidden { transport, lacks })
             }

@@ -25,6 +25,8 @@ pub(crate) struct Visit {
     channel: Channel,
     transport: String,
     declares: Arc<AtomicBool>,
+    /// Whether it is an error that we may not.
+    pub(crate) must_declare: bool,
 }
 
 impl Visit {
@@ -38,7 +40,8 @@ impl Visit {
         let connecting = generation.connect_again(config, "declare");
         let connection = answer(&transport, Wish::Free, "a connection", connecting).await?;
         let channel = answer(&transport, Wish::Free, "a channel", connection.create_channel()).await?;
-        Ok(Self { connection, channel, transport, declares: Arc::clone(declares) })
+        let (declares, must_declare) = (Arc::clone(declares), config.must_declare);
+        Ok(Self { connection, channel, transport, declares, must_declare })
     }
 
     /// The channel, or a new one if the last question closed it: a refusal does, and so does asking for what is not

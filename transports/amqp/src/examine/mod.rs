@@ -56,12 +56,20 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
         Ok(generation) => Arc::new(generation),
         Err(error) => {
             findings.extend(greeting.ok().map(|greeting| version(&greeting)));
-            findings.push(Finding::problem("connection", &error).hint(match error {
+            let hint = match error {
                 TransportError::Denied { .. } => {
-                    "check the user, the password and the virtual host in the URL"
+                    Some("check the user, the password and the virtual host in the URL")
                 }
-                _ => "is a RabbitMQ running there? the URL is amqp://USER:PASSWORD@HOST:PORT/VHOST",
-            }));
+                TransportError::Unreachable { .. } => {
+                    Some("is a RabbitMQ running there? the URL is amqp://USER:PASSWORD@HOST:PORT/VHOST")
+                }
+                _ => None, // they say it themselves
+            };
+            let finding = Finding::problem("connection", &error);
+            findings.push(match hint {
+                Some(hint) => finding.hint(hint),
+                None => finding,
+            });
             return findings;
         }
     };
@@ -86,6 +94,7 @@ impl Examination<'_> {
         if let Err(error) = self.look().await {
             self.findings.push(Finding::problem("connection", error));
         }
+        self.generation.close().await; // with a goodbye, else the broker's log has a line
         self.findings
     }
 

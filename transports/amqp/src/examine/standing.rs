@@ -27,12 +27,9 @@ impl Standing {
     pub(super) async fn look(visit: &mut Visit, lane: &Lane) -> Result<Self, TransportError> {
         let (mut shards, mut roles) = (Shards::ONE, QueueRole::ALL.to_vec());
         while let Some(more) = shards.one_more() {
-            if matches!(
-                see(visit, &Thing::queue(&more.last().of(lane))).await?,
-                Ok(Seen::Missing | Seen::Hidden)
-            ) {
+            let Ok(Seen::There { .. }) = see(visit, &Thing::queue(&more.last().of(lane))).await? else {
                 break;
-            }
+            };
             shards = more;
             roles.push(more.last());
         }
@@ -144,7 +141,10 @@ impl Standing {
                         findings
                             .push(Finding::unseen(CHECK, format_args!("{thing} was not compared: {lacks}")));
                     }
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        findings
+                            .push(Finding::unseen(CHECK, format_args!("{thing} was not compared: {error}")));
+                    }
                 }
             }
         }

@@ -131,7 +131,7 @@ impl Trial {
         match (Thing::Queue { name, exchange, arguments }).declare(visit).await {
             Err(TransportError::Forbidden { lacks, .. }) => Ok(Tried::MayNot(lacks)),
             Err(TransportError::Mismatch { .. } | TransportError::Invalid(_)) | Ok(()) => Ok(Tried::May),
-            Err(error) => Err(error),
+            Err(error) => Ok(Tried::Untried(format!("declaring was not tried: {error}"))),
         }
     }
 
