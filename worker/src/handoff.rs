@@ -225,7 +225,7 @@ mod tests {
     async fn all_that_waits_goes_and_nothing_is_left_at_the_end() {
         let publisher = Refusing { refuses: Mutex::new(vec!["1", "2"]), ..Refusing::default() };
         let (acks, no_more) = (Arc::new(Acks::default()), CancellationToken::new());
-        let (sender, handoffs) = flume::unbounded();
+        let (sender, handoffs) = flume::bounded(4);
         for id in ["0", "1", "2", "3"] {
             sender.send(handoff(&[id], &acks)).unwrap();
         }
