@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     WorkerError,
-    handoff::Handoff,
+    handoff::{Handoff, Handoffs},
     seat::{Look, Running, Seat, Turn},
     sequel::{Sequel, retried},
-    shop::{Shop, handoff},
+    shop::Shop,
     slot::{self, Work},
     waiting::Waiting,
 };
@@ -34,7 +34,7 @@ pub(crate) struct Crew {
     shop: Arc<Shop>,
     seats: Vec<Arc<Seat>>,
     waiting: Waiting,
-    handoffs: flume::Sender<Handoff>,
+    handoffs: Handoffs,
     wake: Arc<Notify>,
     ends: (flume::Sender<bool>, flume::Receiver<bool>),
     /// Given when too many are stuck.
@@ -47,7 +47,7 @@ impl Crew {
         slots: NonZeroU16,
         shop: Arc<Shop>,
         waiting: Waiting,
-        handoffs: flume::Sender<Handoff>,
+        handoffs: Handoffs,
     ) -> Result<Self, WorkerError> {
         let wake = Arc::new(Notify::new());
         let seats: Vec<_> = (0..slots.get()).map(|_| Seat::new(Arc::clone(&wake))).collect();
@@ -170,8 +170,7 @@ impl Crew {
                 sequel_of(Sequel { shop: &self.shop, batch: &batch, headers, from: *from })
             })
             .unwrap_or_else(|malformed| vec![self.shop.bury(message.clone(), *from, &malformed.reason)]);
-        // Fails only when the worker ends with an error; the batch then stays unsettled.
-        let _ = self.handoffs.send_async(handoff(messages, in_hand)).await;
+        self.handoffs.send_async(Handoff::new(messages.into(), in_hand)).await;
         in_hand.close();
         self.shop.counts.ends();
     }

@@ -1,80 +1,188 @@
 //! Hands outcomes to the broker; a batch is settled only after everything that follows from it is stored.
+//!
+//! While an answer of the broker is awaited, further outcomes gather, and outputs among them travel together. So a lone
+//! batch's go at once, and the more there are, the fewer messages they take.
 
 use std::{mem, sync::Arc};
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use gristmill_shared::{
     Address, Outgoing, Published, Publisher, StoreError,
     fail_point::{FailPoint, reached},
     meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
 };
-
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::{in_hand::InHand, refused::instead_of};
+use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop};
 
-/// How many handoffs may wait for the broker's answer at a time. When they do, slots wait, and nothing further is
-/// taken from the broker than the prefetch allows.
-pub(crate) const HANDOFFS_IN_FLIGHT: usize = 512;
-/// How many bytes may wait for the broker's answer, give or take the last handoff.
-const BYTES_IN_FLIGHT: usize = 32 << 20;
 /// How many handoffs may wait for their turn. Those that do go to the broker together.
-pub(crate) const HANDOFFS_QUEUED: usize = 64;
+const HANDOFFS_WAITING: usize = 512;
+/// How many messages and outputs of batches may be on their way. When they are, and others wait for their turn, slots
+/// wait, and nothing further is taken from the broker than the prefetch allows.
+const HANDOFFS_IN_FLIGHT: usize = 512;
+/// How many bytes may be on their way or wait for their turn.
+const BYTES_HELD: u32 = 32 << 20;
+/// How many lots may be on their way: while the answer to one comes, the next one goes.
+const LOTS_IN_FLIGHT: usize = 2;
 
-/// Messages that follow from a batch.
+/// What came of some of a batch's tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Upshot {
+    /// Outputs for the sink.
+    pub(crate) outputs: Option<Outputs>,
+    /// All else, each a message of its own.
+    pub(crate) messages: Vec<Outgoing>,
+}
+
+impl From<Vec<Outgoing>> for Upshot {
+    fn from(messages: Vec<Outgoing>) -> Self {
+        Self { outputs: None, messages }
+    }
+}
+
+/// What follows from a batch, of which an end is open for each part until that is stored.
 #[derive(Debug)]
 pub(crate) struct Handoff {
-    pub(crate) messages: Vec<Outgoing>,
-    pub(crate) batch: Arc<InHand>,
+    upshot: Upshot,
+    batch: Arc<InHand>,
 }
 
 impl Handoff {
-    fn bytes(&self) -> usize {
-        self.messages.iter().map(|outgoing| outgoing.message.body.len()).sum()
+    /// Opens the ends.
+    pub(crate) fn new(upshot: Upshot, batch: &Arc<InHand>) -> Self {
+        let parts = upshot.messages.len() + usize::from(upshot.outputs.is_some());
+        (0..parts).for_each(|_| batch.open());
+        Self { upshot, batch: Arc::clone(batch) }
+    }
+}
+
+/// Where handoffs are given, from anywhere.
+#[derive(Debug, Clone)]
+pub(crate) struct Handoffs {
+    queue: flume::Sender<(Handoff, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+}
+
+/// Where they come out.
+#[derive(Debug)]
+pub(crate) struct ToHandOn(flume::Receiver<(Handoff, OwnedSemaphorePermit)>);
+
+/// Both ends of the queue of handoffs.
+pub(crate) fn handoffs() -> (Handoffs, ToHandOn) {
+    let (queue, waiting) = flume::bounded(HANDOFFS_WAITING);
+    (Handoffs { queue, room: Arc::new(Semaphore::new(BYTES_HELD as usize)) }, ToHandOn(waiting))
+}
+
+impl Handoffs {
+    /// Blocks while there is no room. Lost when the worker has ended with an error; the batch then stays unsettled.
+    pub(crate) fn send(&self, handoff: Handoff) {
+        let room = match Arc::clone(&self.room).try_acquire_many_owned(bytes(&handoff)) {
+            Ok(room) => Ok(room),
+            Err(_) => block_on(Arc::clone(&self.room).acquire_many_owned(bytes(&handoff))),
+        };
+        let _ = room.map(|room| self.queue.send((handoff, room))); // nobody closes the room
+    }
+
+    /// [`Handoffs::send`], async. Not cancel safe.
+    pub(crate) async fn send_async(&self, handoff: Handoff) {
+        if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes(&handoff)).await {
+            let _ = self.queue.send_async((handoff, room)).await;
+        }
+    }
+}
+
+/// How much room it takes; not more than there is.
+fn bytes(Handoff { upshot: Upshot { outputs, messages }, .. }: &Handoff) -> u32 {
+    let messages = messages.iter().map(|outgoing| outgoing.message.body.len()).sum::<usize>();
+    let all = outputs.as_ref().map_or(0, Outputs::bytes) + messages;
+    u32::try_from(all).unwrap_or(BYTES_HELD).min(BYTES_HELD)
+}
+
+/// An open end of a batch.
+#[derive(Debug)]
+struct End {
+    batch: Arc<InHand>,
+    /// What all parts of a handoff take, until the last of them is stored.
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+impl End {
+    /// What it was open for is stored.
+    fn close(self) {
+        reached(FailPoint::WorkerStored);
+        self.batch.close();
+    }
+}
+
+/// A message, and what is open until it is stored.
+#[derive(Debug)]
+struct Parcel {
+    outgoing: Outgoing,
+    ends: Vec<End>,
+}
+
+/// What goes to the broker together.
+#[derive(Debug, Default)]
+struct Lot {
+    /// Of a job and round each, but if they are too many for a message.
+    outputs: Vec<(Outputs, Vec<End>)>,
+    parcels: Vec<Parcel>,
+}
+
+impl Lot {
+    fn add(&mut self, (Handoff { upshot, batch }, room): (Handoff, OwnedSemaphorePermit)) {
+        reached(FailPoint::WorkerRan);
+        let room = Arc::new(room);
+        let end = || End { batch: Arc::clone(&batch), _room: Arc::clone(&room) };
+        if let Some(outputs) = upshot.outputs {
+            match self.outputs.iter_mut().find(|(others, _)| others.goes_with(&outputs)) {
+                Some((others, ends)) => {
+                    others.join(outputs);
+                    ends.push(end());
+                }
+                None => self.outputs.push((outputs, vec![end()])),
+            }
+        }
+        self.parcels
+            .extend(upshot.messages.into_iter().map(|outgoing| Parcel { outgoing, ends: vec![end()] }));
+    }
+
+    fn parcels(self, shop: &Shop) -> Vec<Parcel> {
+        let outputs = self.outputs.into_iter();
+        let outputs = outputs.map(|(outputs, ends)| Parcel { outgoing: outputs.message(shop), ends });
+        outputs.chain(self.parcels).collect()
     }
 }
 
 /// Runs until something cannot be stored, or until `no_more` is given and everything handed over before is stored.
 pub(crate) async fn hand_on_all(
-    handoffs: flume::Receiver<Handoff>,
+    shop: &Shop,
+    ToHandOn(waiting): ToHandOn,
     publisher: &dyn Publisher,
     no_more: &CancellationToken,
 ) -> Result<(), StoreError> {
     let mut lots = FuturesUnordered::new();
     let mut alone = FuturesUnordered::new();
-    let (mut in_flight, mut bytes_in_flight) = (0, 0);
+    let mut in_flight = 0;
     loop {
         WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight as f64);
-        let room = in_flight < HANDOFFS_IN_FLIGHT && bytes_in_flight < BYTES_IN_FLIGHT;
+        let room = lots.len() < LOTS_IN_FLIGHT && in_flight < HANDOFFS_IN_FLIGHT;
         tokio::select! {
             biased;
-            Some(Went { left, settled, bytes }) = lots.next() => {
+            Some(Went { left, settled }) = lots.next() => {
                 in_flight -= settled;
-                bytes_in_flight -= bytes;
-                for handoff in left {
-                    let bytes = handoff.bytes();
-                    alone.push(async move { (bytes, hand_on(handoff, publisher).await) });
-                }
+                alone.extend(left.into_iter().map(|parcel| hand_on(parcel, publisher)));
             }
-            Some((bytes, stored)) = alone.next() => {
-                in_flight -= 1;
-                bytes_in_flight -= bytes;
-                stored?;
-            }
-            Ok(first) = handoffs.recv_async(), if room => {
-                let mut lot = Vec::new();
-                let mut next = Some(first);
-                while let Some(handoff) = next {
-                    in_flight += 1;
-                    bytes_in_flight += handoff.bytes();
-                    lot.push(handoff);
-                    let room = lot.len() < HANDOFFS_QUEUED
-                        && in_flight < HANDOFFS_IN_FLIGHT
-                        && bytes_in_flight < BYTES_IN_FLIGHT;
-                    next = room.then(|| handoffs.try_recv().ok()).flatten();
-                }
-                lots.push(hand_on_together(lot, publisher));
+            Some(settled) = alone.next() => in_flight -= settled?,
+            Ok(first) = waiting.recv_async(), if room => {
+                let mut lot = Lot::default();
+                lot.add(first);
+                waiting.try_iter().take(HANDOFFS_WAITING).for_each(|next| lot.add(next));
+                let parcels = lot.parcels(shop);
+                in_flight += parcels.iter().map(|parcel| parcel.ends.len()).sum::<usize>();
+                lots.push(hand_on_together(parcels, publisher));
             }
             () = no_more.cancelled(), if in_flight == 0 => return Ok(()),
         }
@@ -89,47 +197,33 @@ fn queue(to: &Address) -> &'static str {
     }
 }
 
-/// What became of handoffs that went together.
+/// What became of parcels that went together.
 struct Went {
-    /// Not everything of these was stored; what was not is left.
-    left: Vec<Handoff>,
-    /// How many of the others there were.
+    /// These were not stored.
+    left: Vec<Parcel>,
+    /// How many ends were closed with the others.
     settled: usize,
-    /// How much was stored.
-    bytes: usize,
 }
 
-/// Sends all that follows from some batches at once, and settles those of which everything was stored. Each of the others
-/// then goes its own way: what one queue does not take holds up nobody else.
-async fn hand_on_together(lot: Vec<Handoff>, publisher: &dyn Publisher) -> Went {
-    lot.iter().for_each(|_| reached(FailPoint::WorkerRan));
-    let messages = lot.iter().flat_map(|handoff| &handoff.messages).cloned().collect();
+/// Sends all at once, and closes the ends of what was stored. Each of the others then goes its own way: what one queue does
+/// not take holds up nobody else.
+async fn hand_on_together(parcels: Vec<Parcel>, publisher: &dyn Publisher) -> Went {
+    let messages = parcels.iter().map(|parcel| parcel.outgoing.clone()).collect();
     let mut answers = publisher.publish(messages).await.into_iter();
-    let mut went = Went { left: Vec::new(), settled: 0, bytes: 0 };
-    for mut handoff in lot {
-        let before = handoff.bytes();
-        handoff.messages.retain(|outgoing| {
-            let stored = answers.next() == Some(Published::Stored);
-            if stored {
-                WORKER_STORED.add([queue(&outgoing.to)], 1);
-            }
-            !stored
-        });
-        went.bytes += before - handoff.bytes();
-        if handoff.messages.is_empty() {
-            reached(FailPoint::WorkerStored);
-            handoff.batch.close();
-            went.settled += 1;
-        } else {
-            went.left.push(handoff);
-        }
+    let (stored, left): (Vec<_>, Vec<_>) =
+        parcels.into_iter().partition(|_| answers.next() == Some(Published::Stored));
+    let mut settled = 0;
+    for Parcel { outgoing, ends } in stored {
+        WORKER_STORED.add([queue(&outgoing.to)], 1);
+        settled += ends.len();
+        ends.into_iter().for_each(End::close);
     }
-    went
+    Went { left, settled }
 }
 
-/// Sends until everything that follows from a batch is stored, and settles it.
-async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher) -> Result<(), StoreError> {
-    let mut left = messages;
+/// Sends until it is stored, and closes its ends; answers how many there were.
+async fn hand_on(Parcel { outgoing, ends }: Parcel, publisher: &dyn Publisher) -> Result<usize, StoreError> {
+    let mut left = vec![outgoing];
     while !left.is_empty() {
         let mut queues: Vec<_> = left.iter().map(|outgoing| queue(&outgoing.to)).collect();
         let refused = publish_until_answered(publisher, mem::take(&mut left)).await?;
@@ -148,28 +242,40 @@ async fn hand_on(Handoff { messages, batch }: Handoff, publisher: &dyn Publisher
             }
         }
     }
-    reached(FailPoint::WorkerStored);
-    batch.close();
-    Ok(())
+    let settled = ends.len();
+    ends.into_iter().for_each(End::close);
+    Ok(settled)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
+    use std::{
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+        },
+        time::Duration,
     };
 
     use async_trait::async_trait;
-    use gristmill_shared::{Lane, Message, QueueRole, Receipt, Settlement, Settler, Token};
+    use gristmill_shared::{
+        DoneTasks, JobId, Lane, Message, QueueRole, Receipt, Round, Settlement, Settler, TaskIndex, Token,
+        wire::{RESULTS_MESSAGE_BYTES, Results, decode},
+    };
 
     use super::*;
 
-    /// Says no to these, once each; and keeps the ids of what it stored.
+    /// Says no to these, once each; and keeps what it stored.
     #[derive(Debug, Default)]
     struct Refusing {
         refuses: Mutex<Vec<&'static str>>,
-        stored: Mutex<Vec<String>>,
+        stored: Mutex<Vec<Message>>,
+    }
+
+    impl Refusing {
+        fn ids(&self) -> Vec<String> {
+            self.stored.lock().unwrap().iter().map(|message| message.id.clone()).collect()
+        }
     }
 
     #[async_trait]
@@ -181,7 +287,7 @@ mod tests {
                     refuses.remove(place);
                     return Published::Rejected;
                 }
-                self.stored.lock().unwrap().push(message.id);
+                self.stored.lock().unwrap().push(message);
                 Published::Stored
             };
             batch.into_iter().map(answer).collect()
@@ -199,43 +305,123 @@ mod tests {
         fn extend(&self, _: Token) {}
     }
 
-    /// Of a batch with whose tasks the slot is through.
-    fn handoff(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
-        let settler: Arc<dyn Settler> = Arc::clone(acks) as _;
-        let receipt = Receipt::new(Token { generation: 0, tag: 1 }, settler);
-        let to = Address::Queue(QueueRole::Results.of(&Lane::default()));
-        let message = |id: &&str| Message { id: (*id).into(), ..Message::default() };
-        let messages = ids.iter().map(|id| Outgoing { to: to.clone(), message: message(id) }).collect();
-        Handoff { messages, batch: Arc::new(InHand::new(receipt, QueueRole::Tasks)) }
+    impl Handoff {
+        pub(crate) fn stored(self) {
+            let parts = self.upshot.messages.len() + usize::from(self.upshot.outputs.is_some());
+            (0..parts).for_each(|_| self.batch.close());
+        }
     }
 
-    #[tokio::test(start_paused = true)]
+    fn outgoing(id: &str) -> Outgoing {
+        let to = Address::Queue(QueueRole::Results.of(&Lane::default()));
+        Outgoing { to, message: Message { id: id.into(), ..Message::default() } }
+    }
+
+    /// Of a batch with whose tasks the slot is through.
+    fn handoff(upshot: Upshot, acks: &Arc<Acks>) -> Handoff {
+        let settler: Arc<dyn Settler> = Arc::clone(acks) as _;
+        let receipt = Receipt::new(Token { generation: 0, tag: 1 }, settler);
+        let batch = Arc::new(InHand::new(receipt, QueueRole::Tasks));
+        let handoff = Handoff::new(upshot, &batch);
+        batch.close();
+        handoff
+    }
+
+    fn messages(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
+        handoff(ids.iter().map(|id| outgoing(id)).collect::<Vec<_>>().into(), acks)
+    }
+
+    fn outputs(job: JobId, first: u64, acks: &Arc<Acks>) -> Handoff {
+        let done = vec![DoneTasks::of(TaskIndex(first), &[first])];
+        let outputs = Outputs::new((job, Round(0)), None, Duration::from_micros(5), done);
+        handoff(Upshot { outputs, messages: Vec::new() }, acks)
+    }
+
+    /// Everything that is handed on, at once.
+    async fn hand_on_all_of(given: Vec<Handoff>, publisher: &Refusing) {
+        let (handoffs, to_hand_on) = handoffs();
+        let no_more = CancellationToken::new();
+        given.into_iter().for_each(|handoff| handoffs.send(handoff));
+        no_more.cancel();
+        hand_on_all(&*Shop::of_nothing().await, to_hand_on, publisher, &no_more).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn what_is_refused_of_one_batch_holds_up_no_other_and_is_sent_again_alone() {
         let publisher = Refusing { refuses: Mutex::new(vec!["b"]), ..Refusing::default() };
         let acks = Arc::new(Acks::default());
-        let lot = vec![handoff(&["a", "b"], &acks), handoff(&["c"], &acks)];
-        let mut went = hand_on_together(lot, &publisher).await;
-        assert_eq!((went.settled, acks.0.load(Ordering::Relaxed)), (1, 1), "b is not stored");
-        hand_on(went.left.pop().unwrap(), &publisher).await.unwrap();
-        assert_eq!(acks.0.load(Ordering::Relaxed), 2);
-        assert_eq!(*publisher.stored.lock().unwrap(), ["a", "c", "b"]);
+        let mut lot = Lot::default();
+        let room = Arc::new(Semaphore::new(2));
+        for handoff in [messages(&["a", "b"], &acks), messages(&["c"], &acks)] {
+            lot.add((handoff, Arc::clone(&room).try_acquire_owned().unwrap()));
+        }
+        let mut went = hand_on_together(lot.parcels, &publisher).await;
+        assert_eq!((went.settled, acks.0.load(Ordering::Relaxed)), (2, 1), "b is not stored");
+        assert_eq!(room.available_permits(), 1);
+        assert_eq!(hand_on(went.left.pop().unwrap(), &publisher).await, Ok(1));
+        assert_eq!((acks.0.load(Ordering::Relaxed), room.available_permits()), (2, 2));
+        assert_eq!(publisher.ids(), ["a", "c", "b"]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn all_that_waits_goes_and_nothing_is_left_at_the_end() {
         let publisher = Refusing { refuses: Mutex::new(vec!["1", "2"]), ..Refusing::default() };
-        let (acks, no_more) = (Arc::new(Acks::default()), CancellationToken::new());
-        let (sender, handoffs) = flume::bounded(4);
-        for id in ["0", "1", "2", "3"] {
-            sender.send(handoff(&[id], &acks)).unwrap();
-        }
-        no_more.cancel();
-        hand_on_all(handoffs, &publisher, &no_more).await.unwrap();
-        let mut stored = publisher.stored.lock().unwrap().clone();
+        let acks = Arc::new(Acks::default());
+        hand_on_all_of(["0", "1", "2", "3"].map(|id| messages(&[id], &acks)).into(), &publisher).await;
+        let mut stored = publisher.ids();
         stored.sort();
         assert_eq!(
             (stored, acks.0.load(Ordering::Relaxed)),
             (["0", "1", "2", "3"].map(String::from).to_vec(), 4)
         );
+    }
+
+    #[tokio::test]
+    async fn outputs_of_a_job_that_wait_together_travel_together_and_settle_each_of_their_batches() {
+        let (publisher, acks) = (Refusing::default(), Arc::new(Acks::default()));
+        let (one, other) = (JobId::generate(), JobId::generate());
+        let given = [(one, 8), (one, 2), (other, 5), (one, 1), (one, 9)];
+        hand_on_all_of(given.map(|(job, first)| outputs(job, first, &acks)).into(), &publisher).await;
+        assert_eq!(acks.0.load(Ordering::Relaxed), given.len());
+        let stored = publisher.stored.lock().unwrap();
+        let results: Vec<Results<'_>> = stored.iter().map(|message| decode(message).unwrap()).collect();
+        let spans = |results: &Results<'_>| -> Vec<_> {
+            results
+                .done
+                .iter()
+                .map(|done| (done.first.0, done.count, done.outputs.get().to_owned()))
+                .collect()
+        };
+        assert_eq!((results[0].job, results[0].busy_us, results.len()), (one, 20, 2));
+        assert_eq!(spans(&results[0]), [(1, 2, "[1,2]".into()), (8, 2, "[8,9]".into())]);
+        assert_eq!((results[1].job, spans(&results[1])), (other, vec![(5, 1, "[5]".into())]));
+    }
+
+    #[tokio::test]
+    async fn outputs_that_are_too_many_for_a_message_travel_in_several() {
+        let (publisher, acks, job) = (Refusing::default(), Arc::new(Acks::default()), JobId::generate());
+        let large = |first| {
+            let done = vec![DoneTasks::of(TaskIndex(first), &["x".repeat(RESULTS_MESSAGE_BYTES / 2 - 100)])];
+            let outputs = Outputs::new((job, Round(0)), None, Duration::ZERO, done);
+            handoff(Upshot { outputs, messages: Vec::new() }, &acks)
+        };
+        hand_on_all_of((0..5).map(large).collect(), &publisher).await;
+        assert_eq!((publisher.stored.lock().unwrap().len(), acks.0.load(Ordering::Relaxed)), (3, 5));
+    }
+
+    #[tokio::test]
+    async fn who_brings_more_than_there_is_room_for_waits() {
+        let acks = Arc::new(Acks::default());
+        let (handoffs, to_hand_on) = handoffs();
+        let large = |id: &str| {
+            let mut outgoing = outgoing(id);
+            outgoing.message.body = vec![0; BYTES_HELD as usize + 1].into();
+            handoff(vec![outgoing].into(), &acks)
+        };
+        handoffs.send_async(large("more than there is room for, alone")).await;
+        let mut second = std::pin::pin!(handoffs.send_async(large("and one more")));
+        assert!(futures::poll!(&mut second).is_pending());
+        drop(to_hand_on.0.recv().unwrap());
+        second.await;
     }
 }

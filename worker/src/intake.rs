@@ -7,10 +7,10 @@ use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WOR
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    handoff::Handoff,
+    handoff::{Handoff, Handoffs},
     in_hand::InHand,
     pace::{FORGOTTEN_AFTER, HELD_UP, LOWEST, PER_SLOT, START},
-    shop::{Shop, handoff},
+    shop::Shop,
     slot::Work,
     suspicion::that_count,
     waiting::{Giving, Waiting},
@@ -32,7 +32,7 @@ pub(crate) struct Intake {
     pub(crate) work: Giving,
     /// The other end of `work`, and where to what waits there goes when batches turn out to take long.
     pub(crate) waiting: Waiting,
-    pub(crate) handoffs: flume::Sender<Handoff>,
+    pub(crate) handoffs: Handoffs,
     pub(crate) leaving: CancellationToken,
 }
 
@@ -203,7 +203,7 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
 pub(crate) async fn hand_back_all(
     shop: &Shop,
     waiting: &Waiting,
-    handoffs: &flume::Sender<Handoff>,
+    handoffs: &Handoffs,
     enough: &CancellationToken,
 ) {
     loop {
@@ -213,8 +213,8 @@ pub(crate) async fn hand_back_all(
             next = waiting.next_async() => next,
         };
         let Some(Work { message, from, batch, .. }) = next else { return };
-        // Fails only when the worker ends with an error; the batch then stays unsettled.
-        let _ = handoffs.send_async(handoff(vec![shop.hand_back(message, from)], &batch)).await;
+        let back = vec![shop.hand_back(message, from)];
+        handoffs.send_async(Handoff::new(back.into(), &batch)).await;
         batch.close();
     }
 }

@@ -11,6 +11,7 @@ mod handoff;
 mod in_hand;
 mod intake;
 mod job_cache;
+mod outputs;
 mod pace;
 mod refused;
 mod seat;

@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::{Outgoing, TaskIndex};
+use gristmill_shared::TaskIndex;
 use tokio::sync::Notify;
 
 use crate::{
-    handoff::Handoff,
-    shop::{Shop, handoff},
+    handoff::{Handoff, Upshot},
+    shop::Shop,
     slot::Work,
 };
 
@@ -143,15 +143,15 @@ impl Tenant {
         true
     }
 
-    /// Something follows from the tasks before `up_to`: a handoff, for which an end of the batch is open from now on, so
+    /// Something follows from the tasks before `up_to`: a handoff, for which ends of the batch are open from now on, so
     /// that nobody else can settle the batch before that is stored. Nothing if the seat is lost: then it must not be
     /// said. While it is said no task runs.
-    pub(crate) fn may_say(&self, messages: Vec<Outgoing>, up_to: TaskIndex) -> Option<Handoff> {
+    pub(crate) fn may_say(&self, upshot: Upshot, up_to: TaskIndex) -> Option<Handoff> {
         let mut state = self.state()?;
         let turn = state.turn.as_mut()?;
         turn.running = None;
         turn.handed_on = up_to;
-        Some(handoff(messages, &turn.work.batch))
+        Some(Handoff::new(upshot, &turn.work.batch))
     }
 
     /// The batch is done with. False if the seat was lost: then somebody else has done with it.
@@ -180,9 +180,13 @@ impl Drop for Tenant {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::QueueRole;
+    use gristmill_shared::{Message, Outgoing, QueueRole};
 
     use super::*;
+
+    fn a_message(shop: &Shop) -> Upshot {
+        vec![Outgoing { to: shop.to(QueueRole::Results), message: Message::default() }].into()
+    }
 
     #[tokio::test]
     async fn what_is_being_said_when_the_seat_is_taken_keeps_the_batch_open() {
@@ -191,12 +195,12 @@ mod tests {
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
         let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
         tenant.begin(&work);
-        let said = tenant.may_say(Vec::new(), TaskIndex(3)).unwrap();
+        let said = tenant.may_say(a_message(&shop), TaskIndex(3)).unwrap();
         assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
         work.batch.close(); // whoever took it is through with it
         assert!(!work.batch.is_settled(), "before what was said is stored");
-        assert!(tenant.may_say(Vec::new(), ALL).is_none(), "the seat is lost");
-        said.batch.close();
+        assert!(tenant.may_say(Upshot::default(), ALL).is_none(), "the seat is lost");
+        said.stored();
         assert!(work.batch.is_settled());
     }
 
@@ -206,7 +210,7 @@ mod tests {
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
         tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
-        assert!(tenant.may_say(Vec::new(), ALL).is_some());
+        assert!(tenant.may_say(Upshot::default(), ALL).is_some());
         assert!(seat.take(&shop).is_none());
         assert!(tenant.end());
         assert!(seat.take(&shop).is_none(), "there is nothing to take");

@@ -5,11 +5,13 @@ use std::time::Duration;
 use gristmill_shared::{
     Address, Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
     meter::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
-    wire::{Batch, DoneSpan, FailedTask, Form, Malformed, Results, TASK_MAX_BYTES, clip_reason},
+    wire::{Batch, FailedTask, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
 use serde_json::value::RawValue;
 
 use crate::{
+    handoff::Upshot,
+    outputs::{Outputs, micros, results_message},
     shop::Shop,
     suspicion::{LOSSES_MAX, SUSPECT_PARTS},
 };
@@ -49,7 +51,7 @@ impl Sequel<'_> {
     }
 
     /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone.
-    pub(crate) fn of_chunk(&self, chunk: Chunk) -> Vec<Outgoing> {
+    pub(crate) fn of_chunk(&self, chunk: Chunk) -> Upshot {
         let failures = self.headers.attempt.saturating_add(1);
         let next_try = Headers { attempt: failures, ..self.headers.clone() };
         let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
@@ -59,22 +61,13 @@ impl Sequel<'_> {
         });
         let mut messages: Vec<_> =
             retried.into_iter().map(|failure| self.retry(failure, &next_try)).collect();
-        let outputs: Vec<_> =
-            chunk.done.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
-        if !outputs.is_empty() || !failed.is_empty() {
-            messages.push(
-                self.results(Results {
-                    busy_us: u64::try_from(chunk.busy.as_micros()).unwrap_or(u64::MAX),
-                    done: outputs
-                        .iter()
-                        .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
-                        .collect(),
-                    failed: failed.into_iter().map(|failure| self.for_good(failure, failures)).collect(),
-                    ..self.no_results()
-                }),
-            );
+        let Chunk { done, busy, .. } = chunk;
+        if !failed.is_empty() {
+            let failed = failed.into_iter().map(|failure| self.for_good(failure, failures)).collect();
+            messages.push(self.results(failed, if done.is_empty() { busy } else { Duration::ZERO }));
         }
-        messages
+        let whose = (self.batch.job, self.batch.round);
+        Upshot { outputs: Outputs::new(whose, self.headers.trace(), busy, done), messages }
     }
 
     /// The tasks from index `from` on, for whoever takes them next, at no cost.
@@ -97,7 +90,7 @@ impl Sequel<'_> {
         let Some(task) = tasks.get(at) else { return Err(Malformed::new("a task that it does not have")) };
         let mut chunk = Chunk::default();
         chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
-        let mut messages = self.of_chunk(chunk);
+        let Upshot { mut messages, .. } = self.of_chunk(chunk); // which has no outputs
         messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default()));
         messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default()));
         Ok(messages)
@@ -148,7 +141,7 @@ impl Sequel<'_> {
             losses: loss,
             task: if travels(task) { task } else { RawValue::NULL },
         });
-        Ok(self.results(Results { failed: failed.into_iter().collect(), ..self.no_results() }))
+        Ok(self.results(failed.into_iter().collect(), Duration::ZERO))
     }
 
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
@@ -196,22 +189,17 @@ impl Sequel<'_> {
         part.to_message(headers.clone(), self.shop.id.as_str())
     }
 
-    fn no_results<'r>(&self) -> Results<'r> {
-        Results {
+    /// Tells the sink of tasks that failed for good.
+    fn results(&self, failed: Vec<FailedTask<'_>>, busy: Duration) -> Outgoing {
+        let results = Results {
             job: self.batch.job,
             round: self.batch.round,
             worker: self.shop.id.clone(),
-            busy_us: 0,
+            busy_us: micros(busy),
             done: Vec::new(),
-            failed: Vec::new(),
-        }
-    }
-
-    fn results(&self, results: Results<'_>) -> Outgoing {
-        let id = format!("{}/{}#{}", self.batch.job, self.shop.id, self.shop.message_number());
-        let mut message = results.message(id, self.shop.id.as_str());
-        message.headers.traceparent = self.headers.trace().map(|trace| trace.follow(&message.id).to_string());
-        Outgoing { to: self.shop.to(QueueRole::Results), message }
+            failed,
+        };
+        results_message(self.shop, &results, self.headers.trace())
     }
 }
 

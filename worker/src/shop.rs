@@ -18,7 +18,7 @@ use gristmill_shared::{
 use gristmill_shared::wire::clip_reason;
 use tokio::sync::watch;
 
-use crate::{handoff::Handoff, in_hand::InHand, job_cache::JobCache, pace::Pace};
+use crate::{job_cache::JobCache, pace::Pace};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
@@ -204,12 +204,6 @@ impl Shop {
         }
         Outgoing { to: self.to(QueueRole::Retry(RetryDelay::TenSeconds)), message }
     }
-}
-
-/// What a slot or the intake has for the broker, and the batch it follows from.
-pub(crate) fn handoff(messages: Vec<Outgoing>, batch: &Arc<InHand>) -> Handoff {
-    batch.open();
-    Handoff { messages, batch: Arc::clone(batch) }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use gristmill_shared::{
 };
 
 use crate::{
-    handoff::Handoff,
+    handoff::{Handoffs, Upshot},
     in_hand::InHand,
     seat::{ALL, Tenant},
     sequel::{Sequel, retried},
@@ -32,7 +32,7 @@ pub(crate) struct Work {
 
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
-pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &flume::Sender<Handoff>) {
+pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
     while let Some(work) = waiting.next() {
         shop.counts.begins();
         let work = Arc::new(work);
@@ -55,20 +55,19 @@ struct Run<'a> {
     shop: &'a Shop,
     tenant: &'a Tenant,
     work: &'a Work,
-    handoffs: &'a flume::Sender<Handoff>,
+    handoffs: &'a Handoffs,
 }
 
 impl Run<'_> {
     /// What follows from all that is left of the batch.
     fn send(&self, messages: Vec<Outgoing>) {
-        self.send_up_to(messages, ALL);
+        self.send_up_to(messages.into(), ALL);
     }
 
     /// What follows from the tasks before `up_to`. False if it must not be said.
-    fn send_up_to(&self, messages: Vec<Outgoing>, up_to: TaskIndex) -> bool {
-        let Some(handoff) = self.tenant.may_say(messages, up_to) else { return false };
-        // The receiver goes only when the whole worker ends with an error; the batch then stays unsettled.
-        let _ = self.handoffs.send(handoff);
+    fn send_up_to(&self, upshot: Upshot, up_to: TaskIndex) -> bool {
+        let Some(handoff) = self.tenant.may_say(upshot, up_to) else { return false };
+        self.handoffs.send(handoff);
         true
     }
 
@@ -162,9 +161,9 @@ impl Run<'_> {
         let (done, errors) =
             (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
         let Some(up_to) = chunk.end() else { return }; // nothing is in it
-        let messages = sequel.of_chunk(chunk);
-        let retried = retried(&messages);
-        if self.send_up_to(messages, up_to) {
+        let upshot = sequel.of_chunk(chunk);
+        let retried = retried(&upshot.messages);
+        if self.send_up_to(upshot, up_to) {
             for (outcome, tasks) in [("done", done), ("retried", retried), ("failed", errors - retried)] {
                 sequel.count(outcome, tasks);
             }

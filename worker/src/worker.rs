@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     WorkerError, beat,
     crew::Crew,
-    handoff::{self, HANDOFFS_QUEUED},
+    handoff::{self, handoffs},
     intake::{self, Intake},
     pace::{LOWEST, PER_SLOT},
     shop::Shop,
@@ -141,7 +141,7 @@ impl Worker {
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
         let (work, waiting) = waiting(self.slots.get().into());
-        let (handoffs, to_hand_on) = flume::bounded(HANDOFFS_QUEUED);
+        let (handoffs, to_hand_on) = handoffs();
         let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
@@ -201,7 +201,7 @@ impl Worker {
             no_more.cancel();
             Ok::<_, WorkerError>(consumers)
         };
-        let handed_on = async { Ok(handoff::hand_on_all(to_hand_on, &*publisher, &no_more).await?) };
+        let handed_on = async { Ok(handoff::hand_on_all(&shop, to_hand_on, &*publisher, &no_more).await?) };
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(self.grace + SETTLING_GRACE).await;

@@ -32,8 +32,8 @@ const SLOTS: u16 = 4;
 /// What the slots run first: more than may be on its way to the broker.
 const LARGE_TASKS: u64 = 50;
 const OUTPUT_BYTES: usize = 1_000_000;
-/// So many outputs are on their way, wait for their turn, and are in the hands of slots when nothing moves any more.
-const UNTIL_ALL_WAIT: usize = 34 + 64 + SLOTS as usize;
+/// So many outputs are on their way or wait for their turn, in 32 MiB, and are in the hands of slots when nothing moves any more.
+const UNTIL_ALL_WAIT: usize = 33 + SLOTS as usize;
 /// Longer than a delivery waits for a slot before those that wait are handed back.
 const ALARM: Duration = Duration::from_secs(3);
 

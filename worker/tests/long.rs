@@ -118,7 +118,9 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
     while done.len() < BATCHES {
         for delivery in within(results.recv(10)).await.unwrap() {
             let results: Results<'_> = wire::decode(&delivery.message).unwrap();
-            done.extend(results.done.iter().map(|span| span.first.0));
+            done.extend(
+                results.done.iter().flat_map(|span| span.first.0..span.first.0 + u64::from(span.count)),
+            );
             delivery.receipt.ack();
         }
     }

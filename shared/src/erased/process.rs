@@ -53,6 +53,40 @@ pub struct DoneTasks {
 }
 
 impl DoneTasks {
+    /// These outputs, of consecutive tasks from index `first` on.
+    ///
+    /// # Panics
+    /// If one of them does not encode as JSON.
+    #[must_use]
+    pub fn of(first: TaskIndex, outputs: &[impl Serialize]) -> Self {
+        let mut json = serde_json::to_vec(outputs).expect("outputs that encode");
+        json.pop();
+        let count = u32::try_from(outputs.len()).expect("fewer outputs than memory has room for");
+        Self { first, count, json }
+    }
+
+    /// How many bytes the outputs take, encoded.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Takes along the outputs of the tasks that come next.
+    ///
+    /// # Errors
+    /// The other's, if its tasks are not the next ones, or are too many to be counted together.
+    pub fn append(&mut self, next: Self) -> Result<(), Self> {
+        let Some(count) = self.count.checked_add(next.count) else { return Err(next) };
+        if self.first.plus(self.count.into()) != next.first {
+            return Err(next);
+        }
+        let [_, outputs @ ..] = next.json.as_slice() else { return Err(next) };
+        self.count = count;
+        self.json.push(b',');
+        self.json.extend_from_slice(outputs);
+        Ok(())
+    }
+
     /// A JSON array of the outputs.
     #[must_use]
     pub fn into_outputs(mut self) -> Box<RawValue> {

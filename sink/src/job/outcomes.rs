@@ -19,7 +19,8 @@ impl Job {
     /// Counts what is new in a message of results. Nothing counts after the end: there even a known outcome is late.
     ///
     /// # Errors
-    /// If it is malformed; spans before the malformed one count.
+    /// If some of it is malformed, or about tasks that the job does not have. The rest counts all the same: outcomes of
+    /// several batches may travel together, and those of one must not take the others' with them.
     pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
         let Results { job: _, round, worker, busy_us, done, failed } = results;
         let before = self.record.counts;
@@ -39,46 +40,34 @@ impl Job {
         outbox: &mut Outbox,
     ) -> Result<(), Malformed> {
         self.changed = true;
-        if !self.has_ended() {
-            self.check_bounds(done, failed)?;
-        }
+        let limit = if self.has_ended() { u64::MAX } else { self.record.limit() };
         let before = self.record.counts.outcomes();
-        let taken = done.iter().try_for_each(|span| self.span(from, span, outbox));
-        failed.iter().for_each(|failed| self.failed(from, failed));
+        let mut well_formed = beyond(limit, done, failed);
+        for span in done {
+            let taken = self.span(from, span, limit, outbox);
+            well_formed = well_formed.and(taken);
+        }
+        failed.iter().filter(|failed| failed.index.0 < limit).for_each(|failed| self.failed(from, failed));
         self.recount();
         if self.record.counts.outcomes() > before {
             self.goes_on();
         }
         self.end_if_due(outbox);
-        taken
-    }
-
-    /// A task that is not there has no outcome; nothing of such a message is taken in.
-    fn check_bounds(&self, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
-        let limit = self.record.limit();
-        let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));
-        let failures = failed.iter().map(|failed| (failed.index.0, 1));
-        for (first, count) in spans.chain(failures) {
-            if first.checked_add(count).is_none_or(|end| end > limit) {
-                return Err(Malformed::new(format_args!(
-                    "it has outcomes for {count} tasks from index {first} on, but the job has {limit} tasks"
-                )));
-            }
-        }
-        Ok(())
+        well_formed
     }
 
     fn span(
         &mut self,
         (_, worker): Source<'_>,
         span: &DoneSpan<'_>,
+        limit: u64,
         outbox: &mut Outbox,
     ) -> Result<(), Malformed> {
         let Phase::Running(work) = &mut self.phase else {
             self.record.counts.late += u64::from(span.count);
             return Ok(());
         };
-        match work.take(span) {
+        match work.take(span, limit) {
             Ok(Ok(Taken { fresh: _, duplicates, late, broke, undecodable })) => {
                 self.record.counts.duplicates += duplicates;
                 self.record.counts.late += late;
@@ -159,4 +148,18 @@ impl Job {
             .collect();
         self.outcomes((batch.round, None), &[], &failed, outbox)
     }
+}
+
+/// A task that is not there has no outcome.
+fn beyond(limit: u64, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
+    let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));
+    let failures = failed.iter().map(|failed| (failed.index.0, 1));
+    for (first, count) in spans.chain(failures) {
+        if first.checked_add(count).is_none_or(|end| end > limit) {
+            return Err(Malformed::new(format_args!(
+                "it has outcomes for {count} tasks from index {first} on, but the job has {limit} tasks"
+            )));
+        }
+    }
+    Ok(())
 }

@@ -95,12 +95,17 @@ impl Work {
         gaps(&self.done, &self.failed, range, most)
     }
 
-    /// Folds what is new of a span.
-    pub(super) fn take(&mut self, span: &DoneSpan<'_>) -> Result<Result<Taken, Malformed>, Broken> {
+    /// Folds what is new of a span, below `limit`.
+    pub(super) fn take(
+        &mut self,
+        span: &DoneSpan<'_>,
+        limit: u64,
+    ) -> Result<Result<Taken, Malformed>, Broken> {
         let range = span.first.0..span.first.plus(span.count.into()).0;
-        let missing = self.done.missing(range.clone());
+        let within = range.start.min(limit)..range.end.min(limit);
+        let missing = self.done.missing(within.clone());
         let new: u64 = missing.iter().map(|range| range.end - range.start).sum();
-        let duplicates = u64::from(span.count) - new;
+        let duplicates = within.end - within.start - new;
         if new == 0 {
             return Ok(Ok(Taken { duplicates, ..Taken::default() }));
         }

@@ -1,0 +1,94 @@
+//! Outputs on their way to the sink. Those of several batches travel together: a message costs far more than a tiny task.
+
+use std::time::Duration;
+
+use gristmill_shared::{
+    DoneTasks, JobId, Outgoing, QueueRole, Round, TraceParent,
+    wire::{DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
+};
+
+use crate::shop::Shop;
+
+/// Outputs of tasks of one job and round.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    job: JobId,
+    round: Round,
+    /// The trace of the batch that they come from, the first if there are several.
+    trace: Option<TraceParent>,
+    /// How long their tasks took, together.
+    busy: Duration,
+    done: Vec<DoneTasks>,
+    bytes: usize,
+}
+
+impl Outputs {
+    /// None if there are none.
+    pub(crate) fn new(
+        (job, round): (JobId, Round),
+        trace: Option<TraceParent>,
+        busy: Duration,
+        done: Vec<DoneTasks>,
+    ) -> Option<Self> {
+        let bytes = done.iter().map(DoneTasks::bytes).sum();
+        (!done.is_empty()).then_some(Self { job, round, trace, busy, done, bytes })
+    }
+
+    /// How many bytes they take in a message, give or take what says whose they are.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether these can travel in one message with those.
+    pub(crate) fn goes_with(&self, other: &Self) -> bool {
+        (self.job, self.round) == (other.job, other.round)
+            && self.bytes + other.bytes <= RESULTS_MESSAGE_BYTES
+    }
+
+    /// Takes the other's along.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.busy += other.busy;
+        self.bytes += other.bytes;
+        self.done.extend(other.done);
+    }
+
+    /// As a message to the sink. Outputs of consecutive tasks stand together in it, whatever batches they come from.
+    pub(crate) fn message(mut self, shop: &Shop) -> Outgoing {
+        self.done.sort_by_key(|done| done.first);
+        let mut spans: Vec<DoneTasks> = Vec::new();
+        for next in self.done {
+            let apart = match spans.last_mut() {
+                Some(last) => last.append(next).err(),
+                None => Some(next),
+            };
+            spans.extend(apart);
+        }
+        let outputs: Vec<_> =
+            spans.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
+        let results = Results {
+            job: self.job,
+            round: self.round,
+            worker: shop.id.clone(),
+            busy_us: micros(self.busy),
+            done: outputs
+                .iter()
+                .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
+                .collect(),
+            failed: Vec::new(),
+        };
+        results_message(shop, &results, self.trace)
+    }
+}
+
+/// A message to the sink, in this trace.
+pub(crate) fn results_message(shop: &Shop, results: &Results<'_>, trace: Option<TraceParent>) -> Outgoing {
+    let id = format!("{}/{}#{}", results.job, shop.id, shop.message_number());
+    let mut message = results.message(id, shop.id.as_str());
+    message.headers.traceparent = trace.map(|trace| trace.follow(&message.id).to_string());
+    Outgoing { to: shop.to(QueueRole::Results), message }
+}
+
+/// As the wire tells a time.
+pub(crate) fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
