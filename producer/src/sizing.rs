@@ -12,19 +12,20 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, Event, Progress, WorkerBeat},
 };
 
-/// A batch is about so much work for one slot.
-const TARGET: Duration = Duration::from_millis(50);
+/// A batch is about so much work for one slot. Less than a worker calls long, by far enough for a busy machine; more, and so
+/// fewer messages, than a message that comes alone and wakes everybody would be worth.
+const TARGET: Duration = Duration::from_millis(75);
 /// Towards the end batches shrink, but not below so much work, of which the message is a twentieth.
 const WORTH_A_MESSAGE: Duration = Duration::from_millis(2);
 /// From one batch to the next, and over the number of tasks measured so far, a batch has at most so many times as many
 /// tasks. So a first measurement that was too good to be true costs no more than what was seen bears out: a lucky task
 /// never makes a batch of thousands of long ones.
 const GROWTH: u32 = 2;
-/// So many batches are sent before anything is known of their tasks, then it is waited for: work for dozens of slots. Else a
-/// fast producer would send hundreds of single tasks before it hears of the first.
-const PROBES: u32 = 64;
-/// For so long at most, once: perhaps nobody works yet, or tasks take long.
-const PROBE_WAIT: Duration = Duration::from_millis(100);
+/// While sizes grow with what is measured, no more tasks than so many, or than have outcomes, are sent ahead of the outcomes:
+/// work for dozens of slots. Else a fast producer would send hundreds of tiny batches before it hears of the first.
+const AHEAD_MIN: u64 = 64;
+/// News is waited for so long at most, and then not again before there is some: perhaps nobody works, or tasks take long.
+const NEWS_WAIT: Duration = Duration::from_millis(100);
 /// Towards the end a batch has at most one in so many of what is left for each slot, so that all slots end together.
 const SHARES_PER_SLOT: u64 = 2;
 /// At least so many slots are assumed, since workers are heard only some time after the listening began. Too many cost a few
@@ -48,7 +49,7 @@ pub(crate) enum Sizing {
         measure: Mutex<Measure>,
         /// Told when there is a measurement.
         news: Condvar,
-        /// For how long the first is waited for.
+        /// For how long it is waited for.
         wait: Duration,
     },
 }
@@ -57,7 +58,7 @@ impl Sizing {
     pub(crate) fn new(batch: Option<u32>) -> Self {
         match batch {
             Some(tasks) => Self::Fixed(tasks.clamp(1, BATCH_MAX_TASKS)),
-            None => Self::waiting(PROBE_WAIT),
+            None => Self::waiting(NEWS_WAIT),
         }
     }
 
@@ -65,18 +66,22 @@ impl Sizing {
         Self::Measured { measure: Mutex::default(), news: Condvar::new(), wait }
     }
 
-    /// How many tasks the next batch gets, of the `left` that the job has left, if that is known. Blocks once, for
-    /// [`PROBE_WAIT`] at most.
+    /// How many tasks the next batch gets, of the `left` that the job has left, if that is known. Blocks for
+    /// [`NEWS_WAIT`] at most.
     pub(crate) fn next(&self, left: Option<u64>) -> u32 {
         match self {
             Self::Fixed(tasks) => *tasks,
             Self::Measured { measure, news, wait } => {
                 let mut measure = lock(measure);
-                if measure.sent == PROBES {
-                    let waited = news.wait_timeout_while(measure, *wait, |measure| measure.outcomes == 0);
+                let mut size = measure.next(left, Instant::now());
+                if size.grows && measure.is_ahead() {
+                    let heard = measure.heard;
+                    let waited = news.wait_timeout_while(measure, *wait, |measure| measure.heard == heard);
                     (measure, _) = waited.unwrap_or_else(PoisonError::into_inner);
+                    measure.in_vain = measure.heard == heard;
+                    size = measure.next(left, Instant::now());
                 }
-                measure.next(left, Instant::now())
+                measure.gets(size)
             }
         }
     }
@@ -105,10 +110,12 @@ fn lock(measure: &Mutex<Measure>) -> MutexGuard<'_, Measure> {
 /// What is known of a job's tasks, and of who runs them.
 #[derive(Debug, Default)]
 pub(crate) struct Measure {
-    /// How many batches got a size.
-    sent: u32,
-    /// How many tasks the last batch got.
+    /// How many tasks all batches got, and the last one.
+    sent: u64,
     size: u32,
+    /// How often outcomes were told of, and whether the next time was awaited in vain.
+    heard: u64,
+    in_vain: bool,
     /// How many outcomes the last progress told of, and how long they took in all.
     outcomes: u64,
     busy_us: u64,
@@ -118,6 +125,14 @@ pub(crate) struct Measure {
     latest: Span,
     /// How many slots each worker has, and when it was heard.
     workers: BTreeMap<WorkerId, (u32, Instant)>,
+}
+
+/// What a batch gets.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    tasks: u32,
+    /// It would be more if more had been measured.
+    grows: bool,
 }
 
 /// So many tasks took so long.
@@ -142,6 +157,7 @@ impl Measure {
         if tasks == 0 {
             return; // or fewer, since failed ones were sent again
         }
+        (self.heard, self.in_vain) = (self.heard + 1, false);
         self.latest = Span { tasks: tasks as f64, micros: micros as f64 };
         self.recent.tasks = self.recent.tasks * FADING + self.latest.tasks;
         self.recent.micros = self.recent.micros * FADING + self.latest.micros;
@@ -154,23 +170,34 @@ impl Measure {
         }
     }
 
-    fn next(&mut self, left: Option<u64>, now: Instant) -> u32 {
-        self.sent = self.sent.saturating_add(1);
-        let mut size = 1;
+    fn next(&self, left: Option<u64>, now: Instant) -> Size {
+        let (mut wanted, mut borne_out) = (u64::MAX, 1);
         if self.outcomes > 0 && self.recent.tasks > 0.0 {
             // The longer of the two: tasks that turn out longer count at once, shorter ones when they are the rule.
             let mean = self.recent.mean().max(self.latest.mean());
             let tasks_in = |time: Duration| (time.as_micros() as f64 / mean) as u64; // as many as there are, if they take no time
-            size = tasks_in(TARGET);
+            wanted = tasks_in(TARGET);
             if let Some(left) = left {
                 let share = left / (SHARES_PER_SLOT * self.slots(now));
-                size = size.min(share.max(tasks_in(WORTH_A_MESSAGE)));
+                wanted = wanted.min(share.max(tasks_in(WORTH_A_MESSAGE)));
             }
-            let growth = u64::from(GROWTH);
-            size = size.min(u64::from(self.size) * growth).min(self.outcomes.saturating_mul(growth));
+            borne_out = u64::from(self.size).min(self.outcomes).saturating_mul(GROWTH.into());
         }
-        self.size = u32::try_from(size).unwrap_or(u32::MAX).clamp(1, BATCH_MAX_TASKS);
-        self.size
+        let wanted = wanted.clamp(1, BATCH_MAX_TASKS.into());
+        let tasks = u32::try_from(wanted.min(borne_out)).unwrap_or(BATCH_MAX_TASKS).max(1);
+        Size { tasks, grows: u64::from(tasks) < wanted }
+    }
+
+    /// A batch gets this size.
+    fn gets(&mut self, Size { tasks, .. }: Size) -> u32 {
+        self.sent = self.sent.saturating_add(tasks.into());
+        self.size = tasks;
+        tasks
+    }
+
+    /// Whether it is time to hear how long the tasks take that were sent.
+    fn is_ahead(&self) -> bool {
+        !self.in_vain && self.sent.saturating_sub(self.outcomes) >= self.outcomes.max(AHEAD_MIN)
     }
 
     fn slots(&self, now: Instant) -> u64 {
@@ -204,7 +231,7 @@ mod tests {
         /// The sizes of the next batches, of tasks that take so long each. Progress is told after every fourth.
         fn run(&mut self, batches: usize, task: Duration) -> Vec<u64> {
             let one = |number: usize| {
-                let size = u64::from(self.measure.next(None, self.now));
+                let size = u64::from(self.measure.size(None, self.now));
                 self.outcomes += size;
                 self.busy += task * u32::try_from(size).unwrap();
                 if number % 4 == 3 {
@@ -216,13 +243,20 @@ mod tests {
         }
     }
 
+    impl Measure {
+        fn size(&mut self, left: Option<u64>, now: Instant) -> u32 {
+            let size = self.next(left, now);
+            self.gets(size)
+        }
+    }
+
     fn micros(micros: u64) -> Duration {
         Duration::from_micros(micros)
     }
 
     #[test]
-    fn a_batch_grows_to_fifty_milliseconds_of_work_by_doubling() {
-        for (task, expected) in [(0, MAX), (3, MAX), (10, 5_000), (1_000, 50), (20_000, 2), (40_000, 1)] {
+    fn a_batch_grows_to_what_is_wanted_by_doubling() {
+        for (task, expected) in [(0, MAX), (3, MAX), (10, 7_500), (1_000, 75), (30_000, 2), (40_000, 1)] {
             let sizes = Fleet::new().run(100, micros(task));
             assert_eq!(sizes.last(), Some(&expected), "{task} us: {sizes:?}");
             assert_eq!(sizes[..4], [1; 4], "nothing was measured before");
@@ -238,7 +272,7 @@ mod tests {
         let mut fleet = Fleet::new();
         fleet.run(4, micros(1)); // four lucky tasks
         assert_eq!(fleet.measure.outcomes, 4);
-        let sizes: Vec<_> = (0..6).map(|_| fleet.measure.next(None, fleet.now)).collect();
+        let sizes: Vec<_> = (0..6).map(|_| fleet.measure.size(None, fleet.now)).collect();
         assert_eq!(sizes, [2, 4, 8, 8, 8, 8]);
     }
 
@@ -247,7 +281,7 @@ mod tests {
         let mut measure = Measure::default();
         let now = Instant::now();
         measure.progress(0, 0); // the sink has opened the job
-        assert!((0..1_000).all(|_| measure.next(Some(1_000_000), now) == 1));
+        assert!((0..1_000).all(|_| measure.size(Some(1_000_000), now) == 1));
     }
 
     #[test]
@@ -258,7 +292,7 @@ mod tests {
         fleet
             .measure
             .progress(fleet.outcomes + 1, u64::try_from(fleet.busy.as_micros()).unwrap() + 1_000_000);
-        assert_eq!(fleet.measure.next(None, fleet.now), 1);
+        assert_eq!(fleet.measure.size(None, fleet.now), 1);
         (fleet.outcomes, fleet.busy) = (fleet.outcomes + 1, fleet.busy + micros(1_000_000));
         assert!(fleet.run(20, Duration::from_secs(1))[4..].iter().all(|size| *size == 1));
         let sizes = fleet.run(60, micros(1));
@@ -270,8 +304,8 @@ mod tests {
     fn what_the_ledger_knows_of_a_resumed_job_counts_as_measured() {
         let mut measure = Measure::default();
         measure.progress(1_000_000, 1_000_000_000); // a millisecond each
-        let sizes: Vec<_> = (0..8).map(|_| measure.next(None, Instant::now())).collect();
-        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 50, 50]);
+        let sizes: Vec<_> = (0..8).map(|_| measure.size(None, Instant::now())).collect();
+        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 64, 75]);
     }
 
     #[test]
@@ -291,7 +325,7 @@ mod tests {
         }
         let (mut left, mut sizes) = (tasks, Vec::new());
         while left > 0 {
-            let size = u64::from(fleet.measure.next(Some(left), fleet.now)).min(left);
+            let size = u64::from(fleet.measure.size(Some(left), fleet.now)).min(left);
             left -= size;
             sizes.push(size);
         }
@@ -310,9 +344,9 @@ mod tests {
             }
             assert!(sizes.last() <= Some(&2), "{slots} slots: {sizes:?}");
         }
-        // And no earlier than they must: twenty full batches, and some dozens more, which cost a few milliseconds.
+        // And no earlier than they must: a dozen full batches, and some dozens more, which cost a few milliseconds.
         let sizes = to_the_end(2_000, micros(1_000), Some(2));
-        assert!(sizes[..20].iter().all(|size| *size == 50) && sizes.len() < 100, "{} {sizes:?}", sizes.len());
+        assert!(sizes[..11].iter().all(|size| *size == 75) && sizes.len() < 100, "{} {sizes:?}", sizes.len());
     }
 
     #[test]
@@ -322,23 +356,39 @@ mod tests {
         assert!(but_the_last.iter().all(|size| *size >= 2_000), "{sizes:?}");
     }
 
-    #[test]
-    fn after_the_first_batches_it_is_waited_for_a_moment_to_hear_how_long_they_took() {
-        let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
-        (0..PROBES).for_each(|_| assert_eq!(sizing.next(None), 1));
-        let account = Account { done: 40, ..Account::default() };
-        let progress = Progress { job, account, sealed: false, busy_us: 40_000 };
-        let next = std::thread::scope(|scope| {
-            let next = scope.spawn(|| sizing.next(None));
-            sizing.hear(job, &Event::Progress(progress));
-            next.join().unwrap()
-        });
-        assert_eq!(next, 2, "the first one after the news");
+    /// After so many outcomes, which took a millisecond each.
+    fn told(job: JobId, outcomes: u64) -> Event {
+        let account = Account { done: outcomes, ..Account::default() };
+        Event::Progress(Progress { job, account, sealed: false, busy_us: outcomes * 1_000 })
+    }
 
+    #[test]
+    fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
+        let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
+        let sizes = |batches: usize| -> Vec<_> { (0..batches).map(|_| sizing.next(None)).collect() };
+        let after = |outcomes| {
+            std::thread::scope(|scope| {
+                let next = scope.spawn(|| sizing.next(None)); // waits, unless the news comes first
+                sizing.hear(job, &told(job, outcomes));
+                next.join().unwrap()
+            })
+        };
+        assert_eq!(sizes(64), [1; 64]);
+        assert_eq!(after(2), 2, "65 sent ahead of 0");
+        assert_eq!(after(16), 4, "66 sent ahead of 2");
+        assert_eq!(sizes(2), [8, 16], "70 ahead of 16");
+        assert_eq!(after(64), 32);
+        assert_eq!(sizes(3), [64, 75, 75], "which is all that is wanted: nothing is waited for any more");
+        assert_eq!(sizes(100), [75; 100]);
+    }
+
+    #[test]
+    fn news_that_does_not_come_is_waited_for_once() {
         let unheard = Sizing::new(None);
         let began = Instant::now();
-        let sizes: Vec<_> = (0..PROBES * 2).map(|_| unheard.next(None)).collect();
-        assert!(sizes.iter().all(|size| *size == 1) && began.elapsed() >= PROBE_WAIT, "{sizes:?}");
+        let sizes: Vec<_> = (0..1_000).map(|_| unheard.next(None)).collect();
+        assert!(sizes.iter().all(|size| *size == 1), "{sizes:?}");
+        assert!((NEWS_WAIT..NEWS_WAIT * 10).contains(&began.elapsed()), "{:?}", began.elapsed());
     }
 
     #[test]
