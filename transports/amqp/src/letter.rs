@@ -1,7 +1,6 @@
 //! A message that is ready to be sent.
 
-use bytes::Bytes;
-use gristmill_shared::{Address, Outgoing, Topic};
+use gristmill_shared::{Address, Message, Outgoing, Topic};
 use lapin::{BasicProperties, options::BasicPublishOptions};
 
 use crate::{
@@ -14,10 +13,9 @@ use crate::{
 pub(crate) struct Letter {
     pub(crate) exchange: &'static str,
     pub(crate) key: String,
-    pub(crate) id: String,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Bytes,
-    pub(crate) options: BasicPublishOptions,
+    pub(crate) message: Message,
+    /// It is stored, and returned if it has no queue.
+    pub(crate) durable: bool,
 }
 
 impl Letter {
@@ -33,9 +31,17 @@ impl Letter {
             Address::Journal => (FACTS, JOURNAL.into(), true),
             Address::Events(topic) => (EVENTS, routing_key(&topic), false),
         };
-        let properties = properties::outgoing(&message, durable)?;
-        let options = BasicPublishOptions { mandatory: durable, immediate: false };
-        Ok(Self { exchange, key, id: message.id, properties, body: message.body, options })
+        properties::fits(&message)?;
+        Ok(Self { exchange, key, message, durable })
+    }
+
+    pub(crate) fn options(&self) -> BasicPublishOptions {
+        BasicPublishOptions { mandatory: self.durable, immediate: false }
+    }
+
+    /// Made anew for each time that it is sent, which is once as a rule: to keep them would cost a copy of them each time.
+    pub(crate) fn properties(&self) -> BasicProperties {
+        properties::outgoing(&self.message, self.durable)
     }
 
     /// Whether it goes to the journal.
@@ -53,7 +59,7 @@ fn routing_key(topic: &Topic) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, Lane, Message, QueueRole, WorkerId};
+    use gristmill_shared::{JobId, Lane, QueueRole, WorkerId};
 
     use super::*;
 
@@ -70,7 +76,7 @@ mod tests {
         ] {
             let letter = letter(to);
             assert_eq!((letter.exchange, letter.key.as_str()), (exchange, key));
-            assert_eq!((letter.options.mandatory, *letter.properties.delivery_mode()), (true, Some(2)));
+            assert_eq!((letter.options().mandatory, *letter.properties().delivery_mode()), (true, Some(2)));
         }
     }
 
@@ -79,7 +85,7 @@ mod tests {
         let job = JobId::generate();
         let about_job = letter(Address::Events(Topic::Job(Lane::default(), job)));
         assert_eq!(about_job.key, format!("job.default.{job}"));
-        assert_eq!((about_job.options.mandatory, *about_job.properties.delivery_mode()), (false, Some(1)));
+        assert_eq!((about_job.options().mandatory, *about_job.properties().delivery_mode()), (false, Some(1)));
         let worker = WorkerId::new("w-1").unwrap();
         assert_eq!(letter(Address::Events(Topic::Worker(Lane::default(), worker))).key, "worker.default.w-1");
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use gristmill_shared::{Headers, Message};
 use lapin::{
     BasicProperties,
-    types::{AMQPValue, FieldTable, ShortString},
+    types::{AMQPValue, FieldTable, MAX_SHORT_STRING_LENGTH, ShortString},
 };
 
 use crate::topology::{number, text};
@@ -24,67 +24,85 @@ const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
 const TRACEPARENT: &str = "traceparent";
 
-/// The properties of a message to be published. What has its default value is left out. The timestamp is in seconds.
+/// Whether AMQP has room for all that a message says of itself.
 ///
 /// # Errors
-/// What AMQP has no room for.
-pub(crate) fn outgoing(message: &Message, durable: bool) -> Result<BasicProperties, String> {
-    let mut properties = BasicProperties::default()
-        .with_delivery_mode(if durable { PERSISTENT } else { TRANSIENT })
-        .with_timestamp(message.timestamp_ms / 1_000)
-        .with_headers(headers(&message.headers)?);
-    if let Some(id) = short("message id", &message.id)? {
-        properties = properties.with_message_id(id);
-    }
-    if let Some(form) = short("form", &message.form)? {
-        properties = properties.with_type(form);
-    }
-    if let Some(job) = message.job {
-        properties = properties.with_correlation_id(job.to_string().into());
-    }
-    if let Some(app) = short("app", &message.app)? {
-        properties = properties.with_app_id(app);
-    }
-    if let Some(content_type) = short("content type", &message.content_type)? {
-        properties = properties.with_content_type(content_type);
-    }
-    if let Some(encoding) = short("content encoding", &message.content_encoding)? {
-        properties = properties.with_content_encoding(encoding);
-    }
-    Ok(properties)
-}
-
-fn short(what: &str, text: &str) -> Result<Option<ShortString>, String> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    ShortString::try_new(text)
-        .map(Some)
-        .map_err(|_| format!("its {what} is {} bytes long, and AMQP takes at most 255", text.len()))
-}
-
-fn headers(headers: &Headers) -> Result<FieldTable, String> {
-    let mut table = FieldTable::default();
-    let mut size = 0;
-    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss)] {
-        if value > 0 {
-            table.insert(name.into(), number(value));
+/// What it has no room for.
+pub(crate) fn fits(message: &Message) -> Result<(), String> {
+    let Message { id, form, app, content_type, content_encoding, headers, .. } = message;
+    for (what, text) in [
+        ("message id", id),
+        ("form", form),
+        ("app", app),
+        ("content type", content_type),
+        ("content encoding", content_encoding),
+    ] {
+        if text.len() > MAX_SHORT_STRING_LENGTH {
+            return Err(format!(
+                "its {what} is {} bytes long, and AMQP takes at most {MAX_SHORT_STRING_LENGTH}",
+                text.len()
+            ));
         }
     }
-    for (name, value) in
-        [(REASON, &headers.reason), (ORIGIN, &headers.origin), (TRACEPARENT, &headers.traceparent)]
-    {
-        if let Some(value) = value {
-            size += value.len();
-            table.insert(name.into(), text(value));
-        }
-    }
+    let size: usize = texts(headers).map(|(_, text)| text.len()).sum();
     if size > HEADERS_MAX_BYTES {
         return Err(format!(
             "its headers have {size} bytes of text, and at most {HEADERS_MAX_BYTES} are sent"
         ));
     }
-    Ok(table)
+    Ok(())
+}
+
+/// The properties of a message to be published, which [fits]. What has its default value is left out. The timestamp is in
+/// seconds.
+pub(crate) fn outgoing(message: &Message, durable: bool) -> BasicProperties {
+    let mut properties = BasicProperties::default()
+        .with_delivery_mode(if durable { PERSISTENT } else { TRANSIENT })
+        .with_timestamp(message.timestamp_ms / 1_000)
+        .with_headers(table_of(&message.headers));
+    if let Some(id) = short(&message.id) {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(form) = short(&message.form) {
+        properties = properties.with_type(form);
+    }
+    if let Some(job) = message.job {
+        properties = properties.with_correlation_id(job.to_string().into());
+    }
+    if let Some(app) = short(&message.app) {
+        properties = properties.with_app_id(app);
+    }
+    if let Some(content_type) = short(&message.content_type) {
+        properties = properties.with_content_type(content_type);
+    }
+    if let Some(encoding) = short(&message.content_encoding) {
+        properties = properties.with_content_encoding(encoding);
+    }
+    properties
+}
+
+/// Nothing if it is empty, or does not fit.
+fn short(text: &str) -> Option<ShortString> {
+    if text.is_empty() { None } else { ShortString::try_new(text).ok() }
+}
+
+fn table_of(headers: &Headers) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss)] {
+        if value > 0 {
+            table.insert(name.into(), number(value));
+        }
+    }
+    for (name, value) in texts(headers) {
+        table.insert(name.into(), text(value));
+    }
+    table
+}
+
+fn texts(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
+    let all =
+        [(REASON, &headers.reason), (ORIGIN, &headers.origin), (TRACEPARENT, &headers.traceparent)];
+    all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
 }
 
 /// The message that was delivered. From the dead queue, what the broker itself moved there says why.
@@ -198,14 +216,14 @@ mod tests {
     #[test]
     fn a_message_comes_out_as_it_went_in() {
         for message in [full(), Message::default()] {
-            let properties = outgoing(&message, true).unwrap();
+            let properties = outgoing(&message, true);
             assert_eq!(incoming(&properties, message.body.clone(), false), message);
         }
     }
 
     #[test]
     fn defaults_are_left_out() {
-        let properties = outgoing(&Message::default(), false).unwrap();
+        let properties = outgoing(&Message::default(), false);
         assert_eq!(*properties.delivery_mode(), Some(1));
         assert_eq!(*properties.message_id(), None);
         assert_eq!(*properties.content_encoding(), None);
@@ -215,10 +233,11 @@ mod tests {
     #[test]
     fn what_amqp_has_no_room_for_is_refused() {
         let long = Message { id: "x".repeat(256), ..full() };
-        assert!(outgoing(&long, true).unwrap_err().contains("message id is 256 bytes"));
+        assert!(fits(&long).unwrap_err().contains("message id is 256 bytes"));
         let mut long = full();
         long.headers.reason = Some("x".repeat(HEADERS_MAX_BYTES));
-        assert!(outgoing(&long, true).unwrap_err().contains("headers"));
+        assert!(fits(&long).unwrap_err().contains("headers"));
+        assert_eq!(fits(&full()), Ok(()));
     }
 
     #[test]

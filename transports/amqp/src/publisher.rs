@@ -137,11 +137,11 @@ struct Letters {
 
 impl Letters {
     fn has_room_for(&self, letter: &Letter) -> bool {
-        self.letters.len() < WAVE_LETTERS && self.bytes + letter.body.len() <= WAVE_BYTES
+        self.letters.len() < WAVE_LETTERS && self.bytes + letter.message.body.len() <= WAVE_BYTES
     }
 
     fn push(&mut self, letter: Letter) {
-        self.bytes += letter.body.len();
+        self.bytes += letter.message.body.len();
         self.letters.push(letter);
     }
 }

@@ -5,15 +5,18 @@
 //! come; so once all confirms of a channel are in, so are all returns, and they say by themselves whose they are.
 //! That is why a channel has one wave under way at a time.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, pin::pin, time::Duration};
 
-use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures::{
+    FutureExt,
+    future::{join_all, ready},
+};
 use gristmill_shared::{
     Published,
     fail_point::{FailPoint, reached},
 };
 use lapin::{Channel, Confirmation, message::BasicReturnMessage};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, Wish},
@@ -45,30 +48,60 @@ pub(crate) async fn send(
     // Polled together, so that they share a write; in turn, so that they keep their order.
     let sent = join_all(letters.iter().map(|letter| {
         let (exchange, key) = (letter.exchange.into(), letter.key.as_str().into());
-        channel.basic_publish(exchange, key, letter.options, &letter.body, letter.properties.clone())
+        channel.basic_publish(exchange, key, letter.options(), &letter.message.body, letter.properties())
     }))
     .await;
-    if letters.iter().any(|letter| letter.options.mandatory) {
+    if letters.iter().any(|letter| letter.durable) {
         reached(FailPoint::Sent);
     }
-    let mut answering: FuturesUnordered<_> = sent
-        .into_iter()
-        .enumerate()
-        .map(|(place, sent)| async move {
-            let confirmed = async { sent?.await };
-            (place, confirmed.await)
-        })
-        .collect();
-    let mut confirmed: Vec<Option<Confirmed>> = letters.iter().map(|_| None).collect();
-    let silent = loop {
-        match timeout(silence, answering.next()).await {
-            Ok(Some((place, answer))) => confirmed[place] = Some(answer),
-            Ok(None) => break false,
-            Err(_) if blocked() => {}
-            Err(_) => break true,
-        }
-    };
+    let confirms = sent.into_iter().map(|sent| match sent {
+        Ok(confirm) => confirm.left_future(),
+        Err(error) => ready(Err(error)).right_future(),
+    });
+    let confirmed = all_answers(confirms.collect(), silence, blocked).await;
+    let silent = confirmed.iter().any(Option::is_none);
     Sent { answers: answers(letters, &confirmed), silent }
+}
+
+/// Waits for all answers, or until there was none for so long while it was not `blocked`; then some are missing.
+///
+/// They are awaited in turn, as they come as a rule: one listener and one timer for all, where each with its own would cost
+/// more than its letter.
+async fn all_answers<T>(
+    mut pending: Vec<impl Future<Output = T> + Unpin>,
+    silence: Duration,
+    blocked: impl Fn() -> bool,
+) -> Vec<Option<T>> {
+    let mut answers: Vec<Option<T>> = pending.iter().map(|_| None).collect();
+    let mut last = Instant::now();
+    let mut too_long = pin!(sleep_until(last + silence));
+    for place in 0..pending.len() {
+        while answers[place].is_none() {
+            tokio::select! {
+                biased;
+                answer = &mut pending[place] => {
+                    answers[place] = Some(answer);
+                    last = Instant::now();
+                }
+                () = &mut too_long => {
+                    let others = pending.iter_mut().zip(&mut answers).filter(|(_, answer)| answer.is_none());
+                    for (pending, answer) in others {
+                        *answer = pending.now_or_never();
+                        if answer.is_some() {
+                            last = Instant::now();
+                        }
+                    }
+                    if blocked() {
+                        last = Instant::now();
+                    } else if last.elapsed() >= silence {
+                        return answers;
+                    }
+                    too_long.as_mut().reset(last + silence);
+                }
+            }
+        }
+    }
+    answers
 }
 
 type Confirmed = lapin::Result<Confirmation>;
@@ -98,7 +131,7 @@ fn returned(confirmed: &Confirmed) -> Option<&BasicReturnMessage> {
 }
 
 fn address(letter: &Letter) -> (&str, &str, &str) {
-    (letter.exchange, &letter.key, &letter.id)
+    (letter.exchange, &letter.key, &letter.message.id)
 }
 
 fn returned_address(message: &BasicReturnMessage) -> (&str, &str, &str) {
@@ -118,7 +151,7 @@ fn unsent(letter: &Letter, error: &lapin::Error) -> Published {
             Published::Denied(failure::lacks(Wish::Publish, &why).unwrap_or(why))
         }
         Some(PRECONDITION_FAILED)
-            if failure::size_limit(&why).is_some_and(|limit| letter.body.len() > limit) =>
+            if failure::size_limit(&why).is_some_and(|limit| letter.message.body.len() > limit) =>
         {
             Published::Refused(why)
         }
@@ -170,6 +203,34 @@ mod tests {
     fn refusal(kind: AMQPSoftError, text: &str) -> Confirmed {
         let error = AMQPError::new(AMQPErrorKind::Soft(kind), text.into());
         Err(ErrorKind::ProtocolError(error).into())
+    }
+
+    /// Answers that come after so many seconds each.
+    async fn after(seconds: &[u64], blocked: impl Fn() -> bool) -> (Vec<Option<u64>>, u64) {
+        let start = Instant::now();
+        let one = |&second: &u64| {
+            let answer = sleep_until(start + Duration::from_secs(second)).map(move |()| second);
+            answer.boxed()
+        };
+        let answers = all_answers(seconds.iter().map(one).collect(), SILENCE, blocked).await;
+        (answers, start.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_may_come_in_any_order_as_long_as_some_come() {
+        assert_eq!(after(&[], || false).await, (vec![], 0));
+        assert_eq!(after(&[1, 0, 3], || false).await, (vec![Some(1), Some(0), Some(3)], 3));
+        let (answers, took) = after(&[28, 9, 18, 27], || false).await;
+        assert_eq!((answers.iter().all(Option::is_some), took), (true, 28), "{answers:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_the_waiting_unless_the_broker_blocks() {
+        assert_eq!(after(&[2, 60, 1], || false).await.0, [Some(2), None, Some(1)]);
+        let (answers, took) = after(&[60, 4, 60], || false).await;
+        assert_eq!(answers, [None, Some(4), None]);
+        assert!((14..=20).contains(&took), "{took} s");
+        assert_eq!(after(&[60], || true).await, (vec![Some(60)], 60));
     }
 
     #[test]
