@@ -31,7 +31,7 @@ impl Scale {
         let usual = Self {
             name: "usual",
             rounds: 5,
-            messages: 30_000,
+            messages: 150_000,
             tiny_tasks: 5_000_000,
             spin_seconds: 10,
             tail_tasks: 200,
