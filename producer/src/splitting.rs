@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::sizing::Sizing;
 
 /// How many batches may be split ahead of the sending. They go to the broker together, if there is room.
-pub(crate) const BATCHES_AHEAD: usize = 64;
+pub(crate) const BATCHES_AHEAD: usize = 32;
 
 /// What every batch of a job carries.
 #[derive(Debug, Clone)]

@@ -85,7 +85,10 @@ mod tests {
         let job = JobId::generate();
         let about_job = letter(Address::Events(Topic::Job(Lane::default(), job)));
         assert_eq!(about_job.key, format!("job.default.{job}"));
-        assert_eq!((about_job.options().mandatory, *about_job.properties().delivery_mode()), (false, Some(1)));
+        assert_eq!(
+            (about_job.options().mandatory, *about_job.properties().delivery_mode()),
+            (false, Some(1))
+        );
         let worker = WorkerId::new("w-1").unwrap();
         assert_eq!(letter(Address::Events(Topic::Worker(Lane::default(), worker))).key, "worker.default.w-1");
     }

@@ -100,8 +100,7 @@ fn table_of(headers: &Headers) -> FieldTable {
 }
 
 fn texts(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
-    let all =
-        [(REASON, &headers.reason), (ORIGIN, &headers.origin), (TRACEPARENT, &headers.traceparent)];
+    let all = [(REASON, &headers.reason), (ORIGIN, &headers.origin), (TRACEPARENT, &headers.traceparent)];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
 }
 
