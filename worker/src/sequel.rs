@@ -19,6 +19,7 @@ use crate::{
 pub(crate) struct Sequel<'a> {
     pub(crate) shop: &'a Shop,
     pub(crate) batch: &'a Batch<'a>,
+    /// What the batch's messages said, and in whose span what follows is made.
     pub(crate) headers: &'a Headers,
     /// Where the batch came from.
     pub(crate) from: QueueRole,
@@ -210,7 +211,7 @@ impl Sequel<'_> {
     fn results(&self, results: Results<'_>) -> Outgoing {
         let id = format!("{}/{}#{}", self.batch.job, self.shop.id, self.shop.message_number());
         let mut message = results.message(id, self.shop.id.as_str());
-        message.headers.traceparent = self.headers.trace().map(|trace| trace.follow(&message.id).to_string());
+        message.headers.traceparent = self.headers.trace().map(|trace| trace.to_string());
         Outgoing { to: self.shop.to(QueueRole::Results), message }
     }
 }
