@@ -112,6 +112,16 @@ async fn where_spans_cannot_go_is_told_before_anything_is_done() {
     let ended = site.run("worker --otlp collector:4318").await;
     assert_eq!(ended.code, 2, "{ended:?}");
     assert!(ended.stderr.contains("--otlp \"collector:4318\": expected http://HOST:PORT"), "{ended:?}");
+    // What was said to all programs is no reason not to work.
+    for (variables, warned) in [(&[][..], true), (&[("OTEL_SDK_DISABLED", "true")], false)] {
+        let standard = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318");
+        let ended = site.start_with("gristmill run spin --tasks 10", |command| {
+            command.envs(variables.iter().copied().chain([standard]))
+        });
+        let ended = ended.end().await;
+        assert!(ended.answer().contains("45"), "{ended:?}");
+        assert_eq!(ended.stderr.contains("warning: no spans are sent: OTEL_"), warned, "{ended:?}");
+    }
     // Who takes no role needs no collector.
     let ended =
         site.start_with("sink jobs", |command| command.env("GRISTMILL_OTLP", "collector:4318")).end().await;

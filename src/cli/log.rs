@@ -66,6 +66,11 @@ const SERVER_FILTER: &str =
 /// What somebody who submits or runs a job should know besides the bar, unless they say otherwise.
 const CLIENT_FILTER: &str = "warn,lapin=off";
 
+/// From now on all that is said is said so, unless another way was chosen before: a process logs in one way.
+pub(crate) fn choose(format: LogFormat) -> LogFormat {
+    *FORMAT.get_or_init(|| format)
+}
+
 /// Somebody else who hears what happens.
 type Listener = Box<dyn Layer<Registry> + Send + Sync>;
 
@@ -77,7 +82,6 @@ pub(crate) fn init(
     bar: &Bar,
     listener: Option<Listener>,
 ) {
-    let format = *FORMAT.get_or_init(|| format); // a process logs in one way
     let default = match role {
         Role::Worker | Role::Sink => SERVER_FILTER,
         Role::Producer | Role::All => CLIENT_FILTER,

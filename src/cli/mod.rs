@@ -98,8 +98,9 @@ fn try_main(app: App, role: Role) -> Outcome {
     let bar = Bar::hidden();
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let format = log::choose(logging.format()); // before anything is said
     let export = otlp::begin(matches, serves, version)?;
-    log::init(logging.filter(), logging.format(), serves, &bar, export.as_ref().map(otlp::Export::layer));
+    log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::Export::layer));
     if let Some(export) = &export {
         export.announce();
     }

@@ -4,7 +4,7 @@ use std::env;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::flags::host;
+use super::{flags::host, say};
 pub(crate) use crate::otlp::Export;
 use crate::otlp::Service;
 use crate::{Role, exit::Failure};
@@ -49,13 +49,21 @@ pub(crate) fn begin(
         here = next;
     }
     let Ok(said) = here.try_get_one::<String>(ID) else { return Ok(None) }; // it has no such flag
-    let standard = || env::var(STANDARD).ok().filter(|url| !url.is_empty());
-    let (url, by) = match (said, standard()) {
-        (Some(url), _) => (url.clone(), "--otlp"),
-        (None, Some(url)) => (url, STANDARD),
-        (None, None) => return Ok(None),
-    };
     let name = role.name().map_or_else(|| "gristmill".into(), |role| format!("gristmill-{role}"));
-    let export = Export::begin(&url, Service { name, version, host: &host() });
-    export.map(Some).map_err(|why| Failure::usage(format_args!("{by} {url:?}: {why}")))
+    let begin = |url: &str| Export::begin(url, Service { name, version, host: &host() });
+    if let Some(url) = said {
+        return begin(url).map(Some).map_err(|why| Failure::usage(format_args!("--otlp {url:?}: {why}")));
+    }
+    let Some(url) = standard() else { return Ok(None) };
+    // It was not said to us, but to all programs here.
+    let export = begin(&url)
+        .inspect_err(|why| say(format_args!("warning: no spans are sent: {STANDARD} {url:?}: {why}")));
+    Ok(export.ok())
+}
+
+/// Where all programs here send their spans, unless they are told not to.
+fn standard() -> Option<String> {
+    let told = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
+    let disabled = told("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    told(STANDARD).filter(|_| !disabled)
 }
