@@ -51,7 +51,7 @@ async fn a_job_is_one_trace_from_its_producer_through_workers_to_its_sink() {
     assert_eq!((sent.len(), sent.len() + run.len() + folded.len()), (4, spans.len()), "{spans:#?}");
     assert_eq!(parents(&sent), BTreeSet::from([String::new()]), "{sent:#?}");
     assert_eq!(parents(&run), ids(&sent), "{spans:#?}");
-    assert_eq!(parents(&folded), ids(&run), "{spans:#?}");
+    assert!(!folded.is_empty() && parents(&folded).is_subset(&ids(&run)), "{spans:#?}");
     assert!(run.iter().all(|it| it.head.contains("x-key: stone\r\n")), "{run:#?}");
     for it in &spans {
         assert!(0 < it.span.start_time_unix_nano, "{it:#?}");
@@ -70,9 +70,9 @@ async fn tasks_that_are_sent_again_belong_to_the_trace() {
     assert_eq!(traces.len(), 1, "{spans:#?}");
     let [sent, run, folded] = ["send", "batch", "results"].map(|name| of(&spans, "gristmill", name));
     let (first, again): (Vec<_>, Vec<_>) = run.iter().partition(|it| ids(&sent).contains(&it.parent()));
-    assert_eq!((sent.len(), first.len(), again.len(), folded.len()), (1, 1, 3, 3), "{spans:#?}");
+    assert_eq!((sent.len(), first.len(), again.len()), (1, 1, 3), "{spans:#?}");
     assert_eq!(parents(&again), ids(&first), "{spans:#?}");
-    assert_eq!(parents(&folded), ids(&again), "{spans:#?}");
+    assert!(!folded.is_empty() && parents(&folded).is_subset(&ids(&again)), "{spans:#?}");
 }
 
 #[tokio::test]
@@ -85,13 +85,13 @@ async fn a_collector_that_is_away_changes_nothing_and_is_told_of_once() {
     let producer = site.run(&format!("{words} --otlp {NOBODY}")).await;
     assert!(producer.answer().contains("1999000"), "{producer:?}");
     let [sink, worker] = [sink.stop().await, worker.stop().await];
-    for ended in [producer, worker, sink] {
+    for (ended, least) in [(producer, 2000), (worker, 2000), (sink, 1)] {
         assert_eq!(ended.code, 0, "{ended:?}");
         let times = |text| ended.stderr.lines().filter(|line| line.contains(text)).count();
         assert_eq!((times("spans cannot go to"), times("spans did not get to")), (1, 1), "{}", ended.stderr);
         let last = ended.stderr.lines().find(|line| line.contains("did not get to")).unwrap();
         let counts: Vec<u64> = last.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-        assert!(counts.len() == 2 && counts[0] == counts[1] && counts[0] >= 2000, "all of them: {last}");
+        assert!(counts.len() == 2 && counts[0] == counts[1] && counts[0] >= least, "all of them: {last}");
         assert!(ended.stderr.contains("refused"), "it says why: {}", ended.stderr);
     }
 }

@@ -1,6 +1,13 @@
 //! The W3C trace context of a message: which job's trace it belongs to, and in which span it was made.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,15 +43,16 @@ impl TraceParent {
     /// so that one finds the other; 62 of its bits are random. The message published again is the same span.
     #[must_use]
     pub fn of_job(job: JobId, message: &str) -> Self {
-        let span = xxh3_64(message.as_bytes()).max(1); // 0 is none
-        Self { trace: Uuid::from(job).as_u128(), span, flags: SAMPLED }
+        Self { trace: Uuid::from(job).as_u128(), span: span(message.as_bytes()), flags: SAMPLED }
     }
 
     /// Of whoever takes a message that has this. A new one each time, since a message may be taken twice.
     #[must_use]
     pub fn follow(self) -> Self {
-        let (_, span) = Uuid::now_v7().as_u64_pair(); // 62 bits that nobody else has by now; never 0
-        Self { span, ..self }
+        // Hashes of numbers that go on from a random one: asking for randomness each time would cost more than all else here.
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(Uuid::now_v7().as_u64_pair().1));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { span: span(&number.to_le_bytes()), ..self }
     }
 
     /// What all messages of a trace have in common.
@@ -58,6 +66,10 @@ impl TraceParent {
     pub fn span_id(self) -> Option<String> {
         (self.flags & SAMPLED != 0).then(|| format!("{:016x}", self.span))
     }
+}
+
+fn span(of: &[u8]) -> u64 {
+    xxh3_64(of).max(1) // 0 is none
 }
 
 impl fmt::Display for TraceParent {

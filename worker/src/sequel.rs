@@ -211,7 +211,7 @@ impl Sequel<'_> {
     fn results(&self, results: Results<'_>) -> Outgoing {
         let id = format!("{}/{}#{}", self.batch.job, self.shop.id, self.shop.message_number());
         let mut message = results.message(id, self.shop.id.as_str());
-        message.headers.traceparent = self.headers.trace().map(|trace| trace.to_string());
+        message.headers.traceparent.clone_from(&self.headers.traceparent);
         Outgoing { to: self.shop.to(QueueRole::Results), message }
     }
 }
