@@ -18,12 +18,12 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 COPY --from=manifests /build .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    cargo build --release --locked --bin gristmill
+    cargo build --release --locked --features otlp --bin gristmill
 COPY . .
 # Touched, since cargo goes by times, and the empty crates were built after these files were written.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     find . -name '*.rs' -exec touch '{}' + \
-    && cargo build --release --locked --bin gristmill
+    && cargo build --release --locked --features otlp --bin gristmill
 # `worker` is `gristmill worker`, so one program is enough; the shell becomes it, and signals reach it.
 RUN mkdir /programs && cp target/release/gristmill /programs/ \
     && for role in producer worker sink; do \

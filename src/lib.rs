@@ -74,6 +74,8 @@ mod connect;
 mod drill;
 mod exit;
 mod observe;
+#[cfg(feature = "otlp")]
+mod otlp;
 pub mod testing;
 
 pub use app::{App, Role};

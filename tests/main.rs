@@ -22,6 +22,8 @@ mod interrupted;
 mod leaving;
 mod limits;
 mod observe;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod pages;
 mod pipeline;
 mod poison;

@@ -260,6 +260,7 @@ mod tests {
             count,
             digest: SplitDigest::default(),
             message: Message::default(),
+            _span: tracing::Span::none(),
         };
         let mut confirmed = Confirmed::new(Place::default());
         confirmed.add(&batch(10, 5));

@@ -8,6 +8,7 @@ use gristmill_shared::{
     wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, PackedTasks},
 };
 use serde_json::value::RawValue;
+use tracing::Span;
 
 use crate::sizing::Sizing;
 
@@ -33,6 +34,8 @@ pub(crate) struct Packed {
     /// Of all tasks up to the end of this batch.
     pub(crate) digest: SplitDigest,
     pub(crate) message: Message,
+    /// From here until the broker has stored it.
+    pub(crate) _span: Span,
 }
 
 /// What the thread says.
@@ -193,7 +196,11 @@ impl<'a> Walk<'a> {
             tasks: &tasks,
         };
         let message = batch.to_message(Headers::default(), &label.app);
-        Ok(Some(Packed { first, count, digest, message }))
+        let headers = &message.headers;
+        let _span = tracing::debug_span!(
+            "send", trace_id = headers.trace_id(), span_id = headers.span_id(), job = %label.job, first = %first, tasks = count
+        );
+        Ok(Some(Packed { first, count, digest, message, _span }))
     }
 
     fn take(&mut self, most: u64) -> Result<PackedTasks, JobError> {

@@ -56,4 +56,21 @@ impl Headers {
     pub fn trace_id(&self) -> Option<String> {
         self.trace().map(TraceParent::trace_id)
     }
+
+    /// What the log calls the span that the message was made in, if that is to be recorded. A span of ours that has a
+    /// `trace_id` and a `span_id` is exported as that one (`--otlp`); its `parent_id`, if it has one, came in a message.
+    #[must_use]
+    pub fn span_id(&self) -> Option<String> {
+        self.trace().and_then(TraceParent::span_id)
+    }
+
+    /// Those of messages that follow from this one: of its trace, and of a new span, that of whoever takes this one.
+    #[must_use]
+    pub fn follow(&self) -> Self {
+        let mut headers = self.clone();
+        if let Some(trace) = self.trace() {
+            headers.traceparent = Some(trace.follow().to_string());
+        }
+        headers
+    }
 }

@@ -1,14 +1,21 @@
-//! The W3C trace context of a message: which job's trace it belongs to, and which message it is there.
+//! The W3C trace context of a message: which job's trace it belongs to, and in which span it was made.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::JobId;
 
-/// What the header `traceparent` says. A job is one trace, each of its messages a span: whoever publishes what follows
-/// from a message carries its trace on.
+/// What the header `traceparent` says. A job is one trace. Whoever sends a batch of it has a span for that, whoever takes
+/// a message another one, which follows from the message's; what is published then carries that on.
 ///
 /// ```
 /// # use gristmill_shared::{JobId, TraceParent};
@@ -16,8 +23,9 @@ use crate::JobId;
 /// let batch = TraceParent::of_job(job, "a batch's id");
 /// assert_eq!(batch.trace_id(), "0192d3a07b1c7d2e8f3a1b2c3d4e5f60");
 /// let header = batch.to_string();
-/// let results = header.parse::<TraceParent>().unwrap().follow("a result's id");
-/// assert!(results.to_string().starts_with("00-0192d3a07b1c7d2e8f3a1b2c3d4e5f60-"));
+/// let run = header.parse::<TraceParent>().unwrap().follow();
+/// assert!(run.to_string().starts_with("00-0192d3a07b1c7d2e8f3a1b2c3d4e5f60-"));
+/// assert_ne!(run.span_id(), batch.span_id());
 /// # Ok::<(), gristmill_shared::InvalidName>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,17 +39,20 @@ pub struct TraceParent {
 const SAMPLED: u8 = 1;
 
 impl TraceParent {
-    /// Of a message with this id, in the trace of its job. The trace's id is the job's, without its hyphens, so that one
-    /// finds the other; 62 of its bits are random. The message published again is the same span.
+    /// Of whoever sends a message with this id, in the trace of its job. The trace's id is the job's, without its hyphens,
+    /// so that one finds the other; 62 of its bits are random. The message published again is the same span.
     #[must_use]
     pub fn of_job(job: JobId, message: &str) -> Self {
-        Self { trace: Uuid::from(job).as_u128(), span: span(message), flags: SAMPLED }
+        Self { trace: Uuid::from(job).as_u128(), span: span(message.as_bytes()), flags: SAMPLED }
     }
 
-    /// Of a message with this id that follows from one that has this.
+    /// Of whoever takes a message that has this. A new one each time, since a message may be taken twice.
     #[must_use]
-    pub fn follow(self, message: &str) -> Self {
-        Self { span: span(message), ..self }
+    pub fn follow(self) -> Self {
+        // Hashes of numbers that go on from a random one: asking for randomness each time would cost more than all else here.
+        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(Uuid::now_v7().as_u64_pair().1));
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { span: span(&number.to_le_bytes()), ..self }
     }
 
     /// What all messages of a trace have in common.
@@ -49,10 +60,16 @@ impl TraceParent {
     pub fn trace_id(self) -> String {
         format!("{:032x}", self.trace)
     }
+
+    /// Which span of it, if it is to be recorded: whoever began the trace may not want it.
+    #[must_use]
+    pub fn span_id(self) -> Option<String> {
+        (self.flags & SAMPLED != 0).then(|| format!("{:016x}", self.span))
+    }
 }
 
-fn span(message: &str) -> u64 {
-    xxh3_64(message.as_bytes()).max(1) // 0 is none
+fn span(of: &[u8]) -> u64 {
+    xxh3_64(of).max(1) // 0 is none
 }
 
 impl fmt::Display for TraceParent {
@@ -98,9 +115,17 @@ mod tests {
         let (batch, again) = (TraceParent::of_job(job, "1"), TraceParent::of_job(job, "1"));
         assert_eq!(batch, again, "the same message is the same span");
         assert_eq!(batch.to_string().parse(), Ok(batch));
-        let results = batch.follow("2");
-        assert_eq!(results.trace_id(), job.to_string().replace('-', ""));
-        assert_ne!(results.to_string(), batch.to_string());
+        let (run, another) = (batch.follow(), batch.follow());
+        assert_eq!(run.trace_id(), job.to_string().replace('-', ""));
+        assert!(run.span_id() != batch.span_id() && run.span_id() != another.span_id());
+        assert_eq!(run.to_string(), format!("00-{}-{}-01", run.trace_id(), run.span_id().unwrap()));
+    }
+
+    #[test]
+    fn a_trace_that_nobody_wants_recorded_goes_on_unrecorded() {
+        let theirs: TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".parse().unwrap();
+        assert_eq!((theirs.span_id(), theirs.follow().span_id()), (None, None));
+        assert!(theirs.follow().to_string().ends_with("-00"));
     }
 
     #[test]

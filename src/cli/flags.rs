@@ -261,10 +261,14 @@ fn time_limit(text: &str) -> Result<Duration, String> {
 
 /// How a process is named in messages and on the broker.
 pub(crate) fn process_id(role: &str) -> WorkerId {
+    WorkerId::generate(&format!("{role}-{}", host()))
+}
+
+/// What this machine is called.
+pub(crate) fn host() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
+    match host.trim() {
         "" => format!("host-{}", now_ms() % 1_000_000),
         host => host.into(),
-    };
-    WorkerId::generate(&format!("{role}-{host}"))
+    }
 }

@@ -8,7 +8,13 @@ use std::{
 };
 
 use clap::ValueEnum;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use super::bar::Bar;
 use crate::Role;
@@ -60,9 +66,22 @@ const SERVER_FILTER: &str =
 /// What somebody who submits or runs a job should know besides the bar, unless they say otherwise.
 const CLIENT_FILTER: &str = "warn,lapin=off";
 
-/// Starts to log. A filter that cannot be read is told, and the default used.
-pub(crate) fn init(filter: Option<String>, format: LogFormat, role: Role, bar: &Bar) {
-    let format = *FORMAT.get_or_init(|| format); // a process logs in one way
+/// From now on all that is said is said so, unless another way was chosen before: a process logs in one way.
+pub(crate) fn choose(format: LogFormat) -> LogFormat {
+    *FORMAT.get_or_init(|| format)
+}
+
+/// Somebody else who hears what happens.
+type Listener = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Starts to log. A filter that cannot be read is told, and the default used; it is for the log alone, not for `listener`.
+pub(crate) fn init(
+    filter: Option<String>,
+    format: LogFormat,
+    role: Role,
+    bar: &Bar,
+    listener: Option<Listener>,
+) {
     let default = match role {
         Role::Worker | Role::Sink => SERVER_FILTER,
         Role::Producer | Role::All => CLIENT_FILTER,
@@ -75,13 +94,23 @@ pub(crate) fn init(filter: Option<String>, format: LogFormat, role: Role, bar: &
         }
         None => EnvFilter::new(default),
     };
+    subscriber(filter, format, bar, listener).init();
+}
+
+fn subscriber(
+    filter: EnvFilter,
+    format: LogFormat,
+    bar: &Bar,
+    listener: Option<Listener>,
+) -> impl Subscriber + Send + Sync {
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(AboveTheBar(bar.clone()));
-    match format {
-        LogFormat::Text => log.with_ansi(colours).init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let log = fmt::layer().with_writer(AboveTheBar(bar.clone()));
+    let log = match format {
+        LogFormat::Text => log.with_ansi(colours).with_filter(filter).boxed(),
+        LogFormat::Json => log.json().with_filter(filter).boxed(),
+    };
+    tracing_subscriber::registry().with(listener).with(log)
 }
 
 #[derive(Clone)]
@@ -101,5 +130,26 @@ impl Write for AboveTheBar {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::level_filters::LevelFilter;
+    use tracing_subscriber::filter::filter_fn;
+
+    use super::*;
+
+    /// A span of which nobody wants to know then costs one look at a number.
+    #[test]
+    fn nothing_is_looked_at_more_closely_than_somebody_wants() {
+        let level = |listener| {
+            let filter = EnvFilter::new(SERVER_FILTER);
+            subscriber(filter, LogFormat::Text, &Bar::hidden(), listener).max_level_hint()
+        };
+        assert_eq!(level(None), Some(LevelFilter::INFO));
+        let spans = filter_fn(|metadata| metadata.is_span()).with_max_level_hint(LevelFilter::DEBUG);
+        let listener = tracing_subscriber::layer::Identity::new().with_filter(spans);
+        assert_eq!(level(Some(listener.boxed())), Some(LevelFilter::DEBUG));
     }
 }

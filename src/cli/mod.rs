@@ -10,6 +10,8 @@ mod kinds;
 mod lines;
 mod log;
 mod metrics;
+#[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
+mod otlp;
 mod pages;
 mod producer;
 mod retry;
@@ -96,7 +98,12 @@ fn try_main(app: App, role: Role) -> Outcome {
     let bar = Bar::hidden();
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    log::init(logging.filter(), logging.format(), serves, &bar);
+    let format = log::choose(logging.format()); // before anything is said
+    let export = otlp::begin(matches, serves, version)?;
+    log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::Export::layer));
+    if let Some(export) = &export {
+        export.announce();
+    }
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
@@ -108,6 +115,9 @@ fn try_main(app: App, role: Role) -> Outcome {
         }
     });
     runtime.shutdown_background(); // a task that does not end must not keep the program
+    if let Some(export) = export {
+        export.end();
+    }
     done
 }
 

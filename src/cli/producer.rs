@@ -16,7 +16,7 @@ use super::{
     follow::{self, Known},
     kinds::Kinds,
     metrics::MetricsFlags,
-    print, say,
+    otlp, print, say,
     state::StateFlags,
 };
 use crate::{Exit, exit::Failure};
@@ -117,7 +117,8 @@ pub(crate) fn command(kinds: &Kinds) -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .after_help(EXAMPLES)
-        .mut_subcommand("submit", |submit| kinds.add_to(submit).after_help(EXAMPLES))
+        .mut_subcommand("submit", |submit| kinds.add_to(otlp::add_to(submit)).after_help(EXAMPLES))
+        .mut_subcommand("resume", otlp::add_to)
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {

@@ -15,7 +15,7 @@ use super::{
     follow::{self, Known},
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
-    say,
+    otlp, say,
     state::StateFlags,
 };
 use crate::{Exit, connect::connect_for, exit::Failure};
@@ -47,7 +47,7 @@ struct RunFlags {
 }
 
 pub(crate) fn command(kinds: &Kinds) -> Command {
-    kinds.add_to(RunFlags::augment_args(Command::new("run"))).after_help(
+    kinds.add_to(otlp::add_to(RunFlags::augment_args(Command::new("run")))).after_help(
         "Examples:\n  gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4\n  \
          gristmill run primes --limit 100000000 --slots 4",
     )

@@ -9,6 +9,7 @@ use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
+    otlp,
     retry::{self, Retry},
     say,
     sink_read::{self, Reading},
@@ -48,7 +49,7 @@ pub(crate) fn command() -> Command {
     let retry = Retry::augment_args(Command::new("retry"));
     let command =
         Reading::augment_subcommands(SinkFlags::augment_args(Command::new("sink"))).subcommand(retry);
-    command.args_conflicts_with_subcommands(false).after_help(
+    otlp::add_to_itself(command).args_conflicts_with_subcommands(false).after_help(
         "Examples:\n  sink --ledger /var/lib/gristmill/default.ledger\n  sink jobs\n  sink show JOB --json\n  \
          sink verify JOB\n  sink retry JOB --wait",
     )

@@ -10,7 +10,7 @@ use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags, SlotFlags},
     metrics::MetricsFlags,
-    say,
+    otlp, say,
 };
 use crate::{Exit, exit::Failure};
 
@@ -38,7 +38,7 @@ struct WorkerFlags {
 }
 
 pub(crate) fn command() -> Command {
-    WorkerFlags::augment_args(Command::new("worker")).after_help(
+    otlp::add_to(WorkerFlags::augment_args(Command::new("worker"))).after_help(
         "Examples:\n  worker --slots 8 --grace 2m\n  worker --broker amqp://user:password@broker:5672 --lane night",
     )
 }

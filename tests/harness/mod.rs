@@ -1,6 +1,8 @@
 //! What the tests stand on: a broker, and a site of processes on a lane of its own.
 
 pub(crate) mod broker;
+#[cfg(feature = "otlp")]
+mod collector;
 mod own_broker;
 mod process;
 mod scrape;
@@ -8,6 +10,8 @@ mod site;
 
 use std::{future::Future, time::Duration};
 
+#[cfg(feature = "otlp")]
+pub(crate) use collector::{Collector, Exported};
 pub(crate) use own_broker::OwnBroker;
 pub(crate) use process::{Ended, Process};
 pub(crate) use scrape::{Samples, Scraped};

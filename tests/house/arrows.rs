@@ -28,7 +28,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
 ];
 
 /// Crates that belong to one corner of the house, and the packages that reach them.
-const OWNERS: [(&str, &[&str]); 7] = [
+const OWNERS: [(&str, &[&str]); 9] = [
     ("lapin", &["gristmill-amqp", "gristmill"]),
     ("rustls", &["gristmill-amqp", "gristmill"]),
     ("toml", &["gristmill"]),
@@ -36,6 +36,8 @@ const OWNERS: [(&str, &[&str]); 7] = [
     ("clap", &["gristmill-jobs", "gristmill"]),
     ("indicatif", &["gristmill"]),
     ("tracing-subscriber", &["gristmill"]),
+    ("opentelemetry", &["gristmill"]),
+    ("ureq", &["gristmill"]),
 ];
 
 /// What is wrong with a package that reaches these others.
@@ -92,7 +94,8 @@ fn arrows_point_down_only() {
     let wrong: Vec<_> = members
         .iter()
         .flat_map(|member| {
-            let tree = cargo(&["tree", "-p", member, "--edges", "normal", "--prefix", "none"]);
+            let tree = ["tree", "-p", member, "--edges", "normal", "--prefix", "none", "--all-features"];
+            let tree = cargo(&tree);
             wrong_arrows(member, &names(&tree))
         })
         .collect();
@@ -109,6 +112,17 @@ fn what_is_for_tests_alone_is_in_no_program() {
     };
     assert_eq!(features("normal,build,features"), [false, false]);
     assert_eq!(features("normal,build,dev,features"), [true, true], "this test cannot see features");
+}
+
+/// Who builds Gristmill as it is gets no exporter, and none of what that needs.
+#[test]
+fn what_exports_spans_is_in_no_program_that_was_not_built_to() {
+    let reached = |more: &[&str]| {
+        names(&cargo(&[&["tree", "-p", "gristmill", "-e", "normal", "--prefix", "none"], more].concat()))
+    };
+    let of_export = |it: &String| it.starts_with("opentelemetry") || ["ureq", "prost"].contains(&it.as_str());
+    assert!(!reached(&[]).iter().any(of_export), "{:?}", reached(&[]));
+    assert!(reached(&["--features", "otlp"]).iter().any(of_export), "this test cannot see features");
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Outputs {
 pub(crate) fn results_message(shop: &Shop, results: &Results<'_>, trace: Option<TraceParent>) -> Outgoing {
     let id = format!("{}/{}#{}", results.job, shop.id, shop.message_number());
     let mut message = results.message(id, shop.id.as_str());
-    message.headers.traceparent = trace.map(|trace| trace.follow(&message.id).to_string());
+    message.headers.traceparent = trace.map(|trace| trace.to_string());
     Outgoing { to: shop.to(QueueRole::Results), message }
 }
 

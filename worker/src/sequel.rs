@@ -21,6 +21,7 @@ use crate::{
 pub(crate) struct Sequel<'a> {
     pub(crate) shop: &'a Shop,
     pub(crate) batch: &'a Batch<'a>,
+    /// What the batch's messages said, and in whose span what follows is made.
     pub(crate) headers: &'a Headers,
     /// Where the batch came from.
     pub(crate) from: QueueRole,

@@ -75,12 +75,13 @@ impl Run<'_> {
         let Work { message, from, .. } = self.work;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
+                let headers = message.headers.follow();
                 let _span = tracing::debug_span!(
-                    "batch", trace_id = message.headers.trace_id(), job = %batch.job, first = %batch.first
+                    "batch", trace_id = headers.trace_id(), span_id = headers.span_id(),
+                    parent_id = message.headers.span_id(), job = %batch.job, first = %batch.first, tasks = batch.count
                 )
                 .entered();
-                let sequel =
-                    Sequel { shop: self.shop, batch: &batch, headers: &message.headers, from: *from };
+                let sequel = Sequel { shop: self.shop, batch: &batch, headers: &headers, from: *from };
                 match self.treat(&sequel) {
                     Ok(()) => return,
                     Err(malformed) => malformed.reason,

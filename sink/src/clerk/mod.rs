@@ -138,7 +138,14 @@ impl Clerk {
         self.report.messages += 1;
         SINK_MESSAGES.add([QueueRole::Results.as_str()], 1);
         self.receipts.push(receipt);
-        let _span = tracing::debug_span!("results", trace_id = message.headers.trace_id()).entered();
+        let headers = &message.headers;
+        let _span = tracing::debug_span!(
+            "results",
+            trace_id = headers.trace_id(),
+            span_id = headers.follow().span_id(),
+            parent_id = headers.span_id()
+        )
+        .entered();
         tracing::debug!(id = message.id, form = message.form, from = message.app, "taking in");
         self.fold(&message)
     }

@@ -68,7 +68,7 @@ impl Job {
         let tasks: Vec<&str> = run.iter().map(|task| task.payload.as_str()).collect();
         let tasks = RawValue::from_string(format!("[{}]", tasks.join(",")));
         let opened = &self.record.opened;
-        Batch {
+        let message = Batch {
             job: opened.job,
             kind: opened.kind.clone(),
             spec: &opened.spec,
@@ -80,7 +80,10 @@ impl Job {
             count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
             tasks: &tasks.expect("payloads came as JSON"),
         }
-        .to_message(Headers { attempt: run[0].attempts, ..Headers::default() }, app.as_str())
+        .to_message(Headers { attempt: run[0].attempts, ..Headers::default() }, app.as_str());
+        let headers = &message.headers;
+        tracing::debug_span!("send", trace_id = headers.trace_id(), span_id = headers.span_id(), job = %opened.job);
+        message
     }
 }
 
