@@ -15,7 +15,7 @@ use lapin::{
 };
 use tokio::sync::OnceCell;
 
-use crate::harness::{NODE, OwnBroker, Process, Site, within};
+use crate::harness::{NODE, OwnBroker, Process, Scraped, Site, within};
 
 /// What the users' names begin with.
 pub(crate) const PREFIX: &str = "gristmill-";
@@ -123,8 +123,9 @@ async fn every_role_works_with_its_own_user() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     let fleet = Guarded::start().await;
-    let mut sink = fleet.start_as("sink", "sink");
-    let mut worker = fleet.start_as("worker", "worker --slots 1");
+    let mut sink = fleet.start_as("sink", "sink --metrics 127.0.0.1:0");
+    let mut worker = fleet.start_as("worker", "worker --slots 1 --metrics 127.0.0.1:0");
+    let asked = [(Scraped::of(&mut sink).await, "results"), (Scraped::of(&mut worker).await, "tasks")];
     worker.says("taking tasks").await;
     let crack = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
@@ -137,8 +138,17 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     for process in [&mut sink, &mut worker] {
         process.says("`gristmill setup --lane").await;
     }
+    for (process, queue) in &asked {
+        let why = process.ready(503).await;
+        let said = format!("the broker does not deliver: consuming gristmill.{}.{queue} is interrupted", fleet.lane());
+        assert!(why.contains(&said) && why.contains("`gristmill setup --lane"), "{why}");
+        assert!(process.metrics().await.sum("gristmill_broker_state", "state=\"interrupted\"") > 0.5);
+    }
     let setup = format!("gristmill setup --lane {} --shards {SHARDS}", fleet.lane());
     assert_eq!(fleet.run("operator", &setup).await.code, 0);
+    for (process, _) in &asked {
+        process.ready(200).await;
+    }
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
     for process in [worker, sink] {
         let ended = process.stop().await;
