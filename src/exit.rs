@@ -45,6 +45,11 @@ impl Failure {
         Self { exit, why: why.to_string() }
     }
 
+    /// The same, and this.
+    pub(crate) fn and(self, more: impl fmt::Display) -> Self {
+        Self { exit: self.exit, why: format!("{}{more}", self.why) }
+    }
+
     pub(crate) fn usage(why: impl fmt::Display) -> Self {
         Self::new(Exit::Usage, why)
     }

@@ -287,6 +287,21 @@ async fn everything_else_is_refused_by_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_user_may_not_wait_for_it_is_named() {
+    let fleet = Guarded::get().await;
+    // So few that nobody listens before the job is open.
+    let ended = fleet.run("worker", &format!("producer submit spin --tasks 10 --wait --lane {WRONG}")).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (3, ""), "{ended:?}");
+    let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap();
+    let error = ended.stderr.split("error: ").nth(1).unwrap();
+    assert!(error.contains("lacks the configure right on the queue gristmill.events:"), "{ended:?}");
+    for how in ["resume", "wait", "cancel"] {
+        assert!(error.contains(&format!("`producer {how} {job}")), "{how}: {ended:?}");
+    }
+    assert!(error.contains(&format!("--lane {WRONG}")), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
     let fleet = Guarded::get().await;
     let submitted = fleet.run("producer", &format!("producer submit spin --tasks 10 --lane {WRONG}")).await;
