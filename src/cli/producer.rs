@@ -265,6 +265,9 @@ impl ProducerFlags {
         transport.close().await;
         match told {
             Cancelling::Told => say(format_args!("job {job} is cancelled")),
+            Cancelling::SinkTold => say(format_args!(
+                "job {job} is cancelled; workers stop once the sink has recorded it, since this user may not tell them"
+            )),
             Cancelling::HadEnded => say(format_args!("job {job} had ended before")),
             Cancelling::Unknown => {
                 return Err(Failure::usage(format_args!(
