@@ -53,7 +53,8 @@ async fn bad_limits_are_refused_with_what_would_be_good_ones() {
 async fn a_broker_that_is_wrong_or_away_is_told_within_ten_seconds() {
     let site = Site::new();
     for (url, code, part) in [
-        ("localhost", 2, "no scheme"),
+        ("localhost", 2, "GRISTMILL_BROKER: the broker's URL has no scheme"),
+        ("amqp://localhost?heartbeat=abc", 2, "GRISTMILL_BROKER: the broker's URL has heartbeat=\"abc\""),
         ("redis://localhost", 2, "no transport for redis://"),
         ("amqp://guest:secret@localhost:port", 2, "amqp://USER:PASSWORD@HOST:PORT/VHOST"),
         ("amqp://guest:secret@127.0.0.1:9", 3, "cannot reach the broker at amqp://guest@127.0.0.1:9"),

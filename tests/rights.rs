@@ -147,7 +147,10 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     }
     for (process, queue) in &asked {
         let why = process.ready(503).await;
-        let said = format!("the broker does not deliver: consuming gristmill.{}.{queue} is interrupted", fleet.lane());
+        let said = format!(
+            "the broker does not deliver: consuming gristmill.{}.{queue} is interrupted",
+            fleet.lane()
+        );
         assert!(why.contains(&said) && why.contains("`gristmill setup --lane"), "{why}");
         assert!(process.metrics().await.sum("gristmill_broker_state", "state=\"interrupted\"") > 0.5);
     }

@@ -1,7 +1,8 @@
 //! Ending a job from outside.
 
 use gristmill_shared::{
-    Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, StoreError, Transport, publish_until_stored,
+    Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, StoreError, Transport,
+    publish_until_stored,
     wire::{Cancelled, Fact, Form, Stopped},
 };
 

@@ -90,6 +90,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     };
     let matches = &configured.matches;
     if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
+        configured.warnings.iter().for_each(say);
         print(config::show(&configured))?;
         return Ok(Exit::Ok);
     }
@@ -97,6 +98,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     log::init(logging.filter(), logging.format(), serves, &bar);
+    configured.warnings.iter().for_each(say);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;

@@ -156,7 +156,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     if let Some(finished) = follow::ended(&*transport, job).await? {
                         return Ok((transport, Err(finished)));
                     }
-                    let submission = not_too_long(&*transport, producer.resume(&context.registry, cursor)).await?;
+                    let submission =
+                        not_too_long(&*transport, producer.resume(&context.registry, cursor)).await?;
                     Ok((transport, Ok(submission)))
                 })
                 .await?;
@@ -190,8 +191,12 @@ async fn not_too_long<T>(
         () = tokio::time::sleep(SLOW) => {}
     }
     let why = match transport.health().borrow().clone() {
-        Health::Blocked(why) => format!(": it is {why} (hint: free memory or disk there; the job goes on by itself then)"),
-        Health::Away(why) => format!(": the connection is lost: {why} (hint: it is made again; is the broker up?)"),
+        Health::Blocked(why) => {
+            format!(": it is {why} (hint: free memory or disk there; the job goes on by itself then)")
+        }
+        Health::Away(why) => {
+            format!(": the connection is lost: {why} (hint: it is made again; is the broker up?)")
+        }
         Health::Well | Health::Interrupted(_) | Health::Closed => {
             " (hint: its results queue may be full; start a sink)".into()
         }
@@ -332,10 +337,8 @@ impl ProducerFlags {
         context.bar.end();
         transport.close().await;
         let done = done.map_err(|failure| match failure.exit {
-            Exit::Broker => failure.and(format_args!(
-                "\njob {job} is not ended by this (hint: {})",
-                self.how_to_go_on(job)
-            )),
+            Exit::Broker => failure
+                .and(format_args!("\njob {job} is not ended by this (hint: {})", self.how_to_go_on(job))),
             _ => failure, // it says what became of the job
         });
         let interrupted = || {

@@ -17,7 +17,30 @@ const HEARTBEAT: u16 = 6;
 /// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the URL may say after its `?`.
-const PARAMETERS: [&str; 3] = ["auth_mechanism", "connection_timeout", "heartbeat"];
+const PARAMETERS: [Parameter; 3] = [
+    Parameter {
+        name: "auth_mechanism",
+        expected: "plain, amqplain or external",
+        takes: |value| ["plain", "amqplain", "external"].iter().any(|one| value.eq_ignore_ascii_case(one)),
+    },
+    Parameter {
+        name: "connection_timeout",
+        expected: "milliseconds, as connection_timeout=5000",
+        takes: |value| value.parse::<u64>().is_ok(),
+    },
+    Parameter {
+        name: "heartbeat",
+        expected: "seconds from 0 to 65535, as heartbeat=10",
+        takes: |value| value.parse::<u16>().is_ok(),
+    },
+];
+
+/// Something that the URL may say.
+struct Parameter {
+    name: &'static str,
+    expected: &'static str,
+    takes: fn(&str) -> bool,
+}
 
 /// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
 #[derive(Clone)]
@@ -57,8 +80,8 @@ impl AmqpConfig {
     /// [`TransportError::Invalid`] says what is wrong with the URL or a file, without showing the password.
     pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
         refuse_torn_passwords(url)?;
+        refuse_wrong_parameters(url)?;
         let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
-        refuse_unknown_parameters(url)?;
         if let Some(host) = ipv6_host(url) {
             uri.authority.host = host.into(); // lapin would go to localhost instead
         }
@@ -126,15 +149,20 @@ fn refuse_torn_passwords(url: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
-fn refuse_unknown_parameters(url: &str) -> Result<(), TransportError> {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    let keys =
-        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next().unwrap_or(pair));
-    for key in keys {
-        if !PARAMETERS.contains(&key) {
-            let known = PARAMETERS.join(", ");
+fn refuse_wrong_parameters(url: &str) -> Result<(), TransportError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query).split('#').next().unwrap_or_default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == key) else {
+            let known = PARAMETERS.map(|parameter| parameter.name).join(", ");
             return Err(TransportError::Invalid(format!(
                 "the broker's URL has an unknown parameter {key:?} (hint: known are {known})"
+            )));
+        };
+        if !(parameter.takes)(value) {
+            return Err(TransportError::Invalid(format!(
+                "the broker's URL has {key}={value:?} (hint: expected {})",
+                parameter.expected
             )));
         }
     }
@@ -225,7 +253,6 @@ mod tests {
             "amqp:me:secret@host",
             "http://me:secret@host",
             "amqp://me:secret@host:port",
-            "amqp://me:secret@host?heartbeat=soon",
             "amqp://me:secret@host?cacertfile=x",
             "",
             "host:5672",
@@ -234,6 +261,21 @@ mod tests {
             let error = AmqpConfig::new(url).unwrap_err().to_string();
             assert!(error.contains("URL") && error.contains("(hint: "), "{url}: {error}");
             assert!(!error.contains("secret"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_parameter_is_told_with_its_value_and_what_it_takes() {
+        for (query, expected) in [
+            ("heartbeat=soon", "seconds from 0 to 65535"),
+            ("heartbeat=70000", "seconds from 0 to 65535"),
+            ("heartbeat=10&connection_timeout=1s", "milliseconds"),
+            ("auth_mechanism=kerberos", "plain, amqplain or external"),
+        ] {
+            let error = AmqpConfig::new(&format!("amqp://me:secret@host/v?{query}")).unwrap_err().to_string();
+            let (key, value) = query.rsplit('&').next().unwrap().split_once('=').unwrap();
+            assert!(error.contains(&format!("{key}={value:?}")) && error.contains(expected), "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 
