@@ -72,7 +72,7 @@ impl From<TransportError> for Failure {
                 "\n(hint: is a RabbitMQ running there? pass another with --broker or GRISTMILL_BROKER; \
                  `gristmill run` needs none)"
             }
-            TransportError::Denied { .. } => {
+            TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
                 "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
                  GRISTMILL_PASSWORD)"
             }

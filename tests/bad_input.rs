@@ -78,6 +78,13 @@ async fn a_refused_password_is_told_and_not_shown() {
     let ended = site.start_with("worker", |command| command.env("GRISTMILL_BROKER", wrong)).end().await;
     assert_told(&ended, 3, &["refuses", "hint: check the user, the password"]);
     assert!(!ended.stderr.contains("not-the-password"), "{ended:?}");
+    // Who gave none is told so.
+    for words in ["worker", "producer wait 01890a5d-ac96-774b-bcce-b302099a8057"] {
+        let none = format!("amqp://somebody@{host}");
+        let ended = site.start_with(words, |command| command.env("GRISTMILL_BROKER", none)).end().await;
+        assert_told(&ended, 3, &["no password was given for the user somebody", "GRISTMILL_PASSWORD_FILE"]);
+        assert!(!ended.stderr.contains("check the user"), "{ended:?}");
+    }
 }
 
 #[tokio::test]

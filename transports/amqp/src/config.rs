@@ -56,6 +56,8 @@ pub struct AmqpConfig {
     /// false: whoever may not declare looks whether it is there.
     pub must_declare: bool,
     uri: AMQPUri,
+    /// Whether somebody gave a password; without one it is RabbitMQ's first, `guest`.
+    has_password: bool,
     /// If the URL is `amqps://`.
     tls: Option<Tls>,
 }
@@ -94,13 +96,14 @@ impl AmqpConfig {
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let tls = access.tls(&uri.scheme)?;
-        access.identify(url, &mut uri)?;
+        let has_password = access.identify(url, &mut uri)?;
         Ok(Self {
             name: "gristmill".into(),
             give_up_after: GIVE_UP_AFTER,
             give_up_after_loss: None,
             must_declare: false,
             uri,
+            has_password,
             tls,
         })
     }
@@ -108,6 +111,19 @@ impl AmqpConfig {
     /// How to trust and be trusted, if it is to be TLS.
     pub(crate) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
+    }
+
+    /// The same error; of one whose cause may be that nobody gave a password, that.
+    pub(crate) fn explain(&self, error: TransportError) -> TransportError {
+        let user = &self.uri.authority.userinfo.username;
+        match error {
+            TransportError::Denied { transport, reason } if !self.has_password && !user.is_empty() => {
+                let hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone";
+                let reason = format!("{reason}; no password was given for the user {user} (hint: {hint})");
+                TransportError::Denied { transport, reason }
+            }
+            error => error,
+        }
     }
 
     pub(crate) fn vhost(&self) -> &str {

@@ -56,8 +56,8 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
         Ok(generation) => Arc::new(generation),
         Err(error) => {
             findings.extend(greeting.ok().map(|greeting| version(&greeting)));
-            let hint = match error {
-                TransportError::Denied { .. } => {
+            let hint = match &error {
+                TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
                     Some("check the user, the password and the virtual host in the URL")
                 }
                 TransportError::Unreachable { .. } => {
