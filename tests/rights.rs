@@ -167,6 +167,21 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_script_that_makes_users_makes_none_where_it_cannot_give_them_rights() {
+    let fleet = Guarded::get().await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/rabbitmq-permissions");
+    let without = std::process::Command::new(&script).env("RABBITMQCTL", "no/rabbitmqctl").output().unwrap();
+    let said = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert_eq!(without.status.code(), Some(2), "{said}");
+    assert!(said.contains("there is no no/rabbitmqctl here (hint: "), "{said}");
+    let arguments = ["--vhost", "nowhere", "--prefix", "new-"];
+    let refused = fleet.broker.with(move |broker| broker.script(&script, &arguments).unwrap_err()).await;
+    let said = format!("{refused:?}");
+    assert!(said.contains("no virtual host 'nowhere', only /;") && said.contains("add_vhost"), "{said}");
+    assert!(!fleet.broker.ctl("list_users").await.contains("new-"));
+}
+
 /// What somebody may want of the broker.
 #[derive(Clone, Debug)]
 enum Act {
