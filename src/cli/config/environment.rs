@@ -8,7 +8,7 @@ use super::{
 const PREFIX: &str = "GRISTMILL_";
 /// Names, or how they begin or end, that are for others: our tests, our scripts and the files for Docker Compose. They share
 /// the environment.
-const OF_OTHERS: [&str; 14] = [
+const OF_OTHERS: [&str; 17] = [
     "TEST_*",
     "HOLD_A_BROKER",
     "FAIL_POINT",
@@ -22,7 +22,10 @@ const OF_OTHERS: [&str; 14] = [
     "CERTIFICATES",
     "*_MEMORY",
     "*_CPUS",
-    "*_PASSWORD",
+    "OPERATOR_PASSWORD",
+    "PRODUCER_PASSWORD",
+    "WORKER_PASSWORD",
+    "SINK_PASSWORD",
 ];
 
 /// What is to be said of those names of variables that are ours by their beginning, and mean nothing.
