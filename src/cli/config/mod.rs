@@ -120,9 +120,7 @@ impl Configured {
         }
         Ok(())
     }
-}
 
-impl Configured {
     /// Here, where it is known who said it, rather than when the broker is asked for.
     fn refuse_broken_urls(&self) -> Result<(), Failure> {
         let Some((arg, matches)) = self.settings().into_iter().find(|(arg, _)| arg.get_id() == "broker")
