@@ -61,6 +61,14 @@ pub(crate) async fn examine(
     Ok(gristmill_amqp::examine(&amqp(url, access, name)?, lane, part).await)
 }
 
+/// Whether it is the URL of a broker, as far as can be told without its password and certificates.
+///
+/// # Errors
+/// [`TransportError::Invalid`] says what is wrong, without showing the password.
+pub(crate) fn check_url(url: &str) -> Result<(), TransportError> {
+    amqp(url, &Access::default(), "").map(drop)
+}
+
 fn amqp(url: &str, access: &Access, name: &str) -> Result<AmqpConfig, TransportError> {
     match url.split_once("://") {
         Some(("amqp" | "amqps", _)) => {

@@ -45,6 +45,11 @@ impl Failure {
         Self { exit, why: why.to_string() }
     }
 
+    /// The same, and this.
+    pub(crate) fn and(self, more: impl fmt::Display) -> Self {
+        Self { exit: self.exit, why: format!("{}{more}", self.why) }
+    }
+
     pub(crate) fn usage(why: impl fmt::Display) -> Self {
         Self::new(Exit::Usage, why)
     }
@@ -67,7 +72,7 @@ impl From<TransportError> for Failure {
                 "\n(hint: is a RabbitMQ running there? pass another with --broker or GRISTMILL_BROKER; \
                  `gristmill run` needs none)"
             }
-            TransportError::Denied { .. } => {
+            TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
                 "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
                  GRISTMILL_PASSWORD)"
             }

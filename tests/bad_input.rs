@@ -53,7 +53,8 @@ async fn bad_limits_are_refused_with_what_would_be_good_ones() {
 async fn a_broker_that_is_wrong_or_away_is_told_within_ten_seconds() {
     let site = Site::new();
     for (url, code, part) in [
-        ("localhost", 2, "no scheme"),
+        ("localhost", 2, "GRISTMILL_BROKER: the broker's URL has no scheme"),
+        ("amqp://localhost?heartbeat=abc", 2, "GRISTMILL_BROKER: the broker's URL has heartbeat=\"abc\""),
         ("redis://localhost", 2, "no transport for redis://"),
         ("amqp://guest:secret@localhost:port", 2, "amqp://USER:PASSWORD@HOST:PORT/VHOST"),
         ("amqp://guest:secret@127.0.0.1:9", 3, "cannot reach the broker at amqp://guest@127.0.0.1:9"),
@@ -77,6 +78,13 @@ async fn a_refused_password_is_told_and_not_shown() {
     let ended = site.start_with("worker", |command| command.env("GRISTMILL_BROKER", wrong)).end().await;
     assert_told(&ended, 3, &["refuses", "hint: check the user, the password"]);
     assert!(!ended.stderr.contains("not-the-password"), "{ended:?}");
+    // Who gave none is told so.
+    for words in ["worker", "producer wait 01890a5d-ac96-774b-bcce-b302099a8057"] {
+        let none = format!("amqp://somebody@{host}");
+        let ended = site.start_with(words, |command| command.env("GRISTMILL_BROKER", none)).end().await;
+        assert_told(&ended, 3, &["no password was given for the user somebody", "GRISTMILL_PASSWORD_FILE"]);
+        assert!(!ended.stderr.contains("check the user"), "{ended:?}");
+    }
 }
 
 #[tokio::test]

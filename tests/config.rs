@@ -88,13 +88,23 @@ async fn a_file_that_is_wrong_is_refused_by_every_role() {
     for (text, part) in [
         ("lane = \"a\"\nslot = 8\n", ":2: unknown key `slot`; did you mean `slots`?"),
         ("\n\n[worker]\ngrace = 30\n", ":4: invalid value '30' for '--grace <DURATION>': time unit needed"),
+        ("slots = 0\n", ":1: invalid value '0' for '--slots <N>': expected a number from 1 to 65535"),
+        ("\n[wroker]\nslots = 8\n", ":2: unknown table `[wroker]`; did you mean `[worker]`?"),
+        (
+            "broker = \"amqp://h?heartbeat=abc\"\n",
+            ":1: the broker's URL has heartbeat=\"abc\" (hint: expected seconds",
+        ),
         ("slots = true\n", ":1: `slots` is of type boolean, expected a string or an integer"),
         ("[producer]\nledger = \"x\"\n", ":2: `producer` has no setting `ledger` (hint: it is one of sink)"),
         ("hash = \"x\"\n", ":1: unknown key `hash`"),
     ] {
         fs::write(&path, text).unwrap();
-        for role in ["worker", "sink", "producer wait 01890a5d-ac96-774b-bcce-b302099a8057"] {
-            let ended = site.run(&format!("{role} --config {file}")).await;
+        for role in
+            ["worker", "sink", "producer wait 01890a5d-ac96-774b-bcce-b302099a8057", "worker --print-config"]
+        {
+            let words = format!("{role} --config {file}");
+            // What is said in the environment would come first.
+            let ended = site.start_with(&words, |command| command.env_remove("GRISTMILL_BROKER")).end().await;
             assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{ended:?}");
             assert!(ended.stderr.contains(&format!("{file}{part}")), "{part:?} is missing: {ended:?}");
         }
@@ -107,6 +117,20 @@ async fn a_file_that_is_wrong_is_refused_by_every_role() {
     );
     let ended = site.start_with("worker", |command| command.env("GRISTMILL_SLOTS", "many")).end().await;
     assert!(ended.code == 2 && ended.stderr.contains("GRISTMILL_SLOTS: invalid value 'many'"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_variable_that_nobody_reads_is_told_and_is_no_error() {
+    let site = Site::new();
+    for words in ["worker --print-config", "sink jobs --ledger nowhere"] {
+        let plain = site.run(words).await;
+        let ended =
+            site.start_with(words, |command| command.env("GRISTMILL_BROKR", "amqp://se-sa-me")).end().await;
+        assert_eq!((ended.code, &ended.stdout), (plain.code, &plain.stdout), "{ended:?}");
+        let line = "warning: the environment has GRISTMILL_BROKR, which is no setting; did you mean GRISTMILL_BROKER?";
+        assert!(ended.stderr.lines().any(|said| said == line), "{ended:?}");
+        assert!(!ended.stderr.contains("se-sa-me"), "{ended:?}");
+    }
 }
 
 #[tokio::test]

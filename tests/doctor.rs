@@ -88,6 +88,24 @@ async fn it_takes_no_message_and_makes_no_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_is_half_there_is_a_problem_also_for_who_may_make_the_rest() {
+    let site = Site::new();
+    assert_eq!(site.run("gristmill setup").await.code, 0);
+    let connection = Connection::connect(&broker_url(), ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let again = site.queue(QueueRole::Again);
+    channel.queue_delete(again.to_string().into(), QueueDeleteOptions::default()).await.unwrap();
+    let ended = site.run("gristmill doctor --json").await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(ended.code, 1, "{report:#}");
+    let (verdict, found) = finding(&report, "lane");
+    assert!(verdict == "problem" && found.contains(&format!("missing: the queue {again}")), "{report:#}");
+    assert!(found.contains(&format!("`gristmill setup --lane {}`", again.lane)), "{report:#}");
+    assert_eq!(site.run("gristmill setup").await.code, 0);
+    assert_eq!(finding(&site.json("gristmill doctor --json").await, "lane").0, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_nobody_answers_at_is_a_problem() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let site = Site::at(format!("amqp://me:sesame@{closed}"));
@@ -235,6 +253,16 @@ async fn a_missing_right_is_named() {
         assert_eq!(verdict, "problem", "{report:#}");
         assert!(found.contains(&format!("the user {PREFIX}{user} lacks the {lacks}")), "{report:#}");
     }
+    // Who may declare, and not bind.
+    fleet.broker.ctl("add_user mute secret").await;
+    fleet.broker.ctl(r"set_permissions mute ^gristmill\. ^gristmill\.(work|dead)$ ^gristmill\.").await;
+    let url = fleet.broker.url().replace("guest:guest", "mute:secret");
+    let words = "gristmill doctor --role operator";
+    let ended = fleet.site.start_with(words, |command| command.env("GRISTMILL_BROKER", url)).end().await;
+    assert_eq!(ended.code, 1, "{ended:?}");
+    let lacks =
+        format!("the user mute lacks the write right on the queue {}", fleet.site.queue(QueueRole::Tasks));
+    assert!(ended.stdout.contains(&lacks), "{}", ended.stdout);
     // One right less than a worker's, and no role said.
     let suspect = fleet.site.queue(QueueRole::Suspect).to_string();
     let lane = fleet.site.queue(QueueRole::Suspect).lane;

@@ -15,7 +15,7 @@ use lapin::{
 };
 use tokio::sync::OnceCell;
 
-use crate::harness::{NODE, OwnBroker, Process, Site, within};
+use crate::harness::{NODE, OwnBroker, Process, Scraped, Site, within};
 
 /// What the users' names begin with.
 pub(crate) const PREFIX: &str = "gristmill-";
@@ -111,6 +111,13 @@ async fn every_role_works_with_its_own_user() {
     let long = fleet.run("producer", "producer submit spin --tasks 900 --batch 1 --micros 100000").await;
     let cancelled = fleet.run("producer", &format!("producer cancel {}", long.answer())).await;
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
+    // A worker's user may write results, and so the same, but not the journal: the sink does that.
+    let long = fleet.run("producer", "producer submit spin --tasks 900 --batch 1 --micros 100000").await;
+    let cancelled = fleet.run("worker", &format!("producer cancel {}", long.answer())).await;
+    assert_eq!(cancelled.code, 0, "{cancelled:?}");
+    assert!(cancelled.stderr.contains("once the sink has recorded it"), "{cancelled:?}");
+    let waited = fleet.run("producer", &format!("producer wait {}", long.answer())).await;
+    assert!(waited.code == 1 && waited.stderr.contains("stopped early: cancelled: by hand"), "{waited:?}");
     for (name, process) in [("worker", worker), ("sink", sink)] {
         let ended = process.stop().await;
         assert_eq!(ended.code, 0, "{ended:?}");
@@ -123,8 +130,9 @@ async fn every_role_works_with_its_own_user() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     let fleet = Guarded::start().await;
-    let mut sink = fleet.start_as("sink", "sink");
-    let mut worker = fleet.start_as("worker", "worker --slots 1");
+    let mut sink = fleet.start_as("sink", "sink --metrics 127.0.0.1:0");
+    let mut worker = fleet.start_as("worker", "worker --slots 1 --metrics 127.0.0.1:0");
+    let asked = [(Scraped::of(&mut sink).await, "results"), (Scraped::of(&mut worker).await, "tasks")];
     worker.says("taking tasks").await;
     let crack = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
@@ -137,14 +145,41 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     for process in [&mut sink, &mut worker] {
         process.says("`gristmill setup --lane").await;
     }
+    for (process, queue) in &asked {
+        let why = process.ready(503).await;
+        let said = format!(
+            "the broker does not deliver: consuming gristmill.{}.{queue} is interrupted",
+            fleet.lane()
+        );
+        assert!(why.contains(&said) && why.contains("`gristmill setup --lane"), "{why}");
+        assert!(process.metrics().await.sum("gristmill_broker_state", "state=\"interrupted\"") > 0.5);
+    }
     let setup = format!("gristmill setup --lane {} --shards {SHARDS}", fleet.lane());
     assert_eq!(fleet.run("operator", &setup).await.code, 0);
+    for (process, _) in &asked {
+        process.ready(200).await;
+    }
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
     for process in [worker, sink] {
         let ended = process.stop().await;
         println!("{}", ended.stderr);
         assert_eq!(ended.code, 0, "{ended:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_script_that_makes_users_makes_none_where_it_cannot_give_them_rights() {
+    let fleet = Guarded::get().await;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/rabbitmq-permissions");
+    let without = std::process::Command::new(&script).env("RABBITMQCTL", "no/rabbitmqctl").output().unwrap();
+    let said = String::from_utf8_lossy(&without.stderr).into_owned();
+    assert_eq!(without.status.code(), Some(2), "{said}");
+    assert!(said.contains("there is no no/rabbitmqctl here (hint: "), "{said}");
+    let arguments = ["--vhost", "nowhere", "--prefix", "new-"];
+    let refused = fleet.broker.with(move |broker| broker.script(&script, &arguments).unwrap_err()).await;
+    let said = format!("{refused:?}");
+    assert!(said.contains("no virtual host 'nowhere', only /;") && said.contains("add_vhost"), "{said}");
+    assert!(!fleet.broker.ctl("list_users").await.contains("new-"));
 }
 
 /// What somebody may want of the broker.
@@ -277,10 +312,23 @@ async fn everything_else_is_refused_by_the_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_whose_user_may_not_wait_for_it_is_named() {
+    let fleet = Guarded::get().await;
+    // So few that nobody listens before the job is open.
+    let ended = fleet.run("worker", &format!("producer submit spin --tasks 10 --wait --lane {WRONG}")).await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (3, ""), "{ended:?}");
+    let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap();
+    let error = ended.stderr.split("error: ").nth(1).unwrap();
+    assert!(error.contains("lacks the configure right on the queue gristmill.events:"), "{ended:?}");
+    for how in ["resume", "wait", "cancel"] {
+        assert!(error.contains(&format!("`producer {how} {job}")), "{how}: {ended:?}");
+    }
+    assert!(error.contains(&format!("--lane {WRONG}")), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
     let fleet = Guarded::get().await;
-    let submitted = fleet.run("producer", &format!("producer submit spin --tasks 10 --lane {WRONG}")).await;
-    let job = submitted.answer();
     let submit = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
     // What a user lacks first for that; a sink's may do all that a producer does (SECURITY.md).
     for (user, words, right, thing) in [
@@ -289,7 +337,6 @@ async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
         ("producer", "sink", "read", "gristmill.wrong.results"),
         ("worker", "sink", "write", "gristmill.facts"),
         ("worker", &submit, "configure", "gristmill.events:"),
-        ("worker", &format!("producer cancel {job}"), "write", "gristmill.facts"),
         ("worker", "worker --lane missing", "configure", "is missing"),
         ("worker", "worker --lane wrong --shards 3", "configure", "gristmill.wrong.tasks.3 is missing"),
         // Also where all is there: nothing would be compared or bound.

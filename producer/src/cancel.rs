@@ -1,7 +1,8 @@
 //! Ending a job from outside.
 
 use gristmill_shared::{
-    Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, Transport, publish_until_stored,
+    Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, StoreError, Transport,
+    publish_until_stored,
     wire::{Cancelled, Fact, Form, Stopped},
 };
 
@@ -12,6 +13,8 @@ use crate::ProducerError;
 pub enum Cancelling {
     /// Workers stop it now, and the sink records it.
     Told,
+    /// The sink records it, and then tells the workers itself: this user may not.
+    SinkTold,
     /// It had ended before.
     HadEnded,
     /// Nobody here knows the job, so nobody was told.
@@ -53,14 +56,14 @@ pub async fn cancel(
     let cancelled = Cancelled { job, reason: reason.into() };
     let stopped = Stopped { job, round, reason: format!("cancelled: {reason}") };
     // The sink first: were it told last and we died before, workers would skip what the sink waits for.
-    for (to, message) in [
-        (
-            Address::Queue(QueueRole::Results.of(&lane)),
-            cancelled.message(format!("{job}/cancelled@{round}/{app}"), app),
-        ),
-        (Address::Journal, stopped.message(format!("{job}/stopped@{round}/{app}"), app)),
-    ] {
-        publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await?;
+    let message = cancelled.message(format!("{job}/cancelled@{round}/{app}"), app);
+    let to = Address::Queue(QueueRole::Results.of(&lane));
+    publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await?;
+    // The sink writes the same to the journal. Whoever may tell workers directly only makes it sooner.
+    let message = stopped.message(format!("{job}/stopped@{round}/{app}"), app);
+    match publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await {
+        Ok(()) => Ok(Cancelling::Told),
+        Err(StoreError::Denied { .. }) => Ok(Cancelling::SinkTold),
+        Err(error) => Err(error.into()),
     }
-    Ok(Cancelling::Told)
 }

@@ -35,6 +35,9 @@ pub struct SubmitOptions {
     /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 75 ms of
     /// one slot's work, and fewer towards the end.
     pub batch: Option<u32>,
+    /// The job's id, of which there must be no job yet. By default a new one; whoever wants to name the job before it is open
+    /// makes one.
+    pub job: Option<JobId>,
 }
 
 /// Submits jobs over a transport.
@@ -104,7 +107,7 @@ impl Producer {
     ) -> Result<Submission, ProducerError> {
         let plan = job.plan().map_err(ProducerError::Plan)?;
         let cursor = Cursor {
-            job: JobId::generate(),
+            job: options.job.unwrap_or_else(JobId::generate),
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,
             spec: job.spec().map_err(ProducerError::Plan)?,
             code: self.code.clone(),

@@ -87,6 +87,9 @@ pub enum Health {
     Well,
     /// Connected, but the broker takes no messages, and why: it is low on memory, for instance. It still delivers.
     Blocked(String),
+    /// Connected, and the broker takes messages, but something that it delivers to us ended and cannot be begun again, and
+    /// why: its queue was deleted, for instance. It is tried again.
+    Interrupted(String),
     /// The connection is lost, and why; it is made again.
     Away(String),
     /// It is gone for good.

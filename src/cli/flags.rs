@@ -172,8 +172,12 @@ pub(crate) struct LaneFlags {
 #[command(next_help_heading = "Common options")]
 pub(crate) struct SlotFlags {
     /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
-    #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N")]
+    #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
     slots: Option<NonZeroU16>,
+}
+
+fn slots(text: &str) -> Result<NonZeroU16, String> {
+    text.parse().map_err(|_| "expected a number from 1 to 65535".into())
 }
 
 impl SlotFlags {

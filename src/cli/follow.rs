@@ -132,6 +132,7 @@ fn trouble(health: &Health) -> Option<String> {
     match health {
         Health::Well => None,
         Health::Blocked(why) => Some(format!("broker blocked: {why}")),
+        Health::Interrupted(why) => Some(why.clone()),
         Health::Away(_) => Some("broker lost, connecting again".into()),
         Health::Closed => Some("broker given up".into()),
     }

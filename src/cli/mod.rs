@@ -92,6 +92,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     };
     let matches = &configured.matches;
     if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
+        configured.warnings.iter().for_each(say);
         print(config::show(&configured))?;
         return Ok(Exit::Ok);
     }
@@ -104,6 +105,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     if let Some(export) = &export {
         export.announce();
     }
+    configured.warnings.iter().for_each(say);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;

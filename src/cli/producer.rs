@@ -7,7 +7,7 @@ use gristmill_producer::{
     Cancelling, CursorError, MissingReport, Producer, SplitEnd, SplitReport, Submission, SubmitOptions,
     Watch, cancel,
 };
-use gristmill_shared::{JobId, Lane, Shards, Transport};
+use gristmill_shared::{Health, JobId, Lane, Shards, Transport};
 use indicatif::HumanCount;
 
 use super::{
@@ -131,15 +131,18 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             job.plan().map_err(Failure::usage)?; // before a broker is asked for
             submit.how.warning().into_iter().for_each(say);
             let mut watched = flags.metrics.open(context, "producer").await?;
-            let (transport, submission) = context
+            let id = JobId::generate();
+            let opened = context
                 .unless_interrupted(async {
                     let (transport, producer) = flags.producer(context).await?;
                     watched.follow(&*transport);
                     let options = submit.how.options(&flags.lane.lane);
-                    let open = producer.open(job, SubmitOptions { shards: submit.shards, ..options });
-                    Ok((transport, not_too_long(open).await?))
+                    let options = SubmitOptions { job: Some(id), shards: submit.shards, ..options };
+                    let submission = not_too_long(&*transport, producer.open(job, options)).await?;
+                    Ok((transport, submission))
                 })
-                .await?;
+                .await;
+            let (transport, submission) = opened.map_err(|failure| flags.perhaps_open(id, failure))?;
             let after = After { missing: false, wait: submit.wait, json: submit.json };
             flags.send(context, &*transport, submission, after).await
         }
@@ -154,7 +157,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     if let Some(finished) = follow::ended(&*transport, job).await? {
                         return Ok((transport, Err(finished)));
                     }
-                    let submission = not_too_long(producer.resume(&context.registry, cursor)).await?;
+                    let submission =
+                        not_too_long(&*transport, producer.resume(&context.registry, cursor)).await?;
                     Ok((transport, Ok(submission)))
                 })
                 .await?;
@@ -179,6 +183,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
 
 /// Says what may be the matter if the broker takes its time.
 async fn not_too_long<T>(
+    transport: &dyn Transport,
     open: impl Future<Output = Result<T, gristmill_producer::ProducerError>>,
 ) -> Result<T, Failure> {
     let mut open = pin!(open);
@@ -186,7 +191,18 @@ async fn not_too_long<T>(
         opened = &mut open => return Ok(opened?),
         () = tokio::time::sleep(SLOW) => {}
     }
-    say("the broker has not taken the job yet (hint: its results queue may be full; start a sink)");
+    let why = match transport.health().borrow().clone() {
+        Health::Blocked(why) => {
+            format!(": it is {why} (hint: free memory or disk there; the job goes on by itself then)")
+        }
+        Health::Away(why) => {
+            format!(": the connection is lost: {why} (hint: it is made again; is the broker up?)")
+        }
+        Health::Well | Health::Interrupted(_) | Health::Closed => {
+            " (hint: its results queue may be full; start a sink)".into()
+        }
+    };
+    say(format_args!("the broker has not taken the job yet{why}"));
     Ok(open.await?)
 }
 
@@ -201,6 +217,25 @@ impl ProducerFlags {
     /// How the lane is named in a command that somebody may copy.
     fn lane_words(&self, lane: &Lane) -> String {
         if *lane == Lane::default() { String::new() } else { format!(" --lane {lane}") }
+    }
+
+    /// What may be said after a failure that left the job as it was.
+    fn how_to_go_on(&self, job: JobId) -> String {
+        let lane = self.lane_words(&self.lane.lane);
+        format!(
+            "go on with `producer resume {job}`, wait for its end with `producer wait {job}{lane}`, or end it with \
+             `producer cancel {job}{lane}`"
+        )
+    }
+
+    /// Names the job to whoever gave up while it was opened: from when it has a cursor, the broker may have it.
+    fn perhaps_open(&self, job: JobId, failure: Failure) -> Failure {
+        let is_kept = || self.state.cursors().is_ok_and(|cursors| cursors.load(job).is_ok());
+        if failure.exit == Exit::Interrupted && is_kept() {
+            failure.and(format_args!("; job {job} may be open (hint: {})", self.how_to_go_on(job)))
+        } else {
+            failure
+        }
     }
 
     fn why_failed(&self, job: JobId) -> String {
@@ -236,6 +271,9 @@ impl ProducerFlags {
         transport.close().await;
         match told {
             Cancelling::Told => say(format_args!("job {job} is cancelled")),
+            Cancelling::SinkTold => say(format_args!(
+                "job {job} is cancelled; workers stop once the sink has recorded it, since this user may not tell them"
+            )),
             Cancelling::HadEnded => say(format_args!("job {job} had ended before")),
             Cancelling::Unknown => {
                 return Err(Failure::usage(format_args!(
@@ -299,9 +337,19 @@ impl ProducerFlags {
         let done = futures::try_join!(sending, following);
         context.bar.end();
         transport.close().await;
+        let done = done.map_err(|failure| match failure.exit {
+            Exit::Broker => failure
+                .and(format_args!("\njob {job} is not ended by this (hint: {})", self.how_to_go_on(job))),
+            _ => failure, // it says what became of the job
+        });
+        let interrupted = || {
+            let hint = self.how_to_go_on(job);
+            say(format_args!("interrupted; job {job} is as it was (hint: {hint})"));
+            Ok(Exit::Interrupted)
+        };
         match done? {
-            (None | Some(SplitReport { end: SplitEnd::Interrupted, .. }), _) => Ok(interrupted(job)),
-            (Some(_), None) if wait => Ok(interrupted(job)),
+            (None | Some(SplitReport { end: SplitEnd::Interrupted, .. }), _) => interrupted(),
+            (Some(_), None) if wait => interrupted(),
             (Some(_), Some(finished)) => follow::conclude(&finished, json, &self.why_failed(job)),
             (Some(SplitReport { end, sent }), None) => {
                 let how =
@@ -311,14 +359,6 @@ impl ProducerFlags {
             }
         }
     }
-}
-
-fn interrupted(job: JobId) -> Exit {
-    say(format_args!(
-        "interrupted; job {job} is as it was (hint: go on with `producer resume {job}`, or end it with \
-         `producer cancel {job}`)"
-    ));
-    Exit::Interrupted
 }
 
 fn say_missing(job: JobId, MissingReport { sent, left }: MissingReport) {

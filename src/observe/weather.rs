@@ -19,7 +19,7 @@ pub(super) struct Weather {
     away: Duration,
 }
 
-const STATES: [&str; 5] = ["connecting", "well", "blocked", "away", "closed"];
+const STATES: [&str; 6] = ["connecting", "well", "blocked", "interrupted", "away", "closed"];
 
 impl Weather {
     pub(super) fn new(now: Instant) -> Self {
@@ -28,7 +28,7 @@ impl Weather {
 
     /// It is this from now on.
     pub(super) fn turn(&mut self, health: Health, now: Instant) {
-        let back = matches!(health, Health::Well | Health::Blocked(_));
+        let back = matches!(health, Health::Well | Health::Blocked(_) | Health::Interrupted(_));
         if back && matches!(self.now, Some(Health::Away(_))) {
             BROKER_RECONNECTS.add([], 1);
         }
@@ -57,6 +57,7 @@ impl Weather {
             None => Some("the broker is not connected yet".into()),
             Some(Health::Well) => self.to_do.map(Into::into),
             Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
+            Some(Health::Interrupted(why)) => Some(format!("the broker does not deliver: {why}")),
             Some(Health::Away(why)) => Some(format!("the connection to the broker is lost: {why}")),
             Some(Health::Closed) => Some("the broker was given up".into()),
         }
@@ -67,6 +68,7 @@ impl Weather {
             None => "connecting",
             Some(Health::Well) => "well",
             Some(Health::Blocked(_)) => "blocked",
+            Some(Health::Interrupted(_)) => "interrupted",
             Some(Health::Away(_)) => "away",
             Some(Health::Closed) => "closed",
         }
@@ -77,7 +79,7 @@ impl Weather {
         match self.now {
             Some(Health::Blocked(_)) => self.blocked += passed,
             Some(Health::Away(_)) => self.away += passed,
-            None | Some(Health::Well | Health::Closed) => {}
+            None | Some(Health::Well | Health::Interrupted(_) | Health::Closed) => {}
         }
         self.since = now;
     }
@@ -101,6 +103,8 @@ mod tests {
             assert_eq!(weather.trouble().as_deref(), Some("the table is not laid"));
             weather.wait_for(None);
             assert_eq!(weather.trouble(), None);
+            weather.turn(Health::Interrupted("no queue".into()), at(1));
+            assert!(weather.trouble().is_some_and(|why| why.contains("no queue")));
             weather.turn(Health::Blocked("low on memory".into()), at(2));
             assert!(weather.trouble().is_some_and(|why| why.contains("low on memory")));
             weather.turn(Health::Away("gone".into()), at(5));

@@ -113,8 +113,9 @@ async fn a_broker_low_on_memory_says_so_takes_nothing_and_still_delivers() {
     nothing_comes(&mut consumer).await;
 
     // Lost while it is blocked: it comes back, and is blocked again.
-    broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
-    becomes(&mut health, |health| matches!(health, Health::Away(_))).await;
+    let closing = broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap());
+    // Together, since it may be back before the tool has ended.
+    tokio::join!(becomes(&mut health, |health| matches!(health, Health::Away(_))), closing);
     becomes(&mut health, |health| matches!(health, Health::Blocked(_))).await;
     assert!(!publishing.is_finished());
 
@@ -142,6 +143,30 @@ async fn a_job_outlives_a_memory_alarm_and_its_bar_says_so() {
     assert!(ended.stderr.contains("the broker is well again"), "{ended:?}");
     assert!(ended.answer().contains("49995000"), "{ended:?}");
     site.verify(job).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_up_opening_a_job_at_a_blocked_broker_learns_its_name_and_why_it_took_so_long() {
+    let broker = Own::start().await;
+    let url = broker.url();
+    let site = crate::harness::Site::new();
+    let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
+    assert_eq!(start("gristmill setup").end().await.code, 0);
+    broker.alarm(true).await;
+    let mut submitted = start("producer submit spin --tasks 10");
+    let line = submitted.says("the broker has not taken the job yet").await;
+    assert!(line.contains("low on memory") && !line.contains("sink"), "{line}");
+    submitted.signal("-INT").await;
+    let ended = submitted.end().await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (130, ""), "{ended:?}");
+    let job = ended.stderr.split("`producer resume ").nth(1).and_then(|rest| rest.split('`').next()).unwrap();
+    assert!(ended.stderr.contains(&format!("job {job} may be open")), "{ended:?}");
+    assert!(ended.stderr.contains(&format!("`producer cancel {job}")), "{ended:?}");
+
+    broker.alarm(false).await;
+    let (_sink, _worker) = (start("sink"), start("worker --slots 1"));
+    let resumed = start(&format!("producer resume {job} --wait")).end().await;
+    assert!(resumed.answer().contains("10 tasks, sum 45"), "{resumed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

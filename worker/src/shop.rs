@@ -105,13 +105,12 @@ impl Connection {
         if self.health.has_changed().unwrap_or_default() {
             let now = self.health.borrow_and_update().clone();
             let before = std::mem::replace(&mut self.seen, now);
-            // A broker that blocks publishers, or no longer does, has lost nobody. What came between two of the same was
-            // not seen, so it may have been anything.
-            let only_blocked = matches!(
-                (&before, &self.seen),
-                (Health::Well, Health::Blocked(_)) | (Health::Blocked(_), Health::Well)
-            );
-            if !only_blocked {
+            // A broker that blocks publishers, or no longer does, has lost nobody; nor has one that does not deliver from some
+            // queue. What came between two of the same was not seen, so it may have been anything.
+            let connected = |health: &Health| !matches!(health, Health::Away(_) | Health::Closed);
+            let is_well = |health: &Health| *health == Health::Well;
+            let is_one_connection = connected(&before) && connected(&self.seen);
+            if !is_one_connection || is_well(&before) == is_well(&self.seen) {
                 self.lost_at = Some(Instant::now());
             }
         }
@@ -227,7 +226,8 @@ mod tests {
         let (broker, health) = watch::channel(Health::Well);
         let mut connection = Connection::new(health);
         assert_eq!(connection.look(), None, "the first connection");
-        for health in [Health::Blocked("low on memory".into()), Health::Well] {
+        let interrupted = Health::Interrupted("no queue".into());
+        for health in [Health::Blocked("low on memory".into()), Health::Well, interrupted, Health::Well] {
             broker.send_replace(health);
             assert_eq!(connection.look(), None, "{:?}", connection.seen);
         }

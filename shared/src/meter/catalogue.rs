@@ -36,7 +36,7 @@ catalogue! {
     BUILD_INFO: Gauge = "gristmill_build_info", ["version", "role"];
     /// When the process started, in seconds since 1970
     START_TIME: Gauge = "gristmill_start_time_seconds", [];
-    /// 1 for what the broker is to this process just now (connecting, well, blocked, away or closed), else 0
+    /// 1 for what the broker is to this process just now (connecting, well, blocked, interrupted, away or closed), else 0
     BROKER_STATE: Gauge = "gristmill_broker_state", ["state"];
     /// How often a lost connection to the broker came back
     BROKER_RECONNECTS: Counter = "gristmill_broker_reconnects_total", [];

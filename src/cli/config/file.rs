@@ -7,7 +7,10 @@ use toml::{
     de::{DeString, DeTable, DeValue},
 };
 
-use super::settings::{Said, Setting, Settings, read};
+use super::{
+    nearest,
+    settings::{Said, Setting, Settings, read},
+};
 use crate::exit::Failure;
 
 impl Settings {
@@ -48,6 +51,7 @@ impl Settings {
                     let why = format!("`{role}` is of type {found}, expected a table (hint: [{role}])");
                     return Err(place.at(key.span(), &why));
                 }
+                DeValue::Table(_) => return Err(place.at(key.span(), &self.unknown_table(key.get_ref()))),
                 _ => for_all.push(self.said(&place, None, key, value)?),
             }
         }
@@ -76,18 +80,20 @@ impl Settings {
         Ok(Said { key: name.into(), value, origin })
     }
 
+    fn unknown_table(&self, name: &str) -> String {
+        let roles = self.roles.join(", ");
+        let near = nearest(self.roles.iter().map(String::as_str), name);
+        let near = near.map(|near| format!("; did you mean `[{near}]`?")).unwrap_or_default();
+        format!("unknown table `[{name}]`{near} (hint: a table is for one command: {roles})")
+    }
+
     fn unknown(&self, table: Option<&str>, name: &str) -> String {
         let is_there = |setting: &&Setting| table.is_none_or(|role| setting.is_of(role));
         let keys = self.all.iter().filter(is_there).map(|setting| setting.key.as_str());
         let tables = self.roles.iter().filter(|_| table.is_none()).map(String::as_str);
         let known: Vec<_> = keys.chain(tables).collect();
-        let near = known
-            .iter()
-            .map(|known| (strsim::damerau_levenshtein(known, name), known))
-            .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
-            .min();
-        match near {
-            Some((_, near)) => {
+        match nearest(known.iter().copied(), name) {
+            Some(near) => {
                 format!("unknown key `{name}`; did you mean `{near}`? (hint: --help lists them)")
             }
             None => format!("unknown key `{name}` (hint: known are {})", known.join(", ")),
@@ -168,7 +174,9 @@ mod tests {
         for (text, parts) in [
             ("\nslot = 8", ["f.toml:2: unknown key `slot`", "did you mean `slots`?"]),
             ("once = true", ["unknown key `once`", "known are lane, slots"]), // which has no variable
-            ("[wrker]\nslots = 8", ["f.toml:1: unknown key `wrker`", "did you mean `worker`?"]),
+            ("[wroker]\nslots = 8", ["f.toml:1: unknown table `[wroker]`", "did you mean `[worker]`?"]),
+            ("[slots]\nslots = 8", ["f.toml:1: unknown table `[slots]`", "one command: worker, sink"]),
+            ("wrker = 8", ["f.toml:1: unknown key `wrker`", "did you mean `worker`?"]),
             ("[sink]\nslots = 8", ["f.toml:2: `sink` has no setting `slots`", "one of worker"]),
             ("worker = 3", ["`worker` is of type integer", "expected a table (hint: [worker])"]),
             ("slots = [1]", ["`slots` is of type array", "expected a string or an integer"]),

@@ -4,6 +4,7 @@
 //! name is its key in the file. What the file says becomes the flag's default before the command line is read, so that
 //! clap does the rest.
 
+mod environment;
 mod file;
 mod settings;
 mod show;
@@ -14,7 +15,7 @@ use clap::{Arg, ArgMatches, Args, Command, builder::Resettable, error::ErrorKind
 
 use self::settings::{Said, Settings};
 pub(crate) use self::show::show;
-use crate::exit::Failure;
+use crate::{connect, exit::Failure};
 
 /// Where else settings come from.
 #[derive(Debug, Clone, Args)]
@@ -51,6 +52,8 @@ pub(crate) struct Configured {
     command: Command,
     /// What was said beneath the environment.
     beneath: Vec<Said>,
+    /// What somebody may have meant otherwise.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Reads the command line, and beneath it the environment, files with secrets and the configuration file.
@@ -80,8 +83,11 @@ pub(crate) fn read(command: Command, whole: Command, role: Option<&str>) -> Resu
     };
     let command = changed(command, &with_defaults);
     let matches = parse(&command).map_err(Stop::CommandLine)?;
-    let configured = Configured { matches, command, beneath };
+    let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
+    let warnings = environment::unknown(&settings, names);
+    let configured = Configured { matches, command, beneath, warnings };
     configured.refuse_seen_passwords()?;
+    configured.refuse_broken_urls()?;
     Ok(configured)
 }
 
@@ -114,6 +120,40 @@ impl Configured {
         }
         Ok(())
     }
+
+    /// Here, where it is known who said it, rather than when the broker is asked for.
+    fn refuse_broken_urls(&self) -> Result<(), Failure> {
+        let Some((arg, matches)) = self.settings().into_iter().find(|(arg, _)| arg.get_id() == "broker")
+        else {
+            return Ok(());
+        };
+        let url = matches.get_raw("broker").and_then(|mut values| values.next());
+        let Some(url) = url.map(|url| url.to_string_lossy()) else { return Ok(()) };
+        connect::check_url(&url)
+            .map_err(|error| Failure::usage(format_args!("{}: {error}", self.origin(arg, matches))))
+    }
+
+    /// Where the value of a setting was said.
+    fn origin(&self, arg: &Arg, matches: &ArgMatches) -> String {
+        let key = settings::key(arg).unwrap_or_default();
+        match matches.value_source(arg.get_id().as_str()) {
+            Some(ValueSource::CommandLine) => format!("--{key}"),
+            Some(ValueSource::EnvVariable) => settings::env(arg),
+            _ => {
+                let beneath = self.beneath.iter().find(|said| said.key == key);
+                beneath.map_or_else(|| "default".into(), |said| said.origin.clone())
+            }
+        }
+    }
+}
+
+/// Of these names the one that is nearest to what somebody wrote, if it is near.
+fn nearest<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::damerau_levenshtein(known, written), known))
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
+        .min()
+        .map(|(_, known)| known)
 }
 
 /// Changes all flags of a command and its subcommands.

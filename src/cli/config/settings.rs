@@ -16,7 +16,7 @@ use crate::{cli::brief, exit::Failure};
 /// The largest file that is read, in bytes; a configuration has a few hundred.
 const FILE_MAX: u64 = 1 << 20;
 /// What the name of a variable that names a file ends with.
-const FILE_SUFFIX: &str = "_FILE";
+pub(super) const FILE_SUFFIX: &str = "_FILE";
 /// The setting that names the file cannot be in it.
 const NOT_IN_THE_FILE: &str = "config";
 
@@ -122,6 +122,16 @@ impl Setting {
     /// Whether a role has it.
     pub(super) fn is_of(&self, role: &str) -> bool {
         self.roles.is_empty() || self.roles.iter().any(|known| known == role)
+    }
+
+    /// The name of its environment variable.
+    pub(super) fn variable(&self) -> String {
+        env(&self.arg)
+    }
+
+    /// Whether nobody should see it.
+    pub(super) fn is_secret(&self) -> bool {
+        is_secret(&self.arg)
     }
 
     /// Whether it is either on or off.

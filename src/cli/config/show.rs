@@ -1,6 +1,6 @@
 //! `--print-config`: the settings, as a configuration file that says where each comes from.
 
-use clap::{Arg, ArgMatches, parser::ValueSource};
+use clap::{Arg, ArgMatches};
 
 use super::{Configured, settings};
 
@@ -25,12 +25,7 @@ fn line(configured: &Configured, arg: &Arg, matches: &ArgMatches) -> Option<(Str
     let (key, id) = (settings::key(arg)?, arg.get_id().as_str());
     let said = matches.get_raw(id).and_then(|mut values| values.next());
     let Some(said) = said else { return Some((format!("# {key}"), "not set".into())) };
-    let beneath = configured.beneath.iter().find(|said| said.key == key);
-    let origin = match matches.value_source(id) {
-        Some(ValueSource::CommandLine) => format!("--{key}"),
-        Some(ValueSource::EnvVariable) => settings::env(arg),
-        _ => beneath.map_or_else(|| "default".into(), |said| said.origin.clone()),
-    };
+    let origin = configured.origin(arg, matches);
     let said = said.to_string_lossy();
     let value = if settings::is_secret(arg) { redacted(&said) } else { said.into_owned() };
     Some((format!("{key} = {}", literal(&value)), origin))

@@ -51,9 +51,10 @@ impl Access {
         Ok(Some(tls))
     }
 
-    /// Decides who says who we are: a user with a password, or our certificate.
-    pub(crate) fn identify(&self, url: &str, uri: &mut AMQPUri) -> Result<(), TransportError> {
+    /// Decides who says who we are: a user with a password, or our certificate. Says whether a password was given.
+    pub(crate) fn identify(&self, url: &str, uri: &mut AMQPUri) -> Result<bool, TransportError> {
         let user = userinfo(url);
+        let in_the_url = user.is_some_and(|user| user.contains(':'));
         if user.is_none() && self.tls_cert.is_some() {
             uri.query.auth_mechanism.get_or_insert(SASLMechanism::External);
         }
@@ -73,14 +74,14 @@ impl Access {
             uri.authority.userinfo.username.clear(); // else `guest`, whom nobody named
             uri.authority.userinfo.password.clear();
         } else if let Some(password) = &self.password {
-            if user.is_some_and(|user| user.contains(':')) {
+            if in_the_url {
                 return refused(
                     "there are two passwords, one of them in the broker's URL (hint: leave that one out, amqp://USER@HOST)",
                 );
             }
             uri.authority.userinfo.password.clone_from(password);
         }
-        Ok(())
+        Ok(in_the_url || self.password.is_some())
     }
 }
 

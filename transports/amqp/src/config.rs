@@ -17,7 +17,30 @@ const HEARTBEAT: u16 = 6;
 /// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the URL may say after its `?`.
-const PARAMETERS: [&str; 3] = ["auth_mechanism", "connection_timeout", "heartbeat"];
+const PARAMETERS: [Parameter; 3] = [
+    Parameter {
+        name: "auth_mechanism",
+        expected: "plain, amqplain or external",
+        takes: |value| ["plain", "amqplain", "external"].iter().any(|one| value.eq_ignore_ascii_case(one)),
+    },
+    Parameter {
+        name: "connection_timeout",
+        expected: "milliseconds, as connection_timeout=5000",
+        takes: |value| value.parse::<u64>().is_ok(),
+    },
+    Parameter {
+        name: "heartbeat",
+        expected: "seconds from 0 to 65535, as heartbeat=10",
+        takes: |value| value.parse::<u16>().is_ok(),
+    },
+];
+
+/// Something that the URL may say.
+struct Parameter {
+    name: &'static str,
+    expected: &'static str,
+    takes: fn(&str) -> bool,
+}
 
 /// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
 #[derive(Clone)]
@@ -33,6 +56,8 @@ pub struct AmqpConfig {
     /// false: whoever may not declare looks whether it is there.
     pub must_declare: bool,
     uri: AMQPUri,
+    /// Whether somebody gave a password; without one it is RabbitMQ's first, `guest`.
+    has_password: bool,
     /// If the URL is `amqps://`.
     tls: Option<Tls>,
 }
@@ -57,8 +82,8 @@ impl AmqpConfig {
     /// [`TransportError::Invalid`] says what is wrong with the URL or a file, without showing the password.
     pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
         refuse_torn_passwords(url)?;
+        refuse_wrong_parameters(url)?;
         let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
-        refuse_unknown_parameters(url)?;
         if let Some(host) = ipv6_host(url) {
             uri.authority.host = host.into(); // lapin would go to localhost instead
         }
@@ -71,13 +96,14 @@ impl AmqpConfig {
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let tls = access.tls(&uri.scheme)?;
-        access.identify(url, &mut uri)?;
+        let has_password = access.identify(url, &mut uri)?;
         Ok(Self {
             name: "gristmill".into(),
             give_up_after: GIVE_UP_AFTER,
             give_up_after_loss: None,
             must_declare: false,
             uri,
+            has_password,
             tls,
         })
     }
@@ -85,6 +111,19 @@ impl AmqpConfig {
     /// How to trust and be trusted, if it is to be TLS.
     pub(crate) fn tls(&self) -> Option<&Tls> {
         self.tls.as_ref()
+    }
+
+    /// The same error; of one whose cause may be that nobody gave a password, that.
+    pub(crate) fn explain(&self, error: TransportError) -> TransportError {
+        let user = &self.uri.authority.userinfo.username;
+        match error {
+            TransportError::Denied { transport, reason } if !self.has_password && !user.is_empty() => {
+                let hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone";
+                let reason = format!("{reason}; no password was given for the user {user} (hint: {hint})");
+                TransportError::Denied { transport, reason }
+            }
+            error => error,
+        }
     }
 
     pub(crate) fn vhost(&self) -> &str {
@@ -126,15 +165,20 @@ fn refuse_torn_passwords(url: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
-fn refuse_unknown_parameters(url: &str) -> Result<(), TransportError> {
-    let query = url.split_once('?').map_or("", |(_, query)| query);
-    let keys =
-        query.split('&').filter(|pair| !pair.is_empty()).map(|pair| pair.split('=').next().unwrap_or(pair));
-    for key in keys {
-        if !PARAMETERS.contains(&key) {
-            let known = PARAMETERS.join(", ");
+fn refuse_wrong_parameters(url: &str) -> Result<(), TransportError> {
+    let query = url.split_once('?').map_or("", |(_, query)| query).split('#').next().unwrap_or_default();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == key) else {
+            let known = PARAMETERS.map(|parameter| parameter.name).join(", ");
             return Err(TransportError::Invalid(format!(
                 "the broker's URL has an unknown parameter {key:?} (hint: known are {known})"
+            )));
+        };
+        if !(parameter.takes)(value) {
+            return Err(TransportError::Invalid(format!(
+                "the broker's URL has {key}={value:?} (hint: expected {})",
+                parameter.expected
             )));
         }
     }
@@ -225,7 +269,6 @@ mod tests {
             "amqp:me:secret@host",
             "http://me:secret@host",
             "amqp://me:secret@host:port",
-            "amqp://me:secret@host?heartbeat=soon",
             "amqp://me:secret@host?cacertfile=x",
             "",
             "host:5672",
@@ -234,6 +277,21 @@ mod tests {
             let error = AmqpConfig::new(url).unwrap_err().to_string();
             assert!(error.contains("URL") && error.contains("(hint: "), "{url}: {error}");
             assert!(!error.contains("secret"), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_parameter_is_told_with_its_value_and_what_it_takes() {
+        for (query, expected) in [
+            ("heartbeat=soon", "seconds from 0 to 65535"),
+            ("heartbeat=70000", "seconds from 0 to 65535"),
+            ("heartbeat=10&connection_timeout=1s", "milliseconds"),
+            ("auth_mechanism=kerberos", "plain, amqplain or external"),
+        ] {
+            let error = AmqpConfig::new(&format!("amqp://me:secret@host/v?{query}")).unwrap_err().to_string();
+            let (key, value) = query.rsplit('&').next().unwrap().split_once('=').unwrap();
+            assert!(error.contains(&format!("{key}={value:?}")) && error.contains(expected), "{error}");
+            assert!(!error.contains("secret"), "{error}");
         }
     }
 

@@ -87,8 +87,10 @@ impl Generation {
         let transport = config.to_string();
         let connected = |result: Result<lapin::Result<Connection>, _>| match result {
             Ok(Ok(connection)) => Ok(Arc::new(connection)),
-            Ok(Err(error)) => Err(failure::hopeless(&transport, &error)
-                .map_or_else(|| Failure::Unreachable(failure::reason(&error)), Failure::Final)),
+            Ok(Err(error)) => Err(match failure::hopeless(&transport, &error) {
+                Some(hopeless) => Failure::Final(config.explain(hopeless)),
+                None => Failure::Unreachable(failure::reason(&error)),
+            }),
             Err(panic) => Err(Failure::Unreachable(format!("lapin failed: {panic}"))),
         };
         let connections =

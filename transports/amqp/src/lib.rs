@@ -25,6 +25,7 @@ mod examine;
 mod failure;
 mod feed;
 mod generation;
+mod interruptions;
 mod journal;
 mod letter;
 mod link;

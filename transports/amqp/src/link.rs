@@ -15,6 +15,7 @@ use crate::{
     config::AmqpConfig,
     end::End,
     generation::Generation,
+    interruptions::Interruptions,
     runtime::OwnRuntime,
     supervisor::Supervisor,
     topology::{self, JOURNAL},
@@ -49,6 +50,7 @@ pub(crate) struct Line {
     pub(crate) declares: Arc<AtomicBool>,
     /// Whether it was told that the journal is not there.
     pub(crate) journal_missed: Arc<AtomicBool>,
+    pub(crate) interruptions: Interruptions,
 }
 
 impl Link {
@@ -65,6 +67,7 @@ impl Link {
             lanes: Arc::default(),
             declares: Arc::new(AtomicBool::new(true)),
             journal_missed: Arc::default(),
+            interruptions: Interruptions::default(),
         };
         let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
         link.spawn(Supervisor::new(line, current).run());

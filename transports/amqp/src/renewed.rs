@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     generation::Generation,
+    interruptions::Interrupted,
     link::{Line, Link},
     pauses::{Pauses, STEADY},
 };
@@ -126,7 +127,7 @@ where
     M: Fn(Arc<Generation>) -> F + Send + 'static,
     F: Future<Output = Result<T, TransportError>> + Send + 'static,
 {
-    let mut told = false;
+    let mut interrupted: Option<Interrupted> = None;
     loop {
         sleep(pauses.next()).await;
         let generation = match line.generation().await {
@@ -150,11 +151,13 @@ where
             line.end.because(error.to_string());
             return (pauses, Err(line.end.error()));
         }
-        if told {
-            tracing::debug!("{what} is still interrupted: {error}");
+        let why = format!("{what} is interrupted: {error}");
+        if let Some(interrupted) = &interrupted {
+            tracing::debug!("{why}");
+            interrupted.go_on(generation.number, why);
         } else {
-            tracing::warn!("{what} is interrupted: {error}; trying again");
+            tracing::warn!("{why}; trying again");
+            interrupted = Some(line.interruptions.begin(generation.number, why));
         }
-        told = true;
     }
 }

@@ -91,8 +91,15 @@ impl Supervisor {
     /// Says how the generation is, until it is over.
     async fn watch_over(&self, generation: &Generation) {
         let mut blocked = generation.blocked.subscribe();
+        let mut interruptions = self.line.interruptions.subscribe();
         loop {
-            let health = blocked.borrow_and_update().clone().map_or(Health::Well, Health::Blocked);
+            interruptions.mark_unchanged();
+            let interrupted = self.line.interruptions.of(generation.number);
+            let health = match (blocked.borrow_and_update().clone(), interrupted) {
+                (Some(why), _) => Health::Blocked(why),
+                (None, Some(why)) => Health::Interrupted(why),
+                (None, None) => Health::Well,
+            };
             self.line.health().send_if_modified(|old| {
                 let is_news = *old != health;
                 *old = health;
@@ -102,6 +109,7 @@ impl Supervisor {
                 biased;
                 () = generation.end.wait() => return,
                 changed = blocked.changed() => if changed.is_err() { return generation.end.wait().await },
+                changed = interruptions.changed() => if changed.is_err() { return generation.end.wait().await },
             }
         }
     }

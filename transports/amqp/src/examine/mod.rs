@@ -56,8 +56,8 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
         Ok(generation) => Arc::new(generation),
         Err(error) => {
             findings.extend(greeting.ok().map(|greeting| version(&greeting)));
-            let hint = match error {
-                TransportError::Denied { .. } => {
+            let hint = match &error {
+                TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
                     Some("check the user, the password and the virtual host in the URL")
                 }
                 TransportError::Unreachable { .. } => {
@@ -115,7 +115,10 @@ impl Examination<'_> {
         self.findings.push(rights);
         let size = trial.size(MAX_MESSAGE, MESSAGE_NEEDED).await;
         self.findings.push(size);
-        self.findings.extend(hearing.finish().await.findings(&standing));
+        let heard = hearing.finish().await;
+        // Once more, since somebody who was just starting has had the time by now.
+        let standing = Standing::look(&mut visit, self.lane).await?;
+        self.findings.extend(heard.findings(&standing));
         self.findings.push(
             Finding::unseen("consumer_timeout", "it cannot be seen over AMQP; 30 min unless set otherwise").hint(
                 "`rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` tells it, in ms; it must be at \
@@ -176,12 +179,15 @@ impl Examination<'_> {
                 let tried = match &need {
                     Need::DeclareAll => configure.clone(),
                     Need::Listen => hearing.tried(),
+                    Need::Bind(exchange) if standing.has(exchange) => {
+                        trial.bind(visit, self.lane, exchange).await?
+                    }
                     Need::Publish(exchange) if standing.has(exchange) => trial.publish(exchange).await,
                     Need::Consume(queue) if standing.has(&queue.to_string()) => {
                         trial.consume(visit, &queue.to_string()).await?
                     }
                     Need::ReadJournal if standing.has(JOURNAL) => trial.consume(visit, JOURNAL).await?,
-                    Need::Publish(_) | Need::Consume(_) | Need::ReadJournal => {
+                    Need::Publish(_) | Need::Consume(_) | Need::ReadJournal | Need::Bind(_) => {
                         Tried::Untried("what is missing was not tried".into())
                     }
                 };

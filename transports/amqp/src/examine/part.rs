@@ -32,6 +32,8 @@ pub(super) enum Need {
     Listen,
     /// To declare all that there is.
     DeclareAll,
+    /// To bind queues of the lane to this exchange.
+    Bind(&'static str),
 }
 
 impl Part {
@@ -41,7 +43,10 @@ impl Part {
     /// What it needs on a lane with so many tasks queues.
     pub(super) fn needs(self, lane: &Lane, shards: Shards) -> Vec<Need> {
         let (publish, consume, listen): (&[_], Vec<_>, _) = match self {
-            Self::Operator => return vec![Need::DeclareAll, Need::ReadJournal],
+            Self::Operator => {
+                let bind = [WORK, RESULTS, DEAD, FACTS].map(Need::Bind);
+                return [Need::DeclareAll, Need::ReadJournal].into_iter().chain(bind).collect();
+            }
             Self::Producer => (&[WORK, RESULTS, FACTS, EVENTS], Vec::new(), true),
             Self::Worker => (
                 &[WORK, RESULTS, DEAD, EVENTS],
@@ -114,6 +119,7 @@ mod tests {
             Need::ReadJournal => right == Right::Read && name == JOURNAL,
             Need::Listen => name.starts_with(EVENTS_QUEUE) || right == Right::Read && name == EVENTS,
             Need::DeclareAll => name.starts_with("gristmill."),
+            Need::Bind(exchange) => right == Right::Read && name == *exchange,
         })
     }
 

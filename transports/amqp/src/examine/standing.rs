@@ -93,13 +93,18 @@ impl Standing {
                 Some(Finding::ok(&check, found))
             }
             (0, _) => None,
+            (_, Tried::May) if self.is_begun() => {
+                Some(Finding::problem(&check, format_args!("half of it is there; missing: {shown}")).hint(
+                    format!("somebody deleted it, or did not make it; `{}` makes it anew", self.setup()),
+                ))
+            }
             (_, Tried::May) => Some(
                 Finding::warning(&check, format_args!("missing: {shown}"))
                     .hint("the first program of Gristmill on this lane makes it, or `gristmill setup`"),
             ),
             _ => Some(
                 Finding::problem(&check, format_args!("missing: {shown}"))
-                    .hint("`gristmill setup` with a user who may configure"),
+                    .hint(format!("`{}` with a user who may configure", self.setup())),
             ),
         };
         let away = self.away.iter().map(|(thing, why)| {
@@ -113,6 +118,20 @@ impl Standing {
             Finding::unseen("hidden", format_args!("not shown to this user: {}", hidden.join(", ")))
         });
         finding.into_iter().chain(away).chain(unseen).collect()
+    }
+
+    /// Whether somebody has begun to make the lane: one of its own queues is there.
+    fn is_begun(&self) -> bool {
+        let own = |thing: &Thing| matches!(thing, Thing::Queue { name, .. } if name != JOURNAL);
+        self.things.iter().any(|(thing, seen)| own(thing) && matches!(seen, Seen::There { .. }))
+    }
+
+    /// What makes what is missing.
+    fn setup(&self) -> String {
+        match self.shards {
+            Shards::ONE => format!("gristmill setup --lane {}", self.lane),
+            shards => format!("gristmill setup --lane {} --shards {shards}", self.lane),
+        }
     }
 
     /// Declares what is there once more, which the broker refuses if it would be another.
@@ -156,10 +175,7 @@ impl Standing {
 
     /// What to do about a thing that is another than ours would be.
     fn mending(&self, thing: &Thing) -> String {
-        let setup = match self.shards {
-            Shards::ONE => format!("`gristmill setup --lane {}`", self.lane),
-            shards => format!("`gristmill setup --lane {} --shards {shards}`", self.lane),
-        };
+        let setup = self.setup();
         let (when, else_use) = match thing {
             Thing::Queue { name, .. } if name == JOURNAL => {
                 ("all lanes have it in common, so when no job runs on any", "virtual host")
@@ -168,7 +184,7 @@ impl Standing {
             Thing::Exchange(..) => ("all lanes have it in common, so when no program runs", "virtual host"),
         };
         format!(
-            "somebody or another version made it; {when}, delete it there and run {setup}, or use another {else_use}"
+            "somebody or another version made it; {when}, delete it there and run `{setup}`, or use another {else_use}"
         )
     }
 }

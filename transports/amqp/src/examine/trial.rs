@@ -3,17 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use gristmill_shared::{Lane, QueueRole, TransportError};
-use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::{
+    options::{BasicConsumeOptions, BasicQosOptions, QueueBindOptions},
+    types::FieldTable,
+};
 use tokio::time::timeout;
 
 use super::finding::Finding;
 use crate::{
-    failure::{self, PRECONDITION_FAILED, Wish},
+    failure::{self, NOT_FOUND, PRECONDITION_FAILED, Wish},
     generation::{ANSWER_TIMEOUT, Generation, PROBE_KEY},
     topology::{EVENTS, Thing, table, text},
     visit::Visit,
 };
 
+/// What follows the name of a tasks queue in that of a shard that no lane has.
+const NO_SHARD: &str = ".0";
 /// How long the largest message may take to the broker.
 const LARGE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -133,6 +138,31 @@ impl Trial {
             Err(TransportError::Mismatch { .. } | TransportError::Invalid(_)) | Ok(()) => Ok(Tried::May),
             Err(error) => Ok(Tried::Untried(format!("declaring was not tried: {error}"))),
         }
+    }
+
+    /// Whether we may bind queues of ours to that exchange: asked for one that is not there, which the broker says after it
+    /// has looked at the rights.
+    pub(super) async fn bind(
+        &self,
+        visit: &mut Visit,
+        lane: &Lane,
+        exchange: &str,
+    ) -> Result<Tried, TransportError> {
+        let channel = visit.channel().await?;
+        let queue = format!("{}{NO_SHARD}", QueueRole::Tasks.of(lane));
+        let mut refused = false;
+        let asked = async {
+            let (queue, key, options) = (queue.as_str(), PROBE_KEY, QueueBindOptions::default());
+            let asked =
+                channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+            asked.await.inspect_err(|error| refused = failure::code(error) == Some(NOT_FOUND))
+        };
+        Ok(match visit.ask(Wish::Bind, exchange, asked).await {
+            Ok(()) => Tried::May,
+            Err(_) if refused => Tried::May,
+            Err(TransportError::Forbidden { lacks, .. }) => Tried::MayNot(lacks),
+            Err(error) => Tried::Untried(format!("binding was not tried: {error}")),
+        })
     }
 
     /// Whether a message of `wanted` bytes is taken; with fewer than `needed` nothing works.
