@@ -112,7 +112,8 @@ pub(crate) fn next(
         }
         bytes += message.body.len();
         let lane: Lane = text(row, 1)?;
-        if message.form == Finished::FORM
+        if target == Target::Journal
+            && message.form == Finished::FORM
             && message.body.len() <= LIVE_MAX_BYTES
             && let Some(job) = message.job
         {

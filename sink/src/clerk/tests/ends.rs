@@ -1,6 +1,6 @@
 //! How jobs end, and begin again.
 
-use gristmill_shared::{Address, Outgoing, wire::Cancelled};
+use gristmill_shared::{Address, Kind, Outgoing, wire::Cancelled};
 
 use super::*;
 use crate::tests::toy::message;
@@ -78,6 +78,13 @@ fn only_an_end_is_told_live_and_only_if_it_is_short() {
         1,
         "it is one of the facts"
     );
+
+    // Nor is what somebody else calls an end, which goes to the dead.
+    let (kind, conclusion) = (Kind::new("toy").unwrap(), Conclusion::answer("42"));
+    let forged = Finished { job: short.id, kind, round: Round(0), account: Account::default(), conclusion };
+    let outbox = office.take([message(&forged)]);
+    assert!(outbox.iter().any(|batch| batch.target == Target::Dead), "{outbox:?}");
+    assert!(outbox.iter().filter(|batch| batch.target != Target::Journal).all(|batch| batch.live.is_empty()));
 }
 
 #[test]
