@@ -1,4 +1,4 @@
-//! What the jobs of one producer share: lanes that are open, and one reader of the journal.
+//! What the jobs of one producer share: lanes that are open, one reader of the journal, and one listener to ends for each lane.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,10 @@ use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use gristmill_shared::{JobBoard, Lane, Shards, Transport, TransportError};
+use gristmill_shared::{
+    EventFilter, EventReader, JobBoard, Lane, Shards, Transport, TransportError,
+    wire::{Finished, Form},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::ProducerError;
@@ -20,6 +23,8 @@ pub(crate) struct Commons {
     /// Those that are open, and how many shards are known to be there.
     lanes: Mutex<BTreeMap<Lane, Shards>>,
     following: OnceLock<Following>,
+    /// Who listens to which lane; nobody where that was refused.
+    listening: tokio::sync::Mutex<BTreeMap<Lane, Option<AbortOnDropHandle<()>>>>,
 }
 
 impl Commons {
@@ -49,6 +54,26 @@ impl Commons {
     /// The journal's reader, on the runtime that asks first. After a lane was opened, which makes the journal.
     pub(crate) fn following(&self, transport: &Arc<dyn Transport>) -> &Following {
         self.following.get_or_init(|| Following::start(Arc::clone(transport)))
+    }
+
+    /// Has the board hear of the ends of a lane's jobs as they are told live, which is sooner than the journal can be read.
+    /// It need not succeed, since the journal tells everything.
+    pub(crate) async fn listen(&self, transport: &Arc<dyn Transport>, lane: &Lane) {
+        let mut listening = self.listening.lock().await;
+        if listening.contains_key(lane) {
+            return;
+        }
+        let hearing = match transport.events(EventFilter::Lane(lane.clone())).await {
+            Ok(events) => {
+                let board = Arc::clone(&self.following(transport).board);
+                Some(AbortOnDropHandle::new(tokio::spawn(hear_ends(events, board))))
+            }
+            Err(error) => {
+                tracing::debug!(%lane, %error, "ends of jobs are not heard live; the journal tells them");
+                None
+            }
+        };
+        listening.insert(lane.clone(), hearing);
     }
 
     fn lanes(&self) -> MutexGuard<'_, BTreeMap<Lane, Shards>> {
@@ -85,5 +110,14 @@ impl Following {
     /// Waits until the journal cannot be followed any more.
     pub(crate) async fn lost(&self) -> ProducerError {
         self.end.clone().await.map_or(ProducerError::Died, ProducerError::from)
+    }
+}
+
+/// Until the connection goes, which the journal's reader says.
+async fn hear_ends(mut events: Box<dyn EventReader>, board: Arc<JobBoard>) {
+    while let Ok(event) = events.next().await {
+        if event.form == Finished::FORM {
+            board.hear(&event);
+        }
     }
 }

@@ -82,8 +82,9 @@ impl Producer {
         Ok(submission)
     }
 
-    /// [`Producer::open`], and watches the job by way of the producer's own reader of the journal. That costs the broker
-    /// nothing and takes no time, unlike [`Watch::open`], but tells no [`News::Progress`](crate::News::Progress).
+    /// [`Producer::open`], and watches the job by way of the producer's own reader of the journal, and of its listener to
+    /// ends. Only the first job of a lane costs the broker anything, or takes time, for that, unlike [`Watch::open`]; but it
+    /// tells no [`News::Progress`](crate::News::Progress).
     ///
     /// # Errors
     /// Those of [`Producer::open`].
@@ -93,6 +94,7 @@ impl Producer {
         options: SubmitOptions,
     ) -> Result<(Submission, Watch), ProducerError> {
         let mut submission = self.prepare_new(job, options).await?;
+        self.commons.listen(&self.transport, &submission.cursor().lane).await;
         // Before the sink is told, which may end the job at once.
         let heard = self.commons.following(&self.transport).board.listen(submission.id());
         let watch = Watch::of_new(submission.id(), heard, Arc::clone(&self.transport));

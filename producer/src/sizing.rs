@@ -97,7 +97,7 @@ impl Sizing {
             Event::Worker(WorkerBeat { worker, slots, .. }) => {
                 lock(measure).beat(worker, *slots, Instant::now());
             }
-            Event::Progress(_) | Event::Missing(_) => {}
+            Event::Progress(_) | Event::Missing(_) | Event::Finished(_) => {}
         }
     }
 }

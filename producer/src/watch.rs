@@ -135,8 +135,10 @@ impl Watch {
                         _ => {}
                     },
                 },
-                event = next_event(self.events.as_mut()) => if let Ok(Event::Progress(progress)) = Event::decode(&event?) {
-                    return Ok(News::Progress(progress));
+                event = next_event(self.events.as_mut()) => match Event::decode(&event?) {
+                    Ok(Event::Progress(progress)) => return Ok(News::Progress(progress)),
+                    Ok(Event::Finished(finished)) if finished.job == self.job => self.end(finished),
+                    _ => {}
                 },
             }
         }

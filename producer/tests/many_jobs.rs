@@ -16,7 +16,7 @@ use gristmill_producer::{News, Producer, Submission, SubmitOptions, Watch};
 use gristmill_shared::{
     Account, Address, Capabilities, Conclusion, Consumer, EventFilter, EventReader, FACTS_MAX_WAITING,
     Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Plan, Publisher, Queue, Round, Shards,
-    TaskContext, TaskError, TaskIndex, Transport, TransportError, erase,
+    TaskContext, TaskError, TaskIndex, Topic, Transport, TransportError, erase,
     memory::MemoryTransport,
     publish_until_stored,
     wire::{Finished, Form, Reopened},
@@ -37,7 +37,7 @@ impl Job for One {
     type Report = ();
 
     fn plan(&self) -> Result<Plan, JobError> {
-        Ok(Plan::of(1)) // so few are not worth measuring, and nobody listens to events
+        Ok(Plan::of(1)) // so few are not worth measuring, and no job listens to events of its own
     }
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         std::iter::once(Ok(0))
@@ -57,12 +57,18 @@ struct Counting {
     lanes: AtomicUsize,
     journals: AtomicUsize,
     events: AtomicUsize,
+    /// Whether it lets nobody listen to events.
+    deaf: bool,
 }
 
 impl Counting {
     fn new() -> Arc<Self> {
+        Self::made(false)
+    }
+
+    fn made(deaf: bool) -> Arc<Self> {
         let [lanes, journals, events] = [0; 3].map(AtomicUsize::new);
-        Arc::new(Self { inner: MemoryTransport::new(), lanes, journals, events })
+        Arc::new(Self { inner: MemoryTransport::new(), lanes, journals, events, deaf })
     }
 
     /// How often a lane, the journal and the events were opened.
@@ -102,6 +108,10 @@ impl Transport for Counting {
     }
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.events.fetch_add(1, Ordering::Relaxed);
+        if self.deaf {
+            let (transport, lacks) = (self.to_string(), "the right to listen".into());
+            return Err(TransportError::Forbidden { transport, lacks });
+        }
         self.inner.events(filter).await
     }
     fn health(&self) -> watch::Receiver<Health> {
@@ -122,9 +132,19 @@ async fn submit(producer: &Producer) -> (Submission, Watch) {
 
 /// Writes into the journal as a sink would.
 async fn tell(transport: &dyn Transport, fact: impl Form) {
+    tell_to(transport, Address::Journal, fact).await;
+}
+
+/// Tells the end of a job live, and writes nothing into the journal.
+async fn tell_live(transport: &dyn Transport, finished: Finished) {
+    let topic = Topic::Job(Lane::default(), finished.job);
+    tell_to(transport, Address::Events(topic), finished).await;
+}
+
+async fn tell_to(transport: &dyn Transport, to: Address, fact: impl Form) {
     let publisher = transport.publisher().await.unwrap();
     let message = fact.message(JobId::generate().to_string(), "test");
-    publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
+    publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
 }
 
 fn finished(job: JobId, round: u32, text: &str) -> Finished {
@@ -145,7 +165,49 @@ async fn many_jobs_share_a_lane_and_a_reader_and_each_hears_of_its_own_end() {
     tell(&*transport, finished(a, 0, "of the first")).await;
     assert_eq!(within(first_watch.finished()).await.unwrap().conclusion.text, "of the first");
     assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
-    assert_eq!(transport.opened(), [1, 1, 0]);
+    assert_eq!(transport.opened(), [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn an_end_that_is_told_live_need_not_be_in_the_journal_yet() {
+    let transport = Counting::new();
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (first, mut first_watch) = submit(&producer).await;
+    let (second, mut second_watch) = submit(&producer).await;
+    let mut own = within(Watch::open(&*transport, second.id())).await.unwrap();
+    tell_live(&*transport, finished(second.id(), 0, "of the second")).await;
+    assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
+    assert_eq!(within(own.finished()).await.unwrap().conclusion.text, "of the second");
+    // And the journal, which tells it again, changes nothing.
+    tell_live(&*transport, finished(first.id(), 0, "of the first")).await;
+    tell(&*transport, finished(first.id(), 0, "of the first")).await;
+    assert_eq!(within(first_watch.finished()).await.unwrap().conclusion.text, "of the first");
+}
+
+#[tokio::test]
+async fn an_end_of_a_round_that_is_over_ends_no_later_one_when_it_is_told_live_late() {
+    let transport = Counting::new();
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (submission, _) = submit(&producer).await;
+    let job = submission.id();
+    tell(&*transport, finished(job, 0, "at first")).await;
+    tell(&*transport, Reopened { job, round: Round(1) }).await;
+    let mut watch = within(Watch::open(&*transport, job)).await.unwrap();
+    while !matches!(within(watch.next()).await.unwrap(), News::CaughtUp) {}
+    tell_live(&*transport, finished(job, 0, "at first")).await;
+    tell_live(&*transport, finished(job, 1, "again")).await;
+    assert_eq!(within(watch.finished()).await.unwrap().conclusion.text, "again");
+}
+
+#[tokio::test]
+async fn who_may_not_listen_to_events_reads_the_end_in_the_journal() {
+    let transport = Counting::made(true);
+    let producer = Producer::new(Arc::clone(&transport) as _, "test");
+    let (first, mut watch) = submit(&producer).await;
+    let _second = submit(&producer).await;
+    tell(&*transport, finished(first.id(), 0, "from the journal")).await;
+    assert_eq!(within(watch.finished()).await.unwrap().conclusion.text, "from the journal");
+    assert_eq!(transport.opened()[2], 1, "it is not tried again for each job");
 }
 
 #[tokio::test]

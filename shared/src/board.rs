@@ -93,6 +93,11 @@ impl JobBoard {
         heard
     }
 
+    /// Learns a fact that was told as an event, before the journal is read as far. It will come there again.
+    pub fn hear(&self, fact: &Message) {
+        self.learn(fact);
+    }
+
     async fn follow(&self, journal: &mut dyn JournalReader) -> TransportError {
         loop {
             match journal.next().await {

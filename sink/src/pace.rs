@@ -31,7 +31,7 @@ pub(crate) struct Pace {
     last: Instant,
     /// Until when all rest that is owed would be taken.
     rested: Instant,
-    /// Since when something waits to be committed.
+    /// Since when something waits to be committed that somebody cares for.
     waits_since: Option<Instant>,
 }
 
@@ -47,9 +47,12 @@ impl Pace {
         (self.last, self.waits_since) = (ended, None);
     }
 
-    /// There is something to commit.
-    pub(crate) fn waits(&mut self, now: Instant) {
-        self.waits_since.get_or_insert(now);
+    /// There is something to commit. What nobody waits for does not start the clock: else what comes after it would be
+    /// committed without the company that it should wait for.
+    pub(crate) fn waits(&mut self, urgency: Urgency, now: Instant) {
+        if urgency > Urgency::AtLeisure {
+            self.waits_since.get_or_insert(now);
+        }
     }
 
     /// When the next commit is due, if there is something to commit; `idle` if no message waits.
@@ -75,7 +78,7 @@ mod tests {
         let mut now = Instant::now() + 10 * OWED_MAX;
         let mut pace = Pace::new(now);
         let mut wait = || {
-            pace.waits(now);
+            pace.waits(urgency, now);
             let due = pace.due(urgency, idle).max(now);
             let waited = due - now;
             now = due + cost;
@@ -111,5 +114,14 @@ mod tests {
         assert_eq!(due(&pace), APART_MAX);
         pace.committed(now, now + 10 * MS);
         assert_eq!(due(&pace), 100 * MS);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_takes_no_time_from_what_comes_after_it() {
+        let now = Instant::now() + 10 * OWED_MAX;
+        let mut pace = Pace::new(now);
+        pace.waits(Urgency::AtLeisure, now);
+        pace.waits(Urgency::Soon, now + 9 * MS);
+        assert_eq!(pace.due(Urgency::Soon, true) - now, 9 * MS + SOON);
     }
 }

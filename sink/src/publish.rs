@@ -1,5 +1,7 @@
 //! Publishes what the ledger's outbox holds, and tells progress.
 
+use std::mem;
+
 use flume::{Receiver, Sender};
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
@@ -15,8 +17,11 @@ use crate::{
     ledger::outbox::{OutboxBatch, Target},
 };
 
+/// How many lots of ends may be on their way as events. Further ones are read in the journal alone.
+const LIVE_MAX: usize = 4;
+
 /// Publishes each batch until the broker has it, and has it struck then; ends when the clerk has gone and everything
-/// is stored. A full queue holds up its own target only.
+/// is stored. A full queue holds up its own target only. Ends are told live as well, once; nobody depends on that.
 ///
 /// # Errors
 /// If something cannot be stored for a reason that waiting does not mend.
@@ -25,7 +30,7 @@ pub(crate) async fn empty_outbox(
     errands: Sender<Errand>,
     publisher: &dyn Publisher,
 ) -> Result<(), SinkError> {
-    let mut in_flight = FuturesUnordered::new();
+    let (mut in_flight, mut live) = (FuturesUnordered::new(), FuturesUnordered::new());
     loop {
         tokio::select! {
             Some(stored) = in_flight.next() => {
@@ -34,10 +39,16 @@ pub(crate) async fn empty_outbox(
                 let _ = errands.send_async(Errand::Stored(target, rows)).await;
             }
             batch = batches.recv_async(), if !batches.is_disconnected() || !batches.is_empty() => {
-                if let Ok(batch) = batch {
+                if let Ok(mut batch) = batch {
+                    reached(FailPoint::SinkTelling);
+                    let ends = mem::take(&mut batch.live);
+                    if !ends.is_empty() && live.len() < LIVE_MAX {
+                        live.push(publisher.publish(ends));
+                    }
                     in_flight.push(publish(batch, publisher));
                 }
             }
+            Some(_) = live.next() => {} // nobody waits for an event
             else => return Ok(()),
         }
     }
@@ -46,8 +57,7 @@ pub(crate) async fn empty_outbox(
 /// Publishes the rows together, which keeps their order. Those that the broker refuses at first are tried again alone,
 /// and so come later than what was to follow on them.
 async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Target, Vec<i64>), SinkError> {
-    reached(FailPoint::SinkTelling);
-    let OutboxBatch { target, rows } = batch;
+    let OutboxBatch { target, rows, .. } = batch;
     let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
     if answers.len() != rows.len() {
         return Err(StoreError::Lost.into()); // of some of them nobody knows
@@ -84,6 +94,7 @@ pub(crate) async fn tell(news: Receiver<Vec<(Topic, Event)>>, publisher: &dyn Pu
             let message = match event {
                 Event::Progress(progress) => progress.message(format!("{}/progress", progress.job), app),
                 Event::Missing(missing) => missing.message(format!("{}/missing", missing.job), app),
+                Event::Finished(finished) => finished.message(format!("{}/finished", finished.job), app),
                 Event::Worker(beat) => beat.message(format!("{}/beat", beat.worker), app),
             };
             Outgoing { to: Address::Events(topic), message }
@@ -122,7 +133,7 @@ mod tests {
         let row = |row: i64| {
             (row, Outgoing { to: to.clone(), message: Message { id: row.to_string(), ..Message::default() } })
         };
-        OutboxBatch { target: Target::Tasks, rows: (1..=4).map(row).collect() }
+        OutboxBatch { target: Target::Tasks, rows: (1..=4).map(row).collect(), live: Vec::new() }
     }
 
     async fn publish_with(

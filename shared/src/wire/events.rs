@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Form, Malformed, Missing, decode, form};
+use super::{Finished, Form, Malformed, Missing, decode, form};
 use crate::{Account, JobId, Lane, Message, WorkerId};
 
 /// `gristmill.progress.v1`: how far a job is, from the sink, a few times a second while it moves.
@@ -49,6 +49,8 @@ pub enum Event {
     Worker(WorkerBeat),
     /// A job stalls. The journal has it too.
     Missing(Missing),
+    /// A job has ended. The journal has it too, under the same id, a little later.
+    Finished(Finished),
 }
 
 impl Event {
@@ -61,6 +63,7 @@ impl Event {
             Progress::FORM => decode(message).map(Self::Progress),
             WorkerBeat::FORM => decode(message).map(Self::Worker),
             Missing::FORM => decode(message).map(Self::Missing),
+            Finished::FORM => decode(message).map(Self::Finished),
             other => Err(Malformed::new(format_args!("no event has the type {other:?}"))),
         }
     }

@@ -1,6 +1,9 @@
 //! Messages that are to be published, as durably as what they follow from.
 
-use gristmill_shared::{Address, Lane, LedgerId, Message, Outgoing, QueueRole};
+use gristmill_shared::{
+    Address, Lane, LedgerId, Message, Outgoing, QueueRole, Topic,
+    wire::{Finished, Form},
+};
 use rusqlite::{Connection, Transaction, params};
 
 use super::{
@@ -12,6 +15,9 @@ use super::{
 const BATCH_MAX_ROWS: i64 = 64;
 /// A batch ends when its bodies reach this size.
 const BATCH_MAX_BYTES: usize = 4 << 20;
+/// How large an end may be that is told live as well. What waits for a slow listener is bounded by number alone: 10,000
+/// such events are 40 MiB of the broker's memory.
+const LIVE_MAX_BYTES: usize = 4 << 10;
 
 /// Where a row goes. Rows of one target go out in order, but for those that the broker refused at first; one target
 /// does not wait for another.
@@ -50,6 +56,9 @@ impl Target {
 pub(crate) struct OutboxBatch {
     pub(crate) target: Target,
     pub(crate) rows: Vec<(i64, Outgoing)>,
+    /// Ends of jobs among them, as events: whoever waits for one has it sooner than from the journal. Nothing is lost with
+    /// them.
+    pub(crate) live: Vec<Outgoing>,
 }
 
 /// Adds a message.
@@ -94,7 +103,7 @@ pub(crate) fn next(
         "SELECT seq, lane, properties, body FROM outbox WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
     )?;
     let mut found = statement.query(params![target.as_str(), seq, BATCH_MAX_ROWS])?;
-    let (mut rows, mut bytes) = (Vec::new(), 0);
+    let (mut rows, mut live, mut bytes) = (Vec::new(), Vec::new(), 0);
     while let Some(row) = found.next()? {
         let seq: i64 = row.get(0)?;
         let mut message = message(row, 2, 3)?;
@@ -102,10 +111,19 @@ pub(crate) fn next(
             message.id = format!("{ledger}/{seq}");
         }
         bytes += message.body.len();
-        rows.push((seq, Outgoing { to: target.address(&text(row, 1)?), message }));
+        let lane: Lane = text(row, 1)?;
+        if target == Target::Journal
+            && message.form == Finished::FORM
+            && message.body.len() <= LIVE_MAX_BYTES
+            && let Some(job) = message.job
+        {
+            let to = Address::Events(Topic::Job(lane.clone(), job));
+            live.push(Outgoing { to, message: message.clone() });
+        }
+        rows.push((seq, Outgoing { to: target.address(&lane), message }));
         if bytes >= BATCH_MAX_BYTES {
             break;
         }
     }
-    Ok(OutboxBatch { target, rows })
+    Ok(OutboxBatch { target, rows, live })
 }

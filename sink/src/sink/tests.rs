@@ -7,7 +7,7 @@ use gristmill_shared::{
     Address, Capabilities, EventFilter, EventReader, JobId, JournalEntry, JournalReader, Message, Outgoing,
     Published, Queue, Shards, TransportError,
     memory::MemoryTransport,
-    wire::{Event, Fact, Finished},
+    wire::{Event, Fact, Finished, Form},
 };
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
@@ -429,6 +429,34 @@ async fn progress_and_an_early_end_are_told() {
     assert_eq!(timeout(PATIENCE, last).await.expect("no such event").account.done, 5);
     let facts = journal_until(&transport, |fact| matches!(fact, Fact::Finished(_))).await;
     assert!(matches!(&facts[..], [Fact::Serving(_), Fact::Opened(_), Fact::Stopped(_), Fact::Finished(_)]));
+    sink.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_end_is_told_live_as_the_fact_that_the_journal_has() {
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
+    let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
+    let mut journal = transport.journal().await.unwrap();
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..5), job.sealed(5)]).await;
+    let both = async {
+        let live = loop {
+            let event = events.next().await.unwrap();
+            if event.form == Finished::FORM {
+                break event;
+            }
+        };
+        loop {
+            match journal.next().await.unwrap() {
+                JournalEntry::Fact(fact) if fact.form == Finished::FORM => return (live, fact),
+                _ => {}
+            }
+        }
+    };
+    let (live, fact) = timeout(PATIENCE, both).await.expect("one of them did not come");
+    assert_eq!((&live.id, live.job, &live.body), (&fact.id, fact.job, &fact.body));
+    assert!(!fact.id.is_empty());
     sink.stop().await.unwrap();
 }
 

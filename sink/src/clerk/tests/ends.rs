@@ -1,6 +1,9 @@
 //! How jobs end, and begin again.
 
+use gristmill_shared::{Address, Kind, Outgoing, wire::Cancelled};
+
 use super::*;
+use crate::tests::toy::message;
 
 #[test]
 fn a_break_ends_the_job_and_nothing_is_folded_after_it() {
@@ -46,6 +49,42 @@ fn a_cancelled_job_gives_no_answer() {
     let conclusion = office.conclusion(&job);
     assert_eq!(conclusion, Conclusion::no_answer("cancelled: lunch; so far: 3 from 3 tasks"));
     assert!(office.verify(&job).ok);
+}
+
+#[test]
+fn only_an_end_is_told_live_and_only_if_it_is_short() {
+    let (office, short, long) = (Office::new(), Submitted::toy(), Submitted::toy());
+    let reason = "a long story ".repeat(1_000);
+    let ended = message(&Cancelled { job: long.id, reason });
+    let outbox = office.take([
+        short.opened(),
+        long.opened(),
+        short.done(0..3),
+        short.cancelled(),
+        long.done(0..3),
+        ended,
+    ]);
+    assert_eq!(
+        names(&outbox),
+        ["opened", "opened", "stopped", "finished", "stopped", "finished"],
+        "the journal has all of it"
+    );
+    let live: Vec<_> = outbox.iter().flat_map(|batch| &batch.live).collect();
+    let [Outgoing { to, message: event }] = &live[..] else { panic!("{live:?}") };
+    assert_eq!(*to, Address::Events(Topic::Job(Lane::default(), short.id)));
+    let is_it = |row: &&(i64, Outgoing)| row.1.message == *event;
+    assert_eq!(
+        outbox.iter().flat_map(|batch| &batch.rows).filter(is_it).count(),
+        1,
+        "it is one of the facts"
+    );
+
+    // Nor is what somebody else calls an end, which goes to the dead.
+    let (kind, conclusion) = (Kind::new("toy").unwrap(), Conclusion::answer("42"));
+    let forged = Finished { job: short.id, kind, round: Round(0), account: Account::default(), conclusion };
+    let outbox = office.take([message(&forged)]);
+    assert!(outbox.iter().any(|batch| batch.target == Target::Dead), "{outbox:?}");
+    assert!(outbox.iter().filter(|batch| batch.target != Target::Journal).all(|batch| batch.live.is_empty()));
 }
 
 #[test]
