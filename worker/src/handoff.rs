@@ -19,8 +19,8 @@ use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop};
 
 /// How many handoffs may wait for their turn. Those that do go to the broker together.
 const HANDOFFS_WAITING: usize = 512;
-/// How many messages and outputs of batches may be on their way. When they are, and others wait for their turn, slots
-/// wait, and nothing further is taken from the broker than the prefetch allows.
+/// No further lot goes while so many messages and outputs of batches are on their way. When as many others wait for their turn,
+/// slots wait, and nothing further is taken from the broker than the prefetch allows.
 const HANDOFFS_IN_FLIGHT: usize = 512;
 /// How many bytes may be on their way or wait for their turn.
 const BYTES_HELD: u32 = 32 << 20;
@@ -82,7 +82,9 @@ impl Handoffs {
             Ok(room) => Ok(room),
             Err(_) => block_on(Arc::clone(&self.room).acquire_many_owned(bytes(&handoff))),
         };
-        let _ = room.map(|room| self.queue.send((handoff, room))); // nobody closes the room
+        if let Ok(room) = room {
+            let _ = self.queue.send((handoff, room));
+        }
     }
 
     /// [`Handoffs::send`], async. Not cancel safe.
