@@ -12,9 +12,9 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, Event, Progress, WorkerBeat},
 };
 
-/// A batch is about so much work for one slot. Less than a worker calls long, by far enough for a busy machine; more, and so
-/// fewer messages, than a message that comes alone and wakes everybody would be worth.
-const TARGET: Duration = Duration::from_millis(75);
+/// A batch is about so much work for one slot: half of what a worker calls long, so that a machine that has become slower
+/// changes nothing, and a hundred times what it costs everybody together when it comes alone.
+const TARGET: Duration = Duration::from_millis(100);
 /// Towards the end batches shrink, but not below so much work, of which the message is a twentieth.
 const WORTH_A_MESSAGE: Duration = Duration::from_millis(2);
 /// From one batch to the next, and over the number of tasks measured so far, a batch has at most so many times as many
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_batch_grows_to_what_is_wanted_by_doubling() {
-        for (task, expected) in [(0, MAX), (3, MAX), (10, 7_500), (1_000, 75), (30_000, 2), (40_000, 1)] {
+        for (task, expected) in [(0, MAX), (3, MAX), (10, MAX), (1_000, 100), (30_000, 3), (60_000, 1)] {
             let sizes = Fleet::new().run(100, micros(task));
             assert_eq!(sizes.last(), Some(&expected), "{task} us: {sizes:?}");
             assert_eq!(sizes[..4], [1; 4], "nothing was measured before");
@@ -305,7 +305,7 @@ mod tests {
         let mut measure = Measure::default();
         measure.progress(1_000_000, 1_000_000_000); // a millisecond each
         let sizes: Vec<_> = (0..8).map(|_| measure.size(None, Instant::now())).collect();
-        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 64, 75]);
+        assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 64, 100]);
     }
 
     #[test]
@@ -344,9 +344,9 @@ mod tests {
             }
             assert!(sizes.last() <= Some(&2), "{slots} slots: {sizes:?}");
         }
-        // And no earlier than they must: a dozen full batches, and some dozens more, which cost a few milliseconds.
+        // And no earlier than they must: full batches, and some dozens more, which cost a few milliseconds.
         let sizes = to_the_end(2_000, micros(1_000), Some(2));
-        assert!(sizes[..11].iter().all(|size| *size == 75) && sizes.len() < 100, "{} {sizes:?}", sizes.len());
+        assert!(sizes[..5].iter().all(|size| *size == 100) && sizes.len() < 100, "{} {sizes:?}", sizes.len());
     }
 
     #[test]
@@ -378,8 +378,8 @@ mod tests {
         assert_eq!(after(16), 4, "66 sent ahead of 2");
         assert_eq!(sizes(2), [8, 16], "70 ahead of 16");
         assert_eq!(after(64), 32);
-        assert_eq!(sizes(3), [64, 75, 75], "which is all that is wanted: nothing is waited for any more");
-        assert_eq!(sizes(100), [75; 100]);
+        assert_eq!(sizes(3), [64, 100, 100], "which is all that is wanted: nothing is waited for any more");
+        assert_eq!(sizes(100), [100; 100]);
     }
 
     #[test]

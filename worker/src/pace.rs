@@ -20,6 +20,10 @@ pub(crate) const START: usize = 1;
 const ENOUGH: Duration = Duration::from_millis(100);
 /// And it holds less when even the level below would be so much. Below that, nothing changes.
 const TOO_MUCH: Duration = Duration::from_millis(150);
+/// Batches that take so long are long: a worker then holds one for each slot. Twice what producers make of short tasks.
+const LONG: Duration = Duration::from_millis(200);
+/// And they are no longer when they take this or less.
+const SHORT: Duration = Duration::from_millis(150);
 /// What is held goes up only as far as it takes no more than this, by the size of the latest messages: 8 MiB of each queue.
 const BYTES_MAX: f64 = (8 << 20) as f64;
 /// A delivery that has waited so long for a slot shows that batches take long, whatever those took that have ended.
@@ -60,9 +64,9 @@ impl Pace {
         recent.ended += 1;
         recent.mean += (took.as_secs_f64() - recent.mean) * WEIGHT;
         recent.bytes += (bytes as f64 - recent.bytes) * WEIGHT;
-        if recent.mean >= TOO_MUCH.as_secs_f64() {
+        if recent.mean >= LONG.as_secs_f64() {
             self.set(true);
-        } else if recent.mean <= ENOUGH.as_secs_f64() {
+        } else if recent.mean <= SHORT.as_secs_f64() {
             self.set(false);
         }
     }
@@ -136,7 +140,7 @@ mod tests {
         assert!(!is_long(), "one long batch among many");
         note(&pace, 10, 500.0);
         assert!(is_long());
-        note(&pace, 40, 120.0);
+        note(&pace, 40, 180.0);
         assert!(is_long(), "between the two nothing changes");
         note(&pace, 20, 50.0);
         assert!(!is_long());
@@ -169,7 +173,7 @@ mod tests {
             (50.0, vec![1], vec![4, 3, 2, 1]),
             (120.0, vec![1], vec![4, 3, 2, 1]),
             (300.0, vec![1, 0], vec![4, 0]),
-            (120.0, vec![1, 0], vec![4, 0]),
+            (180.0, vec![1, 0], vec![4, 0]),
         ] {
             note(&pace, 60, millis);
             assert_eq!((steps(START, true), steps(4, true)), (from_start, from_top), "{millis} ms");
