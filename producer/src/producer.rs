@@ -32,7 +32,7 @@ pub struct SubmitOptions {
     pub shards: Shards,
     /// How its tasks are treated when they fail.
     pub policy: Policy,
-    /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 75 ms of
+    /// How many tasks a batch has, 1 to 10,000. By default as many as suits how long they are measured to take: 100 ms of
     /// one slot's work, and fewer towards the end.
     pub batch: Option<u32>,
     /// The job's id, of which there must be no job yet. By default a new one; whoever wants to name the job before it is open

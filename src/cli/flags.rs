@@ -194,7 +194,7 @@ impl SlotFlags {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
-    /// How many tasks travel in one message [default: as many as take a slot about 75 ms, by how long they
+    /// How many tasks travel in one message [default: as many as take a slot about 100 ms, by how long they
     /// are measured to take: thousands of tiny ones, one long one]
     #[arg(
         long,
