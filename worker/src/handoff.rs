@@ -1,7 +1,8 @@
 //! Hands outcomes to the broker; a batch is settled only after everything that follows from it is stored.
 //!
-//! While an answer of the broker is awaited, further outcomes gather, and outputs among them travel together. So a lone
-//! batch's go at once, and the more there are, the fewer messages they take.
+//! While an answer of the broker is awaited, or while all slots are at work on batches that take a while, further outcomes
+//! gather, and outputs among them travel together. So a lone batch's go at once, and the more there are, the fewer messages they
+//! take.
 
 use std::{mem, sync::Arc};
 
@@ -12,10 +13,13 @@ use gristmill_shared::{
     meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop};
+use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop, waiting::Waiting};
 
 /// How many handoffs may wait for their turn. Those that do go to the broker together.
 const HANDOFFS_WAITING: usize = 512;
@@ -131,11 +135,13 @@ struct Lot {
     /// Of a job and round each, but if they are too many for a message.
     outputs: Vec<(Outputs, Vec<End>)>,
     parcels: Vec<Parcel>,
+    handoffs: usize,
 }
 
 impl Lot {
     fn add(&mut self, (Handoff { upshot, batch }, room): (Handoff, OwnedSemaphorePermit)) {
         reached(FailPoint::WorkerRan);
+        self.handoffs += 1;
         let room = Arc::new(room);
         let end = || End { batch: Arc::clone(&batch), _room: Arc::clone(&room) };
         if let Some(outputs) = upshot.outputs {
@@ -158,16 +164,19 @@ impl Lot {
     }
 }
 
-/// Runs until something cannot be stored, or until `no_more` is given and everything handed over before is stored.
+/// Runs until something cannot be stored, or until `no_more` is given and everything handed over before is stored. `waiting`
+/// is where slots find their work.
 pub(crate) async fn hand_on_all(
     shop: &Shop,
-    ToHandOn(waiting): ToHandOn,
+    ToHandOn(queue): ToHandOn,
     publisher: &dyn Publisher,
+    waiting: &Waiting,
     no_more: &CancellationToken,
 ) -> Result<(), StoreError> {
     let mut lots = FuturesUnordered::new();
     let mut alone = FuturesUnordered::new();
     let mut in_flight = 0;
+    let (mut lot, mut due) = (Lot::default(), Instant::now());
     loop {
         WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight as f64);
         let room = lots.len() < LOTS_IN_FLIGHT && in_flight < HANDOFFS_IN_FLIGHT;
@@ -178,16 +187,33 @@ pub(crate) async fn hand_on_all(
                 alone.extend(left.into_iter().map(|parcel| hand_on(parcel, publisher)));
             }
             Some(settled) = alone.next() => in_flight -= settled?,
-            Ok(first) = waiting.recv_async(), if room => {
-                let mut lot = Lot::default();
-                lot.add(first);
-                waiting.try_iter().take(HANDOFFS_WAITING).for_each(|next| lot.add(next));
-                let parcels = lot.parcels(shop);
+            Ok(next) = queue.recv_async(), if room && lot.handoffs < HANDOFFS_WAITING => {
+                if lot.handoffs == 0 {
+                    due = Instant::now() + shop.pace.company();
+                }
+                lot.add(next);
+                queue.try_iter().take(HANDOFFS_WAITING - lot.handoffs).for_each(|next| lot.add(next));
+                if lot.handoffs == HANDOFFS_WAITING {
+                    due = Instant::now();
+                }
+            }
+            () = first_of(sleep_until(due), waiting.runs_dry(), no_more.cancelled()), if lot.handoffs > 0 => {
+                let parcels = mem::take(&mut lot).parcels(shop);
                 in_flight += parcels.iter().map(|parcel| parcel.ends.len()).sum::<usize>();
                 lots.push(hand_on_together(parcels, publisher));
             }
-            () = no_more.cancelled(), if in_flight == 0 => return Ok(()),
+            () = no_more.cancelled(), if in_flight == 0 && lot.handoffs == 0 => return Ok(()),
         }
+    }
+}
+
+/// Waits for one of them.
+async fn first_of(one: impl Future, another: impl Future, third: impl Future) {
+    tokio::select! {
+        biased;
+        _ = one => {}
+        _ = another => {}
+        _ = third => {}
     }
 }
 
@@ -266,6 +292,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::waiting::waiting;
 
     /// Says no to these, once each; and keeps what it stored.
     #[derive(Debug, Default)]
@@ -343,9 +370,47 @@ mod tests {
     async fn hand_on_all_of(given: Vec<Handoff>, publisher: &Refusing) {
         let (handoffs, to_hand_on) = handoffs();
         let no_more = CancellationToken::new();
+        let (_work, waiting) = waiting(1);
         given.into_iter().for_each(|handoff| handoffs.send(handoff));
         no_more.cancel();
-        hand_on_all(&*Shop::of_nothing().await, to_hand_on, publisher, &no_more).await.unwrap();
+        hand_on_all(&*Shop::of_nothing().await, to_hand_on, publisher, &waiting, &no_more).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_all_slots_are_at_work_for_long_outcomes_wait_for_company_until_one_is_idle() {
+        let (publisher, acks, job) = (Refusing::default(), Arc::new(Acks::default()), JobId::generate());
+        let shop = Shop::of_nothing().await;
+        (0..60).for_each(|_| shop.pace.note(Duration::from_millis(100), 1_000));
+        let (handoffs, to_hand_on) = handoffs();
+        let (work, waiting) = waiting(1);
+        let no_more = CancellationToken::new();
+        let begin = Instant::now();
+        let sent = |count| acks.0.load(Ordering::Relaxed) == count;
+        let slots = async {
+            handoffs.send_async(outputs(job, 0, &acks)).await;
+            sleep_until(begin + Duration::from_millis(40)).await;
+            handoffs.send_async(outputs(job, 1, &acks)).await;
+            sleep_until(begin + Duration::from_millis(48)).await;
+            assert!(sent(0), "they wait");
+            sleep_until(begin + Duration::from_millis(52)).await;
+            assert!(sent(2), "but not for long");
+            handoffs.send_async(outputs(job, 2, &acks)).await;
+            sleep_until(begin + Duration::from_millis(60)).await;
+            assert!(sent(2));
+            let idle = waiting.clone();
+            let slot = std::thread::spawn(move || idle.next().is_none());
+            waiting.runs_dry().await;
+            tokio::task::yield_now().await;
+            sleep_until(begin + Duration::from_millis(62)).await;
+            assert!(sent(3), "a slot has nothing to do");
+            drop(work);
+            assert!(slot.join().unwrap());
+            no_more.cancel();
+        };
+        let ((), handed_on) =
+            futures::join!(slots, hand_on_all(&shop, to_hand_on, &publisher, &waiting, &no_more));
+        handed_on.unwrap();
+        assert_eq!(publisher.ids().len(), 2, "two travelled together");
     }
 
     #[tokio::test]

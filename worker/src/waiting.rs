@@ -32,6 +32,8 @@ struct Shared {
     some_async: Notify,
     /// Few are left.
     few_left: Notify,
+    /// A slot finds nothing.
+    dry: Notify,
     /// How many are few.
     few: usize,
 }
@@ -43,6 +45,8 @@ struct State {
     /// At most `few` and a lot of each intake.
     queue: VecDeque<Work>,
     givers: usize,
+    /// How many slots wait for work.
+    idle: usize,
     /// How many were taken so far.
     taken: u64,
 }
@@ -50,8 +54,9 @@ struct State {
 /// An intake is to bring more when as few are left as there are slots.
 pub(crate) fn waiting(slots: usize) -> (Giving, Waiting) {
     let state = Mutex::new(State { givers: 1, ..State::default() });
-    let (some, some_async, few_left) = (Condvar::new(), Notify::new(), Notify::new());
-    let shared = Arc::new(Shared { state, some, some_async, few_left, few: slots });
+    let (some, some_async) = (Condvar::new(), Notify::new());
+    let (few_left, dry) = (Notify::new(), Notify::new());
+    let shared = Arc::new(Shared { state, some, some_async, few_left, dry, few: slots });
     (Giving(Arc::clone(&shared)), Waiting(shared))
 }
 
@@ -117,7 +122,22 @@ impl Waiting {
             if state.givers == 0 {
                 return None;
             }
+            state.idle += 1;
+            self.0.dry.notify_waiters();
             state = self.0.some.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
+        }
+    }
+
+    /// Waits until a slot has nothing to do.
+    pub(crate) async fn runs_dry(&self) {
+        loop {
+            let mut dry = pin!(self.0.dry.notified());
+            dry.as_mut().enable(); // what happens from here on is heard
+            if self.0.state().idle > 0 {
+                return;
+            }
+            dry.await;
         }
     }
 

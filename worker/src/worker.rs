@@ -201,7 +201,8 @@ impl Worker {
             no_more.cancel();
             Ok::<_, WorkerError>(consumers)
         };
-        let handed_on = async { Ok(handoff::hand_on_all(&shop, to_hand_on, &*publisher, &no_more).await?) };
+        let handed_on =
+            async { Ok(handoff::hand_on_all(&shop, to_hand_on, &*publisher, &waiting, &no_more).await?) };
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(self.grace + SETTLING_GRACE).await;
