@@ -66,16 +66,20 @@ pub(crate) async fn examine(
 /// # Errors
 /// [`TransportError::Invalid`] says what is wrong, without showing the password.
 pub(crate) fn check_url(url: &str) -> Result<(), TransportError> {
-    amqp(url, &Access::default(), "").map(drop)
+    is_amqp(url)?;
+    AmqpConfig::check(url)
 }
 
 fn amqp(url: &str, access: &Access, name: &str) -> Result<AmqpConfig, TransportError> {
+    is_amqp(url)?;
+    let mut config = AmqpConfig::with_access(url, access)?;
+    config.name = name.into();
+    Ok(config)
+}
+
+fn is_amqp(url: &str) -> Result<(), TransportError> {
     match url.split_once("://") {
-        Some(("amqp" | "amqps", _)) => {
-            let mut config = AmqpConfig::with_access(url, access)?;
-            config.name = name.into();
-            Ok(config)
-        }
+        Some(("amqp" | "amqps", _)) => Ok(()),
         Some((scheme, _)) => Err(TransportError::Invalid(format!(
             "no transport for {scheme}:// (hint: expected amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…)"
         ))),

@@ -203,3 +203,29 @@ async fn a_secret_may_be_in_a_file_of_its_own_and_is_never_shown() {
         assert!(ended.stderr.contains(part) && !ended.stderr.contains("se-sa-me"), "{part:?}: {ended:?}");
     }
 }
+
+#[tokio::test]
+async fn only_what_is_wrong_with_a_url_itself_is_refused_before_it_is_used_and_only_by_those_who_use_it() {
+    let site = Site::new();
+    for (words, variables) in [
+        // Its certificates stand beside it.
+        (
+            "worker --broker amqps://localhost:1?auth_mechanism=external --tls-cert c --tls-key k --print-config",
+            vec![],
+        ),
+        // And so do the CAs, where the system has none.
+        (
+            "worker --broker amqps://me@localhost:1 --tls-ca ca --print-config",
+            vec![("SSL_CERT_FILE", "/nonexistent"), ("SSL_CERT_DIR", "/nonexistent")],
+        ),
+        // Nobody asks a broker what is in the ledger.
+        ("sink jobs", vec![("GRISTMILL_BROKER", "nonsense")]),
+    ] {
+        let ended = site.start_with(words, |command| command.envs(variables)).end().await;
+        assert!(!ended.stderr.contains("broker"), "{words}: {ended:?}");
+        assert!(!ended.stderr.contains("CA"), "{words}: {ended:?}");
+    }
+    let ended = site.start_with("sink", |command| command.env("GRISTMILL_BROKER", "nonsense")).end().await;
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(ended.stderr.contains("GRISTMILL_BROKER: the broker's URL has no scheme"), "{ended:?}");
+}

@@ -70,6 +70,9 @@ impl Commons {
             }
             Err(error) => {
                 tracing::debug!(%lane, %error, "ends of jobs are not heard live; the journal tells them");
+                if error.is_retryable() {
+                    return; // the next job tries again
+                }
                 None
             }
         };

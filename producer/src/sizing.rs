@@ -81,8 +81,17 @@ impl Sizing {
                     measure.in_vain = measure.heard == heard;
                     size = measure.next(left, Instant::now());
                 }
-                measure.gets(size)
+                measure.size = size.tasks;
+                size.tasks
             }
+        }
+    }
+
+    /// A batch has got so many: fewer than it might, if they are large or the last.
+    pub(crate) fn got(&self, tasks: u32) {
+        if let Self::Measured { measure, .. } = self {
+            let mut measure = lock(measure);
+            measure.sent = measure.sent.saturating_add(tasks.into());
         }
     }
 
@@ -110,8 +119,9 @@ fn lock(measure: &Mutex<Measure>) -> MutexGuard<'_, Measure> {
 /// What is known of a job's tasks, and of who runs them.
 #[derive(Debug, Default)]
 pub(crate) struct Measure {
-    /// How many tasks all batches got, and the last one.
+    /// How many tasks all batches have got.
     sent: u64,
+    /// How many the last one might get.
     size: u32,
     /// How often outcomes were told of, and whether the next time was awaited in vain.
     heard: u64,
@@ -188,13 +198,6 @@ impl Measure {
         Size { tasks, grows: u64::from(tasks) < wanted }
     }
 
-    /// A batch gets this size.
-    fn gets(&mut self, Size { tasks, .. }: Size) -> u32 {
-        self.sent = self.sent.saturating_add(tasks.into());
-        self.size = tasks;
-        tasks
-    }
-
     /// Whether it is time to hear how long the tasks take that were sent.
     fn is_ahead(&self) -> bool {
         !self.in_vain && self.sent.saturating_sub(self.outcomes) >= self.outcomes.max(AHEAD_MIN)
@@ -245,8 +248,8 @@ mod tests {
 
     impl Measure {
         fn size(&mut self, left: Option<u64>, now: Instant) -> u32 {
-            let size = self.next(left, now);
-            self.gets(size)
+            self.size = self.next(left, now).tasks;
+            self.size
         }
     }
 
@@ -365,10 +368,15 @@ mod tests {
     #[test]
     fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
         let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
-        let sizes = |batches: usize| -> Vec<_> { (0..batches).map(|_| sizing.next(None)).collect() };
+        let next = || {
+            let size = sizing.next(None);
+            sizing.got(size);
+            size
+        };
+        let sizes = |batches: usize| -> Vec<_> { (0..batches).map(|_| next()).collect() };
         let after = |outcomes| {
             std::thread::scope(|scope| {
-                let next = scope.spawn(|| sizing.next(None)); // waits, unless the news comes first
+                let next = scope.spawn(next); // waits, unless the news comes first
                 sizing.hear(job, &told(job, outcomes));
                 next.join().unwrap()
             })
@@ -386,7 +394,11 @@ mod tests {
     fn news_that_does_not_come_is_waited_for_once() {
         let unheard = Sizing::new(None);
         let began = Instant::now();
-        let sizes: Vec<_> = (0..1_000).map(|_| unheard.next(None)).collect();
+        let next = |_| {
+            unheard.got(1);
+            unheard.next(None)
+        };
+        let sizes: Vec<_> = (0..1_000).map(next).collect();
         assert!(sizes.iter().all(|size| *size == 1), "{sizes:?}");
         assert!((NEWS_WAIT..NEWS_WAIT * 10).contains(&began.elapsed()), "{:?}", began.elapsed());
     }

@@ -116,6 +116,7 @@ fn split(
     loop {
         let left = planned.map(|planned| planned.saturating_sub(walk.place.index.0));
         let packed = walk.pack(label, sizing.next(left).into())?;
+        sizing.got(packed.as_ref().map_or(0, |packed| packed.count));
         if packed.is_some_and(|packed| !send(packed)) {
             return Ok(None);
         }
@@ -140,7 +141,9 @@ fn split_ranges(
         while walk.place.index.0 < range.end && !walk.ended {
             let most = u64::from(sizing.next(Some(left))).min(range.end - walk.place.index.0);
             let packed = walk.pack(label, most)?;
-            left -= packed.as_ref().map_or(0, |packed| u64::from(packed.count));
+            let count = packed.as_ref().map_or(0, |packed| packed.count);
+            sizing.got(count);
+            left -= u64::from(count);
             if packed.is_some_and(|packed| !send(packed)) {
                 return Ok(None);
             }

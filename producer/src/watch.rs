@@ -147,6 +147,7 @@ impl Watch {
     /// The last round's end counts; entries may repeat, also late.
     fn end(&mut self, finished: Finished) {
         if finished.round >= self.round {
+            self.round = finished.round; // an older one may be read later
             self.ended = Some(finished);
         }
     }

@@ -117,7 +117,7 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
         }
         if let Some(urgency) = clerk.urgency() {
             let now = Instant::now();
-            pace.waits(urgency, now);
+            pace.waits(urgency, clerk.running_since().unwrap_or(now), now);
             if now >= pace.due(urgency, asked.is_empty()) {
                 clerk = commit(clerk, &mut pace, outlets)?;
             }

@@ -20,11 +20,9 @@ const REST: u32 = 9;
 const OWED_MAX: Duration = Duration::from_millis(100);
 /// So long may progress wait for what else comes. A job of a few short tasks ends within that time, and is committed once.
 const SOON: Duration = Duration::from_millis(10);
-/// And so much of the time for which it has been coming, if that is longer: who has waited for seconds does not mind, and each
-/// commit costs a write to the disk here, and one on the broker for its acks.
+/// And so much of the time for which its jobs have been running, if that is longer: who has waited for seconds does not mind,
+/// and each commit costs a write to the disk here, and one on the broker for its acks.
 const SHARE: u32 = 100;
-/// Progress that comes after so long without any begins anew.
-const QUIET: Duration = Duration::from_secs(1);
 /// Under load, commits of progress are at least this far apart.
 const APART_MIN: Duration = Duration::from_millis(20);
 /// However long commits take, the next one does not wait longer than this.
@@ -36,15 +34,15 @@ pub(crate) struct Pace {
     last: Instant,
     /// Until when all rest that is owed would be taken.
     rested: Instant,
-    /// Since when progress has been coming.
-    comes_since: Instant,
+    /// How long progress may wait.
+    soon: Duration,
     /// Since when something waits to be committed that somebody cares for.
     waits_since: Option<Instant>,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { last: now, rested: now, comes_since: now, waits_since: None }
+        Self { last: now, rested: now, soon: SOON, waits_since: None }
     }
 
     /// A commit ended.
@@ -56,19 +54,12 @@ impl Pace {
 
     /// There is something to commit. What nobody waits for does not start the clock: else what comes after it would be
     /// committed without the company that it should wait for.
-    pub(crate) fn waits(&mut self, urgency: Urgency, now: Instant) {
-        if urgency > Urgency::AtLeisure && self.waits_since.is_none() {
-            self.waits_since = Some(now);
-            if now.saturating_duration_since(self.last) >= QUIET {
-                self.comes_since = now;
-            }
+    /// The jobs whose progress it is have been running since `running` at least.
+    pub(crate) fn waits(&mut self, urgency: Urgency, running: Instant, now: Instant) {
+        if urgency > Urgency::AtLeisure {
+            self.waits_since.get_or_insert(now);
+            self.soon = (now.saturating_duration_since(running) / SHARE).clamp(SOON, APART_MAX);
         }
-    }
-
-    /// How long progress may wait.
-    fn soon(&self) -> Duration {
-        let coming = self.waits_since.unwrap_or(self.last).saturating_duration_since(self.comes_since);
-        (coming / SHARE).clamp(SOON, APART_MAX)
     }
 
     /// When the next commit is due, if there is something to commit; `idle` if no message waits.
@@ -76,8 +67,8 @@ impl Pace {
         let rested = self.rested.checked_sub(OWED_MAX).unwrap_or(self.last);
         match urgency {
             Urgency::Now => rested.max(self.last),
-            Urgency::Soon if idle => rested.max(self.waits_since.unwrap_or(self.last) + self.soon()),
-            Urgency::Soon => rested.max(self.last + APART_MIN.max(self.soon())),
+            Urgency::Soon if idle => rested.max(self.waits_since.unwrap_or(self.last) + self.soon),
+            Urgency::Soon => rested.max(self.last + APART_MIN.max(self.soon)),
             Urgency::AtLeisure => self.rested.max(self.last + APART_MAX),
         }
     }
@@ -94,7 +85,7 @@ mod tests {
         let mut now = Instant::now() + 10 * OWED_MAX;
         let mut pace = Pace::new(now);
         let mut wait = || {
-            pace.waits(urgency, now);
+            pace.waits(urgency, now, now);
             let due = pace.due(urgency, idle).max(now);
             let waited = due - now;
             now = due + cost;
@@ -116,9 +107,9 @@ mod tests {
     #[test]
     fn progress_waits_for_company_and_longer_while_there_is_some() {
         for (cost, when_idle, under_load) in [(1, 10, 20), (4, 36, 36), (100, 50, 50)] {
-            let steady = |idle| waits(cost * MS, Urgency::Soon, idle)[20..50].to_vec();
-            assert_eq!(steady(true), [when_idle * MS; 30], "{cost} ms");
-            assert_eq!(steady(false), [under_load * MS; 30], "{cost} ms");
+            let steady = |idle| waits(cost * MS, Urgency::Soon, idle)[50..].to_vec();
+            assert_eq!(steady(true), [when_idle * MS; 50], "{cost} ms");
+            assert_eq!(steady(false), [under_load * MS; 50], "{cost} ms");
         }
     }
 
@@ -133,27 +124,22 @@ mod tests {
     }
 
     #[test]
-    fn the_longer_progress_has_been_coming_the_longer_it_may_wait() {
-        let begin = Instant::now();
-        let mut pace = Pace::new(begin);
-        let mut waits = |after: u32| {
-            let now = begin + after * MS;
-            pace.waits(Urgency::Soon, now);
-            let due = pace.due(Urgency::Soon, true);
-            pace.committed(due, due);
-            (due - now).as_millis()
+    fn the_longer_its_jobs_have_been_running_the_longer_progress_may_wait() {
+        let now = Instant::now() + 100_000 * MS;
+        let waits = |running: u32| {
+            let mut pace = Pace::new(now);
+            pace.waits(Urgency::Soon, now - running * MS, now);
+            (pace.due(Urgency::Soon, true) - now).as_millis()
         };
-        assert_eq!([900, 1_800, 2_700, 3_600, 4_500].map(&mut waits), [10, 18, 27, 36, 45]);
-        assert_eq!([5_400, 6_300].map(&mut waits), [50, 50]);
-        assert_eq!(waits(7_500), 10, "after a pause");
+        assert_eq!([0, 900, 1_800, 4_500, 9_000].map(waits), [10, 10, 18, 45, 50]);
     }
 
     #[test]
     fn what_nobody_waits_for_takes_no_time_from_what_comes_after_it() {
         let now = Instant::now() + 10 * OWED_MAX;
         let mut pace = Pace::new(now);
-        pace.waits(Urgency::AtLeisure, now);
-        pace.waits(Urgency::Soon, now + 9 * MS);
+        pace.waits(Urgency::AtLeisure, now, now);
+        pace.waits(Urgency::Soon, now, now + 9 * MS);
         assert_eq!(pace.due(Urgency::Soon, true) - now, 9 * MS + SOON);
     }
 }

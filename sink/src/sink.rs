@@ -225,7 +225,8 @@ async fn receive(
 /// Lets the clerk know whether the broker works.
 async fn follow_health(mut health: watch::Receiver<Health>, errands: &Sender<Errand>) -> Infallible {
     loop {
-        let works = *health.borrow_and_update() == Health::Well;
+        // Who has no queue to take from, because somebody deleted it, is the first who must be told of missing tasks.
+        let works = matches!(*health.borrow_and_update(), Health::Well | Health::Interrupted(_));
         if errands.send_async(Errand::Broker { works }).await.is_err() || health.changed().await.is_err() {
             return pending().await; // somebody else knows why it is over
         }

@@ -60,7 +60,7 @@ pub(crate) async fn to_the_end(
                 silence.as_mut().reset(Instant::now() + SILENCE);
                 continue;
             }
-            () = &mut silence, if listening && *health.borrow() == Health::Well => {
+            () = &mut silence, if listening && matches!(*health.borrow(), Health::Well | Health::Interrupted(_)) => {
                 if heard == Heard::Nothing && !submitted {
                     return Err(Failure::usage(format_args!(
                         "no job {job} is known on this broker (hint: check the id and the broker; if it was just \

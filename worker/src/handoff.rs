@@ -23,6 +23,8 @@ use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop, 
 
 /// How many handoffs may wait for their turn. Those that do go to the broker together.
 const HANDOFFS_WAITING: usize = 512;
+/// As soon as there is so much of them, a lot is complete: it is encoded in one go.
+const LOT_BYTES: usize = 4 << 20;
 /// No further lot goes while so many messages and outputs of batches are on their way. When as many others wait for their turn,
 /// slots wait, and nothing further is taken from the broker than the prefetch allows.
 const HANDOFFS_IN_FLIGHT: usize = 512;
@@ -60,6 +62,11 @@ impl Handoff {
         (0..parts).for_each(|_| batch.open());
         Self { upshot, batch: Arc::clone(batch) }
     }
+
+    /// Nothing follows.
+    fn is_empty(&self) -> bool {
+        self.upshot.outputs.is_none() && self.upshot.messages.is_empty()
+    }
 }
 
 /// Where handoffs are given, from anywhere.
@@ -69,19 +76,32 @@ pub(crate) struct Handoffs {
     room: Arc<Semaphore>,
 }
 
-/// Where they come out.
+/// Where they come out. When it goes, nobody waits for room any more.
 #[derive(Debug)]
-pub(crate) struct ToHandOn(flume::Receiver<(Handoff, OwnedSemaphorePermit)>);
+pub(crate) struct ToHandOn {
+    queue: flume::Receiver<(Handoff, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+}
+
+impl Drop for ToHandOn {
+    fn drop(&mut self) {
+        self.room.close();
+    }
+}
 
 /// Both ends of the queue of handoffs.
 pub(crate) fn handoffs() -> (Handoffs, ToHandOn) {
     let (queue, waiting) = flume::bounded(HANDOFFS_WAITING);
-    (Handoffs { queue, room: Arc::new(Semaphore::new(BYTES_HELD as usize)) }, ToHandOn(waiting))
+    let room = Arc::new(Semaphore::new(BYTES_HELD as usize));
+    (Handoffs { queue, room: Arc::clone(&room) }, ToHandOn { queue: waiting, room })
 }
 
 impl Handoffs {
     /// Blocks while there is no room. Lost when the worker has ended with an error; the batch then stays unsettled.
     pub(crate) fn send(&self, handoff: Handoff) {
+        if handoff.is_empty() {
+            return;
+        }
         let room = match Arc::clone(&self.room).try_acquire_many_owned(bytes(&handoff)) {
             Ok(room) => Ok(room),
             Err(_) => block_on(Arc::clone(&self.room).acquire_many_owned(bytes(&handoff))),
@@ -93,6 +113,9 @@ impl Handoffs {
 
     /// [`Handoffs::send`], async. Not cancel safe.
     pub(crate) async fn send_async(&self, handoff: Handoff) {
+        if handoff.is_empty() {
+            return;
+        }
         if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes(&handoff)).await {
             let _ = self.queue.send_async((handoff, room)).await;
         }
@@ -136,12 +159,14 @@ struct Lot {
     outputs: Vec<(Outputs, Vec<End>)>,
     parcels: Vec<Parcel>,
     handoffs: usize,
+    bytes: usize,
 }
 
 impl Lot {
     fn add(&mut self, (Handoff { upshot, batch }, room): (Handoff, OwnedSemaphorePermit)) {
         reached(FailPoint::WorkerRan);
         self.handoffs += 1;
+        self.bytes += room.num_permits();
         let room = Arc::new(room);
         let end = || End { batch: Arc::clone(&batch), _room: Arc::clone(&room) };
         if let Some(outputs) = upshot.outputs {
@@ -157,6 +182,10 @@ impl Lot {
             .extend(upshot.messages.into_iter().map(|outgoing| Parcel { outgoing, ends: vec![end()] }));
     }
 
+    fn is_complete(&self) -> bool {
+        self.handoffs >= HANDOFFS_WAITING || self.bytes >= LOT_BYTES
+    }
+
     fn parcels(self, shop: &Shop) -> Vec<Parcel> {
         let outputs = self.outputs.into_iter();
         let outputs = outputs.map(|(outputs, ends)| Parcel { outgoing: outputs.message(shop), ends });
@@ -168,11 +197,12 @@ impl Lot {
 /// is where slots find their work.
 pub(crate) async fn hand_on_all(
     shop: &Shop,
-    ToHandOn(queue): ToHandOn,
+    to_hand_on: ToHandOn,
     publisher: &dyn Publisher,
     waiting: &Waiting,
     no_more: &CancellationToken,
 ) -> Result<(), StoreError> {
+    let queue = &to_hand_on.queue;
     let mut lots = FuturesUnordered::new();
     let mut alone = FuturesUnordered::new();
     let mut in_flight = 0;
@@ -187,13 +217,17 @@ pub(crate) async fn hand_on_all(
                 alone.extend(left.into_iter().map(|parcel| hand_on(parcel, publisher)));
             }
             Some(settled) = alone.next() => in_flight -= settled?,
-            Ok(next) = queue.recv_async(), if room && lot.handoffs < HANDOFFS_WAITING => {
+            Ok(next) = queue.recv_async(), if room && !lot.is_complete() => {
                 if lot.handoffs == 0 {
                     due = Instant::now() + shop.pace.company();
                 }
                 lot.add(next);
-                queue.try_iter().take(HANDOFFS_WAITING - lot.handoffs).for_each(|next| lot.add(next));
-                if lot.handoffs == HANDOFFS_WAITING {
+                while !lot.is_complete()
+                    && let Ok(next) = queue.try_recv()
+                {
+                    lot.add(next);
+                }
+                if lot.is_complete() {
                     due = Instant::now();
                 }
             }
@@ -474,6 +508,19 @@ mod tests {
         };
         hand_on_all_of((0..5).map(large).collect(), &publisher).await;
         assert_eq!((publisher.stored.lock().unwrap().len(), acks.0.load(Ordering::Relaxed)), (3, 5));
+
+        // Short ones with gaps between them take far more room than what they say.
+        let (publisher, job) = (Refusing::default(), JobId::generate());
+        let scattered = |number: u64| {
+            let indices = (number * 2_000..(number + 1) * 2_000).step_by(2).map(TaskIndex);
+            let done = indices.map(|index| DoneTasks::of(index, &[1])).collect();
+            let outputs = Outputs::new((job, Round(0)), None, Duration::ZERO, done);
+            handoff(Upshot { outputs, messages: Vec::new() }, &acks)
+        };
+        hand_on_all_of((0..20).map(scattered).collect(), &publisher).await;
+        let sizes: Vec<_> =
+            publisher.stored.lock().unwrap().iter().map(|message| message.body.len()).collect();
+        assert!(sizes.len() > 1 && sizes.iter().all(|size| *size <= RESULTS_MESSAGE_BYTES), "{sizes:?}");
     }
 
     #[tokio::test]
@@ -488,7 +535,26 @@ mod tests {
         handoffs.send_async(large("more than there is room for, alone")).await;
         let mut second = std::pin::pin!(handoffs.send_async(large("and one more")));
         assert!(futures::poll!(&mut second).is_pending());
-        drop(to_hand_on.0.recv().unwrap());
+        drop(to_hand_on.queue.recv().unwrap());
         second.await;
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_worker_that_has_ended() {
+        let acks = Arc::new(Acks::default());
+        let (handoffs, to_hand_on) = handoffs();
+        let large = || {
+            let mut outgoing = outgoing("large");
+            outgoing.message.body = vec![0; BYTES_HELD as usize].into();
+            handoff(vec![outgoing].into(), &acks)
+        };
+        handoffs.send(large());
+        let waiting = std::thread::spawn({
+            let (handoffs, large) = (handoffs.clone(), large());
+            move || handoffs.send(large)
+        });
+        drop(to_hand_on);
+        waiting.join().unwrap();
+        assert_eq!(acks.0.load(Ordering::Relaxed), 0);
     }
 }

@@ -9,6 +9,9 @@ use gristmill_shared::{
 
 use crate::shop::Shop;
 
+/// What a stretch of consecutive outputs takes in a message beside them at most: with indices and counts of any length.
+const SPAN_BYTES: usize = 64;
+
 /// Outputs of tasks of one job and round.
 #[derive(Debug)]
 pub(crate) struct Outputs {
@@ -30,11 +33,11 @@ impl Outputs {
         busy: Duration,
         done: Vec<DoneTasks>,
     ) -> Option<Self> {
-        let bytes = done.iter().map(DoneTasks::bytes).sum();
+        let bytes = done.iter().map(|done| SPAN_BYTES + done.bytes()).sum();
         (!done.is_empty()).then_some(Self { job, round, trace, busy, done, bytes })
     }
 
-    /// How many bytes they take in a message, give or take what says whose they are.
+    /// How many bytes they take in a message at most, but for what says whose they are.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

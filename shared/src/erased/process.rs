@@ -81,8 +81,10 @@ impl DoneTasks {
             return Err(next);
         }
         let [_, outputs @ ..] = next.json.as_slice() else { return Err(next) };
+        if self.count > 0 {
+            self.json.push(b',');
+        }
         self.count = count;
-        self.json.push(b',');
         self.json.extend_from_slice(outputs);
         Ok(())
     }

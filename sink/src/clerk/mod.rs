@@ -62,6 +62,8 @@ pub(crate) struct Clerk {
     stalled: Vec<(Topic, Missing)>,
     /// Of messages that are not committed.
     receipts: Vec<Receipt>,
+    /// Since when the youngest of the jobs has been running that they are about.
+    running_since: Option<Instant>,
     report: SinkReport,
 }
 
@@ -89,6 +91,7 @@ impl Clerk {
             stalls: Stalls::new(None),
             stalled: Vec::new(),
             receipts: Vec::new(),
+            running_since: None,
             report: SinkReport::default(),
         }
     }
@@ -176,6 +179,12 @@ impl Clerk {
         (self.held() > 0).then_some(Urgency::Soon).max(self.outbox.urgency())
     }
 
+    /// Since when the youngest of the jobs has been running whose progress is to be committed; nothing if all that is to be
+    /// committed is something else.
+    pub(crate) fn running_since(&self) -> Option<Instant> {
+        self.running_since
+    }
+
     /// What has been committed and can go out now.
     pub(crate) fn outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
         self.outbox.next(&self.ledger)
@@ -186,6 +195,7 @@ impl Clerk {
         self.save()?;
         let outbox = self.outbox()?;
         let receipts = mem::take(&mut self.receipts);
+        self.running_since = None;
         Ok((self, Committed { receipts, outbox }))
     }
 
@@ -235,6 +245,7 @@ impl Clerk {
         let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
         match body {
             ToSink::Results(results) => {
+                self.running_since = self.running_since.max(Some(job.since()));
                 let folded = job.results(&results, outbox);
                 reached(FailPoint::SinkFolded);
                 return Ok(folded);

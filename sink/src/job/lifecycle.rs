@@ -1,6 +1,6 @@
 //! What a producer, or a user, says about a job as a whole.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use gristmill_shared::{
     AnyJob, Keep, OpenError, Registry,
@@ -37,6 +37,7 @@ impl Job {
             seq: None,
             changed: true,
             moves: true,
+            since: Instant::now(),
         };
         match work {
             Ok(work) => job.phase = Phase::Running(Box::new(work)),

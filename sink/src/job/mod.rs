@@ -8,7 +8,10 @@ mod reopen;
 mod storage;
 mod work;
 
-use std::{mem, time::Duration};
+use std::{
+    mem,
+    time::{Duration, Instant},
+};
 
 use gristmill_shared::{
     JobId, Kind, Registry, Topic,
@@ -33,6 +36,8 @@ pub(crate) struct Job {
     changed: bool,
     /// Whether it ran when it was opened or loaded, so that its progress is news.
     moves: bool,
+    /// Since when it has been here.
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -55,6 +60,11 @@ impl Job {
     /// Whether there is something to save.
     pub(crate) fn has_changed(&self) -> bool {
         self.changed
+    }
+
+    /// Since when it has been in memory: as long as it runs, as a rule, or since the sink started.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
     }
 
     /// What its tasks take, on the average.

@@ -26,6 +26,7 @@ impl Job {
         let before = self.record.counts;
         let taken = self.outcomes((*round, Some(worker)), done, failed, outbox);
         let after = self.record.counts;
+        // All of it, though some of the message may have come before: it says only what all took together.
         if (after.done, after.failed) != (before.done, before.failed) {
             self.record.counts.busy_us = before.busy_us.saturating_add(*busy_us);
         }

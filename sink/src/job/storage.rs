@@ -1,6 +1,6 @@
 //! Between a job in memory and the ledger.
 
-use std::mem;
+use std::{mem, time::Instant};
 
 use gristmill_shared::{JobId, Registry};
 use rusqlite::Transaction;
@@ -37,6 +37,7 @@ impl Job {
             seq: Some(seq),
             changed: false,
             moves,
+            since: Instant::now(),
         };
         if moves {
             match job.load_work(ledger, seq, registry)? {

@@ -11,10 +11,14 @@ mod show;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Arg, ArgMatches, Args, Command, builder::Resettable, error::ErrorKind, parser::ValueSource};
+use clap::{
+    Arg, ArgMatches, Args, Command, Subcommand as _, builder::Resettable, error::ErrorKind,
+    parser::ValueSource,
+};
 
 use self::settings::{Said, Settings};
 pub(crate) use self::show::show;
+use super::sink_read::Reading;
 use crate::{connect, exit::Failure};
 
 /// Where else settings come from.
@@ -121,8 +125,15 @@ impl Configured {
         Ok(())
     }
 
-    /// Here, where it is known who said it, rather than when the broker is asked for.
+    /// Here, where it is known who said it, rather than when the broker is asked for. Whoever only reads a ledger asks none.
     fn refuse_broken_urls(&self) -> Result<(), Failure> {
+        let mut deepest = self.matches.subcommand();
+        while let Some(below) = deepest.and_then(|(_, matches)| matches.subcommand()) {
+            deepest = Some(below);
+        }
+        if deepest.is_some_and(|(name, _)| Reading::has_subcommand(name)) {
+            return Ok(());
+        }
         let Some((arg, matches)) = self.settings().into_iter().find(|(arg, _)| arg.get_id() == "broker")
         else {
             return Ok(());

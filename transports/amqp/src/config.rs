@@ -81,18 +81,7 @@ impl AmqpConfig {
     /// # Errors
     /// [`TransportError::Invalid`] says what is wrong with the URL or a file, without showing the password.
     pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
-        refuse_torn_passwords(url)?;
-        refuse_wrong_parameters(url)?;
-        let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
-        if let Some(host) = ipv6_host(url) {
-            uri.authority.host = host.into(); // lapin would go to localhost instead
-        }
-        if uri.vhost.is_empty() {
-            uri.vhost = "/".into(); // a slash at the end; nobody has a virtual host without a name
-        }
-        if uri.vhost.len() > u8::MAX.into() {
-            return Err(invalid("its virtual host is longer than 255 bytes"));
-        }
+        let mut uri = parse(url)?;
         uri.query.frame_max = Some(FRAME_MAX);
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         let tls = access.tls(&uri.scheme)?;
@@ -106,6 +95,14 @@ impl AmqpConfig {
             has_password,
             tls,
         })
+    }
+
+    /// Whether a URL is one of those, as far as can be told without what comes beside it: a password, certificates.
+    ///
+    /// # Errors
+    /// [`TransportError::Invalid`] says what is wrong with it, without showing the password.
+    pub fn check(url: &str) -> Result<(), TransportError> {
+        parse(url).map(drop)
     }
 
     /// How to trust and be trusted, if it is to be TLS.
@@ -138,6 +135,22 @@ impl AmqpConfig {
     pub(crate) fn attempt_timeout(&self) -> Duration {
         self.uri.query.connection_timeout.map_or(ATTEMPT_TIMEOUT, Duration::from_millis)
     }
+}
+
+fn parse(url: &str) -> Result<AMQPUri, TransportError> {
+    refuse_torn_passwords(url)?;
+    refuse_wrong_parameters(url)?;
+    let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
+    if let Some(host) = ipv6_host(url) {
+        uri.authority.host = host.into(); // lapin would go to localhost instead
+    }
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".into(); // a slash at the end; nobody has a virtual host without a name
+    }
+    if uri.vhost.len() > u8::MAX.into() {
+        return Err(invalid("its virtual host is longer than 255 bytes"));
+    }
+    Ok(uri)
 }
 
 fn invalid(why: &str) -> TransportError {
