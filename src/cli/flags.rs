@@ -152,8 +152,8 @@ impl LogFlags {
     pub(crate) fn filter(&self) -> Option<String> {
         self.log.clone().or(match self.verbose {
             0 => None,
-            1 => Some("info".into()),
-            _ => Some("info,gristmill=debug,gristmill_worker=debug,gristmill_sink=debug,gristmill_producer=debug,gristmill_amqp=debug".into()),
+            1 => Some("info,lapin=off".into()),
+            _ => Some("info,lapin=off,gristmill=debug,gristmill_worker=debug,gristmill_sink=debug,gristmill_producer=debug,gristmill_amqp=debug".into()),
         })
     }
 }

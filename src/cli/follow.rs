@@ -154,8 +154,13 @@ impl Heard {
             Self::Nothing => "no sink has taken up the job yet; its tasks and results wait on the broker \
                               (hint: start one with `sink`)"
                 .into(),
+            Self::OfTheSink if !sent_here => format!(
+                "no outcome has come for {seconds} s (hint: `sink show {job}` says how far the job is. Are a worker and the \
+                 sink running? Is its producer? If its split is not finished, `producer resume {job}` where it was submitted)"
+            ),
             Self::OfTheSink => {
-                "no task has an outcome yet (hint: is a worker running on the job's lane? is the sink?)"
+                "no outcome has come yet (hint: is a worker running on the job's lane, or busy with an \
+                                earlier job? is the sink? `gristmill doctor` says who is there)"
                     .into()
             }
             Self::OfTheSplit if !sent_here => format!(
@@ -163,7 +168,8 @@ impl Heard {
                  the job's producer? if not, `producer resume {job}` where it was submitted)"
             ),
             Self::OfTheSplit | Self::OfTasks => format!(
-                "no outcome for {seconds} s (hint: long tasks, tasks that wait to be tried again, no worker, or no sink)"
+                "no outcome for {seconds} s (hint: long tasks, an earlier job on its lane, tasks that wait to be tried again, \
+                 no worker, or no sink; `gristmill doctor` says who is there)"
             ),
         }
     }

@@ -342,14 +342,26 @@ impl ProducerFlags {
                 .and(format_args!("\njob {job} is not ended by this (hint: {})", self.how_to_go_on(job))),
             _ => failure, // it says what became of the job
         });
-        let interrupted = || {
-            let hint = self.how_to_go_on(job);
-            say(format_args!("interrupted; job {job} is as it was (hint: {hint})"));
+        let done = done?;
+        let interrupted = |report: Option<SplitReport>| {
+            let how_far = match report {
+                None => "may lack tasks still".into(),
+                Some(SplitReport { end: SplitEnd::Interrupted, sent }) => {
+                    format!(
+                        "has {} tasks sent, and gets the others only when it is resumed",
+                        HumanCount(sent)
+                    )
+                }
+                Some(SplitReport { sent, .. }) => format!("has all of its {} tasks sent", HumanCount(sent)),
+            };
+            say(format_args!("interrupted; job {job} {how_far} (hint: {})", self.how_to_go_on(job)));
             Ok(Exit::Interrupted)
         };
-        match done? {
-            (None | Some(SplitReport { end: SplitEnd::Interrupted, .. }), _) => interrupted(),
-            (Some(_), None) if wait => interrupted(),
+        match done {
+            (report @ (None | Some(SplitReport { end: SplitEnd::Interrupted, .. })), _) => {
+                interrupted(report)
+            }
+            (report @ Some(_), None) if wait => interrupted(report),
             (Some(_), Some(finished)) => follow::conclude(&finished, json, &self.why_failed(job)),
             (Some(SplitReport { end, sent }), None) => {
                 let how =

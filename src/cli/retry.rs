@@ -61,6 +61,7 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
     all_failed(&reader, *job, &indices)?;
     let (transport, app) = context.unless_interrupted(broker.connect("sink")).await?;
+    let what = if indices.is_empty() { "all that failed".into() } else { format!("{} tasks", indices.len()) };
     let asked = async {
         transport.open_lane(&summary.lane).await?;
         let watch = Watch::open(&*transport, *job).await?.after(summary.round);
@@ -78,7 +79,10 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
         finished.and_then(|finished| follow::conclude(&finished, *json, &why))
     } else {
-        say("asked the sink to send them again (hint: `producer wait` waits for the end)");
+        say(format_args!(
+            "asked the sink to send {what} again (hint: --wait waits for the end; `producer wait {job}` tells of the end \
+             before until a sink has taken this up)"
+        ));
         Ok(Exit::Ok)
     };
     Arc::clone(&transport).close().await;

@@ -144,7 +144,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     transport.close().await;
     let finished = done?;
     let why = match flags.broker {
-        None => "run it again with -v to see why".into(),
+        None => "run it again with -vv to see why".into(),
         Some(_) => format!("list them with `sink failures {} --lane {lane}`", finished.job),
     };
     follow::conclude(&finished, flags.json, &why)

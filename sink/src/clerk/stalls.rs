@@ -38,8 +38,10 @@ struct Watched {
     moved_ms: u64,
     /// What a task takes, on the average.
     mean: Duration,
-    /// The longest pause between outcomes that was no stall.
+    /// The longest pause from one outcome to the next that was no stall. How long the first was waited for says nothing:
+    /// perhaps nobody worked yet.
     pause: Duration,
+    has_moved: bool,
     stalls: bool,
 }
 
@@ -51,7 +53,8 @@ impl Stalls {
     /// A job is running, whose tasks take `mean`; `stalls` if that was found before. Nothing if it is watched already.
     pub(super) fn watch(&mut self, job: JobId, mean: Duration, stalls: bool, now: Instant) {
         self.jobs.entry(job).or_insert_with(|| {
-            let watched = Watched { moved: now, moved_ms: now_ms(), mean, pause: Duration::ZERO, stalls };
+            let (pause, has_moved) = (Duration::ZERO, false);
+            let watched = Watched { moved: now, moved_ms: now_ms(), mean, pause, has_moved, stalls };
             let due = watched.due(self.after);
             self.next = Some(self.next.map_or(due, |next| next.min(due)));
             watched
@@ -61,10 +64,11 @@ impl Stalls {
     /// A job that is watched got outcomes.
     pub(super) fn moved(&mut self, job: JobId, mean: Duration, now: Instant) {
         let Some(watched) = self.jobs.get_mut(&job) else { return };
-        if !watched.stalls {
+        if !watched.stalls && watched.has_moved {
             watched.pause = watched.pause.max(now.saturating_duration_since(watched.moved));
         }
         (watched.moved, watched.moved_ms, watched.mean, watched.stalls) = (now, now_ms(), mean, false);
+        watched.has_moved = true;
         let due = watched.due(self.after);
         self.next = Some(self.next.map_or(due, |next| next.min(due)));
     }
@@ -163,6 +167,13 @@ mod tests {
     fn slow_jobs_are_given_time_unless_somebody_says_otherwise() {
         let (mut stalls, job, start) = watched(None, 30 * SECOND);
         assert!(stalls.look(start + 299 * SECOND).is_empty());
+        let start = start + 200 * SECOND;
+        stalls.moved(job, SECOND, start);
+        assert_eq!(
+            stalls.due(),
+            Some(start + STALL_AFTER),
+            "that the first was waited for for long says nothing"
+        );
         stalls.moved(job, SECOND, start + 40 * SECOND);
         assert!(stalls.look(start + (40 + 399) * SECOND).is_empty(), "there was a pause of 40 s");
         assert_eq!(stalls.look(start + (40 + 400) * SECOND).len(), 1);

@@ -127,7 +127,10 @@ pub(super) fn read_job(opened: &Opened, registry: &Registry) -> Result<Arc<dyn A
         Err(OpenError::UnknownKind) => {
             let known: Vec<_> = registry.kinds().map(|kind| kind.as_str()).collect();
             let known = known.join(", ");
-            Err(Broken(format!("the sink knows no jobs of kind {kind} (it knows: {known})")))
+            Err(Broken(format!(
+                "the sink knows no jobs of kind {kind} (it knows: {known}; hint: start the sink of the program that \
+                 submitted it, and submit it again)"
+            )))
         }
         Err(OpenError::Spec(error)) => Err(Broken(error.to_string())),
     }

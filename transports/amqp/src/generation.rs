@@ -194,8 +194,12 @@ impl Generation {
         if failure::of_the_connection(error) {
             self.end.because(&*reason); // whoever asked may be the first to notice
         }
-        let hint =
-            if failure::code(error) == Some(NOT_FOUND) { " (hint: its lane was not opened)" } else { "" };
+        let hint = match failure::code(error) {
+            Some(NOT_FOUND) => {
+                " (hint: it was never made, as `gristmill setup` does, or somebody deleted it)"
+            }
+            _ => "",
+        };
         self.end.check().err().unwrap_or_else(|| self.end.disconnected(&format!("{what}: {reason}{hint}")))
     }
 

@@ -99,10 +99,7 @@ impl<T: Send + 'static> Renewed<T> {
 
     /// It is of no use any more; the next `get` makes another.
     pub(crate) fn lost(&mut self, generation: u64, error: &TransportError) {
-        let reason = match error {
-            TransportError::Disconnected { reason, .. } => reason.clone(),
-            error => error.to_string(),
-        };
+        let reason = reason(error);
         self.state = State::Gone;
         self.lost = Some(Lost { generation, reason });
         if self.since.elapsed() >= STEADY {
@@ -112,6 +109,14 @@ impl<T: Send + 'static> Renewed<T> {
 
     pub(crate) fn line(&self) -> &Line {
         &self.link
+    }
+}
+
+/// Why, where the connection may stand all the same.
+fn reason(error: &TransportError) -> String {
+    match error {
+        TransportError::Disconnected { reason, .. } => reason.clone(),
+        error => error.to_string(),
     }
 }
 
@@ -128,6 +133,7 @@ where
     F: Future<Output = Result<T, TransportError>> + Send + 'static,
 {
     let mut interrupted: Option<Interrupted> = None;
+    let mut remade = false;
     loop {
         sleep(pauses.next()).await;
         let generation = match line.generation().await {
@@ -136,13 +142,26 @@ where
         };
         let error = match make(Arc::clone(&generation)).await {
             Ok(made) => {
-                if let Some(Lost { reason, .. }) = lost.filter(|lost| lost.generation == generation.number) {
+                if remade {
+                    tracing::warn!(
+                        "{what} goes on, from a queue that was gone and has been made anew: what it held is lost (hint: a job \
+                         that gets no outcomes any more says so; `producer resume JOB --missing` sends what is missing again)"
+                    );
+                } else if let Some(Lost { reason, .. }) =
+                    lost.filter(|lost| lost.generation == generation.number)
+                {
                     tracing::warn!("{what} was interrupted: {reason}; it goes on");
                 }
                 return (pauses, Ok(made));
             }
             // Its queue may be gone.
-            Err(error) => line.declare(&generation).await.err().unwrap_or(error),
+            Err(error) => match line.declare(&generation).await {
+                Ok(()) => {
+                    remade |= reason(&error).contains("NOT_FOUND");
+                    error
+                }
+                Err(refused) => refused,
+            },
         };
         if generation.end.is_over() {
             continue;
@@ -151,7 +170,7 @@ where
             line.end.because(error.to_string());
             return (pauses, Err(line.end.error()));
         }
-        let why = format!("{what} is interrupted: {error}");
+        let why = format!("{what} is interrupted: {}", reason(&error));
         if let Some(interrupted) = &interrupted {
             tracing::debug!("{why}");
             interrupted.go_on(generation.number, why);
