@@ -26,7 +26,7 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// Less than a minute, eight minutes, or half an hour.
+    /// Less than a minute, ten minutes, or an hour.
     pub(crate) fn of(quick: bool, full: bool, rounds: Option<u32>) -> Self {
         let usual = Self {
             name: "usual",
