@@ -45,15 +45,16 @@ impl InHand {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use gristmill_shared::{Settlement, Settler, Token};
 
     use super::*;
 
+    /// Counts acks, and takes nothing else.
     #[derive(Debug, Default)]
-    struct Acks(AtomicUsize);
+    pub(crate) struct Acks(pub(crate) AtomicUsize);
 
     impl Settler for Acks {
         fn settle(&self, _: Token, how: Settlement) {

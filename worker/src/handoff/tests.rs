@@ -1,19 +1,16 @@
 use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    DoneTasks, JobId, Lane, Message, QueueRole, Receipt, Round, Settlement, Settler, TaskIndex, Token,
+    DoneTasks, JobId, Lane, Message, QueueRole, Receipt, Round, Settler, TaskIndex, Token,
     wire::{RESULTS_MESSAGE_BYTES, Results, decode},
 };
 
 use super::*;
-use crate::waiting::waiting;
+use crate::{in_hand::tests::Acks, waiting::waiting};
 
 /// Says no to these, once each; and keeps what it stored.
 #[derive(Debug, Default)]
@@ -42,17 +39,6 @@ impl Publisher for Refusing {
         };
         batch.into_iter().map(answer).collect()
     }
-}
-
-#[derive(Debug, Default)]
-struct Acks(AtomicUsize);
-
-impl Settler for Acks {
-    fn settle(&self, _: Token, how: Settlement) {
-        assert_eq!(how, Settlement::Ack);
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-    fn extend(&self, _: Token) {}
 }
 
 impl Handoff {
