@@ -3,7 +3,7 @@
 
 use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};
 
-use crate::harness::{Process, Site};
+use crate::harness::{Ended, Process, Site};
 
 /// In most tests here, in batches of [`BATCH`].
 const TASKS: u64 = 200;
@@ -21,7 +21,7 @@ fn doomed(site: &Site, words: &str, fault: Fault) -> Process {
 /// Waits until it has happened.
 async fn dead(process: Process, fault: Fault) {
     let ended = process.end().await;
-    assert_eq!(ended.code, -1, "no signal ended it: {ended:?}");
+    assert_eq!(ended.code, Ended::ABORTED, "{ended:?}");
     assert_eq!(ended.stderr.matches(&fault.evidence()).count(), 1, "{ended:?}");
 }
 

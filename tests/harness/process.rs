@@ -1,6 +1,6 @@
 //! One of our programs, as a process.
 
-use std::process::Stdio;
+use std::{os::unix::process::ExitStatusExt as _, process::Stdio};
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -22,7 +22,7 @@ pub(crate) struct Process {
 /// How a process ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// Its exit code; -1 if a signal ended it.
+    /// Its exit code; if a signal ended it, that signal's number below zero.
     pub(crate) code: i32,
     /// What it said on stdout.
     pub(crate) stdout: String,
@@ -93,7 +93,7 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Waits until it has ended, by itself or otherwise.
+    /// Waits until it has ended, by itself or otherwise. Can be given up: whoever waits next learns of it as well.
     pub(crate) async fn gone(&mut self) {
         within(&self.name, self.child.wait()).await.unwrap();
     }
@@ -123,11 +123,15 @@ impl Process {
         // The sender goes when everything has been read.
         while self.said.changed().await.is_ok() {}
         let stderr = self.said.borrow().join("\n");
-        Ended { code: status.code().unwrap_or(-1), stdout, stderr }
+        let code = status.code().or(status.signal().map(|signal| -signal)).expect("it has ended");
+        Ended { code, stdout, stderr }
     }
 }
 
 impl Ended {
+    /// The code of a process that aborted: SIGABRT's.
+    pub(crate) const ABORTED: i32 = -6;
+
     /// Its one line on stdout, if it ended well.
     pub(crate) fn answer(&self) -> &str {
         assert_eq!(self.code, 0, "{self:?}");
