@@ -171,10 +171,19 @@ fn lines(stderr: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn an_error_is_logged_as_the_log_is() {
+async fn warnings_and_errors_are_logged_as_the_log_is() {
     let site = Site::at("amqp://guest:guest@127.0.0.1:1".into());
-    let ended = within("the end", site.run("worker --log-format json")).await;
+    let worker =
+        site.start_with("worker --log-format json", |command| command.env("GRISTMILL_BROKR", "typo"));
+    let ended = within("the end", worker.end()).await;
     let lines = lines(&ended.stderr);
+    let warned = |what: &str| {
+        let says = |line: &Value| line["fields"]["message"].as_str().unwrap().contains(what);
+        lines.iter().any(|line| line["level"] == "WARN" && says(line))
+    };
+    assert!(warned("GRISTMILL_BROKR, which is no setting"), "{lines:#?}");
+    // A person who waits is told why before that has lasted long.
+    assert!(warned("refused (os error 111); trying for"), "{lines:#?}");
     let last = lines.last().unwrap();
     assert_eq!((ended.code, last["level"].as_str()), (3, Some("ERROR")), "{lines:#?}");
     assert!(last["fields"]["message"].as_str().unwrap().contains("cannot reach the broker"), "{last}");

@@ -40,6 +40,37 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
     assert!(failures(&site, &job).await.is_empty());
 }
 
+#[tokio::test]
+async fn who_asks_for_a_retry_is_told_whether_a_sink_has_taken_it_up() {
+    let site = Site::new();
+    let sink = site.start("sink");
+    let _worker = site.start("worker --slots 2");
+    let submitted =
+        site.run("producer submit spin --tasks 100 --fail-rate 0.2 --seed 5 --max-attempts 1 --wait").await;
+    assert_eq!(submitted.code, 1, "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+
+    let taken_up = site.run(&format!("sink retry {job}")).await;
+    assert!(
+        taken_up.code == 0 && taken_up.stderr.contains("the sink sends all that failed again"),
+        "{taken_up:?}"
+    );
+    // So who waits from now on waits for the end of this round.
+    let end = site.run(&format!("producer wait {job}")).await;
+    let shown = site.run(&format!("sink show {job} --json")).await;
+    let shown: serde_json::Value = serde_json::from_str(shown.answer()).unwrap();
+    assert_eq!((&shown["state"], &shown["round"]), (&"finished".into(), &1.into()), "{end:?}");
+
+    assert_eq!(sink.stop().await.code, 0);
+    let not_yet = site.run(&format!("sink retry {job}")).await;
+    assert!(
+        not_yet.code == 0 && not_yet.stderr.contains("warning: no sink has taken this up"),
+        "{not_yet:?}"
+    );
+    let mut sink = site.start("sink");
+    sink.says("failed tasks are sent again").await;
+}
+
 /// Index and attempts of each failed task.
 async fn failures(site: &Site, job: &str) -> Vec<(u64, u64)> {
     let listed = site.run(&format!("sink failures {job} --json")).await;

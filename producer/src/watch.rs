@@ -15,6 +15,8 @@ pub enum News {
     Opened(Box<Opened>),
     /// It moved. Best effort; nothing depends on it.
     Progress(Progress),
+    /// A round is under way in which failed tasks are sent again.
+    Reopened(Round),
     /// It stalls, or stalled when that was written: no outcome has come for a while.
     Stalled(Missing),
     /// The journal has been read to its present end: what was not told before is not known yet.
@@ -128,7 +130,9 @@ impl Watch {
                             return Ok(News::Opened(Box::new(opened)));
                         }
                         Ok(Fact::Finished(finished)) if finished.job == self.job => self.end(finished),
-                        Ok(Fact::Reopened(reopened)) if reopened.job == self.job => self.reopen(reopened.round),
+                        Ok(Fact::Reopened(reopened)) if reopened.job == self.job && self.reopen(reopened.round) => {
+                            return Ok(News::Reopened(reopened.round));
+                        }
                         Ok(Fact::Missing(missing)) if missing.job == self.job && missing.since_ms.is_some() => {
                             return Ok(News::Stalled(missing));
                         }
@@ -152,9 +156,11 @@ impl Watch {
         }
     }
 
-    fn reopen(&mut self, round: Round) {
+    /// Whether that is the round that is under way; entries may repeat, also late.
+    fn reopen(&mut self, round: Round) -> bool {
         self.round = self.round.max(round);
         self.ended.take_if(|ended| ended.round < round);
+        self.round == round && self.ended.is_none()
     }
 }
 

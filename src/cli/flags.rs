@@ -234,7 +234,7 @@ impl SubmitFlags {
     pub(crate) fn warning(&self) -> Option<String> {
         let limit = self.task_timeout.filter(|limit| *limit > LONG_TASK)?;
         Some(format!(
-            "warning: a task may take {} (--task-timeout), but RabbitMQ takes a message back after 30 min unless it is \
+            "a task may take {} (--task-timeout), but RabbitMQ takes a message back after 30 min unless it is \
              told otherwise: the task would then run again elsewhere, and in the end count as one that kills its \
              workers (hint: set consumer_timeout on the broker to at least {}, or split into shorter tasks)",
             humantime::format_duration(limit),

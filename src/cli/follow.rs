@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::{
     Context, Outcome, print, print_json, say,
     stall::{ranges_text, stall_hint},
+    warn,
 };
 use crate::{Exit, exit::Failure};
 
@@ -87,7 +88,7 @@ pub(crate) async fn to_the_end(
                 context.bar.update(&progress);
                 stalled = None;
             }
-            News::CaughtUp => {}
+            News::CaughtUp | News::Reopened(_) => {}
             News::Stalled(missing) if watch.has_caught_up() => {
                 context.bar.suspend(|| say(stall_text(&missing)));
                 stalled = None;
@@ -111,7 +112,7 @@ pub(crate) async fn ended(transport: &dyn Transport, job: JobId) -> Result<Optio
         match watch.next().await? {
             News::Finished(finished) => return Ok(Some(*finished)),
             News::CaughtUp => return Ok(None),
-            News::Opened(_) | News::Progress(_) | News::Stalled(_) => {}
+            News::Opened(_) | News::Progress(_) | News::Reopened(_) | News::Stalled(_) => {}
         }
     }
 }
@@ -197,7 +198,7 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     }
     say(summary);
     if account.failed > 0 {
-        say(format_args!("warning: {} tasks failed (hint: {why})", count(account.failed)));
+        warn(format_args!("{} tasks failed (hint: {why})", count(account.failed)));
     }
     if json {
         print_json(finished)?;

@@ -37,15 +37,21 @@ pub(crate) enum LogFormat {
 pub(super) enum Said {
     /// For the person at the terminal.
     News,
+    /// Also, and they should look at something.
+    Warning,
     /// Why the program ends.
     Error,
 }
 
 /// Says something on stderr, in the format of the log. Nobody is left to tell if stderr is closed.
 pub(super) fn say(what: Said, text: &dyn Display) {
-    let level = if what == Said::Error { "ERROR" } else { "INFO" };
-    let _ = match (FORMAT.get(), what) {
-        (Some(LogFormat::Json), _) => {
+    let (level, mark) = match what {
+        Said::News => ("INFO", ""),
+        Said::Warning => ("WARN", "warning: "),
+        Said::Error => ("ERROR", "error: "),
+    };
+    let _ = match FORMAT.get() {
+        Some(LogFormat::Json) => {
             let line = serde_json::json!({
                 "timestamp": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
                 "level": level,
@@ -54,8 +60,7 @@ pub(super) fn say(what: Said, text: &dyn Display) {
             });
             writeln!(io::stderr(), "{line}")
         }
-        (_, Said::News) => writeln!(io::stderr(), "{text}"),
-        (_, Said::Error) => writeln!(io::stderr(), "error: {text}"),
+        _ => writeln!(io::stderr(), "{mark}{text}"),
     };
 }
 
@@ -89,7 +94,7 @@ pub(crate) fn init(
     let filter = match filter.map(EnvFilter::try_new) {
         Some(Ok(filter)) => filter,
         Some(Err(error)) => {
-            super::say(format_args!("warning: the log filter cannot be read: {error}; using {default}"));
+            super::warn(format_args!("the log filter cannot be read: {error}; using {default}"));
             EnvFilter::new(default)
         }
         None => EnvFilter::new(default),

@@ -92,7 +92,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     };
     let matches = &configured.matches;
     if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
-        configured.warnings.iter().for_each(say);
+        configured.warnings.iter().for_each(warn);
         print(config::show(&configured))?;
         return Ok(Exit::Ok);
     }
@@ -105,7 +105,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     if let Some(export) = &export {
         export.announce();
     }
-    configured.warnings.iter().for_each(say);
+    configured.warnings.iter().for_each(warn);
     let runtime = Runtime::new().map_err(|error| Failure::new(Exit::Bug, format!("no runtime: {error}")))?;
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
@@ -245,4 +245,9 @@ fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
 /// Says something to the person at the terminal.
 fn say(news: impl Display) {
     log::say(Said::News, &news);
+}
+
+/// Says something on stderr that somebody should look at.
+fn warn(news: impl Display) {
+    log::say(Said::Warning, &news);
 }

@@ -4,7 +4,7 @@ use std::env;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::{flags::host, say};
+use super::{flags::host, warn};
 pub(crate) use crate::otlp::Export;
 use crate::otlp::Service;
 use crate::{Role, exit::Failure};
@@ -56,8 +56,8 @@ pub(crate) fn begin(
     }
     let Some(url) = standard() else { return Ok(None) };
     // It was not said to us, but to all programs here.
-    let export = begin(&url)
-        .inspect_err(|why| say(format_args!("warning: no spans are sent: {STANDARD} {url:?}: {why}")));
+    let export =
+        begin(&url).inspect_err(|why| warn(format_args!("no spans are sent: {STANDARD} {url:?}: {why}")));
     Ok(export.ok())
 }
 

@@ -18,6 +18,7 @@ use super::{
     metrics::MetricsFlags,
     otlp, print, say,
     state::StateFlags,
+    warn,
 };
 use crate::{Exit, exit::Failure};
 
@@ -129,7 +130,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             let matches = matches.subcommand_matches("submit").ok_or_else(|| Failure::usage("no kind"))?;
             let job = context.kinds.job(matches)?;
             job.plan().map_err(Failure::usage)?; // before a broker is asked for
-            submit.how.warning().into_iter().for_each(say);
+            submit.how.warning().into_iter().for_each(warn);
             let mut watched = flags.metrics.open(context, "producer").await?;
             let id = JobId::generate();
             let opened = context

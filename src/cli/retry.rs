@@ -1,11 +1,11 @@
 //! `sink retry`: asks the sink to send failed tasks again.
 
-use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::Arc};
+use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
-use gristmill_producer::Watch;
+use gristmill_producer::{News, Watch};
 use gristmill_shared::{
-    Address, JobId, Outgoing, QueueRole, TaskIndex, publish_until_stored,
+    Address, JobId, Outgoing, QueueRole, TaskIndex, TransportError, publish_until_stored,
     wire::{Form, Reopen},
 };
 use gristmill_sink::{JobState, LedgerReader};
@@ -14,9 +14,12 @@ use super::{
     Context, Outcome,
     flags::BrokerFlags,
     follow::{self, Known},
-    say,
+    say, warn,
 };
 use crate::{Exit, exit::Failure};
+
+/// For so long a sink may be busy with other things before we say that none has taken it up.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Send a job's failed tasks again; the job is then under way once more
 ///
@@ -70,7 +73,7 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         publish_until_stored(&*transport.publisher().await?, vec![Outgoing { to, message }]).await?;
         Ok::<_, Failure>(watch)
     };
-    let watch = context.unless_interrupted(asked).await?;
+    let mut watch = context.unless_interrupted(asked).await?;
     let done = if *wait {
         let known = Known::Submitted(view.plan.clone());
         let finished =
@@ -79,14 +82,32 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
         finished.and_then(|finished| follow::conclude(&finished, *json, &why))
     } else {
-        say(format_args!(
-            "asked the sink to send {what} again (hint: --wait waits for the end; `producer wait {job}` tells of the end \
-             before until a sink has taken this up)"
-        ));
+        let taken_up = async {
+            match tokio::time::timeout(TAKEN_UP_WITHIN, begun(&mut watch)).await {
+                Ok(begun) => Ok(begun.map(|()| true)?),
+                Err(_) => Ok(false),
+            }
+        };
+        if context.unless_interrupted(taken_up).await? {
+            say(format_args!("the sink sends {what} again (hint: `producer wait {job}` waits for the end)"));
+        } else {
+            warn(format_args!(
+                "no sink has taken this up within {} s; it is kept on the broker until one runs on lane {} (hint: \
+                 until then `producer wait {job}` tells of the end before)",
+                TAKEN_UP_WITHIN.as_secs(),
+                summary.lane
+            ));
+        }
         Ok(Exit::Ok)
     };
     Arc::clone(&transport).close().await;
     done
+}
+
+/// Waits until the sink has begun the round after, which may be over by then.
+async fn begun(watch: &mut Watch) -> Result<(), TransportError> {
+    while !matches!(watch.next().await?, News::Reopened(_) | News::Finished(_)) {}
+    Ok(())
 }
 
 /// Refuses tasks that did not fail or are not kept: the sink would send none of them, and only its log would say so.

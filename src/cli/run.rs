@@ -17,6 +17,7 @@ use super::{
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     otlp, say,
     state::StateFlags,
+    warn,
 };
 use crate::{Exit, connect::connect_for, exit::Failure};
 
@@ -58,7 +59,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let job = context.kinds.job(matches)?;
     job.plan().map_err(Failure::usage)?; // before anything is started
     if flags.broker.is_some() {
-        flags.how.warning().into_iter().for_each(say);
+        flags.how.warning().into_iter().for_each(warn);
     }
     let mut watched = flags.metrics.open(context, "run").await?;
     watched.wait_for(Some(LANE_NOT_CLAIMED));

@@ -15,6 +15,7 @@ use super::{
     lines::Lines,
     print, print_json, say,
     stall::{ranges_text, stall_hint},
+    warn,
 };
 use crate::{Exit, exit::Failure};
 
@@ -151,16 +152,13 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     }
     let parked = ledger.parked()?;
     for job in &parked.jobs {
-        say(format_args!(
-            "warning: {} messages wait for job {}, which this ledger does not know",
+        warn(format_args!(
+            "{} messages wait for job {}, which this ledger does not know",
             job.messages, job.job
         ));
     }
     if parked.dropped > 0 {
-        say(format_args!(
-            "warning: {} messages for jobs this ledger does not know were dropped",
-            parked.dropped
-        ));
+        warn(format_args!("{} messages for jobs this ledger does not know were dropped", parked.dropped));
     }
     Ok(Exit::Ok)
 }
@@ -212,8 +210,8 @@ fn show(view: &JobView, json: bool) -> Outcome {
         say(format_args!("({})", stall_hint(*job, *sealed)));
     }
     if view.dead_messages > 0 {
-        say(format_args!(
-            "warning: this lane had {} dead messages, of whatever job (hint: see `sink dead`)",
+        warn(format_args!(
+            "this lane had {} dead messages, of whatever job (hint: see `sink dead`)",
             count(view.dead_messages)
         ));
     }

@@ -42,7 +42,7 @@ pub(super) fn unknown(settings: &Settings, names: impl Iterator<Item = String>) 
             Some(near) => format!("; did you mean {PREFIX}{near}?"),
             None => " (hint: --help names the variable of each flag)".into(),
         };
-        format!("warning: the environment has {PREFIX}{name}, which is no setting{hint}")
+        format!("the environment has {PREFIX}{name}, which is no setting{hint}")
     });
     told.collect()
 }

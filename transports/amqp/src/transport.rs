@@ -24,6 +24,8 @@ use crate::{
     publisher::AmqpPublisher,
 };
 
+/// A first connection that takes longer is told of, once.
+const SILENT_FOR: Duration = Duration::from_secs(1);
 /// An attempt gets at least this long, however little is left.
 const MIN_ATTEMPT: Duration = Duration::from_secs(1);
 /// How often a lane is declared before the broker's trouble with it counts as ours: for about 8 s.
@@ -91,7 +93,7 @@ impl AmqpTransport {
 pub(crate) async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
     let start = Instant::now();
     let mut pauses = Pauses::new();
-    let mut tries = 0;
+    let (mut tries, mut told) = (0, false);
     loop {
         tries += 1;
         let left = config.give_up_after.saturating_sub(start.elapsed());
@@ -106,7 +108,11 @@ pub(crate) async fn first_generation(config: &AmqpConfig) -> Result<Generation, 
             let (transport, spent) = (config.to_string(), start.elapsed());
             return Err(TransportError::Unreachable { transport, tries, spent, reason });
         }
-        tracing::debug!("cannot reach {config}: {reason}; trying again in {} ms", pause.as_millis());
+        if !told && start.elapsed() >= SILENT_FOR {
+            let left = config.give_up_after.saturating_sub(start.elapsed()).as_secs_f64().ceil();
+            tracing::warn!("cannot reach {config} yet: {reason}; trying for {left} s more");
+            told = true;
+        }
         sleep(pause).await;
     }
 }
