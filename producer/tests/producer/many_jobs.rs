@@ -2,13 +2,11 @@
 
 use std::{
     fmt,
-    future::Future,
     ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -22,9 +20,9 @@ use gristmill_shared::{
     wire::{Finished, Form, Reopened},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::harness::within;
 
 /// A job of one task.
 #[derive(Serialize, Deserialize)]
@@ -120,10 +118,6 @@ impl Transport for Counting {
     async fn close(&self) {
         self.inner.close().await;
     }
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
 }
 
 async fn submit(producer: &Producer) -> (Submission, Watch) {

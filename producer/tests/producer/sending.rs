@@ -1,0 +1,112 @@
+//! What a producer sends, and when it stops.
+
+use std::{sync::Arc, time::Duration};
+
+use gristmill_producer::{Cancelling, Producer, ProducerError, SplitEnd, SubmitOptions, cancel};
+use gristmill_shared::{
+    Lane, QueueRole, TASKS_MAX_MESSAGES, Transport, erase, memory::MemoryTransport, wire::ToSink,
+};
+use tokio::time::timeout;
+
+use crate::harness::{Count, consume, count, drain, first_and_count, options, seal, within};
+
+#[tokio::test]
+async fn a_job_is_opened_sent_in_order_and_sealed() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let submission = producer.open(erase(count(10)), options(4)).await.unwrap();
+    assert!(drain(&*transport, QueueRole::Tasks).await.is_empty(), "a task was sent before the job was sent");
+    let opened = drain(&*transport, QueueRole::Results).await;
+    assert!(
+        matches!(&ToSink::decode(&opened[0]).unwrap(), ToSink::Opened(opened) if opened.kind.as_str() == "count")
+    );
+
+    let report = within(submission.send()).await.unwrap();
+    assert_eq!((report.end, report.sent), (SplitEnd::Sealed, 10));
+    let batches: Vec<_> = drain(&*transport, QueueRole::Tasks).await.iter().map(first_and_count).collect();
+    assert_eq!(batches, [(0, 4), (4, 4), (8, 2)]);
+    assert_eq!(seal(&drain(&*transport, QueueRole::Results).await).0, 10);
+}
+
+#[tokio::test]
+async fn a_refused_plan_sends_nothing() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let error = producer.open(erase(count(0)), options(1)).await.unwrap_err();
+    assert!(matches!(error, ProducerError::Plan(why) if why.to_string() == "nothing to count"));
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_backlog_is_bounded_and_nothing_is_lost_when_the_queue_is_full() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let total = TASKS_MAX_MESSAGES * 3;
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(count(total)), options(1)).await.unwrap();
+    let mut sending = tokio::spawn(submission.send());
+    let stuck = timeout(Duration::from_millis(300), &mut sending).await;
+    assert!(stuck.is_err(), "it sent more than the queue holds");
+    let mut consumer = consume(&*transport, QueueRole::Tasks).await;
+    let mut seen = vec![0; usize::try_from(total).unwrap()];
+    while seen.contains(&0) {
+        for delivery in within(consumer.recv(500)).await.unwrap() {
+            seen[usize::try_from(first_and_count(&delivery.message).0).unwrap()] += 1;
+            delivery.receipt.ack();
+        }
+    }
+    assert_eq!(within(sending).await.unwrap().unwrap().sent, total);
+    assert!(seen.iter().all(|times| *times == 1), "refused messages were stored, or sent twice");
+}
+
+#[tokio::test]
+async fn a_failing_split_and_a_wrong_plan_abort_the_job_and_never_seal_it() {
+    let failing = Count { fail_at: Some(5), ..count(10) };
+    let wrong = Count { plan: Some(11), ..count(10) };
+    let panicking = Count { panic: true, ..count(10) };
+    for (job, reason) in [
+        (panicking, "split failed before task 0: panic: no hands"),
+        (failing, "split failed at task 5: out of fingers"),
+        (wrong, "the job planned 11 tasks, but its split gave 10"),
+    ] {
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        let submission =
+            Producer::new(Arc::clone(&transport), "test").open(erase(job), options(2)).await.unwrap();
+        assert!(matches!(within(submission.send()).await, Err(ProducerError::Split(_))));
+        let told = drain(&*transport, QueueRole::Results).await;
+        assert_eq!(told.len(), 2);
+        let last = ToSink::decode(&told[1]).unwrap();
+        assert!(matches!(&last, ToSink::Aborted(aborted) if aborted.reason == reason), "{last:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_job_is_not_split_to_its_end() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let endless = count(u64::MAX);
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(endless), options(1)).await.unwrap();
+    let job = submission.id();
+    let sending = tokio::spawn(submission.send());
+    let mut consumer = consume(&*transport, QueueRole::Tasks).await;
+    within(consumer.recv(1)).await.unwrap();
+    let told =
+        cancel(&*transport, &Lane::default(), job, Some(Lane::default()), "enough", "test").await.unwrap();
+    assert_eq!(told, Cancelling::Told);
+    assert_eq!(within(sending).await.unwrap().unwrap().end, SplitEnd::Stopped);
+    let told = drain(&*transport, QueueRole::Results).await;
+    assert!(
+        matches!(&ToSink::decode(&told[1]).unwrap(), ToSink::Cancelled(cancelled) if cancelled.reason == "enough")
+    );
+    assert_eq!(told.len(), 2, "it was sealed");
+}
+
+#[tokio::test]
+async fn while_nothing_is_measured_every_task_travels_alone() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let producer = Producer::new(Arc::clone(&transport), "test");
+    let submission = producer.open(erase(count(900)), SubmitOptions::default()).await.unwrap();
+    within(submission.send()).await.unwrap();
+    let batches: Vec<_> = drain(&*transport, QueueRole::Tasks).await.iter().map(first_and_count).collect();
+    assert!(batches.iter().map(|(_, count)| *count).eq([1; 900]), "{batches:?}");
+}

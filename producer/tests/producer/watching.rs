@@ -1,0 +1,95 @@
+//! Who follows a job and who ends it.
+
+use std::sync::Arc;
+
+use gristmill_producer::{Cancelling, News, Producer, SubmitOptions, Watch, cancel};
+use gristmill_shared::{
+    Account, Address, Conclusion, JobId, JournalEntry, Kind, Lane, Outgoing, QueueRole, Round, Transport,
+    erase,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{Fact, Finished, Form, Reopened, Stopped, ToSink},
+};
+
+use crate::harness::{count, drain, within};
+
+#[tokio::test]
+async fn a_watch_sees_the_end_of_the_last_round_only() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let job = JobId::generate();
+    let finished = |round, text: &str| Finished {
+        job,
+        kind: Kind::new("count").unwrap(),
+        round: Round(round),
+        account: Account::default(),
+        conclusion: Conclusion::answer(text),
+    };
+    let fact = |message| vec![Outgoing { to: Address::Journal, message }];
+    let reopened = Reopened { job, round: Round(1) };
+    for message in [
+        finished(0, "first").message("1".into(), "test"),
+        reopened.message("2".into(), "test"),
+        finished(0, "first").message("1".into(), "test"),
+    ] {
+        publish_until_stored(&*publisher, fact(message)).await.unwrap();
+    }
+    let mut watch = Watch::open(&*transport, job).await.unwrap();
+    assert!(matches!(within(watch.next()).await.unwrap(), News::Reopened(Round(1))));
+    assert!(
+        matches!(within(watch.next()).await.unwrap(), News::CaughtUp),
+        "an old round's end was taken for the end"
+    );
+    publish_until_stored(&*publisher, fact(finished(1, "second").message("3".into(), "test"))).await.unwrap();
+    let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
+    assert_eq!(end.conclusion.text, "second");
+}
+
+#[tokio::test]
+async fn cancelling_a_job_that_has_ended_says_so() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let job = JobId::generate();
+    let finished = Finished {
+        job,
+        kind: Kind::new("count").unwrap(),
+        round: Round(0),
+        account: Account::default(),
+        conclusion: Conclusion::answer("done"),
+    };
+    let message = finished.message("1".into(), "test");
+    publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), job, None, "late", "test").await.unwrap();
+    assert_eq!(told, Cancelling::HadEnded);
+    let mut journal = transport.journal().await.unwrap();
+    while let JournalEntry::Fact(message) = journal.next().await.unwrap() {
+        assert!(!matches!(Fact::decode(&message).unwrap(), Fact::Stopped(Stopped { .. })));
+    }
+}
+
+#[tokio::test]
+async fn cancelling_a_job_that_nobody_knows_tells_nobody() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let told = cancel(&*transport, &Lane::default(), JobId::generate(), None, "typo", "test").await.unwrap();
+    assert_eq!(told, Cancelling::Unknown);
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+}
+
+#[tokio::test]
+async fn cancelling_reaches_the_lane_of_the_job_and_not_the_one_at_hand() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let night: Lane = "night".parse().unwrap();
+    let options = SubmitOptions { lane: night.clone(), ..SubmitOptions::default() };
+    let submission =
+        Producer::new(Arc::clone(&transport), "test").open(erase(count(5)), options).await.unwrap();
+    let told = cancel(&*transport, &Lane::default(), submission.id(), Some(night.clone()), "no", "test")
+        .await
+        .unwrap();
+    assert_eq!(told, Cancelling::Told);
+    assert!(drain(&*transport, QueueRole::Results).await.is_empty());
+    let mut consumer = transport.consume(&QueueRole::Results.of(&night), 10).await.unwrap();
+    let told = within(consumer.recv(10)).await.unwrap();
+    assert!(matches!(ToSink::decode(&told[1].message).unwrap(), ToSink::Cancelled(_)));
+}
