@@ -1,0 +1,55 @@
+//! What is a ledger and what is none.
+
+use std::fs;
+
+use super::*;
+use crate::LedgerReader;
+
+#[test]
+fn what_is_no_ledger_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("notes"), "eggs, milk").unwrap();
+    fs::create_dir(path("folder")).unwrap();
+    rusqlite::Connection::open(path("foreign"))
+        .unwrap()
+        .execute_batch("CREATE TABLE birds (name TEXT)")
+        .unwrap();
+    fs::write(path("torn"), b"SQLite format 3\0 and then something else").unwrap();
+    drop(Sink::open(config(&path("future"))).unwrap());
+    rusqlite::Connection::open(path("future")).unwrap().execute_batch("PRAGMA user_version = 9").unwrap();
+    let cases = [
+        ("notes", "is not a ledger: it is no SQLite file (hint:"),
+        ("folder", "is not a ledger: it is a directory"),
+        ("notes/ledger", "is not a ledger: a part of its path is a file"),
+        ("foreign", "is not a ledger: it is the SQLite database of another program"),
+        ("torn", "is not a ledger: it is no SQLite file"),
+        ("future", "has version 9, and this program reads version 2 only (hint:"),
+    ];
+    for (name, expected) in cases {
+        let before = fs::read(path(name)).ok();
+        let errors = [
+            Sink::open(config(&path(name))).unwrap_err(),
+            LedgerReader::open(&path(name)).unwrap_err(),
+            crate::prune(&path(name), crate::PruneRule { older_than: None, keep: None }).unwrap_err(),
+        ];
+        for error in errors {
+            let error = error.to_string();
+            assert!(error.contains(expected) && error.contains(name), "{error}");
+        }
+        assert_eq!(fs::read(path(name)).ok(), before, "{name} was changed");
+    }
+    let error = LedgerReader::open(&path("nowhere")).unwrap_err();
+    assert!(matches!(error, SinkError::Missing { .. }), "{error}");
+    assert!(!path("nowhere").exists());
+}
+
+#[test]
+fn an_empty_file_becomes_a_ledger_with_an_identity_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = ["a", "b"].map(|name| dir.path().join(name));
+    fs::write(&paths[0], "").unwrap();
+    let ids = paths.each_ref().map(|path| Sink::open(config(path)).unwrap().ledger_id().clone());
+    assert_ne!(ids[0], ids[1]);
+    assert_eq!(*Sink::open(config(&paths[0])).unwrap().ledger_id(), ids[0]);
+}

@@ -1,0 +1,114 @@
+//! The sink on the memory transport: what goes in, what comes out, and how it ends.
+
+mod lanes;
+mod leaving;
+mod ledger_files;
+mod taking_in;
+mod telling;
+
+use std::{path::Path, time::Duration};
+
+use gristmill_shared::{
+    Address, JobId, JournalEntry, Message, Outgoing, Published, Queue,
+    memory::MemoryTransport,
+    wire::{Fact, Finished},
+};
+use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+
+use super::*;
+use crate::tests::toy::{app, registry};
+
+/// Whatever is waited for comes within this time, or the test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn config(ledger: &Path) -> SinkConfig {
+    let ledger = LedgerPlace::File(ledger.into());
+    let (lane, stall_after) = (Lane::default(), None);
+    SinkConfig { registry: registry(), lane, ledger, adopt: false, app: app(), stall_after }
+}
+
+/// A sink at work.
+struct Running {
+    shutdown: oneshot::Sender<()>,
+    end: JoinHandle<Result<SinkReport, SinkError>>,
+}
+
+impl Running {
+    fn start(config: SinkConfig, transport: &Arc<MemoryTransport>) -> Self {
+        Self::run(Sink::open(config).unwrap(), transport)
+    }
+
+    fn run(sink: Sink, transport: &Arc<MemoryTransport>) -> Self {
+        let (shutdown, asked) = oneshot::channel();
+        let transport: Arc<dyn Transport> = Arc::clone(transport) as _;
+        let end = tokio::spawn(sink.run_until(transport, async move { drop(asked.await) }));
+        Self { shutdown, end }
+    }
+
+    async fn stop(self) -> Result<SinkReport, SinkError> {
+        let _ = self.shutdown.send(());
+        Self::wait(self.end).await
+    }
+
+    async fn wait(end: JoinHandle<Result<SinkReport, SinkError>>) -> Result<SinkReport, SinkError> {
+        timeout(PATIENCE, end).await.expect("the sink did not end in time").unwrap()
+    }
+}
+
+async fn publish(transport: &MemoryTransport, messages: impl IntoIterator<Item = Message>) {
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let to = Address::Queue(QueueRole::Results.of(&Lane::default()));
+    let outgoing = messages.into_iter().map(|message| Outgoing { to: to.clone(), message });
+    let answers = transport.publisher().await.unwrap().publish(outgoing.collect()).await;
+    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+}
+
+/// Everything that stands in the journal until the first fact that `is_last`.
+async fn journal_until(
+    transport: &MemoryTransport,
+    is_last: impl Fn(&Fact) -> bool + Send + Sync,
+) -> Vec<Fact> {
+    let mut journal = transport.journal().await.unwrap();
+    let mut facts = Vec::new();
+    let read = async {
+        loop {
+            if let JournalEntry::Fact(message) = journal.next().await.unwrap() {
+                let fact = Fact::decode(&message).unwrap();
+                let last = is_last(&fact);
+                facts.push(fact);
+                if last {
+                    return;
+                }
+            }
+        }
+    };
+    timeout(PATIENCE, read).await.expect("the fact did not come in time");
+    facts
+}
+
+async fn finished(transport: &MemoryTransport, job: JobId) -> Finished {
+    let is_it = |fact: &Fact| matches!(fact, Fact::Finished(finished) if finished.job == job);
+    match journal_until(transport, is_it).await.pop() {
+        Some(Fact::Finished(finished)) => finished,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What waits in a queue, or is held by nobody any more.
+async fn waiting(transport: &MemoryTransport, queue: &Queue) -> usize {
+    let mut consumer = transport.consume(queue, u16::MAX).await.unwrap();
+    let mut count = 0;
+    while let Ok(deliveries) = timeout(Duration::from_millis(50), consumer.recv(usize::MAX)).await {
+        count += deliveries.unwrap().len();
+    }
+    count
+}
+
+async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let wait = async {
+        while !is_true() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+}

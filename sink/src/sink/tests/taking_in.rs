@@ -1,0 +1,89 @@
+//! What waits for a sink, and what it makes of it.
+
+use super::*;
+use crate::{
+    LedgerReader,
+    tests::toy::{Submitted, garbage},
+};
+
+#[tokio::test]
+async fn a_sink_that_starts_last_gets_everything_and_leaves_nothing() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+    let results = (0..50).map(|piece| job.done(piece * 10..piece * 10 + 10));
+    publish(&transport, [job.opened()].into_iter().chain(results).chain([job.done(3..9), job.sealed(500)]))
+        .await;
+    let ledger = dir.path().join("ledger");
+    let sink = Running::start(config(&ledger), &transport);
+    let finished = finished(&transport, job.id).await;
+    assert_eq!((finished.account.done, finished.account.duplicates), (500, 6));
+    let report = sink.stop().await.unwrap();
+    assert_eq!(report, SinkReport { messages: 53, tasks: 500, jobs_ended: 1, dead: 0 });
+    assert_eq!(
+        waiting(&transport, &QueueRole::Results.of(&Lane::default())).await,
+        0,
+        "something was not acked"
+    );
+    assert!(LedgerReader::open(&ledger).unwrap().verify(job.id).unwrap().ok);
+}
+
+#[tokio::test]
+async fn a_ledger_in_memory_serves_as_well() {
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..10), job.sealed(10)]).await;
+    assert_eq!(finished(&transport, job.id).await.conclusion.text, "45 from 10 tasks");
+    sink.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn garbage_is_recorded_and_everything_goes_on() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+    let ledger = dir.path().join("ledger");
+    let sink = Running::start(config(&ledger), &transport);
+    publish(&transport, [garbage(), job.opened(), garbage(), job.done(0..1), job.sealed(1)]).await;
+    finished(&transport, job.id).await;
+    let reader = LedgerReader::open(&ledger).unwrap();
+    until("two dead messages", || reader.dead().unwrap().messages.len() == 2).await;
+    let dead = reader.dead().unwrap().messages.remove(0);
+    assert_eq!(dead.origin.as_deref(), Some("gristmill.default.results"));
+    assert!(dead.reason.contains("spam.v1"), "{dead:?}");
+    assert_eq!(sink.stop().await.unwrap().dead, 2);
+    for role in [QueueRole::Results, QueueRole::Dead] {
+        assert_eq!(waiting(&transport, &role.of(&Lane::default())).await, 0, "{role:?}");
+    }
+}
+
+#[tokio::test]
+async fn tasks_that_are_sent_again_wait_for_room_and_hold_up_no_fact() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let tasks = QueueRole::Tasks.of(&Lane::default());
+    let fill = || Outgoing { to: Address::Queue(tasks.clone()), message: garbage() };
+    while publisher.publish(vec![fill()]).await[0] == Published::Stored {}
+    let sink = Running::start(config(&dir.path().join("ledger")), &transport);
+    publish(&transport, [job.opened(), job.failed(&[0]), job.sealed(1), job.reopen(&[])]).await;
+    journal_until(&transport, |fact| matches!(fact, Fact::Reopened(_))).await;
+    let other = Submitted::toy();
+    publish(&transport, [other.opened(), other.sealed(0)]).await;
+    finished(&transport, other.id).await;
+
+    let mut worker = transport.consume(&tasks, 1).await.unwrap();
+    let batch = async {
+        loop {
+            for delivery in worker.recv(1).await.unwrap() {
+                delivery.receipt.ack();
+                if delivery.message.job == Some(job.id) {
+                    return delivery.message;
+                }
+            }
+        }
+    };
+    let batch = timeout(PATIENCE, batch).await.expect("the task did not come");
+    assert_eq!((&*batch.form, batch.headers.attempt), ("gristmill.batch.v1", 5), "attempt numbers go on");
+    publish(&transport, [job.spans(&[(0, 1, "[5]")], &[], 1)]).await;
+    let is_last = |fact: &Fact| matches!(fact, Fact::Finished(end) if end.job == job.id && end.round.0 == 1);
+    journal_until(&transport, is_last).await;
+    sink.stop().await.unwrap();
+}

@@ -1,0 +1,84 @@
+//! What a sink tells of its jobs.
+
+use gristmill_shared::{
+    EventFilter,
+    wire::{Event, Form},
+};
+
+use super::*;
+use crate::tests::toy::{Submitted, Toy};
+
+#[tokio::test]
+async fn progress_and_an_early_end_are_told() {
+    let (transport, job) =
+        (MemoryTransport::new(), Submitted::new(&Toy { stop_at: Some(4), ..Toy::default() }));
+    let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
+    let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..5)]).await;
+    let last = async {
+        loop {
+            if let Event::Progress(progress) = Event::decode(&events.next().await.unwrap()).unwrap()
+                && progress.account.stopped.is_some()
+            {
+                return progress;
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, last).await.expect("no such event").account.done, 5);
+    let facts = journal_until(&transport, |fact| matches!(fact, Fact::Finished(_))).await;
+    assert!(matches!(&facts[..], [Fact::Serving(_), Fact::Opened(_), Fact::Stopped(_), Fact::Finished(_)]));
+    sink.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_end_is_told_live_as_the_fact_that_the_journal_has() {
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
+    let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
+    let mut journal = transport.journal().await.unwrap();
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..5), job.sealed(5)]).await;
+    let both = async {
+        let live = loop {
+            let event = events.next().await.unwrap();
+            if event.form == Finished::FORM {
+                break event;
+            }
+        };
+        loop {
+            match journal.next().await.unwrap() {
+                JournalEntry::Fact(fact) if fact.form == Finished::FORM => return (live, fact),
+                _ => {}
+            }
+        }
+    };
+    let (live, fact) = timeout(PATIENCE, both).await.expect("one of them did not come");
+    assert_eq!((&live.id, live.job, &live.body), (&fact.id, fact.job, &fact.body));
+    assert!(!fact.id.is_empty());
+    sink.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_stalls_is_told_of_while_nothing_else_happens() {
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let after = Some(Duration::from_millis(30));
+    let config = SinkConfig { ledger: LedgerPlace::Memory, stall_after: after, ..config(Path::new("")) };
+    let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
+    let sink = Running::start(config, &transport);
+    publish(&transport, [job.opened(), job.done(0..5), job.sealed(8)]).await;
+    let stalled = async {
+        loop {
+            if let Event::Missing(missing) = Event::decode(&events.next().await.unwrap()).unwrap() {
+                return missing;
+            }
+        }
+    };
+    let event = timeout(PATIENCE, stalled).await.expect("no such event");
+    let facts = journal_until(&transport, |fact| matches!(fact, Fact::Missing(_))).await;
+    let Some(Fact::Missing(missing)) = facts.last() else { panic!("{facts:?}") };
+    assert_eq!((missing, &missing.ranges[..]), (&event, &[(gristmill_shared::TaskIndex(5), 3)][..]));
+    publish(&transport, [job.done(5..8)]).await;
+    assert_eq!(finished(&transport, job.id).await.account.done, 8);
+    sink.stop().await.unwrap();
+}
