@@ -1,7 +1,8 @@
 //! Tasks that take their worker's process down, and the neighbours that they had.
 
 use futures::future::join_all;
-use tokio::{process::Command, sync::watch};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Ended, Process, Site, within};
 
@@ -10,17 +11,17 @@ use crate::harness::{Ended, Process, Site, within};
 async fn keep_up(
     site: &Site,
     worker: impl Fn(&Site) -> Process + Send + Sync,
-    mut over: watch::Receiver<bool>,
+    over: CancellationToken,
 ) -> usize {
     let mut deaths = 0;
     loop {
         let mut process = worker(site);
         let ended = tokio::select! {
             () = process.gone() => process.end().await,
-            _ = over.wait_for(|over| *over) => process.stop().await,
+            () = over.cancelled() => process.stop().await,
         };
         if ended.code != Ended::ABORTED {
-            assert!(*over.borrow(), "it did not abort, and ended: {ended:?}");
+            assert!(over.is_cancelled(), "it did not abort, and ended: {ended:?}");
             return deaths;
         }
         deaths += 1;
@@ -38,11 +39,11 @@ async fn only_these_fail(
     let site = Site::new();
     let _sink = site.start("sink");
     let submit = site.start(&format!("producer submit spin --tasks {tasks} {spin} --wait --json"));
-    let (is_over, over) = watch::channel(false);
+    let over = CancellationToken::new();
     let workers = join_all((0..3).map(|_| keep_up(&site, &worker, over.clone())));
     let job = async {
         let submitted = within("the job", submit.end()).await;
-        is_over.send(true).unwrap();
+        over.cancel();
         submitted
     };
     let (submitted, deaths) = tokio::join!(job, workers);
