@@ -85,7 +85,7 @@ pub(crate) enum Reading {
         /// Those that ended longer ago than this, for instance 30d
         #[arg(long, group = "rule", value_name = "AGE", value_parser = humantime::parse_duration)]
         older_than: Option<Duration>,
-        /// All but the newest of them
+        /// All but so many, those that ended last
         #[arg(long, group = "rule", value_name = "JOBS")]
         keep: Option<usize>,
         /// Print JSON

@@ -17,7 +17,7 @@ const ROWS_AT_A_TIME: u32 = 500;
 pub struct PruneRule {
     /// Those that ended longer ago than this.
     pub older_than: Option<Duration>,
-    /// All but this many, the newest.
+    /// All but this many: those that ended last, and of several that ended together those that were submitted last.
     pub keep: Option<usize>,
 }
 
@@ -54,7 +54,8 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
         "DELETE FROM jobs WHERE state <> 'running' AND (
              finished_ms < ?1
              OR (?2 IS NOT NULL AND seq NOT IN (
-                 SELECT seq FROM jobs WHERE state <> 'running' ORDER BY finished_ms DESC, seq DESC LIMIT ?2)))",
+                 SELECT seq FROM jobs WHERE state <> 'running'
+                 ORDER BY finished_ms DESC, submitted_ms DESC, id DESC LIMIT ?2)))",
         (before, keep),
     )?;
     let left = transaction.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
@@ -140,5 +141,27 @@ mod tests {
         clerk = take(clerk, vec![running.done(9..10), running.sealed(10)]);
         assert!(reader.verify(running.id).unwrap().ok);
         drop(clerk);
+    }
+
+    #[test]
+    fn of_jobs_that_end_together_the_one_submitted_last_is_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
+        let mut jobs: Vec<_> = (0..6).map(|_| Submitted::toy()).collect();
+        for place in [3, 0, 5, 1, 4, 2] {
+            clerk.take(delivery(jobs[place].opened())).unwrap();
+            clerk.take(delivery(jobs[place].cancelled())).unwrap();
+        }
+        drop(clerk.commit().unwrap());
+        Connection::open(&path).unwrap().execute("UPDATE jobs SET finished_ms = 1", []).unwrap();
+        let reader = LedgerReader::open(&path).unwrap();
+        let left = || reader.jobs().unwrap().iter().map(|row| row.job).collect::<Vec<_>>();
+        jobs.reverse();
+        let newest_first: Vec<_> = jobs.iter().map(|job| job.id).collect();
+        assert_eq!(left(), newest_first);
+        prune(&path, PruneRule { older_than: None, keep: Some(2) }).unwrap();
+        assert_eq!(left(), newest_first[..2]);
     }
 }

@@ -192,9 +192,10 @@ impl Record {
         connection.prepare(&sql)?.query_map(running, |row| Ok(Self::from_row(row)?.1))?.collect()
     }
 
-    /// Reads all jobs, the newest first.
+    /// Reads all jobs, the newest first. That is by when they were submitted: a sink that starts late finds many in its
+    /// queue, and takes them in together.
     pub(super) fn load_all(connection: &Connection) -> rusqlite::Result<Vec<(i64, Self)>> {
-        let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY seq DESC");
+        let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY submitted_ms DESC, id DESC");
         connection.prepare(&sql)?.query_map([], Self::from_row)?.collect()
     }
 
