@@ -22,6 +22,8 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// Whether the job is known to exist.
 pub(crate) enum Known {
+    /// This process does all of it.
+    RunHere(Plan),
     /// This process sends it.
     SentHere(Plan),
     /// It was submitted here; if nothing is heard of it, no sink is running.
@@ -38,10 +40,9 @@ pub(crate) async fn to_the_end(
     job: JobId,
     known: Known,
 ) -> Result<Finished, Failure> {
-    let sent_here = matches!(known, Known::SentHere(_));
-    let submitted = match known {
-        Known::SentHere(plan) | Known::Submitted(plan) => {
-            context.bar.begin(&plan);
+    let submitted = match &known {
+        Known::RunHere(plan) | Known::SentHere(plan) | Known::Submitted(plan) => {
+            context.bar.begin(plan);
             true
         }
         Known::Claimed => false,
@@ -69,7 +70,7 @@ pub(crate) async fn to_the_end(
                     )));
                 }
                 let what = stalled.take().map(|missing| stall_text(&missing));
-                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job, sent_here))));
+                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job, &known))));
                 listening = false; // once for each silence
                 continue;
             }
@@ -149,9 +150,15 @@ enum Heard {
 }
 
 impl Heard {
-    fn what_may_be_the_matter(self, job: JobId, sent_here: bool) -> String {
+    fn what_may_be_the_matter(self, job: JobId, known: &Known) -> String {
         let seconds = SILENCE.as_secs();
+        let sent_here = matches!(known, Known::SentHere(_));
         match self {
+            _ if matches!(known, Known::RunHere(_)) => {
+                format!(
+                    "no outcome for {seconds} s (hint: tasks are long, or have failed and wait to be tried again)"
+                )
+            }
             Self::Nothing => "no sink has taken up the job yet; its tasks and results wait on the broker \
                               (hint: start one with `sink`)"
                 .into(),

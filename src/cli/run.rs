@@ -107,11 +107,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             say(format_args!("job {id}"));
         }
         let watch = Watch::open(&*transport, id).await?;
+        let known = if flags.broker.is_some() { Known::SentHere(plan) } else { Known::RunHere(plan) };
         let sending = async { submission.send().await.map_err(Failure::from) };
-        let (_, finished) = futures::try_join!(
-            sending,
-            follow::to_the_end(context, &*transport, watch, id, Known::SentHere(plan))
-        )?;
+        let (_, finished) =
+            futures::try_join!(sending, follow::to_the_end(context, &*transport, watch, id, known))?;
         job_ended.cancel();
         Ok::<_, Failure>(finished)
     };
@@ -145,7 +144,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     transport.close().await;
     let finished = done?;
     let why = match flags.broker {
-        None => "run it again with -vv to see why".into(),
+        None => "the first are told above, and with -vv all of them".into(),
         Some(_) => format!("list them with `sink failures {} --lane {lane}`", finished.job),
     };
     follow::conclude(&finished, flags.json, &why)

@@ -141,13 +141,12 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     }
     for JobSummary { job, kind, state, account, submitted_ms, .. } in jobs {
         let done = format!("{}/{}", account.done, of_total(&account));
-        let submitted = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(submitted_ms));
-        let submitted = submitted.to_string().replace('T', " ");
+        let submitted = utc(submitted_ms);
         print(format_args!(
             "{job}  {:10}  {state:8}  {done:>21}  {:>6}  {}",
             kind.as_str(),
             account.failed,
-            submitted.trim_end_matches('Z')
+            submitted
         ))?;
     }
     let parked = ledger.parked()?;
@@ -163,6 +162,12 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     Ok(Exit::Ok)
 }
 
+/// To the second.
+fn utc(ms: u64) -> String {
+    let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms));
+    time.to_string().replace('T', " ").trim_end_matches('Z').into()
+}
+
 fn of_total(account: &Account) -> String {
     account.total.map_or_else(|| "?".into(), |total| total.to_string())
 }
@@ -172,8 +177,8 @@ fn show(view: &JobView, json: bool) -> Outcome {
         print_json(view)?;
         return Ok(Exit::Ok);
     }
-    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, stalled_ms, .. } =
-        &view.summary;
+    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, stalled_ms, .. } = &view.summary;
+    let JobSummary { submitted_ms, finished_ms, .. } = &view.summary;
     let count = |number| HumanCount(number).to_string();
     let total = account.total.map_or_else(|| "an unknown number of".into(), count);
     let outcomes = account.done + account.failed;
@@ -186,6 +191,11 @@ fn show(view: &JobView, json: bool) -> Outcome {
     print(format_args!("lane       {lane}, round {round}"))?;
     let split = if *sealed { "" } else { ", split not finished" };
     print(format_args!("state      {state}{split}"))?;
+    print(format_args!("submitted  {} UTC", utc(*submitted_ms)))?;
+    if let Some(finished_ms) = finished_ms {
+        let took = Duration::from_millis(finished_ms.saturating_sub(*submitted_ms));
+        print(format_args!("ended      {} UTC, {} later", utc(*finished_ms), humantime::format_duration(took)))?;
+    }
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
     }

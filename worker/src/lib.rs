@@ -5,6 +5,7 @@
 //! ```
 
 mod beat;
+mod complaints;
 mod crew;
 mod error;
 mod handoff;

@@ -148,19 +148,26 @@ impl Sequel<'_> {
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
     fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Outgoing {
         let delay = RetryDelay::after(headers.attempt);
-        tracing::debug!(
-            job = %self.batch.job, index = %failure.index, attempt = headers.attempt, again_in = %delay,
-            reason = self.why(failure), "a task failed"
-        );
+        let (job, index, attempt, reason) =
+            (self.batch.job, failure.index, headers.attempt, self.why(failure));
+        match self.shop.complaints.one_more(job) {
+            Some(failures_of_job) => {
+                tracing::warn!(%job, %index, attempt, again_in = %delay, reason, failures_of_job, "a task failed");
+            }
+            None => tracing::debug!(%job, %index, attempt, again_in = %delay, reason, "a task failed"),
+        }
         let message = self.part(failure.index, &[&failure.task], headers);
         Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message }
     }
 
     fn for_good<'t>(&self, failure: &'t TaskFailure, failures: u32) -> FailedTask<'t> {
-        let reason = self.why(failure);
-        tracing::info!(
-            job = %self.batch.job, index = %failure.index, attempts = failures, reason, "a task failed for good"
-        );
+        let (job, index, attempts, reason) = (self.batch.job, failure.index, failures, self.why(failure));
+        match self.shop.complaints.one_more(job) {
+            Some(failures_of_job) => {
+                tracing::warn!(%job, %index, attempts, reason, failures_of_job, "a task failed for good");
+            }
+            None => tracing::debug!(%job, %index, attempts, reason, "a task failed for good"),
+        }
         FailedTask {
             index: failure.index,
             reason: clip_reason(&reason).into_owned().into(),

@@ -18,7 +18,7 @@ use gristmill_shared::{
 use gristmill_shared::wire::clip_reason;
 use tokio::sync::watch;
 
-use crate::{job_cache::JobCache, pace::Pace};
+use crate::{complaints::Complaints, job_cache::JobCache, pace::Pace};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
@@ -32,6 +32,7 @@ pub(crate) struct Shop {
     pub(crate) registry: Registry,
     pub(crate) board: Arc<JobBoard>,
     pub(crate) jobs: JobCache,
+    pub(crate) complaints: Complaints,
     pub(crate) lane: Lane,
     pub(crate) transport: Arc<dyn Transport>,
     connection: Mutex<Connection>,
@@ -130,6 +131,7 @@ impl Shop {
             registry,
             board,
             jobs: JobCache::default(),
+            complaints: Complaints::default(),
             lane,
             connection: Mutex::new(Connection::new(transport.health())),
             transport,
