@@ -67,6 +67,26 @@ async fn a_cut_anywhere_in_a_frame_loses_nothing() {
     }
 }
 
+/// A connection that goes whenever a message is sent says nothing of the message, however often it does.
+#[tokio::test]
+async fn what_no_connection_outlives_for_long_is_sent_until_one_does() {
+    let wire = Wire::lay().await;
+    let (transport, lane) = wire.open().await;
+    let queue = QueueRole::Tasks.of(&lane);
+    wire.treat(Manner::CutAt("cut here"));
+    let publisher = transport.publisher().await.unwrap();
+    let message = Message { id: "cut here".into(), ..message(0) };
+    let publishing = publisher.publish(vec![to(&queue, message)]);
+    let mending = async {
+        while wire.ended() < 11 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        wire.treat(Manner::Well);
+    };
+    let (answers, ()) = within(async { tokio::join!(publishing, mending) }).await;
+    assert_eq!(answers, [Published::Stored]);
+}
+
 #[tokio::test]
 async fn a_broker_that_is_heard_no_more_is_found_out_by_its_heartbeats() {
     let wire = Wire::lay().await;

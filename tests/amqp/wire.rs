@@ -41,6 +41,8 @@ pub(super) enum Manner {
     Late(Duration),
     /// The connection ends once so many more bytes have gone to the broker, wherever in a frame that is.
     CutAfter(usize),
+    /// Each connection ends when bytes that have this among them are to go to the broker, this time and whenever they come.
+    CutAt(&'static str),
     /// Nothing that the broker says comes through any more. It hears everything.
     Deaf,
 }
@@ -127,7 +129,7 @@ impl Wire {
         self.state.manner.send_replace(manner);
     }
 
-    /// How many connections were ended by [`Manner::CutAfter`], or kept from hearing by [`Manner::Deaf`].
+    /// How many connections were ended by [`Manner::CutAfter`] or [`Manner::CutAt`], or kept from hearing by [`Manner::Deaf`].
     pub(super) fn ended(&self) -> usize {
         self.state.ended.load(Ordering::SeqCst)
     }
@@ -161,6 +163,10 @@ impl State {
                     bytes = &bytes[..bytes.len().min(room)];
                     left = Some(room - bytes.len());
                 }
+                Manner::CutAt(word) if to_broker && contains(bytes, word) => {
+                    self.ended.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
                 _ => {}
             }
             if deaf {
@@ -179,6 +185,10 @@ impl State {
             }
         }
     }
+}
+
+fn contains(bytes: &[u8], word: &str) -> bool {
+    bytes.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
 impl Drop for Wire {

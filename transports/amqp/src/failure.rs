@@ -59,6 +59,21 @@ pub(crate) fn of_the_connection(error: &lapin::Error) -> bool {
     }
 }
 
+/// The broker's reply codes for connections that it ends over what it was sent.
+const OVER_WHAT_IT_WAS_SENT: std::ops::RangeInclusive<u16> = 501..=505;
+
+/// Whether it was over something that we sent that the broker ended the channel, or the connection. Whatever else ends
+/// those says nothing of what was on its way.
+pub(crate) fn over_what_was_sent(error: &lapin::Error) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(_) => true,
+            AMQPErrorKind::Hard(_) => OVER_WHAT_IT_WAS_SENT.contains(&error.get_id()),
+        },
+        _ => false,
+    }
+}
+
 /// What somebody wanted, and so which rights it takes; RabbitMQ before 4 does not name the one that is lacking.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Wish {
@@ -134,7 +149,24 @@ pub(crate) fn hopeless(transport: &str, error: &lapin::Error) -> Option<Transpor
 
 #[cfg(test)]
 mod tests {
+    use lapin::protocol::{AMQPError, AMQPHardError, AMQPSoftError};
+
     use super::*;
+
+    #[test]
+    fn only_what_the_broker_says_of_it_speaks_against_what_was_sent() {
+        let said = |kind| ErrorKind::ProtocolError(AMQPError::new(kind, "".into())).into();
+        for (error, over_it) in [
+            (said(AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)), true),
+            (said(AMQPErrorKind::Hard(AMQPHardError::SYNTAXERROR)), true),
+            (said(AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED)), false),
+            (said(AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)), false),
+            (io::Error::from(io::ErrorKind::ConnectionReset).into(), false),
+            (ErrorKind::MissingHeartbeatError.into(), false),
+        ] {
+            assert_eq!(over_what_was_sent(&error), over_it, "{error}");
+        }
+    }
 
     #[test]
     fn a_refusal_names_the_user_the_right_and_the_thing() {

@@ -36,7 +36,7 @@ const MANY: usize = 16;
 const LINGER: Duration = Duration::from_millis(1);
 /// How many requests may wait for a channel, of facts and of the rest each; whoever brings one more waits.
 const REQUESTS_WAITING: usize = 64;
-/// How many channels in a row the broker may close over letters of which it answers none, on connections that stand.
+/// How many channels in a row the broker may close over letters of which it answers none.
 const FRUITLESS_TRIES: u32 = 5;
 /// How often the queues of a wave's letters are made anew if they are gone.
 const REMAKE_TRIES: u32 = 3;
@@ -234,7 +234,8 @@ impl Sender {
         Some(answers)
     }
 
-    /// Gives back what brings no answer but closed channels, [`FRUITLESS_TRIES`] in a row.
+    /// Gives back what brings no answer but channels that the broker closes over it, [`FRUITLESS_TRIES`] in a row.
+    /// Connections that are lost, however many, say nothing of the letters.
     async fn send_together(
         &mut self,
         mut left: Vec<(usize, Letter)>,
@@ -245,7 +246,7 @@ impl Sender {
         while !left.is_empty() && fruitless < FRUITLESS_TRIES {
             let channel = self.channel().await?;
             let letters: Vec<&Letter> = left.iter().map(|(_, letter)| letter).collect();
-            let Sent { answers: mut sent, silent } = tokio::select! {
+            let Sent { answers: mut sent, disliked, silent } = tokio::select! {
                 biased;
                 sent = wave::send(channel, &letters, silence, || channel.is_blocked()) => sent,
                 () = channel.over() => continue,
@@ -273,7 +274,7 @@ impl Sender {
                 }
             } else if left.len() < before {
                 fruitless = 0;
-            } else {
+            } else if disliked {
                 fruitless += 1;
             }
             if !left.is_empty() {

@@ -33,6 +33,8 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(300);
 pub(crate) struct Sent {
     /// Of each letter in turn.
     pub(crate) answers: Vec<Published>,
+    /// The broker ended the channel, or the connection, over one of them.
+    pub(crate) disliked: bool,
     /// The broker stopped answering. The channel is of no use any more: late answers would be taken for another's.
     pub(crate) silent: bool,
 }
@@ -60,7 +62,9 @@ pub(crate) async fn send(
     });
     let confirmed = all_answers(confirms.collect(), silence, blocked).await;
     let silent = confirmed.iter().any(Option::is_none);
-    Sent { answers: answers(letters, &confirmed), silent }
+    let disliked =
+        confirmed.iter().flatten().any(|answer| answer.as_ref().is_err_and(failure::over_what_was_sent));
+    Sent { answers: answers(letters, &confirmed), disliked, silent }
 }
 
 /// Waits for all answers, or until there was none for so long while it was not `blocked`; then some are missing.
