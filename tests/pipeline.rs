@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill_shared::{Address, Message, Outgoing, QueueRole, publish_until_stored};
+use gristmill_shared::{Address, Headers, Message, Outgoing, QueueRole, publish_until_stored};
 
 use crate::harness::{AAAA, NODE, Site, within};
 
@@ -154,7 +154,10 @@ async fn garbage_goes_to_the_dead_and_everything_goes_on() {
         for (form, body) in
             [("", "\0garbage"), ("gristmill.batch.v1", &long), ("gristmill.results.v1", &long)]
         {
-            let message = Message { body: body.to_owned().into(), form: form.into(), ..Message::default() };
+            let traceparent = Some("X".repeat(65_400)); // so that there is no room left for a reason
+            let headers = Headers { traceparent, ..Headers::default() };
+            let message =
+                Message { body: body.to_owned().into(), form: form.into(), headers, ..Message::default() };
             let outgoing = Outgoing { to: Address::Queue(site.queue(role)), message };
             publish_until_stored(&*publisher, vec![outgoing]).await.unwrap();
         }

@@ -8,7 +8,7 @@ use std::{mem, sync::Arc};
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Published, Publisher, StoreError,
+    Address, Outgoing, Published, Publisher, Queue, QueueRole, StoreError,
     fail_point::{FailPoint, reached},
     meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
@@ -214,7 +214,7 @@ pub(crate) async fn hand_on_all(
             biased;
             Some(Went { left, settled }) = lots.next() => {
                 in_flight -= settled;
-                alone.extend(left.into_iter().map(|parcel| hand_on(parcel, publisher)));
+                alone.extend(left.into_iter().map(|parcel| hand_on(parcel, shop, publisher)));
             }
             Some(settled) = alone.next() => in_flight -= settled?,
             Ok(next) = queue.recv_async(), if room && !lot.is_complete() => {
@@ -283,8 +283,12 @@ async fn hand_on_together(parcels: Vec<Parcel>, publisher: &dyn Publisher) -> We
     Went { left, settled }
 }
 
-/// Sends until it is stored, and closes its ends; answers how many there were.
-async fn hand_on(Parcel { outgoing, ends }: Parcel, publisher: &dyn Publisher) -> Result<usize, StoreError> {
+/// Sends until it, or what goes instead of it, is stored, and closes its ends; answers how many there were.
+async fn hand_on(
+    Parcel { outgoing, ends }: Parcel,
+    shop: &Shop,
+    publisher: &dyn Publisher,
+) -> Result<usize, StoreError> {
     let mut left = vec![outgoing];
     while !left.is_empty() {
         let mut queues: Vec<_> = left.iter().map(|outgoing| queue(&outgoing.to)).collect();
@@ -294,13 +298,20 @@ async fn hand_on(Parcel { outgoing, ends }: Parcel, publisher: &dyn Publisher) -
         }
         queues.into_iter().for_each(|queue| WORKER_STORED.add([queue], 1));
         for (Outgoing { to, message }, why) in refused {
-            tracing::warn!(%to, bytes = message.body.len(), why, "the broker would not take results; sending less at a time");
-            match instead_of(&message, &why) {
-                Some(parts) => {
-                    left.extend(parts.into_iter().map(|message| Outgoing { to: to.clone(), message }))
+            if let Some(parts) = instead_of(&message, &why) {
+                tracing::warn!(%to, bytes = message.body.len(), why, "the broker would not take results; sending less at a time");
+                left.extend(parts.into_iter().map(|message| Outgoing { to: to.clone(), message }));
+                continue;
+            }
+            match to {
+                // Somebody else put it into our queue, larger than we send any. It must not end one worker after another.
+                Address::Queue(Queue { role, .. })
+                    if !matches!(role, QueueRole::Results | QueueRole::Dead) =>
+                {
+                    left.push(shop.bury(message, role, &why));
                 }
                 // The batch stays unsettled: nothing is acked that did not come to something.
-                None => return Err(StoreError::Refused { to, why }),
+                to => return Err(StoreError::Refused { to, why }),
             }
         }
     }

@@ -4,7 +4,10 @@
 //! an odd type gets its default, and what it means is for the wire module to say.
 
 use bytes::Bytes;
-use gristmill_shared::{Headers, Message};
+use gristmill_shared::{
+    Headers, Message,
+    wire::{REASON_MAX_BYTES, clip_reason},
+};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable, MAX_SHORT_STRING_LENGTH, ShortString},
@@ -115,12 +118,16 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
         loss: header(LOSS).map(count).unwrap_or_default(),
         reason: header(REASON).and_then(string),
         origin: header(ORIGIN).and_then(string),
-        traceparent: header(TRACEPARENT).and_then(string),
+        traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),
     };
     if from_dead_queue && let Some(table) = table {
         let (reason, origin) = death(table);
         headers.reason = headers.reason.or(reason);
         headers.origin = headers.origin.or(origin);
+    }
+    // They travel on with what follows, so they must fit into that.
+    for text in [&mut headers.reason, &mut headers.origin].into_iter().flatten() {
+        *text = clip_reason(text).into_owned();
     }
     Message {
         id: text(properties.message_id()),
@@ -265,6 +272,16 @@ mod tests {
         assert_eq!(deliveries_before(&BasicProperties::default(), true), 1);
         assert_eq!(deliveries_before(&BasicProperties::default(), false), 0);
         assert_eq!(deliveries_before(&counted(3), false), 0, "a header that a publisher brought along");
+    }
+
+    #[test]
+    fn what_comes_with_long_headers_can_go_on() {
+        let long = "x".repeat(70_000);
+        let headers = table([(REASON, text(&long)), (ORIGIN, text(&long)), (TRACEPARENT, text(&long))]);
+        let message = incoming(&BasicProperties::default().with_headers(headers), Bytes::new(), false);
+        fits(&message).unwrap();
+        assert_eq!(message.headers.traceparent, None, "half of it is none");
+        assert!(message.headers.reason.unwrap().ends_with("(cut)"));
     }
 
     #[test]

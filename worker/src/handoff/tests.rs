@@ -25,6 +25,24 @@ impl Refusing {
     }
 }
 
+/// A broker that takes nothing of so many bytes or more, and keeps what it stored.
+#[derive(Debug)]
+struct Narrow(usize, Mutex<Vec<Outgoing>>);
+
+#[async_trait]
+impl Publisher for Narrow {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+        let answer = |outgoing: Outgoing| {
+            if outgoing.message.body.len() >= self.0 {
+                return Published::Refused("it is too large".into());
+            }
+            self.1.lock().unwrap().push(outgoing);
+            Published::Stored
+        };
+        batch.into_iter().map(answer).collect()
+    }
+}
+
 #[async_trait]
 impl Publisher for Refusing {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
@@ -132,7 +150,7 @@ async fn what_is_refused_of_one_batch_holds_up_no_other_and_is_sent_again_alone(
     let mut went = hand_on_together(lot.parcels, &publisher).await;
     assert_eq!((went.settled, acks.0.load(Ordering::Relaxed)), (2, 1), "b is not stored");
     assert_eq!(room.available_permits(), 1);
-    assert_eq!(hand_on(went.left.pop().unwrap(), &publisher).await, Ok(1));
+    assert_eq!(hand_on(went.left.pop().unwrap(), &*Shop::of_nothing().await, &publisher).await, Ok(1));
     assert_eq!((acks.0.load(Ordering::Relaxed), room.available_permits()), (2, 2));
     assert_eq!(publisher.ids(), ["a", "c", "b"]);
 }
@@ -224,4 +242,25 @@ async fn nobody_waits_for_a_worker_that_has_ended() {
     drop(to_hand_on);
     waiting.join().unwrap();
     assert_eq!(acks.0.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_to_go_on_goes_to_the_dead_and_ends_no_worker() {
+    let shop = Shop::of_nothing().await;
+    let publisher = Narrow(16 << 20, Mutex::default());
+    let message = Message { id: "foreign".into(), body: vec![b' '; 17 << 20].into(), ..Message::default() };
+    let outgoing = shop.hand_back(message.clone(), QueueRole::Tasks);
+    let parcel = Parcel { outgoing, ends: Vec::new() };
+    assert_eq!(hand_on(parcel, &shop, &publisher).await, Ok(0));
+    let stored = publisher.1.lock().unwrap().pop().unwrap();
+    assert_eq!(stored.to, shop.to(QueueRole::Dead));
+    assert!(
+        stored.message.headers.reason.unwrap().starts_with("it is too large"),
+        "with what the broker said"
+    );
+
+    // What takes not even that ends the worker, and nothing is acked.
+    let parcel = Parcel { outgoing: shop.hand_back(message, QueueRole::Tasks), ends: Vec::new() };
+    let refused = hand_on(parcel, &shop, &Narrow(1, Mutex::default())).await;
+    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
 }
