@@ -2,7 +2,7 @@
 """A Gristmill worker in Python, by docs/protocol.md: the other half of examples/collatz.rs.
 
     pip install pika
-    export GRISTMILL_BROKER=amqp://guest:guest@localhost:5672
+    export GRISTMILL_BROKER=amqp://guest@localhost:5672    # with another user: GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE
     cargo run --example collatz -- sink &
     python3 examples/worker.py &
     cargo run --example collatz -- producer submit collatz --limit 300000 --wait
@@ -10,9 +10,9 @@
 It runs one task at a time, in the thread that talks to the broker. Start as many as there are cores.
 """
 
-import collections, json, math, os, random, re, secrets, signal, socket, sys, time, uuid
+import collections, json, math, os, random, re, secrets, signal, socket, sys, time, urllib.parse, uuid
 import pika
-from pika.exceptions import NackError
+from pika.exceptions import AuthenticationError, NackError, ProbableAuthenticationError
 
 HEARTBEAT = 600  # seconds; longer than any task, because nothing is heard or said while a task runs
 PREFETCH = 4  # messages held of `tasks`, and as many of `again`
@@ -54,8 +54,7 @@ class Malformed(Exception):
 
 
 class Worker:
-    def __init__(self, url, lane="default"):
-        parameters = pika.URLParameters(url)
+    def __init__(self, parameters, lane="default"):
         parameters.heartbeat = HEARTBEAT
         self.lane, self.leaving, self.sent = lane, False, 0
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:63]
@@ -261,12 +260,44 @@ def clip(reason):
     return reason.encode(errors="replace")[:REASON_BYTES].decode(errors="ignore")
 
 
+def access(url):
+    """Where the broker is and who we are there, as Gristmill's own programs take it; and whether somebody gave a password."""
+    password = password_beside_the_url()
+    place = urllib.parse.urlsplit(url)
+    user, _, host = place.netloc.rpartition("@")
+    name, in_the_url, _ = user.partition(":")
+    if in_the_url and password:
+        sys.exit("there are two passwords, one of them in GRISTMILL_BROKER (hint: leave that one out, amqp://USER@HOST)")
+    if not in_the_url:  # without any it is RabbitMQ's first
+        user = f"{name or 'guest'}:{urllib.parse.quote(password or 'guest', safe='')}"
+    return pika.URLParameters(place._replace(netloc=f"{user}@{host}").geturl()), bool(in_the_url or password)
+
+
+def password_beside_the_url():
+    password, path = os.environ.get("GRISTMILL_PASSWORD"), os.environ.get("GRISTMILL_PASSWORD_FILE")
+    if not path:
+        return password
+    if password:
+        sys.exit("GRISTMILL_PASSWORD and GRISTMILL_PASSWORD_FILE are both set (hint: unset one)")
+    try:
+        with open(path) as file:
+            password = file.read().rstrip("\r\n")
+    except (OSError, ValueError) as error:
+        sys.exit(f"GRISTMILL_PASSWORD_FILE: cannot read {path}: {error}")
+    return password or sys.exit(f"GRISTMILL_PASSWORD_FILE: {path} is empty")
+
+
 def main():
     if len(sys.argv) > 2:
         sys.exit(f"usage: {sys.argv[0]} [LANE]   (the broker's URL is in GRISTMILL_BROKER, the lane may be in GRISTMILL_LANE)")
-    url = os.environ.get("GRISTMILL_BROKER", "amqp://guest:guest@localhost:5672")
+    parameters, has_password = access(os.environ.get("GRISTMILL_BROKER", "amqp://guest@localhost:5672"))
     lane = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("GRISTMILL_LANE", "default")
-    worker = Worker(url, lane)
+    try:
+        worker = Worker(parameters, lane)
+    except (AuthenticationError, ProbableAuthenticationError) as refused:
+        hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone"
+        why = "" if has_password else f"; no password was given for the user {parameters.credentials.username} (hint: {hint})"
+        sys.exit(f"the broker at {parameters.host}:{parameters.port} refuses: {refused}{why}")
 
     def leave(*_):
         worker.leaving = True

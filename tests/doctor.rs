@@ -1,6 +1,6 @@
 //! What `gristmill doctor` finds.
 
-use gristmill_shared::{QueueRole, Shards};
+use gristmill_shared::{Address, Message, Outgoing, Published, QueueRole, RetryDelay, Shards};
 use lapin::{
     Connection, ConnectionProperties,
     options::{QueueDeclareOptions, QueueDeleteOptions},
@@ -137,6 +137,46 @@ async fn an_alarm_is_named() {
     broker.ctl("set_vm_memory_high_watermark 0.6").await;
     let report = site.json("gristmill doctor --json").await;
     assert_eq!(finding(&report, "alarms").0, "ok", "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_where_nothing_is_set_up_yet_is_told_so_once_and_nothing_has_failed() {
+    let broker = OwnBroker::start().await;
+    let site = Site::at(broker.url());
+    let ended = site.run("gristmill doctor --json").await;
+    let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(ended.code, 0, "{report:#}");
+    let (verdict, found) = finding(&report, "lane");
+    let setup = format!("`gristmill setup --lane {}`, or the first sink", site.queue(QueueRole::Tasks).lane);
+    assert!(verdict == "warning" && found.contains(&setup), "{report:#}");
+    assert!(found.contains("nothing of Gristmill is set up here yet") && !found.contains("queue"), "{found}");
+    assert_eq!(finding(&report, "alarms").0, "ok", "{report:#}");
+    assert!(finding(&report, "rights").1.contains("(what is missing was not tried)"), "{report:#}");
+    for said in ["NOT_FOUND", "failed", "lost the connection"] {
+        assert!(!ended.stdout.contains(said), "{said}: {report:#}");
+    }
+    broker.ctl("set_vm_memory_high_watermark 0.00001").await;
+    let report = site.json("gristmill doctor --json").await;
+    let (verdict, found) = finding(&report, "alarms");
+    assert!(verdict == "problem" && found.contains("low on memory"), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_be_tried_again_is_counted() {
+    let site = Site::new();
+    let transport = site.transport().await;
+    let roles = [QueueRole::Again, QueueRole::Suspect, QueueRole::Suspect];
+    let retries = [QueueRole::Retry(RetryDelay::TenMinutes); 3];
+    let sent = roles
+        .into_iter()
+        .chain(retries)
+        .map(|role| Outgoing { to: Address::Queue(site.queue(role)), message: Message::default() });
+    let answers = transport.publisher().await.unwrap().publish(sent.collect()).await;
+    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+    let report = site.json("gristmill doctor --json").await;
+    let (verdict, found) = finding(&report, "workers");
+    let counted = "batches that wait: 0, to be tried again: 4, suspects: 2;";
+    assert!(verdict == "warning" && found.contains(counted), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

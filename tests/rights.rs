@@ -355,7 +355,9 @@ async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
         assert!(ended.stderr.contains("(hint: "), "{}", ended.stderr);
         println!("as {user}, {words}: {}", ended.stderr);
         if thing.ends_with("is missing") {
-            assert!(error.contains("gristmill setup --lane"), "{error}");
+            let (_, lane) = words.split_once("--lane ").unwrap();
+            let lane = lane.split(' ').next().unwrap();
+            assert!(error.contains(&format!("`gristmill setup --lane {lane}`")), "{error}");
         }
     }
 }

@@ -31,6 +31,20 @@ async fn purge_tasks(site: &Site) -> u32 {
 }
 
 #[tokio::test]
+async fn who_submits_to_a_lane_that_no_sink_has_served_is_told() {
+    let site = Site::new();
+    let lane = site.queue(QueueRole::Tasks).lane;
+    let words = "producer submit spin --tasks 10 --micros 1";
+    let told = format!("no sink has served the lane {lane} yet (hint: is that its name?");
+    let alone = site.run(words).await;
+    assert!(alone.code == 0 && alone.stderr.contains(&told), "{alone:?}");
+    let mut sink = site.start("sink");
+    sink.says("serving").await;
+    let served = site.run(words).await;
+    assert!(served.code == 0 && !served.stderr.contains("no sink"), "{served:?}");
+}
+
+#[tokio::test]
 async fn tasks_that_were_purged_are_named_and_sent_again() {
     let site = Site::new();
     let mut sink = site.start("sink --stall-after 3s");

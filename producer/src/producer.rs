@@ -102,6 +102,17 @@ impl Producer {
         Ok((submission, watch))
     }
 
+    /// Waits until the journal has been read, and says whether a sink has said there that it serves the lane. One that did
+    /// may be gone since; where none did, the lane's name may be wrong.
+    ///
+    /// # Errors
+    /// If the journal cannot be read.
+    pub async fn is_served(&self, lane: &Lane) -> Result<bool, ProducerError> {
+        let following = self.commons.following(&self.transport);
+        following.caught_up().await?;
+        Ok(following.board.is_served(lane))
+    }
+
     async fn prepare_new(
         &self,
         job: Arc<dyn AnyJob>,

@@ -1,7 +1,7 @@
-//! What a process knows from the journal: which jobs nobody needs any more.
+//! What a process knows from the journal: which jobs nobody needs any more, and which lanes have a sink.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,13 +10,16 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    JobId, JournalEntry, JournalReader, Message, Round, StopSignal, Transport, TransportError,
-    wire::{Fact, Finished, Stopped},
+    JobId, JournalEntry, JournalReader, Lane, Message, Round, StopSignal, Transport, TransportError,
+    wire::{Fact, Finished, Serving, Stopped},
 };
 
 /// How many jobs a board remembers; the oldest are forgotten first. A job forgotten while its tasks are still queued
 /// is run to its end, which the sink ignores.
 pub const BOARD_MAX_JOBS: usize = 100_000;
+
+/// How many lanes a board knows to be served. Those beyond count as not served, of which no more follows than a hint.
+const BOARD_MAX_LANES: usize = 10_000;
 
 /// How many facts about one job may wait for who listens to it. A job has few; whoever lags behind is told no more.
 pub const FACTS_MAX_WAITING: usize = 64;
@@ -27,6 +30,7 @@ pub struct JobBoard {
     jobs: Mutex<BTreeMap<JobId, Rounds>>,
     /// Those who listen to a job.
     ears: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
+    served: Mutex<BTreeSet<Lane>>,
     caught_up: CancellationToken,
 }
 
@@ -114,7 +118,13 @@ impl JobBoard {
             Ok(Fact::Stopped(Stopped { job, round, .. }) | Fact::Finished(Finished { job, round, .. })) => {
                 self.end(job, round);
             }
-            Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_) | Fact::Serving(_)) => {}
+            Ok(Fact::Serving(Serving { lane, .. })) => {
+                let mut served = self.served();
+                if served.len() < BOARD_MAX_LANES {
+                    served.insert(lane);
+                }
+            }
+            Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_)) => {}
             // Of a later version, for days: whoever starts meets it again, and can do nothing about it.
             Err(error) => tracing::debug!(id = message.id, %error, "passing over an entry of the journal"),
         }
@@ -151,6 +161,17 @@ impl JobBoard {
         })
     }
 
+    /// Whether a sink has said that it serves the lane, in what the journal still has. A sink says so when it starts, and
+    /// each day; it may be gone since.
+    #[must_use]
+    pub fn is_served(&self, lane: &Lane) -> bool {
+        self.served().contains(lane)
+    }
+
+    fn served(&self) -> MutexGuard<'_, BTreeSet<Lane>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ears(&self) -> MutexGuard<'_, BTreeMap<JobId, mpsc::Sender<Message>>> {
         self.ears.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -168,6 +189,7 @@ impl JobBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{LedgerId, wire::Form as _};
 
     #[test]
     fn an_ended_round_stops_itself_and_those_before_but_none_after() {
@@ -178,6 +200,14 @@ mod tests {
         assert!(board.stop_signal(job, Round(0)).is_stopped());
         assert!(!board.stop_signal(job, Round(2)).is_stopped());
         assert!(!board.stop_signal(JobId::generate(), Round(0)).is_stopped());
+    }
+
+    #[test]
+    fn a_lane_is_served_once_a_sink_has_said_so() {
+        let (board, night): (_, Lane) = (JobBoard::default(), "night".parse().unwrap());
+        let serving = Serving { lane: night.clone(), ledger: LedgerId::generate(), place: "here".into() };
+        board.learn(&serving.message("1".into(), "sink"));
+        assert!(board.is_served(&night) && !board.is_served(&Lane::default()));
     }
 
     #[tokio::test]

@@ -140,12 +140,16 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     let options = submit.how.options(&flags.lane.lane);
                     let options = SubmitOptions { job: Some(id), shards: submit.shards, ..options };
                     let submission = not_too_long(&*transport, producer.open(job, options)).await?;
-                    Ok((transport, submission))
+                    Ok((transport, producer, submission))
                 })
                 .await;
-            let (transport, submission) = opened.map_err(|failure| flags.perhaps_open(id, failure))?;
+            let (transport, producer, submission) =
+                opened.map_err(|failure| flags.perhaps_open(id, failure))?;
             let after = After { missing: false, wait: submit.wait, json: submit.json };
-            flags.send(context, &*transport, submission, after).await
+            let sending = flags.send(context, &*transport, submission, after);
+            // It takes no longer for that, since tasks are sent when the journal has been read.
+            let (sent, ()) = futures::join!(sending, flags.say_if_not_served(context, &producer));
+            sent
         }
         Action::Resume { job, missing, wait, json } => {
             let cursor = flags.state.cursors()?.load(job)?;
@@ -213,6 +217,25 @@ impl ProducerFlags {
         let (transport, app) = self.broker.connect("producer").await?;
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).cursors(cursors, context.version);
         Ok((transport, producer))
+    }
+
+    /// Says so if no sink is known on the lane: the tasks of a lane that nobody serves wait, and its name may be a slip of
+    /// the pen.
+    async fn say_if_not_served(&self, context: &Context, producer: &Producer) {
+        let lane = &self.lane.lane;
+        let served = tokio::select! {
+            served = producer.is_served(lane) => served,
+            () = context.signals.first() => return,
+        };
+        // That the journal cannot be read is told by whoever sends.
+        if let Ok(false) = served {
+            context.bar.suspend(|| {
+                say(format_args!(
+                    "no sink has served the lane {lane} yet (hint: is that its name? tasks and results wait on the broker \
+                     until a sink and workers come)"
+                ));
+            });
+        }
     }
 
     /// How the lane is named in a command that somebody may copy.

@@ -74,6 +74,16 @@ async fn a_wrong_password_or_virtual_host_is_denied_at_once_and_not_shown() {
 }
 
 #[tokio::test]
+async fn who_is_let_in_but_not_to_that_virtual_host_is_not_asked_for_a_password() {
+    let url = broker_url();
+    let host = url.rsplit_once('@').unwrap().1.split('/').next().unwrap();
+    let url = format!("amqp://guest@{host}/nowhere");
+    let error = within(AmqpTransport::connect(AmqpConfig::new(&url).unwrap())).await.unwrap_err().to_string();
+    assert!(error.contains("nowhere") && error.contains("list_vhosts"), "{error}");
+    assert!(!error.contains("password"), "{error}");
+}
+
+#[tokio::test]
 async fn nobody_there_is_unreachable_after_the_time_given() {
     // A socket that listens and never answers, and one that is closed.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

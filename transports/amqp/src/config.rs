@@ -110,17 +110,22 @@ impl AmqpConfig {
         self.tls.as_ref()
     }
 
-    /// The same error; of one whose cause may be that nobody gave a password, that.
+    /// The same error of a login; with what may be its cause: that nobody gave a password, or, if it is the virtual host
+    /// that was refused, how to see which there are.
     pub(crate) fn explain(&self, error: TransportError) -> TransportError {
+        let TransportError::Denied { transport, reason } = error else { return error };
         let user = &self.uri.authority.userinfo.username;
-        match error {
-            TransportError::Denied { transport, reason } if !self.has_password && !user.is_empty() => {
-                let hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone";
-                let reason = format!("{reason}; no password was given for the user {user} (hint: {hint})");
-                TransportError::Denied { transport, reason }
-            }
-            error => error,
-        }
+        let reason = if reason.starts_with("NOT_ALLOWED") {
+            let hint = "the user was let in, but not to that virtual host; `rabbitmqctl list_vhosts` names those there are, \
+                        `rabbitmqctl list_permissions -p VHOST` who may use one";
+            format!("{reason} (hint: {hint})")
+        } else if self.has_password || user.is_empty() {
+            reason
+        } else {
+            let hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone";
+            format!("{reason}; no password was given for the user {user} (hint: {hint})")
+        };
+        TransportError::Denied { transport, reason }
     }
 
     pub(crate) fn vhost(&self) -> &str {
@@ -255,6 +260,19 @@ mod tests {
         let config = AmqpConfig::new("amqp://me:secret@host").unwrap();
         assert!(!format!("{config:?}").contains("secret"));
         assert_eq!(config.uri().authority.userinfo.password, "secret");
+    }
+
+    #[test]
+    fn a_password_is_asked_for_only_where_the_login_was_refused() {
+        let told = |url: &str, reason: &str| {
+            let error = TransportError::Denied { transport: "amqp://here".into(), reason: reason.into() };
+            AmqpConfig::new(url).unwrap().explain(error).to_string()
+        };
+        let refused = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN";
+        assert!(told("amqp://me@host", refused).contains("no password was given for the user me"));
+        assert!(!told("amqp://me:wrong@host", refused).contains("(hint: "));
+        let elsewhere = told("amqp://me@host/nope", "NOT_ALLOWED - vhost nope not found");
+        assert!(elsewhere.contains("list_vhosts") && !elsewhere.contains("PASSWORD"), "{elsewhere}");
     }
 
     #[test]

@@ -63,11 +63,11 @@ pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
 /// Declares what is missing, but for the journal.
 pub(crate) async fn open_lane(visit: &mut Visit, lane: &Lane) -> Result<(), TransportError> {
     for exchange in [WORK, RESULTS, DEAD] {
-        Thing::Exchange(exchange, ExchangeKind::Direct).provide(visit).await?;
+        Thing::Exchange(exchange, ExchangeKind::Direct).provide(visit, Some(lane)).await?;
     }
-    Thing::Exchange(EVENTS, ExchangeKind::Topic).provide(visit).await?;
+    Thing::Exchange(EVENTS, ExchangeKind::Topic).provide(visit, Some(lane)).await?;
     for role in QueueRole::ALL {
-        Thing::queue(&role.of(lane)).provide(visit).await?;
+        Thing::queue(&role.of(lane)).provide(visit, Some(lane)).await?;
     }
     Ok(())
 }
@@ -79,7 +79,7 @@ pub(crate) async fn open_shards(
     at_least: Shards,
 ) -> Result<Shards, TransportError> {
     for shard in at_least.queues().filter(|shard| *shard != QueueRole::Tasks) {
-        Thing::queue(&shard.of(lane)).provide(visit).await?;
+        Thing::queue(&shard.of(lane)).provide(visit, Some(lane)).await?;
     }
     let mut there = at_least;
     while let Some(more) = there.one_more() {
@@ -94,8 +94,8 @@ pub(crate) async fn open_shards(
 /// Declares the journal if it is missing, and sees whether it can be read. Apart from the lanes, since RabbitMQ may
 /// know a stream by name and yet not have it: one that somebody else is just making, or one that it lost.
 pub(crate) async fn open_journal(visit: &mut Visit) -> Result<(), TransportError> {
-    Thing::Exchange(FACTS, ExchangeKind::Direct).provide(visit).await?;
-    Thing::journal().provide(visit).await?;
+    Thing::Exchange(FACTS, ExchangeKind::Direct).provide(visit, None).await?;
+    Thing::journal().provide(visit, None).await?;
     can_be_read(visit, JOURNAL).await
 }
 
@@ -150,8 +150,8 @@ impl Thing {
         }
     }
 
-    /// Sees to it that it is there: declares it, or, where we may not, looks.
-    async fn provide(&self, visit: &mut Visit) -> Result<(), TransportError> {
+    /// Sees to it that it is there, for that lane or for all: declares it, or, where we may not, looks.
+    async fn provide(&self, visit: &mut Visit, lane: Option<&Lane>) -> Result<(), TransportError> {
         if visit.declares() {
             match self.declare(visit).await {
                 Err(TransportError::Forbidden { .. }) if !visit.must_declare => visit.declares_not(),
@@ -165,8 +165,11 @@ impl Thing {
         match self.declare(visit).await {
             Ok(()) => self.bind(visit).await,
             Err(TransportError::Forbidden { transport, lacks }) => {
-                let hint = "`gristmill setup --lane LANE`, by a user who may configure, makes all that a lane needs, \
-                            with --shards N the further tasks queues too";
+                let lane = lane.map_or("LANE", Lane::as_str);
+                let hint = format!(
+                    "`gristmill setup --lane {lane}`, by a user who may configure, makes all that a lane needs, with \
+                     --shards N the further tasks queues too"
+                );
                 let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
                 Err(TransportError::Forbidden { transport, lacks })
             }

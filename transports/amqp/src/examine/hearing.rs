@@ -81,7 +81,7 @@ impl Heard {
         [sink, self.taking(standing), Some(self.clock())].into_iter().flatten().collect()
     }
 
-    /// Who takes tasks. Every worker takes from all tasks queues, so that they are alike in all but what waits.
+    /// Who takes tasks, and what waits. Every worker takes from all tasks queues, so that they are alike in all but that.
     fn taking(&self, standing: &Standing) -> Option<Finding> {
         const CHECK: &str = "workers";
         let shards: Vec<_> =
@@ -94,7 +94,14 @@ impl Heard {
             false => format!("heard: {}, with {slots} slots, {busy} of them busy", self.workers.len()),
         };
         let waiting: u32 = shards.iter().map(|(_, (waiting, _))| waiting).sum();
-        let found = format!("consumers of tasks: {most}, batches that wait: {waiting}; {heard}");
+        let again = standing.waiting(QueueRole::ALL.into_iter().filter(|role| is_tried_again(*role)));
+        let suspects = standing.waiting([QueueRole::Suspect]);
+        let shown = |count: Option<u32>| count.map_or("not shown".into(), |count| count.to_string());
+        let found = format!(
+            "consumers of tasks: {most}, batches that wait: {waiting}, to be tried again: {}, suspects: {}; {heard}",
+            shown(again),
+            shown(suspects)
+        );
         let left = shards.iter().filter(|(_, (_, consumers))| *consumers == 0);
         let left: Vec<_> = left.map(|(shard, _)| standing.name(*shard)).collect();
         Some(if *most == 0 {
@@ -121,6 +128,11 @@ impl Heard {
             }
         }
     }
+}
+
+/// Whether what waits there has failed before or was handed back.
+fn is_tried_again(role: QueueRole) -> bool {
+    matches!(role, QueueRole::Retry(_) | QueueRole::Again)
 }
 
 #[cfg(test)]

@@ -30,8 +30,13 @@ use self::{
     trial::{Trial, Tried},
 };
 use crate::{
-    MAX_MESSAGE, config::AmqpConfig, failure::Wish, generation::Generation, topology::JOURNAL,
-    transport::first_generation, visit::Visit,
+    MAX_MESSAGE,
+    config::AmqpConfig,
+    failure::Wish,
+    generation::Generation,
+    topology::{EVENTS, JOURNAL},
+    transport::first_generation,
+    visit::Visit,
 };
 
 /// How long a greeting may take.
@@ -58,7 +63,7 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
             findings.extend(greeting.ok().map(|greeting| version(&greeting)));
             let hint = match &error {
                 TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
-                    Some("check the user, the password and the virtual host in the URL")
+                    Some("check the user and the password")
                 }
                 TransportError::Unreachable { .. } => {
                     Some("is a RabbitMQ running there? the URL is amqp://USER:PASSWORD@HOST:PORT/VHOST")
@@ -178,7 +183,11 @@ impl Examination<'_> {
             for need in part.needs(self.lane, standing.shards()) {
                 let tried = match &need {
                     Need::DeclareAll => configure.clone(),
-                    Need::Listen => hearing.tried(),
+                    // A right that is lacking shows first, also if there is nothing to listen to.
+                    Need::Listen => match hearing.tried() {
+                        Tried::Untried(_) if !standing.has(EVENTS) => Tried::missing(),
+                        tried => tried,
+                    },
                     Need::Bind(exchange) if standing.has(exchange) => {
                         trial.bind(visit, self.lane, exchange).await?
                     }
@@ -188,7 +197,7 @@ impl Examination<'_> {
                     }
                     Need::ReadJournal if standing.has(JOURNAL) => trial.consume(visit, JOURNAL).await?,
                     Need::Publish(_) | Need::Consume(_) | Need::ReadJournal | Need::Bind(_) => {
-                        Tried::Untried("what is missing was not tried".into())
+                        Tried::missing()
                     }
                 };
                 match tried {

@@ -71,6 +71,11 @@ impl Standing {
         }
     }
 
+    /// How many messages wait in those queues of the lane together, if all of them are shown to us.
+    pub(super) fn waiting(&self, roles: impl IntoIterator<Item = QueueRole>) -> Option<u32> {
+        roles.into_iter().map(|role| self.queue(role).map(|(waiting, _)| waiting)).sum()
+    }
+
     pub(super) fn findings(&self, configure: &Tried, vhost: &str) -> Vec<Finding> {
         let with = |wanted: Seen| -> Vec<String> {
             let found = self.things.iter().filter(|(_, seen)| *seen == wanted);
@@ -79,9 +84,12 @@ impl Standing {
         let (missing, hidden) = (with(Seen::Missing), with(Seen::Hidden));
         let check = format!("lane {}", self.lane);
         let more = missing.len().saturating_sub(MISSING_SHOWN);
-        let mut shown = missing[..missing.len() - more].join(", ");
+        let mut shown = format!("missing: {}", missing[..missing.len() - more].join(", "));
         if more > 0 {
             shown += &format!(", and {more} more");
+        }
+        if self.is_bare() {
+            shown = "nothing of Gristmill is set up here yet".into();
         }
         let finding = match (missing.len(), configure) {
             (0, _) if self.away.is_empty() => {
@@ -94,16 +102,17 @@ impl Standing {
             }
             (0, _) => None,
             (_, Tried::May) if self.is_begun() => {
-                Some(Finding::problem(&check, format_args!("half of it is there; missing: {shown}")).hint(
-                    format!("somebody deleted it, or did not make it; `{}` makes it anew", self.setup()),
-                ))
+                Some(Finding::problem(&check, format_args!("half of it is there; {shown}")).hint(format!(
+                    "somebody deleted it, or did not make it; `{}` makes it anew",
+                    self.setup()
+                )))
             }
             (_, Tried::May) => Some(
-                Finding::warning(&check, format_args!("missing: {shown}"))
-                    .hint("the first program of Gristmill on this lane makes it, or `gristmill setup`"),
+                Finding::warning(&check, shown)
+                    .hint(format!("`{}`, or the first sink or worker on this lane makes it", self.setup())),
             ),
             _ => Some(
-                Finding::problem(&check, format_args!("missing: {shown}"))
+                Finding::problem(&check, shown)
                     .hint(format!("`{}` with a user who may configure", self.setup())),
             ),
         };
@@ -118,6 +127,11 @@ impl Standing {
             Finding::unseen("hidden", format_args!("not shown to this user: {}", hidden.join(", ")))
         });
         finding.into_iter().chain(away).chain(unseen).collect()
+    }
+
+    /// Whether nothing at all is there, as on a broker that no program of ours has been at.
+    pub(super) fn is_bare(&self) -> bool {
+        self.away.is_empty() && self.things.iter().all(|(_, seen)| *seen == Seen::Missing)
     }
 
     /// Whether somebody has begun to make the lane: one of its own queues is there.

@@ -32,6 +32,13 @@ pub(super) enum Tried {
     Untried(String),
 }
 
+impl Tried {
+    /// Of what is not there.
+    pub(super) fn missing() -> Self {
+        Self::Untried("what is missing was not tried".into())
+    }
+}
+
 /// What became of a message to nobody.
 enum Sent {
     Taken,
@@ -39,6 +46,8 @@ enum Sent {
     Blocked(String),
     MayNot(String),
     TooLarge(String),
+    /// There is no such exchange.
+    Missing,
     Lost(String),
 }
 
@@ -55,7 +64,7 @@ impl Trial {
     }
 
     /// A broker that takes no messages says so to those who send some: after the first, and before it answers the
-    /// second.
+    /// second, be it only that the exchange is missing.
     pub(super) async fn alarm(&self) -> Finding {
         const CHECK: &str = "alarms";
         let mut sent = self.send(EVENTS, &[], ANSWER_TIMEOUT).await;
@@ -63,7 +72,7 @@ impl Trial {
             sent = self.send(EVENTS, &[], ANSWER_TIMEOUT).await;
         }
         match sent {
-            Sent::Taken => Finding::ok(CHECK, "none; the broker takes messages"),
+            Sent::Taken | Sent::Missing => Finding::ok(CHECK, "none; the broker takes messages"),
             Sent::Blocked(why) => {
                 Finding::problem(CHECK, format_args!("the broker takes no messages: {why}")).hint(
                     "free memory or disk there, or raise vm_memory_high_watermark or lower disk_free_limit; \
@@ -90,6 +99,7 @@ impl Trial {
             Sent::Blocked(_) => {
                 Tried::Untried("publishing was not tried: the broker takes no messages".into())
             }
+            Sent::Missing => Tried::missing(),
             Sent::Lost(why) | Sent::TooLarge(why) => {
                 Tried::Untried(format!("publishing was not tried: {why}"))
             }
@@ -189,6 +199,7 @@ impl Trial {
             Sent::Blocked(why) | Sent::MayNot(why) | Sent::Lost(why) => {
                 Finding::unseen(CHECK, format_args!("a message of {wanted} bytes had no answer: {why}"))
             }
+            Sent::Missing => Finding::unseen(CHECK, format_args!("{exchange} went away meanwhile")),
         }
     }
 
@@ -219,6 +230,7 @@ impl Trial {
                     match failure::lacks(Wish::Publish, &why) {
                         Some(lacks) => Sent::MayNot(lacks),
                         None if failure::size_limit(&why).is_some() => Sent::TooLarge(why),
+                        None if failure::code(&error) == Some(NOT_FOUND) => Sent::Missing,
                         None => Sent::Lost(why),
                     }
                 }
