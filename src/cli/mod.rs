@@ -28,7 +28,7 @@ use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe}
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
 use gristmill_jobs::Spin;
-use gristmill_shared::{Job as _, Registry, panic_text};
+use gristmill_shared::{Job as _, Registry};
 use tokio::runtime::Runtime;
 
 use self::{
@@ -70,7 +70,7 @@ pub(crate) fn main(app: App, role: Role) -> Exit {
     match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(app, role))) {
         Ok(Ok(exit)) => exit,
         Ok(Err(failure)) => complain(failure.exit, &failure),
-        Err(panic) => complain(Exit::Bug, &format_args!("this is a defect: {}", panic_text(&*panic))),
+        Err(_) => complain(Exit::Bug, &"this is a defect: the panic above"), // the hook has told it
     }
 }
 
