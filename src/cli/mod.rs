@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod clash;
 mod config;
 mod doctor;
 mod drill;
@@ -85,6 +86,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
+    clash::refuse(&kinds, &whole)?;
     let configured = match config::read(command(role, &kinds, version), whole, role.name()) {
         Ok(configured) => configured,
         Err(Stop::CommandLine(error)) => return explain(&error, &kinds),
