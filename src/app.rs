@@ -80,7 +80,8 @@ impl App {
         Self::new().job::<Crack>().job::<Primes>().job::<Spin>()
     }
 
-    /// Adds a kind. The job's fields are its flags. Adding a kind twice makes [`App::main`] fail.
+    /// Adds a kind. The job's fields are its flags. Adding a kind twice makes [`App::main`] fail, and so does a flag that
+    /// Gristmill has itself on `run` or `producer submit`, by its id, its long or short name, or an alias.
     #[must_use]
     pub fn job<J: Job + clap::Args>(mut self) -> Self {
         match self.registry.register::<J>() {

@@ -30,3 +30,20 @@ async fn it_knows_its_own_kind_and_no_other() {
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("known: collatz"), "{ended:?}");
 }
+
+#[tokio::test]
+async fn it_goes_by_its_own_name_and_shows_no_examples_of_ours() {
+    let said = async |words: &str| {
+        let mut command = Command::new(collatz());
+        command.args(words.split_whitespace());
+        Process::start("collatz", command).end().await.answer().to_owned()
+    };
+    assert_eq!(said("-V").await, concat!("collatz ", env!("CARGO_PKG_VERSION")));
+    assert!(said("--help").await.contains("Exit codes: 0 ok"));
+    for command in
+        ["", "run", "producer", "producer submit", "worker", "sink", "setup", "doctor", "completions"]
+    {
+        let help = said(&format!("{command} --help")).await;
+        assert!(!help.contains("Examples:") && !help.contains("crack"), "{command}: {help}");
+    }
+}

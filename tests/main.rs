@@ -25,6 +25,7 @@ mod observe;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod pages;
+mod panics;
 mod pipeline;
 mod poison;
 mod retry;

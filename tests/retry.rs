@@ -41,6 +41,20 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
 }
 
 #[tokio::test]
+async fn tasks_of_a_job_that_was_stopped_are_not_sent_again() {
+    let site = Site::new();
+    let _roles = (site.start("sink"), site.start("worker --slots 2"));
+    let words =
+        "producer submit spin --tasks 500 --fail-rate 1 --max-attempts 1 --batch 1 --fail-fast 3 --wait";
+    let submitted = site.run(words).await;
+    assert_eq!(submitted.code, 1, "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    let refused = site.run(&format!("sink retry {job}")).await;
+    assert!(refused.code == 2 && refused.stderr.contains("is stopped;"), "{refused:?}");
+    assert!(refused.stderr.ends_with("(hint: submit it anew)"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn who_asks_for_a_retry_is_told_whether_a_sink_has_taken_it_up() {
     let site = Site::new();
     let sink = site.start("sink");

@@ -58,6 +58,11 @@ async fn a_job_that_is_to_fail_fast_ends_at_so_many_failures() {
         let end: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
         let count = |what: &str| end["account"][what].as_u64().unwrap();
         assert!(count("failed") >= 20 && count("skipped") > 0, "{end}");
+        let why = end["account"]["stopped"].as_str().unwrap();
+        assert!(
+            why.ends_with(&format!("tasks failed, and the job was to end at {limit} (--fail-fast)")),
+            "{why}"
+        );
         assert_eq!(count("done") + count("failed") + count("skipped"), 2000, "{end}");
     }
 }

@@ -62,6 +62,11 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<u64>,
 
+    /// A task that panics at each try; may be given several times
+    #[arg(long, value_name = "INDEX")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub panic: Vec<u64>,
+
     /// Decides which tasks fail, how long each is between two bounds, and what the payloads are
     #[arg(long, value_name = "S", default_value_t)]
     #[serde(default)]
@@ -135,6 +140,9 @@ impl Job for Spin {
                 std::thread::park();
             }
         }
+        if self.panic.contains(&index) {
+            lose_countenance(index);
+        }
         self.work.perform(self.micros_of(TaskIndex(index)), cx)?;
         if cx.attempt() <= failures {
             return Err(TaskError::failed(format!(
@@ -164,6 +172,10 @@ fn die_of_hunger() -> ! {
         eaten.push(black_box(vec![1_u8; BITE])); // ones, since zeros would take no memory
         black_box(&eaten);
     }
+}
+
+fn lose_countenance(index: u64) -> ! {
+    panic!("task {index} panics, as --panic asks")
 }
 
 const A_SHARE: &str = "expected a share from 0 to 1";

@@ -58,7 +58,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     const KEEP: Keep = Keep::Report;
     /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded.
     type Task: Serialize + DeserializeOwned + Send;
-    /// What processing one task gives. At most 1 MiB encoded.
+    /// What processing one task gives. At most 1 MiB encoded, as JSON: a float that is NaN or infinite is written as `null`,
+    /// and where that does not decode its task has failed for good.
     type Output: Serialize + DeserializeOwned + Send;
     /// What the sink folds all outputs into.
     type Report: Serialize + DeserializeOwned + Default + Send;

@@ -16,7 +16,7 @@ pub struct Policy {
     /// How long one task may take, in milliseconds; `TaskContext::check` sees it. Defaults to no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_timeout_ms: Option<u64>,
-    /// When too many tasks failed, the job ends early. Defaults to never.
+    /// When so many tasks have failed, the job ends early. Defaults to never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
 }

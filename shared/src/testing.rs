@@ -361,4 +361,37 @@ mod tests {
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.into()).unwrap()
     }
+
+    /// Reciprocals of 0 and 1.
+    #[derive(Serialize, Deserialize)]
+    struct Reciprocals;
+
+    impl Job for Reciprocals {
+        const KIND: &'static str = "reciprocals";
+        type Task = f64;
+        type Output = f64;
+        type Report = f64;
+
+        fn split(&self) -> impl Iterator<Item = Result<f64, JobError>> + Send {
+            [0.0, 1.0].into_iter().map(Ok)
+        }
+
+        fn process(&self, number: f64, _: &TaskContext) -> Result<f64, TaskError> {
+            Ok(1.0 / number)
+        }
+
+        fn collect(&self, sum: &mut f64, _: TaskIndex, output: f64) -> ControlFlow<()> {
+            *sum += output;
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn an_output_that_is_no_number_fails_its_task() {
+        let outcome = run_local(&Reciprocals, Repeat(2)).unwrap();
+        assert_eq!(outcome.report, 1.0);
+        assert_eq!((outcome.account.done, outcome.account.failed), (1, 1));
+        let why = &outcome.failures[&TaskIndex(0)];
+        assert!(why.contains("does not decode as an output of kind reciprocals"), "{why}");
+    }
 }

@@ -205,7 +205,8 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     }
     say(summary);
     if account.failed > 0 {
-        warn(format_args!("{} tasks failed (hint: {why})", count(account.failed)));
+        let tasks = if account.failed == 1 { "task" } else { "tasks" };
+        warn(format_args!("{} {tasks} failed (hint: {why})", count(account.failed)));
     }
     if json {
         print_json(finished)?;

@@ -6,7 +6,8 @@ use clap::{
     ArgMatches, Command,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use gristmill_shared::AnyJob;
+use gristmill_jobs::{Crack, Primes, Spin};
+use gristmill_shared::{AnyJob, Job as _};
 
 use crate::{app::KindArgs, exit::Failure};
 
@@ -26,12 +27,22 @@ impl Kinds {
             .subcommand_value_name(VALUE_NAME)
             .subcommand_help_heading("Kinds")
             .disable_help_subcommand(true)
-            .subcommands(self.0.iter().map(|kind| kind.command.clone()))
+            .subcommands(self.commands().cloned())
+    }
+
+    /// What each is on the command line.
+    pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.0.iter().map(|kind| &kind.command)
+    }
+
+    /// Whether they are the built-in kinds and no others, as in our own programs.
+    pub(crate) fn are_built_in(&self) -> bool {
+        self.commands().map(Command::get_name).eq([Crack::KIND, Primes::KIND, Spin::KIND])
     }
 
     /// Whether this is one of them.
     pub(crate) fn know(&self, name: &str) -> bool {
-        self.0.iter().any(|kind| kind.command.get_name() == name)
+        self.commands().any(|kind| kind.get_name() == name)
     }
 
     /// The job that the subcommand and its flags describe.
@@ -54,7 +65,7 @@ impl Kinds {
             return None;
         }
         let Some(ContextValue::String(got)) = error.get(ContextKind::InvalidSubcommand) else { return None };
-        let names: Vec<_> = self.0.iter().map(|kind| kind.command.get_name()).collect();
+        let names: Vec<_> = self.commands().map(Command::get_name).collect();
         let near = names
             .iter()
             .map(|name| (strsim::damerau_levenshtein(name, got), name))

@@ -1,13 +1,17 @@
 //! Logs go to stderr, above the bar if there is one.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     fmt::Display,
     io::{self, IsTerminal as _, Write},
+    panic::PanicHookInfo,
     sync::OnceLock,
+    thread,
     time::SystemTime,
 };
 
 use clap::ValueEnum;
+use gristmill_shared::panic_text;
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -79,7 +83,8 @@ pub(crate) fn choose(format: LogFormat) -> LogFormat {
 /// Somebody else who hears what happens.
 type Listener = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Starts to log. A filter that cannot be read is told, and the default used; it is for the log alone, not for `listener`.
+/// Starts to log, panics too. A filter that cannot be read is told, and the default used; it is for the log alone, not for
+/// `listener`.
 pub(crate) fn init(
     filter: Option<String>,
     format: LogFormat,
@@ -100,6 +105,22 @@ pub(crate) fn init(
         None => EnvFilter::new(default),
     };
     subscriber(filter, format, bar, listener).init();
+    std::panic::set_hook(Box::new(log_panic));
+}
+
+/// Says where it panicked, once; what comes of it says whoever catches it. A backtrace only if RUST_BACKTRACE asks for it.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let backtrace = Backtrace::capture();
+    let captured = backtrace.status() == BacktraceStatus::Captured;
+    tracing::error!(
+        target: "gristmill",
+        thread = thread.name().unwrap_or("unnamed"),
+        location = panic.location().map(tracing::field::display),
+        backtrace = captured.then(|| tracing::field::display(&backtrace)),
+        "panic: {}",
+        panic_text(panic.payload())
+    );
 }
 
 fn subscriber(

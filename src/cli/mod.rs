@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod bar;
+mod clash;
 mod config;
 mod doctor;
 mod drill;
@@ -24,11 +25,11 @@ mod stall;
 mod state;
 mod worker;
 
-use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe};
+use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe, path::Path};
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
 use gristmill_jobs::Spin;
-use gristmill_shared::{Job as _, Registry, panic_text};
+use gristmill_shared::{Job as _, Registry};
 use tokio::runtime::Runtime;
 
 use self::{
@@ -70,7 +71,7 @@ pub(crate) fn main(app: App, role: Role) -> Exit {
     match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(app, role))) {
         Ok(Ok(exit)) => exit,
         Ok(Err(failure)) => complain(failure.exit, &failure),
-        Err(panic) => complain(Exit::Bug, &format_args!("this is a defect: {}", panic_text(&*panic))),
+        Err(_) => complain(Exit::Bug, &"this is a defect: the panic above"), // the hook has told it
     }
 }
 
@@ -85,7 +86,9 @@ fn try_main(app: App, role: Role) -> Outcome {
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
-    let configured = match config::read(command(role, &kinds, version), whole, role.name()) {
+    clash::refuse(&kinds, &whole)?;
+    let own = command(role, &kinds, version).name(program_name());
+    let configured = match config::read(own, whole, role.name()) {
         Ok(configured) => configured,
         Err(Stop::CommandLine(error)) => return explain(&error, &kinds),
         Err(Stop::Beneath(failure)) => return Err(failure),
@@ -133,21 +136,32 @@ fn named(subcommand: &str) -> Role {
     }
 }
 
+/// What this program is called.
+fn program_name() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    Path::new(&path).file_name().map_or("gristmill".into(), |name| name.to_string_lossy().into_owned())
+}
+
 /// The whole command line of a program with this role.
 fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     let command = match role {
-        Role::Producer => producer::command(kinds).name("producer"),
-        Role::Worker => worker::command().name("worker"),
-        Role::Sink => sink::command().name("sink"),
+        Role::Producer => producer::command(kinds),
+        Role::Worker => worker::command(),
+        Role::Sink => sink::command(),
         Role::All => Command::new("gristmill")
             .about("Divides one big job over a fleet and counts every task exactly once, whatever dies")
-            .after_help(EXAMPLES)
+            .after_help(format!("{EXAMPLES}\n\n{EXIT_CODES}"))
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
             .subcommands([setup::command(), doctor::command()])
             .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
             .subcommands(pages::commands()),
+    };
+    let command = match role {
+        _ if kinds.are_built_in() => command,
+        Role::All => without_examples(command, kinds).after_help(EXIT_CODES),
+        Role::Producer | Role::Worker | Role::Sink => without_examples(command, kinds),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
     let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
@@ -159,6 +173,13 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     }
 }
 
+/// The command without our examples, which name our programs and our kinds; the kinds' own text stays.
+fn without_examples(command: Command, kinds: &Kinds) -> Command {
+    command.after_help(None::<&str>).mut_subcommands(|below| {
+        if kinds.know(below.get_name()) { below } else { without_examples(below, kinds) }
+    })
+}
+
 const EXAMPLES: &str = "\
 Examples:
   # All in one process, with no broker:
@@ -168,8 +189,9 @@ Examples:
   export GRISTMILL_BROKER=amqp://user:password@broker:5672
   gristmill sink
   gristmill worker --slots 8
-  gristmill producer submit primes --limit 100000000 --wait
+  gristmill producer submit primes --limit 100000000 --wait";
 
+const EXIT_CODES: &str = "\
 Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 5 a worker's threads are stuck, 130 interrupted";
 
 async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcome {

@@ -1,11 +1,14 @@
 //! `completions` and `man`: what the command line says of itself, for shells and for readers.
 
-use std::{fs, io, path::Path, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use clap_complete::{Shell, generate, generate_to};
 
-use super::{Context, Outcome, command, written};
+use super::{Context, Outcome, command, program_name, written};
 use crate::{Exit, Role, exit::Failure};
 
 /// The name under which every role is in one program, and beside which each has one of its own.
@@ -15,13 +18,11 @@ const ROLES: [(&str, Role); 3] =
     [("producer", Role::Producer), ("worker", Role::Worker), ("sink", Role::Sink)];
 
 /// Print the completions of a shell, or write those of every program
-///
-/// For example: `source <(gristmill completions bash)`.
 #[derive(Debug, Args)]
 struct Completions {
     /// The shell
     shell: Shell,
-    /// Write the files for gristmill, producer, worker and sink here instead
+    /// Write the files here instead, one for each program
     dir: Option<PathBuf>,
 }
 
@@ -34,7 +35,9 @@ struct Manual {
 
 /// The two commands.
 pub(super) fn commands() -> [Command; 2] {
-    [Completions::augment_args(Command::new("completions")), Manual::augment_args(Command::new("man"))]
+    let completions = Completions::augment_args(Command::new("completions"));
+    let completions = completions.after_help("Examples:\n  source <(gristmill completions bash)");
+    [completions, Manual::augment_args(Command::new("man"))]
 }
 
 pub(super) fn completions(context: &Context, matches: &ArgMatches) -> Outcome {
@@ -73,8 +76,7 @@ pub(super) fn manual(context: &Context, matches: &ArgMatches) -> Outcome {
 
 /// This program under its own name, first; and those of the roles, if it is the one that they stand beside.
 fn programs(context: &Context) -> Vec<(String, Command)> {
-    let own = std::env::args_os().next().unwrap_or_default();
-    let own = Path::new(&own).file_name().map_or(WHOLE.into(), |name| name.to_string_lossy().into_owned());
+    let own = program_name();
     let roles = ROLES.into_iter().filter(|_| own == WHOLE).map(|(name, role)| (name.to_owned(), role));
     let named = [(own.clone(), Role::All)].into_iter().chain(roles);
     named

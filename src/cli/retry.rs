@@ -51,8 +51,12 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     };
     let summary = &view.summary;
     if summary.state != JobState::Finished {
+        let hint = match summary.state {
+            JobState::Running => "wait for its end",
+            JobState::Finished | JobState::Stopped | JobState::Failed => "submit it anew",
+        };
         return Err(Failure::usage(format_args!(
-            "job {job} is {}; only failed tasks of a finished job can be sent again",
+            "job {job} is {}; only failed tasks of a finished job can be sent again (hint: {hint})",
             summary.state
         )));
     }

@@ -132,7 +132,7 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
         return Ok(Exit::Ok);
     }
     if jobs.is_empty() {
-        say("no jobs yet");
+        say("no jobs");
     } else {
         print(format_args!(
             "{:36}  {:10}  {:8}  {:>21}  {:>6}  {:19}",

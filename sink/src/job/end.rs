@@ -65,23 +65,23 @@ impl Job {
         if self.has_ended() {
         } else if self.record.seal.is_some() && self.record.without_outcome() == 0 {
             self.end(Ending::Complete, outbox);
-        } else if self.too_many_failed() {
-            self.end(
-                Ending::Stopped(format!("{failed} tasks failed, more than the job's policy allows")),
-                outbox,
-            );
+        } else if let Some(limit) = self.failures_reached() {
+            let tasks = if failed == 1 { "task" } else { "tasks" };
+            let why = format!("{failed} {tasks} failed, and the job was to end at {limit} (--fail-fast)");
+            self.end(Ending::Stopped(why), outbox);
         }
     }
 
-    fn too_many_failed(&self) -> bool {
+    /// The number or share of failures at which the job is to end, if there are so many.
+    fn failures_reached(&self) -> Option<FailFast> {
         let failed = self.record.counts.failed;
-        match (self.record.opened.policy.fail_fast, self.record.total()) {
-            (Some(FailFast::Tasks(limit)), _) => failed >= limit.max(1),
-            (Some(FailFast::Percent(percent)), Some(total)) => {
-                failed > 0 && u128::from(failed) * 100 >= u128::from(total) * u128::from(percent)
+        self.record.opened.policy.fail_fast.filter(|limit| match (limit, self.record.total()) {
+            (FailFast::Tasks(limit), _) => failed >= (*limit).max(1),
+            (FailFast::Percent(percent), Some(total)) => {
+                failed > 0 && u128::from(failed) * 100 >= u128::from(total) * u128::from(*percent)
             }
-            (Some(FailFast::Percent(_)) | None, _) => false,
-        }
+            (FailFast::Percent(_), None) => false,
+        })
     }
 
     /// `collect` said that it needs no more.

@@ -193,7 +193,8 @@ fn too_many_failures_end_a_job_that_is_to_fail_fast() {
         assert_eq!(names(&office.take([job.opened(), job.failed(&[1, 2])])), ["opened"]);
         office.take([job.failed(&[1]), job.failed(&[3])]);
         assert_eq!(office.state(&job), JobState::Stopped);
-        assert!(office.account(&job).stopped.unwrap().starts_with("3 tasks failed"));
+        let why = format!("3 tasks failed, and the job was to end at {fail_fast} (--fail-fast)");
+        assert_eq!(office.account(&job).stopped, Some(why));
     }
 }
 

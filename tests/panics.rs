@@ -1,0 +1,41 @@
+//! A job's code that panics: it costs a try of its task, and the log says where, once.
+
+use serde_json::Value;
+
+use crate::harness::{Ended, Site};
+
+/// A job whose task 1 panics at its only try, in one process and with no broker.
+async fn run(flags: &str, backtrace: &str) -> Ended {
+    let words = format!("gristmill run spin --tasks 3 --panic 1 --max-attempts 1 {flags}");
+    let site = Site::at("amqp://nobody.invalid".into());
+    let ended = site.start_with(&words, |command| command.env("RUST_BACKTRACE", backtrace)).end().await;
+    assert_eq!((ended.code, ended.stdout.as_str()), (1, "2 tasks, sum 2\n"), "{ended:?}");
+    ended
+}
+
+#[tokio::test]
+async fn a_panic_is_one_object_in_a_log_of_objects() {
+    for (backtrace, has_one) in [("0", false), ("1", true)] {
+        let ended = run("--log-format json", backtrace).await;
+        let objects = ended.stderr.lines().map(serde_json::from_str::<Value>);
+        let objects: Vec<_> = objects.collect::<Result<_, _>>().unwrap_or_else(|_| panic!("{ended:?}"));
+        let [panic] = &objects.iter().filter(|object| object["level"] == "ERROR").collect::<Vec<_>>()[..]
+        else {
+            panic!("{ended:?}")
+        };
+        let fields = &panic["fields"];
+        assert_eq!(fields["message"], "panic: task 1 panics, as --panic asks");
+        assert!(fields["thread"].as_str().unwrap().starts_with("slot-"), "{fields}");
+        assert!(fields["location"].as_str().unwrap().contains("spin.rs:"), "{fields}");
+        assert_eq!(fields["backtrace"].is_string(), has_one, "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_one_line_in_a_log_of_text() {
+    let ended = run("", "0").await;
+    let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("panic")).collect();
+    let [line] = lines[..] else { panic!("{ended:?}") };
+    assert!(line.contains("ERROR") && line.contains("spin.rs:") && line.contains("slot-"), "{ended:?}");
+    assert!(ended.stderr.contains("warning: 1 task failed (hint: "), "{ended:?}");
+}
