@@ -1,6 +1,6 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::select_all;
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WORKER_REDELIVERIES};
@@ -21,6 +21,10 @@ const TAKEN_AT_ONCE: usize = 64;
 /// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
 /// the prefetch stays what it is.
 const RETIRED_MAX: usize = 4;
+
+/// How often is looked whether the last deliveries of a former consumer are settled, while there is one. To be told of each
+/// would cost every batch something.
+const RETIRED_LOOK: Duration = Duration::from_secs(1);
 
 /// Takes messages from one of the lane's queues.
 #[derive(Debug)]
@@ -90,6 +94,7 @@ impl Intake {
                 () = self.leaving.cancelled() => break,
                 () = pace.becomes(level != LOWEST), if may_change => None,
                 () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => None,
+                () = tokio::time::sleep(RETIRED_LOOK), if !retired.is_empty() => None,
             };
             let mut full = false;
             if let Some((at, deliveries)) = received {
