@@ -148,8 +148,8 @@ async fn garbage_goes_to_the_dead_and_everything_goes_on() {
     sink.says("serving").await;
     let transport = site.transport().await;
     let publisher = transport.publisher().await.unwrap();
-    // The second of each names a kind, or a form, that is longer than any header may be.
-    let long = format!("{{\"job\":\"{0}\",\"kind\":\"{0}\"}}", "X".repeat(70_000));
+    // What does not fit in the second and the third is longer than any header may be, and errors quote it.
+    let long = format!("{{\"busy_us\":\"{0}\",\"job\":\"{0}\",\"kind\":\"{0}\"}}", "X".repeat(70_000));
     for role in [QueueRole::Tasks, QueueRole::Results] {
         for (form, body) in
             [("", "\0garbage"), ("gristmill.batch.v1", &long), ("gristmill.results.v1", &long)]

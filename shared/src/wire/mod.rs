@@ -91,15 +91,15 @@ pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Malformed {
-    /// What does not fit.
+    /// What does not fit, at most [`REASON_MAX_BYTES`].
     pub reason: String,
 }
 
 impl Malformed {
-    /// Says what does not fit.
+    /// Says what does not fit; cut to what the wire allows, since a decoder may quote all of what it was given.
     #[must_use]
     pub fn new(reason: impl fmt::Display) -> Self {
-        Self { reason: reason.to_string() }
+        Self { reason: clip_reason(&reason.to_string()).into_owned() }
     }
 }
 
