@@ -3,7 +3,7 @@
 use std::mem;
 
 use gristmill_shared::{
-    Conclusion, FailFast,
+    Conclusion, FailFast, Round,
     wire::{Finished, Opened, Stopped, now_ms},
 };
 
@@ -63,13 +63,19 @@ impl Job {
     pub(super) fn end_if_due(&mut self, outbox: &mut Outbox) {
         let failed = self.record.counts.failed;
         if self.has_ended() {
-        } else if self.record.seal.is_some() && self.record.without_outcome() == 0 {
+        } else if self.all_tasks_are_known() && self.record.without_outcome() == 0 {
             self.end(Ending::Complete, outbox);
         } else if let Some(limit) = self.failures_reached() {
             let tasks = if failed == 1 { "task" } else { "tasks" };
             let why = format!("{failed} {tasks} failed, and the job was to end at {limit} (--fail-fast)");
             self.end(Ending::Stopped(why), outbox);
         }
+    }
+
+    /// Whether there are no tasks but those below the total. A job that had its answer with the last of its planned tasks
+    /// ended without a seal; when it is reopened none need come, since its producer has heard of the end.
+    fn all_tasks_are_known(&self) -> bool {
+        self.record.seal.is_some() || self.record.round > Round(0)
     }
 
     /// The number or share of failures at which the job is to end, if there are so many.

@@ -229,3 +229,17 @@ fn failed_tasks_are_sent_again_in_a_new_round() {
     assert!(office.verify(&job).ok);
     assert_eq!(office.report(&job), (sum(0..7).parse::<u64>().unwrap() + 8).to_string());
 }
+
+#[test]
+fn a_job_that_ended_without_a_seal_ends_again_without_one() {
+    let office = Office::new();
+    let job = Submitted::new(&Toy { stop_at: Some(1), ..Toy::default() }).planned(2);
+    office.take([job.opened(), job.failed(&[0]), job.done(1..2)]);
+    assert_eq!(office.state(&job), JobState::Finished);
+    office.take([job.reopen(&[])]);
+    assert_eq!(office.state(&job), JobState::Running);
+    let outbox = office.take([job.spans(&[(0, 1, "[0]")], &[], 1)]);
+    let Some(Fact::Finished(finished)) = facts(&outbox).pop() else { panic!("it is not finished") };
+    assert_eq!((finished.round.0, finished.account.done, finished.account.failed), (1, 2, 0));
+    assert!(office.verify(&job).ok);
+}
