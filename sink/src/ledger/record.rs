@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use gristmill_shared::{
-    Account, Conclusion, InvalidName, Lane, Round,
+    Account, Conclusion, InvalidName, JobId, Lane, Round,
     wire::{Opened, Progress, Sealed},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params};
@@ -177,10 +177,7 @@ impl Record {
     }
 
     /// Reads one job; with it the number by which the other tables know it.
-    pub(crate) fn load(
-        connection: &Connection,
-        job: gristmill_shared::JobId,
-    ) -> rusqlite::Result<Option<(i64, Self)>> {
+    pub(crate) fn load(connection: &Connection, job: JobId) -> rusqlite::Result<Option<(i64, Self)>> {
         let sql = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1");
         connection.prepare_cached(&sql)?.query_row([job.to_string()], Self::from_row).optional()
     }
@@ -236,6 +233,10 @@ impl Record {
     }
 
     /// Writes the job; `seq` is its number if it has one already. Answers its number.
+    ///
+    /// # Errors
+    /// Besides those of SQLite: if the job was forgotten meanwhile. What belonged to it is gone too, so it cannot be written
+    /// anew.
     pub(crate) fn save(&self, transaction: &Transaction<'_>, seq: Option<i64>) -> rusqlite::Result<i64> {
         let Opened { job, kind, spec, policy, plan, lane, submitted_ms } = &self.opened;
         let seq = match seq {
@@ -252,7 +253,7 @@ impl Record {
             })?,
         };
         let (seal, end, counts) = (self.seal.as_ref(), self.end.as_ref(), &self.counts);
-        transaction.prepare_cached(UPDATE)?.execute(named_params! {
+        let updated = transaction.prepare_cached(UPDATE)?.execute(named_params! {
             ":seq": seq,
             ":round": self.round.0,
             ":state": self.state().as_str(),
@@ -271,9 +272,17 @@ impl Record {
             ":finished_ms": end.map(|end| int(end.at_ms)),
             ":stalled_ms": self.stalled_ms.map(int),
         })?;
+        if updated == 0 {
+            return Err(rusqlite::Error::ToSqlConversionFailure(Box::new(Forgotten(*job))));
+        }
         Ok(seq)
     }
 }
+
+/// A job's row has gone while the job was in memory.
+#[derive(Debug, thiserror::Error)]
+#[error("job {0} is not there any more (hint: `sink prune` forgot it just now; start the sink again)")]
+struct Forgotten(JobId);
 
 const COLUMNS: &str = "seq, id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state,
     sealed_total, sealed_digest, done, failed, reached, duplicates, late, busy_us, skipped, stopped, conclusion,

@@ -3,7 +3,7 @@
 use gristmill_shared::{Address, Kind, Outgoing, wire::Cancelled};
 
 use super::*;
-use crate::tests::toy::message;
+use crate::{PruneRule, prune, tests::toy::message};
 
 #[test]
 fn a_break_ends_the_job_and_nothing_is_folded_after_it() {
@@ -242,4 +242,17 @@ fn a_job_that_ended_without_a_seal_ends_again_without_one() {
     let Some(Fact::Finished(finished)) = facts(&outbox).pop() else { panic!("it is not finished") };
     assert_eq!((finished.round.0, finished.account.done, finished.account.failed), (1, 2, 0));
     assert!(office.verify(&job).ok);
+}
+
+#[test]
+fn a_job_that_is_forgotten_while_it_is_reopened_is_an_error_and_nothing_is_written() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    office.take([job.opened(), job.failed(&[0]), job.sealed(1)]);
+    let clerk = take(office.clerk(), [job.reopen(&[])]);
+    prune(&office.path, PruneRule { older_than: None, keep: Some(0) }).unwrap();
+    let error = gristmill_shared::error_chain(&clerk.commit().unwrap_err());
+    assert!(error.contains(&format!("job {} is not there any more (hint: `sink prune`", job.id)), "{error}");
+    let left = office.take([job.reopen(&[])]);
+    assert_eq!(names(&left), ["opened", "finished"], "nor is it reopened when that is asked again");
+    assert!(left.iter().all(|batch| batch.target != Target::Tasks));
 }
