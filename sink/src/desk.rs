@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::{
     SinkError, SinkReport,
     clerk::{Clerk, Committed},
-    ledger::outbox::{OutboxBatch, Target},
+    ledger::outbox::{Answered, OutboxBatch, Target},
     pace::Pace,
 };
 
@@ -39,8 +39,8 @@ pub(crate) enum Errand {
     Take(Vec<Delivery>),
     /// Take in dead messages.
     TakeDead(Vec<Delivery>),
-    /// Strike rows of the outbox that the broker has.
-    Stored(Target, Vec<i64>),
+    /// Know what the broker says to rows of the outbox.
+    Answered(Answered),
     /// Know whether the broker works just now.
     Broker { works: bool },
     /// Commit what was taken in, and go home.
@@ -102,8 +102,8 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
             Ok(Errand::TakeDead(deliveries)) => {
                 deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
             }
-            Ok(Errand::Stored(target, rows)) => {
-                clerk.stored(target, rows);
+            Ok(Errand::Answered(answered)) => {
+                clerk.answered(answered)?;
                 hand_out(clerk.outbox()?, outlets); // what was committed meanwhile need not wait for the next commit
             }
             Ok(Errand::Broker { works }) => clerk.broker_works(works),
@@ -114,6 +114,9 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
         }
         if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
             clerk.find_stalls()?;
+        }
+        if clerk.outbox_due().is_some_and(|due| Instant::now() >= due) {
+            hand_out(clerk.outbox()?, outlets);
         }
         if let Some(urgency) = clerk.urgency() {
             let now = Instant::now();
@@ -129,7 +132,8 @@ fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Resul
 /// When the clerk has something to do even if nobody asks.
 fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
     let commit = clerk.urgency().map(|urgency| pace.due(urgency, idle));
-    commit.into_iter().chain(clerk.news_due()).chain(clerk.stalls_due()).min()
+    let due = [commit, clerk.news_due(), clerk.stalls_due(), clerk.outbox_due()];
+    due.into_iter().flatten().min()
 }
 
 fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {
@@ -151,5 +155,38 @@ fn hand_out(outbox: Vec<OutboxBatch>, outlets: &Outlets) {
 fn tell(clerk: &mut Clerk, outlets: &Outlets) {
     if clerk.news_due().is_some_and(|due| Instant::now() >= due) {
         let _ = outlets.news.try_send(clerk.take_news()); // nobody waits for an event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use gristmill_shared::Lane;
+
+    use super::*;
+    use crate::{
+        LedgerPlace, LedgerReader,
+        ledger::Ledger,
+        tests::toy::{Submitted, all_refused, app, delivery, garbage, registry},
+    };
+
+    #[test]
+    fn what_the_broker_refuses_goes_out_again_or_is_recorded_though_nothing_else_happens() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ledger");
+        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let desk = start(Clerk::new(ledger, registry(), Lane::default(), app())).unwrap();
+        let messages = [Submitted::toy().opened(), garbage()];
+        desk.errands.send(Errand::Take(messages.map(delivery).into())).unwrap();
+        let handed_out = || desk.outbox.recv_timeout(Duration::from_secs(20)).expect("nothing goes out");
+        let first = [handed_out(), handed_out()];
+        assert_eq!([first[0].target, first[1].target], [Target::Journal, Target::Dead]);
+        for batch in &first {
+            desk.errands.send(Errand::Answered(all_refused(batch))).unwrap();
+        }
+        let again = handed_out();
+        assert_eq!((again.target, again.rows[0].0), (Target::Journal, first[0].rows[0].0));
+        assert_eq!(LedgerReader::open(&path).unwrap().dead().unwrap().messages.len(), 1);
     }
 }

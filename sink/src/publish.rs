@@ -7,21 +7,21 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
     Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId,
     fail_point::{FailPoint, reached},
-    publish_until_stored,
+    publish_until_answered,
     wire::{Event, Form},
 };
 
 use crate::{
     SinkError,
     desk::Errand,
-    ledger::outbox::{OutboxBatch, Target},
+    ledger::outbox::{Answered, OutboxBatch, Refused},
 };
 
 /// How many lots of ends may be on their way as events. Further ones are read in the journal alone.
 const LIVE_MAX: usize = 4;
 
-/// Publishes each batch until the broker has it, and has it struck then; ends when the clerk has gone and everything
-/// is stored. A full queue holds up its own target only. Ends are told live as well, once; nobody depends on that.
+/// Publishes each batch until the broker has answered all of it, and says what it answered; ends when the clerk has gone
+/// and nothing is on its way. A full queue holds up its own target only. Ends are told live as well, once; nobody depends on that.
 ///
 /// # Errors
 /// If something cannot be stored for a reason that waiting does not mend.
@@ -33,10 +33,9 @@ pub(crate) async fn empty_outbox(
     let (mut in_flight, mut live) = (FuturesUnordered::new(), FuturesUnordered::new());
     loop {
         tokio::select! {
-            Some(stored) = in_flight.next() => {
-                let (target, rows) = stored?;
+            Some(answered) = in_flight.next() => {
                 // A clerk who has gone strikes them next time, and readers know the repetition by its id.
-                let _ = errands.send_async(Errand::Stored(target, rows)).await;
+                let _ = errands.send_async(Errand::Answered(answered?)).await;
             }
             batch = batches.recv_async(), if !batches.is_disconnected() || !batches.is_empty() => {
                 if let Ok(mut batch) = batch {
@@ -56,34 +55,30 @@ pub(crate) async fn empty_outbox(
 
 /// Publishes the rows together, which keeps their order. Those that the broker refuses at first are tried again alone,
 /// and so come later than what was to follow on them.
-async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<(Target, Vec<i64>), SinkError> {
+async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<Answered, SinkError> {
     let OutboxBatch { target, rows, .. } = batch;
     let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
     if answers.len() != rows.len() {
         return Err(StoreError::Lost.into()); // of some of them nobody knows
     }
-    let mut stored = Vec::with_capacity(rows.len());
+    let mut answered = Answered { target, stored: Vec::with_capacity(rows.len()), refused: Vec::new() };
     for ((row, outgoing), answer) in rows.into_iter().zip(answers) {
-        let (id, form) = (outgoing.message.id.clone(), outgoing.message.form.clone());
-        let end = match answer {
-            Published::Stored => Ok(()),
-            Published::Refused(why) => Err(StoreError::Refused { to: outgoing.to, why }),
-            Published::Denied(why) => Err(StoreError::Denied { to: outgoing.to, why }),
+        let message = outgoing.message.clone();
+        let refusal = match answer {
+            Published::Stored => None,
+            Published::Refused(why) => Some(why),
+            Published::Denied(why) => return Err(StoreError::Denied { to: outgoing.to, why }.into()),
             // The next try ends well, or says what is wrong.
             Published::Rejected | Published::Unroutable | Published::Unknown => {
-                publish_until_stored(publisher, vec![outgoing]).await
+                publish_until_answered(publisher, vec![outgoing]).await?.pop().map(|(_, why)| why)
             }
         };
-        match end {
-            // One that can never be stored does not keep the others.
-            Err(error @ StoreError::Refused { .. }) => {
-                tracing::error!(id, form, %error, "gave up a message of the sink");
-            }
-            end => end?,
+        match refusal {
+            None => answered.stored.push(row),
+            Some(why) => answered.refused.push(Refused { row, message, why }),
         }
-        stored.push(row);
     }
-    Ok((target, stored))
+    Ok(answered)
 }
 
 /// Tells progress and stalls to whoever listens, until the clerk has gone.
@@ -111,6 +106,7 @@ mod tests {
     use gristmill_shared::{Lane, Message, QueueRole};
 
     use super::*;
+    use crate::ledger::outbox::Target;
 
     /// Answers as it was told to, call by call, and then always that it has stored; notes the ids of every call.
     #[derive(Debug, Default)]
@@ -136,9 +132,7 @@ mod tests {
         OutboxBatch { target: Target::Tasks, rows: (1..=4).map(row).collect(), live: Vec::new() }
     }
 
-    async fn publish_with(
-        answers: Vec<Vec<Published>>,
-    ) -> (Result<(Target, Vec<i64>), SinkError>, Vec<String>) {
+    async fn publish_with(answers: Vec<Vec<Published>>) -> (Result<Answered, SinkError>, Vec<String>) {
         let publisher = Scripted { answers: Mutex::new(answers), ..Scripted::default() };
         let end = publish(batch(), &publisher).await;
         (end, publisher.calls.into_inner().unwrap().iter().map(|ids| ids.join(" ")).collect())
@@ -148,12 +142,25 @@ mod tests {
     async fn rows_go_out_together_and_only_what_was_rejected_goes_again() {
         use Published::{Refused, Rejected, Stored};
         let (end, calls) = publish_with(Vec::new()).await;
-        assert_eq!((end.unwrap().1, calls), (vec![1, 2, 3, 4], vec!["1 2 3 4".to_owned()]));
+        assert_eq!((end.unwrap().stored, calls), (vec![1, 2, 3, 4], vec!["1 2 3 4".to_owned()]));
 
         let (end, calls) =
             publish_with(vec![vec![Rejected, Refused("too large".into()), Stored, Rejected]]).await;
-        assert_eq!(end.unwrap().1, [1, 2, 3, 4], "a row that can never be stored is struck too");
+        assert_eq!(end.unwrap().stored, [1, 3, 4]);
         assert_eq!(calls, ["1 2 3 4", "1", "4"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_at_once_or_later_is_not_taken_for_stored() {
+        use Published::{Refused, Rejected, Stored};
+        let refused = || Refused("too large".into());
+        // The last answer comes first.
+        let (end, _) = publish_with(vec![vec![refused()], vec![Stored, refused(), Rejected, Stored]]).await;
+        let answered = end.unwrap();
+        assert_eq!(answered.stored, [1, 4]);
+        let refused: Vec<_> =
+            answered.refused.iter().map(|row| (row.row, &*row.message.id, &*row.why)).collect();
+        assert_eq!(refused, [(2, "2", "too large"), (3, "3", "too large")]);
     }
 
     #[tokio::test]

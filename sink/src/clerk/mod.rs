@@ -30,7 +30,7 @@ use crate::{
     job::Job,
     ledger::{
         Ledger, Record,
-        outbox::{OutboxBatch, Target},
+        outbox::{Answered, OutboxBatch},
     },
     pace::Urgency,
 };
@@ -72,7 +72,7 @@ pub(crate) struct Clerk {
 pub(crate) struct Committed {
     /// To be acknowledged.
     pub(crate) receipts: Vec<Receipt>,
-    /// To be published until it is stored; [`Clerk::stored`] wants to know.
+    /// To be published; [`Clerk::answered`] wants to know what became of it.
     pub(crate) outbox: Vec<OutboxBatch>,
 }
 
@@ -153,20 +153,19 @@ impl Clerk {
         self.fold(&message)
     }
 
-    /// Takes in a message from the dead queue: a batch is given up, anything else is recorded.
+    /// Takes in a message from the dead queue.
     pub(crate) fn take_dead(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
         self.report.dead += 1;
         SINK_MESSAGES.add([QueueRole::Dead.as_str()], 1);
         self.receipts.push(receipt);
-        if let Err(malformed) = self.give_up(&message)? {
-            self.dead.record(&message, malformed.reason);
-        }
-        Ok(())
+        self.bury(&message)
     }
 
-    /// The publisher has stored these rows of the outbox.
-    pub(crate) fn stored(&mut self, target: Target, rows: Vec<i64>) {
-        self.outbox.stored(target, rows);
+    /// The broker has answered what was handed out. What it refuses is kept and goes out again; but a message for the dead
+    /// queue is dealt with as if it had come from there.
+    pub(crate) fn answered(&mut self, answered: Answered) -> Result<(), SinkError> {
+        let dead = self.outbox.answered(answered, Instant::now());
+        dead.iter().try_for_each(|message| self.bury(message))
     }
 
     /// How many messages wait for a commit.
@@ -187,7 +186,12 @@ impl Clerk {
 
     /// What has been committed and can go out now.
     pub(crate) fn outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
-        self.outbox.next(&self.ledger)
+        self.outbox.next(&self.ledger, Instant::now())
+    }
+
+    /// When what the broker refused may go out again.
+    pub(crate) fn outbox_due(&self) -> Option<Instant> {
+        self.outbox.due()
     }
 
     /// Writes all that was taken in. After an error nothing of it is in the ledger, and there is no clerk any more.
@@ -276,13 +280,20 @@ impl Clerk {
         }
         for message in self.parking.leave(id, &self.ledger)? {
             if decode::<Batch<'_>>(&message).is_ok() {
-                self.give_up(&message)?
-                    .unwrap_or_else(|malformed| self.dead.record(&message, malformed.reason));
+                self.bury(&message)?;
             } else {
                 self.fold(&message)?;
             }
         }
         Ok(Ok(()))
+    }
+
+    /// A batch that nobody can work with is given up, anything else is recorded.
+    fn bury(&mut self, message: &Message) -> Result<(), SinkError> {
+        if let Err(malformed) = self.give_up(message)? {
+            self.dead.record(message, malformed.reason);
+        }
+        Ok(())
     }
 
     fn give_up(&mut self, message: &Message) -> Result<Result<(), Malformed>, SinkError> {

@@ -21,7 +21,7 @@ const LIVE_MAX_BYTES: usize = 4 << 10;
 
 /// Where a row goes. Rows of one target go out in order, but for those that the broker refused at first; one target
 /// does not wait for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Target {
     /// Facts about jobs.
     Journal,
@@ -34,7 +34,7 @@ pub(crate) enum Target {
 impl Target {
     pub(crate) const ALL: [Self; 3] = [Self::Journal, Self::Tasks, Self::Dead];
 
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Journal => "journal",
             Self::Tasks => "tasks",
@@ -61,6 +61,24 @@ pub(crate) struct OutboxBatch {
     pub(crate) live: Vec<Outgoing>,
 }
 
+/// What became of rows that were handed out.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) target: Target,
+    /// Rows that the broker has.
+    pub(crate) stored: Vec<i64>,
+    /// Rows that it will not take as it is set up now.
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A row that the broker refused.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) row: i64,
+    pub(crate) message: Message,
+    pub(crate) why: String,
+}
+
 /// Adds a message.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
@@ -74,7 +92,7 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// Removes a message that the broker has.
+/// Removes a message that is dealt with.
 pub(crate) fn remove(transaction: &Transaction<'_>, seq: i64) -> rusqlite::Result<()> {
     transaction.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?.execute([seq])?;
     Ok(())

@@ -15,6 +15,8 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::ledger::outbox::{Answered, OutboxBatch, Refused};
+
 /// Adds up outputs.
 #[derive(Serialize, Deserialize, Default, Clone)]
 pub(crate) struct Toy {
@@ -239,4 +241,20 @@ impl Settler for Settled {
 pub(crate) fn delivery(message: Message) -> Delivery {
     let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Settled::default()));
     Delivery { message, deliveries_before: 0, receipt }
+}
+
+/// A broker that takes everything.
+pub(crate) fn all_stored(batch: &OutboxBatch) -> Answered {
+    let stored = batch.rows.iter().map(|(row, _)| *row).collect();
+    Answered { target: batch.target, stored, refused: Vec::new() }
+}
+
+/// A broker that takes nothing of it.
+pub(crate) fn all_refused(batch: &OutboxBatch) -> Answered {
+    let refused = batch.rows.iter().map(|(row, outgoing)| Refused {
+        row: *row,
+        message: outgoing.message.clone(),
+        why: "too large".into(),
+    });
+    Answered { target: batch.target, stored: Vec::new(), refused: refused.collect() }
 }

@@ -34,6 +34,38 @@ fn what_is_malformed_goes_to_the_dead_queue_with_the_reason() {
 }
 
 #[test]
+fn a_reason_that_quotes_the_whole_message_is_cut() {
+    let (office, job) = (Office::new(), Submitted::toy());
+    let mut results = job.done(0..1);
+    let spoilt = format!("\"busy_us\":\"{}\"", "9".repeat(70_000));
+    results.body =
+        String::from_utf8(results.body.to_vec()).unwrap().replace("\"busy_us\":10", &spoilt).into();
+    let outbox = office.take([job.opened(), results]);
+    let dead = outbox.iter().find(|batch| batch.target == Target::Dead).unwrap();
+    let reason = dead.rows[0].1.message.headers.reason.as_deref().unwrap();
+    assert!(reason.len() <= REASON_MAX_BYTES && reason.contains("invalid type: string \"999"), "{reason}");
+}
+
+#[test]
+fn what_the_dead_queue_does_not_take_is_dealt_with_all_the_same() {
+    let (office, job) = (Office::new(), Submitted::toy().planned(2));
+    let (mut clerk, committed) =
+        take(office.clerk(), [garbage(), job.batch(0, 2), job.opened()]).commit().unwrap();
+    for batch in &committed.outbox {
+        let answered = if batch.target == Target::Dead { all_refused(batch) } else { all_stored(batch) };
+        clerk.answered(answered).unwrap();
+    }
+    let (clerk, rest) = clerk.commit().unwrap();
+    drop((clerk, rest));
+    let dead = office.reader().dead().unwrap().messages;
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!((&*dead[0].form, dead[0].origin.as_deref()), ("spam.v1", Some("gristmill.default.results")));
+    assert!(dead[0].reason.contains("no message for a sink has the type \"spam.v1\""), "{dead:?}");
+    assert_eq!(office.account(&job).failed, 2, "the tasks of a batch get their outcome");
+    assert!(office.take([]).is_empty(), "they are struck");
+}
+
+#[test]
 fn dead_messages_are_recorded_and_dead_batches_become_failures() {
     let (office, job) = (Office::new(), Submitted::toy());
     let mut clerk = take(office.clerk(), [job.opened(), job.done(0..2)]);
@@ -144,7 +176,7 @@ fn facts_stay_in_the_outbox_until_the_broker_has_them_under_one_id() {
     };
     assert_eq!(ids(&again.outbox), ids(&first));
     assert!(ids(&first)[0].starts_with(clerk.ledger.id().as_str()));
-    clerk.stored(Target::Journal, again.outbox[0].rows.iter().map(|(row, _)| *row).collect());
+    clerk.answered(all_stored(&again.outbox[0])).unwrap();
     let (clerk, rest) = clerk.commit().unwrap();
     assert!(rest.outbox.is_empty());
     drop(clerk);
@@ -158,7 +190,7 @@ fn what_is_committed_goes_out_when_the_batch_before_is_stored_and_strikes_are_no
     let (mut clerk, nothing) = take(clerk, [second.opened()]).commit().unwrap();
     assert!(nothing.outbox.is_empty(), "two batches at once");
     let batch = committed.outbox.remove(0);
-    clerk.stored(batch.target, batch.rows.iter().map(|(row, _)| *row).collect());
+    clerk.answered(all_stored(&batch)).unwrap();
     assert_eq!(facts(&clerk.outbox().unwrap()).len(), 1);
     assert_eq!(clerk.urgency(), Some(Urgency::AtLeisure));
 }
@@ -185,7 +217,7 @@ fn one_batch_of_a_target_is_on_its_way_at_a_time_and_in_order() {
         assert!(nothing.outbox.is_empty(), "two batches at once");
         clerk = next;
         seen.extend(batch.rows.iter().map(|(_, row)| row.message.job.unwrap()));
-        clerk.stored(batch.target, batch.rows.iter().map(|(row, _)| *row).collect());
+        clerk.answered(all_stored(&batch)).unwrap();
         (clerk, committed) = clerk.commit().unwrap();
     }
     assert_eq!(seen, jobs.iter().map(|job| job.id).collect::<Vec<_>>());

@@ -11,15 +11,15 @@ use std::{
     path::PathBuf,
 };
 
-use gristmill_shared::wire::{Fact, Finished, Progress, Stopped};
+use gristmill_shared::wire::{Fact, Finished, Progress, REASON_MAX_BYTES, Stopped};
 use gristmill_shared::{Account, Conclusion, FailFast, Message, Round};
 use tempfile::TempDir;
 
 use super::*;
 use crate::{
     FailureRow, JobState, LedgerPlace, LedgerReader, Verification,
-    ledger::parked,
-    tests::toy::{Keeper, Submitted, Toy, app, delivery, garbage, registry},
+    ledger::{outbox::Target, parked},
+    tests::toy::{Keeper, Submitted, Toy, all_refused, all_stored, app, delivery, garbage, registry},
 };
 
 /// A ledger in a file, and clerks who work with it one after another.
