@@ -34,8 +34,13 @@ async fn a_panic_is_one_object_in_a_log_of_objects() {
 #[tokio::test]
 async fn a_panic_is_one_line_in_a_log_of_text() {
     let ended = run("", "0").await;
-    let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("panic")).collect();
+    let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("ERROR")).collect();
     let [line] = lines[..] else { panic!("{ended:?}") };
-    assert!(line.contains("ERROR") && line.contains("spin.rs:") && line.contains("slot-"), "{ended:?}");
+    assert!(line.contains("panic: task 1 panics"), "{ended:?}");
+    assert!(line.contains("spin.rs:") && line.contains("slot-"), "{ended:?}");
+    // Of which task it was, whoever runs it says.
+    let others = ended.stderr.lines().filter(|line| line.contains("panic") && !line.contains("ERROR"));
+    let others: Vec<_> = others.collect();
+    assert!(others.len() == 1 && others[0].contains("a task failed for good"), "{ended:?}");
     assert!(ended.stderr.contains("warning: 1 task failed (hint: "), "{ended:?}");
 }

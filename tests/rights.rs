@@ -121,8 +121,11 @@ async fn every_role_works_with_its_own_user() {
     for (name, process) in [("worker", worker), ("sink", sink)] {
         let ended = process.stop().await;
         assert_eq!(ended.code, 0, "{ended:?}");
-        for word in ["refuse", "lacks", "WARN", "ERROR"] {
-            assert!(!ended.stderr.contains(word), "{name}: {}", ended.stderr);
+        let failures = |line: &&str| line.contains("a task failed"); // as they were asked to
+        for line in ended.stderr.lines().filter(|line| !failures(line)) {
+            for word in ["refuse", "lacks", "WARN", "ERROR"] {
+                assert!(!line.contains(word), "{name}: {}", ended.stderr);
+            }
         }
     }
 }
