@@ -177,7 +177,8 @@ fn show(view: &JobView, json: bool) -> Outcome {
         print_json(view)?;
         return Ok(Exit::Ok);
     }
-    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, stalled_ms, .. } = &view.summary;
+    let JobSummary { job, kind, lane, state, round, account, sealed, busy_us, stalled_ms, .. } =
+        &view.summary;
     let JobSummary { submitted_ms, finished_ms, .. } = &view.summary;
     let count = |number| HumanCount(number).to_string();
     let total = account.total.map_or_else(|| "an unknown number of".into(), count);
@@ -194,7 +195,11 @@ fn show(view: &JobView, json: bool) -> Outcome {
     print(format_args!("submitted  {} UTC", utc(*submitted_ms)))?;
     if let Some(finished_ms) = finished_ms {
         let took = Duration::from_millis(finished_ms.saturating_sub(*submitted_ms));
-        print(format_args!("ended      {} UTC, {} later", utc(*finished_ms), humantime::format_duration(took)))?;
+        print(format_args!(
+            "ended      {} UTC, {} later",
+            utc(*finished_ms),
+            humantime::format_duration(took)
+        ))?;
     }
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
