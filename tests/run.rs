@@ -41,7 +41,8 @@ async fn tasks_that_fail_for_good_are_counted_and_told() {
     assert!((300..700).contains(&failed), "{failed} of 5000 failed, at a rate of 0.1");
     assert!(ended.stderr.contains("tasks failed"), "{ended:?}");
     // Why, of the first, the second, the fourth and so on.
-    let told = ended.stderr.lines().filter(|line| line.contains("WARN") && line.contains("a task failed for good"));
+    let told =
+        ended.stderr.lines().filter(|line| line.contains("WARN") && line.contains("a task failed for good"));
     let reasons: Vec<_> = told.filter(|line| line.contains("reason=")).collect();
     assert_eq!(reasons.len() as u32, failed.ilog2() + 1, "{ended:?}");
 }
