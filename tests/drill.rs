@@ -17,7 +17,10 @@ fn done(account: &Value, name: &str) -> u64 {
 async fn a_drill_with_a_broker_that_is_killed_ends_exact() {
     let words = "gristmill drill --seconds 25 --seed 4 --workers 2 --json";
     let path = std::env::var_os("PATH").unwrap_or_default(); // RabbitMQ is there, and what it needs
-    let drill = Site::new().start_with(words, |command| command.env("PATH", path));
+    let mut drill = Site::new().start_with(words, |command| command.env("PATH", path));
+    for stage in ["the fleet is up", "no more faults"] {
+        drill.says(stage).await; // each may take its time
+    }
     let ended = drill.end().await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let account: Value = serde_json::from_str(&ended.stdout).unwrap();

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gristmill_shared::{
-    EventFilter, QueueRole,
+    EventFilter, EventReader, QueueRole,
     wire::{self, WorkerBeat},
 };
 
@@ -11,11 +11,14 @@ use tokio::process::Command;
 
 use crate::harness::{Process, Site, within};
 
-/// Waits until a worker says that so many of its slots are busy.
-async fn until_busy(site: &Site, slots: u32) {
-    let transport = site.transport().await;
+/// Hears from here on what workers say.
+async fn listen(site: &Site) -> Box<dyn EventReader> {
     let lane = site.queue(QueueRole::Tasks).lane;
-    let mut events = transport.events(EventFilter::Lane(lane)).await.unwrap();
+    site.transport().await.events(EventFilter::Lane(lane)).await.unwrap()
+}
+
+/// Waits until one says that so many of its slots are busy.
+async fn until_busy(mut events: Box<dyn EventReader>, slots: u32) {
     within("the slots to be busy", async {
         loop {
             let event = events.next().await.unwrap();
@@ -25,7 +28,6 @@ async fn until_busy(site: &Site, slots: u32) {
         }
     })
     .await;
-    transport.close().await;
 }
 
 async fn submit(site: &Site, spin: &str) -> (Process, String) {
@@ -38,7 +40,7 @@ async fn submit(site: &Site, spin: &str) -> (Process, String) {
 async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_account() {
     let site = Site::new();
     let _sink = site.start("sink");
-    let mut nice = Command::new("/usr/bin/nice"); // two tasks of 4 s are a load, and there are other tests
+    let mut nice = Command::new("/usr/bin/nice"); // two tasks of 6 s are a load, and there are other tests
     let inner = site.command("worker --slots 2 --grace 100s");
     nice.args(["-n", "10"])
         .arg(inner.as_std().get_program())
@@ -46,9 +48,10 @@ async fn a_leaving_worker_ends_what_runs_hands_back_the_rest_and_gives_an_accoun
         .env_clear()
         .envs(inner.as_std().get_envs().filter_map(|(name, value)| Some((name, value?))));
     let worker = Process::start("a nice worker", nice);
-    // Beats come every 2 s, so there is time enough to hear one before the first ends.
-    let (submit, job) = submit(&site, "--tasks 3 --micros 4000000 --batch 1").await;
-    until_busy(&site, 2).await;
+    // Beats come every 2 s, so there is time enough to hear one before the first task ends.
+    let beats = listen(&site).await;
+    let (submit, job) = submit(&site, "--tasks 3 --micros 6000000 --batch 1").await;
+    until_busy(beats, 2).await;
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
     let account = left.stderr.lines().last().unwrap_or_default();
@@ -67,7 +70,7 @@ async fn a_second_signal_stops_at_once() {
     let site = Site::new();
     let mut worker = site.start("worker --slots 1 --grace 1h");
     let (_submit, _) = submit(&site, "--tasks 1 --hang 0").await;
-    until_busy(&site, 1).await;
+    until_busy(listen(&site).await, 1).await;
     worker.signal("-TERM").await;
     worker.says("leaving: ").await;
     let began = Instant::now();
@@ -81,7 +84,7 @@ async fn what_does_not_end_within_the_grace_is_left_to_others_at_no_cost() {
     let site = Site::new();
     let worker = site.start("worker --slots 2 --grace 100ms");
     let (_submit, _) = submit(&site, "--tasks 2 --batch 1 --hang 0").await;
-    until_busy(&site, 1).await;
+    until_busy(listen(&site).await, 1).await;
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
     let account = left.stderr.lines().last().unwrap_or_default();

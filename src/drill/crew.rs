@@ -20,8 +20,9 @@ use super::{
 
 /// How long the fleet may take until everybody is up for the first time.
 const UP_BOUND: Duration = Duration::from_secs(60);
-/// A fault waits so long for its target, which may not have recovered from the last one.
-const TARGET_BOUND: Duration = Duration::from_secs(20);
+/// A fault waits so long for its target, which may not have recovered from the last one: on a busy machine a broker takes
+/// half a minute to start, and those who follow others wait for it.
+const TARGET_BOUND: Duration = Duration::from_secs(120);
 
 /// Where orders for a post go.
 #[derive(Debug, Clone)]

@@ -6,6 +6,9 @@ use gristmill_shared::{EventFilter, QueueRole, TransportError};
 
 use super::*;
 
+/// Far longer than it takes where nothing waits, and far below what a connection may take.
+const SOON: Duration = Duration::from_secs(15);
+
 #[tokio::test]
 async fn a_closed_transport_has_handed_on_its_acks_and_fails_from_then_on() {
     let (transport, lane) = open().await;
@@ -67,7 +70,7 @@ async fn a_wrong_password_or_virtual_host_is_denied_at_once_and_not_shown() {
         let start = Instant::now();
         let error = within(AmqpTransport::connect(AmqpConfig::new(&url).unwrap())).await.unwrap_err();
         assert!(matches!(error, TransportError::Denied { .. }), "{error}");
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
         let text = format!("{error} {error:?}");
         assert!(text.contains(hint) && text.contains(place) && !text.contains("sesame"), "{text}");
     }
@@ -93,7 +96,7 @@ async fn nobody_there_is_unreachable_after_the_time_given() {
         config.give_up_after = Duration::from_secs(1);
         let start = Instant::now();
         let error = within(AmqpTransport::connect(config)).await.unwrap_err();
-        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
         let TransportError::Unreachable { tries, .. } = &error else { panic!("{error}") };
         assert!(*tries >= 1);
         let text = error.to_string();
@@ -116,7 +119,7 @@ async fn what_does_not_speak_amqp_is_told_at_once() {
     let config = AmqpConfig::new(&format!("amqp://me:sesame@{address}")).unwrap();
     let error = within(AmqpTransport::connect(config)).await.unwrap_err();
     assert!(matches!(error, TransportError::Invalid(_)), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     let text = error.to_string();
     assert!(
         text.contains("AMQP") && text.contains(&address.to_string()) && !text.contains("sesame"),

@@ -262,7 +262,7 @@ async fn no_role_needs_to_be_started_again_when_the_broker_was() {
     let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
     let mut roles = [start("sink"), start("worker --slots 1"), start("worker --slots 1")];
     roles[1].says("taking tasks").await;
-    let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait");
+    let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait -v");
     submitted.says("job ").await;
     for outage in 1..=OUTAGES {
         tokio::time::sleep(Duration::from_secs(1)).await; // of work
@@ -271,8 +271,9 @@ async fn no_role_needs_to_be_started_again_when_the_broker_was() {
             role.says_times("lost the connection", outage).await;
         }
         broker.with(|broker| broker.restart().unwrap()).await;
-        for role in &mut roles {
-            role.says_times("again after", outage).await; // the producer's log has warnings only
+        // All of them: one that had not come back would not lose its connection once more.
+        for role in roles.iter_mut().chain([&mut submitted]) {
+            role.says_times("again after", outage).await;
         }
     }
     let submitted = submitted.end().await;
@@ -282,7 +283,8 @@ async fn no_role_needs_to_be_started_again_when_the_broker_was() {
     for role in roles {
         let ended = role.stop().await;
         assert_eq!(ended.code, 0, "{ended:?}");
-        assert_eq!(ended.stderr.matches("lost the connection").count(), OUTAGES, "{ended:?}");
+        // A busy machine may cost a connection more.
+        assert!(ended.stderr.matches("lost the connection").count() >= OUTAGES, "{ended:?}");
         println!("{}", ended.stderr);
     }
 }

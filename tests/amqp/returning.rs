@@ -316,7 +316,7 @@ async fn a_transport_gives_up_when_it_was_told_to() {
     within(wire.break_down()).await;
     let why = is_end(within(consumer.recv(1)).await);
     assert!(why.contains("not back after") && why.contains("tries"), "{why}");
-    assert!((1..4).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!((1..15).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     is_end(within(transport.consume(&queue, 1)).await.map(drop));
 }
 

@@ -90,7 +90,7 @@ impl Broker {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         for route in routes.values() {
             if let Route::Queue(queue) = route {
-                queue.leave(|seat| seat.connection == connection);
+                queue.leave(|seat| seat.connection.id == connection);
             }
         }
     }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, task::coop::consume_budget, time::timeout_at};
 
 use super::{
-    disconnected,
+    Connection, disconnected,
     queue::{Handed, Taken, WorkQueue},
 };
 use crate::{Consumer, Delivery, Receipt, Token, TransportError};
@@ -19,7 +19,12 @@ pub(super) struct MemoryConsumer {
 }
 
 impl MemoryConsumer {
-    pub(super) fn join(queue: Arc<WorkQueue>, generation: u64, connection: u64, prefetch: u16) -> Self {
+    pub(super) fn join(
+        queue: Arc<WorkQueue>,
+        generation: u64,
+        connection: Connection,
+        prefetch: u16,
+    ) -> Self {
         let wake = queue.join(generation, connection, prefetch.max(1).into());
         Self { queue, generation, wake }
     }

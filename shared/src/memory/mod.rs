@@ -126,7 +126,7 @@ impl Transport for MemoryTransport {
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         self.connection.alive()?;
         let queue = self.broker.consumable(queue)?;
-        let consumer = MemoryConsumer::join(queue, self.broker.next_id(), self.connection.id, prefetch);
+        let consumer = MemoryConsumer::join(queue, self.broker.next_id(), self.connection.clone(), prefetch);
         // Asked again after joining, so that a close at the same time finds the consumer or is found here.
         self.connection.alive()?;
         Ok(Box::new(consumer))
@@ -147,6 +147,8 @@ impl Transport for MemoryTransport {
     }
 
     async fn close(&self) {
+        // From here on its consumers are handed nothing, in no queue: else those who end one by one, since they hear of
+        // this, would hand what they held to the others, and one end would count as several deliveries.
         self.connection.closed.cancel();
         self.connection.health.send_replace(Health::Closed);
         self.broker.end_connection(self.connection.id);

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::lock;
+use super::{Connection, lock};
 use crate::{Message, Published, Queue, QueueSpec, Settlement, Settler, Token};
 
 pub(super) struct WorkQueue {
@@ -43,7 +43,7 @@ struct Entry {
 /// A consumer's place at the queue.
 pub(super) struct Seat {
     generation: u64,
-    pub(super) connection: u64,
+    pub(super) connection: Connection,
     prefetch: usize,
     stopped: bool,
     unsettled: BTreeMap<u64, Entry>,
@@ -101,7 +101,7 @@ impl WorkQueue {
         Published::Stored
     }
 
-    pub(super) fn join(&self, generation: u64, connection: u64, prefetch: usize) -> Arc<Notify> {
+    pub(super) fn join(&self, generation: u64, connection: Connection, prefetch: usize) -> Arc<Notify> {
         let wake = Arc::new(Notify::new());
         let mut state = lock(&self.state);
         state.seats.push(Seat {
@@ -218,7 +218,7 @@ impl State {
 
 impl Seat {
     fn has_room(&self) -> bool {
-        !self.stopped && self.unsettled.len() < self.prefetch
+        !self.stopped && self.connection.alive().is_ok() && self.unsettled.len() < self.prefetch
     }
 }
 

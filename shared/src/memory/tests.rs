@@ -1,6 +1,10 @@
 //! What the memory transport promises beyond the conformance suite.
 
-use std::time::Duration;
+use std::{
+    pin::pin,
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -232,6 +236,34 @@ async fn a_slow_events_reader_misses_the_oldest() {
     for id in 3..EVENTS_MAX_WAITING + 3 {
         assert_eq!(soon(slow.next()).await.unwrap().id, id.to_string());
     }
+}
+
+/// Lets go of a consumer as soon as it is woken.
+struct LetsGo(Mutex<Option<Box<dyn Consumer>>>);
+
+impl Wake for LetsGo {
+    fn wake(self: Arc<Self>) {
+        drop(lock(&self.0).take());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_closed_connection_held_goes_to_none_of_its_other_consumers_meanwhile() {
+    let (transport, lane) = open().await;
+    let tasks = QueueRole::Tasks.of(&lane);
+    let further = transport.connect();
+    let mut holds = further.consume(&tasks, 1).await.unwrap();
+    assert_eq!(publish(&transport, to(QueueRole::Tasks), message("held")).await, Published::Stored);
+    assert_eq!(next(&mut *holds, 1).await, ["held"]);
+    let _has_room = further.consume(&tasks, 1).await.unwrap();
+    let mut events = further.events(EventFilter::Lane(lane)).await.unwrap();
+    let mut hears = pin!(events.next()); // of the end, before the queues do
+    let waker = Waker::from(Arc::new(LetsGo(Mutex::new(Some(holds)))));
+    assert!(hears.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    further.close().await;
+    let mut heir = transport.consume(&tasks, 1).await.unwrap();
+    let again = soon(heir.recv(1)).await.unwrap();
+    assert_eq!((ids(&again), again[0].deliveries_before), (vec!["held"], 1));
 }
 
 #[tokio::test(start_paused = true)]
