@@ -4,10 +4,7 @@ use std::{
     fs::File,
     ops::ControlFlow,
     os::unix::fs::FileExt as _,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -77,9 +74,9 @@ impl Job for Hunt {
         self.spec.split()
     }
     fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
-        Diary::write(&BEGUN, 0)?;
+        Diary::count(Entry::Begun)?;
         let done = self.spec.process(task, cx);
-        Diary::write(&ENDED, 1)?;
+        Diary::count(Entry::Ended)?;
         done
     }
     fn collect(&self, found: &mut Option<u64>, _: TaskIndex, output: u64) -> ControlFlow<()> {
@@ -97,9 +94,16 @@ impl Job for Hunt {
     }
 }
 
-static BEGUN: AtomicU64 = AtomicU64::new(0);
-static ENDED: AtomicU64 = AtomicU64::new(0);
-static DIARY: OnceLock<File> = OnceLock::new();
+/// This process's diary, and the file that it is kept in. Under one lock: else of two tasks that end at the same time the first
+/// might be written last.
+static KEPT: Mutex<Option<(Diary, File)>> = Mutex::new(None);
+
+/// What there is to be written down of a task.
+#[derive(Debug, Clone, Copy)]
+enum Entry {
+    Begun,
+    Ended,
+}
 
 /// What a worker tells of its tasks, in a file: how many it has begun, how many have ended, and when the last did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +117,7 @@ pub(crate) struct Diary {
 impl Diary {
     /// Keeps it in this file from now on.
     pub(crate) fn keep(file: File) {
-        let _ = DIARY.set(file); // a process keeps one
+        *kept() = Some((Self::default(), file));
     }
 
     /// Reads a worker's.
@@ -121,7 +125,7 @@ impl Diary {
         let mut bytes = [0; 24];
         let length = file.read_at(&mut bytes, 0)?;
         if length < bytes.len() {
-            return Ok(Self::default()); // no task has ended yet
+            return Ok(Self::default()); // no task has begun yet
         }
         let at = |place: usize| {
             let mut number = [0; 8];
@@ -131,16 +135,22 @@ impl Diary {
         Ok(Self { begun: at(0), ended: at(1), last_end_us: at(2) })
     }
 
-    /// Counts a task, and writes the number at its place.
-    fn write(count: &AtomicU64, place: u64) -> Result<(), TaskError> {
-        let count = count.fetch_add(1, Ordering::SeqCst) + 1;
-        let file = DIARY.get().ok_or_else(|| TaskError::reject("this worker keeps no diary"))?;
-        if place == 1 {
-            file.write_all_at(&now_us().to_ne_bytes(), 16)?;
+    /// Counts a task.
+    fn count(entry: Entry) -> Result<(), TaskError> {
+        let mut kept = kept();
+        let (diary, file) = kept.as_mut().ok_or_else(|| TaskError::reject("this worker keeps no diary"))?;
+        match entry {
+            Entry::Begun => diary.begun += 1,
+            Entry::Ended => (diary.ended, diary.last_end_us) = (diary.ended + 1, now_us()),
         }
-        file.write_all_at(&count.to_ne_bytes(), place * 8)?;
-        Ok(())
+        let numbers = [diary.begun, diary.ended, diary.last_end_us].map(u64::to_ne_bytes);
+        Ok(file.write_all_at(numbers.as_flattened(), 0)?)
     }
+}
+
+/// Nothing panics under the lock.
+fn kept() -> MutexGuard<'static, Option<(Diary, File)>> {
+    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Microseconds since 1970.

@@ -1,5 +1,7 @@
 //! A job's cursor while the job is being sent.
 
+use std::sync::Arc;
+
 use gristmill_shared::wire::Sealed;
 
 use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitting::Place};
@@ -8,15 +10,21 @@ use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, s
 #[derive(Debug)]
 pub(crate) struct KeptCursor {
     pub(crate) cursor: Cursor,
-    dir: Option<CursorDir>,
-    _lock: Option<CursorLock>,
+    kept: Option<(CursorDir, Arc<CursorLock>)>,
 }
 
 impl KeptCursor {
     /// Takes a cursor for this producer alone. It may have been read before that: then a little is sent twice.
     pub(crate) fn hold(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, CursorError> {
-        let lock = dir.as_ref().map(|dir| dir.lock(cursor.job)).transpose()?;
-        Ok(Self { cursor, dir, _lock: lock })
+        let kept = dir.map(|dir| dir.lock(cursor.job).map(|lock| (dir, Arc::new(lock)))).transpose()?;
+        Ok(Self { cursor, kept })
+    }
+
+    /// [`Self::hold`] of a new job's cursor, which is saved at once. The oldest of the others may go for it.
+    pub(crate) async fn begin(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, ProducerError> {
+        let kept = Self::hold(cursor, dir)?;
+        kept.with_dir(|dir, cursor| dir.save(cursor).and_then(|()| dir.prune())).await?;
+        Ok(kept)
     }
 
     /// Up to where everything is stored.
@@ -36,13 +44,75 @@ impl KeptCursor {
         self.advance(place).await
     }
 
-    /// Off the runtime's threads, since it waits for the disk.
     async fn save(&self) -> Result<(), ProducerError> {
-        let Some(dir) = self.dir.clone() else { return Ok(()) };
+        self.with_dir(CursorDir::save).await
+    }
+
+    /// Off the runtime's threads, since it waits for the disk. Cancelled, it goes on, and nobody else has the cursor until it is
+    /// through: else it might replace what they save.
+    async fn with_dir(
+        &self,
+        act: impl FnOnce(&CursorDir, &Cursor) -> Result<(), CursorError> + Send + 'static,
+    ) -> Result<(), ProducerError> {
+        let Some((dir, lock)) = self.kept.clone() else { return Ok(()) };
         let cursor = self.cursor.clone();
-        match tokio::task::spawn_blocking(move || dir.save(&cursor)).await {
-            Ok(saved) => Ok(saved?),
+        let act = move || {
+            let done = act(&dir, &cursor);
+            drop(lock);
+            done
+        };
+        match tokio::task::spawn_blocking(act).await {
+            Ok(done) => Ok(done?),
             Err(_) => Err(ProducerError::Died),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, process::Command};
+
+    use futures::FutureExt as _;
+    use gristmill_shared::{JobId, Plan, Policy, Shards, SplitDigest, TaskIndex};
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_else_has_a_cursor_while_it_is_saved_even_for_one_who_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let job = JobId::generate();
+        let cursor = Cursor {
+            job,
+            kind: "primes".parse().unwrap(),
+            spec: RawValue::from_string("{}".into()).unwrap(),
+            code: "1".into(),
+            policy: Policy::default(),
+            plan: Plan::unknown(),
+            lane: "default".parse().unwrap(),
+            shards: Shards::ONE,
+            submitted_ms: 0,
+            batch: None,
+            confirmed: TaskIndex(0),
+            digest: SplitDigest::default(),
+            sealed: None,
+        };
+        // What is written there waits for one who reads it.
+        let draft = dir.path().join(format!("{job}.draft"));
+        assert!(Command::new("mkfifo").arg(&draft).status().unwrap().success());
+        let cursors = CursorDir::new(dir.path());
+        let mut kept = KeptCursor::hold(cursor.clone(), Some(cursors.clone())).unwrap();
+        let place = Place { index: TaskIndex(7), digest: SplitDigest::default() };
+        assert!(kept.advance(place).now_or_never().is_none(), "it is under way");
+        drop(kept);
+        let hold = || KeptCursor::hold(cursor.clone(), Some(cursors.clone()));
+        assert!(matches!(hold(), Err(CursorError::Held { job: held }) if held == job));
+        let text = tokio::task::spawn_blocking(move || {
+            File::open(&draft).and_then(|mut file| std::io::read_to_string(&mut file)).unwrap()
+        });
+        assert!(text.await.unwrap().contains("\"confirmed\":7"), "it was saved");
+        while hold().is_err() {
+            tokio::task::yield_now().await;
         }
     }
 }

@@ -134,11 +134,7 @@ impl Producer {
             digest: SplitDigest::default(),
             sealed: None,
         };
-        if let Some(cursors) = &self.cursors {
-            cursors.save(&cursor)?;
-            cursors.prune()?;
-        }
-        self.prepare(job, cursor).await
+        self.prepare(job, KeptCursor::begin(cursor, self.cursors.clone()).await?).await
     }
 
     /// Takes up a job where its cursor says it was left. A job that is sealed is only sealed again.
@@ -158,13 +154,13 @@ impl Producer {
         let job = registry.open(&cursor.kind, &cursor.spec).map_err(|error| {
             ProducerError::Changed(format!("job {} cannot be read here: {error}", cursor.job))
         })?;
-        let mut submission = self.prepare(job, cursor).await?;
+        let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
+        let mut submission = self.prepare(job, kept).await?;
         submission.tell_opened().await?;
         Ok(submission)
     }
 
-    async fn prepare(&self, job: Arc<dyn AnyJob>, cursor: Cursor) -> Result<Submission, ProducerError> {
-        let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
+    async fn prepare(&self, job: Arc<dyn AnyJob>, kept: KeptCursor) -> Result<Submission, ProducerError> {
         self.commons.open_lane(&*self.transport, &kept.cursor.lane, kept.cursor.shards).await?;
         let _ = self.commons.following(&self.transport); // it catches up while the sink is told
         let publisher = self.transport.publisher().await?;

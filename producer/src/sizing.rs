@@ -15,17 +15,22 @@ use gristmill_shared::{
 /// A batch is about so much work for one slot: half of what a worker calls long, so that a machine that has become slower
 /// changes nothing, and a hundred times what it costs everybody together when it comes alone.
 const TARGET: Duration = Duration::from_millis(100);
-/// Towards the end batches shrink, but not below so much work, of which the message is a twentieth.
-const WORTH_A_MESSAGE: Duration = Duration::from_millis(2);
+/// Towards the end batches shrink, but not below so much work, of which the message is a tenth when it comes alone.
+const WORTH_A_MESSAGE: Duration = Duration::from_millis(10);
 /// From one batch to the next, and over the number of tasks measured so far, a batch has at most so many times as many
 /// tasks. So a first measurement that was too good to be true costs no more than what was seen bears out: a lucky task
 /// never makes a batch of thousands of long ones.
 const GROWTH: u32 = 2;
-/// While sizes grow with what is measured, no more tasks than so many, or than have outcomes, are sent ahead of the outcomes:
-/// work for dozens of slots. Else a fast producer would send hundreds of tiny batches before it hears of the first.
+/// While more measurements may make other sizes, no more tasks than so many, or than [`AHEAD`] times those that have outcomes,
+/// are sent ahead of the outcomes: work for dozens of slots. Else a fast producer would send hundreds of tiny batches before
+/// it hears of the first, or all of a job by what its first moments told.
 const AHEAD_MIN: u64 = 64;
+const AHEAD: u64 = 2;
+/// The first outcomes come from a machine that is busy with the start of the job, and tell of tasks half as long again as
+/// those that follow. So for this long after the first of them, what is measured may still change.
+const YOUNG: Duration = Duration::from_secs(1);
 /// News is waited for so long at most, and then not again before there is some: perhaps nobody works, or tasks take long.
-const NEWS_WAIT: Duration = Duration::from_millis(100);
+const NEWS_WAIT: Duration = Duration::from_millis(250);
 /// Towards the end a batch has at most one in so many of what is left for each slot, so that all slots end together.
 const SHARES_PER_SLOT: u64 = 2;
 /// At least so many slots are assumed, since workers are heard only some time after the listening began. Too many cost a few
@@ -74,7 +79,7 @@ impl Sizing {
             Self::Measured { measure, news, wait } => {
                 let mut measure = lock(measure);
                 let mut size = measure.next(left, Instant::now());
-                if size.grows && measure.is_ahead() {
+                if size.unsettled && measure.is_ahead() {
                     let heard = measure.heard;
                     let waited = news.wait_timeout_while(measure, *wait, |measure| measure.heard == heard);
                     (measure, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +105,7 @@ impl Sizing {
         let Self::Measured { measure, news, .. } = self else { return };
         match event {
             Event::Progress(Progress { job: of, account, busy_us, .. }) if *of == job => {
-                lock(measure).progress(account.done.saturating_add(account.failed), *busy_us);
+                lock(measure).progress(account.done.saturating_add(account.failed), *busy_us, Instant::now());
                 news.notify_all();
             }
             Event::Worker(WorkerBeat { worker, slots, .. }) => {
@@ -129,6 +134,8 @@ pub(crate) struct Measure {
     /// How many outcomes the last progress told of, and how long they took in all.
     outcomes: u64,
     busy_us: u64,
+    /// Until when the job is [`YOUNG`]; not known before its first outcome.
+    young_until: Option<Instant>,
     /// What was measured lately; each measurement makes the earlier ones fade.
     recent: Span,
     /// What was measured last.
@@ -141,8 +148,8 @@ pub(crate) struct Measure {
 #[derive(Debug, Clone, Copy)]
 struct Size {
     tasks: u32,
-    /// It would be more if more had been measured.
-    grows: bool,
+    /// It may be another when more has been measured.
+    unsettled: bool,
 }
 
 /// So many tasks took so long.
@@ -159,15 +166,16 @@ impl Span {
 }
 
 impl Measure {
-    /// The job has so many outcomes, which took so long. The first time, all of them are news: they are what the ledger
+    /// The job has so many outcomes by now, which took so long. The first time, all of them are news: they are what the ledger
     /// knows of a job that is resumed.
-    fn progress(&mut self, outcomes: u64, busy_us: u64) {
+    fn progress(&mut self, outcomes: u64, busy_us: u64, now: Instant) {
         let (tasks, micros) = (outcomes.saturating_sub(self.outcomes), busy_us.saturating_sub(self.busy_us));
         (self.outcomes, self.busy_us) = (outcomes, busy_us);
         if tasks == 0 {
             return; // or fewer, since failed ones were sent again
         }
         (self.heard, self.in_vain) = (self.heard + 1, false);
+        self.young_until.get_or_insert(now + YOUNG);
         self.latest = Span { tasks: tasks as f64, micros: micros as f64 };
         self.recent.tasks = self.recent.tasks * FADING + self.latest.tasks;
         self.recent.micros = self.recent.micros * FADING + self.latest.micros;
@@ -195,12 +203,16 @@ impl Measure {
         }
         let wanted = wanted.clamp(1, BATCH_MAX_TASKS.into());
         let tasks = u32::try_from(wanted.min(borne_out)).unwrap_or(BATCH_MAX_TASKS).max(1);
-        Size { tasks, grows: u64::from(tasks) < wanted }
+        let may_change = wanted > 1
+            && wanted < BATCH_MAX_TASKS.into()
+            && self.young_until.is_some_and(|until| now < until);
+        Size { tasks, unsettled: may_change || u64::from(tasks) < wanted }
     }
 
     /// Whether it is time to hear how long the tasks take that were sent.
     fn is_ahead(&self) -> bool {
-        !self.in_vain && self.sent.saturating_sub(self.outcomes) >= self.outcomes.max(AHEAD_MIN)
+        !self.in_vain
+            && self.sent.saturating_sub(self.outcomes) >= self.outcomes.saturating_mul(AHEAD).max(AHEAD_MIN)
     }
 
     fn slots(&self, now: Instant) -> u64 {
@@ -238,7 +250,11 @@ mod tests {
                 self.outcomes += size;
                 self.busy += task * u32::try_from(size).unwrap();
                 if number % 4 == 3 {
-                    self.measure.progress(self.outcomes, u64::try_from(self.busy.as_micros()).unwrap());
+                    self.measure.progress(
+                        self.outcomes,
+                        u64::try_from(self.busy.as_micros()).unwrap(),
+                        self.now,
+                    );
                 }
                 size
             };
@@ -283,7 +299,7 @@ mod tests {
     fn with_no_worker_up_nothing_grows() {
         let mut measure = Measure::default();
         let now = Instant::now();
-        measure.progress(0, 0); // the sink has opened the job
+        measure.progress(0, 0, now); // the sink has opened the job
         assert!((0..1_000).all(|_| measure.size(Some(1_000_000), now) == 1));
     }
 
@@ -292,9 +308,8 @@ mod tests {
         let mut fleet = Fleet::new();
         assert_eq!(fleet.run(60, micros(1)).last(), Some(&MAX));
         // One of the batches that are under way already tells: its first task took a second.
-        fleet
-            .measure
-            .progress(fleet.outcomes + 1, u64::try_from(fleet.busy.as_micros()).unwrap() + 1_000_000);
+        let busy = u64::try_from(fleet.busy.as_micros()).unwrap();
+        fleet.measure.progress(fleet.outcomes + 1, busy + 1_000_000, fleet.now);
         assert_eq!(fleet.measure.size(None, fleet.now), 1);
         (fleet.outcomes, fleet.busy) = (fleet.outcomes + 1, fleet.busy + micros(1_000_000));
         assert!(fleet.run(20, Duration::from_secs(1))[4..].iter().all(|size| *size == 1));
@@ -305,17 +320,17 @@ mod tests {
 
     #[test]
     fn what_the_ledger_knows_of_a_resumed_job_counts_as_measured() {
-        let mut measure = Measure::default();
-        measure.progress(1_000_000, 1_000_000_000); // a millisecond each
-        let sizes: Vec<_> = (0..8).map(|_| measure.size(None, Instant::now())).collect();
+        let (mut measure, now) = (Measure::default(), Instant::now());
+        measure.progress(1_000_000, 1_000_000_000, now); // a millisecond each
+        let sizes: Vec<_> = (0..8).map(|_| measure.size(None, now)).collect();
         assert_eq!(sizes, [1, 2, 4, 8, 16, 32, 64, 100]);
     }
 
     #[test]
     fn failed_tasks_that_are_sent_again_are_no_measurement() {
-        let mut measure = Measure::default();
-        measure.progress(100, 100_000);
-        measure.progress(90, 100_000);
+        let (mut measure, now) = (Measure::default(), Instant::now());
+        measure.progress(100, 100_000, now);
+        measure.progress(90, 100_000, now);
         assert_eq!((measure.latest.tasks, measure.outcomes), (100.0, 90));
     }
 
@@ -342,10 +357,10 @@ mod tests {
             let mut left = 100_000;
             for size in &sizes {
                 let share = left / (2 * u64::from(slots));
-                assert!(*size <= share.max(2), "{size} of {left} for {slots} slots");
+                assert!(*size <= share.max(10), "{size} of {left} for {slots} slots");
                 left -= size;
             }
-            assert!(sizes.last() <= Some(&2), "{slots} slots: {sizes:?}");
+            assert!(sizes.last() <= Some(&10), "{slots} slots: {sizes:?}");
         }
         // And no earlier than they must: full batches, and some dozens more, which cost a few milliseconds.
         let sizes = to_the_end(2_000, micros(1_000), Some(2));
@@ -356,7 +371,10 @@ mod tests {
     fn a_batch_at_the_end_is_still_worth_a_message() {
         let sizes = to_the_end(1_000_000, micros(1), Some(64));
         let (_, but_the_last) = sizes.split_last().unwrap();
-        assert!(but_the_last.iter().all(|size| *size >= 2_000), "{sizes:?}");
+        assert!(but_the_last.iter().all(|size| *size == MAX), "{sizes:?}");
+        let sizes = to_the_end(1_000_000, micros(10), Some(64));
+        let (_, but_the_last) = sizes.split_last().unwrap();
+        assert!(but_the_last.iter().all(|size| *size >= 1_000), "{sizes:?}");
     }
 
     /// After so many outcomes, which took a millisecond each.
@@ -366,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
+    fn while_sizes_may_change_no_more_is_sent_ahead_than_outcomes_bear_out() {
         let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
         let next = || {
             let size = sizing.next(None);
@@ -384,10 +402,25 @@ mod tests {
         assert_eq!(sizes(64), [1; 64]);
         assert_eq!(after(2), 2, "65 sent ahead of 0");
         assert_eq!(after(16), 4, "66 sent ahead of 2");
-        assert_eq!(sizes(2), [8, 16], "70 ahead of 16");
+        assert_eq!(sizes(2), [8, 16], "78 ahead of 16");
         assert_eq!(after(64), 32);
-        assert_eq!(sizes(3), [64, 100, 100], "which is all that is wanted: nothing is waited for any more");
-        assert_eq!(sizes(100), [100; 100]);
+        assert_eq!(
+            sizes(2),
+            [64, 100],
+            "226 ahead of 64, and all that is wanted, by what the first moments told"
+        );
+        assert_eq!(after(200), 100);
+    }
+
+    #[test]
+    fn what_the_first_second_tells_may_change_unless_that_changes_no_size() {
+        for (task, may_change) in [(1, false), (1_000, true), (49_000, true), (200_000, false)] {
+            let (mut fleet, task) = (Fleet::new(), micros(task));
+            fleet.run(100, task);
+            let unsettled = |after| fleet.measure.next(None, fleet.now + after).unsettled;
+            assert_eq!(unsettled(YOUNG / 2), may_change, "{task:?}");
+            assert!(!unsettled(YOUNG), "{task:?}");
+        }
     }
 
     #[test]

@@ -114,14 +114,14 @@ async fn while_all_slots_are_at_work_for_long_outcomes_wait_for_company_until_on
     let sent = |count| acks.0.load(Ordering::Relaxed) == count;
     let slots = async {
         handoffs.send_async(outputs(job, 0, &acks)).await;
-        sleep_until(begin + Duration::from_millis(40)).await;
+        sleep_until(begin + Duration::from_millis(80)).await;
         handoffs.send_async(outputs(job, 1, &acks)).await;
-        sleep_until(begin + Duration::from_millis(48)).await;
+        sleep_until(begin + Duration::from_millis(98)).await;
         assert!(sent(0), "they wait");
-        sleep_until(begin + Duration::from_millis(52)).await;
+        sleep_until(begin + Duration::from_millis(102)).await;
         assert!(sent(2), "but not for long");
         handoffs.send_async(outputs(job, 2, &acks)).await;
-        sleep_until(begin + Duration::from_millis(60)).await;
+        sleep_until(begin + Duration::from_millis(150)).await;
         assert!(sent(2));
         let idle = waiting.clone();
         let slot = std::thread::spawn(move || idle.next().is_none());
@@ -131,7 +131,7 @@ async fn while_all_slots_are_at_work_for_long_outcomes_wait_for_company_until_on
         }
         tokio::task::yield_now().await;
         assert!(sent(3), "a slot has nothing to do");
-        assert_eq!(begin.elapsed(), Duration::from_millis(60), "they would go by now anyway");
+        assert_eq!(begin.elapsed(), Duration::from_millis(150), "they would go by now anyway");
         drop(work);
         assert!(slot.join().unwrap());
         no_more.cancel();
