@@ -22,7 +22,9 @@ const OWED_MAX: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_millis(10);
 /// And so much of the time for which its jobs have been running, if that is longer: who has waited for seconds does not mind,
 /// and each commit costs a write to the disk here, and one on the broker for its acks.
-const SHARE: u32 = 100;
+const SHARE: u32 = 50;
+/// But no longer than this, so that progress is seen each second whatever else it waits for.
+const SOON_MAX: Duration = Duration::from_millis(200);
 /// Under load, commits of progress are at least this far apart.
 const APART_MIN: Duration = Duration::from_millis(20);
 /// However long commits take, the next one does not wait longer than this.
@@ -58,7 +60,7 @@ impl Pace {
     pub(crate) fn waits(&mut self, urgency: Urgency, running: Instant, now: Instant) {
         if urgency > Urgency::AtLeisure {
             self.waits_since.get_or_insert(now);
-            self.soon = (now.saturating_duration_since(running) / SHARE).clamp(SOON, APART_MAX);
+            self.soon = (now.saturating_duration_since(running) / SHARE).clamp(SOON, SOON_MAX);
         }
     }
 
@@ -68,7 +70,7 @@ impl Pace {
         match urgency {
             Urgency::Now => rested.max(self.last),
             Urgency::Soon if idle => rested.max(self.waits_since.unwrap_or(self.last) + self.soon),
-            Urgency::Soon => rested.max(self.last + APART_MIN.max(self.soon)),
+            Urgency::Soon => rested.max(self.last + self.soon.clamp(APART_MIN, APART_MAX)),
             Urgency::AtLeisure => self.rested.max(self.last + APART_MAX),
         }
     }
@@ -131,7 +133,7 @@ mod tests {
             pace.waits(Urgency::Soon, now - running * MS, now);
             (pace.due(Urgency::Soon, true) - now).as_millis()
         };
-        assert_eq!([0, 900, 1_800, 4_500, 9_000].map(waits), [10, 10, 18, 45, 50]);
+        assert_eq!([0, 400, 900, 4_500, 10_000, 90_000].map(waits), [10, 10, 18, 90, 200, 200]);
     }
 
     #[test]

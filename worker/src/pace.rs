@@ -24,11 +24,13 @@ const TOO_MUCH: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_millis(200);
 /// And they are no longer when they take this or less.
 const SHORT: Duration = Duration::from_millis(150);
-/// What a busy slot has to say waits for company for a batch's time, but for no longer than this: far less than what is
-/// held for each slot takes, since nothing comes for what is not acked.
-const COMPANY_MAX: Duration = Duration::from_millis(100);
+/// What a busy slot has to say waits for company for as long as so many batches take: for half of what is held for each slot
+/// at least, since nothing comes for what is not acked.
+const COMPANY: f64 = PER_SLOT[START] as f64 / 2.0;
+/// But for no longer than this.
+const COMPANY_MAX: Duration = Duration::from_millis(200);
 /// And not at all if that would be less than this.
-const COMPANY_MIN: Duration = Duration::from_millis(2);
+const COMPANY_MIN: Duration = Duration::from_millis(4);
 /// What is held goes up only as far as it takes no more than this, by the size of the latest messages: 8 MiB of each queue.
 const BYTES_MAX: f64 = (8 << 20) as f64;
 /// A delivery that has waited so long for a slot shows that batches take long, whatever those took that have ended.
@@ -83,8 +85,8 @@ impl Pace {
 
     /// How long outcomes may wait for those of further batches, as long as no slot is idle.
     pub(crate) fn company(&self) -> Duration {
-        let batch = Duration::try_from_secs_f64(self.recent().mean).unwrap_or(COMPANY_MAX);
-        if batch < COMPANY_MIN { Duration::ZERO } else { batch.min(COMPANY_MAX) }
+        let wait = Duration::try_from_secs_f64(self.recent().mean * COMPANY).unwrap_or(COMPANY_MAX);
+        if wait < COMPANY_MIN { Duration::ZERO } else { wait.min(COMPANY_MAX) }
     }
 
     /// How many batches have ended.
@@ -197,7 +199,7 @@ mod tests {
     fn the_shorter_batches_are_the_shorter_outcomes_wait() {
         let pace = Pace::new();
         assert_eq!(pace.company(), Duration::ZERO);
-        for (millis, company) in [(1.0, 0), (20.0, 20), (90.0, 90), (500.0, 100), (0.1, 0)] {
+        for (millis, company) in [(1.0, 0), (20.0, 40), (90.0, 180), (500.0, 200), (0.1, 0)] {
             note(&pace, 60, millis);
             assert_eq!(pace.company().as_secs_f64().mul_add(1e3, 0.5) as u64, company, "{millis} ms");
         }

@@ -7,9 +7,10 @@
 
 use std::fmt;
 
+use futures::future::try_join_all;
 use gristmill_shared::{Lane, Queue, QueueRole, Shards, TransportError};
 use lapin::{
-    ExchangeKind,
+    Channel, ExchangeKind,
     options::{
         BasicConsumeOptions, BasicQosOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
     },
@@ -62,14 +63,32 @@ pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
 
 /// Declares what is missing, but for the journal.
 pub(crate) async fn open_lane(visit: &mut Visit, lane: &Lane) -> Result<(), TransportError> {
-    for exchange in [WORK, RESULTS, DEAD] {
-        Thing::Exchange(exchange, ExchangeKind::Direct).provide(visit, Some(lane)).await?;
+    let exchanges = [WORK, RESULTS, DEAD].map(|name| Thing::Exchange(name, ExchangeKind::Direct));
+    let events = Thing::Exchange(EVENTS, ExchangeKind::Topic);
+    let queues = QueueRole::ALL.into_iter().map(|role| Thing::queue(&role.of(lane)));
+    let things: Vec<_> = exchanges.into_iter().chain([events]).chain(queues).collect();
+    if visit.declares() && declare_at_once(visit, &things).await? {
+        return Ok(());
     }
-    Thing::Exchange(EVENTS, ExchangeKind::Topic).provide(visit, Some(lane)).await?;
-    for role in QueueRole::ALL {
-        Thing::queue(&role.of(lane)).provide(visit, Some(lane)).await?;
+    for thing in things {
+        thing.provide(visit, Some(lane)).await?;
     }
     Ok(())
+}
+
+/// Declares them all without waiting for one answer after the other; answers whether that went well. If it did not, who asks
+/// one after the other learns which of them was refused.
+async fn declare_at_once(visit: &mut Visit, things: &[Thing]) -> Result<bool, TransportError> {
+    let channel = visit.channel().await?;
+    let declaring = async {
+        try_join_all(things.iter().map(|thing| thing.declaring(&channel))).await?;
+        try_join_all(things.iter().map(|thing| thing.binding(&channel))).await.map(drop)
+    };
+    match visit.ask(Wish::Free, "a lane's queues", declaring).await {
+        Ok(()) => Ok(true),
+        Err(silence) if channel.status().connected() => Err(silence),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Makes the shards that are missing, and counts further ones up to the first that is missing.
@@ -180,29 +199,38 @@ impl Thing {
     /// Makes it, or compares it with what is there.
     pub(crate) async fn declare(&self, visit: &mut Visit) -> Result<(), TransportError> {
         let channel = visit.channel().await?;
-        let what = self.to_string();
-        match self.clone() {
-            Self::Exchange(name, kind) => {
-                let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-                let declared = channel.exchange_declare(name.into(), kind, options, FieldTable::default());
-                agree(visit, Wish::DeclareExchange, &what, declared).await
-            }
-            Self::Queue { name, arguments, .. } => {
-                let options = QueueDeclareOptions { durable: true, ..Default::default() };
-                let declared =
-                    async { channel.queue_declare(name.into(), options, arguments).await.map(drop) };
-                agree(visit, Wish::DeclareQueue, &what, declared).await
-            }
-        }
+        let wish = match self {
+            Self::Exchange(..) => Wish::DeclareExchange,
+            Self::Queue { .. } => Wish::DeclareQueue,
+        };
+        agree(visit, wish, &self.to_string(), self.declaring(&channel)).await
     }
 
     async fn bind(&self, visit: &mut Visit) -> Result<(), TransportError> {
         let Self::Queue { name, exchange, .. } = self else { return Ok(()) };
         let channel = visit.channel().await?;
+        let what = format!("the binding of {name} to {exchange}");
+        agree(visit, Wish::Bind, &what, self.binding(&channel)).await
+    }
+
+    async fn declaring(&self, channel: &Channel) -> lapin::Result<()> {
+        match self.clone() {
+            Self::Exchange(name, kind) => {
+                let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+                channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
+            }
+            Self::Queue { name, arguments, .. } => {
+                let options = QueueDeclareOptions { durable: true, ..Default::default() };
+                channel.queue_declare(name.into(), options, arguments).await.map(drop)
+            }
+        }
+    }
+
+    /// Binds a queue to its exchange.
+    async fn binding(&self, channel: &Channel) -> lapin::Result<()> {
+        let Self::Queue { name, exchange, .. } = self else { return Ok(()) };
         let (queue, key, options) = (name.as_str(), name.as_str(), QueueBindOptions::default());
-        let bound =
-            channel.queue_bind(queue.into(), (*exchange).into(), key.into(), options, FieldTable::default());
-        agree(visit, Wish::Bind, &format!("the binding of {name} to {exchange}"), bound).await
+        channel.queue_bind(queue.into(), (*exchange).into(), key.into(), options, FieldTable::default()).await
     }
 
     /// Looks whether it is there, without making it, which takes no right (or, from 4.3 on, any).

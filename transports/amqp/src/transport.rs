@@ -131,8 +131,9 @@ impl Transport for AmqpTransport {
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         let declared = self.again_and_again(lane, |generation| async move {
-            self.link.declare_one(&generation, lane).await?;
-            self.link.open_journal(&generation).await
+            let (lane, journal) =
+                futures::join!(self.link.declare_one(&generation, lane), self.link.open_journal(&generation));
+            lane.and(journal)
         });
         declared.await?;
         self.link.keep(lane, Shards::ONE);
