@@ -1,10 +1,10 @@
-//! The example of the documentation: a user's own job in a program of its own.
+//! The examples of the documentation: a user's own job in a program of its own, and a worker in another language.
 
 use std::path::PathBuf;
 
 use tokio::process::Command;
 
-use crate::harness::Process;
+use crate::harness::{Process, Site};
 
 /// Where cargo puts the example beside the tests.
 fn collatz() -> PathBuf {
@@ -46,4 +46,41 @@ async fn it_goes_by_its_own_name_and_shows_no_examples_of_ours() {
         let help = said(&format!("{command} --help")).await;
         assert!(!help.contains("Examples:") && !help.contains("crack"), "{command}: {help}");
     }
+}
+
+/// A Python that has pika.
+fn python() -> String {
+    let with_pika = |python: &str| {
+        let script = "import pika, sys; print(sys.executable)";
+        let tried = std::process::Command::new(python).args(["-c", script]).output().ok()?;
+        tried.status.success().then(|| String::from_utf8(tried.stdout).unwrap().trim().to_owned())
+    };
+    let found = ["python3", "/usr/bin/python3"].into_iter().find_map(with_pika);
+    found.expect("no Python with pika (hint: pip install pika)")
+}
+
+#[tokio::test]
+async fn workers_in_another_language_do_a_job_though_one_is_killed() {
+    let site = Site::new();
+    let collatz = |words: &str| {
+        let mut command = site.program(collatz());
+        command.args(words.split_whitespace());
+        Process::start("collatz", command)
+    };
+    let worker = || {
+        let mut command = site.program(python());
+        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/worker.py"));
+        Process::start("worker.py", command)
+    };
+    let mut sink = collatz("sink");
+    sink.says("serving").await;
+    let (mut killed, mut left) = (worker(), worker());
+    killed.says("takes tasks").await;
+    left.says("takes tasks").await;
+    let job = collatz("producer submit collatz --limit 200000").end().await.answer().to_owned();
+    site.first_outcomes(&job).await;
+    killed.kill().await;
+    assert_eq!(collatz(&format!("producer wait {job}")).end().await.answer(), "156159 (382 steps)");
+    site.verify(&job).await;
+    assert_eq!(left.stop().await.code, 0);
 }

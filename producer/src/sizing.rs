@@ -25,7 +25,7 @@ const GROWTH: u32 = 2;
 /// are sent ahead of the outcomes: work for dozens of slots. Else a fast producer would send hundreds of tiny batches before
 /// it hears of the first, or all of a job by what its first moments told.
 const AHEAD_MIN: u64 = 64;
-const AHEAD: u64 = 2;
+const AHEAD: u64 = 8;
 /// The first outcomes come from a machine that is busy with the start of the job, and tell of tasks half as long again as
 /// those that follow. So for this long after the first of them, what is measured may still change.
 const YOUNG: Duration = Duration::from_secs(1);
@@ -402,14 +402,10 @@ mod tests {
         assert_eq!(sizes(64), [1; 64]);
         assert_eq!(after(2), 2, "65 sent ahead of 0");
         assert_eq!(after(16), 4, "66 sent ahead of 2");
-        assert_eq!(sizes(2), [8, 16], "78 ahead of 16");
-        assert_eq!(after(64), 32);
-        assert_eq!(
-            sizes(2),
-            [64, 100],
-            "226 ahead of 64, and all that is wanted, by what the first moments told"
-        );
-        assert_eq!(after(200), 100);
+        assert_eq!(sizes(4), [8, 16, 32, 32], "142 ahead of 16");
+        assert_eq!(after(64), 64);
+        assert_eq!(sizes(4), [100; 4], "558 ahead of 64, by what the first moments told");
+        assert_eq!(after(70), 100);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A lane with its own state, on which a test runs processes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, sync::Arc, time::Duration};
 
 use gristmill_shared::{JobId, Lane, QueueRole, Transport};
 use tempfile::TempDir;
@@ -57,9 +57,15 @@ impl Site {
             "sink" => env!("CARGO_BIN_EXE_sink"),
             other => panic!("no program {other}"),
         };
-        let mut command = Command::new(program);
+        let mut command = self.program(program);
+        command.args(split);
         command
-            .args(split)
+    }
+
+    /// Any program, not started yet, that is told of the site as ours are: through its environment, of which it has nothing else.
+    pub(crate) fn program(&self, path: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(path);
+        command
             .env_clear()
             .env("GRISTMILL_STATE", self.dir.path())
             .env("GRISTMILL_LANE", self.lane.as_str())
