@@ -146,10 +146,11 @@ class Worker:
                 report.done(index, output, size)
             except Exception as error:
                 tries = failures + 1
-                if isinstance(error, Reject) or tries - batch.get("spent", 0) >= batch["policy"].get("max_attempts", 5):
+                in_this_round = tries - batch.get("spent", 0)
+                if isinstance(error, Reject) or in_this_round >= batch["policy"].get("max_attempts", 5):
                     report.failed(index, f"{type(error).__name__}: {error}", tries, losses, task)
                 else:
-                    step = {1: "1s", 2: "10s", 3: "1m"}.get(tries, "10m")
+                    step = {1: "1s", 2: "10s", 3: "1m"}.get(in_this_round, "10m")
                     self.send_batch(f"retry.{step}", batch, index, [task], tries, losses)
             if report.bytes >= RESULTS_BYTES or time.monotonic() - report.began >= REPORT_AFTER:
                 report.send()

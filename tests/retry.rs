@@ -41,6 +41,26 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
 }
 
 #[tokio::test]
+async fn what_is_sent_again_is_tried_as_soon_and_as_often_as_at_first() {
+    let site = Site::new();
+    let _sink = site.start("sink");
+    let mut worker = site.start("worker --slots 1");
+    let submitted = site.run("producer submit spin --tasks 3 --panic 1 --max-attempts 3 --wait").await;
+    assert_eq!(submitted.code, 1, "{submitted:?}");
+    let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
+    worker.says("attempt=1 again_in=1s").await;
+    worker.says("attempt=2 again_in=10s").await;
+    worker.stop().await;
+
+    let mut worker = site.start("worker --slots 1");
+    assert_eq!(site.run(&format!("sink retry {job}")).await.code, 0);
+    worker.says("attempt=4 again_in=1s").await;
+    worker.says("attempt=5 again_in=10s").await;
+    assert_eq!(site.run(&format!("producer wait {job}")).await.code, 1);
+    site.verify(&job).await;
+}
+
+#[tokio::test]
 async fn tasks_of_a_job_that_was_stopped_are_not_sent_again() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 2"));

@@ -200,7 +200,8 @@ impl Submission {
     /// Splits the job, sends its tasks and seals it; ends early if the job does. The tasks are split on a thread of
     /// their own, and never more than some dozens of batches ahead of what the broker takes.
     ///
-    /// Dropping the future leaves the job open: it can be resumed from its cursor, or cancelled.
+    /// Dropping the future leaves the job open: it can be resumed from its cursor, or cancelled. A cursor that is just being
+    /// saved is [`Held`](crate::CursorError::Held) until that is done.
     ///
     /// # Errors
     /// [`ProducerError`]; the job can be resumed unless the split itself failed.

@@ -21,16 +21,18 @@ const WORTH_A_MESSAGE: Duration = Duration::from_millis(10);
 /// tasks. So a first measurement that was too good to be true costs no more than what was seen bears out: a lucky task
 /// never makes a batch of thousands of long ones.
 const GROWTH: u32 = 2;
-/// While more measurements may make other sizes, no more tasks than so many, or than [`AHEAD`] times those that have outcomes,
-/// are sent ahead of the outcomes: work for dozens of slots. Else a fast producer would send hundreds of tiny batches before
-/// it hears of the first, or all of a job by what its first moments told.
+/// While sizes grow with what is measured, no more tasks than so many, or than [`AHEAD`] times those that have outcomes, are sent
+/// ahead of the outcomes: work for dozens of slots. Else a fast producer would send hundreds of tiny batches before it hears
+/// of the first.
 const AHEAD_MIN: u64 = 64;
-const AHEAD: u64 = 8;
+const AHEAD: u64 = 2;
 /// The first outcomes come from a machine that is busy with the start of the job, and tell of tasks half as long again as
-/// those that follow. So for this long after the first of them, what is measured may still change.
+/// those that follow. So for this long after the first of them, a job that knows its number sends no more ahead than it keeps for
+/// a better measurement: half of what is left. No slot waits for that.
 const YOUNG: Duration = Duration::from_secs(1);
-/// News is waited for so long at most, and then not again before there is some: perhaps nobody works, or tasks take long.
-const NEWS_WAIT: Duration = Duration::from_millis(250);
+/// News is waited for so long at most, which is longer than a sink takes from one to the next, and then not again before there is
+/// some: perhaps nobody works, or tasks take long.
+const NEWS_WAIT: Duration = Duration::from_millis(400);
 /// Towards the end a batch has at most one in so many of what is left for each slot, so that all slots end together.
 const SHARES_PER_SLOT: u64 = 2;
 /// At least so many slots are assumed, since workers are heard only some time after the listening began. Too many cost a few
@@ -79,7 +81,7 @@ impl Sizing {
             Self::Measured { measure, news, wait } => {
                 let mut measure = lock(measure);
                 let mut size = measure.next(left, Instant::now());
-                if size.unsettled && measure.is_ahead() {
+                if measure.waits_for_news(size, left, Instant::now()) {
                     let heard = measure.heard;
                     let waited = news.wait_timeout_while(measure, *wait, |measure| measure.heard == heard);
                     (measure, _) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -148,8 +150,10 @@ pub(crate) struct Measure {
 #[derive(Debug, Clone, Copy)]
 struct Size {
     tasks: u32,
-    /// It may be another when more has been measured.
-    unsettled: bool,
+    /// It would be more if more had been measured.
+    grows: bool,
+    /// It may be another when more has been measured: neither one nor as many as a message may have.
+    varies: bool,
 }
 
 /// So many tasks took so long.
@@ -203,16 +207,21 @@ impl Measure {
         }
         let wanted = wanted.clamp(1, BATCH_MAX_TASKS.into());
         let tasks = u32::try_from(wanted.min(borne_out)).unwrap_or(BATCH_MAX_TASKS).max(1);
-        let may_change = wanted > 1
-            && wanted < BATCH_MAX_TASKS.into()
-            && self.young_until.is_some_and(|until| now < until);
-        Size { tasks, unsettled: may_change || u64::from(tasks) < wanted }
+        let varies = wanted > 1 && wanted < BATCH_MAX_TASKS.into();
+        Size { tasks, grows: u64::from(tasks) < wanted, varies }
     }
 
-    /// Whether it is time to hear how long the tasks take that were sent.
-    fn is_ahead(&self) -> bool {
-        !self.in_vain
-            && self.sent.saturating_sub(self.outcomes) >= self.outcomes.saturating_mul(AHEAD).max(AHEAD_MIN)
+    /// Whether it is time to hear how long the tasks take that were sent, before a batch of that size follows.
+    fn waits_for_news(&self, Size { grows, varies, .. }: Size, left: Option<u64>, now: Instant) -> bool {
+        let is_young = self.young_until.is_some_and(|until| now < until);
+        let kept_back = left.filter(|_| varies && is_young).map(|left| left / 2);
+        let may_be_ahead = match (grows, kept_back) {
+            (true, _) => 0,
+            (false, Some(kept_back)) => kept_back,
+            (false, None) => return false,
+        };
+        let may_be_ahead = may_be_ahead.max(AHEAD_MIN).max(self.outcomes.saturating_mul(AHEAD));
+        !self.in_vain && self.sent.saturating_sub(self.outcomes) >= may_be_ahead
     }
 
     fn slots(&self, now: Instant) -> u64 {
@@ -384,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn while_sizes_may_change_no_more_is_sent_ahead_than_outcomes_bear_out() {
+    fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
         let (sizing, job) = (Sizing::waiting(Duration::MAX), JobId::generate());
         let next = || {
             let size = sizing.next(None);
@@ -402,21 +411,45 @@ mod tests {
         assert_eq!(sizes(64), [1; 64]);
         assert_eq!(after(2), 2, "65 sent ahead of 0");
         assert_eq!(after(16), 4, "66 sent ahead of 2");
-        assert_eq!(sizes(4), [8, 16, 32, 32], "142 ahead of 16");
-        assert_eq!(after(64), 64);
-        assert_eq!(sizes(4), [100; 4], "558 ahead of 64, by what the first moments told");
-        assert_eq!(after(70), 100);
+        assert_eq!(sizes(2), [8, 16], "78 ahead of 16");
+        assert_eq!(after(64), 32);
+        assert_eq!(sizes(3), [64, 100, 100], "which is all that is wanted: nothing is waited for any more");
+        assert_eq!(sizes(100), [100; 100]);
+    }
+
+    /// Whether a batch waits for news: of those that have an outcome `sent` are sent, of the others `left` are left.
+    fn waits(task: Duration, (outcomes, sent, left): (u64, u64, Option<u64>), age: Duration) -> bool {
+        let (mut measure, now) = (Measure::default(), Instant::now());
+        measure.progress(outcomes, outcomes * u64::try_from(task.as_micros()).unwrap(), now);
+        (measure.sent, measure.size) = (sent, BATCH_MAX_TASKS);
+        let size = measure.next(left, now + age);
+        measure.waits_for_news(size, left, now + age)
     }
 
     #[test]
-    fn what_the_first_second_tells_may_change_unless_that_changes_no_size() {
-        for (task, may_change) in [(1, false), (1_000, true), (49_000, true), (200_000, false)] {
-            let (mut fleet, task) = (Fleet::new(), micros(task));
-            fleet.run(100, task);
-            let unsettled = |after| fleet.measure.next(None, fleet.now + after).unsettled;
-            assert_eq!(unsettled(YOUNG / 2), may_change, "{task:?}");
-            assert!(!unsettled(YOUNG), "{task:?}");
+    fn a_batch_that_would_be_larger_waits_for_outcomes() {
+        // Of a microsecond each there would be 10,000, but for so few outcomes.
+        for left in [None, Some(1_000_000)] {
+            let waits = |outcomes, sent| waits(micros(1), (outcomes, sent, left), YOUNG);
+            assert!(!waits(10, 10 + 63) && waits(10, 10 + 64), "work for dozens of slots");
+            assert!(!waits(100, 100 + 199) && waits(100, 100 + 200), "or twice as many as have an outcome");
         }
+    }
+
+    #[test]
+    fn in_its_first_second_a_job_keeps_half_of_what_is_left_unless_that_changes_no_size() {
+        let young = YOUNG / 2;
+        let ahead = |ahead: u64, left| (1_000, 1_000 + ahead, left);
+        assert!(!waits(micros(1_000), ahead(5_000 - 1, Some(10_000)), young));
+        assert!(waits(micros(1_000), ahead(5_000, Some(10_000)), young));
+        assert!(!waits(micros(1_000), ahead(2_000 - 1, Some(1_000)), young), "or as much as when sizes grow");
+        assert!(!waits(micros(1_000), ahead(5_000, Some(10_000)), YOUNG), "it is no longer young");
+        assert!(!waits(micros(1_000), ahead(5_000, None), young), "nobody knows what half of it is");
+        assert!(
+            !waits(micros(1), (10_000, 60_000, Some(50_000)), young),
+            "they are as large as can be anyway"
+        );
+        assert!(!waits(micros(200_000), ahead(5_000, Some(10_000)), young), "each travels alone anyway");
     }
 
     #[test]

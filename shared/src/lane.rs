@@ -143,7 +143,7 @@ pub enum RetryDelay {
 }
 
 impl RetryDelay {
-    /// The step for a task that has now failed this often.
+    /// The step for a task that has now failed this often in its round.
     #[must_use]
     pub fn after(failures: u32) -> Self {
         match failures {

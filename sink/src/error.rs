@@ -19,7 +19,7 @@ pub enum SinkError {
         why: String,
     },
     /// There is no such file. Only for readers; a sink makes one.
-    #[error("there is no ledger {} (hint: a sink makes it when it first starts)", .path.display())]
+    #[error("there is no ledger {} (hint: a sink makes it when it first starts; run this where that sink is, or name its file with --ledger)", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,

@@ -181,7 +181,7 @@ fn show(view: &JobView, json: bool) -> Outcome {
         &view.summary;
     let JobSummary { submitted_ms, finished_ms, .. } = &view.summary;
     let count = |number| HumanCount(number).to_string();
-    let total = account.total.map_or_else(|| "an unknown number of".into(), count);
+    let total = account.total.map_or_else(|| "an unknown number".into(), count);
     let outcomes = account.done + account.failed;
     let share = match account.total {
         Some(total) if total > 0 => format!(" ({:.2} %)", 100.0 * outcomes as f64 / total as f64),
@@ -204,7 +204,7 @@ fn show(view: &JobView, json: bool) -> Outcome {
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
     }
-    print(format_args!("tasks      {} of {total} were run to an outcome{share}", count(outcomes)))?;
+    print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)))?;
     print(format_args!(
         "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
         count(account.done),

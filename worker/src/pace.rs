@@ -27,8 +27,8 @@ const SHORT: Duration = Duration::from_millis(150);
 /// What a busy slot has to say waits for company for as long as so many batches take: for half of what is held for each slot
 /// at least, since nothing comes for what is not acked.
 const COMPANY: f64 = PER_SLOT[START] as f64 / 2.0;
-/// But for no longer than this.
-const COMPANY_MAX: Duration = Duration::from_millis(200);
+/// But for no longer than this: it may be what ends the job.
+const COMPANY_MAX: Duration = Duration::from_millis(100);
 /// And not at all if that would be less than this.
 const COMPANY_MIN: Duration = Duration::from_millis(4);
 /// What is held goes up only as far as it takes no more than this, by the size of the latest messages: 8 MiB of each queue.
@@ -199,7 +199,7 @@ mod tests {
     fn the_shorter_batches_are_the_shorter_outcomes_wait() {
         let pace = Pace::new();
         assert_eq!(pace.company(), Duration::ZERO);
-        for (millis, company) in [(1.0, 0), (20.0, 40), (90.0, 180), (500.0, 200), (0.1, 0)] {
+        for (millis, company) in [(1.0, 0), (20.0, 40), (45.0, 90), (500.0, 100), (0.1, 0)] {
             note(&pace, 60, millis);
             assert_eq!(pace.company().as_secs_f64().mul_add(1e3, 0.5) as u64, company, "{millis} ms");
         }

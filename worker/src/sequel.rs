@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gristmill_shared::{
-    Address, Chunk, Headers, Message, Outgoing, QueueRole, RetryDelay, TaskFailure, TaskIndex, Trouble,
+    Address, Chunk, Headers, Message, Outgoing, QueueRole, TaskFailure, TaskIndex, Trouble,
     meter::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
     wire::{Batch, FailedTask, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
@@ -147,7 +147,7 @@ impl Sequel<'_> {
 
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
     fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Outgoing {
-        let delay = RetryDelay::after(headers.attempt);
+        let delay = self.batch.retry_delay(headers.attempt);
         let (job, index, attempt, reason) =
             (self.batch.job, failure.index, headers.attempt, self.why(failure));
         match self.shop.complaints.one_more(job) {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, form};
-use crate::{Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent};
+use crate::{Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +42,12 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn tries_again(&self, failures: u32) -> bool {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
+    }
+
+    /// How long such a task waits before that: the ladder starts afresh with each round, as the budget does.
+    #[must_use]
+    pub fn retry_delay(&self, failures: u32) -> RetryDelay {
+        RetryDelay::after(failures.saturating_sub(self.spent))
     }
 
     /// The tasks one by one, encoded.

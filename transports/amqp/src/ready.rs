@@ -6,7 +6,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use gristmill_shared::TransportError;
+use gristmill_shared::{Lane, TransportError};
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -23,6 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const KNOWN_BUT_ABSENT: &str = "NOT_FOUND - home node";
 
 impl Line {
+    /// Declares what is missing of a lane and of the journal, and sees whether that can be read.
+    pub(crate) async fn open_lane(&self, generation: &Generation, lane: &Lane) -> Result<(), TransportError> {
+        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
+        let opened = match topology::open_lane(&mut visit, lane).await {
+            Ok(()) => topology::open_journal(&mut visit).await,
+            refused => refused,
+        };
+        visit.end().await;
+        opened.map_err(|error| with_remedy(error, self.config.vhost()))
+    }
+
     /// Declares the journal if it is missing, and sees whether it can be read.
     pub(crate) async fn open_journal(&self, generation: &Generation) -> Result<(), TransportError> {
         let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;

@@ -80,15 +80,19 @@ pub(crate) async fn open_lane(visit: &mut Visit, lane: &Lane) -> Result<(), Tran
 /// one after the other learns which of them was refused.
 async fn declare_at_once(visit: &mut Visit, things: &[Thing]) -> Result<bool, TransportError> {
     let channel = visit.channel().await?;
+    let mut declared = false;
     let declaring = async {
         try_join_all(things.iter().map(|thing| thing.declaring(&channel))).await?;
+        declared = true;
         try_join_all(things.iter().map(|thing| thing.binding(&channel))).await.map(drop)
     };
     match visit.ask(Wish::Free, "a lane's queues", declaring).await {
-        Ok(()) => Ok(true),
-        Err(silence) if channel.status().connected() => Err(silence),
-        Err(_) => Ok(false),
+        Ok(()) => return Ok(true),
+        Err(silence) if channel.status().connected() => return Err(silence),
+        Err(TransportError::Forbidden { .. }) if !declared && !visit.must_declare => visit.declares_not(),
+        Err(_) => {}
     }
+    Ok(false)
 }
 
 /// Makes the shards that are missing, and counts further ones up to the first that is missing.

@@ -130,11 +130,8 @@ impl Transport for AmqpTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        let declared = self.again_and_again(lane, |generation| async move {
-            let (lane, journal) =
-                futures::join!(self.link.declare_one(&generation, lane), self.link.open_journal(&generation));
-            lane.and(journal)
-        });
+        let declared = self
+            .again_and_again(lane, |generation| async move { self.link.open_lane(&generation, lane).await });
         declared.await?;
         self.link.keep(lane, Shards::ONE);
         Ok(())
