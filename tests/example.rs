@@ -80,6 +80,7 @@ async fn workers_in_another_language_do_a_job_though_one_is_killed() {
     let job = collatz("producer submit collatz --limit 200000").end().await.answer().to_owned();
     site.first_outcomes(&job).await;
     killed.kill().await;
+    assert_eq!(site.json(&format!("sink show {job} --json")).await["state"], "running", "killed too late");
     assert_eq!(collatz(&format!("producer wait {job}")).end().await.answer(), "156159 (382 steps)");
     site.verify(&job).await;
     assert_eq!(left.stop().await.code, 0);

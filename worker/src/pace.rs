@@ -24,8 +24,8 @@ const TOO_MUCH: Duration = Duration::from_millis(150);
 const LONG: Duration = Duration::from_millis(200);
 /// And they are no longer when they take this or less.
 const SHORT: Duration = Duration::from_millis(150);
-/// What a busy slot has to say waits for company for as long as so many batches take: for half of what is held for each slot
-/// at least, since nothing comes for what is not acked.
+/// What a busy slot has to say waits for company for as long as so many batches take: half of what is held for each
+/// slot, since nothing comes for what is not acked.
 const COMPANY: f64 = PER_SLOT[START] as f64 / 2.0;
 /// But for no longer than this: it may be what ends the job.
 const COMPANY_MAX: Duration = Duration::from_millis(100);
