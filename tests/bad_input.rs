@@ -178,6 +178,8 @@ async fn a_kind_no_worker_here_knows_waits_and_is_told_once() {
             round: gristmill_shared::Round(0),
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first: gristmill_shared::TaskIndex(n),
             count: 1,
             tasks: &raw("[0]"),

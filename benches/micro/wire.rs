@@ -60,6 +60,8 @@ pub(crate) fn batch<'a>(spec: &'a RawValue, tasks: &'a RawValue, count: u32) -> 
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(0),
         count,
         tasks,

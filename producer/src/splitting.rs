@@ -194,6 +194,8 @@ impl<'a> Walk<'a> {
             round: label.round,
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first,
             count,
             tasks: &tasks,

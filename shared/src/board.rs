@@ -3,14 +3,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    JobId, JournalEntry, JournalReader, Lane, Message, Round, StopSignal, Transport, TransportError,
+    JobId, JournalEntry, JournalReader, Lane, Message, RefusedTasks, Round, StopSignal, Transport,
+    TransportError, refusals,
     wire::{Fact, Finished, Serving, Stopped},
 };
 
@@ -30,6 +31,8 @@ pub struct JobBoard {
     jobs: Mutex<BTreeMap<JobId, Rounds>>,
     /// Those who listen to a job.
     ears: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
+    /// Jobs whose producers are here, with their tasks that are to be sent again.
+    refusals: Mutex<BTreeMap<JobId, Weak<refusals::Shared>>>,
     served: Mutex<BTreeSet<Lane>>,
     caught_up: CancellationToken,
 }
@@ -124,6 +127,12 @@ impl JobBoard {
                     served.insert(lane);
                 }
             }
+            Ok(Fact::Refused(refused)) => {
+                let tasks = self.refusals().get(&refused.job).and_then(Weak::upgrade);
+                if let Some(tasks) = tasks {
+                    tasks.add(&refused);
+                }
+            }
             Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_)) => {}
             // Of a later version, for days: whoever starts meets it again, and can do nothing about it.
             Err(error) => tracing::debug!(id = message.id, %error, "passing over an entry of the journal"),
@@ -159,6 +168,20 @@ impl JobBoard {
             }
             rounds.signals.entry(round).or_default().clone()
         })
+    }
+
+    /// The tasks of `job` whose outcomes a sink refuses from now on. The last caller gets them.
+    #[must_use]
+    pub fn refused(&self, job: JobId) -> RefusedTasks {
+        let tasks = RefusedTasks::default();
+        let mut refusals = self.refusals();
+        refusals.retain(|_, tasks| tasks.strong_count() > 0); // so there are never more than producers here
+        refusals.insert(job, Arc::downgrade(tasks.shared()));
+        tasks
+    }
+
+    fn refusals(&self) -> MutexGuard<'_, BTreeMap<JobId, Weak<refusals::Shared>>> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a sink has said that it serves the lane, in what the journal still has. A sink says so when it starts, and

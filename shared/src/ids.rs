@@ -1,9 +1,10 @@
 //! Identities as types, so that a round cannot be passed where an index is meant.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, io, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use xxhash_rust::xxh3::Xxh3;
 
 /// One submission of a job. UUID version 7: ids sort by the time of their submission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -228,6 +229,34 @@ impl LedgerId {
     }
 }
 
+name!(
+    /// One build of a program: two executables with other bytes have other ids.
+    BuildId,
+    "build id",
+    "1 to 63 of a-z, 0-9 and '-'",
+    63,
+    |c| matches!(c, 'a'..='z' | '0'..='9' | '-')
+);
+
+impl BuildId {
+    /// The id of an executable: the XXH3 of its bytes, as 16 hexadecimal digits. Reads all of it; blocks.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn of(mut executable: impl io::Read) -> io::Result<Self> {
+        let mut hash = Xxh3::new();
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match executable.read(&mut buffer) {
+                Ok(0) => return Ok(Self(format!("{:016x}", hash.digest()).into())),
+                Ok(bytes) => hash.update(&buffer[..bytes]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
 /// A name or id that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{got:?} is not a {what} (hint: expected {expected})")]
@@ -272,6 +301,19 @@ mod tests {
             serde_json::from_str::<JobId>("\"8c5a5c54-1f5c-4d3a-9b0a-6b1f0a5c1d2e\"").is_err(),
             "version 4"
         );
+    }
+
+    #[test]
+    fn build_id_follows_every_byte() {
+        let program = vec![7; (2 << 20) + 3];
+        let id = BuildId::of(&program[..]).unwrap();
+        assert_eq!(BuildId::new(id.as_str()).as_ref(), Ok(&id));
+        assert_eq!(BuildId::of(&program[..]).unwrap(), id);
+        for place in [0, 1 << 20, program.len() - 1] {
+            let mut other = program.clone();
+            other[place] = 8;
+            assert_ne!(BuildId::of(&other[..]).unwrap(), id, "byte {place}");
+        }
     }
 
     #[test]

@@ -54,6 +54,12 @@ use crate::{TaskContext, TaskError, TaskIndex};
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The stable name on the wire: 1 to 63 of `a-z`, `0-9` and `-`.
     const KIND: &'static str;
+    /// The version of the job's code and of its types. Raise it with every change after which a task, an output or
+    /// the report means something else, or a task gives another output.
+    ///
+    /// It travels with the job: workers of another version leave its tasks to others, and results of another version
+    /// are not folded. See "Changing a job while a fleet runs" in `docs/guide.md`.
+    const VERSION: u32 = 0;
     /// What the ledger keeps besides the report. Defaults to nothing.
     const KEEP: Keep = Keep::Report;
     /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded.

@@ -17,6 +17,7 @@ pub mod memory;
 mod message;
 pub mod meter;
 mod policy;
+mod refusals;
 mod registry;
 mod shards;
 mod store;
@@ -33,13 +34,14 @@ pub use erased::{
     SplitStep, TaskFailure, erase, panic_text,
 };
 pub use error::error_chain;
-pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
+pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
+pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};

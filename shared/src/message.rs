@@ -36,6 +36,11 @@ pub struct Headers {
     pub attempt: u32,
     /// `gm-loss`: how often the worker of this single task has died.
     pub loss: u32,
+    /// `gm-released`: how often workers that may not or cannot run this batch left it to others.
+    pub released: u32,
+    /// `gm-undecodable`: which workers could not decode it, and since when: milliseconds since 1970 and worker ids,
+    /// separated by spaces.
+    pub undecodable: Option<String>,
     /// `gm-reason`: why a message is in the dead queue.
     pub reason: Option<String>,
     /// `gm-origin`: which queue a dead message came from.
@@ -62,6 +67,12 @@ impl Headers {
     #[must_use]
     pub fn span_id(&self) -> Option<String> {
         self.trace().and_then(TraceParent::span_id)
+    }
+
+    /// The headers of messages that follow from a batch that has begun: releases before that do not count any more.
+    #[must_use]
+    pub fn begun(&self) -> Self {
+        Self { released: 0, undecodable: None, ..self.clone() }
     }
 
     /// Those of messages that follow from this one: of its trace, and of a new span, that of whoever takes this one.

@@ -19,6 +19,9 @@ pub struct Policy {
     /// When so many tasks have failed, the job ends early. Defaults to never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
+    /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's version.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub same_build: bool,
 }
 
 fn default_max_attempts() -> u32 {
@@ -27,7 +30,7 @@ fn default_max_attempts() -> u32 {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { max_attempts: DEFAULT_MAX_ATTEMPTS, task_timeout_ms: None, fail_fast: None }
+        Self { max_attempts: DEFAULT_MAX_ATTEMPTS, task_timeout_ms: None, fail_fast: None, same_build: false }
     }
 }
 

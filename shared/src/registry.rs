@@ -31,7 +31,11 @@ pub struct Registry {
     openers: BTreeMap<Kind, Opener>,
 }
 
-type Opener = fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>;
+#[derive(Clone, Copy)]
+struct Opener {
+    version: u32,
+    open: fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>,
+}
 
 impl Registry {
     /// Adds a kind.
@@ -40,7 +44,8 @@ impl Registry {
     /// If the kind is registered already, or its name is not one.
     pub fn register<J: Job>(&mut self) -> Result<(), RegisterError> {
         let kind = Kind::new(J::KIND)?;
-        if self.openers.insert(kind.clone(), erased::open::<J>).is_some() {
+        let opener = Opener { version: J::VERSION, open: erased::open::<J> };
+        if self.openers.insert(kind.clone(), opener).is_some() {
             return Err(RegisterError::Twice(kind));
         }
         Ok(())
@@ -60,12 +65,21 @@ impl Registry {
     /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
     ///
     /// # Errors
-    /// If the kind is not registered, or the parameters do not fit it.
-    pub fn open(&self, kind: &Kind, spec: &RawValue) -> Result<Arc<dyn AnyJob>, OpenError> {
+    /// If the kind is not registered, is registered in another version, or the parameters do not fit it.
+    pub fn open(&self, kind: &Kind, version: u32, spec: &RawValue) -> Result<Arc<dyn AnyJob>, OpenError> {
         match self.openers.get(kind) {
             None => Err(OpenError::UnknownKind),
-            Some(open) => open(spec).map_err(OpenError::Spec),
+            Some(opener) if opener.version != version => {
+                Err(OpenError::Version { kind: kind.clone(), here: opener.version, wanted: version })
+            }
+            Some(opener) => (opener.open)(spec).map_err(OpenError::Spec),
         }
+    }
+
+    /// The version in which the kind is registered, if it is.
+    #[must_use]
+    pub fn version(&self, kind: &Kind) -> Option<u32> {
+        self.openers.get(kind).map(|opener| opener.version)
     }
 }
 
@@ -93,6 +107,16 @@ pub enum OpenError {
     /// The kind is not registered in this process; in another it may be.
     #[error("no job of its kind is registered here")]
     UnknownKind,
+    /// The kind is registered here in another version of its code.
+    #[error("this program has version {here} of the kind {kind}, and version {wanted} is needed")]
+    Version {
+        /// The kind.
+        kind: Kind,
+        /// The version that is registered here.
+        here: u32,
+        /// The version that the job has.
+        wanted: u32,
+    },
     /// The parameters do not fit the kind.
     #[error("{0}")]
     Spec(JobError),

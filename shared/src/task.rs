@@ -107,6 +107,8 @@ pub enum Trouble {
     Failed(String),
     /// Never again, with this reason.
     Rejected(String),
+    /// The task does not decode as the kind's type, with this reason: it is wrong, or was made by another build.
+    Undecodable(String),
     /// The job was stopped; no outcome.
     Stopped,
     /// The deadline passed; counts as a failure.
@@ -119,6 +121,7 @@ impl Trouble {
         match self {
             Self::Failed(reason) => Self::Failed(clip_reason(&reason).into_owned()),
             Self::Rejected(reason) => Self::Rejected(clip_reason(&reason).into_owned()),
+            Self::Undecodable(reason) => Self::Undecodable(clip_reason(&reason).into_owned()),
             Self::Stopped | Self::TimedOut => self,
         }
     }
@@ -126,7 +129,7 @@ impl Trouble {
     /// How many bytes the reason takes on the wire, where some characters take six.
     pub(crate) fn encoded_len(&self) -> usize {
         match self {
-            Self::Failed(reason) | Self::Rejected(reason) => encoded_len(reason),
+            Self::Failed(reason) | Self::Rejected(reason) | Self::Undecodable(reason) => encoded_len(reason),
             Self::Stopped | Self::TimedOut => 0,
         }
     }
@@ -147,6 +150,10 @@ impl TaskError {
 
     pub(crate) fn stopped() -> Self {
         Self(Trouble::Stopped)
+    }
+
+    pub(crate) fn undecodable(why: impl fmt::Display) -> Self {
+        Self(Trouble::Undecodable(why.to_string()))
     }
 
     /// What it means for the task.

@@ -167,6 +167,8 @@ impl LocalWorker<'_> {
             round: Round(0),
             stage: 0,
             spent: 0,
+            version: self.job.version(),
+            build: None,
             first: work.first,
             count: work.count,
             tasks: &work.tasks,
@@ -336,6 +338,8 @@ mod tests {
             round: Round(0),
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first: TaskIndex(0),
             count: 3,
             tasks: &tasks,
@@ -353,7 +357,7 @@ mod tests {
             [(0, 1), (2, 1)]
         );
         assert_eq!(chunk.failed[0].task.get(), "\"no number\"");
-        assert!(matches!(&chunk.failed[0].trouble, Trouble::Rejected(why) if why.contains("kind squares")));
+        assert!(matches!(&chunk.failed[0].trouble, Trouble::Undecodable(why) if why.contains("kind squares")));
         batch.count = 4;
         assert!(run(&batch).unwrap_err().reason.contains("says it has 4 tasks, but has 3"));
     }

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::select_all;
 use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WORKER_REDELIVERIES};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -83,6 +84,7 @@ impl Intake {
         // come to the others, which are about to go, and so be delivered once more for nothing.
         let mut retired: Vec<Source> = Vec::new();
         let (mut level, mut since) = (START, 0);
+        let mut pauses = self.shop.releases.pauses();
         loop {
             // Dropped, which waits for nothing, and at once: what the broker still sent when the consumer was stopped
             // comes again only when its channel has closed.
@@ -92,6 +94,20 @@ impl Intake {
             let received = tokio::select! {
                 received = receive(&mut sources) => Some(received?),
                 () = self.leaving.cancelled() => break,
+                Ok(()) = pauses.changed() => {
+                    let until = *pauses.borrow_and_update();
+                    for mut source in sources.drain(..) {
+                        self.end(&mut source, false).await?;
+                        retired.push(source);
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)) => {}
+                        () = self.leaving.cancelled() => break,
+                    }
+                    sources = self.open().await?;
+                    (level, since) = (START, pace.ended());
+                    continue;
+                }
                 () = pace.becomes(level != LOWEST), if may_change => None,
                 () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => None,
                 () = tokio::time::sleep(RETIRED_LOOK), if !retired.is_empty() => None,

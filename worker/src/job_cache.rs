@@ -29,10 +29,11 @@ impl JobCache {
         if let Some(cached) = jobs.get(&batch.job)
             && cached.spec.get() == batch.spec.get()
             && cached.job.kind() == batch.kind.as_str()
+            && cached.job.version() == batch.version
         {
             return Ok(Arc::clone(&cached.job));
         }
-        let job = registry.open(&batch.kind, batch.spec)?;
+        let job = registry.open(&batch.kind, batch.version, batch.spec)?;
         jobs.insert(batch.job, Cached { spec: batch.spec.to_owned(), job: Arc::clone(&job) });
         if jobs.len() > CACHE_MAX_JOBS {
             jobs.pop_first();

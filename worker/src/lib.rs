@@ -15,6 +15,7 @@ mod job_cache;
 mod outputs;
 mod pace;
 mod refused;
+mod release;
 mod seat;
 mod sequel;
 mod shop;

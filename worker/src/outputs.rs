@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use gristmill_shared::{
     DoneTasks, JobId, Outgoing, QueueRole, Round, TraceParent,
-    wire::{DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
+    wire::{Batch, DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
 };
 
 use crate::shop::Shop;
@@ -12,11 +12,26 @@ use crate::shop::Shop;
 /// What a stretch of consecutive outputs takes in a message beside them at most: with indices and counts of any length.
 const SPAN_BYTES: usize = 64;
 
-/// Outputs of tasks of one job and round.
+/// The job that outputs belong to, with its round and the version of its code there: outputs of one source travel
+/// together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) job: JobId,
+    pub(crate) round: Round,
+    pub(crate) version: u32,
+}
+
+impl Source {
+    /// The source of a batch's outputs.
+    pub(crate) fn of(batch: &Batch<'_>) -> Self {
+        Self { job: batch.job, round: batch.round, version: batch.version }
+    }
+}
+
+/// Outputs of tasks of one source.
 #[derive(Debug)]
 pub(crate) struct Outputs {
-    job: JobId,
-    round: Round,
+    source: Source,
     /// The trace of the batch that they come from, the first if there are several.
     trace: Option<TraceParent>,
     /// How long their tasks took, together.
@@ -28,13 +43,13 @@ pub(crate) struct Outputs {
 impl Outputs {
     /// None if there are none.
     pub(crate) fn new(
-        (job, round): (JobId, Round),
+        source: Source,
         trace: Option<TraceParent>,
         busy: Duration,
         done: Vec<DoneTasks>,
     ) -> Option<Self> {
         let bytes = done.iter().map(|done| SPAN_BYTES + done.bytes()).sum();
-        (!done.is_empty()).then_some(Self { job, round, trace, busy, done, bytes })
+        (!done.is_empty()).then_some(Self { source, trace, busy, done, bytes })
     }
 
     /// How many bytes they take in a message at most, but for what says whose they are.
@@ -44,8 +59,7 @@ impl Outputs {
 
     /// Whether these can travel in one message with those.
     pub(crate) fn goes_with(&self, other: &Self) -> bool {
-        (self.job, self.round) == (other.job, other.round)
-            && self.bytes + other.bytes <= RESULTS_MESSAGE_BYTES
+        self.source == other.source && self.bytes + other.bytes <= RESULTS_MESSAGE_BYTES
     }
 
     /// Takes the other's along.
@@ -68,9 +82,12 @@ impl Outputs {
         }
         let outputs: Vec<_> =
             spans.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
+        let Source { job, round, version } = self.source;
         let results = Results {
-            job: self.job,
-            round: self.round,
+            job,
+            round,
+            version,
+            build: shop.build.clone(),
             worker: shop.id.clone(),
             busy_us: micros(self.busy),
             done: outputs

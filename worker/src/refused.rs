@@ -20,7 +20,7 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
         let spans =
             spans.map(|((first, _), outputs)| DoneSpan { first: *first, count: 1, outputs }).collect();
         let busy_us = if name == 'a' { results.busy_us } else { 0 };
-        let results = Results { busy_us, done: spans, failed, worker: results.worker.clone(), ..results };
+        let results = Results { busy_us, done: spans, failed, worker: results.worker.clone(), build: results.build.clone(), ..results };
         let mut message = results.message(format!("{}{name}", refused.id), &refused.app);
         message.headers.clone_from(&refused.headers);
         message
@@ -60,7 +60,7 @@ fn too_large(index: TaskIndex, attempts: u32, losses: u32, why: &str) -> FailedT
 mod tests {
     use std::collections::VecDeque;
 
-    use gristmill_shared::{JobId, Round};
+    use gristmill_shared::{BuildId, JobId, Round};
 
     use super::*;
 
@@ -74,6 +74,7 @@ mod tests {
                 continue;
             }
             let results: Results<'_> = decode(&message).unwrap();
+            assert_eq!((results.version, results.build.as_ref().map(BuildId::as_str)), (3, Some("b1")));
             done.extend(results.done.iter().flat_map(each).map(|(index, _)| index.0));
             failed.extend(results.failed.iter().map(|failed| failed.index.0));
         }
@@ -105,6 +106,8 @@ mod tests {
                 DoneSpan { first: TaskIndex(9), count: 1, outputs: &second },
             ],
             failed: vec![failed(5), failed(6)],
+            version: 3,
+            build: Some("b1".parse().unwrap()),
         };
         assert_eq!(through(100_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "all in one");
         assert_eq!(through(4_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "in parts");

@@ -11,7 +11,8 @@ use serde_json::value::RawValue;
 
 use crate::{
     handoff::Upshot,
-    outputs::{Outputs, micros, results_message},
+    outputs::{Outputs, Source, micros, results_message},
+    release::{Release, Unfit},
     shop::Shop,
     suspicion::{LOSSES_MAX, SUSPECT_PARTS},
 };
@@ -25,6 +26,15 @@ pub(crate) struct Sequel<'a> {
     pub(crate) headers: &'a Headers,
     /// Where the batch came from.
     pub(crate) from: QueueRole,
+}
+
+/// How many tasks of a chunk have no outcome yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ChunkCounts {
+    /// Tasks that are tried again later.
+    pub(crate) retried: u64,
+    /// Tasks that are left to other workers.
+    pub(crate) released: u64,
 }
 
 /// How many of these messages are tasks that are tried again later.
@@ -51,24 +61,53 @@ impl Sequel<'_> {
         self.shop.registry.label(&self.batch.kind)
     }
 
-    /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone.
-    pub(crate) fn of_chunk(&self, chunk: Chunk) -> Upshot {
+    /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone. Tasks that do not
+    /// decode and came from another build go to other workers.
+    pub(crate) fn of_chunk(&self, chunk: Chunk) -> (Upshot, ChunkCounts) {
         let failures = self.headers.attempt.saturating_add(1);
-        let next_try = Headers { attempt: failures, ..self.headers.clone() };
-        let (retried, failed): (Vec<_>, Vec<_>) = chunk.failed.iter().partition(|failure| {
-            !matches!(failure.trouble, Trouble::Rejected(_))
+        let next_try = Headers { attempt: failures, ..self.headers.begun() };
+        let Chunk { done, busy, failed: troubled, .. } = chunk;
+        let (released, troubled) = self.release_undecodable(troubled);
+        let (retried, failed): (Vec<_>, Vec<_>) = troubled.into_iter().partition(|failure| {
+            !matches!(failure.trouble, Trouble::Rejected(_) | Trouble::Undecodable(_))
                 && self.batch.tries_again(failures)
                 && travels(&failure.task)
         });
-        let mut messages: Vec<_> =
-            retried.into_iter().map(|failure| self.retry(failure, &next_try)).collect();
-        let Chunk { done, busy, .. } = chunk;
+        let counts =
+            ChunkCounts { retried: retried.len() as u64, released: released.iter().map(|(_, n)| *n).sum() };
+        let mut messages: Vec<_> = released.into_iter().map(|(message, _)| message).collect();
+        messages.extend(retried.iter().map(|failure| self.retry(failure, &next_try)));
         if !failed.is_empty() {
-            let failed = failed.into_iter().map(|failure| self.for_good(failure, failures)).collect();
+            let failed = failed.iter().map(|failure| self.for_good(failure, failures)).collect();
             messages.push(self.results(failed, if done.is_empty() { busy } else { Duration::ZERO }));
         }
-        let whose = (self.batch.job, self.batch.round);
-        Upshot { outputs: Outputs::new(whose, self.headers.trace(), busy, done), messages }
+        let outputs = Outputs::new(Source::of(self.batch), self.headers.trace(), busy, done);
+        (Upshot { outputs, messages }, counts)
+    }
+
+    /// Takes the tasks that are left to other workers out of those without an output: as messages, each with its number
+    /// of tasks.
+    fn release_undecodable(&self, troubled: Vec<TaskFailure>) -> (Vec<(Outgoing, u64)>, Vec<TaskFailure>) {
+        if self.shop.is_own_build(self.batch) {
+            return (Vec::new(), troubled);
+        }
+        let (undecodable, troubled): (Vec<_>, Vec<_>) =
+            troubled.into_iter().partition(|failure| matches!(failure.trouble, Trouble::Undecodable(_)));
+        let Some(first) = undecodable.first() else { return (Vec::new(), troubled) };
+        let unfit = Unfit::Tasks(self.why(first));
+        let (to, headers) = match self.shop.release(self.batch, self.headers, self.from, &unfit) {
+            Release::To(to, headers) => (to, headers),
+            Release::Never => {
+                return (Vec::new(), troubled.into_iter().chain(undecodable).collect());
+            }
+        };
+        let consecutive = |before: &TaskFailure, next: &TaskFailure| before.index.plus(1) == next.index;
+        let part = |run: &[TaskFailure]| {
+            let tasks: Vec<&RawValue> = run.iter().map(|failure| &*failure.task).collect();
+            let message = self.part(run[0].index, &tasks, &headers);
+            (Outgoing { to: self.shop.to(to), message }, run.len() as u64)
+        };
+        (undecodable.chunk_by(consecutive).map(part).collect(), troubled)
     }
 
     /// The tasks from index `from` on, for whoever takes them next, at no cost.
@@ -91,7 +130,7 @@ impl Sequel<'_> {
         let Some(task) = tasks.get(at) else { return Err(Malformed::new("a task that it does not have")) };
         let mut chunk = Chunk::default();
         chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
-        let Upshot { mut messages, .. } = self.of_chunk(chunk); // which has no outputs
+        let (Upshot { mut messages, .. }, _) = self.of_chunk(chunk); // which has no outputs
         messages.extend(self.back(begun, tasks.get(self.place(begun)..at).unwrap_or_default()));
         messages.extend(self.back(index.plus(1), tasks.get(at + 1..).unwrap_or_default()));
         Ok(messages)
@@ -179,7 +218,9 @@ impl Sequel<'_> {
 
     fn why(&self, failure: &TaskFailure) -> String {
         match &failure.trouble {
-            Trouble::Failed(reason) | Trouble::Rejected(reason) => reason.clone(),
+            Trouble::Failed(reason) | Trouble::Rejected(reason) | Trouble::Undecodable(reason) => {
+                reason.clone()
+            }
             Trouble::TimedOut => {
                 let limit = self.batch.policy.task_timeout().unwrap_or_default();
                 format!("it ran longer than the job's task timeout of {limit:?}")
@@ -193,8 +234,7 @@ impl Sequel<'_> {
         let count =
             u32::try_from(tasks.len()).expect("no more than the batch has, which counts them in 32 bits");
         let tasks = Batch::pack(tasks);
-        let part = Batch { first, count, tasks: &tasks, ..self.batch.clone() };
-        part.to_message(headers.clone(), self.shop.id.as_str())
+        self.batch.derive(first, count, &tasks).to_message(headers.clone(), self.shop.id.as_str())
     }
 
     /// Tells the sink of tasks that failed for good.
@@ -206,6 +246,8 @@ impl Sequel<'_> {
             busy_us: micros(busy),
             done: Vec::new(),
             failed,
+            version: self.batch.version,
+            build: self.shop.build.clone(),
         };
         results_message(self.shop, &results, self.headers.trace())
     }

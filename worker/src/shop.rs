@@ -10,17 +10,22 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry, RetryDelay, StopSignal,
-    Transport, WorkerId,
+    Address, BuildId, Headers, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry,
+    StopSignal, Transport, WorkerId,
     meter::{WORKER_HANDED_BACK, WORKER_SLOTS_BUSY, WORKER_THREADS_STUCK},
 };
 
-use gristmill_shared::wire::clip_reason;
+use gristmill_shared::wire::{Batch, clip_reason, now_ms};
 use tokio::sync::watch;
 
-use crate::{complaints::Complaints, job_cache::JobCache, pace::Pace};
+use crate::{
+    complaints::Complaints,
+    job_cache::JobCache,
+    pace::Pace,
+    release::{Release, ReleaseTracker, Unfit, release},
+};
 
-/// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
+/// How many jobs that this worker leaves to others are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
 
 /// How much of a body goes to the dead queue: more than any batch of ours has, and less than any broker refuses.
@@ -38,6 +43,9 @@ pub(crate) struct Shop {
     connection: Mutex<Connection>,
     pub(crate) pace: Pace,
     pub(crate) id: WorkerId,
+    /// The build of this program, if it is known.
+    pub(crate) build: Option<BuildId>,
+    pub(crate) releases: ReleaseTracker,
     /// Given when the worker leaves: slots end before their next task.
     pub(crate) halt: StopSignal,
     pub(crate) counts: Counts,
@@ -126,6 +134,7 @@ impl Shop {
         transport: Arc<dyn Transport>,
         lane: Lane,
         id: WorkerId,
+        build: Option<BuildId>,
     ) -> Self {
         Self {
             registry,
@@ -137,6 +146,8 @@ impl Shop {
             transport,
             pace: Pace::new(),
             id,
+            build,
+            releases: ReleaseTracker::default(),
             halt: StopSignal::new(),
             counts: Counts::default(),
             messages: AtomicU64::new(0),
@@ -189,21 +200,31 @@ impl Shop {
         Outgoing { to: self.to(QueueRole::Dead), message }
     }
 
-    /// Leaves a batch of a kind that is not known here to workers that may know it.
-    pub(crate) fn pass_on(&self, message: Message, job: JobId, kind: &str) -> Outgoing {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.insert(job) {
-            let known: Vec<_> = self.registry.kinds().map(ToString::to_string).collect();
-            tracing::warn!(
-                %job, kind, known = known.join(", "),
-                "no job of this kind is registered here; its tasks wait 10 s at a time for a worker that knows it \
-                 (hint: start a worker of the version that submitted it)"
-            );
+    /// Whether the batch's job was submitted by this build, as far as that is known. Then nothing but the batch itself
+    /// can be the reason why it does not decode.
+    pub(crate) fn is_own_build(&self, batch: &Batch<'_>) -> bool {
+        batch.build.is_none() || batch.build == self.build
+    }
+
+    /// Decides on a batch that is unfit for this worker, and says why once for each job.
+    pub(crate) fn release(
+        &self,
+        batch: &Batch<'_>,
+        headers: &Headers,
+        from: QueueRole,
+        unfit: &Unfit,
+    ) -> Release {
+        let release = release(unfit, from, headers, &self.id, now_ms());
+        if let Release::To(..) = release {
+            let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+            if reported.insert(batch.job) {
+                tracing::warn!(job = %batch.job, worker = %self.id, "{}", unfit.text(&batch.kind));
+            }
+            while reported.len() > REPORTED_MAX_JOBS {
+                reported.pop_first();
+            }
         }
-        while reported.len() > REPORTED_MAX_JOBS {
-            reported.pop_first();
-        }
-        Outgoing { to: self.to(QueueRole::Retry(RetryDelay::TenSeconds)), message }
+        release
     }
 }
 
@@ -219,7 +240,7 @@ mod tests {
             let transport = MemoryTransport::new();
             let (board, _) = JobBoard::open(&*transport).await.unwrap();
             let id = "test-worker".parse().unwrap();
-            Arc::new(Self::new(Registry::default(), board, transport, Lane::default(), id))
+            Arc::new(Self::new(Registry::default(), board, transport, Lane::default(), id, None))
         }
     }
 

@@ -13,8 +13,9 @@ use gristmill_shared::{
 use crate::{
     handoff::{Handoffs, Upshot},
     in_hand::InHand,
+    release::{Release, Unfit},
     seat::{ALL, Tenant},
-    sequel::{Sequel, retried},
+    sequel::{ChunkCounts, Sequel},
     shop::Shop,
     suspicion::{Verdict, judge},
     waiting::Waiting,
@@ -117,15 +118,43 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        match shop.jobs.open(&shop.registry, batch) {
-            Ok(job) => self.run_tasks(&*job, sequel),
-            Err(OpenError::Spec(error)) => Err(Malformed::new(error)),
-            Err(OpenError::UnknownKind) => {
-                let message = self.work.message.clone();
-                self.send(vec![shop.pass_on(message, batch.job, batch.kind.as_str())]);
-                Ok(())
-            }
+        if batch.policy.same_build && !shop.is_own_build(batch) {
+            return self.release(sequel, &Unfit::Build);
         }
+        let unfit = match shop.jobs.open(&shop.registry, batch) {
+            Ok(job) => {
+                shop.releases.ran();
+                return self.run_tasks(&*job, sequel);
+            }
+            Err(OpenError::Spec(error)) if shop.is_own_build(batch) => return Err(Malformed::new(error)),
+            Err(OpenError::Spec(error)) => Unfit::Spec(error.to_string()),
+            Err(OpenError::Version { here, wanted, .. }) => Unfit::Version { here, wanted },
+            Err(OpenError::UnknownKind) => {
+                Unfit::UnknownKind { known: shop.registry.kinds().map(ToString::to_string).collect() }
+            }
+        };
+        self.release(sequel, &unfit)
+    }
+
+    /// Leaves the batch to other workers, at no cost. That it was delivered before must not be forgotten by that: then
+    /// it goes to the suspects, as if it had come once more.
+    fn release(&self, sequel: &Sequel<'_>, unfit: &Unfit) -> Result<(), Malformed> {
+        let (batch, message) = (sequel.batch, &self.work.message);
+        let headers = match self.shop.release(batch, &message.headers, self.work.from, unfit) {
+            Release::To(to, headers) if self.work.before == 0 || self.work.from == QueueRole::Suspect => {
+                let message = Message { headers, ..message.clone() };
+                self.send(vec![Outgoing { to: self.shop.to(to), message }]);
+                None
+            }
+            Release::To(_, headers) => Some(headers),
+            Release::Never => return Err(Malformed::new(unfit.text(&batch.kind))),
+        };
+        if let Some(headers) = &headers {
+            self.send(Sequel { headers, ..*sequel }.of_suspicion()?);
+        }
+        sequel.count("released", batch.count.into());
+        self.shop.releases.released(tokio::time::Instant::now());
+        Ok(())
     }
 
     fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>) -> Result<(), Malformed> {
@@ -162,10 +191,13 @@ impl Run<'_> {
         let (done, errors) =
             (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
         let Some(up_to) = chunk.end() else { return }; // nothing is in it
-        let upshot = sequel.of_chunk(chunk);
-        let retried = retried(&upshot.messages);
+        let (upshot, ChunkCounts { retried, released }) = sequel.of_chunk(chunk);
+        let errors = errors - released;
         if self.send_up_to(upshot, up_to) {
-            for (outcome, tasks) in [("done", done), ("retried", retried), ("failed", errors - retried)] {
+            let failed = errors - retried;
+            for (outcome, tasks) in
+                [("done", done), ("retried", retried), ("released", released), ("failed", failed)]
+            {
                 sequel.count(outcome, tasks);
             }
             self.shop.counts.done.fetch_add(done, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
+    BuildId, Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -44,6 +44,7 @@ pub struct Worker {
     slots: NonZeroU16,
     grace: Duration,
     id: WorkerId,
+    build: Option<BuildId>,
 }
 
 /// What a worker did.
@@ -85,7 +86,14 @@ impl Worker {
             slots: NonZeroU16::MIN,
             grace: DEFAULT_GRACE,
             id,
+            build: None,
         }
+    }
+
+    /// Names the build of the program, which travels with the outcomes.
+    #[must_use]
+    pub fn build(self, build: Option<BuildId>) -> Self {
+        Self { build, ..self }
     }
 
     /// Serves this lane.
@@ -136,6 +144,7 @@ impl Worker {
             Arc::clone(&transport),
             self.lane.clone(),
             self.id.clone(),
+            self.build.clone(),
         );
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));

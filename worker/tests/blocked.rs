@@ -135,6 +135,8 @@ fn batch(first: u64, count: u64) -> Outgoing {
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(first),
         count: u32::try_from(count).unwrap(),
         tasks: &to_raw_value(&(0..count).collect::<Vec<_>>()).unwrap(),

@@ -71,6 +71,8 @@ async fn lane_with(role: QueueRole, tasks: &[u64]) -> Arc<MemoryTransport> {
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(10),
         count: u32::try_from(tasks.len()).unwrap(),
         tasks: &to_raw_value(tasks).unwrap(),

@@ -75,6 +75,8 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
             round: Round(0),
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first: TaskIndex(index),
             count: 1,
             tasks: &to_raw_value(&[index]).unwrap(),

@@ -92,6 +92,8 @@ async fn send(transport: &dyn Transport, role: QueueRole, first: u64, tasks: &[u
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(first),
         count: u32::try_from(tasks.len()).unwrap(),
         tasks: &to_raw_value(tasks).unwrap(),

@@ -131,6 +131,8 @@ async fn do_tasks(transport: &dyn Transport, number: u64, millis: u64) {
             round: Round(0),
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first: TaskIndex(index),
             count: 1,
             tasks: &to_raw_value(&[millis]).unwrap(),

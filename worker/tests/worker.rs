@@ -160,6 +160,8 @@ fn batch(job: JobId, kind: &str, spec: &serde_json::Value, tasks: &[i64], failur
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(10),
         count: u32::try_from(tasks.len()).unwrap(),
         tasks: &to_raw_value(tasks).unwrap(),

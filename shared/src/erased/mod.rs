@@ -24,6 +24,9 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Its kind.
     fn kind(&self) -> &'static str;
 
+    /// The version of its code.
+    fn version(&self) -> u32;
+
     /// What the ledger keeps of it.
     fn keep(&self) -> Keep;
 
@@ -86,6 +89,10 @@ impl<J: Job> fmt::Debug for Erased<J> {
 impl<J: Job> AnyJob for Erased<J> {
     fn kind(&self) -> &'static str {
         J::KIND
+    }
+
+    fn version(&self) -> u32 {
+        J::VERSION
     }
 
     fn keep(&self) -> Keep {

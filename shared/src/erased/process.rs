@@ -267,7 +267,7 @@ fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
         Ok(Err(error)) => error.to_string(),
         Err(panic) => format!("panic: {panic}"),
     };
-    Err(TaskError::reject(format_args!("the task does not decode as a task of kind {}: {why}", J::KIND)))
+    Err(TaskError::undecodable(format_args!("the task does not decode as a task of kind {}: {why}", J::KIND)))
 }
 
 /// The encoded tasks one by one, found when they are first asked for.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Form, Malformed, form};
-use crate::{Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent};
+use super::{Form, Malformed, Opened, form, is_zero};
+use crate::{BuildId, Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -33,11 +33,46 @@ pub struct Batch<'a> {
     /// A JSON array of the tasks.
     #[serde(borrow)]
     pub tasks: &'a RawValue,
+    /// The [version](crate::Job::VERSION) of the job's code in this round. Workers of another version release the
+    /// batch.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u32,
+    /// The build of the program that submitted the job, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildId>,
 }
 
 form!(Batch<'_>, "gristmill.batch.v1");
 
 impl<'a> Batch<'a> {
+    /// The `count` tasks of a job from index `first` on, as they are sent in round 0.
+    #[must_use]
+    pub fn new(job: &'a Opened, first: TaskIndex, count: u32, tasks: &'a RawValue) -> Self {
+        Self {
+            job: job.job,
+            kind: job.kind.clone(),
+            spec: &job.spec,
+            policy: job.policy.clone(),
+            round: Round(0),
+            stage: 0,
+            spent: 0,
+            first,
+            count,
+            tasks,
+            version: job.version,
+            build: job.build.clone(),
+        }
+    }
+
+    /// Some of the batch's tasks as a batch of their own: `count` of them from index `first` on.
+    #[must_use]
+    pub fn derive<'b>(&self, first: TaskIndex, count: u32, tasks: &'b RawValue) -> Batch<'b>
+    where
+        'a: 'b,
+    {
+        Batch { first, count, tasks, ..self.clone() }
+    }
+
     /// Whether a task that has now failed `failures` times is tried again.
     #[must_use]
     pub fn tries_again(&self, failures: u32) -> bool {

@@ -1,9 +1,13 @@
 //! Facts about jobs that everybody can read from the start: the journal.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Form, Malformed, Opened, decode, form};
-use crate::{Account, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex};
+use super::{Form, Malformed, Opened, decode, form, is_zero};
+use crate::{
+    Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId,
+};
 
 /// `gristmill.finished.v1`: the job has ended; here is what it came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,9 +22,42 @@ pub struct Finished {
     pub account: Account,
     /// What the user reads.
     pub conclusion: Conclusion,
+    /// The builds that worked on the job, if there were several, or if outcomes of one were refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub builds: Vec<BuildShare>,
 }
 
 form!(Finished, "gristmill.finished.v1");
+
+/// The part of one build, in one version of the job's code, in the outcomes of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildShare {
+    /// The version.
+    #[serde(default)]
+    pub version: u32,
+    /// The build; none if the worker did not say.
+    #[serde(default)]
+    pub build: Option<BuildId>,
+    /// Outcomes of it that count.
+    pub counted: u64,
+    /// Outcomes of it that were refused.
+    #[serde(default)]
+    pub refused: u64,
+}
+
+impl fmt::Display for BuildShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.build {
+            Some(build) => write!(f, "build {build}")?,
+            None => f.write_str("an unnamed build")?,
+        }
+        write!(f, " of version {}: {} outcomes", self.version, self.counted)?;
+        if self.refused > 0 {
+            write!(f, ", {} refused", self.refused)?;
+        }
+        Ok(())
+    }
+}
 
 /// `gristmill.stopped.v1`: nobody needs the rest of this round; skip what is queued, stop what runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +79,9 @@ pub struct Reopened {
     pub job: JobId,
     /// The new round.
     pub round: Round,
+    /// The [version](crate::Job::VERSION) of the job's code that it belongs to.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u32,
 }
 
 form!(Reopened, "gristmill.reopened.v1");
@@ -63,12 +103,33 @@ pub struct Missing {
     pub ranges: Vec<(TaskIndex, u64)>,
     /// How many tasks are missing from `from` on, in all.
     pub tasks: u64,
+    /// The [version](crate::Job::VERSION) of the job's code in this round.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u32,
 }
 
 /// How many ranges of missing tasks one [`Missing`] names.
 pub const MISSING_MAX_RANGES: usize = 1_000;
 
 form!(Missing, "gristmill.missing.v1");
+
+/// `gristmill.refused.v1`: outcomes of these tasks came from code that may not work on the job, and do not count. The
+/// job's producer sends the tasks again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The job.
+    pub job: JobId,
+    /// The round it is in, in which the tasks are to be sent again.
+    pub round: Round,
+    /// The worker that ran them last.
+    pub worker: WorkerId,
+    /// Why the outcomes were refused, for people.
+    pub reason: String,
+    /// Which tasks: pairs of first index and number, ascending, at most [`MISSING_MAX_RANGES`].
+    pub ranges: Vec<(TaskIndex, u64)>,
+}
+
+form!(Refused, "gristmill.refused.v1");
 
 /// `gristmill.serving.v1`: a sink with this ledger serves the lane. A sink with another one keeps away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +157,8 @@ pub enum Fact {
     Reopened(Reopened),
     /// Tasks are missing.
     Missing(Missing),
+    /// Outcomes were refused.
+    Refused(Refused),
     /// A sink serves a lane.
     Serving(Serving),
 }
@@ -112,6 +175,7 @@ impl Fact {
             Stopped::FORM => decode(message).map(Self::Stopped),
             Reopened::FORM => decode(message).map(Self::Reopened),
             Missing::FORM => decode(message).map(Self::Missing),
+            Refused::FORM => decode(message).map(Self::Refused),
             Serving::FORM => decode(message).map(Self::Serving),
             other => Err(Malformed::new(format_args!("no fact of the journal has the type {other:?}"))),
         }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::form;
-use crate::{JobId, Kind, Lane, Plan, Policy, TaskIndex};
+use super::{form, is_zero};
+use crate::{BuildId, JobId, Kind, Lane, Plan, Policy, TaskIndex};
 
 /// `gristmill.opened.v1`: a job begins. Sent before its first task; the sink repeats it in the journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +23,12 @@ pub struct Opened {
     pub lane: Lane,
     /// When it was submitted, in milliseconds since 1970.
     pub submitted_ms: u64,
+    /// The [version](crate::Job::VERSION) of the job's code.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u32,
+    /// The build of the program that submits it, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildId>,
 }
 
 form!(Opened, "gristmill.opened.v1");
@@ -70,6 +76,9 @@ pub struct Reopen {
     /// Which of the failed tasks; none means all.
     #[serde(default)]
     pub indices: Vec<TaskIndex>,
+    /// The new round belongs to the sink's version of the job, if that is another one. Otherwise the sink refuses.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopt_version: bool,
 }
 
 form!(Reopen, "gristmill.reopen.v1");

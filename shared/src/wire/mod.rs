@@ -16,7 +16,7 @@ use std::{
 
 pub use batch::{Batch, PackedTasks};
 pub use events::{Event, Progress, WorkerBeat};
-pub use journal::{Fact, Finished, MISSING_MAX_RANGES, Missing, Reopened, Serving, Stopped};
+pub use journal::{BuildShare, Fact, Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped};
 pub use lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub(crate) use results::encoded_len;
 pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason};
@@ -101,6 +101,12 @@ impl Malformed {
     pub fn new(reason: impl fmt::Display) -> Self {
         Self { reason: clip_reason(&reason.to_string()).into_owned() }
     }
+}
+
+/// Whether a number has the value that an absent field stands for.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Milliseconds since 1970, for people to read.

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Aborted, Audit, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form};
-use crate::{JobId, Message, Round, TaskIndex, WorkerId};
+use super::{Aborted, Audit, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form, is_zero};
+use crate::{BuildId, JobId, Message, Round, TaskIndex, WorkerId};
 
 /// The longest reason of a failure; what is longer is cut.
 pub const REASON_MAX_BYTES: usize = 4 << 10;
@@ -29,6 +29,12 @@ pub struct Results<'a> {
     /// Tasks that failed for good.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<FailedTask<'a>>,
+    /// The [version](crate::Job::VERSION) of the code that ran them. The sink refuses those of another version.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub version: u32,
+    /// The build of the program that ran them, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<BuildId>,
 }
 
 form!(Results<'_>, "gristmill.results.v1");

@@ -46,6 +46,8 @@ pub(crate) fn batch() -> Batch<'static> {
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(0),
         count: 2,
         tasks: raw(r#"["to be or not to be","that is the question"]"#),

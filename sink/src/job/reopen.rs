@@ -76,6 +76,8 @@ impl Job {
             round: self.record.round,
             stage: 0,
             spent: run[0].attempts,
+            version: 0,
+            build: None,
             first: TaskIndex(run[0].index),
             count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
             tasks: &tasks.expect("payloads came as JSON"),

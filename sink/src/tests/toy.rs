@@ -197,6 +197,8 @@ impl Submitted {
             round: Round(0),
             stage: 0,
             spent: 0,
+            version: 0,
+            build: None,
             first,
             count,
             tasks: &tasks,

@@ -22,6 +22,8 @@ const TRANSIENT: u8 = 1;
 
 const ATTEMPT: &str = "gm-attempt";
 const LOSS: &str = "gm-loss";
+const RELEASED: &str = "gm-released";
+const UNDECODABLE: &str = "gm-undecodable";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
@@ -91,7 +93,7 @@ fn short(text: &str) -> Option<ShortString> {
 
 fn table_of(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::default();
-    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss)] {
+    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss), (RELEASED, headers.released)] {
         if value > 0 {
             table.insert(name.into(), number(value));
         }
@@ -103,7 +105,12 @@ fn table_of(headers: &Headers) -> FieldTable {
 }
 
 fn texts(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
-    let all = [(REASON, &headers.reason), (ORIGIN, &headers.origin), (TRACEPARENT, &headers.traceparent)];
+    let all = [
+        (REASON, &headers.reason),
+        (ORIGIN, &headers.origin),
+        (TRACEPARENT, &headers.traceparent),
+        (UNDECODABLE, &headers.undecodable),
+    ];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
 }
 
@@ -116,6 +123,8 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
     let mut headers = Headers {
         attempt: header(ATTEMPT).map(count).unwrap_or_default(),
         loss: header(LOSS).map(count).unwrap_or_default(),
+        released: header(RELEASED).map(count).unwrap_or_default(),
+        undecodable: header(UNDECODABLE).and_then(string),
         reason: header(REASON).and_then(string),
         origin: header(ORIGIN).and_then(string),
         traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),
@@ -126,7 +135,7 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
         headers.origin = headers.origin.or(origin);
     }
     // They travel on with what follows, so they must fit into that.
-    for text in [&mut headers.reason, &mut headers.origin].into_iter().flatten() {
+    for text in [&mut headers.reason, &mut headers.origin, &mut headers.undecodable].into_iter().flatten() {
         *text = clip_reason(text).into_owned();
     }
     Message {
@@ -211,6 +220,8 @@ mod tests {
             headers: Headers {
                 attempt: 3,
                 loss: 2,
+                released: 1,
+                undecodable: Some("1733745901204 worker-1".into()),
                 reason: Some("why".into()),
                 origin: Some("gristmill.default.tasks".into()),
                 traceparent: Some("00-1-2-01".into()),

@@ -11,6 +11,7 @@ use gristmill_shared::{
 };
 
 use super::*;
+use crate::outputs::Source;
 use crate::{in_hand::tests::Acks, waiting::waiting};
 
 /// Says no to these, once each; and keeps what it stored.
@@ -88,7 +89,7 @@ fn messages(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
 
 fn outputs(job: JobId, first: u64, acks: &Arc<Acks>) -> Handoff {
     let done = vec![DoneTasks::of(TaskIndex(first), &[first])];
-    let outputs = Outputs::new((job, Round(0)), None, Duration::from_micros(5), done);
+    let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::from_micros(5), done);
     handoff(Upshot { outputs, messages: Vec::new() }, acks)
 }
 
@@ -194,7 +195,7 @@ async fn outputs_that_are_too_many_for_a_message_travel_in_several() {
     let (publisher, acks, job) = (Refusing::default(), Arc::new(Acks::default()), JobId::generate());
     let large = |first| {
         let done = vec![DoneTasks::of(TaskIndex(first), &["x".repeat(RESULTS_MESSAGE_BYTES / 2 - 100)])];
-        let outputs = Outputs::new((job, Round(0)), None, Duration::ZERO, done);
+        let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
         handoff(Upshot { outputs, messages: Vec::new() }, &acks)
     };
     hand_on_all_of((0..5).map(large).collect(), &publisher).await;
@@ -205,7 +206,7 @@ async fn outputs_that_are_too_many_for_a_message_travel_in_several() {
     let scattered = |number: u64| {
         let indices = (number * 2_000..(number + 1) * 2_000).step_by(2).map(TaskIndex);
         let done = indices.map(|index| DoneTasks::of(index, &[1])).collect();
-        let outputs = Outputs::new((job, Round(0)), None, Duration::ZERO, done);
+        let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
         handoff(Upshot { outputs, messages: Vec::new() }, &acks)
     };
     hand_on_all_of((0..20).map(scattered).collect(), &publisher).await;
