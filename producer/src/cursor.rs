@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gristmill_shared::{JobId, Kind, Lane, Plan, Policy, Shards, SplitDigest, TaskIndex, wire::Sealed};
+use gristmill_shared::{
+    BuildId, JobId, Kind, Lane, Plan, Policy, Shards, SplitDigest, TaskIndex,
+    wire::{Opened, Sealed},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -24,6 +27,12 @@ pub struct Cursor {
     pub spec: Box<RawValue>,
     /// The version of the program that splits.
     pub code: String,
+    /// The [version](gristmill_shared::Job::VERSION) of the job's code.
+    #[serde(default)]
+    pub version: u32,
+    /// The build of the program that submitted the job, if that is known.
+    #[serde(default)]
+    pub build: Option<BuildId>,
     /// How its tasks are treated when they fail.
     pub policy: Policy,
     /// What it said before it started.
@@ -44,6 +53,14 @@ pub struct Cursor {
     pub digest: SplitDigest,
     /// The seal, once the split is complete.
     pub sealed: Option<Sealed>,
+}
+
+impl Cursor {
+    /// The job as the sink is told of it.
+    pub(crate) fn opened(&self) -> Opened {
+        let Self { job, kind, spec, policy, plan, lane, submitted_ms, version, build, .. } = self.clone();
+        Opened { job, kind, spec, policy, plan, lane, submitted_ms, version, build }
+    }
 }
 
 /// A directory of cursors, one file per job.
@@ -196,6 +213,8 @@ mod tests {
             kind: "primes".parse().unwrap(),
             spec: RawValue::from_string("{}".into()).unwrap(),
             code: "1".into(),
+            version: 0,
+            build: None,
             policy: Policy::default(),
             plan: Plan::unknown(),
             lane: Lane::default(),

@@ -84,8 +84,8 @@ impl Commons {
     }
 }
 
-/// Follows the journal in the background, until it is dropped.
-#[derive(Debug)]
+/// Follows the journal in the background, until the last clone is dropped.
+#[derive(Debug, Clone)]
 pub(crate) struct Following {
     pub(crate) board: Arc<JobBoard>,
     /// Why it ended; nothing if its runtime did.

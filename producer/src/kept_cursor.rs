@@ -84,6 +84,8 @@ mod tests {
             kind: "primes".parse().unwrap(),
             spec: RawValue::from_string("{}".into()).unwrap(),
             code: code.into(),
+            version: 0,
+            build: None,
             policy: Policy::default(),
             plan: Plan::unknown(),
             lane: "default".parse().unwrap(),

@@ -52,6 +52,7 @@ impl Submission {
             let ranges = below(&missing, known);
             let listed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
             if answer == 0 && listed > 0 {
+                self.refuse_other_version(&missing)?;
                 self.refuse_if_changed().await?;
             }
             report.left = 0;
@@ -103,6 +104,18 @@ impl Submission {
         };
         let no_answer = |_| ProducerError::NoAnswer { lane: self.cursor().lane.clone(), waited: ANSWER_MAX };
         timeout(ANSWER_MAX, answer).await.map_err(no_answer)?
+    }
+
+    fn refuse_other_version(&self, missing: &Missing) -> Result<(), ProducerError> {
+        let (here, wanted) = (self.job.version(), missing.version);
+        if here == wanted {
+            return Ok(());
+        }
+        Err(ProducerError::Changed(format!(
+            "job {} is in a round of version {wanted} of its code, and this program has version {here} \
+             (hint: resume it with the program of that version)",
+            self.id()
+        )))
     }
 
     async fn refuse_if_changed(&self) -> Result<(), ProducerError> {

@@ -4,15 +4,17 @@ use std::{
     future::{Future, pending},
     pin::pin,
     sync::Arc,
+    time::Duration,
 };
 
 use gristmill_shared::{
-    Address, AnyJob, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole, Registry,
-    Round, Shards, SplitDigest, StoreError, TaskIndex, Transport,
+    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
+    RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, StoreError, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
-    wire::{Aborted, Form, Opened, Sealed, now_ms},
+    wire::{Aborted, Form, Sealed, now_ms},
 };
+use tokio::time::Instant;
 
 use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport, Watch,
@@ -22,6 +24,11 @@ use crate::{
     sending::{self, Note, Sending, Sent},
     splitting::{self, Label, Part, Place},
 };
+
+/// The first pause before tasks whose outcomes were refused again are sent once more, and the longest. Each is twice as
+/// long as the one before; after a longest pause without refusals they start anew.
+const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RESEND_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// How a job is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +57,7 @@ pub struct Producer {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) app: String,
     code: String,
+    build: Option<BuildId>,
     cursors: Option<CursorDir>,
     commons: Arc<Commons>,
 }
@@ -58,7 +66,20 @@ impl Producer {
     /// A producer that keeps no cursors. `app` is how messages name it.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, app: &str) -> Self {
-        Self { transport, app: app.into(), code: String::new(), cursors: None, commons: Arc::default() }
+        Self {
+            transport,
+            app: app.into(),
+            code: String::new(),
+            build: None,
+            cursors: None,
+            commons: Arc::default(),
+        }
+    }
+
+    /// Names the build of the program, which travels with its jobs.
+    #[must_use]
+    pub fn build(self, build: Option<BuildId>) -> Self {
+        Self { build, ..self }
     }
 
     /// Keeps cursors in this directory, so that a job can be resumed by a program of the same version `code`.
@@ -124,6 +145,8 @@ impl Producer {
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,
             spec: job.spec().map_err(ProducerError::Plan)?,
             code: self.code.clone(),
+            version: job.version(),
+            build: self.build.clone(),
             policy: options.policy,
             plan,
             lane: options.lane,
@@ -151,8 +174,16 @@ impl Producer {
                 cursor.job, cursor.code, self.code
             )));
         }
-        let job = registry.open(&cursor.kind, &cursor.spec).map_err(|error| {
-            ProducerError::Changed(format!("job {} cannot be read here: {error}", cursor.job))
+        // All of a sealed job was sent. What is missing of it may belong to a round that has this program's version.
+        let version = match registry.version(&cursor.kind) {
+            Some(version) if cursor.sealed.is_some() => version,
+            _ => cursor.version,
+        };
+        let job = registry.open(&cursor.kind, version, &cursor.spec).map_err(|error| {
+            ProducerError::Changed(format!(
+                "job {} cannot be read here: {error} (hint: resume it with the program that submitted it)",
+                cursor.job
+            ))
         })?;
         let kept = KeptCursor::hold(cursor, self.cursors.clone())?;
         let mut submission = self.prepare(job, kept).await?;
@@ -166,7 +197,8 @@ impl Producer {
         let publisher = self.transport.publisher().await?;
         // Before the sink is told, since it may answer with what it knows of the job.
         let measured = Measured::listen(&*self.transport, &kept.cursor).await?;
-        Ok(Submission { producer: self.clone(), publisher, job, kept, measured })
+        let refused = self.commons.following(&self.transport).board.refused(kept.cursor.job);
+        Ok(Submission { producer: self.clone(), publisher, job, kept, measured, refused })
     }
 }
 
@@ -178,6 +210,8 @@ pub struct Submission {
     pub(crate) job: Arc<dyn AnyJob>,
     pub(crate) kept: KeptCursor,
     measured: Measured,
+    /// Tasks whose outcomes the sink refused since the job was opened here.
+    refused: RefusedTasks,
 }
 
 impl Submission {
@@ -205,7 +239,7 @@ impl Submission {
     ///
     /// # Errors
     /// [`ProducerError`]; the job can be resumed unless the split itself failed.
-    pub async fn send(self) -> Result<SplitReport, ProducerError> {
+    pub async fn send(mut self) -> Result<SplitReport, ProducerError> {
         self.send_until(pending()).await
     }
 
@@ -215,7 +249,7 @@ impl Submission {
     /// # Errors
     /// Those of [`Submission::send`].
     pub async fn send_until(
-        mut self,
+        &mut self,
         leave: impl Future<Output = ()> + Send,
     ) -> Result<SplitReport, ProducerError> {
         let mut leave = pin!(leave);
@@ -227,7 +261,10 @@ impl Submission {
             });
         }
         let part = Part::After(self.kept.place());
-        let sent = self.send_part(part, Round(0), &mut leave).await;
+        let mut sent = self.send_part(part, Round(0), &mut leave).await;
+        if let Ok(Sent::All(total, digest)) = sent {
+            sent = self.send_refused(&mut leave).await.map(|ended| ended.unwrap_or(Sent::All(total, digest)));
+        }
         match sent {
             Ok(Sent::Stopped(sent)) => Ok(SplitReport { end: SplitEnd::Stopped, sent }),
             Ok(Sent::Interrupted(sent)) => Ok(SplitReport { end: SplitEnd::Interrupted, sent }),
@@ -241,6 +278,75 @@ impl Submission {
             },
             Err(ProducerError::Split(error)) => self.abort(error, leave).await,
             Err(error) => Err(error),
+        }
+    }
+
+    /// Sends tasks again whose outcomes the sink refuses, because a worker of another version or build ran them. Ends
+    /// when the job's round 0 has ended, or when `leave` resolves. For a job that was sent whole; a producer that does
+    /// not stay leaves such tasks to [`Submission::send_missing`].
+    ///
+    /// # Errors
+    /// Those of [`Submission::send`].
+    pub async fn send_refused_until(
+        &mut self,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<(), ProducerError> {
+        let mut leave = pin!(leave);
+        let refused = self.refused.clone();
+        let following = self.producer.commons.following(&self.producer.transport).clone();
+        let stop = following.board.stop_signal(self.id(), Round(0));
+        let (mut pause, mut sent_at) = (Duration::ZERO, Instant::now());
+        loop {
+            let ranges = tokio::select! {
+                ranges = refused.next() => ranges,
+                () = stop.stopped() => return Ok(()),
+                () = &mut leave => return Ok(()),
+                lost = following.lost() => return Err(lost),
+            };
+            pause = if sent_at.elapsed() > RESEND_PAUSE_MAX { Duration::ZERO } else { pause };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.stopped() => return Ok(()),
+                () = &mut leave => return Ok(()),
+            }
+            if self.send_again(ranges, &mut leave).await?.is_some() {
+                return Ok(());
+            }
+            pause = (2 * pause).clamp(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
+            sent_at = Instant::now();
+        }
+    }
+
+    /// Sends what has been refused so far; the end of the sending if it was not all sent.
+    async fn send_refused(
+        &mut self,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Sent>, ProducerError> {
+        let mut leave = pin!(leave);
+        while let Some(ranges) = self.refused.take() {
+            if let Some(ended) = self.send_again(ranges, &mut leave).await? {
+                return Ok(Some(ended));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn send_again(
+        &mut self,
+        RefusedRanges { round, ranges }: RefusedRanges,
+        leave: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Sent>, ProducerError> {
+        let tasks: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let job = self.id();
+        tracing::warn!(
+            %job, tasks,
+            "outcomes were refused, since a worker of another version or build ran their tasks; sending these again"
+        );
+        match self.send_part(Part::Ranges(ranges), round, leave).await? {
+            Sent::All(..) => Ok(None),
+            // Of a part the count is of no use to the caller.
+            Sent::Stopped(_) => Ok(Some(Sent::Stopped(self.cursor().confirmed.0))),
+            Sent::Interrupted(_) => Ok(Some(Sent::Interrupted(self.cursor().confirmed.0))),
         }
     }
 
@@ -271,7 +377,7 @@ impl Submission {
     }
 
     async fn seal(
-        mut self,
+        &mut self,
         total: u64,
         digest: SplitDigest,
         leave: impl Future<Output = ()> + Send,
@@ -285,7 +391,7 @@ impl Submission {
     }
 
     async fn abort(
-        self,
+        &self,
         error: JobError,
         leave: impl Future<Output = ()> + Send,
     ) -> Result<SplitReport, ProducerError> {
@@ -297,13 +403,16 @@ impl Submission {
     }
 
     fn label(&self, round: Round) -> Label {
-        let Cursor { job, kind, spec, policy, .. } = self.cursor().clone();
-        Label { job, kind, spec, policy, round, app: self.producer.app.clone() }
+        Label {
+            opened: self.cursor().opened(),
+            round,
+            version: self.job.version(),
+            app: self.producer.app.clone(),
+        }
     }
 
     async fn tell_opened(&mut self) -> Result<(), StoreError> {
-        let Cursor { job, kind, spec, policy, plan, lane, submitted_ms, .. } = self.cursor().clone();
-        self.tell_sink(&Opened { job, kind, spec, policy, plan, lane, submitted_ms }, "opened").await
+        self.tell_sink(&self.cursor().opened(), "opened").await
     }
 
     /// Sends the sink a message about the job as a whole; `part` makes its id.

@@ -3,11 +3,9 @@
 use std::{ops::Range, sync::Arc};
 
 use gristmill_shared::{
-    AnyJob, AnySplit, BatchLimit, Headers, JobError, JobId, Kind, Message, Policy, Round, SplitDigest,
-    SplitStep, TaskIndex,
-    wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, PackedTasks},
+    AnyJob, AnySplit, BatchLimit, Headers, JobError, Message, Round, SplitDigest, SplitStep, TaskIndex,
+    wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Opened, PackedTasks},
 };
-use serde_json::value::RawValue;
 use tracing::Span;
 
 use crate::sizing::Sizing;
@@ -18,11 +16,10 @@ pub(crate) const BATCHES_AHEAD: usize = 32;
 /// What every batch of a job carries.
 #[derive(Debug, Clone)]
 pub(crate) struct Label {
-    pub(crate) job: JobId,
-    pub(crate) kind: Kind,
-    pub(crate) spec: Box<RawValue>,
-    pub(crate) policy: Policy,
+    pub(crate) opened: Opened,
     pub(crate) round: Round,
+    /// The version of the job's code that splits.
+    pub(crate) version: u32,
     pub(crate) app: String,
 }
 
@@ -186,24 +183,13 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let tasks = tasks.finish();
-        let batch = Batch {
-            job: label.job,
-            kind: label.kind.clone(),
-            spec: &label.spec,
-            policy: label.policy.clone(),
-            round: label.round,
-            stage: 0,
-            spent: 0,
-            version: 0,
-            build: None,
-            first,
-            count,
-            tasks: &tasks,
-        };
-        let message = batch.to_message(Headers::default(), &label.app);
+        let Label { opened, round, version, app } = label;
+        let batch =
+            Batch { round: *round, version: *version, ..Batch::new(opened, first, count, &tasks) };
+        let message = batch.to_message(Headers::default(), app);
         let headers = &message.headers;
         let _span = tracing::debug_span!(
-            "send", trace_id = headers.trace_id(), span_id = headers.span_id(), job = %label.job, first = %first, tasks = count
+            "send", trace_id = headers.trace_id(), span_id = headers.span_id(), job = %opened.job, first = %first, tasks = count
         );
         Ok(Some(Packed { first, count, digest, message, _span }))
     }
@@ -221,8 +207,9 @@ impl<'a> Walk<'a> {
 mod tests {
     use std::ops::ControlFlow;
 
-    use gristmill_shared::{Job, TaskContext, TaskError, erase};
+    use gristmill_shared::{Job, JobId, Kind, Lane, Plan, Policy, TaskContext, TaskError, erase};
     use serde::{Deserialize, Serialize};
+    use serde_json::value::RawValue;
 
     use super::*;
 
@@ -247,11 +234,19 @@ mod tests {
 
     fn label() -> Label {
         Label {
-            job: JobId::generate(),
-            kind: Kind::new("count").unwrap(),
-            spec: RawValue::from_string("0".into()).unwrap(),
-            policy: Policy::default(),
+            opened: Opened {
+                job: JobId::generate(),
+                kind: Kind::new("count").unwrap(),
+                spec: RawValue::from_string("0".into()).unwrap(),
+                policy: Policy::default(),
+                plan: Plan::unknown(),
+                lane: Lane::default(),
+                submitted_ms: 0,
+                version: 0,
+                build: None,
+            },
             round: Round(0),
+            version: 0,
             app: "test".into(),
         }
     }

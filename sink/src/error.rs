@@ -92,6 +92,20 @@ pub enum SinkError {
         /// The id.
         job: JobId,
     },
+    /// The ledger has a running job that this program cannot fold. Nothing was changed.
+    #[error(
+        "the ledger {} has a running job that this program cannot fold: {job}: {why}; the sink does not start, and the \
+         job stays as it is (hint: start the sink of the program that submitted it, or let that one end or cancel the \
+         job first)", .path.display()
+    )]
+    OtherCode {
+        /// The ledger.
+        path: PathBuf,
+        /// The job.
+        job: JobId,
+        /// What does not fit.
+        why: String,
+    },
     /// Another ledger has the lane's jobs.
     #[error(
         "lane {lane} is served with another ledger: {place} (hint: use that one; or --adopt takes the lane over, \

@@ -61,6 +61,18 @@ impl IndexSet {
         missing
     }
 
+    /// The indices as ranges, ascending; two of different containers may touch.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.containers.iter().flat_map(|(key, bits)| {
+            let base = key << CONTAINER_BITS;
+            let mut places = bits.iter();
+            std::iter::from_fn(move || {
+                let run = places.next_range()?;
+                Some(base + u64::from(*run.start())..base + u64::from(*run.end()) + 1)
+            })
+        })
+    }
+
     /// Adds all of `range`.
     pub(crate) fn insert(&mut self, range: Range<u64>) {
         for (key, places) in pieces(range) {

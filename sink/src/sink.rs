@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Future, pending},
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -12,7 +13,8 @@ use std::{
 use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
 use gristmill_shared::{
-    Consumer, Delivery, Health, Lane, LedgerId, Publisher, QueueRole, Registry, Transport, WorkerId,
+    Consumer, Delivery, Health, Lane, LedgerId, OpenError, Publisher, QueueRole, Registry, Transport,
+    WorkerId,
     wire::Serving,
 };
 use tokio::{sync::watch, time::timeout};
@@ -21,7 +23,7 @@ use crate::{
     LedgerPlace, SinkError,
     clerk::Clerk,
     desk::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
-    ledger::{Ledger, outbox},
+    ledger::{Ledger, Record, outbox},
     publish,
     serving::Claim,
 };
@@ -95,10 +97,12 @@ impl Sink {
     /// Opens the ledger, or makes it, and holds it until the sink is dropped or ends. Blocking.
     ///
     /// # Errors
-    /// If the file is no ledger, cannot be written, or is held by another sink. Then nothing was changed.
+    /// If the file is no ledger, cannot be written, or is held by another sink, or if it has a running job of the lane
+    /// whose code is registered in another version, or whose parameters do not decode. Then nothing was changed.
     pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
         let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
         let ledger = Ledger::open(ledger)?;
+        refuse_other_code(&ledger, &registry, &lane)?;
         let outbox_lanes = ledger.read("the outbox is read", outbox::lanes)?;
         Ok(Self { registry, lane, adopt, app, ledger, stall_after, outbox_lanes })
     }
@@ -147,6 +151,23 @@ impl Sink {
         };
         claimed.run_until(shutdown).await
     }
+}
+
+/// Makes sure that the running jobs of known kinds can be folded.
+fn refuse_other_code(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Result<(), SinkError> {
+    let running = ledger.read("jobs are read", |connection| Record::load_running(connection, lane))?;
+    for Record { opened, version, .. } in running {
+        let why = match registry.open(&opened.kind, version, &opened.spec) {
+            Ok(_) | Err(OpenError::UnknownKind) => continue,
+            Err(error) => error.to_string(),
+        };
+        let path = match ledger.place() {
+            LedgerPlace::File(path) => path.clone(),
+            LedgerPlace::Memory => PathBuf::from("in memory"),
+        };
+        return Err(SinkError::OtherCode { path, job: opened.job, why });
+    }
+    Ok(())
 }
 
 impl ClaimedSink {

@@ -143,7 +143,7 @@ async fn tell_to(transport: &dyn Transport, to: Address, fact: impl Form) {
 
 fn finished(job: JobId, round: u32, text: &str) -> Finished {
     let (kind, conclusion) = (Kind::new("one").unwrap(), Conclusion::answer(text));
-    Finished { job, kind, round: Round(round), account: Account::default(), conclusion }
+    Finished { job, kind, round: Round(round), account: Account::default(), conclusion, builds: Vec::new() }
 }
 
 #[tokio::test]
@@ -185,7 +185,7 @@ async fn an_end_of_a_round_that_is_over_ends_no_later_one_when_it_is_told_live_l
     let (submission, _) = submit(&producer).await;
     let job = submission.id();
     tell(&*transport, finished(job, 0, "at first")).await;
-    tell(&*transport, Reopened { job, round: Round(1) }).await;
+    tell(&*transport, Reopened { job, round: Round(1), version: 0 }).await;
     let mut watch = within(Watch::open(&*transport, job)).await.unwrap();
     while !matches!(within(watch.next()).await.unwrap(), News::CaughtUp) {}
     tell_live(&*transport, finished(job, 0, "at first")).await;
@@ -212,7 +212,7 @@ async fn a_watch_that_missed_something_finds_it_in_the_journal() {
     let (next, mut next_watch) = submit(&producer).await;
     let (a, b) = (lagging.id(), next.id());
     for round in 1..=FACTS_MAX_WAITING {
-        tell(&*transport, Reopened { job: a, round: Round(round as u32) }).await;
+        tell(&*transport, Reopened { job: a, round: Round(round as u32), version: 0 }).await;
     }
     tell(&*transport, finished(a, FACTS_MAX_WAITING as u32, "after many rounds")).await;
     tell(&*transport, finished(b, 0, "next")).await;

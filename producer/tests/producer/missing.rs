@@ -24,7 +24,7 @@ async fn answer_audits(transport: Arc<dyn Transport>, missing: WhatIsMissing) {
             if let ToSink::Audit(Audit { job, from }) = ToSink::decode(&delivery.message).unwrap() {
                 let (ranges, tasks) = missing(from.0);
                 let ranges = ranges.into_iter().map(|(first, count)| (TaskIndex(first), count)).collect();
-                let fact = Missing { job, round: Round(1), since_ms: None, from, ranges, tasks };
+                let fact = Missing { job, round: Round(1), since_ms: None, from, ranges, tasks, version: 0 };
                 let message = fact.message(format!("answer/{from}"), "sink");
                 let outgoing = Outgoing { to: Address::Journal, message };
                 publish_until_stored(&*publisher, vec![outgoing]).await.unwrap();

@@ -118,7 +118,7 @@ async fn a_producer_that_leaves_has_saved_where_it_is() {
     let cursors = CursorDir::new(dir.path());
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
     // More batches than the queue takes.
-    let submission = producer.open(erase(count(5_000)), options(1)).await.unwrap();
+    let mut submission = producer.open(erase(count(5_000)), options(1)).await.unwrap();
     let id = submission.id();
     let mut registry = Registry::default();
     registry.register::<Count>().unwrap();

@@ -25,9 +25,10 @@ async fn a_watch_sees_the_end_of_the_last_round_only() {
         round: Round(round),
         account: Account::default(),
         conclusion: Conclusion::answer(text),
+        builds: Vec::new(),
     };
     let fact = |message| vec![Outgoing { to: Address::Journal, message }];
-    let reopened = Reopened { job, round: Round(1) };
+    let reopened = Reopened { job, round: Round(1), version: 0 };
     for message in [
         finished(0, "first").message("1".into(), "test"),
         reopened.message("2".into(), "test"),
@@ -58,6 +59,7 @@ async fn cancelling_a_job_that_has_ended_says_so() {
         round: Round(0),
         account: Account::default(),
         conclusion: Conclusion::answer("done"),
+        builds: Vec::new(),
     };
     let message = finished.message("1".into(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();

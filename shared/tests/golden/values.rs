@@ -4,7 +4,7 @@ use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
     wire::{
         self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing,
-        Opened, Progress, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
+        Opened, Progress, Refused, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
     },
 };
 use serde_json::value::RawValue;
@@ -74,6 +74,8 @@ pub(crate) fn all() -> Vec<Golden> {
                     losses: 0,
                     task: raw(r#""...""#),
                 }],
+                version: 0,
+                build: None,
             }
         ),
         golden!(
@@ -86,6 +88,8 @@ pub(crate) fn all() -> Vec<Golden> {
                 plan: Plan::of(3).unit("lines"),
                 lane: "default".parse().unwrap(),
                 submitted_ms: 1_733_745_900_352,
+                version: 0,
+                build: None,
             }
         ),
         golden!(Sealed, Sealed { job, total: 3, digest: "xxh3:2288a1c73cd1def8".into() }),
@@ -94,7 +98,7 @@ pub(crate) fn all() -> Vec<Golden> {
             Aborted { job, reason: "split failed at task 2: cannot read hamlet.txt: no such file".into() }
         ),
         golden!(Cancelled, Cancelled { job, reason: "the wrong text".into() }),
-        golden!(Reopen, Reopen { job, indices: vec![TaskIndex(2)] }),
+        golden!(Reopen, Reopen { job, indices: vec![TaskIndex(2)], adopt_version: false }),
         golden!(Audit, Audit { job, from: TaskIndex(0) }),
         golden!(
             Finished,
@@ -104,10 +108,11 @@ pub(crate) fn all() -> Vec<Golden> {
                 round: Round(0),
                 account: Account { failed: 1, duplicates: 4, ..account() },
                 conclusion: Conclusion::answer("10 words"),
+                builds: Vec::new(),
             }
         ),
         golden!(Stopped, Stopped { job, round: Round(0), reason: "the job has its answer".into() }),
-        golden!(Reopened, Reopened { job, round: Round(1) }),
+        golden!(Reopened, Reopened { job, round: Round(1), version: 0 }),
         golden!(
             Missing,
             Missing {
@@ -117,6 +122,17 @@ pub(crate) fn all() -> Vec<Golden> {
                 from: TaskIndex(0),
                 ranges: vec![(TaskIndex(2), 1)],
                 tasks: 1,
+                version: 0,
+            }
+        ),
+        golden!(
+            Refused,
+            Refused {
+                job,
+                round: Round(0),
+                worker: "mill-7-4242-9f3c21".parse().unwrap(),
+                reason: "its worker has version 0 of the kind word-count, and the job has 1".into(),
+                ranges: vec![(TaskIndex(0), 2)],
             }
         ),
         golden!(
@@ -147,7 +163,7 @@ fn job() -> JobId {
 }
 
 fn policy() -> Policy {
-    Policy { max_attempts: 5, task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)) }
+    Policy { max_attempts: 5, task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)), same_build: false }
 }
 
 fn account() -> Account {

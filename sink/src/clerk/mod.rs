@@ -320,7 +320,7 @@ impl Clerk {
             return Ok(());
         };
         let outbox = (&self.app, &mut self.outbox);
-        match job.reopen(&reopen.indices, &self.ledger, &self.registry, outbox)? {
+        match job.reopen(reopen, &self.ledger, &self.registry, outbox)? {
             Ok(tasks) => tracing::info!(job = %id, tasks, "failed tasks are sent again"),
             Err(why) => tracing::warn!(job = %id, why, "no tasks are sent again"),
         }

@@ -4,7 +4,7 @@ use std::mem;
 
 use gristmill_shared::{
     Conclusion, FailFast, Round,
-    wire::{Finished, Opened, Stopped, now_ms},
+    wire::{BuildShare, Finished, Opened, Stopped, now_ms},
 };
 
 use super::{Job, Phase, work::Broken};
@@ -113,6 +113,7 @@ impl Job {
         self.recount();
         let (saved, counts) = (self.saved, &mut self.record.counts);
         counts.late += (counts.done + counts.failed).saturating_sub(saved.done + saved.failed);
+        self.builds.discard_fresh();
         (counts.done, counts.failed, counts.reached) = (saved.done, saved.failed, saved.reached);
         self.phase = Phase::Ended(None);
         self.close(&Ending::Failed(why.into()), outbox);
@@ -164,6 +165,14 @@ impl Job {
             ));
         }
         let account = self.record.account();
-        outbox.fact(&Finished { job, kind: opened.kind.clone(), round, account, conclusion });
+        let builds = self.builds_to_name();
+        outbox.fact(&Finished { job, kind: opened.kind.clone(), round, account, conclusion, builds });
+    }
+
+    /// The builds that worked on the job, if there is more to say than that the submitter's did all of it.
+    fn builds_to_name(&self) -> Vec<BuildShare> {
+        let shares = self.builds.shares();
+        let is_expected = |share: &BuildShare| share.refused == 0 && !self.is_foreign(share.build.as_ref());
+        if shares.len() <= 1 && shares.iter().all(is_expected) { Vec::new() } else { shares }
     }
 }

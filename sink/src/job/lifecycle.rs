@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clerk::Outbox,
-    ledger::{Counts, NUMBER_MAX, Record, Seal},
+    ledger::{Counts, NUMBER_MAX, Record, Seal, builds::Builds},
 };
 
 impl Job {
@@ -26,12 +26,13 @@ impl Job {
             return Err(Malformed::new(format_args!("its plan has {tasks} tasks, more than {NUMBER_MAX}")));
         }
         outbox.fact_soon(&opened);
-        let job = read_job(&opened, registry);
+        let job = read_job(&opened, opened.version, registry);
         let keeps_outputs = job.as_ref().is_ok_and(|job| job.keep() == Keep::Outputs);
         let work = job.and_then(Work::new);
         let mut job = Self {
             record: Record::new(opened, keeps_outputs),
             phase: Phase::Ended(None),
+            builds: Builds::default(),
             saved: Counts::default(),
             counted: Counts::default(),
             seq: None,
@@ -51,7 +52,8 @@ impl Job {
     /// commit, since the producer sizes its batches by that.
     pub(crate) fn opened_again(&mut self, again: &Opened, outbox: &mut Outbox) {
         let first = &self.record.opened;
-        if first.kind != again.kind || first.spec.get() != again.spec.get() {
+        let other_code = (first.version, &first.build) != (again.version, &again.build);
+        if first.kind != again.kind || first.spec.get() != again.spec.get() || other_code {
             tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
         }
         outbox.fact(first);
@@ -119,10 +121,14 @@ impl Job {
     }
 }
 
-/// Reads a job from its parameters.
-pub(super) fn read_job(opened: &Opened, registry: &Registry) -> Result<Arc<dyn AnyJob>, Broken> {
+/// Reads a job from its parameters, in this version of its code.
+pub(super) fn read_job(
+    opened: &Opened,
+    version: u32,
+    registry: &Registry,
+) -> Result<Arc<dyn AnyJob>, Broken> {
     let Opened { kind, spec, .. } = opened;
-    match guarded("reading the spec", || registry.open(kind, spec))? {
+    match guarded("reading the spec", || registry.open(kind, version, spec))? {
         Ok(job) => Ok(job),
         Err(OpenError::UnknownKind) => {
             let known: Vec<_> = registry.kinds().map(|kind| kind.as_str()).collect();
@@ -132,6 +138,10 @@ pub(super) fn read_job(opened: &Opened, registry: &Registry) -> Result<Arc<dyn A
                  submitted it, and submit it again)"
             )))
         }
+        Err(error @ OpenError::Version { .. }) => Err(Broken(format!(
+            "the sink cannot fold it: {error} (hint: start the sink of the program that submitted it, and submit it \
+             again)"
+        ))),
         Err(OpenError::Spec(error)) => Err(Broken(error.to_string())),
     }
 }

@@ -21,7 +21,8 @@ impl Job {
             Phase::Ended(_) => (Vec::new(), 0),
         };
         let ranges = ranges.into_iter().map(|range| (TaskIndex(range.start), range.end - range.start));
-        Missing { job, round, since_ms: None, from, ranges: ranges.collect(), tasks }
+        let version = self.record.version;
+        Missing { job, round, since_ms: None, from, ranges: ranges.collect(), tasks, version }
     }
 
     /// No outcome has come since then: notes it, and tells everybody. Answers what is to be told to those who listen,

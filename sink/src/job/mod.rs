@@ -4,6 +4,7 @@ mod end;
 mod lifecycle;
 mod missing;
 mod outcomes;
+mod refusal;
 mod reopen;
 mod storage;
 mod work;
@@ -19,7 +20,7 @@ use gristmill_shared::{
     wire::Progress,
 };
 
-use crate::ledger::{Counts, JobState, Record};
+use crate::ledger::{Counts, JobState, Record, builds::Builds};
 use work::Work;
 
 /// A job that something was received for since the last commit, or that is running.
@@ -27,6 +28,8 @@ use work::Work;
 pub(crate) struct Job {
     record: Record,
     phase: Phase,
+    /// The builds that worked on it.
+    builds: Builds,
     /// The counts as they are in the ledger.
     saved: Counts,
     /// The counts that whoever watches has been told.

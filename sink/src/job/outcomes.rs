@@ -1,7 +1,7 @@
 //! Outcomes come in.
 
 use gristmill_shared::{
-    Headers, Round, TaskIndex, WorkerId,
+    BuildId, Headers, Round, TaskIndex, WorkerId,
     wire::{Batch, DoneSpan, FailedTask, Malformed, Results, clip_reason},
 };
 use serde_json::value::RawValue;
@@ -12,8 +12,18 @@ use super::{
 };
 use crate::{clerk::Outbox, ledger::outcomes::Failure};
 
-/// The round that outcomes belong to, and the worker that sent them, if one did.
-type Source<'a> = (Round, Option<&'a WorkerId>);
+/// Where outcomes come from.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
+    /// The round that they belong to.
+    pub(super) round: Round,
+    /// The worker that sent them, if one did.
+    pub(super) worker: Option<&'a WorkerId>,
+    /// The version of the job's code there.
+    pub(super) version: u32,
+    /// The build of its program, if it is known.
+    pub(super) build: Option<&'a BuildId>,
+}
 
 impl Job {
     /// Counts what is new in a message of results. Nothing counts after the end: there even a known outcome is late.
@@ -22,9 +32,14 @@ impl Job {
     /// If some of it is malformed, or about tasks that the job does not have. The rest counts all the same: outcomes of
     /// several batches may travel together, and those of one must not take the others' with them.
     pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
-        let Results { job: _, round, worker, busy_us, done, failed } = results;
+        let Results { job: _, round, worker, busy_us, done, failed, version, build } = results;
+        if let Some(why) = self.refusal(*version, build.as_ref()) {
+            return self.refuse(results, &why, outbox);
+        }
         let before = self.record.counts;
-        let taken = self.outcomes((*round, Some(worker)), done, failed, outbox);
+        let from =
+            Source { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
+        let taken = self.outcomes(from, done, failed, outbox);
         let after = self.record.counts;
         // All of it, though some of the message may have come before: it says only what all took together.
         if (after.done, after.failed) != (before.done, before.failed) {
@@ -59,7 +74,7 @@ impl Job {
 
     fn span(
         &mut self,
-        (_, worker): Source<'_>,
+        from: Source<'_>,
         span: &DoneSpan<'_>,
         limit: u64,
         outbox: &mut Outbox,
@@ -69,15 +84,19 @@ impl Job {
             return Ok(());
         };
         match work.take(span, limit) {
-            Ok(Ok(Taken { fresh: _, duplicates, late, broke, undecodable })) => {
+            Ok(Ok(Taken { fresh, duplicates, late, broke, undecodable })) => {
                 self.record.counts.duplicates += duplicates;
                 self.record.counts.late += late;
-                for (index, reason) in undecodable {
-                    let (round, worker) = (self.record.round, worker.cloned());
-                    self.fail(
-                        index,
-                        Failure { round, reason, attempts: 1, losses: 0, worker, payload: None },
-                    );
+                self.count_build(from, fresh); // before an end that tells of it
+                if self.is_foreign(from.build) {
+                    self.refuse_undecodable(from, &undecodable, outbox);
+                } else {
+                    for (index, reason) in undecodable {
+                        let (round, worker) = (self.record.round, from.worker.cloned());
+                        let failure =
+                            Failure { round, reason, attempts: 1, losses: 0, worker, payload: None };
+                        self.fail(from, index, failure);
+                    }
                 }
                 if broke {
                     self.answered(outbox);
@@ -93,7 +112,8 @@ impl Job {
         }
     }
 
-    fn failed(&mut self, (round, worker): Source<'_>, failed: &FailedTask<'_>) {
+    fn failed(&mut self, from: Source<'_>, failed: &FailedTask<'_>) {
+        let Source { round, worker, .. } = from;
         if round < self.record.round && !self.has_ended() {
             self.record.counts.duplicates += 1;
             return;
@@ -106,14 +126,16 @@ impl Job {
             worker: worker.cloned(),
             payload: Some(failed.task.get().to_owned()),
         };
-        self.fail(failed.index.0, failure);
+        self.fail(from, failed.index.0, failure);
     }
 
-    fn fail(&mut self, index: u64, failure: Failure) {
+    fn fail(&mut self, from: Source<'_>, index: u64, failure: Failure) {
         match &mut self.phase {
             Phase::Ended(_) => self.record.counts.late += 1,
             Phase::Running(work) => {
-                if !work.fail(index, failure) {
+                if work.fail(index, failure) {
+                    self.count_build(from, 1);
+                } else {
                     self.record.counts.duplicates += 1;
                 }
             }
@@ -147,12 +169,13 @@ impl Job {
                 task,
             })
             .collect();
-        self.outcomes((batch.round, None), &[], &failed, outbox)
+        let from = Source { round: batch.round, worker: None, version: batch.version, build: None };
+        self.outcomes(from, &[], &failed, outbox)
     }
 }
 
 /// A task that is not there has no outcome.
-fn beyond(limit: u64, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
+pub(super) fn beyond(limit: u64, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
     let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));
     let failures = failed.iter().map(|failed| (failed.index.0, 1));
     for (first, count) in spans.chain(failures) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use gristmill_shared::{
     Headers, Message, Registry, Round, TaskIndex, WorkerId,
-    wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Reopened},
+    wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Reopen, Reopened},
 };
 use serde_json::value::RawValue;
 
@@ -35,7 +35,7 @@ impl Job {
     /// Answers how many tasks were sent, or why none was.
     pub(crate) fn reopen(
         &mut self,
-        indices: &[TaskIndex],
+        reopen: &Reopen,
         ledger: &Ledger,
         registry: &Registry,
         (app, outbox): (&WorkerId, &mut Outbox),
@@ -43,13 +43,26 @@ impl Job {
         let Some(seq) = self.seq.filter(|_| self.record.state() == JobState::Finished) else {
             return Ok(Err(format!("it is {}; only a finished job can be reopened", self.record.state())));
         };
-        let tasks = failed_tasks(ledger, seq, indices)?;
+        let tasks = failed_tasks(ledger, seq, &reopen.indices)?;
         if tasks.is_empty() {
             return Ok(Err("none of these tasks has failed and is known in full".into()));
         }
+        let before = self.record.version;
+        match registry.version(&self.record.opened.kind) {
+            Some(here) if here != before && !reopen.adopt_version => {
+                return Ok(Err(format!(
+                    "the job has version {before} of its code, and this sink has version {here} (hint: `sink retry \
+                     --adopt-version` sends them to workers of version {here})"
+                )));
+            }
+            here => self.record.version = here.unwrap_or(before),
+        }
         let mut work = match self.load_work(ledger, seq, registry)? {
             Ok(work) => work,
-            Err(Broken(why)) => return Ok(Err(why)),
+            Err(Broken(why)) => {
+                self.record.version = before;
+                return Ok(Err(why));
+            }
         };
         work.forget_failures(tasks.iter().map(|task| task.index));
         self.phase = Phase::Running(Box::new(work));
@@ -57,7 +70,8 @@ impl Job {
         self.record.round = Round(self.record.round.0 + 1);
         self.recount();
         (self.changed, self.moves) = (true, true);
-        outbox.fact(&Reopened { job: self.record.opened.job, round: self.record.round });
+        let (job, round, version) = (self.record.opened.job, self.record.round, self.record.version);
+        outbox.fact(&Reopened { job, round, version });
         for run in runs(&tasks) {
             outbox.tasks(self.batch(run, app));
         }
@@ -68,19 +82,16 @@ impl Job {
         let tasks: Vec<&str> = run.iter().map(|task| task.payload.as_str()).collect();
         let tasks = RawValue::from_string(format!("[{}]", tasks.join(",")));
         let opened = &self.record.opened;
+        let tasks = tasks.expect("payloads came as JSON");
+        let count = u32::try_from(run.len()).expect("a run is no longer than a batch");
+        let version = self.record.version;
         let message = Batch {
-            job: opened.job,
-            kind: opened.kind.clone(),
-            spec: &opened.spec,
-            policy: opened.policy.clone(),
             round: self.record.round,
-            stage: 0,
             spent: run[0].attempts,
-            version: 0,
-            build: None,
-            first: TaskIndex(run[0].index),
-            count: u32::try_from(run.len()).expect("a run is no longer than a batch"),
-            tasks: &tasks.expect("payloads came as JSON"),
+            version,
+            // The submitter's build says nothing of a version that it did not have.
+            build: opened.build.clone().filter(|_| version == opened.version),
+            ..Batch::new(opened, TaskIndex(run[0].index), count, &tasks)
         }
         .to_message(Headers { attempt: run[0].attempts, ..Headers::default() }, app.as_str());
         let headers = &message.headers;

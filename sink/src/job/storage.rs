@@ -8,13 +8,12 @@ use rusqlite::Transaction;
 use super::{
     Job, Phase,
     lifecycle::read_job,
-    work::{Broken, Work},
+    work::{Broken, SavedOutcomes, Work},
 };
 use crate::{
     SinkError,
     clerk::Outbox,
-    index_set::IndexSet,
-    ledger::{Ledger, Record, outcomes},
+    ledger::{Ledger, Record, builds::Builds, outcomes},
 };
 
 impl Job {
@@ -27,11 +26,13 @@ impl Job {
     ) -> Result<Option<Self>, SinkError> {
         let found = ledger.read("a job is read", |connection| Record::load(connection, job))?;
         let Some((seq, record)) = found else { return Ok(None) };
+        let builds = ledger.read("a job is read", |connection| Builds::load(connection, seq))?;
         let saved = record.counts;
         let moves = record.end.is_none();
         let mut job = Self {
             record,
             phase: Phase::Ended(None),
+            builds,
             saved,
             counted: saved,
             seq: Some(seq),
@@ -55,11 +56,16 @@ impl Job {
         seq: i64,
         registry: &Registry,
     ) -> Result<Result<Work, Broken>, SinkError> {
-        let (done, failed, report) = ledger.read("a job is read", |connection| {
-            let done: IndexSet = outcomes::load_done(connection, seq)?;
-            Ok((done, outcomes::load_failed(connection, seq)?, outcomes::load_report(connection, seq)?))
+        let (saved, report) = ledger.read("a job is read", |connection| {
+            let saved = SavedOutcomes {
+                done: outcomes::load_done(connection, seq)?,
+                failed: outcomes::load_failed(connection, seq)?,
+                refused: outcomes::load_refused(connection, seq)?,
+            };
+            Ok((saved, outcomes::load_report(connection, seq)?))
         })?;
-        Ok(read_job(&self.record.opened, registry).and_then(|job| Work::resume(job, report, done, failed)))
+        let job = read_job(&self.record.opened, self.record.version, registry);
+        Ok(job.and_then(|job| Work::resume(job, report, saved)))
     }
 
     /// Runs what of the job's own code is needed before a transaction. It may end the job.
@@ -79,6 +85,7 @@ impl Job {
         if let Phase::Running(work) | Phase::Ended(Some(work)) = &mut self.phase {
             work.save(transaction, seq)?;
         }
+        self.builds.save(transaction, seq)?;
         let saved = mem::replace(&mut self.saved, self.record.counts);
         self.changed = false;
         Ok((self.saved.done + self.saved.failed).saturating_sub(saved.done + saved.failed))

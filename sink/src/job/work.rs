@@ -25,6 +25,8 @@ pub(super) struct Work {
     fold: Box<dyn AnyFold>,
     done: IndexSet,
     failed: BTreeSet<u64>,
+    /// Tasks of which an outcome was refused; some have got another one since.
+    refused: IndexSet,
     keeps_outputs: bool,
     /// The report as it is in the ledger.
     saved_report: Option<Box<RawValue>>,
@@ -34,6 +36,14 @@ pub(super) struct Work {
     /// Changes of the table of failures; none means that it is a failure no more.
     failures: BTreeMap<u64, Option<Failure>>,
     outputs: Vec<KeptOutputs>,
+}
+
+/// The outcomes of a job as the ledger has them.
+#[derive(Debug, Default)]
+pub(super) struct SavedOutcomes {
+    pub(super) done: IndexSet,
+    pub(super) failed: BTreeSet<u64>,
+    pub(super) refused: IndexSet,
 }
 
 /// The job's own code cannot go on, and why. What was folded since the last commit is not to be trusted.
@@ -58,15 +68,14 @@ pub(super) struct Taken {
 impl Work {
     /// A job that begins.
     pub(super) fn new(job: Arc<dyn AnyJob>) -> Result<Self, Broken> {
-        Self::resume(job, None, IndexSet::default(), BTreeSet::new())
+        Self::resume(job, None, SavedOutcomes::default())
     }
 
     /// A job as it was saved.
     pub(super) fn resume(
         job: Arc<dyn AnyJob>,
         report: Option<Box<RawValue>>,
-        done: IndexSet,
-        failed: BTreeSet<u64>,
+        SavedOutcomes { done, failed, refused }: SavedOutcomes,
     ) -> Result<Self, Broken> {
         let keeps_outputs = job.keep() == gristmill_shared::Keep::Outputs;
         let fold = guarded("the report", || job.fold(report.as_deref()))?;
@@ -75,6 +84,7 @@ impl Work {
             fold,
             done,
             failed,
+            refused,
             keeps_outputs,
             saved_report: report,
             report: None,
@@ -161,6 +171,13 @@ impl Work {
         Ok(())
     }
 
+    /// Marks the tasks of a range that have no outcome as refused, and returns them: ascending ranges.
+    pub(super) fn refuse(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (open, _) = gaps(&self.done, &self.failed, range, usize::MAX);
+        open.iter().for_each(|range| self.refused.insert(range.clone()));
+        open
+    }
+
     /// Records a failure; answers whether the task had no outcome before.
     pub(super) fn fail(&mut self, index: u64, failure: Failure) -> bool {
         if self.done.contains(index) || !self.failed.insert(index) {
@@ -199,6 +216,7 @@ impl Work {
     /// Writes what changed. If the transaction fails, this must not be used any more.
     pub(super) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
         outcomes::save_done(transaction, job, self.done.take_changed())?;
+        outcomes::save_refused(transaction, job, self.refused.take_changed())?;
         outcomes::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
         outcomes::save_outputs(transaction, job, self.outputs.drain(..))?;
         if let Some(report) = self.report.take() {

@@ -1,5 +1,6 @@
 //! The ledger: the sink's durable record in one SQLite file. This folder is all that knows SQL.
 
+pub(crate) mod builds;
 mod columns;
 pub(crate) mod dead;
 mod letter;

@@ -33,13 +33,22 @@ pub(crate) struct KeptOutputs {
 
 /// The tasks with an output.
 pub(crate) fn load_done(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
-    let mut done = IndexSet::default();
-    let mut rows = connection.prepare_cached("SELECT container, bits FROM done WHERE job = ?1")?;
+    load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)
+}
+
+/// The tasks of which an outcome was refused.
+pub(crate) fn load_refused(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
+    load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)
+}
+
+fn load_set(connection: &Connection, sql: &str, job: i64) -> rusqlite::Result<IndexSet> {
+    let mut set = IndexSet::default();
+    let mut rows = connection.prepare_cached(sql)?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
-        done.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion(1, error))?;
+        set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion(1, error))?;
     }
-    Ok(done)
+    Ok(set)
 }
 
 /// The tasks that failed.
@@ -78,10 +87,37 @@ pub(crate) fn save_done(
     job: i64,
     containers: impl Iterator<Item = (u64, Vec<u8>)>,
 ) -> rusqlite::Result<()> {
-    let mut save = transaction.prepare_cached(
+    save_set(
+        transaction,
         "INSERT INTO done (job, container, bits) VALUES (?1, ?2, ?3)
          ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
-    )?;
+        job,
+        containers,
+    )
+}
+
+/// Writes containers of the set of tasks of which an outcome was refused.
+pub(crate) fn save_refused(
+    transaction: &Transaction<'_>,
+    job: i64,
+    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+) -> rusqlite::Result<()> {
+    save_set(
+        transaction,
+        "INSERT INTO refused (job, container, bits) VALUES (?1, ?2, ?3)
+         ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
+        job,
+        containers,
+    )
+}
+
+fn save_set(
+    transaction: &Transaction<'_>,
+    sql: &str,
+    job: i64,
+    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+) -> rusqlite::Result<()> {
+    let mut save = transaction.prepare_cached(sql)?;
     for (container, bits) in containers {
         save.execute(params![job, container, bits])?;
     }

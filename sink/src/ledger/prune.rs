@@ -61,7 +61,7 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     let left = transaction.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
     transaction.commit()?;
     // Only now, and also what an earlier one left: rows of jobs that are not there.
-    for (table, key) in [("outputs", "seq"), ("done", "seq"), ("reports", "job")] {
+    for (table, key) in [("outputs", "seq"), ("done", "seq"), ("refused", "seq"), ("reports", "job")] {
         sweep(
             connection,
             &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"),
@@ -72,6 +72,12 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
         connection,
         "(job, task) IN (SELECT job, task FROM failures WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)",
         "failures",
+    )?;
+    sweep(
+        connection,
+        "(job, version, build) IN
+            (SELECT job, version, build FROM builds WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)",
+        "builds",
     )?;
     Ok(PruneReport { pruned: pruned as u64, left })
 }

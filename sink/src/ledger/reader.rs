@@ -1,6 +1,7 @@
 //! Reads a ledger, also while a sink works with it.
 
 use std::{
+    collections::BTreeSet,
     ops::ControlFlow,
     path::{Path, PathBuf},
 };
@@ -12,12 +13,16 @@ use serde_json::value::RawValue;
 use super::{
     DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, ParkedJob,
     ParkedMessages, Record, Verification,
+    builds::Builds,
     columns::{json, text},
     connect, failed,
     letter::Properties,
     listing, outcomes, place, schema, verify,
 };
-use crate::{SinkError, index_set::gaps};
+use crate::{
+    SinkError,
+    index_set::{IndexSet, gaps},
+};
 
 /// Reads a ledger, also while a sink works with it: every answer is as of one commit. All methods block.
 #[derive(Debug)]
@@ -176,17 +181,31 @@ impl LedgerReader {
 
 fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<JobView> {
     let report = outcomes::load_report(connection, seq)?;
-    let missing = match record.stalled_ms {
-        None => None,
-        Some(_) => {
-            let (done, failed) =
-                (outcomes::load_done(connection, seq)?, outcomes::load_failed(connection, seq)?);
-            let end = record.total().unwrap_or(record.counts.reached);
+    let end = record.total().unwrap_or(record.counts.reached);
+    let refused = outcomes::load_refused(connection, seq)?;
+    let (mut missing, mut refused_tasks) = (None, MissingTasks::default());
+    if record.stalled_ms.is_some() || refused.len() > 0 {
+        let (done, failed) = (outcomes::load_done(connection, seq)?, outcomes::load_failed(connection, seq)?);
+        refused_tasks = without_outcome(&refused, &done, &failed);
+        missing = record.stalled_ms.map(|_| {
             let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);
-            Some(MissingTasks { tasks, ranges })
-        }
-    };
+            MissingTasks { tasks, ranges }
+        });
+    }
+    let builds = Builds::load(connection, seq)?.shares();
     let dead = "SELECT (SELECT count(*) FROM dead) + (SELECT dead_dropped FROM ledger)";
     let dead = connection.query_row(dead, [], |row| row.get(0))?;
-    Ok(JobView::new(record, report, missing, dead))
+    Ok(JobView::new(record, report, missing, refused_tasks, builds, dead))
+}
+
+/// The refused tasks that have no outcome: the first ranges of them, and their number.
+fn without_outcome(refused: &IndexSet, done: &IndexSet, failed: &BTreeSet<u64>) -> MissingTasks {
+    let mut tasks = MissingTasks::default();
+    for range in refused.ranges() {
+        let room = MISSING_MAX_RANGES - tasks.ranges.len();
+        let (ranges, number) = gaps(done, failed, range, room);
+        tasks.tasks += number;
+        tasks.ranges.extend(ranges);
+    }
+    tasks
 }

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr, time::Duration};
 
 use gristmill_shared::{
-    Account, Conclusion, InvalidName, JobId, Lane, Round,
+    Account, BuildId, Conclusion, InvalidName, JobId, Lane, Round,
     wire::{Opened, Progress, Sealed},
 };
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params};
@@ -20,6 +20,8 @@ pub(crate) struct Record {
     pub(crate) keeps_outputs: bool,
     /// The round it is in.
     pub(crate) round: Round,
+    /// The version of the job's code in this round.
+    pub(crate) version: u32,
     /// What its producer said at last.
     pub(crate) seal: Option<Seal>,
     pub(crate) counts: Counts,
@@ -129,12 +131,18 @@ impl FromStr for JobState {
 
 impl Record {
     pub(crate) fn new(opened: Opened, keeps_outputs: bool) -> Self {
-        let (round, counts) = (Round(0), Counts::default());
-        Self { opened, keeps_outputs, round, seal: None, counts, end: None, stalled_ms: None }
+        let (round, version, counts) = (Round(0), opened.version, Counts::default());
+        Self { opened, keeps_outputs, round, version, seal: None, counts, end: None, stalled_ms: None }
     }
 
     pub(crate) fn state(&self) -> JobState {
         self.end.as_ref().map_or(JobState::Running, |end| end.state)
+    }
+
+    /// The build that the round is bound to, if its submitter wanted that and the round still has its version.
+    pub(crate) fn bound_build(&self) -> Option<&BuildId> {
+        let is_bound = self.opened.policy.same_build && self.version == self.opened.version;
+        self.opened.build.as_ref().filter(|_| is_bound)
     }
 
     /// How many tasks there are: as sealed, or as planned while the split goes on.
@@ -205,6 +213,8 @@ impl Record {
             plan: json(row, 5)?,
             lane: text(row, 6)?,
             submitted_ms: row.get(7)?,
+            version: row.get(25)?,
+            build: row.get_ref(26)?.as_str_or_null()?.map(|_| text(row, 26)).transpose()?,
         };
         let seal = match (row.get(11)?, row.get(12)?) {
             (Some(total), Some(digest)) => Some(Seal { total, digest }),
@@ -229,7 +239,8 @@ impl Record {
             }),
         };
         let (keeps_outputs, round, stalled_ms) = (row.get(8)?, Round(row.get(9)?), row.get(24)?);
-        Ok((row.get(0)?, Self { opened, keeps_outputs, round, seal, counts, end, stalled_ms }))
+        let version = row.get(27)?;
+        Ok((row.get(0)?, Self { opened, keeps_outputs, round, version, seal, counts, end, stalled_ms }))
     }
 
     /// Writes the job; `seq` is its number if it has one already. Answers its number.
@@ -238,7 +249,7 @@ impl Record {
     /// Besides those of SQLite: if the job was forgotten meanwhile. What belonged to it is gone too, so it cannot be written
     /// anew.
     pub(crate) fn save(&self, transaction: &Transaction<'_>, seq: Option<i64>) -> rusqlite::Result<i64> {
-        let Opened { job, kind, spec, policy, plan, lane, submitted_ms } = &self.opened;
+        let Opened { job, kind, spec, policy, plan, lane, submitted_ms, version, build } = &self.opened;
         let seq = match seq {
             Some(seq) => seq,
             None => transaction.prepare_cached(INSERT)?.insert(named_params! {
@@ -250,12 +261,15 @@ impl Record {
                 ":lane": lane.as_str(),
                 ":submitted_ms": int(*submitted_ms),
                 ":keeps_outputs": self.keeps_outputs,
+                ":version": version,
+                ":build": build.as_ref().map(BuildId::as_str),
             })?,
         };
         let (seal, end, counts) = (self.seal.as_ref(), self.end.as_ref(), &self.counts);
         let updated = transaction.prepare_cached(UPDATE)?.execute(named_params! {
             ":seq": seq,
             ":round": self.round.0,
+            ":round_version": self.version,
             ":state": self.state().as_str(),
             ":sealed_total": seal.map(|seal| seal.total),
             ":sealed_digest": seal.map(|seal| seal.digest.as_str()),
@@ -286,15 +300,16 @@ struct Forgotten(JobId);
 
 const COLUMNS: &str = "seq, id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state,
     sealed_total, sealed_digest, done, failed, reached, duplicates, late, busy_us, skipped, stopped, conclusion,
-    answered, finished_ms, stalled_ms";
+    answered, finished_ms, stalled_ms, version, build, round_version";
 
 const INSERT: &str = "
     INSERT INTO jobs (id, kind, spec, policy, plan, lane, submitted_ms, keeps_outputs, round, state, done, failed,
-        reached, duplicates, late, busy_us, skipped)
-    VALUES (:id, :kind, :spec, :policy, :plan, :lane, :submitted_ms, :keeps_outputs, 0, '', 0, 0, 0, 0, 0, 0, 0)";
+        reached, duplicates, late, busy_us, skipped, version, build, round_version)
+    VALUES (:id, :kind, :spec, :policy, :plan, :lane, :submitted_ms, :keeps_outputs, 0, '', 0, 0, 0, 0, 0, 0, 0,
+        :version, :build, 0)";
 
 const UPDATE: &str = "
-    UPDATE jobs SET round = :round, state = :state, sealed_total = :sealed_total, sealed_digest = :sealed_digest,
+    UPDATE jobs SET round = :round, round_version = :round_version, state = :state, sealed_total = :sealed_total, sealed_digest = :sealed_digest,
         done = :done, failed = :failed, reached = :reached, duplicates = :duplicates, late = :late,
         busy_us = :busy_us, skipped = :skipped, stopped = :stopped, conclusion = :conclusion,
         answered = :answered, finished_ms = :finished_ms, stalled_ms = :stalled_ms

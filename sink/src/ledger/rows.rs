@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use gristmill_shared::{
-    Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, WorkerId, wire::Opened,
+    Account, BuildId, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, WorkerId,
+    wire::{BuildShare, Opened},
 };
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -76,6 +77,14 @@ pub struct JobView {
     pub report: Option<Box<RawValue>>,
     /// Whether its outputs are kept beside the report.
     pub keeps_outputs: bool,
+    /// The version of its code in this round.
+    pub version: u32,
+    /// The build that submitted it, if that is known.
+    pub build: Option<BuildId>,
+    /// The builds that worked on it, ordered by version and build.
+    pub builds: Vec<BuildShare>,
+    /// Tasks of which an outcome was refused, and that have no other.
+    pub refused: MissingTasks,
     /// If it stalls: the tasks that are known and have no outcome.
     pub missing: Option<MissingTasks>,
     /// How many messages that were none of ours the ledger was given, about whatever job.
@@ -83,7 +92,7 @@ pub struct JobView {
 }
 
 /// Tasks without an outcome.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MissingTasks {
     /// How many.
     pub tasks: u64,
@@ -96,10 +105,12 @@ impl JobView {
         record: Record,
         report: Option<Box<RawValue>>,
         missing: Option<MissingTasks>,
+        refused: MissingTasks,
+        builds: Vec<BuildShare>,
         dead_messages: u64,
     ) -> Self {
         let summary = JobSummary::from(&record);
-        let Opened { spec, policy, plan, .. } = record.opened;
+        let Opened { spec, policy, plan, build, .. } = record.opened;
         Self {
             summary,
             spec,
@@ -109,6 +120,10 @@ impl JobView {
             conclusion: record.end.map(|end| end.conclusion),
             report,
             keeps_outputs: record.keeps_outputs,
+            version: record.version,
+            build,
+            builds,
+            refused,
             missing,
             dead_messages,
         }

@@ -9,7 +9,7 @@ use crate::SinkError;
 /// Tells a ledger from other SQLite files: `GRML`.
 const APPLICATION_ID: i64 = 0x4752_4d4c;
 /// The version of the tables below. No ledger of another version is read: none was ever released.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// What a new ledger is made of.
 const TABLES: &str = "
@@ -22,7 +22,8 @@ const TABLES: &str = "
     ) STRICT;
 
     -- One row per job. `reached` is one past the highest index that has an outcome; `stalled_ms` is when the last
-    -- outcome came of a job that stalls.
+    -- outcome came of a job that stalls. `version` and `build` are what its producer said of its code; `round_version` is
+    -- the version of the code in the present round.
     CREATE TABLE jobs (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
@@ -48,7 +49,29 @@ const TABLES: &str = "
         conclusion TEXT,
         answered INTEGER,
         finished_ms INTEGER,
-        stalled_ms INTEGER
+        stalled_ms INTEGER,
+        version INTEGER NOT NULL,
+        build TEXT,
+        round_version INTEGER NOT NULL
+    ) STRICT;
+
+    -- Outcomes by the build that made them, '' where the worker did not say.
+    CREATE TABLE builds (
+        job INTEGER NOT NULL,
+        version INTEGER NOT NULL,
+        build TEXT NOT NULL,
+        counted INTEGER NOT NULL,
+        refused INTEGER NOT NULL,
+        PRIMARY KEY (job, version, build)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Tasks of which an outcome was refused, whether they have got another one since or not: as in `done`.
+    CREATE TABLE refused (
+        seq INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        container INTEGER NOT NULL,
+        bits BLOB NOT NULL,
+        UNIQUE (job, container)
     ) STRICT;
 
     CREATE TABLE reports (job INTEGER PRIMARY KEY, report TEXT NOT NULL) STRICT;

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, fmt, ops::Range};
 
-use gristmill_shared::JobId;
+use gristmill_shared::{BuildId, JobId, wire::BuildShare};
 use rusqlite::Connection;
 use serde::Serialize;
 
-use super::{JobState, Record, outcomes};
+use super::{JobState, Record, builds::Builds, outcomes};
 use crate::index_set::{IndexSet, gaps};
 
 /// How many gaps a verification lists; all are counted.
@@ -43,6 +43,10 @@ pub struct Verification {
     pub problems: Vec<String>,
     /// Why the job ended early.
     pub stopped: Option<String>,
+    /// The build that submitted the job, if that is known.
+    pub build: Option<BuildId>,
+    /// The builds that worked on it, ordered by version and build.
+    pub builds: Vec<BuildShare>,
 }
 
 impl fmt::Display for Verification {
@@ -64,7 +68,8 @@ pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Op
     let done = outcomes::load_done(connection, seq)?;
     let failed = outcomes::load_failed(connection, seq)?;
     let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
-    Ok(Some(check(&record, &done, &failed, kept.as_deref())))
+    let builds = Builds::load(connection, seq)?.shares();
+    Ok(Some(Verification { builds, ..check(&record, &done, &failed, kept.as_deref()) }))
 }
 
 /// Which outputs are kept, by index.
@@ -134,6 +139,8 @@ fn check(
         missing,
         problems,
         stopped: account.stopped,
+        build: record.opened.build.clone(),
+        builds: Vec::new(),
     }
 }
 

@@ -109,6 +109,8 @@ impl Submitted {
             plan: Plan::unknown(),
             lane: Lane::default(),
             submitted_ms: now_ms(),
+            version: J::VERSION,
+            build: None,
         };
         Self { id, opened }
     }
@@ -139,7 +141,7 @@ impl Submitted {
     }
 
     pub(crate) fn reopen(&self, indices: &[u64]) -> Message {
-        message(&Reopen { job: self.id, indices: indices.iter().copied().map(TaskIndex).collect() })
+        message(&Reopen { job: self.id, indices: indices.iter().copied().map(TaskIndex).collect(), adopt_version: false })
     }
 
     pub(crate) fn audit(&self, from: u64) -> Message {
@@ -169,6 +171,8 @@ impl Submitted {
             busy_us: 10,
             done: done.collect(),
             failed: failed.collect(),
+            version: 0,
+            build: None,
         })
     }
 

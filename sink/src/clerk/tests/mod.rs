@@ -5,6 +5,7 @@ mod around;
 mod counting;
 mod ends;
 mod missing;
+mod versions;
 
 use std::{
     ops::{ControlFlow, Range},
@@ -108,6 +109,7 @@ fn names(outbox: &[OutboxBatch]) -> Vec<&'static str> {
         Fact::Stopped(_) => "stopped",
         Fact::Reopened(_) => "reopened",
         Fact::Missing(_) => "missing",
+        Fact::Refused(_) => "refused",
         Fact::Serving(_) => "serving",
     };
     facts(outbox).into_iter().map(name).collect()

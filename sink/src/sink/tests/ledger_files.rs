@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::LedgerReader;
+use crate::{LedgerReader, tests::toy::Submitted};
 
 #[test]
 fn what_is_no_ledger_is_refused_and_left_alone() {
@@ -24,7 +24,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
         ("notes/ledger", "is not a ledger: a part of its path is a file"),
         ("foreign", "is not a ledger: it is the SQLite database of another program"),
         ("torn", "is not a ledger: it is no SQLite file"),
-        ("future", "has version 9, and this program reads version 2 only (hint:"),
+        ("future", "has version 9, and this program reads version 3 only (hint:"),
     ];
     for (name, expected) in cases {
         let before = fs::read(path(name)).ok();
@@ -52,4 +52,28 @@ fn an_empty_file_becomes_a_ledger_with_an_identity_of_its_own() {
     let ids = paths.each_ref().map(|path| Sink::open(config(path)).unwrap().ledger_id().clone());
     assert_ne!(ids[0], ids[1]);
     assert_eq!(*Sink::open(config(&paths[0])).unwrap().ledger_id(), ids[0]);
+}
+
+#[tokio::test]
+async fn a_sink_of_another_version_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ledger");
+    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+    let sink = Running::start(config(&path), &transport);
+    publish(&transport, [job.opened(), job.done(0..3)]).await;
+    journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
+    sink.stop().await.unwrap();
+    let reader = LedgerReader::open(&path).unwrap();
+    let before = reader.job(job.id).unwrap().unwrap();
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    for (change, expected) in [
+        ("UPDATE jobs SET round_version = 7", "has version 0 of the kind toy, and version 7 is needed"),
+        ("UPDATE jobs SET round_version = 0, spec = '[1]'", "does not fit kind toy"),
+    ] {
+        connection.execute_batch(change).unwrap();
+        let error = Sink::open(config(&path)).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains("does not start"), "{error}");
+        let after = reader.job(job.id).unwrap().unwrap();
+        assert_eq!(after.summary.state, before.summary.state, "the job was ended");
+    }
 }

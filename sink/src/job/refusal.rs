@@ -1,0 +1,137 @@
+//! Outcomes of code that may not work on the job: they do not count, and their tasks are sent again.
+
+use std::ops::Range;
+
+use gristmill_shared::{
+    BuildId, TaskIndex, WorkerId,
+    wire::{DoneSpan, MISSING_MAX_RANGES, Malformed, Refused, Results},
+};
+use serde_json::value::RawValue;
+
+use super::{
+    Job, Phase,
+    outcomes::{Source, beyond},
+};
+use crate::clerk::Outbox;
+
+impl Job {
+    /// Returns why outcomes of this code do not count, if they do not. After the end every outcome is late, whatever
+    /// code it comes from.
+    pub(super) fn refusal(&self, version: u32, build: Option<&BuildId>) -> Option<String> {
+        let record = &self.record;
+        if self.has_ended() {
+            return None;
+        }
+        if version != record.version {
+            let (kind, wanted) = (&record.opened.kind, record.version);
+            return Some(format!("its worker has version {version} of the kind {kind}, and the job has {wanted}"));
+        }
+        let wanted = record.bound_build().filter(|wanted| build != Some(*wanted))?;
+        let build = build.map_or_else(|| "an unnamed build".into(), |build| format!("build {build}"));
+        Some(format!("its worker is of {build}, and the job is for build {wanted} alone (--same-build)"))
+    }
+
+    /// Whether outcomes come from another build than the one that submitted the job, as far as both are known.
+    pub(super) fn is_foreign(&self, build: Option<&BuildId>) -> bool {
+        let submitted_by = self.record.opened.build.as_ref();
+        submitted_by.is_some() && build.is_some() && submitted_by != build
+    }
+
+    /// Refuses all outcomes of a message: their tasks stay without an outcome, unless they have one.
+    ///
+    /// # Errors
+    /// If some of it is malformed, or about tasks that the job does not have.
+    pub(super) fn refuse(
+        &mut self,
+        results: &Results<'_>,
+        why: &str,
+        outbox: &mut Outbox,
+    ) -> Result<(), Malformed> {
+        let limit = self.record.limit();
+        let mut well_formed = beyond(limit, &results.done, &results.failed);
+        let mut ranges = Vec::new();
+        for span in &results.done {
+            match has_all_outputs(span) {
+                Ok(()) => ranges.push(span.first.0.min(limit)..span.first.plus(span.count.into()).0.min(limit)),
+                Err(malformed) => well_formed = well_formed.and(Err(malformed)),
+            }
+        }
+        let failed = results.failed.iter().map(|failed| failed.index.0).filter(|index| *index < limit);
+        ranges.extend(failed.map(|index| index..index + 1));
+        self.refuse_ranges(&ranges, results.version, results.build.as_ref(), &results.worker, why, outbox);
+        well_formed
+    }
+
+    /// Refuses outputs of another build that do not decode: a type may have been changed without a new version.
+    pub(super) fn refuse_undecodable(
+        &mut self,
+        from: Source<'_>,
+        undecodable: &[(u64, String)],
+        outbox: &mut Outbox,
+    ) {
+        let (Some((_, why)), Some(worker)) = (undecodable.first(), from.worker) else { return };
+        let why = format!("{why} (was a type changed without a new Job::VERSION?)");
+        let ranges: Vec<_> = undecodable.iter().map(|(index, _)| *index..index + 1).collect();
+        let version = self.record.version;
+        self.refuse_ranges(&ranges, version, from.build, worker, &why, outbox);
+    }
+
+    fn refuse_ranges(
+        &mut self,
+        ranges: &[Range<u64>],
+        version: u32,
+        build: Option<&BuildId>,
+        worker: &WorkerId,
+        why: &str,
+        outbox: &mut Outbox,
+    ) {
+        let Phase::Running(work) = &mut self.phase else { return };
+        self.changed = true;
+        let mut refused: Vec<Range<u64>> = ranges.iter().flat_map(|range| work.refuse(range.clone())).collect();
+        refused.sort_by_key(|range| range.start);
+        let all: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+        let tasks: u64 = refused.iter().map(|range| range.end - range.start).sum();
+        self.record.counts.duplicates += all.saturating_sub(tasks);
+        let (job, round) = (self.record.opened.job, self.record.round);
+        if self.builds.add(version, build, 0, tasks) {
+            tracing::warn!(
+                %job, %worker, tasks, build = build.map(BuildId::as_str),
+                "outcomes are refused: {why}; their tasks are sent again (hint: stop that worker, or start it from the \
+                 build that submitted the job)"
+            );
+        }
+        for ranges in refused.chunks(MISSING_MAX_RANGES) {
+            let ranges = ranges.iter().map(|range| (TaskIndex(range.start), range.end - range.start)).collect();
+            outbox.fact(&Refused { job, round, worker: worker.clone(), reason: why.into(), ranges });
+        }
+    }
+
+    /// Counts outcomes of the build that a worker named, and warns if it is not the one that submitted the job.
+    pub(super) fn count_build(&mut self, from: Source<'_>, outcomes: u64) {
+        let Source { version, build, .. } = from;
+        if outcomes == 0 || from.worker.is_none() {
+            return;
+        }
+        let is_new = self.builds.add(version, build, outcomes, 0);
+        if is_new && self.is_foreign(build) {
+            tracing::warn!(
+                job = %self.record.opened.job,
+                build = build.map(BuildId::as_str),
+                submitted_by = self.record.opened.build.as_ref().map(BuildId::as_str),
+                "workers of another build than the submitter's work on the job (hint: if `process` or a type was changed, \
+                 raise Job::VERSION; --same-build lets no other build work on a job)"
+            );
+        }
+    }
+}
+
+/// A span that lies about its length must not have tasks sent again that nobody ran.
+fn has_all_outputs(span: &DoneSpan<'_>) -> Result<(), Malformed> {
+    let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get())
+        .map_err(|error| Malformed::new(format_args!("the span's outputs are no array: {error}")))?;
+    if outputs.len() == span.count as usize {
+        return Ok(());
+    }
+    let (said, found) = (span.count, outputs.len());
+    Err(Malformed::new(format_args!("the span says it has {said} outputs, but has {found}")))
+}

@@ -1,0 +1,117 @@
+//! Outcomes of a job by the build of the program that made them.
+
+use std::collections::BTreeMap;
+
+use gristmill_shared::{BuildId, wire::BuildShare};
+use rusqlite::{Connection, Transaction, params};
+
+use super::columns::{conversion, int};
+
+/// Builds of a job that are told apart. Outcomes of further ones count as those of an unnamed build.
+const BUILDS_MAX: usize = 64;
+
+/// The version of a job's code, and the build of the program, if that is known.
+type Code = (u32, Option<BuildId>);
+
+/// How many outcomes of a job came from which build.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Builds {
+    saved: BTreeMap<Code, Tally>,
+    /// Since the last commit.
+    fresh: BTreeMap<Code, Tally>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    counted: u64,
+    refused: u64,
+}
+
+impl Builds {
+    /// Adds outcomes that count, and some that were refused. Returns whether the build is new for the job.
+    pub(crate) fn add(&mut self, version: u32, build: Option<&BuildId>, counted: u64, refused: u64) -> bool {
+        let mut code = (version, build.cloned());
+        let is_new = !self.saved.contains_key(&code) && !self.fresh.contains_key(&code);
+        if is_new && self.saved.len() + self.fresh.len() >= BUILDS_MAX {
+            code.1 = None;
+        }
+        let tally = self.fresh.entry(code).or_default();
+        tally.counted += counted;
+        tally.refused += refused;
+        is_new
+    }
+
+    /// Forgets what was added since the last commit.
+    pub(crate) fn discard_fresh(&mut self) {
+        self.fresh.clear();
+    }
+
+    /// The part of each build, ordered by version and build.
+    pub(crate) fn shares(&self) -> Vec<BuildShare> {
+        let mut all = self.saved.clone();
+        for (code, fresh) in &self.fresh {
+            let tally = all.entry(code.clone()).or_default();
+            tally.counted += fresh.counted;
+            tally.refused += fresh.refused;
+        }
+        let share = |((version, build), Tally { counted, refused })| BuildShare {
+            version,
+            build,
+            counted,
+            refused,
+        };
+        all.into_iter().map(share).collect()
+    }
+
+    /// Reads the builds of a job.
+    pub(crate) fn load(connection: &Connection, job: i64) -> rusqlite::Result<Self> {
+        let mut rows = connection
+            .prepare_cached("SELECT version, build, counted, refused FROM builds WHERE job = ?1")?;
+        let saved = rows.query_map([job], |row| {
+            let build = match row.get_ref(1)?.as_str()? {
+                "" => None,
+                text => Some(BuildId::new(text).map_err(|error| conversion(1, error))?),
+            };
+            Ok(((row.get(0)?, build), Tally { counted: row.get(2)?, refused: row.get(3)? }))
+        })?;
+        Ok(Self { saved: saved.collect::<Result<_, _>>()?, fresh: BTreeMap::new() })
+    }
+
+    /// Writes what was added since the last commit.
+    pub(crate) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
+        let mut save = transaction.prepare_cached(
+            "INSERT INTO builds (job, version, build, counted, refused) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (job, version, build)
+             DO UPDATE SET counted = counted + excluded.counted, refused = refused + excluded.refused",
+        )?;
+        for (code, Tally { counted, refused }) in std::mem::take(&mut self.fresh) {
+            let build = code.1.as_ref().map_or("", BuildId::as_str);
+            save.execute(params![job, code.0, build, int(counted), int(refused)])?;
+            let tally = self.saved.entry(code).or_default();
+            tally.counted += counted;
+            tally.refused += refused;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_beyond_the_bound_count_as_unnamed() {
+        let mut builds = Builds::default();
+        for number in 0..BUILDS_MAX + 3 {
+            let build = BuildId::new(&number.to_string()).unwrap();
+            assert!(builds.add(1, Some(&build), 2, 1));
+        }
+        assert!(!builds.add(1, Some(&BuildId::new("0").unwrap()), 5, 0));
+        let shares = builds.shares();
+        assert_eq!(shares.len(), BUILDS_MAX + 1);
+        assert_eq!((shares[0].build.as_ref(), shares[0].counted, shares[0].refused), (None, 6, 3));
+        assert_eq!((shares[1].counted, shares[1].refused), (7, 1));
+        builds.discard_fresh();
+        assert!(builds.shares().is_empty());
+    }
+}
