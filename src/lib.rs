@@ -69,6 +69,7 @@
 //! ```
 
 mod app;
+mod build_id;
 mod cli;
 mod connect;
 mod drill;

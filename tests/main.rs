@@ -34,5 +34,6 @@ mod run;
 mod shards;
 mod stall;
 mod tls;
+mod versions;
 
 pub(crate) use harness::broker::broker_url;

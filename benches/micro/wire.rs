@@ -72,6 +72,6 @@ fn message(outputs: &RawValue, count: u32) -> Message {
     let done = vec![DoneSpan { first: TaskIndex(0), count, outputs }];
     let worker = WorkerId::new("bench").expect("a name of the right characters");
     let job = JobId::generate();
-    Results { job, round: Round(0), worker, busy_us: 1, done, failed: Vec::new() }
+    Results { job, round: Round(0), worker, busy_us: 1, done, failed: Vec::new(), version: 0, build: None }
         .message("1".into(), "bench")
 }

@@ -184,8 +184,7 @@ impl<'a> Walk<'a> {
         }
         let tasks = tasks.finish();
         let Label { opened, round, version, app } = label;
-        let batch =
-            Batch { round: *round, version: *version, ..Batch::new(opened, first, count, &tasks) };
+        let batch = Batch { round: *round, version: *version, ..Batch::new(opened, first, count, &tasks) };
         let message = batch.to_message(Headers::default(), app);
         let headers = &message.headers;
         let _span = tracing::debug_span!(

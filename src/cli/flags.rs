@@ -224,6 +224,10 @@ pub(crate) struct SubmitFlags {
     /// End the job when so many tasks have failed for good: a number, 10, or a share of all, 5% [default: never]
     #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
+
+    /// Let only workers of this very build run the tasks [default: every build with the kind's version]
+    #[arg(long, global = true, env = "GRISTMILL_SAME_BUILD")]
+    same_build: bool,
 }
 
 /// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
@@ -249,6 +253,7 @@ impl SubmitFlags {
                 .task_timeout
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
+            same_build: self.same_build,
         };
         SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
     }

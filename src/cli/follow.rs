@@ -5,7 +5,7 @@ use std::time::Duration;
 use gristmill_producer::{News, Watch};
 use gristmill_shared::{
     Health, JobId, Plan, Transport,
-    wire::{Finished, Missing},
+    wire::{BuildShare, Finished, Missing},
 };
 use indicatif::HumanCount;
 use tokio::time::Instant;
@@ -208,6 +208,9 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
         let tasks = if account.failed == 1 { "task" } else { "tasks" };
         warn(format_args!("{} {tasks} failed (hint: {why})", count(account.failed)));
     }
+    if let Some(text) = builds_text(&finished.builds) {
+        warn(text);
+    }
     if json {
         print_json(finished)?;
     } else if finished.conclusion.answered {
@@ -216,4 +219,18 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
         say(&finished.conclusion.text);
     }
     Ok(if finished.conclusion.answered && account.failed == 0 { Exit::Ok } else { Exit::Incomplete })
+}
+
+/// Names the builds that worked on a job, if there were several, or if outcomes of one were refused.
+pub(super) fn builds_text(builds: &[BuildShare]) -> Option<String> {
+    if builds.len() <= 1 && builds.iter().all(|share| share.refused == 0) {
+        return None;
+    }
+    let shares: Vec<_> = builds.iter().map(ToString::to_string).collect();
+    Some(format!(
+        "{} builds worked on the job: {} (hint: if `process` or a type was changed between them without a new \
+         Job::VERSION, the answer may be wrong)",
+        builds.len(),
+        shares.join("; ")
+    ))
 }

@@ -9,6 +9,7 @@ use gristmill_producer::{
 };
 use gristmill_shared::{Health, JobId, Lane, Shards, Transport};
 use indicatif::HumanCount;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
@@ -20,7 +21,7 @@ use super::{
     state::StateFlags,
     warn,
 };
-use crate::{Exit, exit::Failure};
+use crate::{Exit, build_id::build_id, exit::Failure};
 
 /// Split jobs and send their tasks; wait for jobs, cancel and resume them
 #[derive(Debug, Args)]
@@ -215,7 +216,9 @@ impl ProducerFlags {
     async fn producer(&self, context: &Context) -> Result<(Arc<dyn Transport>, Producer), Failure> {
         let cursors = self.state.cursors()?;
         let (transport, app) = self.broker.connect("producer").await?;
-        let producer = Producer::new(Arc::clone(&transport), app.as_str()).cursors(cursors, context.version);
+        let producer = Producer::new(Arc::clone(&transport), app.as_str())
+            .build(build_id())
+            .cursors(cursors, context.version);
         Ok((transport, producer))
     }
 
@@ -326,6 +329,7 @@ impl ProducerFlags {
             context.bar.begin(&plan);
         }
         let mut told = false;
+        let over = CancellationToken::new();
         let sending = async {
             if missing {
                 let mut resend = pin!(submission.send_missing());
@@ -343,7 +347,17 @@ impl ProducerFlags {
                 };
                 context.bar.suspend(|| say_missing(job, resent));
             }
-            Ok::<_, Failure>(Some(submission.send_until(context.signals.first()).await?))
+            let report = submission.send_until(context.signals.first()).await?;
+            if wait && report.end == SplitEnd::Sealed {
+                let leave = async {
+                    tokio::select! {
+                        () = context.signals.first() => {}
+                        () = over.cancelled() => {}
+                    }
+                };
+                submission.send_refused_until(leave).await?;
+            }
+            Ok::<_, Failure>(Some(report))
         };
         let following = async {
             if !wait {
@@ -351,7 +365,9 @@ impl ProducerFlags {
             }
             let follow = async {
                 let watch = Watch::open(transport, job).await?;
-                follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await
+                let finished = follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await;
+                over.cancel();
+                finished
             };
             tokio::select! {
                 finished = follow => finished.map(Some),

@@ -32,6 +32,9 @@ pub(crate) struct Retry {
     /// Which tasks [default: all that failed]
     #[arg(value_name = "INDEX")]
     indices: Vec<u64>,
+    /// Run them with the sink's version of the job's code, if it is not the job's: to end a job with a mended program
+    #[arg(long)]
+    adopt_version: bool,
     /// Wait for the job's end and print its answer
     #[arg(long)]
     wait: bool,
@@ -41,7 +44,7 @@ pub(crate) struct Retry {
 }
 
 pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags, retry: &Retry) -> Outcome {
-    let Retry { job, indices, wait, json } = retry;
+    let Retry { job, indices, adopt_version, wait, json } = retry;
     let reader = LedgerReader::open(ledger)?;
     let Some(view) = reader.job(*job)? else {
         let ledger = ledger.display();
@@ -64,6 +67,15 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         say("no task of this job failed");
         return Ok(Exit::Ok);
     }
+    if let Some(here) = context.registry.version(&summary.kind).filter(|here| *here != view.version)
+        && !adopt_version
+    {
+        return Err(Failure::usage(format_args!(
+            "job {job} has version {} of the kind {}, and this program has version {here} (hint: --adopt-version sends \
+             its failed tasks to workers of version {here}; the sink must have it too)",
+            view.version, summary.kind
+        )));
+    }
     let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
     all_failed(&reader, *job, &indices)?;
@@ -72,7 +84,8 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     let asked = async {
         transport.open_lane(&summary.lane).await?;
         let watch = Watch::open(&*transport, *job).await?.after(summary.round);
-        let message = Reopen { job: *job, indices }.message(format!("{job}/reopen/{app}"), app.as_str());
+        let reopen = Reopen { job: *job, indices, adopt_version: *adopt_version };
+        let message = reopen.message(format!("{job}/reopen/{app}"), app.as_str());
         let to = Address::Queue(QueueRole::Results.of(&summary.lane));
         publish_until_stored(&*transport.publisher().await?, vec![Outgoing { to, message }]).await?;
         Ok::<_, Failure>(watch)

@@ -1,6 +1,9 @@
 //! `run`: the whole pipeline in this process.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    future::pending,
+    sync::{Arc, OnceLock},
+};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_producer::{Producer, Watch, cancel};
@@ -19,7 +22,7 @@ use super::{
     state::StateFlags,
     warn,
 };
-use crate::{Exit, connect::connect_for, exit::Failure};
+use crate::{Exit, build_id::build_id, connect::connect_for, exit::Failure};
 
 /// Run a whole job in this process: producer, workers and sink; needs nothing else
 ///
@@ -85,8 +88,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
     let sink = context.unless_interrupted(claim).await?;
     watched.wait_for(None);
-    let worker =
-        Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
+    let worker = Worker::new(context.registry.clone(), app.clone())
+        .build(build_id())
+        .lane(lane.clone())
+        .slots(flags.slots.slots());
 
     let job_ended = CancellationToken::new();
     let opened = OnceLock::new();
@@ -99,8 +104,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         report.map(drop).map_err(Failure::from)
     };
     let submitting = async {
-        let producer = Producer::new(Arc::clone(&transport), app.as_str());
-        let submission = producer.open(job, flags.how.options(&lane)).await?;
+        let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
+        let mut submission = producer.open(job, flags.how.options(&lane)).await?;
         let (id, plan) = (submission.id(), submission.plan().clone());
         let _ = opened.set(id); // there is one job
         if flags.broker.is_some() {
@@ -108,9 +113,17 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         }
         let watch = Watch::open(&*transport, id).await?;
         let known = if flags.broker.is_some() { Known::SentHere(plan) } else { Known::RunHere(plan) };
-        let sending = async { submission.send().await.map_err(Failure::from) };
-        let (_, finished) =
-            futures::try_join!(sending, follow::to_the_end(context, &*transport, watch, id, known))?;
+        let over = CancellationToken::new();
+        let sending = async {
+            submission.send_until(pending()).await?;
+            Ok::<_, Failure>(submission.send_refused_until(over.cancelled()).await?)
+        };
+        let following = async {
+            let finished = follow::to_the_end(context, &*transport, watch, id, known).await?;
+            over.cancel();
+            Ok(finished)
+        };
+        let ((), finished) = futures::try_join!(sending, following)?;
         job_ended.cancel();
         Ok::<_, Failure>(finished)
     };

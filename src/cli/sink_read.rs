@@ -7,11 +7,12 @@ use std::{
 
 use clap::Subcommand;
 use gristmill_shared::{Account, JobId, wire::now_ms};
-use gristmill_sink::{FailureRow, JobSummary, JobView, LedgerReader, PruneRule, prune};
+use gristmill_sink::{FailureRow, JobState, JobSummary, JobView, LedgerReader, PruneRule, prune};
 use indicatif::HumanCount;
 
 use super::{
     Outcome,
+    follow::builds_text,
     lines::Lines,
     print, print_json, say,
     stall::{ranges_text, stall_hint},
@@ -204,6 +205,7 @@ fn show(view: &JobView, json: bool) -> Outcome {
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
     }
+    code(view)?;
     print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)))?;
     print(format_args!(
         "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
@@ -229,6 +231,32 @@ fn show(view: &JobView, json: bool) -> Outcome {
             "this lane had {} dead messages, of whatever job (hint: see `sink dead`)",
             count(view.dead_messages)
         ));
+    }
+    Ok(Exit::Ok)
+}
+
+/// The job's code: its version, the build that submitted it, and those that worked on it.
+fn code(view: &JobView) -> Outcome {
+    let build = view.build.as_ref().map_or("an unnamed build", |build| build.as_str());
+    if view.version > 0 || view.build.is_some() {
+        print(format_args!("code       version {}, submitted by {build}", view.version))?;
+    }
+    let builds = &view.builds;
+    if builds.len() > 1 || builds.iter().any(|share| share.refused > 0 || share.build != view.build) {
+        for share in builds {
+            print(format_args!("worked on  {share}"))?;
+        }
+    }
+    if view.refused.tasks > 0 {
+        let ranges = view.refused.ranges.iter().map(|range| (range.start, range.end - range.start));
+        print(format_args!("refused    {}", ranges_text(ranges, view.refused.tasks)))?;
+        if view.summary.state == JobState::Running {
+            let job = view.summary.job;
+            say(format_args!(
+                "(outcomes of those tasks were refused; a producer that waits sends them again, else \
+                 `producer resume {job} --missing` does)"
+            ));
+        }
     }
     Ok(Exit::Ok)
 }
@@ -308,6 +336,9 @@ fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
         let listed: u64 = verification.gaps.iter().map(|gap| gap.end - gap.start).sum();
         if listed < verification.missing {
             print(format_args!("gap: and {} tasks more", verification.missing - listed))?;
+        }
+        if let Some(text) = builds_text(&verification.builds) {
+            warn(text);
         }
         if verification.ok {
             say("every task has exactly one outcome");

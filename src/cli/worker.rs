@@ -12,7 +12,7 @@ use super::{
     metrics::MetricsFlags,
     otlp, say,
 };
-use crate::{Exit, exit::Failure};
+use crate::{Exit, build_id::build_id, exit::Failure};
 
 /// Join the fleet: take batches of a lane, run their tasks, hand on the outcomes
 ///
@@ -49,6 +49,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let (transport, id) = context.unless_interrupted(flags.broker.connect("worker")).await?;
     watched.follow(&*transport);
     let worker = Worker::new(context.registry.clone(), id)
+        .build(build_id())
         .lane(flags.lane.lane.clone())
         .shards(flags.shards)
         .slots(flags.slots.slots())

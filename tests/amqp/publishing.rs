@@ -23,6 +23,8 @@ async fn all_properties_come_through_the_broker() {
         headers: Headers {
             attempt: u32::MAX,
             loss: 2,
+            released: 4,
+            undecodable: Some("1733745901204 worker-1".into()),
             reason: Some("\u{e4}\n".into()),
             origin: Some("o".into()),
             traceparent: Some("00-ab-cd-01".into()),

@@ -1,0 +1,243 @@
+//! Two builds of one program on one lane: before and after a change of its jobs.
+
+use std::path::PathBuf;
+
+use gristmill_shared::wire::{Form, Results};
+use tokio::process::Command;
+
+use crate::harness::{Process, Site};
+
+/// How many tasks each job has.
+const TASKS: u64 = 500;
+/// What they give: the numbers below [`TASKS`] by the old program, their squares by the new one.
+const NEW_ANSWER: u64 = (TASKS - 1) * TASKS * (2 * TASKS - 1) / 6;
+
+/// Where cargo puts the examples beside the tests.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
+    path
+}
+
+/// A lane with a sink of the new build, and workers.
+struct Lane {
+    site: Site,
+    sink: Process,
+}
+
+impl Lane {
+    async fn new() -> Self {
+        let site = Site::new();
+        let mut sink = start(&site, "changed_new", "sink -v");
+        sink.says("serving").await;
+        Self { site, sink }
+    }
+
+    async fn worker(&self, program: &str) -> Process {
+        let mut worker = start(&self.site, program, "worker --slots 2 -v");
+        worker.says("taking tasks").await;
+        worker
+    }
+
+    fn submit(&self, kind: &str, flags: &str) -> Process {
+        start(&self.site, "changed_new", &format!("producer submit {kind} --tasks {TASKS} {flags} --batch 5"))
+    }
+
+    /// The id of the only job.
+    async fn job(&self) -> String {
+        let jobs = self.site.json("sink jobs --json").await;
+        jobs[0]["job"].as_str().unwrap().to_owned()
+    }
+}
+
+fn start(site: &Site, program: &str, words: &str) -> Process {
+    let mut command: Command = site.program(example(program));
+    command.args(words.split_whitespace());
+    Process::start(&format!("{program} {words}"), command)
+}
+
+#[tokio::test]
+async fn old_worker_leaves_a_new_version_to_others() {
+    let lane = Lane::new().await;
+    let mut old = lane.worker("changed_old").await;
+    let submitted = lane.submit("versioned", "--wait");
+    old.says("this worker has version 1 of the kind versioned, and the job has version 2").await;
+    let new = lane.worker("changed_new").await;
+    assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string());
+    let ended = old.stop().await;
+    assert!(ended.stderr.contains("stopped: 0 tasks done in 0 batches"), "{ended:?}");
+    let said = ended.stderr.lines().filter(|line| line.contains("this worker has version 1")).count();
+    assert_eq!(said, 1, "{ended:?}");
+    let verified = lane.site.verify(&lane.job().await).await;
+    assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()));
+    assert_eq!(new.stop().await.code, 0);
+}
+
+#[tokio::test]
+async fn only_old_workers_leave_a_job_waiting() {
+    let lane = Lane::new().await;
+    let mut old = lane.worker("changed_old").await;
+    let submitted = lane.submit("versioned", "--wait");
+    old.says("taking none for a while").await;
+    let view = lane.site.shown(&lane.job().await, |shown| shown["sealed"] == true).await;
+    assert_eq!((&view["state"], &view["account"]["done"]), (&"running".into(), &0.into()));
+    let new = lane.worker("changed_new").await;
+    assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string());
+    drop((old, new));
+}
+
+/// A change without a new version: no program can tell, so people are told.
+#[tokio::test]
+async fn a_forgotten_version_names_both_builds() {
+    let mut lane = Lane::new().await;
+    let (old, new) = (lane.worker("changed_old").await, lane.worker("changed_new").await);
+    let ended = lane.submit("forgotten", "--wait").end().await;
+    assert!(ended.stderr.contains("2 builds worked on the job: build "), "{ended:?}");
+    let job = lane.job().await;
+    lane.sink.says("workers of another build than the submitter's work on the job").await;
+    let shown = lane.site.run(&format!("sink show {job}")).await;
+    assert_eq!(shown.stdout.matches("worked on  build ").count(), 2, "{shown:?}");
+    let verified = lane.site.run(&format!("sink verify {job}")).await;
+    assert!(verified.stderr.contains("2 builds worked on the job"), "{verified:?}");
+    drop((old, new));
+}
+
+#[tokio::test]
+async fn same_build_keeps_another_build_away() {
+    let lane = Lane::new().await;
+    let mut old = lane.worker("changed_old").await;
+    let submitted = lane.submit("forgotten", "--wait --same-build");
+    old.says("is for the build that submitted it (--same-build)").await;
+    let new = lane.worker("changed_new").await;
+    let ended = submitted.end().await;
+    assert_eq!(ended.answer(), NEW_ANSWER.to_string());
+    assert!(!ended.stderr.contains("builds worked on the job"), "{ended:?}");
+    drop((old, new));
+}
+
+/// Types that were changed without a new version: tasks wait for a worker that can read them, and none fails.
+#[tokio::test]
+async fn changed_types_fail_no_task() {
+    for (kind, complaint) in [
+        ("other-spec", "does not fit kind other-spec"),
+        ("other-task", "does not decode as a task of kind other-task"),
+    ] {
+        let lane = Lane::new().await;
+        let mut old = lane.worker("changed_old").await;
+        let submitted = lane.submit(kind, "--wait");
+        old.says(complaint).await;
+        let new = lane.worker("changed_new").await;
+        assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string(), "{kind}");
+        let verified = lane.site.verify(&lane.job().await).await;
+        assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()), "{kind}");
+        drop((old, new));
+    }
+}
+
+/// The old worker cannot know that its outputs have the wrong type. The sink does, and the producer sends their tasks
+/// again until the new worker has them.
+#[tokio::test]
+async fn outputs_of_a_wrong_type_run_again_elsewhere() {
+    let mut lane = Lane::new().await;
+    let old = lane.worker("changed_old").await;
+    let mut submitted = lane.submit("other-output", "--wait");
+    lane.sink.says("outcomes are refused: the output does not decode").await;
+    submitted.says("sending these again").await;
+    let new = lane.worker("changed_new").await;
+    old.signal("-TERM").await;
+    assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string());
+    let job = lane.job().await;
+    let verified = lane.site.verify(&job).await;
+    assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()));
+    let refused = verified["builds"].as_array().unwrap().iter().map(|share| share["refused"].as_u64().unwrap());
+    assert!(refused.sum::<u64>() > 0, "{verified}");
+    drop(new);
+}
+
+/// A worker that is too old to know of versions takes the tasks and says nothing of its version.
+#[tokio::test]
+async fn results_without_a_version_are_sent_again() {
+    let lane = Lane::new().await;
+    let submitted = lane.submit("versioned", "");
+    let job = submitted.end().await.answer().to_owned();
+    let transport = lane.site.transport().await;
+    let mut tasks = transport
+        .consume(&lane.site.queue(gristmill_shared::QueueRole::Tasks), 10)
+        .await
+        .unwrap();
+    let delivery = tasks.recv(1).await.unwrap().remove(0);
+    let batch: gristmill_shared::wire::Batch<'_> = gristmill_shared::wire::decode(&delivery.message).unwrap();
+    let outputs = serde_json::from_str("[1,1,1,1,1]").unwrap();
+    let results = Results {
+        job: batch.job,
+        round: batch.round,
+        worker: "too-old".parse().unwrap(),
+        busy_us: 1,
+        done: vec![gristmill_shared::wire::DoneSpan { first: batch.first, count: 5, outputs }],
+        failed: Vec::new(),
+        version: 0,
+        build: None,
+    };
+    let message = results.message(format!("{job}/too-old#1"), "too-old");
+    let to = gristmill_shared::Address::Queue(lane.site.queue(gristmill_shared::QueueRole::Results));
+    let publisher = transport.publisher().await.unwrap();
+    gristmill_shared::publish_until_stored(&*publisher, vec![gristmill_shared::Outgoing { to, message }])
+        .await
+        .unwrap();
+    delivery.receipt.ack();
+    drop(tasks);
+    let shown = lane.site.shown(&job, |shown| shown["refused"]["tasks"] == 5).await;
+    assert_eq!(shown["account"]["done"], 0, "{shown}");
+    // The producer has gone, so a person sends them again.
+    let new = lane.worker("changed_new").await;
+    lane.site.shown(&job, |shown| shown["account"]["done"] == TASKS - 5).await;
+    let resumed = start(&lane.site, "changed_new", &format!("producer resume {job} --missing --wait"));
+    let ended = resumed.end().await;
+    assert_eq!(ended.answer(), NEW_ANSWER.to_string(), "{ended:?}");
+    drop(new);
+}
+
+/// A job with failed tasks is ended by a mended program of a later version.
+#[tokio::test]
+async fn retry_adopts_the_version_of_a_mended_program() {
+    let site = Site::new();
+    let mut sink = start(&site, "changed_old", "sink");
+    sink.says("serving").await;
+    let job = {
+        let submit = format!("producer submit versioned --tasks {TASKS} --batch 5 --max-attempts 1");
+        start(&site, "changed_old", &submit).end().await.answer().to_owned()
+    };
+    // A worker that fails a batch for good: what is in the dead queue is given up.
+    let transport = site.transport().await;
+    let mut tasks =
+        transport.consume(&site.queue(gristmill_shared::QueueRole::Tasks), 10).await.unwrap();
+    let delivery = tasks.recv(1).await.unwrap().remove(0);
+    let to = gristmill_shared::Address::Queue(site.queue(gristmill_shared::QueueRole::Dead));
+    let publisher = transport.publisher().await.unwrap();
+    let message = delivery.message.clone();
+    gristmill_shared::publish_until_stored(&*publisher, vec![gristmill_shared::Outgoing { to, message }])
+        .await
+        .unwrap();
+    delivery.receipt.ack();
+    drop(tasks);
+    let mut old = start(&site, "changed_old", "worker");
+    old.says("taking tasks").await;
+    site.shown(&job, |shown| shown["state"] == "finished").await;
+    drop(old);
+    assert_eq!(sink.stop().await.code, 0);
+
+    let mut sink = start(&site, "changed_new", "sink");
+    sink.says("serving").await;
+    let mut new = start(&site, "changed_new", "worker");
+    new.says("taking tasks").await;
+    let refused = start(&site, "changed_new", &format!("sink retry {job}")).end().await;
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.stderr.contains("--adopt-version"), "{refused:?}");
+    let retry = format!("sink retry {job} --adopt-version --wait");
+    let ended = start(&site, "changed_new", &retry).end().await;
+    let sum = TASKS * (TASKS - 1) / 2;
+    let (numbers, squares) = (1 + 2 + 3 + 4, 1 + 4 + 9 + 16);
+    assert_eq!(ended.answer(), (sum - numbers + squares).to_string());
+    site.verify(&job).await;
+}
