@@ -150,7 +150,8 @@ async fn outputs_of_a_wrong_type_run_again_elsewhere() {
     let job = lane.job().await;
     let verified = lane.site.verify(&job).await;
     assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()));
-    let refused = verified["builds"].as_array().unwrap().iter().map(|share| share["refused"].as_u64().unwrap());
+    let refused =
+        verified["builds"].as_array().unwrap().iter().map(|share| share["refused"].as_u64().unwrap());
     assert!(refused.sum::<u64>() > 0, "{verified}");
     drop(new);
 }
@@ -162,10 +163,8 @@ async fn results_without_a_version_are_sent_again() {
     let submitted = lane.submit("versioned", "");
     let job = submitted.end().await.answer().to_owned();
     let transport = lane.site.transport().await;
-    let mut tasks = transport
-        .consume(&lane.site.queue(gristmill_shared::QueueRole::Tasks), 10)
-        .await
-        .unwrap();
+    let mut tasks =
+        transport.consume(&lane.site.queue(gristmill_shared::QueueRole::Tasks), 10).await.unwrap();
     let delivery = tasks.recv(1).await.unwrap().remove(0);
     let batch: gristmill_shared::wire::Batch<'_> = gristmill_shared::wire::decode(&delivery.message).unwrap();
     let outputs = serde_json::from_str("[1,1,1,1,1]").unwrap();
@@ -210,8 +209,7 @@ async fn retry_adopts_the_version_of_a_mended_program() {
     };
     // A worker that fails a batch for good: what is in the dead queue is given up.
     let transport = site.transport().await;
-    let mut tasks =
-        transport.consume(&site.queue(gristmill_shared::QueueRole::Tasks), 10).await.unwrap();
+    let mut tasks = transport.consume(&site.queue(gristmill_shared::QueueRole::Tasks), 10).await.unwrap();
     let delivery = tasks.recv(1).await.unwrap().remove(0);
     let to = gristmill_shared::Address::Queue(site.queue(gristmill_shared::QueueRole::Dead));
     let publisher = transport.publisher().await.unwrap();

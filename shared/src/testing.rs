@@ -357,7 +357,9 @@ mod tests {
             [(0, 1), (2, 1)]
         );
         assert_eq!(chunk.failed[0].task.get(), "\"no number\"");
-        assert!(matches!(&chunk.failed[0].trouble, Trouble::Undecodable(why) if why.contains("kind squares")));
+        assert!(
+            matches!(&chunk.failed[0].trouble, Trouble::Undecodable(why) if why.contains("kind squares"))
+        );
         batch.count = 4;
         assert!(run(&batch).unwrap_err().reason.contains("says it has 4 tasks, but has 3"));
     }

@@ -146,7 +146,16 @@ fn messages(job: JobId, count: Count, size: u64) -> Vec<Message> {
         let outputs = RawValue::from_string(json).expect("it was just encoded");
         let count = u32::try_from(last - first).expect("a batch is small");
         let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs }];
-        let results = Results { job, round: Round(0), worker: bench(), busy_us: 1, done, failed: Vec::new(), version: 0, build: None };
+        let results = Results {
+            job,
+            round: Round(0),
+            worker: bench(),
+            busy_us: 1,
+            done,
+            failed: Vec::new(),
+            version: 0,
+            build: None,
+        };
         results.message(format!("{job}/{first}"), "bench")
     });
     let opened = opened.message(format!("{job}/opened"), "bench");

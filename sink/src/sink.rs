@@ -14,8 +14,7 @@ use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
 use gristmill_shared::{
     Consumer, Delivery, Health, Lane, LedgerId, OpenError, Publisher, QueueRole, Registry, Transport,
-    WorkerId,
-    wire::Serving,
+    WorkerId, wire::Serving,
 };
 use tokio::{sync::watch, time::timeout};
 

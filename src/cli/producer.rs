@@ -365,7 +365,8 @@ impl ProducerFlags {
             }
             let follow = async {
                 let watch = Watch::open(transport, job).await?;
-                let finished = follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await;
+                let finished =
+                    follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await;
                 over.cancel();
                 finished
             };

@@ -20,7 +20,14 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
         let spans =
             spans.map(|((first, _), outputs)| DoneSpan { first: *first, count: 1, outputs }).collect();
         let busy_us = if name == 'a' { results.busy_us } else { 0 };
-        let results = Results { busy_us, done: spans, failed, worker: results.worker.clone(), build: results.build.clone(), ..results };
+        let results = Results {
+            busy_us,
+            done: spans,
+            failed,
+            worker: results.worker.clone(),
+            build: results.build.clone(),
+            ..results
+        };
         let mut message = results.message(format!("{}{name}", refused.id), &refused.app);
         message.headers.clone_from(&refused.headers);
         message

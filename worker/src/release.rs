@@ -133,7 +133,8 @@ impl Refusals {
     }
 
     fn add(&mut self, worker: &WorkerId) {
-        if self.workers.len() < UNDECODABLE_MIN_WORKERS && !self.workers.iter().any(|id| id == worker.as_str())
+        if self.workers.len() < UNDECODABLE_MIN_WORKERS
+            && !self.workers.iter().any(|id| id == worker.as_str())
         {
             self.workers.push(worker.to_string());
         }
@@ -237,14 +238,14 @@ mod tests {
         let unfit = Unfit::Tasks("no number".into());
         let minute = 60_000;
         let mut headers = Headers::default();
-        let mut refuse = |by: u32, now_ms| match release(&unfit, QueueRole::Tasks, &headers, &worker(by), now_ms)
-        {
-            Release::To(_, next) => {
-                headers = next;
-                false
-            }
-            Release::Never => true,
-        };
+        let mut refuse =
+            |by: u32, now_ms| match release(&unfit, QueueRole::Tasks, &headers, &worker(by), now_ms) {
+                Release::To(_, next) => {
+                    headers = next;
+                    false
+                }
+                Release::Never => true,
+            };
         assert!(!refuse(1, 1_000));
         assert!(!refuse(1, 1_000 + 5 * minute), "one worker alone");
         assert!(!refuse(2, 1_000 + 5 * minute), "two workers");

@@ -5,9 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{Form, Malformed, Opened, decode, form, is_zero};
-use crate::{
-    Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId,
-};
+use crate::{Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId};
 
 /// `gristmill.finished.v1`: the job has ended; here is what it came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -16,7 +16,9 @@ use std::{
 
 pub use batch::{Batch, PackedTasks};
 pub use events::{Event, Progress, WorkerBeat};
-pub use journal::{BuildShare, Fact, Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped};
+pub use journal::{
+    BuildShare, Fact, Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped,
+};
 pub use lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub(crate) use results::encoded_len;
 pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason};

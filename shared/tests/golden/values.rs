@@ -163,7 +163,12 @@ fn job() -> JobId {
 }
 
 fn policy() -> Policy {
-    Policy { max_attempts: 5, task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)), same_build: false }
+    Policy {
+        max_attempts: 5,
+        task_timeout_ms: Some(60_000),
+        fail_fast: Some(FailFast::Percent(10)),
+        same_build: false,
+    }
 }
 
 fn account() -> Account {

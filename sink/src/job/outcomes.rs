@@ -37,8 +37,7 @@ impl Job {
             return self.refuse(results, &why, outbox);
         }
         let before = self.record.counts;
-        let from =
-            Source { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
+        let from = Source { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
         let taken = self.outcomes(from, done, failed, outbox);
         let after = self.record.counts;
         // All of it, though some of the message may have come before: it says only what all took together.

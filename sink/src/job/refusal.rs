@@ -24,7 +24,9 @@ impl Job {
         }
         if version != record.version {
             let (kind, wanted) = (&record.opened.kind, record.version);
-            return Some(format!("its worker has version {version} of the kind {kind}, and the job has {wanted}"));
+            return Some(format!(
+                "its worker has version {version} of the kind {kind}, and the job has {wanted}"
+            ));
         }
         let wanted = record.bound_build().filter(|wanted| build != Some(*wanted))?;
         let build = build.map_or_else(|| "an unnamed build".into(), |build| format!("build {build}"));
@@ -52,7 +54,9 @@ impl Job {
         let mut ranges = Vec::new();
         for span in &results.done {
             match has_all_outputs(span) {
-                Ok(()) => ranges.push(span.first.0.min(limit)..span.first.plus(span.count.into()).0.min(limit)),
+                Ok(()) => {
+                    ranges.push(span.first.0.min(limit)..span.first.plus(span.count.into()).0.min(limit))
+                }
                 Err(malformed) => well_formed = well_formed.and(Err(malformed)),
             }
         }
@@ -87,7 +91,8 @@ impl Job {
     ) {
         let Phase::Running(work) = &mut self.phase else { return };
         self.changed = true;
-        let mut refused: Vec<Range<u64>> = ranges.iter().flat_map(|range| work.refuse(range.clone())).collect();
+        let mut refused: Vec<Range<u64>> =
+            ranges.iter().flat_map(|range| work.refuse(range.clone())).collect();
         refused.sort_by_key(|range| range.start);
         let all: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let tasks: u64 = refused.iter().map(|range| range.end - range.start).sum();
@@ -101,7 +106,8 @@ impl Job {
             );
         }
         for ranges in refused.chunks(MISSING_MAX_RANGES) {
-            let ranges = ranges.iter().map(|range| (TaskIndex(range.start), range.end - range.start)).collect();
+            let ranges =
+                ranges.iter().map(|range| (TaskIndex(range.start), range.end - range.start)).collect();
             outbox.fact(&Refused { job, round, worker: worker.clone(), reason: why.into(), ranges });
         }
     }

@@ -54,12 +54,8 @@ impl Builds {
             tally.counted += fresh.counted;
             tally.refused += fresh.refused;
         }
-        let share = |((version, build), Tally { counted, refused })| BuildShare {
-            version,
-            build,
-            counted,
-            refused,
-        };
+        let share =
+            |((version, build), Tally { counted, refused })| BuildShare { version, build, counted, refused };
         all.into_iter().map(share).collect()
     }
 

@@ -141,7 +141,11 @@ impl Submitted {
     }
 
     pub(crate) fn reopen(&self, indices: &[u64]) -> Message {
-        message(&Reopen { job: self.id, indices: indices.iter().copied().map(TaskIndex).collect(), adopt_version: false })
+        message(&Reopen {
+            job: self.id,
+            indices: indices.iter().copied().map(TaskIndex).collect(),
+            adopt_version: false,
+        })
     }
 
     pub(crate) fn audit(&self, from: u64) -> Message {

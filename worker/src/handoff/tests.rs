@@ -89,7 +89,8 @@ fn messages(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
 
 fn outputs(job: JobId, first: u64, acks: &Arc<Acks>) -> Handoff {
     let done = vec![DoneTasks::of(TaskIndex(first), &[first])];
-    let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::from_micros(5), done);
+    let outputs =
+        Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::from_micros(5), done);
     handoff(Upshot { outputs, messages: Vec::new() }, acks)
 }
 
