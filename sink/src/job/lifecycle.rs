@@ -36,6 +36,7 @@ impl Job {
             counted: Counts::default(),
             seq: None,
             changed: true,
+            unconcluded: None,
             moves: true,
             since: Instant::now(),
         };

@@ -2,6 +2,7 @@
 
 mod columns;
 pub(crate) mod dead;
+pub(crate) mod in_order;
 mod letter;
 mod listing;
 pub(crate) mod outbox;
