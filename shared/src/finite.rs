@@ -22,7 +22,10 @@ pub(crate) struct NotFinite {
 impl fmt::Display for NotFinite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, value } = self;
-        write!(f, "{path} is {value}, but only finite floats travel (hint: use an Option, with None for no number)")
+        write!(
+            f,
+            "{path} is {value}, but only finite floats travel (hint: use an Option, with None for no number)"
+        )
     }
 }
 
@@ -146,7 +149,11 @@ impl Serializer for Finder {
         value.serialize(self)
     }
 
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _: &'static str, value: &T) -> Result<(), Found> {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(
+        self,
+        _: &'static str,
+        value: &T,
+    ) -> Result<(), Found> {
         value.serialize(self)
     }
 
@@ -217,9 +224,7 @@ impl Elements {
     fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
         let (variant, place) = (self.variant, self.next);
         self.next += 1;
-        value
-            .serialize(Finder)
-            .map_err(|found| found.below(|| format!("{}[{place}]", variant_part(variant))))
+        value.serialize(Finder).map_err(|found| found.below(|| format!("{}[{place}]", variant_part(variant))))
     }
 }
 

@@ -248,3 +248,26 @@ impl<E: std::error::Error> From<E> for JobError {
         Self(crate::error_chain(&error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_tasks_make_a_report_partial() {
+        let account = Account { total: Some(3), done: 3, ..Account::default() };
+        assert_eq!(Conclusion::if_complete("7", &account), Conclusion::answer("7"));
+        for (total, failed, told) in [
+            (Some(2), 2, "no answer: 2 of 2 tasks failed; partial report: 7"),
+            (Some(2), 1, "no answer: 1 of 2 tasks failed; partial report: 7"),
+            (None, 1, "no answer: 1 task failed; partial report: 7"),
+            (None, 2, "no answer: 2 tasks failed; partial report: 7"),
+        ] {
+            let account = Account { total, failed, ..Account::default() };
+            assert_eq!(Conclusion::if_complete("7", &account), Conclusion::no_answer(told));
+        }
+        let stopped = Some("the job has its answer".into());
+        let account = Account { failed: 1, skipped: 1, stopped, ..Account::default() };
+        assert_eq!(Conclusion::if_complete("7", &account), Conclusion::answer("7"));
+    }
+}

@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_is_no_number_fails_its_task() {
+    fn an_output_that_is_not_finite_is_refused() {
         let outcome = run_local(&Reciprocals, Repeat(2)).unwrap();
         assert_eq!(outcome.report, 1.0);
         assert_eq!((outcome.account.done, outcome.account.failed), (1, 1));

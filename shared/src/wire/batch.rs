@@ -112,8 +112,9 @@ impl PackedTasks {
         let before = self.json.len();
         self.json.push(if self.count == 0 { b'[' } else { b',' });
         let start = self.json.len();
-        let encoded = serde_json::to_writer(&mut self.json, task)
-            .and_then(|()| finite::check("task", task, &self.json[start..]).map_err(serde_json::Error::custom));
+        let encoded = serde_json::to_writer(&mut self.json, task).and_then(|()| {
+            finite::check("task", task, &self.json[start..]).map_err(serde_json::Error::custom)
+        });
         if let Err(error) = encoded {
             self.json.truncate(before);
             return Err(error);

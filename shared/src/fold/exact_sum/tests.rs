@@ -127,7 +127,8 @@ fn a_sum_as_text_is_short_and_checked() {
     assert_eq!(sum(&[1.0]).to_string(), "16:4000000000000");
     assert_eq!(sum(&[-3.0, 0.5]).to_string(), "-16:a000000000000");
     assert_eq!(sum(&[]).to_string(), "0");
-    for bad in ["", "1", "16:", "34:1", "33:8000000000000000", "33:10000000000000000", "a:1", "1:+1", "1:-1"] {
+    for bad in ["", "1", "16:", "34:1", "33:8000000000000000", "33:10000000000000000", "a:1", "1:+1", "1:-1"]
+    {
         let error = serde_json::from_str::<ExactSum>(&format!("{bad:?}")).unwrap_err().to_string();
         assert!(error.contains("is no exact sum"), "{bad}: {error}");
     }

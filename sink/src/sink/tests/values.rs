@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use gristmill_shared::{
-    AnyJob, BatchLimit, BatchRun, Chunk, Job, JobError, Kind, Policy, Registry, Round, SplitDigest, SplitStep,
-    StopSignal, TaskContext, TaskError, TaskIndex, erase,
+    AnyJob, BatchLimit, BatchRun, Chunk, Job, JobError, Kind, Policy, Registry, Round, SplitDigest,
+    SplitStep, StopSignal, TaskContext, TaskError, TaskIndex, erase,
     fold::{ExactSum, Tree},
     wire::{Batch, DoneSpan, PackedTasks, Results},
 };
@@ -62,12 +62,7 @@ impl Job for Echo {
     fn process(&self, task: Values, _: &TaskContext) -> Result<Values, TaskError> {
         Ok(task)
     }
-    fn collect(
-        &self,
-        report: &mut Report,
-        index: TaskIndex,
-        output: Values,
-    ) -> std::ops::ControlFlow<()> {
+    fn collect(&self, report: &mut Report, index: TaskIndex, output: Values) -> std::ops::ControlFlow<()> {
         report.factor = self.factor;
         report.sum += output.double;
         report.tree.add(index, output.double / 2.0, |left, right| left / 2.0 - right / 2.0);
@@ -111,7 +106,8 @@ fn values() -> impl Strategy<Value = Values> {
 }
 
 fn jobs() -> impl Strategy<Value = Echo> {
-    (doubles(), prop::collection::vec(values(), COMMITS..9)).prop_map(|(factor, tasks)| Echo { factor, tasks })
+    (doubles(), prop::collection::vec(values(), COMMITS..9))
+        .prop_map(|(factor, tasks)| Echo { factor, tasks })
 }
 
 /// The results of a job's tasks, in [`COMMITS`] messages, as a producer and a worker make them.
@@ -149,7 +145,8 @@ fn processed(job: &dyn AnyJob, submitted: &Submitted, first: u64, tasks: PackedT
     let mut chunks = Vec::new();
     let mut hand_on = |chunk: Chunk| chunks.push(chunk);
     let cx = TaskContext::new(submitted.id, batch.first, 0, StopSignal::new());
-    job.process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on)).unwrap();
+    job.process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))
+        .unwrap();
     let done = chunks.into_iter().flat_map(|chunk| chunk.done);
     let done: Vec<_> = done.map(|done| (done.first, done.count, done.into_outputs())).collect();
     let spans = done.iter().map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs });
