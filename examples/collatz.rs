@@ -43,8 +43,8 @@ impl Job for Collatz {
         ControlFlow::Continue(())
     }
 
-    fn conclude(&self, (length, start): &(u64, u64), _: &Account) -> Conclusion {
-        Conclusion::answer(format!("{start} ({length} steps)"))
+    fn conclude(&self, (length, start): &(u64, u64), account: &Account) -> Conclusion {
+        Conclusion::if_complete(format!("{start} ({length} steps)"), account)
     }
 }
 

@@ -82,6 +82,7 @@ pub mod testing;
 pub use app::{App, Role};
 pub use connect::connect;
 pub use exit::Exit;
+pub use gristmill_shared::fold;
 
 /// What a job is written with.
 pub mod prelude {

@@ -159,8 +159,8 @@ impl Job for Spin {
         ControlFlow::Continue(())
     }
 
-    fn conclude(&self, report: &SpinReport, _: &Account) -> Conclusion {
-        Conclusion::answer(format!("{} tasks, sum {}", report.count, report.sum))
+    fn conclude(&self, report: &SpinReport, account: &Account) -> Conclusion {
+        Conclusion::if_complete(format!("{} tasks, sum {}", report.count, report.sum), account)
     }
 }
 

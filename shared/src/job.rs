@@ -62,12 +62,17 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     const VERSION: u32 = 0;
     /// What the ledger keeps besides the report. Defaults to nothing.
     const KEEP: Keep = Keep::Report;
-    /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded.
+    /// Whether [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
+    /// outputs, whatever [`Job::KEEP`] says. Defaults to `false`: the report is that of `collect`.
+    const FOLDS_IN_ORDER: bool = false;
+    /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded; a
+    /// float that is NaN or infinite ends the split.
     type Task: Serialize + DeserializeOwned + Send;
-    /// What processing one task gives. At most 1 MiB encoded, as JSON: a float that is NaN or infinite is written as `null`,
-    /// and where that does not decode its task has failed for good.
+    /// The result of one task. At most 1 MiB encoded, as JSON. A float that is NaN or infinite is
+    /// refused, as everywhere in a job's values: its task has failed for good.
     type Output: Serialize + DeserializeOwned + Send;
-    /// What the sink folds all outputs into.
+    /// What the sink folds all outputs into. A float that is NaN or infinite fails the job when the
+    /// report is saved.
     type Report: Serialize + DeserializeOwned + Default + Send;
 
     /// Runs in the producer, before anything is sent: refuses bad parameters, and says how many tasks there will
@@ -99,11 +104,22 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.
     fn collect(&self, report: &mut Self::Report, index: TaskIndex, output: Self::Output) -> ControlFlow<()>;
 
-    /// What the user reads at the end, and whether it is an answer. Defaults to the report as JSON.
+    /// Makes the report at the job's end, from all outputs in the order of their indices; for folds
+    /// whose result depends on the order, such as a plain sum of floats. Called only with
+    /// [`Job::FOLDS_IN_ORDER`]; what `collect` folded until then is replaced.
+    ///
+    /// Runs in the sink, once per end: after a reopened job ends again it sees all outputs anew. The
+    /// outputs are read from the ledger one by one, so that memory stays flat. A panic fails the job.
+    fn fold_in_order(&self, outputs: &mut dyn Iterator<Item = (TaskIndex, Self::Output)>) -> Self::Report {
+        outputs.for_each(drop);
+        Self::Report::default()
+    }
+
+    /// What the user reads at the end, and whether it is an answer. Defaults to the report as JSON;
+    /// with failed tasks that is no answer but a partial report, and says so.
     fn conclude(&self, report: &Self::Report, account: &Account) -> Conclusion {
-        let _ = account;
         match serde_json::to_string(report) {
-            Ok(json) => Conclusion::answer(json),
+            Ok(json) => Conclusion::if_complete(json, account),
             Err(error) => Conclusion::no_answer(format!("the report cannot be shown as JSON: {error}")),
         }
     }
@@ -187,6 +203,19 @@ impl Conclusion {
         Self { text: text.into(), answered: true }
     }
 
+    /// The answer, if no task failed. Otherwise there is none, and `text` is shown as what the other
+    /// tasks gave. A job that `collect` ended early has its answer, whatever failed before.
+    #[must_use]
+    pub fn if_complete(text: impl Into<String>, account: &Account) -> Self {
+        let Account { total, failed, stopped, .. } = account;
+        if *failed == 0 || stopped.is_some() {
+            return Self::answer(text);
+        }
+        let total = total.map_or_else(String::new, |total| format!(" of {total}"));
+        let (tasks, text) = (if *failed == 1 && total.is_empty() { "task" } else { "tasks" }, text.into());
+        Self::no_answer(format!("no answer: {failed}{total} {tasks} failed; partial report: {text}"))
+    }
+
     /// There is none, and why.
     #[must_use]
     pub fn no_answer(text: impl Into<String>) -> Self {
@@ -223,5 +252,28 @@ impl fmt::Debug for JobError {
 impl<E: std::error::Error> From<E> for JobError {
     fn from(error: E) -> Self {
         Self(crate::error_chain(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_tasks_make_a_report_partial() {
+        let account = Account { total: Some(3), done: 3, ..Account::default() };
+        assert_eq!(Conclusion::if_complete("7", &account), Conclusion::answer("7"));
+        for (total, failed, told) in [
+            (Some(2), 2, "no answer: 2 of 2 tasks failed; partial report: 7"),
+            (Some(2), 1, "no answer: 1 of 2 tasks failed; partial report: 7"),
+            (None, 1, "no answer: 1 task failed; partial report: 7"),
+            (None, 2, "no answer: 2 tasks failed; partial report: 7"),
+        ] {
+            let account = Account { total, failed, ..Account::default() };
+            assert_eq!(Conclusion::if_complete("7", &account), Conclusion::no_answer(told));
+        }
+        let stopped = Some("the job has its answer".into());
+        let account = Account { failed: 1, skipped: 1, stopped, ..Account::default() };
+        assert_eq!(Conclusion::if_complete("7", &account), Conclusion::answer("7"));
     }
 }

@@ -10,6 +10,8 @@ mod digest;
 mod erased;
 mod error;
 pub mod fail_point;
+mod finite;
+pub mod fold;
 mod ids;
 mod job;
 mod lane;

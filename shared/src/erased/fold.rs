@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use super::{Erased, catch};
 use crate::{
-    Account, Conclusion, Job, JobError, TaskIndex,
+    Account, Conclusion, Job, JobError, TaskIndex, finite,
     wire::{DoneSpan, Malformed},
 };
 
@@ -22,8 +22,18 @@ pub trait AnyFold: fmt::Debug + Send {
     /// The report, encoded.
     ///
     /// # Errors
-    /// If the job's report does not encode as JSON.
+    /// If the job's report does not encode as JSON, or contains a float that is not finite.
     fn report(&self) -> Result<Box<RawValue>, JobError>;
+
+    /// Replaces the report by that of [`Job::fold_in_order`]. `outputs` are all that were kept, encoded, in the order of
+    /// their indices.
+    ///
+    /// # Errors
+    /// If the job's code panics, or an output does not decode; the report is as before.
+    fn fold_in_order(
+        &mut self,
+        outputs: &mut dyn Iterator<Item = (TaskIndex, Box<RawValue>)>,
+    ) -> Result<(), String>;
 
     /// See [`Job::conclude`]. A panic becomes a conclusion that says so.
     fn conclude(&self, account: &Account) -> Conclusion;
@@ -93,7 +103,30 @@ impl<J: Job> AnyFold for Fold<J> {
     }
 
     fn report(&self) -> Result<Box<RawValue>, JobError> {
-        Ok(serde_json::value::to_raw_value(&self.report)?)
+        let report = serde_json::value::to_raw_value(&self.report)?;
+        finite::check("report", &self.report, report.get().as_bytes())?;
+        Ok(report)
+    }
+
+    fn fold_in_order(
+        &mut self,
+        outputs: &mut dyn Iterator<Item = (TaskIndex, Box<RawValue>)>,
+    ) -> Result<(), String> {
+        let mut undecodable = None;
+        let mut decoded = outputs.map_while(|(index, output)| match serde_json::from_str(output.get()) {
+            Ok(output) => Some((index, output)),
+            Err(error) => {
+                undecodable = Some(format!("the kept output of task {index} does not decode: {error}"));
+                None
+            }
+        });
+        let report = catch(|| self.job.0.fold_in_order(&mut decoded))
+            .map_err(|panic| format!("fold_in_order panicked: {panic}"))?;
+        if let Some(why) = undecodable {
+            return Err(why);
+        }
+        self.report = report;
+        Ok(())
     }
 
     fn conclude(&self, account: &Account) -> Conclusion {

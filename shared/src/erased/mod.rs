@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
 
 use crate::{
-    Job, JobError, Keep, Plan, TaskIndex,
+    Job, JobError, Keep, Plan, TaskIndex, finite,
     wire::{Batch, Malformed, SPEC_MAX_BYTES},
 };
 
@@ -30,10 +30,14 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// What the ledger keeps of it.
     fn keep(&self) -> Keep;
 
+    /// See [`Job::FOLDS_IN_ORDER`].
+    fn folds_in_order(&self) -> bool;
+
     /// Its parameters as they travel.
     ///
     /// # Errors
-    /// If they cannot be encoded, or are larger than [`SPEC_MAX_BYTES`].
+    /// If they cannot be encoded, contain a float that is not finite, or are larger than
+    /// [`SPEC_MAX_BYTES`].
     fn spec(&self) -> Result<Box<RawValue>, JobError>;
 
     /// See [`Job::plan`].
@@ -68,6 +72,16 @@ pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
     Arc::new(Erased(job))
 }
 
+/// Encodes a job's parameters.
+///
+/// # Errors
+/// If they do not encode as JSON, or contain a float that is not finite.
+pub(crate) fn encode_spec<J: Job>(job: &J) -> Result<Box<RawValue>, JobError> {
+    let spec = serde_json::value::to_raw_value(job)?;
+    finite::check("spec", job, spec.get().as_bytes())?;
+    Ok(spec)
+}
+
 /// Reads a job from its parameters as they travel.
 pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
     let why = match catch(|| serde_json::from_str::<J>(spec.get())) {
@@ -96,11 +110,15 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn keep(&self) -> Keep {
-        J::KEEP
+        if J::FOLDS_IN_ORDER { Keep::Outputs } else { J::KEEP }
+    }
+
+    fn folds_in_order(&self) -> bool {
+        J::FOLDS_IN_ORDER
     }
 
     fn spec(&self) -> Result<Box<RawValue>, JobError> {
-        let spec = serde_json::value::to_raw_value(&self.0)?;
+        let spec = encode_spec(&self.0)?;
         if spec.get().len() > SPEC_MAX_BYTES {
             return Err(JobError::new(format_args!(
                 "the job's parameters take {} bytes, more than the {SPEC_MAX_BYTES} that travel with every batch \

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::catch;
 use crate::{
-    Job, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble,
+    Job, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
 };
 
@@ -56,10 +56,11 @@ impl DoneTasks {
     /// These outputs, of consecutive tasks from index `first` on.
     ///
     /// # Panics
-    /// If one of them does not encode as JSON.
+    /// If one of them does not encode as JSON, or contains a float that is not finite.
     #[must_use]
     pub fn of(first: TaskIndex, outputs: &[impl Serialize]) -> Self {
         let mut json = serde_json::to_vec(outputs).expect("outputs that encode");
+        finite::check("outputs", outputs, &json).expect("outputs with finite floats");
         json.pop();
         let count = u32::try_from(outputs.len()).expect("fewer outputs than memory has room for");
         Self { first, count, json }
@@ -179,11 +180,16 @@ impl<'a> BatchRun<'a> {
         let span = self.chunk.done.last_mut().expect("one was pushed if there was none");
         let before = span.json.len();
         span.json.push(if before == 0 { b'[' } else { b',' });
-        let written = catch(|| serde_json::to_writer(&mut span.json, output));
+        let written = catch(|| -> Result<(), String> {
+            let encoded = serde_json::to_writer(&mut span.json, output);
+            encoded.map_err(|error| format!("its output cannot be encoded: {error}"))?;
+            let json = &span.json[before + 1..];
+            finite::check("output", output, json).map_err(|error| error.to_string())
+        });
         let size = span.json.len() - before - 1;
         let refusal = match written {
             Err(panic) => Some(format!("encoding its output panicked: {panic}")),
-            Ok(Err(error)) => Some(format!("its output cannot be encoded: {error}")),
+            Ok(Err(why)) => Some(why),
             Ok(Ok(())) if size > OUTPUT_MAX_BYTES => {
                 Some(format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}"))
             }

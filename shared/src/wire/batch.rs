@@ -1,10 +1,12 @@
 //! Consecutive tasks of one job: what a producer sends and a worker takes.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, ser::Error as _};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, Opened, form, is_zero};
-use crate::{BuildId, Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent};
+use crate::{
+    BuildId, Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent, finite,
+};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -140,11 +142,17 @@ impl PackedTasks {
     }
 
     /// Appends a task and returns its encoded form.
+    ///
+    /// # Errors
+    /// If the task does not encode as JSON, or contains a float that is not finite.
     pub(crate) fn push(&mut self, task: &impl Serialize) -> Result<&[u8], serde_json::Error> {
         let before = self.json.len();
         self.json.push(if self.count == 0 { b'[' } else { b',' });
         let start = self.json.len();
-        if let Err(error) = serde_json::to_writer(&mut self.json, task) {
+        let encoded = serde_json::to_writer(&mut self.json, task).and_then(|()| {
+            finite::check("task", task, &self.json[start..]).map_err(serde_json::Error::custom)
+        });
+        if let Err(error) = encoded {
             self.json.truncate(before);
             return Err(error);
         }

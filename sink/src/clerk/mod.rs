@@ -348,7 +348,7 @@ impl Clerk {
         let (mut moved, began) = (vec![0; changed.len()], Instant::now());
         ledger.write(|transaction| {
             for (job, moved) in changed.iter_mut().zip(&mut moved) {
-                *moved = job.save(transaction)?;
+                *moved = job.save(transaction, outbox)?;
             }
             parking.save(transaction)?;
             dead.save(transaction)?;

@@ -7,6 +7,8 @@ use gristmill_shared::{
     wire::{BuildShare, Finished, Opened, Stopped, now_ms},
 };
 
+use rusqlite::Transaction;
+
 use super::{Job, Phase, work::Broken};
 use crate::{
     clerk::Outbox,
@@ -16,13 +18,18 @@ use crate::{
 /// The longest conclusion that the journal carries. A longer one is in the ledger only.
 const CONCLUSION_MAX_BYTES: usize = 1 << 20;
 
+/// Why a job stopped that `collect` ended.
+const HAS_ITS_ANSWER: &str = "the job has its answer";
+
 /// Why a job ends.
 #[derive(Debug)]
-enum Ending {
+pub(super) enum Ending {
     /// Every task has an outcome.
     Complete,
     /// `collect` needs no more.
     Answered,
+    /// `collect` needs no more, and there is no more.
+    AnsweredLast,
     /// Somebody, or its policy, wants no more of it.
     Stopped(String),
     /// It cannot go on.
@@ -32,7 +39,7 @@ enum Ending {
 impl Ending {
     fn state(&self) -> JobState {
         match self {
-            Self::Complete => JobState::Finished,
+            Self::Complete | Self::AnsweredLast => JobState::Finished,
             Self::Answered | Self::Stopped(_) => JobState::Stopped,
             Self::Failed(_) => JobState::Failed,
         }
@@ -40,8 +47,8 @@ impl Ending {
 
     fn why(&self) -> Option<String> {
         match self {
-            Self::Complete => None,
-            Self::Answered => Some("the job has its answer".into()),
+            Self::Complete | Self::AnsweredLast => None,
+            Self::Answered => Some(HAS_ITS_ANSWER.into()),
             Self::Stopped(why) | Self::Failed(why) => Some(why.clone()),
         }
     }
@@ -49,7 +56,7 @@ impl Ending {
     /// What the user reads: an end that the job did not choose gives no answer, whatever its report says so far.
     fn conclusion(&self, said: Option<Conclusion>) -> Conclusion {
         match (self, said) {
-            (Self::Complete | Self::Answered, Some(said)) => said,
+            (Self::Complete | Self::Answered | Self::AnsweredLast, Some(said)) => said,
             (_, None) => Conclusion::no_answer(self.why().unwrap_or_default()),
             (Self::Stopped(why) | Self::Failed(why), Some(said)) => {
                 Conclusion::no_answer(format!("{why}; so far: {}", said.text))
@@ -94,7 +101,7 @@ impl Job {
     pub(super) fn answered(&mut self, outbox: &mut Outbox) {
         self.recount();
         let complete = self.record.total().is_some() && self.record.without_outcome() == 0;
-        self.end(if complete { Ending::Complete } else { Ending::Answered }, outbox);
+        self.end(if complete { Ending::AnsweredLast } else { Ending::Answered }, outbox);
     }
 
     /// Somebody or something outside ends the job.
@@ -116,7 +123,7 @@ impl Job {
         self.builds.discard_fresh();
         (counts.done, counts.failed, counts.reached) = (saved.done, saved.failed, saved.reached);
         self.phase = Phase::Ended(None);
-        self.close(&Ending::Failed(why.into()), outbox);
+        self.close(Ending::Failed(why.into()), outbox);
     }
 
     fn end(&mut self, ending: Ending, outbox: &mut Outbox) {
@@ -129,19 +136,52 @@ impl Job {
             Phase::Running(work) => Phase::Ended(Some(work)),
             ended @ Phase::Ended(_) => ended,
         };
-        self.close(&ending, outbox);
+        self.close(ending, outbox);
     }
 
-    fn close(&mut self, ending: &Ending, outbox: &mut Outbox) {
+    fn close(&mut self, ending: Ending, outbox: &mut Outbox) {
         let skipped = self.record.without_outcome();
         let conclusion = ending.conclusion(None);
         let end = End { state: ending.state(), stopped: ending.why(), skipped, conclusion, at_ms: now_ms() };
         (self.record.end, self.record.stalled_ms) = (Some(end), None);
-        let account = self.record.account();
+        self.changed = true;
+        if matches!(&self.phase, Phase::Ended(Some(work)) if work.folds_in_order()) {
+            self.unconcluded = Some(ending); // its last outputs are not in the ledger yet
+        } else {
+            self.conclude(&ending, outbox);
+        }
+    }
+
+    /// Makes the report of a job that folds its outputs in order, and concludes it, in the transaction
+    /// that saves its last outputs.
+    pub(super) fn conclude_in_order(
+        &mut self,
+        transaction: &Transaction<'_>,
+        seq: i64,
+        mut ending: Ending,
+        outbox: &mut Outbox,
+    ) -> rusqlite::Result<()> {
+        if let Phase::Ended(Some(work)) = &mut self.phase
+            && let Err(Broken(why)) = work.fold_in_order(transaction, seq)?
+        {
+            ending = Ending::Failed(why);
+            if let Some(end) = &mut self.record.end {
+                (end.state, end.stopped) = (ending.state(), ending.why());
+            }
+        }
+        self.conclude(&ending, outbox);
+        Ok(())
+    }
+
+    fn conclude(&mut self, ending: &Ending, outbox: &mut Outbox) {
+        let mut account = self.record.account();
+        if let Ending::AnsweredLast = ending {
+            // An answer does not depend on which of the other tasks came before it, and failed.
+            account.stopped = Some(HAS_ITS_ANSWER.into());
+        }
         if let (Phase::Ended(Some(work)), Some(end)) = (&self.phase, &mut self.record.end) {
             end.conclusion = ending.conclusion(Some(work.conclude(&account)));
         }
-        self.changed = true;
         self.announce_end(outbox);
         if let Some(End { state, stopped, .. }) = &self.record.end {
             let Opened { job, kind, .. } = &self.record.opened;
@@ -151,7 +191,8 @@ impl Job {
 
     /// Tells everybody: first that the rest is not needed, then what it came to.
     pub(super) fn announce_end(&self, outbox: &mut Outbox) {
-        let (Some(end), opened) = (&self.record.end, &self.record.opened) else { return };
+        let (Some(end), None) = (&self.record.end, &self.unconcluded) else { return };
+        let opened = &self.record.opened;
         let (job, round) = (opened.job, self.record.round);
         if let Some(why) = &end.stopped {
             outbox.fact(&Stopped { job, round, reason: why.clone() });

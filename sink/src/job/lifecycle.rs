@@ -37,6 +37,7 @@ impl Job {
             counted: Counts::default(),
             seq: None,
             changed: true,
+            unconcluded: None,
             moves: true,
             since: Instant::now(),
         };

@@ -21,6 +21,7 @@ use gristmill_shared::{
 };
 
 use crate::ledger::{Counts, JobState, Record, builds::Builds};
+use end::Ending;
 use work::Work;
 
 /// A job that something was received for since the last commit, or that is running.
@@ -37,6 +38,9 @@ pub(crate) struct Job {
     /// The job's number in the ledger, once it is there.
     seq: Option<i64>,
     changed: bool,
+    /// How the job ended, until the transaction that saves its last outputs folds them in order and
+    /// concludes it.
+    unconcluded: Option<Ending>,
     /// Whether it ran when it was opened or loaded, so that its progress is news.
     moves: bool,
     /// Since when it has been here.

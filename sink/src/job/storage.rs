@@ -37,6 +37,7 @@ impl Job {
             counted: saved,
             seq: Some(seq),
             changed: false,
+            unconcluded: None,
             moves,
             since: Instant::now(),
         };
@@ -79,13 +80,21 @@ impl Job {
 
     /// Writes what changed, and answers how many outcomes are new. If the transaction fails, the job must not be used
     /// any more.
-    pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+    pub(crate) fn save(
+        &mut self,
+        transaction: &Transaction<'_>,
+        outbox: &mut Outbox,
+    ) -> rusqlite::Result<u64> {
         let seq = self.record.save(transaction, self.seq)?;
         self.seq = Some(seq);
         if let Phase::Running(work) | Phase::Ended(Some(work)) = &mut self.phase {
             work.save(transaction, seq)?;
         }
         self.builds.save(transaction, seq)?;
+        if let Some(ending) = self.unconcluded.take() {
+            self.conclude_in_order(transaction, seq, ending, outbox)?;
+            self.record.save(transaction, self.seq)?;
+        }
         let saved = mem::replace(&mut self.saved, self.record.counts);
         self.changed = false;
         Ok((self.saved.done + self.saved.failed).saturating_sub(saved.done + saved.failed))

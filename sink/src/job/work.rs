@@ -16,7 +16,10 @@ use serde_json::value::RawValue;
 
 use crate::{
     index_set::{IndexSet, gaps},
-    ledger::outcomes::{self, Failure, KeptOutputs},
+    ledger::{
+        in_order,
+        outcomes::{self, Failure, KeptOutputs},
+    },
 };
 
 /// The outcomes of a running job, and its report.
@@ -28,6 +31,7 @@ pub(super) struct Work {
     /// Tasks of which an outcome was refused; some have got another one since.
     refused: IndexSet,
     keeps_outputs: bool,
+    folds_in_order: bool,
     /// The report as it is in the ledger.
     saved_report: Option<Box<RawValue>>,
     /// The report as it is to be saved, if it changed.
@@ -78,6 +82,7 @@ impl Work {
         SavedOutcomes { done, failed, refused }: SavedOutcomes,
     ) -> Result<Self, Broken> {
         let keeps_outputs = job.keep() == gristmill_shared::Keep::Outputs;
+        let folds_in_order = job.folds_in_order();
         let fold = guarded("the report", || job.fold(report.as_deref()))?;
         let fold = fold.map_err(|error| Broken(error.to_string()))?;
         Ok(Self {
@@ -86,6 +91,7 @@ impl Work {
             failed,
             refused,
             keeps_outputs,
+            folds_in_order,
             saved_report: report,
             report: None,
             folded: false,
@@ -206,6 +212,30 @@ impl Work {
         let changed = self.saved_report.as_ref().is_none_or(|saved| saved.get() != report.get());
         self.report = changed.then_some(report);
         Ok(())
+    }
+
+    /// Whether the report is made at the end, from the kept outputs.
+    pub(super) fn folds_in_order(&self) -> bool {
+        self.folds_in_order
+    }
+
+    /// Makes the report from the kept outputs, after they were saved in this transaction, and saves it.
+    ///
+    /// # Errors
+    /// The outer one if the ledger fails; the inner one if the job's own code does, which leaves the
+    /// report as it was.
+    pub(super) fn fold_in_order(
+        &mut self,
+        transaction: &Transaction<'_>,
+        job: i64,
+    ) -> rusqlite::Result<Result<(), Broken>> {
+        let fold = &mut self.fold;
+        let folded = in_order::fold_outputs(transaction, job, |outputs| fold.fold_in_order(outputs))?;
+        self.folded = true;
+        if let Err(broken) = folded.map_err(Broken).and_then(|()| self.prepare()) {
+            return Ok(Err(broken));
+        }
+        self.save(transaction, job).map(Ok)
     }
 
     /// What the job says of its report.

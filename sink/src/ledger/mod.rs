@@ -3,6 +3,7 @@
 pub(crate) mod builds;
 mod columns;
 pub(crate) mod dead;
+pub(crate) mod in_order;
 mod letter;
 mod listing;
 pub(crate) mod outbox;

@@ -4,6 +4,7 @@ mod any_order;
 mod around;
 mod counting;
 mod ends;
+mod in_order;
 mod missing;
 mod versions;
 

@@ -5,6 +5,7 @@ mod leaving;
 mod ledger_files;
 mod taking_in;
 mod telling;
+mod values;
 
 use std::{path::Path, time::Duration};
 

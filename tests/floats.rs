@@ -1,0 +1,147 @@
+//! Floats keep their bits: in one process with any number of slots, and over RabbitMQ though workers,
+//! sinks and producers die at chosen moments.
+
+use std::path::PathBuf;
+
+use futures::future::join_all;
+use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};
+
+use crate::harness::{Ended, Process, Site};
+
+/// The published sums of class S, and the number of pairs in each square ring.
+const CLASS_S: (f64, f64) = (-3.247834652034740e3, -6.958407078382297e3);
+const CLASS_S_COUNTS: &str = "[6140517, 5865300, 1100361, 68546, 1648, 17, 0, 0, 0, 0]";
+/// How far a sum may be from the published one, as a share of it: the benchmark's own rule.
+const TOLERANCE: f64 = 1e-8;
+const SINK_KILLS: usize = 20;
+const JOBS: usize = 5;
+
+/// An example, where cargo puts it beside the tests.
+fn example(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
+    path
+}
+
+/// Starts one of the examples in one of its roles.
+fn start(site: &Site, name: &str, words: &str, fault: Option<Fault>) -> Process {
+    let mut command = site.program(example(name));
+    command.args(words.split_whitespace());
+    if let Some(fault) = fault {
+        command.env(VARIABLE, fault.to_string());
+    }
+    Process::start(name, command)
+}
+
+fn abort(point: FailPoint, time: u32) -> Fault {
+    Fault { point, time, action: Action::Abort }
+}
+
+/// Waits until the fault has happened.
+async fn dead(process: Process, fault: Fault) {
+    let ended = process.end().await;
+    assert_eq!(ended.code, Ended::ABORTED, "{fault}: {ended:?}");
+    assert_eq!(ended.stderr.matches(&fault.evidence()).count(), 1, "{ended:?}");
+}
+
+/// The answer of class S in one process.
+async fn answer_of_run(slots: u32) -> String {
+    let words = format!("run ep --class S --slots {slots}");
+    start(&Site::new(), "ep", &words, None).end().await.answer().to_owned()
+}
+
+#[tokio::test]
+async fn ep_has_the_same_bits_with_any_slots() {
+    let answer = answer_of_run(1).await;
+    assert!(answer.ends_with(CLASS_S_COUNTS), "{answer}");
+    let words: Vec<&str> = answer.split(' ').collect();
+    for (word, expected) in [(1, CLASS_S.0), (3, CLASS_S.1)] {
+        let found: f64 = words[word].parse().unwrap();
+        assert!(((found - expected) / expected).abs() < TOLERANCE, "{found} and not {expected}: {answer}");
+    }
+    for slots in [2, 3] {
+        assert_eq!(answer_of_run(slots).await, answer, "with {slots} slots");
+    }
+}
+
+#[tokio::test]
+async fn ep_has_the_same_bits_after_ten_kills() {
+    let site = Site::new();
+    let ep = |words: &str, fault: Option<Fault>| start(&site, "ep", words, fault);
+    let mut kills = 0;
+
+    let sink = ep("sink", None);
+    let fault = abort(FailPoint::Sent, 3);
+    let mut producer = ep("producer submit ep --class S --batch 1 --wait", Some(fault));
+    let job = producer.says("job ").await.trim_start_matches("job ").to_owned();
+    dead(producer, fault).await;
+    kills += 1;
+    for point in [FailPoint::ProducerSplit, FailPoint::ProducerSealed] {
+        let fault = abort(point, 1);
+        dead(ep(&format!("producer resume {job}"), Some(fault)), fault).await;
+        kills += 1;
+    }
+    let resumed = ep(&format!("producer resume {job}"), None).end().await;
+    assert_eq!(resumed.code, 0, "{resumed:?}");
+    site.shown(&job, |shown| shown["sealed"] == true).await;
+    assert_eq!(sink.stop().await.code, 0);
+
+    for point in [FailPoint::WorkerRan, FailPoint::Sent, FailPoint::WorkerStored] {
+        let fault = abort(point, 1);
+        dead(ep("worker --slots 1", Some(fault)), fault).await;
+        kills += 1;
+    }
+    let worker = ep("worker --slots 1", None);
+    for (point, time) in [
+        (FailPoint::SinkFolded, 1),
+        (FailPoint::SinkFolded, 2),
+        (FailPoint::SinkCommitted, 1),
+        (FailPoint::SinkTelling, 1),
+    ] {
+        let fault = abort(point, time);
+        dead(ep("sink", Some(fault)), fault).await;
+        kills += 1;
+    }
+    let _heir = ep("sink", None);
+    let waited = ep(&format!("producer wait {job}"), None).end().await;
+    assert_eq!(waited.answer(), answer_of_run(2).await, "after {kills} kills");
+    assert_eq!(kills, 10);
+    site.verify(&job).await;
+    assert_eq!(worker.stop().await.code, 0);
+}
+
+/// A job whose sink dies after each of its first commits. The worker stands still while there is no sink,
+/// so that results are left for each of them.
+async fn values_survive_kills_of_the_sink(job: usize) {
+    let site = Site::new();
+    let values = |words: &str, fault: Option<Fault>| start(&site, "values", words, fault);
+    let tasks = 400 + job;
+    let sink = values("sink", None);
+    let submit = format!("producer submit values --tasks {tasks} --millis 20 --batch 1");
+    let id = values(&submit, None).end().await.answer().to_owned();
+    site.shown(&id, |shown| shown["sealed"] == true).await;
+    assert_eq!(sink.stop().await.code, 0);
+
+    let mut worker = values("worker --slots 1", None);
+    worker.says("taking tasks").await;
+    for kill in 0..SINK_KILLS {
+        // Before a commit, or after it and before its results are acknowledged.
+        let point = if kill % 2 == 0 { FailPoint::SinkCommitted } else { FailPoint::SinkFolded };
+        let fault = abort(point, 1);
+        worker.signal("-STOP").await;
+        let mut sink = values("sink", Some(fault));
+        sink.says("serving").await;
+        worker.signal("-CONT").await;
+        dead(sink, fault).await;
+    }
+    let _heirs = [values("sink", None), values("worker --slots 32", None)].map(Some);
+    let waited = values(&format!("producer wait {id}"), None).end().await;
+    assert_eq!(waited.answer(), format!("{tasks} samples have their bits"));
+    site.verify(&id).await;
+}
+
+#[tokio::test]
+async fn values_keep_their_bits_though_sinks_die() {
+    join_all((0..JOBS).map(values_survive_kills_of_the_sink)).await;
+}
