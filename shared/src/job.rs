@@ -86,7 +86,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     ///
     /// # Errors
     /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
-    /// again". A panic counts as an error.
+    /// again"; [`TaskError::retry_after`] says when. A panic counts as an error.
     fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError>;
 
     /// Runs in the sink, exactly once per task that has an output, in any order, on a thread that may compute but
@@ -190,7 +190,7 @@ impl Conclusion {
 
 /// A job that cannot be planned, split or read.
 ///
-/// It deliberately is no `std::error::Error`, so that `?` turns any error into one.
+/// It deliberately is no `std::error::Error`, so that `?` turns any error into one, as with [`TaskError`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct JobError(String);
 
@@ -214,8 +214,8 @@ impl fmt::Debug for JobError {
     }
 }
 
-impl<E: std::error::Error> From<E> for JobError {
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for JobError {
     fn from(error: E) -> Self {
-        Self(crate::error_chain(&error))
+        Self(crate::error_chain(&*error.into()))
     }
 }

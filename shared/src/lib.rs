@@ -39,7 +39,7 @@ pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
-pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
+pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
 pub use store::{StoreError, publish_until_answered, publish_until_stored};

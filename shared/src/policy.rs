@@ -4,8 +4,17 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::RetryDelay;
+
 /// How often a task is tried unless the job says otherwise.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
+
+/// The most delays a policy may list; the last one repeats, so more would hardly be reached.
+pub const RETRY_DELAYS_MAX: usize = 16;
+
+/// The longest wait before a next try: a task that asks for more waits this long. At 10 min for each hop of the retry
+/// ladder this takes 144 messages.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How a job's tasks are treated when they fail.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -19,6 +28,10 @@ pub struct Policy {
     /// When so many tasks have failed, the job ends early. Defaults to never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
+    /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most [`RETRY_DELAYS_MAX`],
+    /// each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means the retry ladder: 1 s, 10 s, 1 min, 10 min.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retry_delays_ms: Vec<u64>,
 }
 
 fn default_max_attempts() -> u32 {
@@ -27,7 +40,12 @@ fn default_max_attempts() -> u32 {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { max_attempts: DEFAULT_MAX_ATTEMPTS, task_timeout_ms: None, fail_fast: None }
+        Self {
+            max_attempts: DEFAULT_MAX_ATTEMPTS,
+            task_timeout_ms: None,
+            fail_fast: None,
+            retry_delays_ms: Vec::new(),
+        }
     }
 }
 
@@ -36,6 +54,15 @@ impl Policy {
     #[must_use]
     pub fn task_timeout(&self) -> Option<Duration> {
         self.task_timeout_ms.map(Duration::from_millis)
+    }
+
+    /// How long a task waits before its next try, after it has now failed `failures` times in its round.
+    #[must_use]
+    pub fn retry_delay(&self, failures: u32) -> Duration {
+        let listed = &self.retry_delays_ms[..self.retry_delays_ms.len().min(RETRY_DELAYS_MAX)];
+        let place = usize::try_from(failures.saturating_sub(1)).unwrap_or(usize::MAX);
+        let delay = listed.get(place).or(listed.last());
+        delay.map_or_else(|| RetryDelay::after(failures).duration(), |ms| Duration::from_millis(*ms))
     }
 }
 
@@ -81,6 +108,20 @@ pub struct NoFailFast;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_retry_delay_repeats() {
+        let waits = |policy: &Policy| [1, 2, 3, 9].map(|failures| policy.retry_delay(failures).as_millis());
+        let listed = |retry_delays_ms: &[u64]| Policy {
+            retry_delays_ms: retry_delays_ms.to_vec(),
+            ..Policy::default()
+        };
+        assert_eq!(waits(&Policy::default()), [1_000, 10_000, 60_000, 600_000]);
+        assert_eq!(waits(&listed(&[2_000, 30_000])), [2_000, 30_000, 30_000, 30_000]);
+        assert_eq!(listed(&[1_000, 5_000]).retry_delay(0), Duration::from_secs(1));
+        let too_many: Vec<u64> = (1..=100).collect();
+        assert_eq!(listed(&too_many).retry_delay(90), Duration::from_millis(RETRY_DELAYS_MAX as u64));
+    }
 
     #[test]
     fn a_fail_fast_is_a_number_or_a_share() {

@@ -97,7 +97,9 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
             for failure in chunk.failed {
                 let failures = work.failures + 1;
                 match failure.trouble {
-                    Trouble::Failed(_) | Trouble::TimedOut if failures < DEFAULT_MAX_ATTEMPTS => {
+                    Trouble::Failed(_) | Trouble::Delayed(..) | Trouble::TimedOut
+                        if failures < DEFAULT_MAX_ATTEMPTS =>
+                    {
                         let tasks = RawValue::from_string(format!("[{}]", failure.task.get()))?;
                         queue.push_back(Work { first: failure.index, count: 1, tasks, failures });
                     }

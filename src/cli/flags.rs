@@ -9,7 +9,7 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
-use super::log::LogFormat;
+use super::{delays::RetryDelays, log::LogFormat};
 use crate::{
     connect::{Access, connect_for, connect_to_declare},
     exit::Failure,
@@ -224,6 +224,11 @@ pub(crate) struct SubmitFlags {
     /// End the job when so many tasks have failed for good: a number, 10, or a share of all, 5% [default: never]
     #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
+
+    /// How long a failed task waits before its second, third, ... try, from 1s to 24h each, at most 16 of them; the last
+    /// one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
+    #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
+    retry_delays: Option<RetryDelays>,
 }
 
 /// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
@@ -249,6 +254,7 @@ impl SubmitFlags {
                 .task_timeout
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
+            retry_delays_ms: self.retry_delays.as_ref().map_or(Vec::new(), |delays| delays.millis.clone()),
         };
         SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
     }

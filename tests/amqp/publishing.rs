@@ -23,6 +23,7 @@ async fn all_properties_come_through_the_broker() {
         headers: Headers {
             attempt: u32::MAX,
             loss: 2,
+            delay_ms: 7,
             reason: Some("\u{e4}\n".into()),
             origin: Some("o".into()),
             traceparent: Some("00-ab-cd-01".into()),

@@ -6,7 +6,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, TaskContext,
+    TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
@@ -14,7 +15,7 @@ use crate::{
     handoff::{Handoffs, Upshot},
     in_hand::InHand,
     seat::{ALL, Tenant},
-    sequel::{Sequel, retried},
+    sequel::{Sequel, next_wait, retried},
     shop::Shop,
     suspicion::{Verdict, judge},
     waiting::Waiting,
@@ -75,7 +76,7 @@ impl Run<'_> {
         let Work { message, from, .. } = self.work;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
-                let headers = message.headers.follow();
+                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // it has waited
                 let _span = tracing::debug_span!(
                     "batch", trace_id = headers.trace_id(), span_id = headers.span_id(),
                     parent_id = message.headers.span_id(), job = %batch.job, first = %batch.first, tasks = batch.count
@@ -97,6 +98,13 @@ impl Run<'_> {
         let (shop, batch) = (self.shop, sequel.batch);
         if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
             self.skip(sequel);
+            return Ok(());
+        }
+        // Before it is judged: nothing of it is run here, so it can kill nobody.
+        if self.work.from == QueueRole::Again
+            && let Some(message) = next_wait(shop, &self.work.message)
+        {
+            self.send(vec![message]);
             return Ok(());
         }
         match judge(self.work.from, self.work.before, batch.count) {

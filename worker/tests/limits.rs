@@ -105,7 +105,7 @@ impl Bench {
     async fn start(max_attempts: u32, batches: &[&[i64]]) -> Self {
         let transport = MemoryTransport::new();
         transport.open_lane(&Lane::default()).await.unwrap();
-        let policy = Policy { max_attempts, task_timeout_ms: Some(100), fail_fast: None };
+        let policy = Policy { max_attempts, task_timeout_ms: Some(100), ..Policy::default() };
         let publisher = transport.publisher().await.unwrap();
         let mut first = TaskIndex(10);
         for tasks in batches {

@@ -33,6 +33,7 @@ pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
         headers: Headers {
             attempt: 3,
             loss: u32::MAX,
+            delay_ms: u32::MAX,
             reason: Some(format!("größer als erlaubt: {}", "x".repeat(1_000))),
             origin: Some("gristmill.default.tasks".into()),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),

@@ -1,10 +1,12 @@
 //! Consecutive tasks of one job: what a producer sends and a worker takes.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, form};
-use crate::{Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent};
+use crate::{Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,10 +46,10 @@ impl<'a> Batch<'a> {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
-    /// How long such a task waits before that: the ladder starts afresh with each round, as the budget does.
+    /// How long such a task waits before that: the delays start afresh with each round, as the budget does.
     #[must_use]
-    pub fn retry_delay(&self, failures: u32) -> RetryDelay {
-        RetryDelay::after(failures.saturating_sub(self.spent))
+    pub fn retry_delay(&self, failures: u32) -> Duration {
+        self.policy.retry_delay(failures.saturating_sub(self.spent))
     }
 
     /// The tasks one by one, encoded.

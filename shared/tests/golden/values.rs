@@ -145,7 +145,7 @@ fn job() -> JobId {
 }
 
 fn policy() -> Policy {
-    Policy { max_attempts: 5, task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)) }
+    Policy { task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)), ..Policy::default() }
 }
 
 fn account() -> Account {

@@ -19,6 +19,7 @@ pub(super) struct Properties {
     content_encoding: String,
     attempt: u32,
     loss: u32,
+    delay_ms: u32,
     reason: Option<String>,
     pub(super) origin: Option<String>,
     traceparent: Option<String>,
@@ -28,7 +29,7 @@ pub(super) struct Properties {
 pub(super) fn properties(message: &Message) -> String {
     let Message { id, form, job, app, timestamp_ms, content_type, content_encoding, headers, body: _ } =
         message.clone();
-    let Headers { attempt, loss, reason, origin, traceparent } = headers;
+    let Headers { attempt, loss, delay_ms, reason, origin, traceparent } = headers;
     to_json(&Properties {
         id,
         form,
@@ -39,6 +40,7 @@ pub(super) fn properties(message: &Message) -> String {
         content_encoding,
         attempt,
         loss,
+        delay_ms,
         reason,
         origin,
         traceparent,
@@ -57,11 +59,12 @@ pub(super) fn message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite
         content_encoding,
         attempt,
         loss,
+        delay_ms,
         reason,
         origin,
         traceparent,
     } = json(row, properties)?;
-    let headers = Headers { attempt, loss, reason, origin, traceparent };
+    let headers = Headers { attempt, loss, delay_ms, reason, origin, traceparent };
     let body: Vec<u8> = row.get(body)?;
     Ok(Message {
         id,

@@ -22,6 +22,7 @@ const TRANSIENT: u8 = 1;
 
 const ATTEMPT: &str = "gm-attempt";
 const LOSS: &str = "gm-loss";
+const DELAY: &str = "gm-delay";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
@@ -91,7 +92,7 @@ fn short(text: &str) -> Option<ShortString> {
 
 fn table_of(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::default();
-    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss)] {
+    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss), (DELAY, headers.delay_ms)] {
         if value > 0 {
             table.insert(name.into(), number(value));
         }
@@ -116,6 +117,7 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
     let mut headers = Headers {
         attempt: header(ATTEMPT).map(count).unwrap_or_default(),
         loss: header(LOSS).map(count).unwrap_or_default(),
+        delay_ms: header(DELAY).map(count).unwrap_or_default(),
         reason: header(REASON).and_then(string),
         origin: header(ORIGIN).and_then(string),
         traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),
@@ -211,6 +213,7 @@ mod tests {
             headers: Headers {
                 attempt: 3,
                 loss: 2,
+                delay_ms: 45_000,
                 reason: Some("why".into()),
                 origin: Some("gristmill.default.tasks".into()),
                 traceparent: Some("00-1-2-01".into()),
