@@ -1,10 +1,11 @@
-//! How a job's tasks are treated when they fail; travels in every batch, so that every worker treats a job alike.
+//! How a job's tasks are treated when they fail, and what is kept of them; travels in every batch, so that every worker
+//! treats a job alike.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::RetryDelay;
+use crate::{Keep, RetryDelay};
 
 /// How often a task is tried unless the job says otherwise.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
@@ -16,7 +17,7 @@ pub const RETRY_DELAYS_MAX: usize = 16;
 /// ladder this takes 144 messages.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How a job's tasks are treated when they fail.
+/// How a job's tasks are treated when they fail, and what is kept of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A task that failed this often is a failure. At least 1. Defaults to [`DEFAULT_MAX_ATTEMPTS`].
@@ -32,6 +33,9 @@ pub struct Policy {
     /// each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means the retry ladder: 1 s, 10 s, 1 min, 10 min.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retry_delays_ms: Vec<u64>,
+    /// What the ledger keeps of the job. Defaults to what its kind says: [`Job::KEEP`](crate::Job::KEEP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 fn default_max_attempts() -> u32 {
@@ -45,6 +49,7 @@ impl Default for Policy {
             task_timeout_ms: None,
             fail_fast: None,
             retry_delays_ms: Vec::new(),
+            keep: None,
         }
     }
 }

@@ -14,7 +14,7 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify};
 
 use crate::{
-    JobId, TaskIndex,
+    JobId, State, TaskIndex,
     wire::{clip_reason, encoded_len},
 };
 
@@ -26,13 +26,34 @@ pub struct TaskContext {
     attempt: u32,
     stop: StopSignal,
     deadline: Option<Instant>,
+    state: State,
 }
 
 impl TaskContext {
     /// For the first task of a batch. `failures` is how often the task has failed before.
     #[must_use]
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
-        Self { job, index, attempt: failures.saturating_add(1), stop, deadline: None }
+        let attempt = failures.saturating_add(1);
+        Self { job, index, attempt, stop, deadline: None, state: State::none() }
+    }
+
+    /// The same context with a state, for tests that call [`Job::process`](crate::Job::process) themselves.
+    #[must_use]
+    pub fn with_state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Gives the tasks of the batch their job's state.
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.state = state;
+    }
+
+    /// What [`Job::prepare`](crate::Job::prepare) opened in this worker. All slots that run tasks of the job share it.
+    ///
+    /// # Errors
+    /// If the job prepares nothing of this type. Pass it on with `?`: the task has failed for good.
+    pub fn state<T: 'static>(&self) -> Result<&T, TaskError> {
+        self.state.get()
     }
 
     /// The same context, moved to another task of the batch.
@@ -187,6 +208,10 @@ impl TaskError {
             Trouble::Delayed(reason, delay) => Trouble::Delayed(format!("{text}: {reason}"), delay),
             other @ (Trouble::Stopped | Trouble::TimedOut) => other,
         })
+    }
+
+    pub(crate) fn from_trouble(trouble: Trouble) -> Self {
+        Self(trouble)
     }
 
     pub(crate) fn stopped() -> Self {

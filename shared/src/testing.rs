@@ -92,7 +92,8 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
         for chunk in worker.run(&work)? {
             for done in chunk.done {
                 let (first, count) = (done.first, done.count);
-                sink.take(&DoneSpan { first, count, outputs: &done.into_outputs() })?;
+                let (outputs, tasks) = done.into_parts();
+                sink.take(&DoneSpan { first, count, outputs: &outputs, tasks: tasks.as_deref() })?;
             }
             for failure in chunk.failed {
                 let failures = work.failures + 1;
@@ -176,8 +177,8 @@ impl LocalWorker<'_> {
         let mut chunks = Vec::new();
         let mut hand_on = |chunk| chunks.push(chunk);
         let cx = TaskContext::new(self.id, work.first, work.failures, StopSignal::new());
-        self.job
-            .process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))?;
+        let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on);
+        self.job.process_batch(&batch, &mut run.preparing_at_once())?;
         Ok(chunks)
     }
 }

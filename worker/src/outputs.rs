@@ -66,16 +66,21 @@ impl Outputs {
             };
             spans.extend(apart);
         }
-        let outputs: Vec<_> =
-            spans.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
+        let spans: Vec<_> =
+            spans.into_iter().map(|done| (done.first, done.count, done.into_parts())).collect();
         let results = Results {
             job: self.job,
             round: self.round,
             worker: shop.id.clone(),
             busy_us: micros(self.busy),
-            done: outputs
+            done: spans
                 .iter()
-                .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
+                .map(|(first, count, (outputs, tasks))| DoneSpan {
+                    first: *first,
+                    count: *count,
+                    outputs,
+                    tasks: tasks.as_deref(),
+                })
                 .collect(),
             failed: Vec::new(),
         };

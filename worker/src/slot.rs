@@ -6,14 +6,15 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, TaskContext,
-    TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, StopSignal,
+    TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
 use crate::{
     handoff::{Handoffs, Upshot},
     in_hand::InHand,
+    job_cache::release,
     seat::{ALL, Tenant},
     sequel::{Sequel, next_wait, retried},
     shop::Shop,
@@ -34,7 +35,7 @@ pub(crate) struct Work {
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
-    while let Some(work) = waiting.next() {
+    while let Some(work) = waiting.next(|| shop.jobs.forget_ended()) {
         shop.counts.begins();
         let work = Arc::new(work);
         tenant.begin(&work);
@@ -45,11 +46,15 @@ pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Ha
             run.work_on();
         }
         if !tenant.end() {
+            if shop.halt.is_stopped() {
+                shop.jobs.clear(); // it may be the last
+            }
             return;
         }
         work.batch.close();
         shop.counts.ends();
     }
+    shop.jobs.clear(); // what another slot still uses, that one drops
 }
 
 struct Run<'a> {
@@ -96,7 +101,8 @@ impl Run<'_> {
     /// Everything of it is ours, unless it is malformed on a second look.
     fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
         let (shop, batch) = (self.shop, sequel.batch);
-        if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
+        let stop = shop.board.stop_signal(batch.job, batch.round);
+        if stop.is_stopped() {
             self.skip(sequel);
             return Ok(());
         }
@@ -125,8 +131,12 @@ impl Run<'_> {
                 return Ok(());
             }
         }
-        match shop.jobs.open(&shop.registry, batch) {
-            Ok(job) => self.run_tasks(&*job, sequel),
+        match shop.jobs.open(&shop.registry, batch, &stop) {
+            Ok(job) => {
+                let ran = self.run_tasks(&*job, sequel, &stop);
+                release(job);
+                ran
+            }
             Err(OpenError::Spec(error)) => Err(Malformed::new(error)),
             Err(OpenError::UnknownKind) => {
                 let message = self.work.message.clone();
@@ -136,17 +146,17 @@ impl Run<'_> {
         }
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>, stop: &StopSignal) -> Result<(), Malformed> {
         let Sequel { batch, headers, .. } = sequel;
         self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
-        let stop = self.shop.board.stop_signal(batch.job, batch.round);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let mut run = run.watched(&begins);
         let began = Instant::now();
-        let ran = job.process_batch(batch, &mut run.watched(&begins))?;
-        let took = began.elapsed();
+        let ran = job.process_batch(batch, &mut run)?;
+        let took = began.elapsed().saturating_sub(run.prepare_time());
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);
         tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");
