@@ -31,6 +31,7 @@ mod panics;
 mod pipeline;
 mod poison;
 mod retry;
+mod retry_delays;
 mod rights;
 mod run;
 mod shards;

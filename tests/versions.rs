@@ -173,7 +173,7 @@ async fn results_without_a_version_are_sent_again() {
         round: batch.round,
         worker: "too-old".parse().unwrap(),
         busy_us: 1,
-        done: vec![gristmill_shared::wire::DoneSpan { first: batch.first, count: 5, outputs }],
+        done: vec![gristmill_shared::wire::DoneSpan { first: batch.first, count: 5, outputs, tasks: None }],
         failed: Vec::new(),
         version: 0,
         build: None,

@@ -69,7 +69,7 @@ pub(crate) fn batch<'a>(spec: &'a RawValue, tasks: &'a RawValue, count: u32) -> 
 }
 
 fn message(outputs: &RawValue, count: u32) -> Message {
-    let done = vec![DoneSpan { first: TaskIndex(0), count, outputs }];
+    let done = vec![DoneSpan { first: TaskIndex(0), count, outputs, tasks: None }];
     let worker = WorkerId::new("bench").expect("a name of the right characters");
     let job = JobId::generate();
     Results { job, round: Round(0), worker, busy_us: 1, done, failed: Vec::new(), version: 0, build: None }

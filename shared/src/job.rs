@@ -4,7 +4,7 @@ use std::{fmt, ops::ControlFlow};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{TaskContext, TaskError, TaskIndex};
+use crate::{State, TaskContext, TaskError, TaskIndex};
 
 /// A divisible job: how it is split, how one task is processed, how outputs are folded into a report.
 ///
@@ -65,6 +65,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Whether [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
     /// outputs, whatever [`Job::KEEP`] says. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
+    /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more, beside its output.
+    const WITH_TASKS: bool = false;
     /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded; a
     /// float that is NaN or infinite ends the split.
     type Task: Serialize + DeserializeOwned + Send;
@@ -93,16 +95,39 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         self.split().skip(usize::try_from(index.0).unwrap_or(usize::MAX))
     }
 
+    /// Runs in a worker before the first task of the job there: opens what its tasks share, such as a model or a pool of
+    /// connections. Once per worker and round of the job; [`TaskContext::state`] reads it, and it is dropped on a slot's thread
+    /// when the round has ended. Its time counts for no task. Defaults to no state.
+    ///
+    /// # Errors
+    /// The tasks of the batch that needed it have failed for this reason, and are tried again as after an error of
+    /// `process`. Another batch tries again, at most once a second. A panic counts as an error.
+    fn prepare(&self) -> Result<State, TaskError> {
+        Ok(State::none())
+    }
+
     /// Runs in a worker, at least once per task, on a slot's own thread, which may block and compute.
     ///
     /// # Errors
     /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
-    /// again". A panic counts as an error.
+    /// again"; [`TaskError::retry_after`] says when. A panic counts as an error.
     fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError>;
 
     /// Runs in the sink, exactly once per task that has an output, in any order, on a thread that may compute but
     /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.
     fn collect(&self, report: &mut Self::Report, index: TaskIndex, output: Self::Output) -> ControlFlow<()>;
+
+    /// [`Job::collect`] with the task itself: called in its place if the job sets [`Job::WITH_TASKS`].
+    fn collect_with_task(
+        &self,
+        report: &mut Self::Report,
+        index: TaskIndex,
+        task: Self::Task,
+        output: Self::Output,
+    ) -> ControlFlow<()> {
+        drop(task);
+        self.collect(report, index, output)
+    }
 
     /// Makes the report at the job's end, from all outputs in the order of their indices; for folds
     /// whose result depends on the order, such as a plain sum of floats. Called only with
@@ -126,12 +151,34 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
 }
 
 /// What the ledger keeps of a job.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The report only.
     Report,
     /// Every output as well, stored in the same transaction; `sink outputs JOB` streams them.
     Outputs,
+    /// Every output with its task; `sink outputs JOB --with-tasks` streams both. Each task then travels once more, beside its
+    /// output.
+    Tasks,
+}
+
+impl Keep {
+    /// Whether outputs are kept.
+    #[must_use]
+    pub fn keeps_outputs(self) -> bool {
+        self >= Self::Outputs
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Report => "report",
+            Self::Outputs => "outputs",
+            Self::Tasks => "tasks",
+        })
+    }
 }
 
 /// What a job says before it starts.
@@ -225,7 +272,7 @@ impl Conclusion {
 
 /// A job that cannot be planned, split or read.
 ///
-/// It deliberately is no `std::error::Error`, so that `?` turns any error into one.
+/// It deliberately is no `std::error::Error`, so that `?` turns any error into one, as with [`TaskError`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct JobError(String);
 
@@ -249,9 +296,9 @@ impl fmt::Debug for JobError {
     }
 }
 
-impl<E: std::error::Error> From<E> for JobError {
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for JobError {
     fn from(error: E) -> Self {
-        Self(crate::error_chain(&error))
+        Self(crate::error_chain(&*error.into()))
     }
 }
 

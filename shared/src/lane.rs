@@ -12,7 +12,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{FurtherShard, Lane};
+use crate::{FurtherShard, Lane, RETRY_DELAY_MAX};
 
 /// How many task batches may wait in a shard of a lane. A producer that is refused slows down.
 pub const TASKS_MAX_MESSAGES: u64 = 1_000;
@@ -154,6 +154,25 @@ impl RetryDelay {
         }
     }
 
+    /// Every step, the shortest first.
+    pub const ALL: [Self; 4] = [Self::Second, Self::TenSeconds, Self::Minute, Self::TenMinutes];
+
+    /// The longest step that is not longer than `delay`; none if `delay` is shorter than every step.
+    #[must_use]
+    pub fn within(delay: Duration) -> Option<Self> {
+        Self::ALL.into_iter().rev().find(|step| step.duration() <= delay)
+    }
+
+    /// The step on which a wait of `delay` begins, and the rest that is left after it. A delay is rounded up to the whole
+    /// second, is at least the shortest step, and at most [`RETRY_DELAY_MAX`].
+    #[must_use]
+    pub fn first_step(delay: Duration) -> (Self, Duration) {
+        let whole = Duration::from_secs(delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)));
+        let whole = whole.min(RETRY_DELAY_MAX);
+        let step = Self::within(whole).unwrap_or(Self::Second);
+        (step, whole.saturating_sub(step.duration()))
+    }
+
     /// How long a task waits on this step.
     #[must_use]
     pub fn duration(self) -> Duration {
@@ -208,6 +227,34 @@ mod tests {
                 assert_eq!((target.spec().max_messages, target.spec().max_bytes), (None, None), "{role:?}");
             }
         }
+    }
+
+    #[test]
+    fn delays_are_taken_apart_into_steps() {
+        let steps = |delay: Duration| {
+            let (mut step, mut rest) = RetryDelay::first_step(delay);
+            let mut steps = vec![step];
+            while let Some(next) = RetryDelay::within(rest) {
+                (step, rest) = (next, rest - next.duration());
+                steps.push(step);
+            }
+            assert_eq!(rest, Duration::ZERO, "of whole seconds nothing is left");
+            steps
+        };
+        use RetryDelay::{Minute, Second, TenMinutes, TenSeconds};
+        for (millis, expected) in [
+            (0, vec![Second]),
+            (300, vec![Second]),
+            (1_000, vec![Second]),
+            (1_001, vec![Second, Second]),
+            (10_000, vec![TenSeconds]),
+            (73_000, vec![Minute, TenSeconds, Second, Second, Second]),
+            (600_000, vec![TenMinutes]),
+        ] {
+            assert_eq!(steps(Duration::from_millis(millis)), expected, "{millis} ms");
+        }
+        assert_eq!(steps(Duration::MAX), vec![TenMinutes; 144], "a bounded number of messages");
+        assert_eq!(steps(RETRY_DELAY_MAX - Duration::from_secs(1)).len(), 143 + 9 + 5 + 9);
     }
 
     #[test]

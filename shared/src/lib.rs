@@ -22,6 +22,7 @@ mod policy;
 mod refusals;
 mod registry;
 mod shards;
+mod state;
 mod store;
 mod task;
 pub mod testing;
@@ -42,10 +43,11 @@ pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
-pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
+pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
+pub use state::State;
 pub use store::{StoreError, publish_until_answered, publish_until_stored};
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use trace::{InvalidTrace, TraceParent};

@@ -1,13 +1,23 @@
-//! How a job's tasks are treated when they fail; travels in every batch, so that every worker treats a job alike.
+//! How a job's tasks are treated when they fail, and what is kept of them; travels in every batch, so that every worker
+//! treats a job alike.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Keep, RetryDelay};
+
 /// How often a task is tried unless the job says otherwise.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 
-/// How a job's tasks are treated when they fail.
+/// The most delays a policy may list; the last one repeats, so more would hardly be reached.
+pub const RETRY_DELAYS_MAX: usize = 16;
+
+/// The longest wait before a next try: a task that asks for more waits this long. At 10 min for each hop of the retry
+/// ladder this takes 144 messages.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How a job's tasks are treated when they fail, and what is kept of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A task that failed this often is a failure. At least 1. Defaults to [`DEFAULT_MAX_ATTEMPTS`].
@@ -22,6 +32,13 @@ pub struct Policy {
     /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's version.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_build: bool,
+    /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most [`RETRY_DELAYS_MAX`],
+    /// each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means the retry ladder: 1 s, 10 s, 1 min, 10 min.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retry_delays_ms: Vec<u64>,
+    /// What the ledger keeps of the job. Defaults to what its kind says: [`Job::KEEP`](crate::Job::KEEP).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Keep>,
 }
 
 fn default_max_attempts() -> u32 {
@@ -30,7 +47,14 @@ fn default_max_attempts() -> u32 {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { max_attempts: DEFAULT_MAX_ATTEMPTS, task_timeout_ms: None, fail_fast: None, same_build: false }
+        Self {
+            max_attempts: DEFAULT_MAX_ATTEMPTS,
+            task_timeout_ms: None,
+            fail_fast: None,
+            retry_delays_ms: Vec::new(),
+            keep: None,
+            same_build: false,
+        }
     }
 }
 
@@ -39,6 +63,15 @@ impl Policy {
     #[must_use]
     pub fn task_timeout(&self) -> Option<Duration> {
         self.task_timeout_ms.map(Duration::from_millis)
+    }
+
+    /// How long a task waits before its next try, after it has now failed `failures` times in its round.
+    #[must_use]
+    pub fn retry_delay(&self, failures: u32) -> Duration {
+        let listed = &self.retry_delays_ms[..self.retry_delays_ms.len().min(RETRY_DELAYS_MAX)];
+        let place = usize::try_from(failures.saturating_sub(1)).unwrap_or(usize::MAX);
+        let delay = listed.get(place).or(listed.last());
+        delay.map_or_else(|| RetryDelay::after(failures).duration(), |ms| Duration::from_millis(*ms))
     }
 }
 
@@ -84,6 +117,20 @@ pub struct NoFailFast;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_retry_delay_repeats() {
+        let waits = |policy: &Policy| [1, 2, 3, 9].map(|failures| policy.retry_delay(failures).as_millis());
+        let listed = |retry_delays_ms: &[u64]| Policy {
+            retry_delays_ms: retry_delays_ms.to_vec(),
+            ..Policy::default()
+        };
+        assert_eq!(waits(&Policy::default()), [1_000, 10_000, 60_000, 600_000]);
+        assert_eq!(waits(&listed(&[2_000, 30_000])), [2_000, 30_000, 30_000, 30_000]);
+        assert_eq!(listed(&[1_000, 5_000]).retry_delay(0), Duration::from_secs(1));
+        let too_many: Vec<u64> = (1..=100).collect();
+        assert_eq!(listed(&too_many).retry_delay(90), Duration::from_millis(RETRY_DELAYS_MAX as u64));
+    }
 
     #[test]
     fn a_fail_fast_is_a_number_or_a_share() {

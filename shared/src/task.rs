@@ -8,13 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{runtime::Runtime, sync::Notify};
 
 use crate::{
-    JobId, TaskIndex,
+    JobId, State, TaskIndex,
     wire::{clip_reason, encoded_len},
 };
 
@@ -26,13 +26,34 @@ pub struct TaskContext {
     attempt: u32,
     stop: StopSignal,
     deadline: Option<Instant>,
+    state: State,
 }
 
 impl TaskContext {
     /// For the first task of a batch. `failures` is how often the task has failed before.
     #[must_use]
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
-        Self { job, index, attempt: failures.saturating_add(1), stop, deadline: None }
+        let attempt = failures.saturating_add(1);
+        Self { job, index, attempt, stop, deadline: None, state: State::none() }
+    }
+
+    /// The same context with a state, for tests that call [`Job::process`](crate::Job::process) themselves.
+    #[must_use]
+    pub fn with_state(self, state: State) -> Self {
+        Self { state, ..self }
+    }
+
+    /// Gives the tasks of the batch their job's state.
+    pub(crate) fn set_state(&mut self, state: State) {
+        self.state = state;
+    }
+
+    /// What [`Job::prepare`](crate::Job::prepare) opened in this worker. All slots that run tasks of the job share it.
+    ///
+    /// # Errors
+    /// If the job prepares nothing of this type. Pass it on with `?`: the task has failed for good.
+    pub fn state<T: 'static>(&self) -> Result<&T, TaskError> {
+        self.state.get()
     }
 
     /// The same context, moved to another task of the batch.
@@ -97,7 +118,26 @@ impl TaskContext {
 
 /// Why a task gave no output.
 ///
-/// It deliberately is no `std::error::Error`, so that `?` turns any error into one.
+/// It deliberately is no `std::error::Error`, so that `?` turns any error into one: those of the standard library and of
+/// `thiserror`, `anyhow::Error`, `Box<dyn Error + Send + Sync>`, and texts. The reason has the text of the error and of its
+/// causes, and keeps nothing else of them.
+///
+/// ```
+/// use std::time::Duration;
+/// use gristmill_shared::TaskError;
+///
+/// # fn get(_: &str) -> anyhow::Result<(u16, String)> { Ok((404, String::new())) }
+/// fn page(url: &str) -> Result<String, TaskError> {
+///     let (status, text) = get(url).map_err(|error| TaskError::from(error).context(url))?;
+///     match status {
+///         200 => Ok(text),
+///         404 => Err(TaskError::reject("no such page")),
+///         429 => Err(TaskError::retry_after(Duration::from_secs(30)).context("too many requests")),
+///         _ => Err(format!("status {status}"))?,
+///     }
+/// }
+/// # assert!(page("http://localhost/").is_err());
+/// ```
 pub struct TaskError(Trouble);
 
 /// What a [`TaskError`] means for the task.
@@ -113,6 +153,8 @@ pub enum Trouble {
     Stopped,
     /// The deadline passed; counts as a failure.
     TimedOut,
+    /// Try again after this delay, whatever the job's policy says, with this reason. Counts as a failure.
+    Delayed(String, Duration),
 }
 
 impl Trouble {
@@ -122,6 +164,7 @@ impl Trouble {
             Self::Failed(reason) => Self::Failed(clip_reason(&reason).into_owned()),
             Self::Rejected(reason) => Self::Rejected(clip_reason(&reason).into_owned()),
             Self::Undecodable(reason) => Self::Undecodable(clip_reason(&reason).into_owned()),
+            Self::Delayed(reason, delay) => Self::Delayed(clip_reason(&reason).into_owned(), delay),
             Self::Stopped | Self::TimedOut => self,
         }
     }
@@ -129,7 +172,10 @@ impl Trouble {
     /// How many bytes the reason takes on the wire, where some characters take six.
     pub(crate) fn encoded_len(&self) -> usize {
         match self {
-            Self::Failed(reason) | Self::Rejected(reason) | Self::Undecodable(reason) => encoded_len(reason),
+            Self::Failed(reason)
+            | Self::Rejected(reason)
+            | Self::Undecodable(reason)
+            | Self::Delayed(reason, _) => encoded_len(reason),
             Self::Stopped | Self::TimedOut => 0,
         }
     }
@@ -146,6 +192,32 @@ impl TaskError {
     #[must_use]
     pub fn failed(why: impl fmt::Display) -> Self {
         Self(Trouble::Failed(why.to_string()))
+    }
+
+    /// This try failed; the next one begins after `delay`, which takes the place of the job's own retry delays. The try
+    /// counts like any other. The delay is rounded up to the whole second, and is at least 1 s and at most
+    /// [`RETRY_DELAY_MAX`](crate::RETRY_DELAY_MAX).
+    ///
+    /// The reason is a plain one; [`TaskError::context`] says more.
+    #[must_use]
+    pub fn retry_after(delay: Duration) -> Self {
+        Self(Trouble::Delayed(format!("it asks for another try after {delay:?}"), delay))
+    }
+
+    /// Puts `text` and a colon before the reason, as in `reading the index: no such file`. Changes nothing else: a
+    /// rejected task stays rejected, and a stop or a passed deadline has no reason to add to.
+    #[must_use]
+    pub fn context(self, text: impl fmt::Display) -> Self {
+        Self(match self.0 {
+            Trouble::Failed(reason) => Trouble::Failed(format!("{text}: {reason}")),
+            Trouble::Rejected(reason) => Trouble::Rejected(format!("{text}: {reason}")),
+            Trouble::Delayed(reason, delay) => Trouble::Delayed(format!("{text}: {reason}"), delay),
+            other @ (Trouble::Stopped | Trouble::TimedOut | Trouble::Undecodable(_)) => other,
+        })
+    }
+
+    pub(crate) fn from_trouble(trouble: Trouble) -> Self {
+        Self(trouble)
     }
 
     pub(crate) fn stopped() -> Self {
@@ -169,9 +241,9 @@ impl fmt::Debug for TaskError {
     }
 }
 
-impl<E: std::error::Error> From<E> for TaskError {
+impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for TaskError {
     fn from(error: E) -> Self {
-        Self(Trouble::Failed(crate::error_chain(&error)))
+        Self(Trouble::Failed(crate::error_chain(&*error.into())))
     }
 }
 
@@ -249,6 +321,45 @@ mod tests {
         }
         let Trouble::Failed(reason) = task().unwrap_err().into_trouble() else { panic!("not a failure") };
         assert_eq!(reason, "invalid digit found in string");
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("the disk is gone")]
+    struct DiskGone;
+
+    #[test]
+    fn question_mark_takes_every_error() {
+        fn fails(how: u32) -> Result<(), TaskError> {
+            let gone = Box::<dyn std::error::Error + Send + Sync>::from(DiskGone);
+            match how {
+                0 => Err(anyhow::Error::new(DiskGone).context("reading row 7"))?,
+                1 => Err(gone)?,
+                2 => Err("a text")?,
+                3 => Err(String::from("a longer text"))?,
+                _ => anyhow::Context::context(Err::<(), _>(DiskGone), "writing row 7")?,
+            }
+            Ok(())
+        }
+        let reasons: Vec<_> = (0..5).map(|how| fails(how).unwrap_err().into_trouble()).collect();
+        let expected = [
+            "reading row 7: the disk is gone",
+            "the disk is gone",
+            "a text",
+            "a longer text",
+            "writing row 7: the disk is gone",
+        ];
+        assert_eq!(reasons, expected.map(|reason| Trouble::Failed(reason.into())));
+    }
+
+    #[test]
+    fn context_goes_before_the_reason() {
+        let told = |error: TaskError| error.context("row 7").into_trouble();
+        assert_eq!(told(DiskGone.into()), Trouble::Failed("row 7: the disk is gone".into()));
+        assert_eq!(told(TaskError::reject("odd")), Trouble::Rejected("row 7: odd".into()));
+        assert_eq!(told(TaskError::stopped()), Trouble::Stopped);
+        let wait = Duration::from_secs(30);
+        let reason = "row 7: it asks for another try after 30s";
+        assert_eq!(told(TaskError::retry_after(wait)), Trouble::Delayed(reason.into(), wait));
     }
 
     #[test]

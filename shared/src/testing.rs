@@ -95,12 +95,15 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
         for chunk in worker.run(&work)? {
             for done in chunk.done {
                 let (first, count) = (done.first, done.count);
-                sink.take(&DoneSpan { first, count, outputs: &done.into_outputs() })?;
+                let (outputs, tasks) = done.into_parts();
+                sink.take(&DoneSpan { first, count, outputs: &outputs, tasks: tasks.as_deref() })?;
             }
             for failure in chunk.failed {
                 let failures = work.failures + 1;
                 match failure.trouble {
-                    Trouble::Failed(_) | Trouble::TimedOut if failures < DEFAULT_MAX_ATTEMPTS => {
+                    Trouble::Failed(_) | Trouble::Delayed(..) | Trouble::TimedOut
+                        if failures < DEFAULT_MAX_ATTEMPTS =>
+                    {
                         let tasks = RawValue::from_string(format!("[{}]", failure.task.get()))?;
                         queue.push_back(Work { first: failure.index, count: 1, tasks, failures });
                     }
@@ -181,8 +184,8 @@ impl LocalWorker<'_> {
         let mut chunks = Vec::new();
         let mut hand_on = |chunk| chunks.push(chunk);
         let cx = TaskContext::new(self.id, work.first, work.failures, StopSignal::new());
-        self.job
-            .process_batch(&batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))?;
+        let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on);
+        self.job.process_batch(&batch, &mut run.preparing_at_once())?;
         Ok(chunks)
     }
 }

@@ -91,7 +91,16 @@ fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
                     golden.form
                 );
             }
-            assert_eq!(described.len(), object.len(), "{}: {described:?} describe {at}", golden.form);
+            for field in described.iter().filter(|field| !object.contains_key(**field)) {
+                // The example has its default, which is left out. A form that does not know the field passes over every value.
+                let known = ["\"?\"", "7", "[7]"].iter().any(|value| {
+                    let mut changed = example.clone();
+                    let object = changed.pointer_mut(&at).and_then(Value::as_object_mut).unwrap();
+                    object.insert((*field).to_owned(), parse(value));
+                    golden.recode(&changed.to_string()) != golden.recode(&golden.body)
+                });
+                assert!(known, "{}: no {at}/{field} is read", golden.form);
+            }
             for (field, default) in table.column(0).map(plain).zip(table.column(2)) {
                 let change = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
                     let mut changed = example.clone();

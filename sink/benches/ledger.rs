@@ -145,7 +145,7 @@ fn messages(job: JobId, count: Count, size: u64) -> Vec<Message> {
         let json = serde_json::to_string(&(first..last).collect::<Vec<_>>()).expect("numbers are JSON");
         let outputs = RawValue::from_string(json).expect("it was just encoded");
         let count = u32::try_from(last - first).expect("a batch is small");
-        let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs }];
+        let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs, tasks: None }];
         let results = Results {
             job,
             round: Round(0),

@@ -9,7 +9,7 @@ use gristmill_shared::{
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
-use super::log::LogFormat;
+use super::{delays::RetryDelays, log::LogFormat};
 use crate::{
     connect::{Access, connect_for, connect_to_declare},
     exit::Failure,
@@ -228,6 +228,11 @@ pub(crate) struct SubmitFlags {
     /// Let only workers of this very build run the tasks [default: every build with the kind's version]
     #[arg(long, global = true, env = "GRISTMILL_SAME_BUILD")]
     same_build: bool,
+
+    /// How long a failed task waits before its second, third, ... try, from 1s to 24h each, at most 16 of them; the last
+    /// one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
+    #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
+    retry_delays: Option<RetryDelays>,
 }
 
 /// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
@@ -254,6 +259,8 @@ impl SubmitFlags {
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
             same_build: self.same_build,
+            retry_delays_ms: self.retry_delays.as_ref().map_or(Vec::new(), |delays| delays.millis.clone()),
+            ..Policy::default()
         };
         SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
     }

@@ -3,6 +3,7 @@
 mod bar;
 mod clash;
 mod config;
+mod delays;
 mod doctor;
 mod drill;
 mod flags;

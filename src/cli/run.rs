@@ -6,8 +6,8 @@ use std::{
 };
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
-use gristmill_producer::{Producer, Watch, cancel};
-use gristmill_shared::{Transport, memory::MemoryTransport};
+use gristmill_producer::{Producer, SubmitOptions, Watch, cancel};
+use gristmill_shared::{Lane, Transport, memory::MemoryTransport};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +48,20 @@ struct RunFlags {
     /// Print the end as JSON
     #[arg(long, global = true)]
     json: bool,
+}
+
+/// The waits before next tries in one process, in milliseconds: a server that is down is given up after 17 s, and not after
+/// the 11 minutes that a fleet allows.
+const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
+
+impl RunFlags {
+    fn options(&self, lane: &Lane) -> SubmitOptions {
+        let mut options = self.how.options(lane);
+        if options.policy.retry_delays_ms.is_empty() {
+            options.policy.retry_delays_ms = RUN_RETRY_DELAYS_MS.to_vec();
+        }
+        options
+    }
 }
 
 pub(crate) fn command(kinds: &Kinds) -> Command {
@@ -105,7 +119,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     };
     let submitting = async {
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
-        let mut submission = producer.open(job, flags.how.options(&lane)).await?;
+        let mut submission = producer.open(job, flags.options(&lane)).await?;
         let (id, plan) = (submission.id(), submission.plan().clone());
         let _ = opened.set(id); // there is one job
         if flags.broker.is_some() {

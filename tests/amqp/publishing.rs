@@ -25,6 +25,7 @@ async fn all_properties_come_through_the_broker() {
             loss: 2,
             released: 4,
             undecodable: Some("1733745901204 worker-1".into()),
+            delay_ms: 7,
             reason: Some("\u{e4}\n".into()),
             origin: Some("o".into()),
             traceparent: Some("00-ab-cd-01".into()),

@@ -1,32 +1,54 @@
-//! Jobs that were read from their spec, so that it is parsed once per job and not once per batch.
+//! Jobs that were read from their spec, with the state that each has opened: once per job and round, not once per batch.
+//!
+//! A state is user code, so it is dropped on a slot's thread: whatever takes a job from the cache hands it to the calling
+//! slot, and when a round ends a slot is woken to do so.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use gristmill_shared::{AnyJob, JobId, OpenError, Registry, wire::Batch};
+use futures::future::select_all;
+use gristmill_shared::{AnyJob, JobId, OpenError, Registry, Round, StopSignal, panic_text, wire::Batch};
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 
-/// How many jobs are kept; the oldest is dropped first and read again if another batch of it comes.
+use crate::waiting::Waiting;
+
+/// How many jobs are kept, and those beyond of which a slot runs a batch; the oldest that no slot has is dropped first, and
+/// read and prepared again if another batch of it comes.
 const CACHE_MAX_JOBS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(crate) struct JobCache {
-    jobs: Mutex<BTreeMap<JobId, Cached>>,
+    jobs: Mutex<BTreeMap<(JobId, Round), Cached>>,
+    /// Another job is in the cache.
+    added: Notify,
 }
 
 #[derive(Debug)]
 struct Cached {
     spec: Box<RawValue>,
     job: Arc<dyn AnyJob>,
+    /// Given when the round has ended.
+    stop: StopSignal,
 }
 
 impl JobCache {
-    /// The batch's job. A batch that claims another spec for the same job gets what it claims.
-    pub(crate) fn open(&self, registry: &Registry, batch: &Batch<'_>) -> Result<Arc<dyn AnyJob>, OpenError> {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cached) = jobs.get(&batch.job)
+    /// The batch's job. A batch that claims another spec for the same job gets what it claims. For slots: jobs that make room
+    /// are dropped here.
+    pub(crate) fn open(
+        &self,
+        registry: &Registry,
+        batch: &Batch<'_>,
+        stop: &StopSignal,
+    ) -> Result<Arc<dyn AnyJob>, OpenError> {
+        let key = (batch.job, batch.round);
+        let mut jobs = self.jobs();
+        if let Some(cached) = jobs.get(&key)
             && cached.spec.get() == batch.spec.get()
             && cached.job.kind() == batch.kind.as_str()
             && cached.job.version() == batch.version
@@ -34,10 +56,64 @@ impl JobCache {
             return Ok(Arc::clone(&cached.job));
         }
         let job = registry.open(&batch.kind, batch.version, batch.spec)?;
-        jobs.insert(batch.job, Cached { spec: batch.spec.to_owned(), job: Arc::clone(&job) });
+        let cached = Cached { spec: batch.spec.to_owned(), job: Arc::clone(&job), stop: stop.clone() };
+        let replaced = jobs.insert(key, cached);
+        let mut dropped: Vec<_> = replaced.into_iter().collect();
         if jobs.len() > CACHE_MAX_JOBS {
-            jobs.pop_first();
+            let idle = jobs.iter().find(|(_, cached)| Arc::strong_count(&cached.job) == 1);
+            let oldest = idle.map(|(key, _)| *key);
+            dropped.extend(oldest.and_then(|key| jobs.remove(&key)));
         }
+        drop(jobs);
+        self.added.notify_one();
+        dropped.into_iter().for_each(|cached| drop_job(cached.job));
         Ok(job)
+    }
+
+    /// Drops the jobs whose round has ended. For slots.
+    pub(crate) fn forget_ended(&self) {
+        let ended: Vec<_> = self.jobs().extract_if(.., |_, cached| cached.stop.is_stopped()).collect();
+        ended.into_iter().for_each(|(_, cached)| drop_job(cached.job));
+    }
+
+    /// Drops all jobs. For slots that end.
+    pub(crate) fn clear(&self) {
+        let all = mem::take(&mut *self.jobs());
+        all.into_values().for_each(|cached| drop_job(cached.job));
+    }
+
+    /// Wakes a slot whenever a round ends of which there is a job here. Never ends. Cancel safe.
+    pub(crate) async fn watch(&self, waiting: &Waiting) {
+        loop {
+            let mut added = pin!(self.added.notified());
+            added.as_mut().enable(); // what is added from here on is noticed
+            let signals: Vec<_> = self.jobs().values().map(|cached| cached.stop.clone()).collect();
+            let (ended, running): (Vec<_>, Vec<_>) = signals.into_iter().partition(StopSignal::is_stopped);
+            if !ended.is_empty() {
+                waiting.tidy_up();
+            }
+            if running.is_empty() {
+                added.await;
+                continue;
+            }
+            let one_ends = select_all(running.iter().map(|stop| Box::pin(stop.stopped())));
+            tokio::select! {
+                () = added => {}
+                _ = one_ends => {}
+            }
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, BTreeMap<(JobId, Round), Cached>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives up a hold of a job. The last one drops its state, which is user code and may panic.
+pub(crate) fn drop_job(job: Arc<dyn AnyJob>) {
+    let kind = job.kind();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(job))) {
+        let panic = panic_text(&*panic);
+        tracing::warn!(kind, panic, "dropping a job's state panicked; the worker goes on without it");
     }
 }

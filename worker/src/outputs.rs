@@ -80,8 +80,8 @@ impl Outputs {
             };
             spans.extend(apart);
         }
-        let outputs: Vec<_> =
-            spans.into_iter().map(|done| (done.first, done.count, done.into_outputs())).collect();
+        let spans: Vec<_> =
+            spans.into_iter().map(|done| (done.first, done.count, done.into_parts())).collect();
         let Source { job, round, version } = self.source;
         let results = Results {
             job,
@@ -90,9 +90,14 @@ impl Outputs {
             build: shop.build.clone(),
             worker: shop.id.clone(),
             busy_us: micros(self.busy),
-            done: outputs
+            done: spans
                 .iter()
-                .map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs })
+                .map(|(first, count, (outputs, tasks))| DoneSpan {
+                    first: *first,
+                    count: *count,
+                    outputs,
+                    tasks: tasks.as_deref(),
+                })
                 .collect(),
             failed: Vec::new(),
         };

@@ -9,16 +9,21 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-/// What to send instead: the two halves of the message, or the failure of its only task. None if there is no way: it
+/// What to send instead: the two halves of the message, or its only output without the task, or the failure of that. None if there is no way: it
 /// is no results message, or already that failure.
 pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
     let results: Results<'_> = decode(refused).ok()?;
-    let outputs: Vec<(TaskIndex, &RawValue)> = results.done.iter().flat_map(each).collect();
-    let part = |name, done: &[(TaskIndex, &RawValue)], failed: Vec<FailedTask<'_>>| {
-        let outputs: Vec<_> = done.iter().map(|(_, output)| Batch::pack(&[output])).collect();
-        let spans = done.iter().zip(&outputs);
-        let spans =
-            spans.map(|((first, _), outputs)| DoneSpan { first: *first, count: 1, outputs }).collect();
+    let outputs: Vec<DoneTask<'_>> = results.done.iter().flat_map(each).collect();
+    let part = |name, done: &[DoneTask<'_>], failed: Vec<FailedTask<'_>>| {
+        let alone = |value: &RawValue| Batch::pack(&[value]);
+        let parts: Vec<_> = done.iter().map(|done| (alone(done.output), done.task.map(alone))).collect();
+        let spans = done.iter().zip(&parts).map(|(done, (outputs, tasks))| DoneSpan {
+            first: done.index,
+            count: 1,
+            outputs,
+            tasks: tasks.as_deref(),
+        });
+        let spans = spans.collect();
         let busy_us = if name == 'a' { results.busy_us } else { 0 };
         let results = Results {
             busy_us,
@@ -34,7 +39,11 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
     };
     match (&outputs[..], &results.failed[..]) {
         ([], []) => None,
-        ([(index, _)], []) => Some(vec![part('f', &[], vec![too_large(*index, 0, 0, why)])]),
+        ([DoneTask { index, output, task: Some(_) }], []) => {
+            let done = DoneTask { index: *index, output, task: None };
+            Some(vec![part('o', &[done], Vec::new())])
+        }
+        ([DoneTask { index, .. }], []) => Some(vec![part('f', &[], vec![too_large(*index, 0, 0, why)])]),
         ([], [failed]) if failed.task.get() == RawValue::NULL.get() => None,
         ([], [failed]) => {
             let FailedTask { index, attempts, losses, .. } = *failed;
@@ -53,9 +62,19 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
     }
 }
 
-fn each<'a>(span: &DoneSpan<'a>) -> Vec<(TaskIndex, &'a RawValue)> {
-    let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get()).unwrap_or_default(); // we wrote it
-    (span.first.0..).map(TaskIndex).zip(outputs).collect()
+/// One output, and its task if that travels along.
+struct DoneTask<'a> {
+    index: TaskIndex,
+    output: &'a RawValue,
+    task: Option<&'a RawValue>,
+}
+
+fn each<'a>(span: &DoneSpan<'a>) -> Vec<DoneTask<'a>> {
+    let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // we wrote it
+    let outputs: Vec<&RawValue> = read(span.outputs);
+    let mut tasks = span.tasks.map(read).unwrap_or_default().into_iter();
+    let outputs = (span.first.0..).zip(outputs);
+    outputs.map(|(index, output)| DoneTask { index: TaskIndex(index), output, task: tasks.next() }).collect()
 }
 
 fn too_large(index: TaskIndex, attempts: u32, losses: u32, why: &str) -> FailedTask<'static> {
@@ -82,7 +101,14 @@ mod tests {
             }
             let results: Results<'_> = decode(&message).unwrap();
             assert_eq!((results.version, results.build.as_ref().map(BuildId::as_str)), (3, Some("b1")));
-            done.extend(results.done.iter().flat_map(each).map(|(index, _)| index.0));
+            for part in results.done.iter().flat_map(each) {
+                assert_eq!(
+                    part.task.is_some(),
+                    part.index != TaskIndex(9),
+                    "a task went with another output"
+                );
+                done.push(part.index.0);
+            }
             failed.extend(results.failed.iter().map(|failed| failed.index.0));
         }
         done.sort_unstable();
@@ -95,6 +121,7 @@ mod tests {
         let raw = |json: String| RawValue::from_string(json).unwrap();
         let large = "x".repeat(2_000);
         let (first, second) = (raw(format!("[1,2,\"{large}\"]")), raw("[4]".into()));
+        let tasks = raw("[10,20,30]".into());
         let task = raw(format!("\"{large}\""));
         let failed = |index| FailedTask {
             index: TaskIndex(index),
@@ -109,8 +136,8 @@ mod tests {
             worker: gristmill_shared::WorkerId::generate("test"),
             busy_us: 7,
             done: vec![
-                DoneSpan { first: TaskIndex(0), count: 3, outputs: &first },
-                DoneSpan { first: TaskIndex(9), count: 1, outputs: &second },
+                DoneSpan { first: TaskIndex(0), count: 3, outputs: &first, tasks: Some(&tasks) },
+                DoneSpan { first: TaskIndex(9), count: 1, outputs: &second, tasks: None },
             ],
             failed: vec![failed(5), failed(6)],
             version: 3,

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use gristmill_shared::{
-    Address, Chunk, Headers, Message, Outgoing, QueueRole, TaskFailure, TaskIndex, Trouble,
+    Address, Chunk, Headers, Message, Outgoing, QueueRole, RETRY_DELAY_MAX, RetryDelay, TaskFailure,
+    TaskIndex, Trouble,
     meter::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
     wire::{Batch, FailedTask, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
@@ -186,17 +187,23 @@ impl Sequel<'_> {
 
     /// The failed task alone, up the ladder; the rest of its batch is not run again.
     fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Outgoing {
-        let delay = self.batch.retry_delay(headers.attempt);
+        let delay = match failure.trouble {
+            Trouble::Delayed(_, delay) => delay,
+            _ => self.batch.retry_delay(headers.attempt),
+        };
+        let (step, rest) = RetryDelay::first_step(delay);
+        let headers = &Headers { delay_ms: millis(rest), ..headers.clone() };
+        let again_in = step.duration() + rest;
         let (job, index, attempt, reason) =
             (self.batch.job, failure.index, headers.attempt, self.why(failure));
         match self.shop.complaints.one_more(job) {
             Some(failures_of_job) => {
-                tracing::warn!(%job, %index, attempt, again_in = %delay, reason, failures_of_job, "a task failed");
+                tracing::warn!(%job, %index, attempt, ?again_in, reason, failures_of_job, "a task failed");
             }
-            None => tracing::debug!(%job, %index, attempt, again_in = %delay, reason, "a task failed"),
+            None => tracing::debug!(%job, %index, attempt, ?again_in, reason, "a task failed"),
         }
         let message = self.part(failure.index, &[&failure.task], headers);
-        Outgoing { to: self.shop.to(QueueRole::Retry(delay)), message }
+        Outgoing { to: self.shop.to(QueueRole::Retry(step)), message }
     }
 
     fn for_good<'t>(&self, failure: &'t TaskFailure, failures: u32) -> FailedTask<'t> {
@@ -218,9 +225,10 @@ impl Sequel<'_> {
 
     fn why(&self, failure: &TaskFailure) -> String {
         match &failure.trouble {
-            Trouble::Failed(reason) | Trouble::Rejected(reason) | Trouble::Undecodable(reason) => {
-                reason.clone()
-            }
+            Trouble::Failed(reason)
+            | Trouble::Rejected(reason)
+            | Trouble::Undecodable(reason)
+            | Trouble::Delayed(reason, _) => reason.clone(),
             Trouble::TimedOut => {
                 let limit = self.batch.policy.task_timeout().unwrap_or_default();
                 format!("it ran longer than the job's task timeout of {limit:?}")
@@ -251,6 +259,19 @@ impl Sequel<'_> {
         };
         results_message(self.shop, &results, self.headers.trace())
     }
+}
+
+/// The next step of a retried batch that has still to wait, for at least the shortest step. It costs the batch nothing.
+pub(crate) fn next_wait(shop: &Shop, message: &Message) -> Option<Outgoing> {
+    let rest = Duration::from_millis(message.headers.delay_ms.into()).min(RETRY_DELAY_MAX);
+    let step = RetryDelay::within(rest)?;
+    let headers = Headers { delay_ms: millis(rest - step.duration()), ..message.headers.follow() };
+    Some(Outgoing { to: shop.to(QueueRole::Retry(step)), message: Message { headers, ..message.clone() } })
+}
+
+/// A delay as its header tells it. No delay is longer than [`RETRY_DELAY_MAX`], for which there is room.
+fn millis(delay: Duration) -> u32 {
+    u32::try_from(delay.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Whether a task is as small as tasks are; others may send larger ones, which cannot be sent on.

@@ -6,16 +6,18 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, StopSignal,
+    TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
 use crate::{
     handoff::{Handoffs, Upshot},
     in_hand::InHand,
+    job_cache::drop_job,
     release::{Release, Unfit},
     seat::{ALL, Tenant},
-    sequel::{ChunkCounts, Sequel},
+    sequel::{ChunkCounts, Sequel, next_wait},
     shop::Shop,
     suspicion::{Verdict, judge},
     waiting::Waiting,
@@ -34,7 +36,7 @@ pub(crate) struct Work {
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
-    while let Some(work) = waiting.next() {
+    while let Some(work) = waiting.next(|| shop.jobs.forget_ended()) {
         shop.counts.begins();
         let work = Arc::new(work);
         tenant.begin(&work);
@@ -45,11 +47,15 @@ pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Ha
             run.work_on();
         }
         if !tenant.end() {
+            if shop.halt.is_stopped() {
+                shop.jobs.clear(); // it may be the last
+            }
             return;
         }
         work.batch.close();
         shop.counts.ends();
     }
+    shop.jobs.clear(); // what another slot still uses, that one drops
 }
 
 struct Run<'a> {
@@ -76,7 +82,7 @@ impl Run<'_> {
         let Work { message, from, .. } = self.work;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
-                let headers = message.headers.follow();
+                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // it has waited
                 let _span = tracing::debug_span!(
                     "batch", trace_id = headers.trace_id(), span_id = headers.span_id(),
                     parent_id = message.headers.span_id(), job = %batch.job, first = %batch.first, tasks = batch.count
@@ -96,8 +102,16 @@ impl Run<'_> {
     /// Everything of it is ours, unless it is malformed on a second look.
     fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
         let (shop, batch) = (self.shop, sequel.batch);
-        if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
+        let stop = shop.board.stop_signal(batch.job, batch.round);
+        if stop.is_stopped() {
             self.skip(sequel);
+            return Ok(());
+        }
+        // Before it is judged: nothing of it is run here, so it can kill nobody.
+        if self.work.from == QueueRole::Again
+            && let Some(message) = next_wait(shop, &self.work.message)
+        {
+            self.send(vec![message]);
             return Ok(());
         }
         match judge(self.work.from, self.work.before, batch.count) {
@@ -121,10 +135,12 @@ impl Run<'_> {
         if batch.policy.same_build && !shop.is_own_build(batch) {
             return self.release(sequel, &Unfit::Build);
         }
-        let unfit = match shop.jobs.open(&shop.registry, batch) {
+        let unfit = match shop.jobs.open(&shop.registry, batch, &stop) {
             Ok(job) => {
                 shop.releases.ran();
-                return self.run_tasks(&*job, sequel);
+                let ran = self.run_tasks(&*job, sequel, &stop);
+                drop_job(job);
+                return ran;
             }
             Err(OpenError::Spec(error)) if shop.is_own_build(batch) => return Err(Malformed::new(error)),
             Err(OpenError::Spec(error)) => Unfit::Spec(error.to_string()),
@@ -157,17 +173,17 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>) -> Result<(), Malformed> {
+    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>, stop: &StopSignal) -> Result<(), Malformed> {
         let Sequel { batch, headers, .. } = sequel;
         self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
-        let stop = self.shop.board.stop_signal(batch.job, batch.round);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let mut run = run.watched(&begins);
         let began = Instant::now();
-        let ran = job.process_batch(batch, &mut run.watched(&begins))?;
-        let took = began.elapsed();
+        let ran = job.process_batch(batch, &mut run)?;
+        let took = began.elapsed().saturating_sub(run.prepare_time());
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);
         tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");

@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     pin::pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -49,6 +50,8 @@ struct State {
     idle: usize,
     /// How many were taken so far.
     taken: u64,
+    /// A slot is to drop what has ended before it takes work.
+    untidy: bool,
 }
 
 /// An intake is to bring more when as few are left as there are slots.
@@ -89,7 +92,7 @@ impl Giving {
         loop {
             tokio::time::sleep(time).await;
             let now = self.0.state().taken;
-            if std::mem::replace(&mut taken, now) == now {
+            if mem::replace(&mut taken, now) == now {
                 return;
             }
         }
@@ -112,10 +115,15 @@ impl Drop for Giving {
 }
 
 impl Waiting {
-    /// Blocks. Nothing once no more will come.
-    pub(crate) fn next(&self) -> Option<Work> {
+    /// Blocks. Nothing once no more will come. `tidy_up` is called, without the lock, when [`Waiting::tidy_up`] asked for it.
+    pub(crate) fn next(&self, tidy_up: impl Fn()) -> Option<Work> {
         let mut state = self.0.state();
         loop {
+            if mem::take(&mut state.untidy) {
+                drop(state);
+                tidy_up();
+                state = self.0.state();
+            }
             if let Some(work) = self.take(&mut state) {
                 return Some(work);
             }
@@ -127,6 +135,12 @@ impl Waiting {
             state = self.0.some.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
         }
+    }
+
+    /// Has a slot tidy up: at once if one waits for work, else before the next one takes some.
+    pub(crate) fn tidy_up(&self) {
+        self.0.state().untidy = true;
+        self.0.some.notify_one();
     }
 
     /// Waits until a slot has nothing to do.
@@ -197,7 +211,7 @@ mod tests {
         let (giving, waiting) = waiting(4);
         giving.give(works([QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect])).await;
         drop(giving);
-        let from = || waiting.next().map(|work| work.from);
+        let from = || waiting.next(|| {}).map(|work| work.from);
         assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
         assert_eq!(waiting.next_async().await.map(|work| work.from), Some(QueueRole::Again));
         assert_eq!([from(), from()], [None, None]);
@@ -209,7 +223,7 @@ mod tests {
         let mut given = pin!(giving.give(works([QueueRole::Tasks; 3])));
         for _ in 0..2 {
             assert!(given.as_mut().now_or_never().is_none());
-            waiting.next().unwrap();
+            waiting.next(|| {}).unwrap();
         }
         given.await;
     }
@@ -223,12 +237,28 @@ mod tests {
         assert!(next.await.is_some());
         let taker = std::thread::spawn({
             let waiting = waiting.clone();
-            move || waiting.next().is_none()
+            move || waiting.next(|| {}).is_none()
         });
         let mut next = pin!(waiting.next_async());
         assert!(next.as_mut().now_or_never().is_none());
         drop(giving);
         assert!(next.await.is_none() && taker.join().unwrap());
+    }
+
+    #[tokio::test]
+    async fn idle_slot_tidies_up() {
+        let (giving, waiting) = waiting(1);
+        let (tidied, told) = flume::bounded(8);
+        let slot = std::thread::spawn({
+            let waiting = waiting.clone();
+            move || waiting.next(|| tidied.send(()).unwrap()).is_none()
+        });
+        waiting.runs_dry().await;
+        waiting.tidy_up();
+        told.recv_async().await.unwrap();
+        drop(giving);
+        assert!(slot.join().unwrap());
+        assert_eq!(told.drain().count(), 0, "once");
     }
 
     #[tokio::test(start_paused = true)]
@@ -239,7 +269,7 @@ mod tests {
         let taking = async {
             for _ in 0..2 {
                 tokio::time::sleep(second / 2).await;
-                waiting.next();
+                waiting.next(|| {});
             }
         };
         tokio::join!(giving.standstill(second), taking);

@@ -175,6 +175,8 @@ impl Worker {
         )));
         let watched = Arc::clone(&shop);
         let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));
+        let (cached, slots) = (Arc::clone(&shop), waiting.clone());
+        let _tidy = AbortOnDropHandle::new(tokio::spawn(async move { cached.jobs.watch(&slots).await }));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         WORKER_SLOTS.set([], self.slots.get().into());
         tracing::info!(

@@ -35,6 +35,7 @@ pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
             loss: u32::MAX,
             released: 4,
             undecodable: Some("1733745901204 host-1-2".into()),
+            delay_ms: u32::MAX,
             reason: Some(format!("größer als erlaubt: {}", "x".repeat(1_000))),
             origin: Some("gristmill.default.tasks".into()),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),

@@ -78,22 +78,28 @@ impl<J: Job> AnyFold for Fold<J> {
                 outputs.len()
             ))));
         }
+        let mut tasks = decode_tasks::<J>(span).map_err(CollectError::Malformed)?.into_iter();
         let mut fresh = fresh.iter().peekable();
         let mut collected = Collected::default();
         for (index, output) in (span.first.0..).zip(outputs) {
+            let task = tasks.next();
             while fresh.next_if(|range| range.end <= index).is_some() {}
             if fresh.peek().is_none_or(|range| index < range.start) {
                 continue;
             }
             let index = TaskIndex(index);
-            let output = match output {
-                Ok(output) => output,
+            let (output, task) = match output.and_then(|output| Ok((output, task.transpose()?))) {
+                Ok(outcome) => outcome,
                 Err(why) => {
                     collected.undecodable.push((index, why));
                     continue;
                 }
             };
-            let flow = catch(|| self.job.0.collect(&mut self.report, index, output));
+            let (job, report) = (&self.job.0, &mut self.report);
+            let flow = catch(|| match task {
+                Some(task) => job.collect_with_task(report, index, task, output),
+                None => job.collect(report, index, output),
+            });
             if flow.map_err(CollectError::Panicked)?.is_break() {
                 collected.broke_at = Some(index);
                 break;
@@ -133,6 +139,33 @@ impl<J: Job> AnyFold for Fold<J> {
         catch(|| self.job.0.conclude(&self.report, account))
             .unwrap_or_else(|panic| Conclusion::no_answer(format!("conclude panicked: {panic}")))
     }
+}
+
+/// The tasks that the job folds beside the outputs, one for each; none if it folds outputs alone.
+fn decode_tasks<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Task, String>>, Malformed> {
+    if !J::WITH_TASKS {
+        return Ok(Vec::new());
+    }
+    let Some(tasks) = span.tasks else {
+        let missing =
+            || Err("its task did not come with its output (hint: is its worker of an older build?)".into());
+        return Ok((0..span.count).map(|_| missing()).collect());
+    };
+    let raw: Vec<&RawValue> = serde_json::from_str(tasks.get())
+        .map_err(|error| Malformed::new(format_args!("the span's tasks are no array: {error}")))?;
+    if raw.len() != span.count as usize {
+        let (count, found) = (span.count, raw.len());
+        return Err(Malformed::new(format_args!(
+            "the span says it has {count} outputs, but has {found} tasks"
+        )));
+    }
+    let decode = |task: &&RawValue| {
+        let decoded = catch(|| serde_json::from_str(task.get()).map_err(|error| error.to_string()));
+        decoded
+            .unwrap_or_else(|panic| Err(format!("panic: {panic}")))
+            .map_err(|why| format!("its task does not decode as a task of kind {}: {why}", J::KIND))
+    };
+    Ok(raw.iter().map(decode).collect())
 }
 
 fn decode_outputs<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Output, String>>, Malformed> {

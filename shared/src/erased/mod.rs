@@ -3,12 +3,14 @@
 //! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the tasks.
 
 mod fold;
+mod prepare;
 mod process;
 mod split;
 
 use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
+use prepare::StateCell;
 pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -52,7 +54,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Runs the batch's tasks in order, on the calling thread, until they have all run, the job is stopped or the
+    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks in order, on the
+    /// calling thread, until they have all run, the job is stopped or the
     /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors
@@ -69,7 +72,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
 /// A job on its way to the roles.
 #[must_use]
 pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
-    Arc::new(Erased(job))
+    Arc::new(Erased(job, StateCell::default()))
 }
 
 /// Encodes a job's parameters.
@@ -92,7 +95,8 @@ pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError>
     Err(JobError::new(format_args!("the spec {} does not fit kind {}: {why}", clip(spec.get()), J::KIND)))
 }
 
-struct Erased<J>(J);
+/// A job, and the state that its tasks share in this process.
+struct Erased<J>(J, StateCell);
 
 impl<J: Job> fmt::Debug for Erased<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -146,7 +150,7 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed> {
-        process::process_batch(&self.0, batch, run)
+        process::process_batch(&self.0, &self.1, batch, run)
     }
 
     fn fold(self: Arc<Self>, saved: Option<&RawValue>) -> Result<Box<dyn AnyFold>, JobError> {

@@ -8,9 +8,9 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::catch;
+use super::{StateCell, catch};
 use crate::{
-    Job, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
+    Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
 };
 
@@ -50,6 +50,8 @@ pub struct DoneTasks {
     /// How many.
     pub count: u32,
     json: Vec<u8>,
+    /// The tasks themselves, likewise, if they travel with their outputs.
+    tasks: Option<Vec<u8>>,
 }
 
 impl DoneTasks {
@@ -63,40 +65,73 @@ impl DoneTasks {
         finite::check("outputs", outputs, &json).expect("outputs with finite floats");
         json.pop();
         let count = u32::try_from(outputs.len()).expect("fewer outputs than memory has room for");
-        Self { first, count, json }
+        Self { first, count, json, tasks: None }
     }
 
-    /// How many bytes the outputs take, encoded.
+    /// The same outputs with the tasks that they came of.
+    ///
+    /// # Panics
+    /// If one of them does not encode as JSON.
+    #[must_use]
+    pub fn with_tasks(self, tasks: &[impl Serialize]) -> Self {
+        let mut json = serde_json::to_vec(tasks).expect("tasks that encode");
+        json.pop();
+        Self { tasks: Some(json), ..self }
+    }
+
+    /// How many bytes the outputs take, encoded, with the tasks if they travel along.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.json.len()
+        const FIELD_BYTES: usize = r#","tasks":]"#.len();
+        self.json.len() + self.tasks.as_ref().map_or(0, |tasks| FIELD_BYTES + tasks.len())
     }
 
     /// Takes along the outputs of the tasks that come next.
     ///
     /// # Errors
-    /// The other's, if its tasks are not the next ones, or are too many to be counted together.
+    /// The other's, if its tasks are not the next ones, or are too many to be counted together, or if the tasks themselves
+    /// travel in one of the two only.
     pub fn append(&mut self, next: Self) -> Result<(), Self> {
         let Some(count) = self.count.checked_add(next.count) else { return Err(next) };
         if self.first.plus(self.count.into()) != next.first {
             return Err(next);
         }
         let [_, outputs @ ..] = next.json.as_slice() else { return Err(next) };
-        if self.count > 0 {
-            self.json.push(b',');
+        match (&mut self.tasks, next.tasks.as_deref()) {
+            (None, None) => {}
+            (Some(tasks), Some([_, more @ ..])) => lengthen(tasks, self.count, more),
+            _ => return Err(next),
         }
+        lengthen(&mut self.json, self.count, outputs);
         self.count = count;
-        self.json.extend_from_slice(outputs);
         Ok(())
     }
 
     /// A JSON array of the outputs.
     #[must_use]
-    pub fn into_outputs(mut self) -> Box<RawValue> {
-        self.json.push(b']');
-        let json = String::from_utf8(self.json).expect("serde_json writes UTF-8");
-        RawValue::from_string(json).expect("an array of serialised values is JSON")
+    pub fn into_outputs(self) -> Box<RawValue> {
+        close_array(self.json)
     }
+
+    /// The outputs as in [`DoneTasks::into_outputs`], and a JSON array of the tasks if they travel along.
+    #[must_use]
+    pub fn into_parts(self) -> (Box<RawValue>, Option<Box<RawValue>>) {
+        (close_array(self.json), self.tasks.map(close_array))
+    }
+}
+
+/// Appends further elements to a JSON array that is open and has `count` elements.
+fn lengthen(array: &mut Vec<u8>, count: u32, elements: &[u8]) {
+    if count > 0 {
+        array.push(b',');
+    }
+    array.extend_from_slice(elements);
+}
+
+fn close_array(mut json: Vec<u8>) -> Box<RawValue> {
+    json.push(b']');
+    let json = String::from_utf8(json).expect("serde_json writes UTF-8");
+    RawValue::from_string(json).expect("an array of serialised values is JSON")
 }
 
 /// A task that gave no output this time.
@@ -123,6 +158,8 @@ pub struct BatchRun<'a> {
     begins: Option<&'a Begins<'a>>,
     chunk: Chunk,
     chunk_began: Instant,
+    prepare_time: Duration,
+    prepare_at_once: bool,
 }
 
 impl fmt::Debug for BatchRun<'_> {
@@ -149,7 +186,31 @@ impl<'a> BatchRun<'a> {
             begins: None,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
+            prepare_time: Duration::ZERO,
+            prepare_at_once: false,
         }
+    }
+
+    /// How long the job's state was waited for before the first task. It belongs to no task.
+    #[must_use]
+    pub fn prepare_time(&self) -> Duration {
+        self.prepare_time
+    }
+
+    /// The same run, without a pause after a failure to open the job's state.
+    #[must_use]
+    pub(crate) fn preparing_at_once(self) -> Self {
+        Self { prepare_at_once: true, ..self }
+    }
+
+    /// Has the job's state ready for the tasks, or says why there is none.
+    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Result<(), Trouble> {
+        let began = Instant::now();
+        let opened = state.open(|| job.prepare(), self.prepare_at_once);
+        self.prepare_time = began.elapsed();
+        self.chunk_began = Instant::now();
+        self.cx.set_state(opened?);
+        Ok(())
     }
 
     /// The same run, with somebody who watches over time limits.
@@ -172,10 +233,17 @@ impl<'a> BatchRun<'a> {
         Ok(())
     }
 
-    fn done(&mut self, index: TaskIndex, output: &impl Serialize) -> Result<(), TaskError> {
+    /// Takes in an output, and the task that it came of if that is to travel along.
+    fn done(
+        &mut self,
+        index: TaskIndex,
+        output: &impl Serialize,
+        task: Option<&RawValue>,
+    ) -> Result<(), TaskError> {
         let follows = self.chunk.done.last().is_some_and(|span| span.first.plus(span.count.into()) == index);
         if !follows {
-            self.chunk.done.push(DoneTasks { first: index, count: 0, json: Vec::new() });
+            let tasks = task.map(|_| Vec::new());
+            self.chunk.done.push(DoneTasks { first: index, count: 0, json: Vec::new(), tasks });
         }
         let span = self.chunk.done.last_mut().expect("one was pushed if there was none");
         let before = span.json.len();
@@ -201,6 +269,11 @@ impl<'a> BatchRun<'a> {
                 self.chunk.done.pop();
             }
             return Err(TaskError::reject(why));
+        }
+        if let (Some(tasks), Some(task)) = (&mut span.tasks, task) {
+            tasks.push(if span.count == 0 { b'[' } else { b',' });
+            tasks.extend_from_slice(task.get().as_bytes());
+            self.chunk.bytes += task.get().len() + 1;
         }
         span.count += 1;
         self.chunk.bytes += size + 1;
@@ -231,6 +304,7 @@ impl<'a> BatchRun<'a> {
 
 pub(super) fn process_batch<J: Job>(
     job: &J,
+    state: &StateCell,
     batch: &Batch<'_>,
     run: &mut BatchRun<'_>,
 ) -> Result<u32, Malformed> {
@@ -244,6 +318,9 @@ pub(super) fn process_batch<J: Job>(
     if typed.len() != batch.count as usize {
         return Err(batch.wrong_count(typed.len()));
     }
+    let with_tasks = J::WITH_TASKS || batch.policy.keep.unwrap_or(J::KEEP) == Keep::Tasks;
+    let travelling = if with_tasks { Some(raw.tasks()?.to_vec()) } else { None };
+    let prepared = run.prepare(job, state);
     let mut ran = 0;
     for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
         if run.halt.is_stopped() {
@@ -251,9 +328,11 @@ pub(super) fn process_batch<J: Job>(
         }
         let outcome = task.and_then(|task| {
             run.begin(index)?;
+            prepared.clone().map_err(TaskError::from_trouble)?;
             let output = catch(|| job.process(task, &run.cx))
                 .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))?;
-            run.done(index, &output)
+            let task = travelling.as_ref().and_then(|tasks| tasks.get(ran as usize).copied());
+            run.done(index, &output, task)
         });
         match outcome.map_err(TaskError::into_trouble) {
             Ok(()) => {}

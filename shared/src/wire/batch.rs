@@ -1,12 +1,12 @@
 //! Consecutive tasks of one job: what a producer sends and a worker takes.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize, ser::Error as _};
 use serde_json::value::RawValue;
 
 use super::{Form, Malformed, Opened, form, is_zero};
-use crate::{
-    BuildId, Headers, JobId, Kind, Message, Policy, RetryDelay, Round, TaskIndex, TraceParent, finite,
-};
+use crate::{BuildId, Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent, finite};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,10 +81,10 @@ impl<'a> Batch<'a> {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
-    /// How long such a task waits before that: the ladder starts afresh with each round, as the budget does.
+    /// How long such a task waits before that: the delays start afresh with each round, as the budget does.
     #[must_use]
-    pub fn retry_delay(&self, failures: u32) -> RetryDelay {
-        RetryDelay::after(failures.saturating_sub(self.spent))
+    pub fn retry_delay(&self, failures: u32) -> Duration {
+        self.policy.retry_delay(failures.saturating_sub(self.spent))
     }
 
     /// The tasks one by one, encoded.

@@ -66,7 +66,7 @@ pub(crate) fn all() -> Vec<Golden> {
                 round: Round(0),
                 worker: "mill-7-4242-9f3c21".parse().unwrap(),
                 busy_us: 1_500,
-                done: vec![DoneSpan { first: TaskIndex(0), count: 2, outputs: raw("[6,4]") }],
+                done: vec![DoneSpan { first: TaskIndex(0), count: 2, outputs: raw("[6,4]"), tasks: None }],
                 failed: vec![FailedTask {
                     index: TaskIndex(2),
                     reason: "no letters in the text".into(),
@@ -163,12 +163,7 @@ fn job() -> JobId {
 }
 
 fn policy() -> Policy {
-    Policy {
-        max_attempts: 5,
-        task_timeout_ms: Some(60_000),
-        fail_fast: Some(FailFast::Percent(10)),
-        same_build: false,
-    }
+    Policy { task_timeout_ms: Some(60_000), fail_fast: Some(FailFast::Percent(10)), ..Policy::default() }
 }
 
 fn account() -> Account {

@@ -21,6 +21,7 @@ pub(super) struct Properties {
     loss: u32,
     released: u32,
     undecodable: Option<String>,
+    delay_ms: u32,
     reason: Option<String>,
     pub(super) origin: Option<String>,
     traceparent: Option<String>,
@@ -30,7 +31,7 @@ pub(super) struct Properties {
 pub(super) fn properties(message: &Message) -> String {
     let Message { id, form, job, app, timestamp_ms, content_type, content_encoding, headers, body: _ } =
         message.clone();
-    let Headers { attempt, loss, released, undecodable, reason, origin, traceparent } = headers;
+    let Headers { attempt, loss, released, undecodable, delay_ms, reason, origin, traceparent } = headers;
     to_json(&Properties {
         id,
         form,
@@ -43,6 +44,7 @@ pub(super) fn properties(message: &Message) -> String {
         loss,
         released,
         undecodable,
+        delay_ms,
         reason,
         origin,
         traceparent,
@@ -63,11 +65,12 @@ pub(super) fn message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite
         loss,
         released,
         undecodable,
+        delay_ms,
         reason,
         origin,
         traceparent,
     } = json(row, properties)?;
-    let headers = Headers { attempt, loss, released, undecodable, reason, origin, traceparent };
+    let headers = Headers { attempt, loss, released, undecodable, delay_ms, reason, origin, traceparent };
     let body: Vec<u8> = row.get(body)?;
     Ok(Message {
         id,

@@ -159,6 +159,7 @@ impl Submitted {
             first: TaskIndex(*first),
             count: *count,
             outputs,
+            tasks: None,
         });
         let task = raw("\"payload\"");
         let failed = failed.iter().map(|index| FailedTask {

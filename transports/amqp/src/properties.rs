@@ -24,6 +24,7 @@ const ATTEMPT: &str = "gm-attempt";
 const LOSS: &str = "gm-loss";
 const RELEASED: &str = "gm-released";
 const UNDECODABLE: &str = "gm-undecodable";
+const DELAY: &str = "gm-delay";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
@@ -93,7 +94,13 @@ fn short(text: &str) -> Option<ShortString> {
 
 fn table_of(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::default();
-    for (name, value) in [(ATTEMPT, headers.attempt), (LOSS, headers.loss), (RELEASED, headers.released)] {
+    let numbers = [
+        (ATTEMPT, headers.attempt),
+        (LOSS, headers.loss),
+        (RELEASED, headers.released),
+        (DELAY, headers.delay_ms),
+    ];
+    for (name, value) in numbers {
         if value > 0 {
             table.insert(name.into(), number(value));
         }
@@ -125,6 +132,7 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
         loss: header(LOSS).map(count).unwrap_or_default(),
         released: header(RELEASED).map(count).unwrap_or_default(),
         undecodable: header(UNDECODABLE).and_then(string),
+        delay_ms: header(DELAY).map(count).unwrap_or_default(),
         reason: header(REASON).and_then(string),
         origin: header(ORIGIN).and_then(string),
         traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),
@@ -222,6 +230,7 @@ mod tests {
                 loss: 2,
                 released: 1,
                 undecodable: Some("1733745901204 worker-1".into()),
+                delay_ms: 45_000,
                 reason: Some("why".into()),
                 origin: Some("gristmill.default.tasks".into()),
                 traceparent: Some("00-1-2-01".into()),

@@ -55,7 +55,7 @@ fn submitted(by: Option<BuildId>, same_build: bool) -> Submitted {
 fn results(job: &Submitted, first: u64, outputs: &str, version: u32, build: Option<BuildId>) -> Message {
     let outputs = raw(outputs);
     let all: Vec<serde_json::Value> = serde_json::from_str(outputs.get()).unwrap();
-    let span = DoneSpan { first: TaskIndex(first), count: all.len() as u32, outputs: &outputs };
+    let span = DoneSpan { first: TaskIndex(first), count: all.len() as u32, outputs: &outputs, tasks: None };
     message(&Results {
         job: job.id,
         round: Round(0),
@@ -117,7 +117,7 @@ fn a_restarted_sink_still_knows_refused_tasks() {
 fn a_refused_span_must_have_its_outputs() {
     let (office, job) = (Office::new(), Submitted::toy());
     let outputs = raw("[1]");
-    let span = DoneSpan { first: TaskIndex(0), count: u32::MAX, outputs: &outputs };
+    let span = DoneSpan { first: TaskIndex(0), count: u32::MAX, outputs: &outputs, tasks: None };
     let lie = message(&Results {
         job: job.id,
         round: Round(0),

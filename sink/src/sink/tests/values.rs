@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use gristmill_shared::{
-    AnyJob, BatchLimit, BatchRun, Chunk, Job, JobError, Registry, Round, SplitDigest,
-    SplitStep, StopSignal, TaskContext, TaskError, TaskIndex, erase,
+    AnyJob, BatchLimit, BatchRun, Chunk, Job, JobError, Registry, Round, SplitDigest, SplitStep, StopSignal,
+    TaskContext, TaskError, TaskIndex, erase,
     fold::{ExactSum, Tree},
     wire::{Batch, DoneSpan, PackedTasks, Results},
 };
@@ -139,7 +139,12 @@ fn processed(job: &dyn AnyJob, submitted: &Submitted, first: u64, tasks: PackedT
         .unwrap();
     let done = chunks.into_iter().flat_map(|chunk| chunk.done);
     let done: Vec<_> = done.map(|done| (done.first, done.count, done.into_outputs())).collect();
-    let spans = done.iter().map(|(first, count, outputs)| DoneSpan { first: *first, count: *count, outputs });
+    let spans = done.iter().map(|(first, count, outputs)| DoneSpan {
+        first: *first,
+        count: *count,
+        outputs,
+        tasks: None,
+    });
     message(&Results {
         job: submitted.id,
         round: Round(0),

@@ -1,0 +1,77 @@
+//! State that a job opens once per worker and keeps for all of its tasks there.
+
+use std::{
+    any::{Any, type_name},
+    fmt,
+    sync::Arc,
+};
+
+use crate::TaskError;
+
+/// What [`Job::prepare`](crate::Job::prepare) opens for the tasks of a job in one worker: a model, a pool of connections,
+/// a table. Tasks read it with [`TaskContext::state`](crate::TaskContext::state), from several threads at a time.
+#[derive(Clone, Default)]
+pub struct State(Option<Value>);
+
+#[derive(Clone)]
+struct Value {
+    value: Arc<dyn Any + Send + Sync>,
+    type_name: &'static str,
+}
+
+impl State {
+    /// No state: that of a job which needs none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// This value, which is dropped when the job has ended and none of its tasks runs in this worker any more.
+    #[must_use]
+    pub fn new<T: Send + Sync + 'static>(value: T) -> Self {
+        Self(Some(Value { value: Arc::new(value), type_name: type_name::<T>() }))
+    }
+
+    /// The value, if it has this type.
+    ///
+    /// # Errors
+    /// A rejection that names both types: another try would find the same.
+    pub(crate) fn get<T: 'static>(&self) -> Result<&T, TaskError> {
+        let found = match &self.0 {
+            None => "none",
+            Some(Value { value, type_name }) => match value.downcast_ref() {
+                Some(value) => return Ok(value),
+                None => type_name,
+            },
+        };
+        let wanted = type_name::<T>();
+        Err(TaskError::reject(format_args!(
+            "the task asks for a state of type {wanted}, and the job's is {found} \
+             (hint: return State::new of such a value from Job::prepare)"
+        )))
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "State({})", self.0.as_ref().map_or("none", |value| value.type_name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Trouble;
+
+    #[test]
+    fn state_is_read_by_its_own_type_only() {
+        let state = State::new(String::from("seven"));
+        assert_eq!(state.get::<String>().unwrap(), "seven");
+        for (state, found) in [(state, "alloc::string::String"), (State::none(), "none")] {
+            let Trouble::Rejected(why) = state.get::<u32>().unwrap_err().into_trouble() else {
+                panic!("another try is pointless")
+            };
+            assert!(why.contains("of type u32") && why.contains(&format!("is {found}")), "{why}");
+        }
+    }
+}

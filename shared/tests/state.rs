@@ -1,0 +1,100 @@
+//! `run_local` prepares a job's state as a worker does, and folds with tasks as a sink does.
+
+use std::{
+    ops::ControlFlow,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use gristmill_shared::{
+    Job, JobError, State, TaskContext, TaskError, TaskIndex,
+    testing::{LocalRun, Repeat, run_local},
+};
+use serde::{Deserialize, Serialize};
+
+static PREPARED: AtomicU32 = AtomicU32::new(0);
+
+/// Squares words' lengths by a table that its first `prepare` fails to open.
+#[derive(Serialize, Deserialize)]
+struct Lengths {
+    words: Vec<String>,
+}
+
+struct Table(Vec<usize>);
+
+impl Job for Lengths {
+    const KIND: &'static str = "lengths";
+    const WITH_TASKS: bool = true;
+    type Task = String;
+    type Output = usize;
+    type Report = Vec<(u64, String, usize)>;
+
+    fn split(&self) -> impl Iterator<Item = Result<String, JobError>> + Send {
+        self.words.iter().cloned().map(Ok)
+    }
+    fn prepare(&self) -> Result<State, TaskError> {
+        if PREPARED.fetch_add(1, Ordering::SeqCst) == 0 {
+            return Err("the table is locked".into());
+        }
+        Ok(State::new(Table((0..100).map(|n| n * n).collect())))
+    }
+    fn process(&self, word: String, cx: &TaskContext) -> Result<usize, TaskError> {
+        if cx.state::<String>().is_ok() {
+            return Err(TaskError::reject("a state of another type was read"));
+        }
+        Ok(cx.state::<Table>()?.0[word.len()])
+    }
+    fn collect(&self, _: &mut Self::Report, index: TaskIndex, _: usize) -> ControlFlow<()> {
+        panic!("task {index} was folded without its task")
+    }
+    fn collect_with_task(
+        &self,
+        report: &mut Self::Report,
+        index: TaskIndex,
+        task: String,
+        output: usize,
+    ) -> ControlFlow<()> {
+        report.push((index.0, task, output));
+        report.sort();
+        ControlFlow::Continue(())
+    }
+}
+
+/// Each output comes with the task that it came of, however batches are cut, and the state is opened once for all of them.
+#[test]
+fn tasks_are_folded_with_their_outputs() {
+    let words: Vec<String> = (0..50).map(|length| "\"ä".repeat(length % 9)).collect();
+    let expected: Vec<_> =
+        (0..).zip(&words).map(|(index, word)| (index, word.clone(), word.len() * word.len())).collect();
+    let job = Lengths { words };
+    let outcome = run_local(&job, LocalRun { repeat: 3, batch: 7, seed: 5 }).unwrap();
+    assert!(outcome.failures.is_empty(), "a failed prepare is tried again: {:?}", outcome.failures);
+    assert_eq!(outcome.report, expected);
+    assert_eq!(PREPARED.load(Ordering::SeqCst), 2);
+}
+
+/// A job without state, as all were before there was any.
+#[derive(Serialize, Deserialize)]
+struct Plain;
+
+impl Job for Plain {
+    const KIND: &'static str = "plain";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        (0..10).map(Ok)
+    }
+    fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+        Ok(task)
+    }
+    fn collect(&self, sum: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
+        *sum += output;
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn job_without_state_changes_no_line() {
+    assert_eq!(run_local(&Plain, Repeat(2)).unwrap().report, 45);
+}

@@ -1,0 +1,47 @@
+//! `--retry-delays`: how long failed tasks wait before their next try.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::Site;
+
+/// Three seconds are no step of the ladder: the task waits on the shortest one three times, on a real broker.
+#[tokio::test]
+async fn retry_delays_of_a_job_are_waited_for() {
+    let site = Site::new();
+    let _sink = site.start("sink");
+    let mut worker = site.start("worker --slots 1");
+    let words = "producer submit spin --tasks 2 --panic 1 --max-attempts 2 --retry-delays 3s --wait --json";
+    let began = Instant::now();
+    let ended = site.run(words).await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(took >= Duration::from_secs(3), "{took:?}");
+    worker.says("attempt=1 again_in=3s").await;
+    let end: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let job = end["job"].as_str().unwrap();
+    let shown = site.json(&format!("sink show {job} --json")).await;
+    assert_eq!(shown["policy"]["retry_delays_ms"], serde_json::json!([3_000]));
+    let failures = site.run(&format!("sink failures {job}")).await;
+    assert!(failures.stdout.contains("attempts: 2\tlosses: 0"), "a step cost a try: {failures:?}");
+    site.verify(job).await;
+}
+
+/// A job in one process gives up after 17 s by default, a fleet after 11 minutes; of three tries it is 2 s and 11 s.
+#[tokio::test]
+async fn run_waits_less_than_a_fleet() {
+    let began = Instant::now();
+    let ended = Site::new().run("gristmill run spin --tasks 2 --panic 1 --max-attempts 3").await;
+    let took = began.elapsed();
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!((Duration::from_secs(2)..Duration::from_secs(10)).contains(&took), "{took:?}");
+}
+
+#[tokio::test]
+async fn retry_delays_out_of_range_are_refused() {
+    for (delays, part) in [("100ms", "\"100ms\" is out of range"), ("1s,soon", "\"soon\" is no duration")] {
+        let words = format!("gristmill run spin --tasks 1 --retry-delays {delays}");
+        let refused = Site::new().run(&words).await;
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains(part) && refused.stderr.contains("1s,5s,1m"), "{refused:?}");
+    }
+}

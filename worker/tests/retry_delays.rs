@@ -1,0 +1,248 @@
+//! How long failed tasks wait before their next try, on the memory transport.
+
+use std::{
+    fmt,
+    future::Future,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use gristmill_shared::{
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
+    JournalReader, Kind, Lane, Message, Outgoing, Policy, Published, Publisher, Queue, QueueRole, Registry,
+    RetryDelay, Round, Shards, TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{self, Batch, Results},
+};
+use gristmill_worker::{Worker, WorkerReport};
+use serde::{Deserialize, Serialize};
+use serde_json::value::to_raw_value;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// How long a test waits for something: longer than all delays of a paused clock.
+const TEST_PATIENCE: Duration = Duration::from_secs(3_600);
+/// How long the tests' delay is: it takes a minute, ten seconds, and three times a second.
+const TEST_DELAY: Duration = Duration::from_secs(73);
+
+/// A first try that fails: of a negative number by an error, of a positive one by asking for a try that many seconds later.
+#[derive(Serialize, Deserialize)]
+struct Flaky {}
+
+static TRIES: AtomicU32 = AtomicU32::new(0);
+
+impl Job for Flaky {
+    const KIND: &'static str = "flaky";
+    type Task = i64;
+    type Output = u32;
+    type Report = ();
+
+    fn split(&self) -> impl Iterator<Item = Result<i64, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, task: i64, cx: &TaskContext) -> Result<u32, TaskError> {
+        TRIES.fetch_add(1, Ordering::SeqCst);
+        match u64::try_from(task) {
+            _ if cx.attempt() > 1 => Ok(cx.attempt()),
+            Ok(seconds) => Err(TaskError::retry_after(Duration::from_secs(seconds))),
+            Err(_) => Err("not yet")?,
+        }
+    }
+    fn collect(&self, (): &mut (), _: TaskIndex, _: u32) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// The memory transport, which tells what is published.
+#[derive(Debug)]
+struct Told {
+    inner: Arc<MemoryTransport>,
+    published: mpsc::Sender<Outgoing>,
+}
+
+#[derive(Debug)]
+struct ToldPublisher {
+    inner: Arc<dyn Publisher>,
+    published: mpsc::Sender<Outgoing>,
+}
+
+#[async_trait]
+impl Publisher for ToldPublisher {
+    async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
+        for outgoing in &batch {
+            let _ = self.published.try_send(outgoing.clone()); // beats of a test that no longer listens
+        }
+        self.inner.publish(batch).await
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl Transport for Told {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
+        self.inner.open_lane(lane).await
+    }
+    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
+        self.inner.open_shards(lane, at_least).await
+    }
+    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
+        let (inner, published) = (self.inner.publisher().await?, self.published.clone());
+        Ok(Arc::new(ToldPublisher { inner, published }))
+    }
+    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
+        self.inner.consume(queue, prefetch).await
+    }
+    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
+        self.inner.journal().await
+    }
+    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
+        self.inner.events(filter).await
+    }
+    fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health()
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+/// A worker with one slot, on a transport of its own.
+struct Bench {
+    published: mpsc::Receiver<Outgoing>,
+    leave: oneshot::Sender<()>,
+    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+}
+
+impl Bench {
+    async fn start(from: QueueRole, message: Message) -> Self {
+        let inner = MemoryTransport::new();
+        inner.open_lane(&Lane::default()).await.unwrap();
+        let publisher = inner.publisher().await.unwrap();
+        let to = Address::Queue(from.of(&Lane::default()));
+        publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
+        let mut registry = Registry::default();
+        registry.register::<Flaky>().unwrap();
+        let worker = Worker::new(registry, "test-worker".parse().unwrap());
+        let (leave, left) = oneshot::channel::<()>();
+        let (sender, published) = mpsc::channel(1_000);
+        let transport = Arc::new(Told { inner, published: sender });
+        let running = worker.run_until(transport, async {
+            let _ = left.await;
+        });
+        Self { worker: tokio::spawn(running), published, leave }
+    }
+
+    /// The next message that the worker publishes to this queue.
+    async fn published(&mut self, role: QueueRole) -> Message {
+        let queue = Address::Queue(role.of(&Lane::default()));
+        within(async {
+            loop {
+                let outgoing = self.published.recv().await.unwrap();
+                if outgoing.to == queue {
+                    return outgoing.message;
+                }
+            }
+        })
+        .await
+    }
+
+    async fn stop(self) -> WorkerReport {
+        let _ = self.leave.send(());
+        within(self.worker).await.unwrap().unwrap()
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(TEST_PATIENCE, future).await.expect("it takes too long")
+}
+
+/// A batch of one task, of a job with these retry delays.
+fn batch(task: i64, retry_delays: &[Duration], headers: Headers) -> Message {
+    let retry_delays_ms = retry_delays.iter().map(|delay| delay.as_millis() as u64).collect();
+    Batch {
+        job: JobId::generate(),
+        kind: Kind::new("flaky").unwrap(),
+        spec: &to_raw_value(&Flaky {}).unwrap(),
+        policy: Policy { retry_delays_ms, ..Policy::default() },
+        round: Round(0),
+        stage: 0,
+        spent: 0,
+        version: 0,
+        build: None,
+        first: TaskIndex(10),
+        count: 1,
+        tasks: &to_raw_value(&[task]).unwrap(),
+    }
+    .to_message(headers, "test")
+}
+
+/// The delay of the policy, and of the task that asks for its own, begins on the longest step that it has room for.
+#[tokio::test]
+async fn failed_task_waits_on_the_longest_step() {
+    let minute = QueueRole::Retry(RetryDelay::Minute);
+    for (task, delays, step, rest) in [
+        (-1, vec![TEST_DELAY], minute, 13_000),
+        (-1, vec![], QueueRole::Retry(RetryDelay::Second), 0),
+        (-1, vec![Duration::from_millis(1_500)], QueueRole::Retry(RetryDelay::Second), 1_000),
+        (73, vec![Duration::from_secs(1)], minute, 13_000),
+        (3_600, vec![], QueueRole::Retry(RetryDelay::TenMinutes), 3_000_000),
+        (i64::MAX, vec![], QueueRole::Retry(RetryDelay::TenMinutes), 85_800_000),
+    ] {
+        let mut bench = Bench::start(QueueRole::Tasks, batch(task, &delays, Headers::default())).await;
+        let message = bench.published(step).await;
+        assert_eq!((message.headers.delay_ms, message.headers.attempt), (rest, 1), "{task} {delays:?}");
+        bench.stop().await;
+    }
+}
+
+/// A batch that has still to wait moves to the next step; its attempts stay, and no task of it runs.
+#[tokio::test]
+async fn waiting_batch_moves_on_unrun() {
+    let headers = Headers { attempt: 1, delay_ms: 13_500, ..Headers::default() };
+    let sent = batch(1, &[], headers);
+    let mut bench = Bench::start(QueueRole::Again, sent.clone()).await;
+    let moved = bench.published(QueueRole::Retry(RetryDelay::TenSeconds)).await;
+    assert_eq!((moved.headers.delay_ms, moved.headers.attempt), (3_500, 1));
+    assert_eq!((moved.id, moved.body), (sent.id, sent.body));
+    assert_eq!(bench.stop().await.batches, 0, "it was run");
+}
+
+/// Less than the shortest step is not waited for.
+#[tokio::test]
+async fn batch_runs_when_its_delay_is_over() {
+    let headers = Headers { attempt: 1, delay_ms: 999, ..Headers::default() };
+    let mut bench = Bench::start(QueueRole::Again, batch(1, &[], headers)).await;
+    bench.published(QueueRole::Results).await;
+    assert_eq!(bench.stop().await.batches, 1);
+}
+
+/// All steps in a row, on a paused clock, which also runs while a slot works: so the time is a lower bound.
+#[tokio::test(start_paused = true)]
+async fn delay_of_many_steps_is_waited_for_in_full() {
+    let began = tokio::time::Instant::now();
+    let before = TRIES.load(Ordering::SeqCst);
+    let mut bench = Bench::start(QueueRole::Tasks, batch(73, &[], Headers::default())).await;
+    let message = bench.published(QueueRole::Results).await;
+    let results: Results<'_> = wire::decode(&message).unwrap();
+    assert_eq!(results.done[0].outputs.get(), "[2]", "the second try's output");
+    assert!(began.elapsed() >= TEST_DELAY, "{:?}", began.elapsed());
+    assert!(TRIES.load(Ordering::SeqCst) >= before + 2);
+    assert_eq!(bench.stop().await.batches, 2, "a step was counted as a batch");
+}

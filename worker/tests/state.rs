@@ -1,0 +1,263 @@
+//! The state of a job in a worker: opened once, shared by its tasks, dropped when the job has ended.
+
+use std::{
+    future::Future,
+    num::NonZeroU16,
+    ops::ControlFlow,
+    sync::{Arc, Barrier, LazyLock},
+    time::Duration,
+};
+
+use gristmill_shared::{
+    Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry,
+    Round, State, TaskContext, TaskError, TaskIndex, Transport,
+    memory::MemoryTransport,
+    publish_until_stored,
+    wire::{self, Batch, Form, Results, Stopped},
+};
+use gristmill_worker::{Worker, WorkerReport};
+use serde::{Deserialize, Serialize};
+use serde_json::value::to_raw_value;
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+const TEST_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a slow `prepare` takes: longer than the time limit of the tests' tasks.
+const SLOW_PREPARE: Duration = Duration::from_millis(400);
+
+/// Something that happened to the state of the job with this name, on this thread.
+#[derive(Clone, Debug)]
+struct Event {
+    name: String,
+    what: &'static str,
+    thread: String,
+}
+
+static EVENTS: LazyLock<watch::Sender<Vec<Event>>> = LazyLock::new(|| watch::Sender::new(Vec::new()));
+/// The prepare of the job `held` meets the test here.
+static HELD_PREPARE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
+
+fn happens(name: &str, what: &'static str) {
+    let thread = std::thread::current().name().unwrap_or_default().to_owned();
+    EVENTS.send_modify(|events| events.push(Event { name: name.into(), what, thread }));
+}
+
+/// What has happened to this name's states so far.
+fn events_of(name: &str, what: &str) -> Vec<Event> {
+    EVENTS.borrow().iter().filter(|event| event.name == name && event.what == what).cloned().collect()
+}
+
+/// A job whose state tells when it is opened and dropped. Its name says how `prepare` behaves.
+#[derive(Serialize, Deserialize)]
+struct Stateful {
+    name: String,
+}
+
+struct Told(String);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        happens(&self.0, "dropped");
+        assert!(self.0 != "panics-on-drop", "the state of {} panics when it is dropped", self.0);
+    }
+}
+
+impl Job for Stateful {
+    const KIND: &'static str = "stateful";
+    type Task = u64;
+    type Output = String;
+    type Report = ();
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        std::iter::empty()
+    }
+    fn prepare(&self) -> Result<State, TaskError> {
+        let before = events_of(&self.name, "prepared").len();
+        happens(&self.name, "prepared");
+        match self.name.as_str() {
+            "held" => drop(HELD_PREPARE.wait()),
+            "slow" => std::thread::sleep(SLOW_PREPARE),
+            "fails" if before == 0 => Err("no server")?,
+            "panics" => panic!("no luck"),
+            _ => {}
+        }
+        Ok(State::new(Told(self.name.clone())))
+    }
+    fn process(&self, _: u64, cx: &TaskContext) -> Result<String, TaskError> {
+        Ok(cx.state::<Told>()?.0.clone())
+    }
+    fn collect(&self, (): &mut (), _: TaskIndex, _: String) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+/// A worker on a transport of its own.
+struct Bench {
+    transport: Arc<dyn Transport>,
+    leave: oneshot::Sender<()>,
+    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+}
+
+impl Bench {
+    async fn start(slots: u16) -> Self {
+        let transport: Arc<dyn Transport> = MemoryTransport::new();
+        transport.open_lane(&Lane::default()).await.unwrap();
+        let mut registry = Registry::default();
+        registry.register::<Stateful>().unwrap();
+        let worker = Worker::new(registry, "test-worker".parse().unwrap());
+        let (leave, left) = oneshot::channel::<()>();
+        let slots = NonZeroU16::new(slots).unwrap();
+        let running = worker.slots(slots).run_until(Arc::clone(&transport), async {
+            let _ = left.await;
+        });
+        Self { worker: tokio::spawn(running), transport, leave }
+    }
+
+    /// Publishes `batches` batches of one task each.
+    async fn submit(&self, job: JobId, name: &str, batches: u64) {
+        let batch = |first| {
+            let message = Batch {
+                job,
+                kind: Kind::new("stateful").unwrap(),
+                spec: &to_raw_value(&Stateful { name: name.into() }).unwrap(),
+                policy: Policy { task_timeout_ms: Some(300), max_attempts: 1, ..Policy::default() },
+                round: Round(0),
+                stage: 0,
+                spent: 0,
+                first: TaskIndex(first),
+                count: 1,
+                tasks: &to_raw_value(&[first]).unwrap(),
+            };
+            let message = message.to_message(Headers::default(), "test");
+            Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
+        };
+        self.publish((0..batches).map(batch).collect()).await;
+    }
+
+    async fn publish(&self, messages: Vec<Outgoing>) {
+        let publisher = self.transport.publisher().await.unwrap();
+        publish_until_stored(&*publisher, messages).await.unwrap();
+    }
+
+    /// Takes results until so many tasks have an outcome; returns the reasons of those that failed, and the time that all took.
+    async fn outcomes(&self, tasks: u64) -> (Vec<String>, Duration) {
+        let (mut seen, mut reasons, mut busy) = (0, Vec::new(), 0);
+        let mut consumer =
+            self.transport.consume(&QueueRole::Results.of(&Lane::default()), 100).await.unwrap();
+        while seen < tasks {
+            for delivery in within(consumer.recv(100)).await.unwrap() {
+                let message: Message = delivery.message;
+                let results: Results<'_> = wire::decode(&message).unwrap();
+                seen += results.done.iter().map(|span| u64::from(span.count)).sum::<u64>();
+                seen += results.failed.len() as u64;
+                busy += results.busy_us;
+                reasons.extend(results.failed.iter().map(|failed| failed.reason.to_string()));
+                delivery.receipt.ack();
+            }
+        }
+        consumer.close().await;
+        (reasons, Duration::from_micros(busy))
+    }
+
+    async fn end(&self, job: JobId) {
+        let stopped = Stopped { job, round: Round(0), reason: "test".into() };
+        let message = stopped.message("stop".into(), "test");
+        self.publish(vec![Outgoing { to: Address::Journal, message }]).await;
+    }
+
+    async fn stop(self) -> WorkerReport {
+        let _ = self.leave.send(());
+        within(self.worker).await.unwrap().unwrap()
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    timeout(TEST_PATIENCE, future).await.expect("it takes too long")
+}
+
+async fn dropped(name: &str) -> Event {
+    let mut events = EVENTS.subscribe();
+    within(events.wait_for(|_| !events_of(name, "dropped").is_empty())).await.unwrap();
+    events_of(name, "dropped").remove(0)
+}
+
+/// Many batches on several slots share one state, which goes on a slot's thread although all of them are idle.
+#[tokio::test]
+async fn state_is_opened_once_and_dropped_at_the_end() {
+    let bench = Bench::start(4).await;
+    let job = JobId::generate();
+    bench.submit(job, "shared", 40).await;
+    assert_eq!(bench.outcomes(40).await.0, [""; 0]);
+    assert_eq!(events_of("shared", "prepared").len(), 1);
+    assert!(events_of("shared", "dropped").is_empty(), "the job has not ended");
+    bench.end(job).await;
+    let dropped = dropped("shared").await;
+    assert!(dropped.thread.starts_with("slot-"), "{dropped:?}");
+    assert_eq!(bench.stop().await.done, 40);
+    assert_eq!(events_of("shared", "dropped").len(), 1);
+}
+
+#[tokio::test]
+async fn state_is_dropped_when_the_worker_leaves() {
+    let bench = Bench::start(2).await;
+    bench.submit(JobId::generate(), "leaving", 3).await;
+    bench.outcomes(3).await;
+    bench.stop().await;
+    let dropped = dropped("leaving").await;
+    assert!(dropped.thread.starts_with("slot-"), "{dropped:?}");
+}
+
+/// A job that is being prepared holds up the slots that need it, and no other.
+#[tokio::test]
+async fn slow_prepare_blocks_no_other_job() {
+    let bench = Bench::start(2).await;
+    bench.submit(JobId::generate(), "held", 1).await;
+    let mut events = EVENTS.subscribe();
+    within(events.wait_for(|_| events_of("held", "prepared").len() == 1)).await.unwrap();
+    bench.submit(JobId::generate(), "other", 5).await;
+    assert_eq!(bench.outcomes(5).await.0, [""; 0], "while the first job is being prepared");
+    tokio::task::spawn_blocking(|| HELD_PREPARE.wait()).await.unwrap();
+    bench.outcomes(1).await;
+    assert_eq!(bench.stop().await.done, 6);
+}
+
+/// Neither a time limit nor the measure by which batches are sized sees the time of `prepare`.
+#[tokio::test]
+async fn prepare_time_counts_for_no_task() {
+    let bench = Bench::start(1).await;
+    bench.submit(JobId::generate(), "slow", 1).await;
+    let (reasons, busy) = bench.outcomes(1).await;
+    assert_eq!(reasons, [""; 0], "the time limit of 300 ms was applied");
+    assert!(busy < SLOW_PREPARE / 2, "{busy:?}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn failed_prepare_fails_its_batch_alone() {
+    let bench = Bench::start(1).await;
+    let job = JobId::generate();
+    bench.submit(job, "fails", 1).await;
+    assert_eq!(bench.outcomes(1).await.0, ["preparing the job's state: no server"]);
+    tokio::time::sleep(Duration::from_millis(1_100)).await; // the pause itself is what is tested
+    bench.submit(job, "fails", 1).await;
+    assert_eq!(bench.outcomes(1).await.0, [""; 0], "the next batch prepares again");
+    bench.submit(JobId::generate(), "panics", 1).await;
+    assert_eq!(bench.outcomes(1).await.0, ["preparing the job's state: panic: no luck"]);
+    assert_eq!(bench.stop().await.done, 1);
+}
+
+#[tokio::test]
+async fn panic_in_drop_ends_no_slot() {
+    let bench = Bench::start(1).await;
+    let job = JobId::generate();
+    bench.submit(job, "panics-on-drop", 1).await;
+    bench.outcomes(1).await;
+    bench.end(job).await;
+    dropped("panics-on-drop").await;
+    bench.submit(JobId::generate(), "after", 1).await;
+    bench.outcomes(1).await;
+    assert_eq!(bench.stop().await.done, 2);
+}
