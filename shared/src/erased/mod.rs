@@ -3,13 +3,16 @@
 //! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the tasks.
 
 mod fold;
+mod in_flight;
 mod process;
+mod running;
 mod split;
 
 use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
 pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
+pub use running::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
@@ -26,6 +29,9 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
 
     /// What the ledger keeps of it.
     fn keep(&self) -> Keep;
+
+    /// How many tasks a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
+    fn in_flight(&self) -> u32;
 
     /// Its parameters as they travel.
     ///
@@ -45,7 +51,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Runs the batch's tasks in order, on the calling thread, until they have all run, the job is stopped or the
+    /// Runs the batch's tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all run, the job is stopped or the
     /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors
@@ -90,6 +96,10 @@ impl<J: Job> AnyJob for Erased<J> {
 
     fn keep(&self) -> Keep {
         J::KEEP
+    }
+
+    fn in_flight(&self) -> u32 {
+        J::IN_FLIGHT.max(1)
     }
 
     fn spec(&self) -> Result<Box<RawValue>, JobError> {
