@@ -16,6 +16,7 @@ mod drill;
 mod example;
 mod failures;
 mod faults;
+mod fetch;
 mod harness;
 mod house;
 mod interrupted;

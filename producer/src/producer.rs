@@ -165,7 +165,7 @@ impl Producer {
         let _ = self.commons.following(&self.transport); // it catches up while the sink is told
         let publisher = self.transport.publisher().await?;
         // Before the sink is told, since it may answer with what it knows of the job.
-        let measured = Measured::listen(&*self.transport, &kept.cursor).await?;
+        let measured = Measured::listen(&*self.transport, &kept.cursor, job.in_flight()).await?;
         Ok(Submission { producer: self.clone(), publisher, job, kept, measured })
     }
 }

@@ -111,8 +111,10 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Output, TaskError>> + Send {
         drop(task);
         let _ = cx;
-        let neither =
-            format!("kind {} defines neither process nor process_async (hint: write one of them)", Self::KIND);
+        let neither = format!(
+            "kind {} defines neither process nor process_async (hint: write one of them)",
+            Self::KIND
+        );
         async { Err(TaskError::reject(neither)) }
     }
 
