@@ -85,8 +85,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
     let sink = context.unless_interrupted(claim).await?;
     watched.wait_for(None);
-    let worker =
-        Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
+    let worker = Worker::new(context.registry.clone(), app.clone())
+        .lane(lane.clone())
+        .slots(flags.slots.slots())
+        .stop_grace(flags.slots.stop_grace);
 
     let job_ended = CancellationToken::new();
     let opened = OnceLock::new();

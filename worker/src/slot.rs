@@ -6,12 +6,14 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, RunningIndex, TaskContext,
+    TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
 use crate::{
     handoff::{Handoffs, Upshot},
+    held::RunningBatch,
     in_hand::InHand,
     seat::{ALL, Tenant},
     sequel::{Sequel, retried},
@@ -28,6 +30,8 @@ pub(crate) struct Work {
     /// How often it was delivered before, as far as that counts.
     pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
+    /// Which of its tasks runs.
+    pub(crate) running: RunningIndex,
 }
 
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
@@ -95,7 +99,8 @@ impl Run<'_> {
     /// Everything of it is ours, unless it is malformed on a second look.
     fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
         let (shop, batch) = (self.shop, sequel.batch);
-        if shop.board.stop_signal(batch.job, batch.round).is_stopped() {
+        let stop = shop.board.stop_signal(batch.job, batch.round);
+        if stop.is_stopped() {
             self.skip(sequel);
             return Ok(());
         }
@@ -117,6 +122,8 @@ impl Run<'_> {
                 return Ok(());
             }
         }
+        self.tenant.identify(RunningBatch::new(batch, &self.work.message.headers, stop));
+        self.work.running.set(batch.first); // also while the job reads its parameters and tasks
         match shop.jobs.open(&shop.registry, batch) {
             Ok(job) => self.run_tasks(&*job, sequel),
             Err(OpenError::Spec(error)) => Err(Malformed::new(error)),
@@ -136,6 +143,7 @@ impl Run<'_> {
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
+        let run = run.noting(&self.work.running);
         let began = Instant::now();
         let ran = job.process_batch(batch, &mut run.watched(&begins))?;
         let took = began.elapsed();
@@ -191,7 +199,13 @@ mod tests {
     impl Work {
         pub(crate) fn of_nothing(from: QueueRole) -> Self {
             let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt, from)) }
+            Self {
+                message: Message::default(),
+                from,
+                before: 0,
+                batch: Arc::new(InHand::new(receipt, from)),
+                running: RunningIndex::default(),
+            }
         }
     }
 }

@@ -83,7 +83,8 @@ impl Job for Sharing {
     }
 }
 
-static FIRST_IS_BUSY: LazyLock<(flume::Sender<()>, flume::Receiver<()>)> = LazyLock::new(|| flume::bounded(1));
+static FIRST_IS_BUSY: LazyLock<(flume::Sender<()>, flume::Receiver<()>)> =
+    LazyLock::new(|| flume::bounded(1));
 
 fn send_second() {
     FIRST_IS_BUSY.0.send(()).unwrap();
