@@ -34,6 +34,7 @@ mod rights;
 mod run;
 mod shards;
 mod stall;
+mod stop_grace;
 mod tls;
 
 pub(crate) use harness::broker::broker_url;

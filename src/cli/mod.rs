@@ -7,6 +7,7 @@ mod doctor;
 mod drill;
 mod flags;
 mod follow;
+mod held;
 mod kinds;
 mod lines;
 mod log;

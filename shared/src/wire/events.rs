@@ -1,5 +1,7 @@
 //! Live news, best effort: nobody waits for an event and nothing depends on one.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Finished, Form, Malformed, Missing, decode, form};
@@ -72,6 +74,26 @@ pub struct RunningTask {
     pub stopped: bool,
 }
 
+impl RunningTask {
+    /// Returns for how long the task had held its thread at `at_ms`, by the worker's clock, in whole seconds.
+    #[must_use]
+    pub fn age(&self, at_ms: u64) -> Duration {
+        Duration::from_secs(at_ms.saturating_sub(self.since_ms) / 1_000)
+    }
+
+    /// Describes for people what the task held at `at_ms`, for how long, and whether its job goes on.
+    #[must_use]
+    pub fn describe(&self, worker: &WorkerId, at_ms: u64) -> String {
+        let Self { job, kind, index, slot, stuck, stopped, .. } = self;
+        let held = if *stuck { "a former thread of slot" } else { "slot" };
+        let ended = if *stopped { "; the job has ended" } else { "" };
+        let age = self.age(at_ms);
+        format!(
+            "task {index} of job {job} (kind {kind}) has held {held} {slot} of {worker} for {age:?}{ended}"
+        )
+    }
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
@@ -104,5 +126,50 @@ impl Event {
             Finished::FORM => decode(message).map(Self::Finished),
             other => Err(Malformed::new(format_args!("no event has the type {other:?}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(since_ms: u64) -> RunningTask {
+        RunningTask {
+            job: JobId::generate(),
+            kind: "spin".parse().unwrap(),
+            first: TaskIndex(0),
+            count: 9,
+            index: TaskIndex(7),
+            attempt: 1,
+            slot: 3,
+            since_ms,
+            stuck: false,
+            stopped: false,
+        }
+    }
+
+    fn beat(running: Vec<RunningTask>) -> serde_json::Value {
+        let (worker, lane) = ("mill-1".parse().unwrap(), Lane::default());
+        serde_json::to_value(WorkerBeat { worker, lane, slots: 1, busy: 0, done: 0, errors: 0, running })
+            .unwrap()
+    }
+
+    #[test]
+    fn heartbeat_without_long_tasks_keeps_its_form() {
+        assert_eq!(beat(Vec::new()).get("running"), None);
+        let named = &beat(vec![task(0)])["running"][0];
+        assert_eq!((named.get("stuck"), named.get("stopped")), (None, None));
+    }
+
+    #[test]
+    fn running_task_is_described_with_its_age() {
+        let (worker, running) = ("mill-1".parse().unwrap(), task(5_000));
+        let job = running.job;
+        let said = running.describe(&worker, 80_900);
+        assert_eq!(said, format!("task 7 of job {job} (kind spin) has held slot 3 of mill-1 for 75s"));
+        let stuck = RunningTask { stuck: true, stopped: true, ..running };
+        let said = stuck.describe(&worker, 4_000);
+        let held = "has held a former thread of slot 3 of mill-1 for 0ns; the job has ended";
+        assert_eq!(said, format!("task 7 of job {job} (kind spin) {held}"));
     }
 }
