@@ -149,7 +149,7 @@ async fn doctor_and_the_stall_message_name_the_task() {
     let job = hanging(&site, "--hang").await;
     let mut next = site.start("producer submit spin --tasks 10 --micros 100 --wait");
     let named = format!("task 1 of job {job} (kind spin) has held slot 0 of worker-");
-    next.says("no outcome has come yet").await;
+    next.says("no outcome").await;
     let running = next.says(&named).await;
     assert!(!running.contains("the job has ended"), "{running}");
     assert_eq!(site.run(&format!("producer cancel {job}")).await.code, 0);

@@ -203,17 +203,15 @@ impl Measure {
         let least = self.in_flight.clamp(1, BATCH_MAX_TASKS.into());
         // Tasks that wait beside one another take a slot no longer than one of them.
         let full = if least > 1 { least * IN_FLIGHT_ROUNDS } else { 1 };
-        let (mut wanted, mut borne_out) = (u64::MAX, least);
+        let share = left.map_or(u64::MAX, |left| left / (SHARES_PER_SLOT * self.slots(now)));
+        let unmeasured = full.min(share).max(least);
+        let (mut wanted, mut borne_out) = (u64::MAX, unmeasured);
         if self.outcomes > 0 && self.recent.tasks > 0.0 {
             // The longer of the two: tasks that turn out longer count at once, shorter ones when they are the rule.
             let mean = self.recent.mean().max(self.latest.mean());
             let tasks_in = |time: Duration| (time.as_micros() as f64 / mean) as u64; // as many as there are, if they take no time
-            wanted = tasks_in(TARGET).max(full);
-            if let Some(left) = left {
-                let share = left / (SHARES_PER_SLOT * self.slots(now));
-                wanted = wanted.min(share.max(tasks_in(WORTH_A_MESSAGE)));
-            }
-            borne_out = u64::from(self.size).min(self.outcomes).saturating_mul(GROWTH.into()).max(least);
+            wanted = tasks_in(TARGET).max(full).min(share.max(tasks_in(WORTH_A_MESSAGE)));
+            borne_out = u64::from(self.size).min(self.outcomes).saturating_mul(GROWTH.into()).max(unmeasured);
         }
         let wanted = wanted.clamp(least, BATCH_MAX_TASKS.into());
         let tasks = u32::try_from(wanted.min(borne_out)).unwrap_or(BATCH_MAX_TASKS).max(1);
