@@ -17,6 +17,7 @@ mod drill;
 mod example;
 mod failures;
 mod faults;
+mod fetch;
 mod floats;
 mod harness;
 mod house;
@@ -36,6 +37,7 @@ mod rights;
 mod run;
 mod shards;
 mod stall;
+mod stop_grace;
 mod tls;
 mod versions;
 

@@ -62,6 +62,11 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<u64>,
 
+    /// A task like that of --hang, which computes for ever instead of sleeping
+    #[arg(long, value_name = "INDEX")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hang_busy: Vec<u64>,
+
     /// A task that panics at each try; may be given several times
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -138,6 +143,11 @@ impl Job for Spin {
         if self.hang.contains(&index) {
             loop {
                 std::thread::park();
+            }
+        }
+        if self.hang_busy.contains(&index) {
+            loop {
+                std::hint::spin_loop();
             }
         }
         if self.panic.contains(&index) {

@@ -19,9 +19,13 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Listens from now on, until it is dropped.
-    pub(crate) async fn listen(transport: &dyn Transport, cursor: &Cursor) -> Result<Self, TransportError> {
-        let sizing = Arc::new(Sizing::new(cursor.batch));
+    /// Listens from now on, until it is dropped. `in_flight` is how many tasks of the job a slot keeps in flight.
+    pub(crate) async fn listen(
+        transport: &dyn Transport,
+        cursor: &Cursor,
+        in_flight: u32,
+    ) -> Result<Self, TransportError> {
+        let sizing = Arc::new(Sizing::new(cursor.batch, in_flight));
         let few = cursor.plan.tasks.is_some_and(|tasks| tasks <= NOT_WORTH_MEASURING);
         if few || cursor.batch.is_some() {
             return Ok(Self { sizing, listening: None });

@@ -196,7 +196,7 @@ impl Producer {
         let _ = self.commons.following(&self.transport); // it catches up while the sink is told
         let publisher = self.transport.publisher().await?;
         // Before the sink is told, since it may answer with what it knows of the job.
-        let measured = Measured::listen(&*self.transport, &kept.cursor).await?;
+        let measured = Measured::listen(&*self.transport, &kept.cursor, job.in_flight()).await?;
         let refused = self.commons.following(&self.transport).board.refused(kept.cursor.job);
         Ok(Submission { producer: self.clone(), publisher, job, kept, measured, refused })
     }

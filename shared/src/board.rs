@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -35,6 +35,8 @@ pub struct JobBoard {
     refusals: Mutex<BTreeMap<JobId, Weak<refusals::Shared>>>,
     served: Mutex<BTreeSet<Lane>>,
     caught_up: CancellationToken,
+    /// How often a round has ended.
+    ends: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -155,6 +157,13 @@ impl JobBoard {
             }
             rounds.signals.retain(|of, _| *of > round);
         });
+        self.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
+    }
+
+    /// Changes each time after the round of a job has ended and its signals were given. No end is missed.
+    #[must_use]
+    pub fn ends(&self) -> watch::Receiver<u64> {
+        self.ends.subscribe()
     }
 
     /// The signal that tells when `round` of `job` ends; given already if it has.

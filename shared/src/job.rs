@@ -1,6 +1,6 @@
 //! What a user writes: one `impl Job`.
 
-use std::{fmt, ops::ControlFlow};
+use std::{fmt, future::Future, ops::ControlFlow};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -67,6 +67,9 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     const FOLDS_IN_ORDER: bool = false;
     /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more, beside its output.
     const WITH_TASKS: bool = false;
+    /// How many tasks of a batch a slot keeps in flight through [`Job::process_async`]. Defaults to 0: a slot runs one task
+    /// at a time, through [`Job::process`].
+    const IN_FLIGHT: u32 = 0;
     /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded; a
     /// float that is NaN or infinite ends the split.
     type Task: Serialize + DeserializeOwned + Send;
@@ -111,7 +114,33 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// # Errors
     /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
     /// again"; [`TaskError::retry_after`] says when. A panic counts as an error.
-    fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError>;
+    ///
+    /// A job writes this or [`Job::process_async`], which is what the default runs, one task at a time.
+    fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError> {
+        cx.block_on(self.process_async(task, cx))?
+    }
+
+    /// The async form of [`Job::process`], for tasks that wait: a slot keeps [`Job::IN_FLIGHT`] of them in flight.
+    ///
+    /// The future is dropped at its next await when the job is stopped and when its own deadline passes. All futures of
+    /// a slot are polled on its one thread, so code that computes or blocks for long belongs into [`Job::process`]. Sockets,
+    /// timers and what is spawned are driven by one runtime for all slots of the worker.
+    ///
+    /// # Errors
+    /// As of [`Job::process`]. Defaults to one that says that the job wrote neither.
+    fn process_async(
+        &self,
+        task: Self::Task,
+        cx: &TaskContext,
+    ) -> impl Future<Output = Result<Self::Output, TaskError>> + Send {
+        drop(task);
+        let _ = cx;
+        let neither = format!(
+            "kind {} defines neither process nor process_async (hint: write one of them)",
+            Self::KIND
+        );
+        async { Err(TaskError::reject(neither)) }
+    }
 
     /// Runs in the sink, exactly once per task that has an output, in any order, on a thread that may compute but
     /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.

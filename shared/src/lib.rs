@@ -25,6 +25,7 @@ mod shards;
 mod state;
 mod store;
 mod task;
+mod task_runtime;
 pub mod testing;
 mod trace;
 mod transport;
@@ -34,7 +35,7 @@ pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
-    SplitStep, TaskFailure, erase, panic_text,
+    RunningIndex, SplitStep, TaskFailure, erase, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};

@@ -1,9 +1,8 @@
 //! One task from the inside: its context, and how it may fail.
 
 use std::{
-    cell::OnceCell,
     fmt,
-    future::Future,
+    future::{Future, pending},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{runtime::Runtime, sync::Notify};
+use tokio::{sync::Notify, time::sleep_until};
 
 use crate::{
     JobId, State, TaskIndex,
+    task_runtime::task_runtime,
     wire::{clip_reason, encoded_len},
 };
 
@@ -94,25 +94,43 @@ impl TaskContext {
         }
     }
 
-    /// Runs async code to its end, on a runtime of this thread's own that carries no broker traffic.
+    /// Returns when the task has to end, if its job has a time limit.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Waits until the job is stopped. Cancel safe.
+    pub async fn stopped(&self) {
+        self.stop.stopped().await;
+    }
+
+    /// Runs async code to its end, on a runtime that all slots of the worker share and that carries no broker traffic.
     ///
-    /// # Panics
-    /// If called from within async code, or if the operating system gives no runtime; both count as an error of
-    /// the task.
-    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
-        thread_local! {
-            static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
+    /// The future is polled on the calling thread. What it spawns, and its sockets and timers, go on after it has ended, so
+    /// that a client may be shared between tasks.
+    ///
+    /// # Errors
+    /// That of [`TaskContext::check`] when the job is stopped or the deadline passes; the future is dropped then. Also if
+    /// this is called from within async code, or if the operating system gives no runtime.
+    pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
+        task_runtime()?.block_on(self.until_ended(future))
+    }
+
+    /// Waits for `future`, but not beyond the job's stop or the deadline; then the future is dropped.
+    pub(crate) async fn until_ended<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
+        let overdue = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline.into()).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            output = future => Ok(output),
+            () = self.stopped() => Err(TaskError::stopped()),
+            () = overdue => Err(TaskError(Trouble::TimedOut)),
         }
-        RUNTIME.with(|runtime| {
-            runtime
-                .get_or_init(|| {
-                    tokio::runtime::Builder::new_current_thread()
-                        .enable_all()
-                        .build()
-                        .expect("a current-thread runtime needs only a few file descriptors")
-                })
-                .block_on(future)
-        })
     }
 }
 
@@ -226,6 +244,11 @@ impl TaskError {
 
     pub(crate) fn undecodable(why: impl fmt::Display) -> Self {
         Self(Trouble::Undecodable(why.to_string()))
+    }
+
+    /// Whether the job was stopped, so that the task has no outcome.
+    pub(crate) fn is_stop(&self) -> bool {
+        matches!(self.0, Trouble::Stopped)
     }
 
     /// What it means for the task.
@@ -362,10 +385,37 @@ mod tests {
         assert_eq!(told(TaskError::retry_after(wait)), Trouble::Delayed(reason.into(), wait));
     }
 
+    fn context(stop: StopSignal) -> TaskContext {
+        TaskContext::new(JobId::generate(), TaskIndex(0), 2, stop)
+    }
+
     #[test]
     fn async_code_runs_to_its_end() {
-        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 2, StopSignal::new());
+        let cx = context(StopSignal::new());
         assert_eq!(cx.attempt(), 3);
-        assert_eq!(cx.block_on(async { 7 }), 7);
+        assert_eq!(cx.block_on(async { 7 }).unwrap(), 7);
+    }
+
+    #[test]
+    fn async_code_ends_at_stop_and_at_the_deadline() {
+        let stop = StopSignal::new();
+        let mut cx = context(stop.clone());
+        let never = |cx: &TaskContext| cx.block_on(pending::<()>()).unwrap_err().into_trouble();
+        cx.move_to(TaskIndex(0), Some(Instant::now() + std::time::Duration::from_millis(20)));
+        assert_eq!(never(&cx), Trouble::TimedOut);
+        assert!(cx.deadline() <= Some(Instant::now()), "it ended before its deadline");
+        cx.move_to(TaskIndex(0), None);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| never(&cx));
+            stop.stop();
+            assert_eq!(waiting.join().unwrap(), Trouble::Stopped);
+        });
+    }
+
+    #[tokio::test]
+    async fn block_on_within_async_code_is_refused() {
+        let error = context(StopSignal::new()).block_on(async { 7 }).unwrap_err();
+        let Trouble::Rejected(why) = error.into_trouble() else { panic!("it would be tried again") };
+        assert!(why.contains("await the future instead"), "{why}");
     }
 }

@@ -174,6 +174,17 @@ pub(crate) struct SlotFlags {
     /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
     #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
     slots: Option<NonZeroU16>,
+
+    /// How long a task may go on after its job was stopped, 10s or 1m for instance; then its slot gets another thread
+    #[arg(
+        long,
+        global = true,
+        env = "GRISTMILL_STOP_GRACE",
+        value_name = "DURATION",
+        value_parser = time_limit,
+        default_value = "10s"
+    )]
+    pub(crate) stop_grace: Duration,
 }
 
 fn slots(text: &str) -> Result<NonZeroU16, String> {

@@ -1,7 +1,8 @@
 //! Waiting for a job's end: the bar while it runs, then the answer.
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
+use futures::future::BoxFuture;
 use gristmill_producer::{News, Watch};
 use gristmill_shared::{
     Health, JobId, Plan, Transport,
@@ -11,7 +12,9 @@ use indicatif::HumanCount;
 use tokio::time::Instant;
 
 use super::{
-    Context, Outcome, print, print_json, say,
+    Context, Outcome,
+    held::held_slots,
+    print, print_json, say,
     stall::{ranges_text, stall_hint},
     warn,
 };
@@ -49,6 +52,8 @@ pub(crate) async fn to_the_end(
     };
     let (mut heard, mut stalled) = (Heard::Nothing, None);
     let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
+    // Listened for only after a stall was told, for a moment.
+    let (mut lane, mut held): (_, Option<BoxFuture<'_, Vec<String>>>) = (None, None);
     let mut listening = false; // until the journal has been read
     let mut health = transport.health();
     context.bar.trouble(trouble(&health.borrow_and_update()));
@@ -72,11 +77,18 @@ pub(crate) async fn to_the_end(
                 let what = stalled.take().map(|missing| stall_text(&missing));
                 context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job, &known))));
                 listening = false; // once for each silence
+                held = lane.clone().map(|lane| Box::pin(held_slots(transport, lane)) as _);
+                continue;
+            }
+            holders = finished_or_pending(&mut held) => {
+                held = None;
+                context.bar.suspend(|| holders.iter().for_each(say));
                 continue;
             }
         };
         match news {
             News::Opened(opened) => {
+                lane = Some(opened.lane.clone());
                 if !submitted && heard == Heard::Nothing {
                     context.bar.begin(&opened.plan);
                 }
@@ -87,12 +99,13 @@ pub(crate) async fn to_the_end(
             News::Progress(progress) => {
                 heard = if progress.sealed { Heard::OfTasks } else { Heard::OfTheSplit };
                 context.bar.update(&progress);
-                stalled = None;
+                (stalled, held) = (None, None);
             }
             News::CaughtUp | News::Reopened(_) => {}
             News::Stalled(missing) if watch.has_caught_up() => {
                 context.bar.suspend(|| say(stall_text(&missing)));
                 stalled = None;
+                held = lane.clone().map(|lane| Box::pin(held_slots(transport, lane)) as _);
             }
             // It may have gone on since; that is known when nothing is heard of it.
             News::Stalled(missing) => stalled = Some(missing),
@@ -103,6 +116,14 @@ pub(crate) async fn to_the_end(
         }
         listening |= watch.has_caught_up();
         silence.as_mut().reset(Instant::now() + SILENCE);
+    }
+}
+
+/// Waits for the future, or for ever if there is none. Cancel safe.
+async fn finished_or_pending<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => pending().await,
     }
 }
 

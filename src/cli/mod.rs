@@ -8,6 +8,7 @@ mod doctor;
 mod drill;
 mod flags;
 mod follow;
+mod held;
 mod kinds;
 mod lines;
 mod log;

@@ -105,7 +105,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let worker = Worker::new(context.registry.clone(), app.clone())
         .build(build_id())
         .lane(lane.clone())
-        .slots(flags.slots.slots());
+        .slots(flags.slots.slots())
+        .stop_grace(flags.slots.stop_grace);
 
     let job_ended = CancellationToken::new();
     let opened = OnceLock::new();

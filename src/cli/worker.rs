@@ -53,6 +53,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         .lane(flags.lane.lane.clone())
         .shards(flags.shards)
         .slots(flags.slots.slots())
+        .stop_grace(flags.slots.stop_grace)
         .grace(flags.grace);
     let leave = async {
         context.signals.first().await;

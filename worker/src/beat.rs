@@ -2,23 +2,23 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use gristmill_shared::{
     Address, Outgoing, Publisher, Topic,
-    wire::{Form, WorkerBeat},
+    wire::{Form, RUNNING_MAX_TASKS, RunningTask, WorkerBeat, now_ms},
 };
 
 use tokio::time::MissedTickBehavior;
 
-use crate::shop::Shop;
+use crate::{seat::Seat, shop::Shop};
 
 /// How often a worker says that it is alive.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 
 /// Never ends. Nobody depends on a beat, so what becomes of it is not looked at.
-pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: u32) {
+pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: Vec<Arc<Seat>>) {
     let mut beats = tokio::time::interval(BEAT_EVERY);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay); // those that an outage swallowed are not made up for
     loop {
@@ -26,15 +26,29 @@ pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: u
         let beat = WorkerBeat {
             worker: shop.id.clone(),
             lane: shop.lane.clone(),
-            slots,
+            slots: u32::try_from(slots.len()).unwrap_or(u32::MAX),
             busy: shop.counts.busy.load(Ordering::Relaxed),
             done: shop.counts.done.load(Ordering::Relaxed),
             errors: shop.counts.errors.load(Ordering::Relaxed),
+            running: running(&slots),
         };
         let id = format!("{}/beat/{}", shop.id, shop.message_number());
         let to = Address::Events(Topic::Worker(shop.lane.clone(), shop.id.clone()));
         let _ = publisher.publish(vec![Outgoing { to, message: beat.message(id, shop.id.as_str()) }]).await;
     }
+}
+
+/// Returns the tasks that have held a thread for [`BEAT_EVERY`] or longer, the longest first.
+fn running(slots: &[Arc<Seat>]) -> Vec<RunningTask> {
+    let (now, now_ms) = (Instant::now(), now_ms());
+    let mut held: Vec<_> = (0..)
+        .zip(slots)
+        .flat_map(|(slot, seat)| seat.tasks(now).into_iter().map(move |task| (slot, task)))
+        .filter(|(_, task)| now.saturating_duration_since(task.since) >= BEAT_EVERY)
+        .collect();
+    held.sort_by_key(|(_, task)| task.since);
+    held.truncate(RUNNING_MAX_TASKS);
+    held.iter().map(|(slot, task)| task.to_wire(*slot, now, now_ms)).collect()
 }
 
 #[cfg(test)]
@@ -64,7 +78,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn beats_that_an_outage_swallowed_are_not_made_up_for() {
         let broker = Arc::new(Broker { beats: watch::Sender::default(), answers: watch::Sender::new(false) });
-        let beating = tokio::spawn(run(Shop::of_nothing().await, Arc::clone(&broker) as _, 1));
+        let beating = tokio::spawn(run(Shop::of_nothing().await, Arc::clone(&broker) as _, Vec::new()));
         tokio::time::sleep(BEAT_EVERY * 10).await;
         broker.answers.send_replace(true);
         broker.beats.subscribe().wait_for(|beats| beats.len() >= 4).await.unwrap();

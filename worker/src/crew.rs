@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     WorkerError,
     handoff::{Handoff, Handoffs},
+    held::HeldTask,
     seat::{Look, Running, Seat, Turn},
     sequel::{Sequel, retried},
     shop::Shop,
@@ -37,6 +38,8 @@ pub(crate) struct Crew {
     handoffs: Handoffs,
     wake: Arc<Notify>,
     ends: (flume::Sender<bool>, flume::Receiver<bool>),
+    /// How long a task may go on after its job was stopped.
+    stop_grace: Duration,
     /// Given when too many are stuck.
     pub(crate) too_many_stuck: CancellationToken,
 }
@@ -45,6 +48,7 @@ impl Crew {
     /// Starts a thread for each slot.
     pub(crate) fn start(
         slots: NonZeroU16,
+        stop_grace: Duration,
         shop: Arc<Shop>,
         waiting: Waiting,
         handoffs: Handoffs,
@@ -52,8 +56,8 @@ impl Crew {
         let wake = Arc::new(Notify::new());
         let seats: Vec<_> = (0..slots.get()).map(|_| Seat::new(Arc::clone(&wake))).collect();
         let ends = flume::bounded(seats.len());
-        let crew =
-            Self { shop, seats, waiting, handoffs, wake, ends, too_many_stuck: CancellationToken::new() };
+        let too_many_stuck = CancellationToken::new();
+        let crew = Self { shop, seats, waiting, handoffs, wake, ends, stop_grace, too_many_stuck };
         crew.seats.iter().enumerate().try_for_each(|(number, seat)| crew.hire(number, seat))?;
         Ok(crew)
     }
@@ -106,14 +110,26 @@ impl Crew {
         turns.len()
     }
 
-    /// Watches over time limits. Never ends, unless no thread can be started.
+    /// The seats of all slots, by their numbers.
+    pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
+        self.seats.clone()
+    }
+
+    /// Watches over time limits, and over tasks whose job was stopped. Never ends, unless no thread can be started.
     pub(crate) async fn watch(&self) -> WorkerError {
+        let mut stops = self.shop.board.ends();
         loop {
             let mut next: Option<Instant> = None;
             for (number, seat) in self.seats.iter().enumerate() {
-                match seat.look(Instant::now(), &self.shop) {
+                match seat.look(Instant::now(), self.stop_grace, &self.shop) {
                     Look::Idle => {}
                     Look::Until(end) => next = Some(next.map_or(end, |next| next.min(end))),
+                    Look::Stopped(turn, task) => {
+                        self.give_up_stopped(&turn, &task).await;
+                        if let Err(error) = self.hire(number, seat) {
+                            return error;
+                        }
+                    }
                     Look::Overdue(turn, running) => {
                         self.give_up(&turn, running).await;
                         // Now, since the worker waits for a seat's thread before it takes no more outcomes.
@@ -131,6 +147,7 @@ impl Crew {
             };
             tokio::select! {
                 () = self.wake.notified() => {}
+                Ok(()) = stops.changed() => {}
                 () = due => {}
             }
         }
@@ -152,6 +169,29 @@ impl Crew {
             Ok(messages)
         };
         self.finish(turn, given_up).await;
+        self.end_if_too_many(stuck);
+    }
+
+    /// The task goes on though its job was stopped: it has no outcome, and the rest of its batch is skipped.
+    async fn give_up_stopped(&self, turn: &Turn, task: &HeldTask) {
+        let stuck = self.shop.counts.stuck.load(Ordering::Relaxed);
+        let HeldTask { batch, index, since, .. } = task;
+        tracing::warn!(
+            job = %batch.job, kind = %batch.kind, %index, age = ?since.elapsed(), grace = ?self.stop_grace, stuck,
+            "a task goes on after its job was stopped; its slot gets another thread \
+             (hint: call cx.check() now and then)"
+        );
+        let skipped = |sequel: Sequel<'_>| {
+            let first = sequel.batch.first;
+            let handed_on = turn.handed_on.max(first).0 - first.0;
+            sequel.count("skipped", u64::from(sequel.batch.count).saturating_sub(handed_on));
+            Ok(Vec::new())
+        };
+        self.finish(turn, skipped).await;
+        self.end_if_too_many(stuck);
+    }
+
+    fn end_if_too_many(&self, stuck: u32) {
         if stuck > self.stuck_max() {
             self.too_many_stuck.cancel();
         }

@@ -17,8 +17,8 @@ pub enum WorkerError {
     Threads(#[source] std::io::Error),
     /// Tasks that do not end have taken too many threads.
     #[error(
-        "{threads} threads are stuck in tasks that run on long after their time limit, more than the {slots} slots; what \
-         was not begun is handed back (hint: start the worker again, and let the job call cx.check() now and then)"
+        "{threads} threads are stuck in tasks that run on long after their time limit or their job's stop, more than the \
+         {slots} slots; what was not begun is handed back (hint: start the worker again, and let the job call cx.check() now and then)"
     )]
     Stuck {
         /// How many.

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::select_all;
-use gristmill_shared::{Consumer, Delivery, QueueRole, TransportError, meter::WORKER_REDELIVERIES};
+use gristmill_shared::{
+    Consumer, Delivery, QueueRole, RunningIndex, TransportError, meter::WORKER_REDELIVERIES,
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -213,7 +215,7 @@ async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, s
         let before = that_count(before, reconnected_at);
         let batch = Arc::new(InHand::new(receipt, from));
         source.held.push(Arc::clone(&batch));
-        Work { message, from, before, batch }
+        Work { message, from, before, batch, running: RunningIndex::default() }
     });
     work.give(taken.collect()).await;
 }

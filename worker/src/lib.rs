@@ -9,6 +9,7 @@ mod complaints;
 mod crew;
 mod error;
 mod handoff;
+mod held;
 mod in_hand;
 mod intake;
 mod job_cache;
@@ -25,4 +26,4 @@ mod waiting;
 mod worker;
 
 pub use error::WorkerError;
-pub use worker::{DEFAULT_GRACE, Worker, WorkerReport};
+pub use worker::{DEFAULT_GRACE, DEFAULT_STOP_GRACE, Worker, WorkerReport};

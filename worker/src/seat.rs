@@ -1,7 +1,7 @@
 //! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
 //!
 //! A thread cannot be ended from outside. When a task runs on long after its time limit, or when the worker leaves and its
-//! grace has ended, its thread loses the seat, in one step with the batch: from then on nothing that it says of the batch
+//! grace has ended, or when it runs on long after its job was stopped, its thread loses the seat, in one step with the batch: from then on nothing that it says of the batch
 //! is heard, and somebody else does what is left to do.
 
 use std::{
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::{
     handoff::{Handoff, Upshot},
+    held::{HeldTask, RunningBatch},
     shop::Shop,
     slot::Work,
 };
@@ -34,11 +35,16 @@ struct State {
     /// Who has the seat: one more each time it is taken away.
     tenant: u32,
     turn: Option<Turn>,
+    /// The tasks in which threads are stuck that had the seat before, each with the number of its thread.
+    stuck: Vec<(u32, HeldTask)>,
 }
 
 impl State {
     fn lose(&mut self, shop: &Shop) -> Option<Turn> {
-        let turn = self.turn.take()?;
+        let mut turn = self.turn.take()?;
+        if let Some(task) = turn.task(Instant::now()) {
+            self.stuck.push((self.tenant, HeldTask { stuck: true, ..task }));
+        }
         self.tenant += 1;
         shop.counts.stuck(); // before its thread can take itself off
         Some(turn)
@@ -55,6 +61,58 @@ pub(crate) struct Turn {
     /// What came of the tasks before this one has been handed on.
     pub(crate) handed_on: TaskIndex,
     running: Option<Running>,
+    began: Instant,
+    /// What the batch is; known before its first task begins.
+    batch: Option<RunningBatch>,
+    /// The task that ran at the last sample, and when it was first seen to run.
+    seen: Option<(TaskIndex, Instant)>,
+    /// When the watcher learned that the job was stopped.
+    stopped_at: Option<Instant>,
+}
+
+impl Turn {
+    fn new(work: &Arc<Work>) -> Self {
+        Self {
+            work: Arc::clone(work),
+            handed_on: TaskIndex(0),
+            running: None,
+            began: Instant::now(),
+            batch: None,
+            seen: None,
+            stopped_at: None,
+        }
+    }
+
+    /// Samples which task runs. None while outcomes are handed on.
+    fn task(&mut self, now: Instant) -> Option<HeldTask> {
+        let batch = self.batch.as_ref()?;
+        let index = self.work.running.get();
+        let Some(index) = index.filter(|_| self.handed_on != ALL) else {
+            self.seen = None;
+            return None;
+        };
+        let since = match (self.seen, self.running) {
+            (_, Some(running)) if running.index == index => running.began,
+            (Some((seen, since)), _) if seen == index => since,
+            _ if index == batch.first => self.began,
+            _ => now,
+        };
+        self.seen = Some((index, since));
+        Some(HeldTask { batch: batch.clone(), index, since, stuck: false })
+    }
+
+    /// When the grace after its job's stop ends, if the job was stopped.
+    fn stop_end(&mut self, now: Instant, stop_grace: Duration) -> Option<Instant> {
+        let is_stopped = self.batch.as_ref().is_some_and(|batch| batch.stop.is_stopped());
+        if !is_stopped || self.handed_on == ALL {
+            return None;
+        }
+        if self.stopped_at.is_none() {
+            self.stopped_at = Some(now);
+            let _ = self.task(now); // it runs since then at the latest
+        }
+        self.stopped_at?.checked_add(stop_grace)
+    }
 }
 
 /// A task with a time limit.
@@ -68,10 +126,13 @@ pub(crate) struct Running {
 /// What is found on a seat.
 #[derive(Debug)]
 pub(crate) enum Look {
-    /// No task that has a time limit.
+    /// No task that has a time limit, or whose job was stopped.
     Idle,
     /// One that may run until then.
     Until(Instant),
+    /// One whose job was stopped and that did not end within the grace. It has lost the seat, and its batch is the
+    /// finder's.
+    Stopped(Turn, HeldTask),
     /// One that was to have ended. It has lost the seat, and its batch is the finder's.
     Overdue(Turn, Running),
 }
@@ -87,15 +148,38 @@ impl Seat {
         Tenant { seat: Arc::clone(self), number, shop, ends }
     }
 
-    /// Looks whether a task is overdue, and takes the seat and the batch away if one is.
-    pub(crate) fn look(&self, now: Instant, shop: &Shop) -> Look {
+    /// Looks whether a task is overdue, or goes on `stop_grace` after its job was stopped, and takes the seat and the batch
+    /// away if one does.
+    pub(crate) fn look(&self, now: Instant, stop_grace: Duration, shop: &Shop) -> Look {
         let mut state = self.lock();
-        let Some(running) = state.turn.as_ref().and_then(|turn| turn.running) else { return Look::Idle };
-        let Some(end) = running.deadline.checked_add(OVERDUE_GRACE) else { return Look::Idle };
+        let Some(turn) = &mut state.turn else { return Look::Idle };
+        let overdue_end = turn.running.and_then(|running| running.deadline.checked_add(OVERDUE_GRACE));
+        if let Some(stop_end) = turn.stop_end(now, stop_grace) {
+            let end = overdue_end.map_or(stop_end, |end| end.min(stop_end));
+            if now < end {
+                return Look::Until(end);
+            }
+            let Some(task) = turn.task(now) else {
+                // Its thread waits for the broker, and begins no further task.
+                turn.stopped_at = Some(now);
+                return now.checked_add(stop_grace).map_or(Look::Idle, Look::Until);
+            };
+            return state.lose(shop).map_or(Look::Idle, |turn| Look::Stopped(turn, task));
+        }
+        let (Some(mut running), Some(end)) = (turn.running, overdue_end) else { return Look::Idle };
         if now < end {
             return Look::Until(end);
         }
+        // Of several in flight it is the one that holds the thread.
+        running.index = turn.work.running.get().unwrap_or(running.index);
         state.lose(shop).map_or(Look::Idle, |turn| Look::Overdue(turn, running))
+    }
+
+    /// Returns the task that the slot runs now and those in which its former threads are stuck.
+    pub(crate) fn tasks(&self, now: Instant) -> Vec<HeldTask> {
+        let mut state = self.lock();
+        let running = state.turn.as_mut().and_then(|turn| turn.task(now));
+        running.into_iter().chain(state.stuck.iter().map(|(_, task)| task.clone())).collect()
     }
 
     /// Takes the seat and the batch away, unless there is none, or all of it has been handed on.
@@ -126,8 +210,19 @@ pub(crate) struct Tenant {
 impl Tenant {
     /// A batch is begun.
     pub(crate) fn begin(&self, work: &Arc<Work>) {
-        let turn = Turn { work: Arc::clone(work), handed_on: TaskIndex(0), running: None };
+        let turn = Turn::new(work);
         let _ = self.state().map(|mut state| state.turn = Some(turn));
+    }
+
+    /// Says what the batch is, before any code of its job runs.
+    pub(crate) fn identify(&self, batch: RunningBatch) {
+        let is_stopped = batch.stop.is_stopped();
+        if let Some(turn) = self.state().as_mut().and_then(|state| state.turn.as_mut()) {
+            turn.batch = Some(batch);
+        }
+        if is_stopped {
+            self.seat.wake.notify_one(); // the watcher may have looked before
+        }
     }
 
     /// A task with a time limit begins. False if the seat is lost.
@@ -170,9 +265,11 @@ impl Tenant {
 
 impl Drop for Tenant {
     fn drop(&mut self) {
-        if self.state().is_some() {
+        let mut state = self.seat.lock();
+        if state.tenant == self.number {
             let _ = self.ends.try_send(!std::thread::panicking()); // nobody listens once the worker has left
         } else {
+            state.stuck.retain(|(number, _)| *number != self.number);
             self.shop.counts.came_free();
         }
     }

@@ -6,13 +6,14 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, StopSignal,
-    TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RunningIndex,
+    StopSignal, TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
 use crate::{
     handoff::{Handoffs, Upshot},
+    held::RunningBatch,
     in_hand::InHand,
     job_cache::drop_job,
     release::{Release, Unfit},
@@ -31,6 +32,8 @@ pub(crate) struct Work {
     /// How often it was delivered before, as far as that counts.
     pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
+    /// Which of its tasks runs.
+    pub(crate) running: RunningIndex,
 }
 
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
@@ -135,6 +138,8 @@ impl Run<'_> {
         if batch.policy.same_build && !shop.is_own_build(batch) {
             return self.release(sequel, &Unfit::Build);
         }
+        self.tenant.identify(RunningBatch::new(batch, &self.work.message.headers, stop.clone()));
+        self.work.running.set(batch.first); // also while the job reads its parameters and tasks
         let unfit = match shop.jobs.open(&shop.registry, batch, &stop) {
             Ok(job) => {
                 shop.releases.ran();
@@ -180,7 +185,7 @@ impl Run<'_> {
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
-        let mut run = run.watched(&begins);
+        let mut run = run.watched(&begins).noting(&self.work.running);
         let began = Instant::now();
         let ran = job.process_batch(batch, &mut run)?;
         let took = began.elapsed().saturating_sub(run.prepare_time());
@@ -239,7 +244,13 @@ mod tests {
     impl Work {
         pub(crate) fn of_nothing(from: QueueRole) -> Self {
             let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-            Self { message: Message::default(), from, before: 0, batch: Arc::new(InHand::new(receipt, from)) }
+            Self {
+                message: Message::default(),
+                from,
+                before: 0,
+                batch: Arc::new(InHand::new(receipt, from)),
+                running: RunningIndex::default(),
+            }
         }
     }
 }

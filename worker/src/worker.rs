@@ -26,6 +26,9 @@ use crate::{
 
 /// How long running tasks may take to end after the worker was told to leave.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
+/// How long a task may go on after its job was stopped, before its slot gets another thread. More than
+/// a time limit's, since a stop comes unforeseen: a task may look for it every few seconds only.
+pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
 /// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
@@ -43,6 +46,7 @@ pub struct Worker {
     shards: Shards,
     slots: NonZeroU16,
     grace: Duration,
+    stop_grace: Duration,
     id: WorkerId,
     build: Option<BuildId>,
 }
@@ -85,6 +89,7 @@ impl Worker {
             shards: Shards::ONE,
             slots: NonZeroU16::MIN,
             grace: DEFAULT_GRACE,
+            stop_grace: DEFAULT_STOP_GRACE,
             id,
             build: None,
         }
@@ -121,6 +126,13 @@ impl Worker {
         Self { grace, ..self }
     }
 
+    /// Lets a task go on for at most this long after its job was stopped, at least 1 ms. Then its slot gets another thread, and
+    /// the old one counts as stuck until the task ends. Defaults to [`DEFAULT_STOP_GRACE`].
+    #[must_use]
+    pub fn stop_grace(self, stop_grace: Duration) -> Self {
+        Self { stop_grace: stop_grace.max(Duration::from_millis(1)), ..self }
+    }
+
     /// Works until `shutdown` resolves; then takes nothing more, lets the running tasks end, hands back the rest
     /// without cost, and settles.
     ///
@@ -151,7 +163,8 @@ impl Worker {
 
         let (work, waiting) = waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = handoffs();
-        let crew = Crew::start(self.slots, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
+        let crew =
+            Crew::start(self.slots, self.stop_grace, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
         for (from, prefetch) in prefetches(self.slots.get(), shards) {
@@ -171,7 +184,7 @@ impl Worker {
         let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
             Arc::clone(&shop),
             Arc::clone(&publisher),
-            self.slots.get().into(),
+            crew.seats(),
         )));
         let watched = Arc::clone(&shop);
         let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));

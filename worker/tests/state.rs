@@ -127,6 +127,8 @@ impl Bench {
                 round: Round(0),
                 stage: 0,
                 spent: 0,
+                version: 0,
+                build: None,
                 first: TaskIndex(first),
                 count: 1,
                 tasks: &to_raw_value(&[first]).unwrap(),

@@ -3,8 +3,10 @@
 //! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the tasks.
 
 mod fold;
+mod in_flight;
 mod prepare;
 mod process;
+mod running;
 mod split;
 
 use std::{any::Any, fmt, sync::Arc};
@@ -12,6 +14,7 @@ use std::{any::Any, fmt, sync::Arc};
 pub use fold::{AnyFold, CollectError, Collected};
 use prepare::StateCell;
 pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
+pub use running::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
@@ -35,6 +38,9 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// See [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
 
+    /// How many tasks a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
+    fn in_flight(&self) -> u32;
+
     /// Its parameters as they travel.
     ///
     /// # Errors
@@ -54,8 +60,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks in order, on the
-    /// calling thread, until they have all run, the job is stopped or the
+    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks in order, or
+    /// [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all run, the job is stopped or the
     /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors
@@ -119,6 +125,10 @@ impl<J: Job> AnyJob for Erased<J> {
 
     fn folds_in_order(&self) -> bool {
         J::FOLDS_IN_ORDER
+    }
+
+    fn in_flight(&self) -> u32 {
+        J::IN_FLIGHT.max(1)
     }
 
     fn spec(&self) -> Result<Box<RawValue>, JobError> {

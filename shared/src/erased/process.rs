@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{StateCell, catch};
+use super::{StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
 use crate::{
     Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
@@ -153,9 +153,10 @@ pub type Begins<'a> = dyn Fn(TaskIndex, Instant) -> bool + Sync + 'a;
 pub struct BatchRun<'a> {
     cx: TaskContext,
     timeout: Option<Duration>,
-    halt: StopSignal,
+    pub(super) halt: StopSignal,
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     begins: Option<&'a Begins<'a>>,
+    pub(super) running: Option<&'a RunningIndex>,
     chunk: Chunk,
     chunk_began: Instant,
     prepare_time: Duration,
@@ -184,6 +185,7 @@ impl<'a> BatchRun<'a> {
             halt,
             hand_on,
             begins: None,
+            running: None,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
             prepare_time: Duration::ZERO,
@@ -219,22 +221,54 @@ impl<'a> BatchRun<'a> {
         Self { begins: Some(begins), ..self }
     }
 
+    /// The same run, which notes in `running` which task runs, and none while outcomes are handed on.
+    #[must_use]
+    pub fn noting(self, running: &'a RunningIndex) -> Self {
+        Self { running: Some(running), ..self }
+    }
+
     fn begin(&mut self, index: TaskIndex) -> Result<(), TaskError> {
         // A timeout that the clock cannot express never comes.
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.cx.move_to(index, None);
         self.cx.check()?;
         self.cx.move_to(index, deadline);
-        if let (Some(deadline), Some(begins)) = (deadline, self.begins)
-            && !begins(index, deadline)
-        {
+        if !self.watch(index, deadline) {
             return Err(TaskError::stopped());
         }
         Ok(())
     }
 
+    /// The context of a task that begins now beside others, with a deadline of its own.
+    pub(super) fn context(&self, index: TaskIndex) -> Result<TaskContext, TaskError> {
+        let mut cx = self.cx.clone();
+        cx.move_to(index, None);
+        cx.check()?;
+        cx.move_to(index, self.timeout.and_then(|timeout| Instant::now().checked_add(timeout)));
+        Ok(cx)
+    }
+
+    /// Tells whatever watches over the run which task runs from now on. False if the run ends there.
+    pub(super) fn watch(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
+        if let (Some(deadline), Some(begins)) = (deadline, self.begins)
+            && !begins(index, deadline)
+        {
+            return false;
+        }
+        // Only now, so that the watcher never takes this task for one whose deadline has passed.
+        if let Some(running) = self.running {
+            running.set(index);
+        }
+        true
+    }
+
+    /// How long the outcomes so far may still wait, or nothing if there are none.
+    pub(super) fn until_flush(&self) -> Option<Duration> {
+        (!self.chunk.is_empty()).then(|| HAND_ON_EVERY.saturating_sub(self.chunk_began.elapsed()))
+    }
+
     /// Takes in an output, and the task that it came of if that is to travel along.
-    fn done(
+    pub(super) fn done(
         &mut self,
         index: TaskIndex,
         output: &impl Serialize,
@@ -280,20 +314,25 @@ impl<'a> BatchRun<'a> {
         Ok(())
     }
 
-    fn failed(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
+    pub(super) fn failed(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
         let trouble = trouble.clipped();
         self.chunk.bytes += task.get().len() + trouble.encoded_len();
         self.chunk.failed.push(TaskFailure { index, trouble, task: task.to_owned() });
     }
 
-    /// Hands on a chunk that is large or old.
-    fn end(&mut self) {
-        if self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= HAND_ON_EVERY {
+    /// Hands on a chunk that is large or old. Returns whether it did.
+    pub(super) fn end(&mut self) -> bool {
+        let is_due = self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= HAND_ON_EVERY;
+        if is_due {
             self.flush();
         }
+        is_due
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
+        if let Some(running) = self.running {
+            running.clear(); // handing on may wait for the broker
+        }
         self.chunk.busy = self.chunk_began.elapsed();
         if !self.chunk.is_empty() {
             (self.hand_on)(mem::take(&mut self.chunk));
@@ -321,6 +360,16 @@ pub(super) fn process_batch<J: Job>(
     let with_tasks = J::WITH_TASKS || batch.policy.keep.unwrap_or(J::KEEP) == Keep::Tasks;
     let travelling = if with_tasks { Some(raw.tasks()?.to_vec()) } else { None };
     let prepared = run.prepare(job, state);
+    if J::IN_FLIGHT > 0 {
+        let typed = match prepared {
+            Ok(()) => typed,
+            Err(trouble) => {
+                let failed = || Err(TaskError::from_trouble(trouble.clone()));
+                typed.into_iter().map(|task| task.and_then(|_| failed())).collect()
+            }
+        };
+        return process_in_flight(job, batch, typed, travelling.as_deref(), &mut raw, run);
+    }
     let mut ran = 0;
     for (index, task) in (batch.first.0..).map(TaskIndex).zip(typed) {
         if run.halt.is_stopped() {
@@ -356,13 +405,13 @@ fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
 }
 
 /// The encoded tasks one by one, found when they are first asked for.
-struct RawTasks<'b, 'a> {
+pub(super) struct RawTasks<'b, 'a> {
     batch: &'b Batch<'a>,
     tasks: Option<Vec<&'a RawValue>>,
 }
 
 impl<'a> RawTasks<'_, 'a> {
-    fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
+    pub(super) fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
         if self.tasks.is_none() {
             self.tasks = Some(self.batch.each()?);
         }

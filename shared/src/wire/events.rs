@@ -1,9 +1,11 @@
 //! Live news, best effort: nobody waits for an event and nothing depends on one.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Finished, Form, Malformed, Missing, decode, form};
-use crate::{Account, JobId, Lane, Message, WorkerId};
+use crate::{Account, JobId, Kind, Lane, Message, TaskIndex, WorkerId};
 
 /// `gristmill.progress.v1`: how far a job is, from the sink, a few times a second while it moves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,64 @@ pub struct WorkerBeat {
     pub done: u64,
     /// Tries that ended in an error, since it started.
     pub errors: u64,
+    /// The tasks that have held a thread for at least the time between two beats, the longest running first, at most
+    /// [`RUNNING_MAX_TASKS`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub running: Vec<RunningTask>,
+}
+
+/// How many running tasks one [`WorkerBeat`] names.
+pub const RUNNING_MAX_TASKS: usize = 64;
+
+/// A task that holds a thread of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningTask {
+    /// The job.
+    pub job: JobId,
+    /// Its kind.
+    pub kind: Kind,
+    /// The first task of the batch.
+    pub first: TaskIndex,
+    /// How many tasks the batch has.
+    pub count: u32,
+    /// The task that runs.
+    pub index: TaskIndex,
+    /// Which try it is: 1 for the first.
+    pub attempt: u32,
+    /// The number of the slot, from 0 on.
+    pub slot: u32,
+    /// Since when it runs, or when it was first seen to run, in milliseconds since 1970.
+    pub since_ms: u64,
+    /// Whether its thread has lost the slot, which other tasks use since then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stuck: bool,
+    /// Whether the job was stopped or has ended, so that the task is of no use any more.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stopped: bool,
+}
+
+impl RunningTask {
+    /// Returns for how long the task had held its thread at `at_ms`, by the worker's clock, in whole seconds.
+    #[must_use]
+    pub fn age(&self, at_ms: u64) -> Duration {
+        Duration::from_secs(at_ms.saturating_sub(self.since_ms) / 1_000)
+    }
+
+    /// Describes for people what the task held at `at_ms`, for how long, and whether its job goes on.
+    #[must_use]
+    pub fn describe(&self, worker: &WorkerId, at_ms: u64) -> String {
+        let Self { job, kind, index, slot, stuck, stopped, .. } = self;
+        let held = if *stuck { "a former thread of slot" } else { "slot" };
+        let ended = if *stopped { "; the job has ended" } else { "" };
+        let age = self.age(at_ms);
+        format!(
+            "task {index} of job {job} (kind {kind}) has held {held} {slot} of {worker} for {age:?}{ended}"
+        )
+    }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 form!(WorkerBeat, "gristmill.worker.v1", jobless);
@@ -66,5 +126,50 @@ impl Event {
             Finished::FORM => decode(message).map(Self::Finished),
             other => Err(Malformed::new(format_args!("no event has the type {other:?}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(since_ms: u64) -> RunningTask {
+        RunningTask {
+            job: JobId::generate(),
+            kind: "spin".parse().unwrap(),
+            first: TaskIndex(0),
+            count: 9,
+            index: TaskIndex(7),
+            attempt: 1,
+            slot: 3,
+            since_ms,
+            stuck: false,
+            stopped: false,
+        }
+    }
+
+    fn beat(running: Vec<RunningTask>) -> serde_json::Value {
+        let (worker, lane) = ("mill-1".parse().unwrap(), Lane::default());
+        serde_json::to_value(WorkerBeat { worker, lane, slots: 1, busy: 0, done: 0, errors: 0, running })
+            .unwrap()
+    }
+
+    #[test]
+    fn heartbeat_without_long_tasks_keeps_its_form() {
+        assert_eq!(beat(Vec::new()).get("running"), None);
+        let named = &beat(vec![task(0)])["running"][0];
+        assert_eq!((named.get("stuck"), named.get("stopped")), (None, None));
+    }
+
+    #[test]
+    fn running_task_is_described_with_its_age() {
+        let (worker, running) = ("mill-1".parse().unwrap(), task(5_000));
+        let job = running.job;
+        let said = running.describe(&worker, 80_900);
+        assert_eq!(said, format!("task 7 of job {job} (kind spin) has held slot 3 of mill-1 for 75s"));
+        let stuck = RunningTask { stuck: true, stopped: true, ..running };
+        let said = stuck.describe(&worker, 4_000);
+        let held = "has held a former thread of slot 3 of mill-1 for 0ns; the job has ended";
+        assert_eq!(said, format!("task 7 of job {job} (kind spin) {held}"));
     }
 }

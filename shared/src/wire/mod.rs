@@ -15,7 +15,7 @@ use std::{
 };
 
 pub use batch::{Batch, PackedTasks};
-pub use events::{Event, Progress, WorkerBeat};
+pub use events::{Event, Progress, RUNNING_MAX_TASKS, RunningTask, WorkerBeat};
 pub use journal::{
     BuildShare, Fact, Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped,
 };

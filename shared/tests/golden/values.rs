@@ -4,7 +4,8 @@ use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
     wire::{
         self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing,
-        Opened, Progress, Refused, Reopen, Reopened, Results, Sealed, Serving, Stopped, WorkerBeat,
+        Opened, Progress, Refused, Reopen, Reopened, Results, RunningTask, Sealed, Serving, Stopped,
+        WorkerBeat,
     },
 };
 use serde_json::value::RawValue;
@@ -153,6 +154,18 @@ pub(crate) fn all() -> Vec<Golden> {
                 busy: 3,
                 done: 1_204,
                 errors: 2,
+                running: vec![RunningTask {
+                    job,
+                    kind: "crack".parse().unwrap(),
+                    first: TaskIndex(0),
+                    count: 64,
+                    index: TaskIndex(17),
+                    attempt: 1,
+                    slot: 2,
+                    since_ms: 1_764_500_000_000,
+                    stuck: true,
+                    stopped: true,
+                }],
             }
         ),
     ]

@@ -1,6 +1,7 @@
 //! Who is heard on a lane.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -18,6 +19,10 @@ use crate::{events, feed::Feed, generation::Generation, properties};
 
 /// How long is listened. Workers say every 2 s that they are alive.
 const LISTEN: Duration = Duration::from_secs(3);
+/// From this time on a task that holds a slot is named.
+const HELD_LONG: Duration = Duration::from_secs(10);
+/// How many of them are named; the rest are counted.
+const HELD_SHOWN: usize = 10;
 /// Beyond this clocks differ. Messages tell seconds, and take some time.
 const CLOCK_TOLERANCE_S: u64 = 5;
 
@@ -31,6 +36,8 @@ pub(super) struct Hearing {
 #[derive(Default)]
 pub(super) struct Heard {
     workers: BTreeMap<String, WorkerBeat>,
+    /// When each worker sent its last heartbeat, by its own clock, in milliseconds since 1970.
+    beats_ms: BTreeMap<String, u64>,
     clocks: BTreeMap<String, u64>,
     deaf: bool,
 }
@@ -62,6 +69,7 @@ impl Hearing {
                 heard.clocks.insert(message.app.clone(), sent.abs_diff(now));
             }
             if let Ok(Event::Worker(beat)) = Event::decode(&message) {
+                heard.beats_ms.insert(message.app.clone(), message.timestamp_ms);
                 heard.workers.insert(message.app, beat);
             }
         }
@@ -78,7 +86,33 @@ impl Heard {
                 _ => Finding::ok("sink", found),
             }
         });
-        [sink, self.taking(standing), Some(self.clock())].into_iter().flatten().collect()
+        let found = [sink, self.taking(standing), Some(self.clock())].into_iter().flatten();
+        found.chain(self.held()).collect()
+    }
+
+    /// The tasks that have held a slot for [`HELD_LONG`] or longer, the longest first.
+    fn held(&self) -> Vec<Finding> {
+        const CHECK: &str = "slots";
+        let held = self.workers.iter().flat_map(|(app, beat)| {
+            let at_ms = self.beats_ms.get(app).copied().unwrap_or_default();
+            beat.running.iter().map(move |task| (task, &beat.worker, at_ms))
+        });
+        let mut held: Vec<_> = held.filter(|(task, _, at_ms)| task.age(*at_ms) >= HELD_LONG).collect();
+        held.sort_by_key(|(task, _, at_ms)| Reverse(task.age(*at_ms)));
+        let more = held.len().saturating_sub(HELD_SHOWN);
+        let named = held.iter().take(HELD_SHOWN).map(|(task, worker, at_ms)| {
+            let found = task.describe(worker, *at_ms);
+            match (task.stuck, task.stopped) {
+                (false, false) => Finding::ok(CHECK, found),
+                (false, true) => Finding::warning(CHECK, found)
+                    .hint("the worker gives the slot another thread after its --stop-grace"),
+                (true, _) => Finding::warning(CHECK, found).hint(
+                    "call cx.check() in the job; with more such threads than slots the worker ends with code 5",
+                ),
+            }
+        });
+        let more = (more > 0).then(|| Finding::ok(CHECK, format_args!("{more} more tasks hold a slot")));
+        named.chain(more).collect()
     }
 
     /// Who takes tasks, and what waits. Every worker takes from all tasks queues, so that they are alike in all but that.
@@ -137,8 +171,38 @@ fn is_tried_again(role: QueueRole) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::{JobId, TaskIndex, wire::RunningTask};
+
     use super::*;
     use crate::examine::Verdict;
+
+    #[test]
+    fn tasks_that_hold_slots_for_long_are_named() {
+        let task = |since_ms, stopped| RunningTask {
+            job: JobId::generate(),
+            kind: "spin".parse().unwrap(),
+            first: TaskIndex(0),
+            count: 1,
+            index: TaskIndex(since_ms),
+            attempt: 1,
+            slot: 0,
+            since_ms,
+            stuck: false,
+            stopped,
+        };
+        let heard = |running| {
+            let (worker, lane) = ("mill-1".parse().unwrap(), Lane::default());
+            let beat = WorkerBeat { worker, lane, slots: 1, busy: 1, done: 0, errors: 0, running };
+            let workers = BTreeMap::from([("mill-1".to_owned(), beat)]);
+            Heard { workers, beats_ms: BTreeMap::from([("mill-1".to_owned(), 60_000)]), ..Heard::default() }
+        };
+        let found = heard(vec![task(50_000, false), task(50_001, false), task(1_000, true)]).held();
+        let verdicts: Vec<_> = found.iter().map(|finding| finding.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Warning, Verdict::Ok], "{found:?}");
+        assert!(found[0].found.contains("for 59s; the job has ended"), "{found:?}");
+        let many = heard((0..HELD_SHOWN as u64 + 3).map(|ms| task(ms, false)).collect()).held();
+        assert_eq!(many.last().unwrap().found, "3 more tasks hold a slot");
+    }
 
     #[test]
     fn a_clock_that_is_off_is_named() {

@@ -1,0 +1,42 @@
+//! Which task of a batch runs now, for a watcher on another thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::TaskIndex;
+
+/// The value that stands for no task: it is beyond [`TaskIndex::LIMIT`].
+const NO_TASK: u64 = u64::MAX;
+
+/// The index of the task whose code a slot runs, or of none.
+///
+/// The slot writes it with one relaxed store a task, without a lock and without a look at the clock. A watcher samples it: if
+/// two samples give the same index, that task has run for at least the time between them.
+#[derive(Debug)]
+pub struct RunningIndex(AtomicU64);
+
+impl Default for RunningIndex {
+    fn default() -> Self {
+        Self(AtomicU64::new(NO_TASK))
+    }
+}
+
+impl RunningIndex {
+    /// Notes that the task at `index` runs from now on.
+    pub fn set(&self, index: TaskIndex) {
+        self.0.store(index.0, Ordering::Relaxed);
+    }
+
+    /// Notes that no task runs.
+    pub fn clear(&self) {
+        self.0.store(NO_TASK, Ordering::Relaxed);
+    }
+
+    /// Returns which task runs, or none while outcomes are handed on and before the first task.
+    #[must_use]
+    pub fn get(&self) -> Option<TaskIndex> {
+        match self.0.load(Ordering::Relaxed) {
+            NO_TASK => None,
+            index => Some(TaskIndex(index)),
+        }
+    }
+}

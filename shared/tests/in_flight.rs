@@ -1,0 +1,235 @@
+//! Async tasks: several of a batch in flight on one slot.
+
+use std::{
+    future::pending,
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use gristmill_shared::{
+    BatchRun, Chunk, Job, JobError, JobId, Kind, Policy, Round, RunningIndex, StopSignal, TaskContext,
+    TaskError, TaskIndex, Trouble, erase,
+    testing::{Repeat, run_local},
+    wire::Batch,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::to_raw_value};
+
+const IN_FLIGHT: u32 = 4;
+const LONG: Duration = Duration::from_secs(600);
+
+/// What a task does.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+enum Act {
+    Sleep(u64),
+    Hang,
+    Panic,
+    /// Blocks its thread until the test has looked.
+    Block,
+    /// Waits until so many others are in flight, and says how many were there at most.
+    Meet(u32),
+}
+
+static BLOCKED: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(true), std::sync::Condvar::new());
+
+#[derive(Serialize, Deserialize, Default)]
+struct Acts {
+    #[serde(skip)]
+    here: AtomicU32,
+    #[serde(skip)]
+    most: AtomicU32,
+}
+
+impl Job for Acts {
+    const KIND: &'static str = "acts";
+    const IN_FLIGHT: u32 = IN_FLIGHT;
+    type Task = Act;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<Act, JobError>> + Send {
+        (0..20).map(|number| Ok(Act::Sleep(number % 3)))
+    }
+
+    async fn process_async(&self, act: Act, cx: &TaskContext) -> Result<u64, TaskError> {
+        match act {
+            Act::Sleep(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+            Act::Hang => pending().await,
+            Act::Panic => panic!("as asked"),
+            Act::Block => drop(BLOCKED.1.wait_while(BLOCKED.0.lock().unwrap(), |blocked| *blocked).unwrap()),
+            Act::Meet(others) => {
+                let here = self.here.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most.fetch_max(here, Ordering::SeqCst);
+                while self.most.load(Ordering::SeqCst) < others {
+                    tokio::task::yield_now().await;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                self.here.fetch_sub(1, Ordering::SeqCst);
+                return Ok(self.most.load(Ordering::SeqCst).into());
+            }
+        }
+        Ok(cx.index().0)
+    }
+
+    fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
+        *report += output;
+        ControlFlow::Continue(())
+    }
+}
+
+/// What came of a batch: each chunk's outputs and failures by index.
+type Handed = Vec<(Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>)>;
+
+fn flatten(chunk: Chunk) -> (Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>) {
+    let outputs = chunk.done.into_iter().flat_map(|done| {
+        let first = done.first.0;
+        let outputs: Vec<serde_json::Value> = serde_json::from_str(done.into_outputs().get()).unwrap();
+        (first..).zip(outputs)
+    });
+    let failed = chunk.failed.into_iter().map(|failure| (failure.index.0, failure.trouble));
+    (outputs.collect(), failed.collect())
+}
+
+/// Runs a batch of these tasks on this thread; `handed` hears of each chunk as it leaves.
+fn run(
+    acts: &[Act],
+    timeout_ms: Option<u64>,
+    stop: StopSignal,
+    running: &RunningIndex,
+    mut handed: impl FnMut(&Handed) + Send,
+) -> (u32, Handed) {
+    let tasks = to_raw_value(acts).unwrap();
+    let batch = Batch {
+        job: JobId::generate(),
+        kind: Kind::new("acts").unwrap(),
+        spec: &to_raw_value(&json!({})).unwrap(),
+        policy: Policy { task_timeout_ms: timeout_ms, ..Policy::default() },
+        round: Round(0),
+        stage: 0,
+        spent: 0,
+        version: 0,
+        build: None,
+        first: TaskIndex(0),
+        count: u32::try_from(acts.len()).unwrap(),
+        tasks: &tasks,
+    };
+    let mut chunks = Vec::new();
+    let mut hand_on = |chunk| {
+        chunks.push(flatten(chunk));
+        handed(&chunks);
+    };
+    let cx = TaskContext::new(batch.job, batch.first, 0, stop);
+    let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on);
+    let ran = erase(Acts::default()).process_batch(&batch, &mut run.noting(running)).unwrap();
+    (ran, chunks)
+}
+
+fn run_to_the_end(acts: &[Act], timeout_ms: Option<u64>) -> (u32, Handed) {
+    run(acts, timeout_ms, StopSignal::new(), &RunningIndex::default(), |_| {})
+}
+
+#[test]
+fn outcomes_leave_in_index_order() {
+    let acts: Vec<_> = (0..40).map(|place| Act::Sleep((40 - place) % 7 * 5)).collect();
+    let (ran, handed) = run_to_the_end(&acts, None);
+    let indices: Vec<_> = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index).collect();
+    assert_eq!((ran, indices), (40, (0..40).collect()));
+}
+
+#[test]
+fn in_flight_tasks_reach_their_bound_and_no_more() {
+    let (_, handed) = run_to_the_end(&[Act::Meet(IN_FLIGHT); 12], None);
+    let most = handed.iter().flat_map(|(done, _)| done).map(|(_, most)| most.as_u64().unwrap()).max();
+    assert_eq!(most, Some(IN_FLIGHT.into()));
+}
+
+/// The indices of a batch that have an output, and its failures.
+fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Vec<(u64, Trouble)>) {
+    let (ran, handed) = run_to_the_end(acts, timeout_ms);
+    assert_eq!(ran as usize, acts.len());
+    let done = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index);
+    (done.collect(), handed.iter().flat_map(|(_, failed)| failed.clone()).collect())
+}
+
+#[test]
+fn each_task_has_its_own_deadline() {
+    let (done, failed) = outcomes(&[Act::Sleep(1), Act::Hang, Act::Sleep(2), Act::Sleep(3)], Some(2_000));
+    assert_eq!((done, failed), (vec![0, 2, 3], vec![(1, Trouble::TimedOut)]));
+}
+
+#[test]
+fn panic_fails_its_own_task_alone() {
+    let (done, failed) = outcomes(&[Act::Sleep(1), Act::Panic, Act::Sleep(2)], None);
+    assert_eq!((done, failed), (vec![0, 2], vec![(1, Trouble::Failed("panic: as asked".into()))]));
+}
+
+#[test]
+fn stop_ends_tasks_that_hang_and_chunks_flow_before() {
+    let stop = StopSignal::new();
+    let stopping = stop.clone();
+    let began = Instant::now();
+    // Stopped by the first chunk, which must leave though the task after it hangs.
+    let (ran, handed) =
+        run(&[Act::Sleep(0), Act::Hang, Act::Sleep(0)], None, stop, &RunningIndex::default(), move |_| {
+            stopping.stop();
+        });
+    assert_eq!((ran, handed.len()), (1, 1), "{handed:?}");
+    assert_eq!(handed[0].0, [(0, json!(0))]);
+    assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+}
+
+#[test]
+fn task_that_blocks_the_thread_is_noted() {
+    let running = Arc::new(RunningIndex::default());
+    let noted = Arc::clone(&running);
+    let slot = std::thread::spawn(move || {
+        run(&[Act::Hang, Act::Block], Some(1_000), StopSignal::new(), &noted, |_| {})
+    });
+    let began = Instant::now();
+    // Task 0 was polled first and hangs as well, but it is task 1 that holds the thread.
+    while running.get() != Some(TaskIndex(1)) {
+        assert!(began.elapsed() < LONG, "{running:?}");
+        std::thread::yield_now();
+    }
+    *BLOCKED.0.lock().unwrap() = false;
+    BLOCKED.1.notify_all();
+    let (ran, _) = slot.join().unwrap();
+    assert_eq!((ran, running.get()), (2, None));
+}
+
+#[test]
+fn async_job_runs_locally() {
+    let outcome = run_local(&Acts::default(), Repeat(2)).unwrap();
+    assert_eq!(outcome.report, 190);
+}
+
+/// Writes neither form of `process`.
+#[derive(Serialize, Deserialize)]
+struct Neither;
+
+impl Job for Neither {
+    const KIND: &'static str = "neither";
+    type Task = u64;
+    type Output = u64;
+    type Report = u64;
+
+    fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+        (0..2).map(Ok)
+    }
+    fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn job_without_process_fails_with_a_hint() {
+    let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+    let Trouble::Rejected(why) = Neither.process(1, &cx).unwrap_err().into_trouble() else {
+        panic!("it would be tried again")
+    };
+    assert!(why.contains("kind neither") && why.contains("hint: write one of them"), "{why}");
+}
