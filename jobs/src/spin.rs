@@ -77,7 +77,8 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "is_false")]
     pub floats: bool,
 
-    /// Decides which tasks fail, how long each is between two bounds, and what payloads and floats are
+    /// Decides which tasks fail, how long each is between two bounds, and what payloads and floats
+    /// are
     #[arg(long, value_name = "S", default_value_t)]
     #[serde(default)]
     pub seed: u64,
@@ -114,8 +115,8 @@ impl Spin {
         SpinOutput { index, float: self.floats.then(|| floats::float_of(index, self.seed)) }
     }
 
-    /// The report of a run in which each task counted once, from the parameters alone: no value of it
-    /// has travelled.
+    /// The report of a run in which each task counted once, from the parameters alone: no value of
+    /// it has travelled.
     #[must_use]
     pub fn expected(&self) -> SpinReport {
         let mut report = SpinReport::default();

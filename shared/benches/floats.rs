@@ -1,5 +1,6 @@
-//! Floats to JSON and back, and the check that all of them are finite. Whether serde_json keeps their
-//! bits is decided when it is built, so the other figures take another build (docs/performance.md).
+//! Floats to JSON and back, and the check that all of them are finite. Whether serde_json keeps
+//! their bits is decided when it is built, so the other figures take another build
+//! (docs/performance.md).
 
 use std::hint::black_box;
 

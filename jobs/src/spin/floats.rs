@@ -28,7 +28,8 @@ pub struct FloatFolds {
     pub sum: ExactSum,
     /// Half the left plus half the right, and so on: every step rounds.
     pub tree: Tree<f64>,
-    /// The wrapping sum of a hash of the bits of each: it tells `-0.0` from `0.0`, as the others do not.
+    /// The wrapping sum of a hash of the bits of each: it tells `-0.0` from `0.0`, as the others do
+    /// not.
     pub digest: u32,
 }
 
@@ -52,7 +53,8 @@ fn mean(left: f64, right: f64) -> f64 {
     left / 2.0 + right / 2.0
 }
 
-/// A finite float of any size, some of them subnormal or `-0.0`; the same for the same index and seed.
+/// A finite float of any size, some of them subnormal or `-0.0`; the same for the same index and
+/// seed.
 pub(super) fn float_of(index: u64, seed: u64) -> f64 {
     /// The bits of a float's exponent; all of them set mean that it is not finite.
     const EXPONENT: u64 = 0x7ff << 52;
