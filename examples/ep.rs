@@ -1,5 +1,6 @@
 //! The kernel EP of the NAS Parallel Benchmarks: pairs of Gaussian deviates, their sums, and where
-//! they lie. The tasks' sums are added exactly: the report has the same bits in any order of the tasks.
+//! they lie. The tasks' sums are added exactly: the report has the same bits in any order of the
+//! tasks.
 //!
 //! ```text
 //! cargo run --release --example ep -- run ep --class S

@@ -1,5 +1,5 @@
-//! Values of every sort as outputs and in the report. At the end the job draws all of them once more,
-//! where nothing travels, and compares bit by bit.
+//! Values of every sort as outputs and in the report. At the end the job draws all of them once
+//! more, where nothing travels, and compares bit by bit.
 //!
 //! ```text
 //! cargo run --example values -- run values --tasks 1000

@@ -1,5 +1,5 @@
-//! Floats keep their bits: in one process with any number of slots, and over RabbitMQ though workers,
-//! sinks and producers die at chosen moments.
+//! Floats keep their bits: in one process with any number of slots, and over RabbitMQ though
+//! workers, sinks and producers die at chosen moments.
 
 use std::path::PathBuf;
 
@@ -111,8 +111,8 @@ async fn ep_has_the_same_bits_after_ten_kills() {
     assert_eq!(worker.stop().await.code, 0);
 }
 
-/// A job whose sink dies after each of its first commits. The worker stands still while there is no sink,
-/// so that results are left for each of them.
+/// A job whose sink dies after each of its first commits. The worker stands still while there is no
+/// sink, so that results are left for each of them.
 async fn values_survive_kills_of_the_sink(job: usize) {
     let site = Site::new();
     let values = |words: &str, fault: Option<Fault>| start(&site, "values", words, fault);

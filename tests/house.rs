@@ -87,6 +87,7 @@ const RULES: [Rule; 5] = [
             ("shared/src/job.rs", "the report as a person reads it"),
             ("src/", "what `--json` prints"),
             ("benches/", "figures, and specs for a command line"),
+            ("shared/benches/", "the JSON whose cost is measured"),
             ("sink/benches/", "outputs, as a worker would encode them"),
         ],
         in_tests: false,

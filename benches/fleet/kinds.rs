@@ -9,7 +9,7 @@ use std::{
 };
 
 use gristmill::prelude::*;
-use gristmill_jobs::{Spin, SpinReport, SpinTask};
+use gristmill_jobs::{Spin, SpinOutput, SpinReport, SpinTask};
 use serde::{Deserialize, Serialize};
 
 /// A [`Spin`] as it travels, its work measured before: so that others can do the very same. To workers and sinks it is a
@@ -29,7 +29,7 @@ fn spin(json: &str) -> Result<Spin, String> {
 impl Job for Given {
     const KIND: &'static str = Spin::KIND;
     type Task = SpinTask;
-    type Output = u64;
+    type Output = SpinOutput;
     type Report = SpinReport;
 
     fn plan(&self) -> Result<Plan, JobError> {
@@ -38,10 +38,10 @@ impl Job for Given {
     fn split(&self) -> impl Iterator<Item = Result<SpinTask, JobError>> + Send {
         self.spec.split()
     }
-    fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
+    fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<SpinOutput, TaskError> {
         self.spec.process(task, cx)
     }
-    fn collect(&self, report: &mut SpinReport, index: TaskIndex, output: u64) -> ControlFlow<()> {
+    fn collect(&self, report: &mut SpinReport, index: TaskIndex, output: SpinOutput) -> ControlFlow<()> {
         self.spec.collect(report, index, output)
     }
     fn conclude(&self, report: &SpinReport, account: &Account) -> Conclusion {
@@ -77,7 +77,7 @@ impl Job for Hunt {
         Diary::count(Entry::Begun)?;
         let done = self.spec.process(task, cx);
         Diary::count(Entry::Ended)?;
-        done
+        done.map(|output| output.index)
     }
     fn collect(&self, found: &mut Option<u64>, _: TaskIndex, output: u64) -> ControlFlow<()> {
         if output == self.target {

@@ -1,5 +1,6 @@
 //! `spin`: a load to measure and to break things with.
 
+mod floats;
 mod load;
 mod work;
 
@@ -9,7 +10,11 @@ use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, Ta
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-pub use self::{load::SpinTask, work::Work};
+pub use self::{
+    floats::{FloatFolds, SpinOutput},
+    load::SpinTask,
+    work::Work,
+};
 
 /// The most a task may carry, so that it stays below the 1 MiB that any task may have.
 const MAX_PAYLOAD: u32 = 1_000_000;
@@ -72,20 +77,33 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub panic: Vec<u64>,
 
-    /// Decides which tasks fail, how long each is between two bounds, and what the payloads are
+    /// Each output has a float of any finite bits, and the report an exact sum of them
+    #[arg(long)]
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub floats: bool,
+
+    /// Decides which tasks fail, how long each is between two bounds, and what payloads and floats
+    /// are
     #[arg(long, value_name = "S", default_value_t)]
     #[serde(default)]
     pub seed: u64,
 }
 
 /// What came in: proof that each task counted once.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpinReport {
     /// Tasks with an output.
     pub count: u64,
     /// The exact sum of their indices; as text in JSON, where many readers round what is beyond 2^53.
     #[serde(with = "as_text")]
     pub sum: u128,
+    /// Of a spin with floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floats: Option<FloatFolds>,
+}
+
+fn is_false(it: &bool) -> bool {
+    !it
 }
 
 impl Spin {
@@ -95,6 +113,22 @@ impl Spin {
     pub fn micros_of(&self, index: TaskIndex) -> u32 {
         // Another text than for `failures`: a task's length says nothing about whether it fails.
         self.work.micros_by(|| xxh3_64_with_seed(format!("micros {}", index.0).as_bytes(), self.seed))
+    }
+
+    /// The output of this task.
+    fn output(&self, index: u64) -> SpinOutput {
+        SpinOutput { index, float: self.floats.then(|| floats::float_of(index, self.seed)) }
+    }
+
+    /// The report of a run in which each task counted once, from the parameters alone: no value of
+    /// it has travelled.
+    #[must_use]
+    pub fn expected(&self) -> SpinReport {
+        let mut report = SpinReport::default();
+        for index in 0..self.tasks {
+            let _ = self.collect(&mut report, TaskIndex(index), self.output(index)); // a spin never ends early
+        }
+        report
     }
 
     /// How many tries of this task fail: none, one or two.
@@ -108,8 +142,7 @@ impl Spin {
 impl Job for Spin {
     const KIND: &'static str = "spin";
     type Task = SpinTask;
-    /// The task's index.
-    type Output = u64;
+    type Output = SpinOutput;
     type Report = SpinReport;
 
     fn plan(&self) -> Result<Plan, JobError> {
@@ -132,7 +165,7 @@ impl Job for Spin {
         (index.0..self.tasks).map(|index| Ok(SpinTask::new(index, self.payload, self.seed)))
     }
 
-    fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
+    fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<SpinOutput, TaskError> {
         let (index, failures) = (task.index(), self.failures(task.index()));
         if self.poison.contains(&index) {
             std::process::abort();
@@ -160,17 +193,21 @@ impl Job for Spin {
                 cx.attempt()
             )));
         }
-        Ok(index)
+        Ok(self.output(index))
     }
 
-    fn collect(&self, report: &mut SpinReport, _: TaskIndex, output: u64) -> ControlFlow<()> {
+    fn collect(&self, report: &mut SpinReport, index: TaskIndex, output: SpinOutput) -> ControlFlow<()> {
         report.count += 1;
-        report.sum += u128::from(output);
+        report.sum += u128::from(output.index);
+        if let Some(float) = output.float {
+            report.floats.get_or_insert_default().add(index, float);
+        }
         ControlFlow::Continue(())
     }
 
     fn conclude(&self, report: &SpinReport, account: &Account) -> Conclusion {
-        Conclusion::if_complete(format!("{} tasks, sum {}", report.count, report.sum), account)
+        let floats = report.floats.as_ref().map_or_else(String::new, |floats| format!(", {floats}"));
+        Conclusion::if_complete(format!("{} tasks, sum {}{floats}", report.count, report.sum), account)
     }
 }
 
@@ -265,7 +302,7 @@ mod tests {
                 failed += 1;
             }
             by_failures[failed as usize] += 1;
-            assert_eq!(tried(failed).unwrap(), index);
+            assert_eq!(tried(failed).unwrap().index, index);
         }
         let [none, once, twice] = by_failures;
         assert!((7_300..7_700).contains(&none) && (1_100..1_400).contains(&once), "{by_failures:?}");
@@ -312,7 +349,8 @@ mod tests {
     fn the_sum_is_exact_beyond_u64_and_travels_as_text() {
         let mut report = SpinReport::default();
         for _ in 0..3 {
-            assert!(spin(0).collect(&mut report, TaskIndex(0), u64::MAX).is_continue());
+            let output = SpinOutput { index: u64::MAX, float: None };
+            assert!(spin(0).collect(&mut report, TaskIndex(0), output).is_continue());
         }
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(json, r#"{"count":3,"sum":"55340232221128654845"}"#);

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use gristmill_jobs::{Crack, CrackReport, Primes, Spin, SpinReport, Work};
+use gristmill_jobs::{Crack, CrackReport, Primes, Spin, Work};
 use gristmill_shared::{
     Job, TaskIndex,
     testing::{LocalOutcome, LocalRun, run_local},
@@ -105,13 +105,17 @@ proptest! {
         payload in prop_oneof![Just(0), 1..100_u32],
         fail_rate in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0],
         seed in any::<u64>(),
+        floats in any::<bool>(),
         how in how(),
         enter in any::<Index>(),
     ) {
-        let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed, ..Spin::default() };
+        let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed, floats, ..Spin::default() };
         let outcome = run(&job, how, enter);
         let sum = (0..u128::from(tasks)).sum();
-        prop_assert_eq!(outcome.report, SpinReport { count: tasks, sum });
-        prop_assert_eq!(outcome.conclusion.text, format!("{tasks} tasks, sum {sum}"));
+        let expected = job.expected();
+        prop_assert_eq!((expected.count, expected.sum, expected.floats.is_some()), (tasks, sum, floats && tasks > 0));
+        let floats = expected.floats.as_ref().map_or_else(String::new, |floats| format!(", {floats}"));
+        prop_assert_eq!(outcome.report, expected);
+        prop_assert_eq!(outcome.conclusion.text, format!("{tasks} tasks, sum {sum}{floats}"));
     }
 }

@@ -162,8 +162,9 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// whose result depends on the order, such as a plain sum of floats. Called only with
     /// [`Job::FOLDS_IN_ORDER`]; what `collect` folded until then is replaced.
     ///
-    /// Runs in the sink, once per end: after a reopened job ends again it sees all outputs anew. The
-    /// outputs are read from the ledger one by one, so that memory stays flat. A panic fails the job.
+    /// Runs in the sink, once per end: after a reopened job ends again it sees all outputs anew.
+    /// The outputs are read from the ledger one by one, so that memory stays flat. A panic fails
+    /// the job.
     fn fold_in_order(&self, outputs: &mut dyn Iterator<Item = (TaskIndex, Self::Output)>) -> Self::Report {
         outputs.for_each(drop);
         Self::Report::default()
@@ -279,8 +280,8 @@ impl Conclusion {
         Self { text: text.into(), answered: true }
     }
 
-    /// The answer, if no task failed. Otherwise there is none, and `text` is shown as what the other
-    /// tasks gave. A job that `collect` ended early has its answer, whatever failed before.
+    /// The answer, if no task failed. Otherwise there is none, and `text` is shown as what the
+    /// other tasks gave. A job that `collect` ended early has its answer, whatever failed before.
     #[must_use]
     pub fn if_complete(text: impl Into<String>, account: &Account) -> Self {
         let Account { total, failed, stopped, .. } = account;

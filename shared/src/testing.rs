@@ -68,13 +68,13 @@ pub struct LocalOutcome<R> {
 /// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers each as often as
 /// asked in random order, tries failed tasks again, and folds what is fresh, as a sink does.
 ///
-/// The job travels as it does between processes: `process` and `collect` see what its spec decodes to, and what tasks
-/// and outputs decode to. The report is saved and loaded again, as by a sink that restarts, after the deliveries 1, 2,
-/// 4, 8 and so on, and at the end.
+/// The job travels as it does between processes: `process` and `collect` see what its spec decodes
+/// to, and what tasks and outputs decode to. The report is saved and loaded again, as by a sink
+/// that restarts, after the deliveries 1, 2, 4, 8 and so on, and at the end.
 ///
 /// # Errors
-/// If the job refuses its parameters, cannot be split, panics in `collect` or `fold_in_order`, or has a report that
-/// cannot be saved and loaded.
+/// If the job refuses its parameters, cannot be split, panics in `collect` or `fold_in_order`, or
+/// has a report that cannot be saved and loaded.
 pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutcome<J::Report>, JobError> {
     let how = how.into();
     let spec = erased::encode_spec(job)?;

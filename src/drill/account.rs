@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use gristmill_jobs::SpinReport;
+use gristmill_jobs::{Spin, SpinReport};
+use gristmill_shared::Job as _;
 use serde::Serialize;
 
 use super::plan::Fault;
@@ -67,6 +68,8 @@ pub(crate) struct Sheet {
     pub(crate) job: String,
     /// How many tasks were submitted.
     pub(crate) tasks: u64,
+    /// The report of a run in which nothing ever went wrong.
+    pub(crate) expected: SpinReport,
     /// What the ledger says of it; `None` if it does not have it.
     pub(crate) found: Option<Found>,
 }
@@ -78,6 +81,11 @@ pub(crate) struct Found {
     pub(crate) report: Result<SpinReport, String>,
     /// What `sink verify` finds wrong; nothing if it proves that each task has one outcome.
     pub(crate) verified: Result<(), String>,
+}
+
+/// A report as the job's conclusion has it.
+fn said(report: &SpinReport) -> String {
+    Spin::default().conclude(report, &gristmill_shared::Account::default()).text
 }
 
 /// Whether the report is that of a run in which nothing ever went wrong.
@@ -104,6 +112,8 @@ pub(crate) struct Account {
     pub(crate) not_done: Vec<String>,
     pub(crate) left: Vec<Left>,
     pub(crate) jobs: usize,
+    /// How many of them have floats, which are compared bit by bit.
+    pub(crate) float_jobs: usize,
     pub(crate) verified: usize,
     pub(crate) tasks: u64,
     pub(crate) done: u64,
@@ -156,6 +166,7 @@ impl Account {
             not_done: not_done.collect(),
             left: Vec::new(),
             jobs: 0,
+            float_jobs: 0,
             verified: 0,
             tasks: 0,
             done: 0,
@@ -174,8 +185,9 @@ impl Account {
 
     /// Puts a job in.
     pub(crate) fn add(&mut self, sheet: &Sheet) {
-        let Sheet { job, tasks, found } = sheet;
+        let Sheet { job, tasks, expected, found } = sheet;
         self.jobs += 1;
+        self.float_jobs += usize::from(expected.floats.is_some());
         self.tasks += tasks;
         let Some(Found { account, report, verified }) = found else {
             self.lost += tasks;
@@ -203,17 +215,12 @@ impl Account {
             Ok(()) => self.verified += 1,
             Err(why) => wrong.push(format!("its ledger does not add up: {why}")),
         }
-        // Known without any ledger: the indices from 0 on, each once.
-        let (count, sum) = (*tasks, u128::from(*tasks) * u128::from(tasks.saturating_sub(1)) / 2);
         match report {
-            Ok(report) if report.count == count && report.sum == sum => {}
+            Ok(report) if report == expected => {}
             Ok(report) => {
                 self.report = Verdict::Wrong;
                 self.double_counted += report.count.saturating_sub(account.done);
-                wrong.push(format!(
-                    "its report says {} tasks, sum {}, and not {count}, sum {sum}",
-                    report.count, report.sum
-                ));
+                wrong.push(format!("its report says {}, and not {}", said(report), said(expected)));
             }
             Err(why) => {
                 self.report = Verdict::Wrong;
@@ -261,7 +268,8 @@ impl fmt::Display for Account {
             f,
             "left            {of_broker} processes as they found no broker, {others} for other reasons"
         )?;
-        writeln!(f, "jobs            {}, {} of them verified", self.jobs, self.verified)?;
+        let Self { jobs, verified, float_jobs, .. } = self;
+        writeln!(f, "jobs            {jobs}, {verified} of them verified, {float_jobs} with floats")?;
         writeln!(f, "tasks           {}", self.tasks)?;
         writeln!(f, "outcomes        {} done, {} failed, {} skipped", self.done, self.failed, self.skipped)?;
         writeln!(f, "ignored         {} duplicates, {} late ones", self.duplicates, self.late)?;
@@ -299,8 +307,14 @@ mod tests {
     /// A job of 100 tasks of which all went well.
     fn sheet() -> Sheet {
         let account = gristmill_shared::Account { total: Some(100), done: 100, ..Default::default() };
-        let report = Ok(SpinReport { count: 100, sum: 4950 });
-        Sheet { job: "a".into(), tasks: 100, found: Some(Found { account, report, verified: Ok(()) }) }
+        let expected = Spin { tasks: 100, floats: true, seed: 3, ..Spin::default() }.expected();
+        let report = Ok(expected.clone());
+        Sheet {
+            job: "a".into(),
+            tasks: 100,
+            expected,
+            found: Some(Found { account, report, verified: Ok(()) }),
+        }
     }
 
     fn account(acts: &[Act], change: impl FnOnce(&mut Found)) -> Account {
@@ -322,7 +336,7 @@ mod tests {
     fn a_task_without_an_outcome_is_lost() {
         let account = account(&all_done(), |found| {
             found.account.done = 99;
-            found.report = Ok(SpinReport { count: 99, sum: 4949 });
+            found.report = Ok(SpinReport { count: 99, sum: 4949, floats: None });
         });
         assert!(!account.is_passed() && account.enough_faults);
         assert_eq!((account.lost, account.double_counted), (1, 0));
@@ -331,15 +345,30 @@ mod tests {
 
     #[test]
     fn an_output_that_was_folded_twice_is_counted() {
-        let account = account(&all_done(), |found| found.report = Ok(SpinReport { count: 101, sum: 4951 }));
+        let account = account(&all_done(), |found| {
+            found.report = Ok(SpinReport { count: 101, sum: 4951, floats: None })
+        });
         assert!(!account.is_passed());
         assert_eq!((account.lost, account.double_counted, account.report), (0, 1, Verdict::Wrong));
     }
 
     #[test]
     fn a_sum_that_is_off_by_one_is_wrong_though_the_count_is_right() {
-        let account = account(&all_done(), |found| found.report = Ok(SpinReport { count: 100, sum: 4951 }));
+        let account = account(&all_done(), |found| {
+            found.report = Ok(SpinReport { count: 100, sum: 4951, floats: None })
+        });
         assert!(!account.is_passed() && account.report == Verdict::Wrong, "{account}");
+    }
+
+    #[test]
+    fn one_wrong_bit_of_a_float_is_wrong() {
+        let account = account(&all_done(), |found| {
+            let floats = found.report.as_mut().unwrap().floats.as_mut().unwrap();
+            floats.sum += f64::from_bits(1);
+        });
+        assert!(!account.is_passed() && account.report == Verdict::Wrong, "{account}");
+        assert_eq!(account.float_jobs, 1);
+        assert!(account.wrong[0].contains("100 tasks, sum 4950, float sum "), "{account}");
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub(super) async fn account(site: &Site, plan: &Plan) -> Account {
     account.conclude()
 }
 
-async fn sheet(site: &Site, Submitted { job, tasks }: Submitted) -> Sheet {
+async fn sheet(site: &Site, submitted: Submitted) -> Sheet {
+    let Submitted { job, tasks, .. } = submitted;
     let read = site.read(move |ledger| {
         let Some(view) = ledger.job(job)? else { return Ok(None) };
         let verified = ledger.verify(job)?;
@@ -92,7 +93,7 @@ async fn sheet(site: &Site, Submitted { job, tasks }: Submitted) -> Sheet {
         site.defect(error);
         None
     });
-    Sheet { job: job.to_string(), tasks, found }
+    Sheet { job: job.to_string(), tasks, expected: submitted.expected(), found }
 }
 
 /// What is in the ledger and should not be.

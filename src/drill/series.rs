@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use gristmill_jobs::{Spin, SpinReport};
 use gristmill_shared::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,16 @@ const BATCH: std::ops::RangeInclusive<u32> = 1..=4;
 pub(crate) struct Submitted {
     pub(crate) job: JobId,
     pub(crate) tasks: u64,
+    /// Decides the floats of its outputs, if they have any.
+    pub(crate) float_seed: Option<u32>,
+}
+
+impl Submitted {
+    /// The report of a run in which nothing ever went wrong.
+    pub(crate) fn expected(&self) -> SpinReport {
+        let (tasks, seed) = (self.tasks, self.float_seed.unwrap_or_default().into());
+        Spin { tasks, floats: self.float_seed.is_some(), seed, ..Spin::default() }.expected()
+    }
 }
 
 /// What is to be submitted, and until when.
@@ -38,6 +49,8 @@ pub(super) struct Series {
     began: Instant,
     length: Duration,
     enough: CancellationToken,
+    /// How many jobs were submitted so far. Every other has floats, the first among them.
+    jobs: u64,
     sending: Option<Sending>,
 }
 
@@ -45,14 +58,21 @@ pub(super) struct Series {
 #[derive(Debug)]
 struct Sending {
     tasks: u64,
+    float_seed: Option<u32>,
     /// Once it is known.
     job: Option<JobId>,
+}
+
+impl Sending {
+    fn submitted(&self, job: JobId) -> Submitted {
+        Submitted { job, tasks: self.tasks, float_seed: self.float_seed }
+    }
 }
 
 impl Series {
     /// Jobs until it is `enough`, which will be about `length` from now.
     pub(super) fn new(seed: u64, length: Duration, enough: CancellationToken) -> Self {
-        Self { rng: Rng::with_seed(seed), began: Instant::now(), length, enough, sending: None }
+        Self { rng: Rng::with_seed(seed), began: Instant::now(), length, enough, jobs: 0, sending: None }
     }
 
     /// What the next producer is to do: go on with the job that was not sent to its end, or submit another.
@@ -64,7 +84,7 @@ impl Series {
             let job = sending.job.or_else(|| orphan(site));
             if let Some(job) = job {
                 if sending.job.replace(job).is_none() {
-                    site.submitted(Submitted { job, tasks: sending.tasks });
+                    site.submitted(sending.submitted(job));
                 }
                 return Some(words(&["producer", "resume", &job.to_string()]));
             }
@@ -74,17 +94,20 @@ impl Series {
         }
         let left = self.length.saturating_sub(self.began.elapsed());
         let tasks = self.size(left, site.outcomes().await);
-        self.sending = Some(Sending { tasks, job: None });
+        let (seed, has_floats) = (self.rng.u32(..), self.jobs.is_multiple_of(2));
+        self.jobs += 1;
+        self.sending = Some(Sending { tasks, float_seed: has_floats.then_some(seed), job: None });
         let mut submit = words(&["producer", "submit", "spin", "--fail-rate", FAIL_RATE]);
         submit.extend(words(&["--max-attempts", MAX_ATTEMPTS]));
         for (flag, value) in [
             ("--tasks", tasks),
             ("--micros", TASK_MICROS.into()),
-            ("--seed", self.rng.u32(..).into()),
+            ("--seed", seed.into()),
             ("--batch", self.rng.u32(BATCH).into()),
         ] {
             submit.extend([flag.to_owned(), value.to_string()]);
         }
+        submit.extend(has_floats.then(|| "--floats".to_owned()));
         Some(submit)
     }
 
@@ -103,7 +126,7 @@ impl Series {
         let Some(sending) = &mut self.sending else { return };
         if let (None, Ok(job)) = (sending.job, line.parse::<JobId>()) {
             sending.job = Some(job);
-            site.submitted(Submitted { job, tasks: sending.tasks });
+            site.submitted(sending.submitted(job));
         }
     }
 

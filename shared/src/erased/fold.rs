@@ -25,8 +25,8 @@ pub trait AnyFold: fmt::Debug + Send {
     /// If the job's report does not encode as JSON, or contains a float that is not finite.
     fn report(&self) -> Result<Box<RawValue>, JobError>;
 
-    /// Replaces the report by that of [`Job::fold_in_order`]. `outputs` are all that were kept, encoded, in the order of
-    /// their indices.
+    /// Replaces the report by that of [`Job::fold_in_order`]. `outputs` are all that were kept,
+    /// encoded, in the order of their indices.
     ///
     /// # Errors
     /// If the job's code panics, or an output does not decode; the report is as before.

@@ -12,12 +12,13 @@ const SUM_WORDS: usize = 34;
 
 /// The exact sum of any number of floats, rounded once, when it is read.
 ///
-/// Neither the order of the terms nor how they were grouped changes a bit of it, and terms that cancel
-/// each other leave nothing behind. Takes 280 bytes; as JSON, a text of 20 to 70 characters as a rule.
+/// Neither the order of the terms nor how they were grouped changes a bit of it, and terms that
+/// cancel each other leave nothing behind. Takes 280 bytes; as JSON, a text of 20 to 70 characters
+/// as a rule.
 ///
-/// A term that is not finite makes the sum [not finite](Self::is_finite), as IEEE 754 has it: an infinity
-/// stays, and a NaN, or infinities of both signs, make it NaN for good. So does a sum of 2^77 terms that
-/// does not fit any more count as an infinity.
+/// A term that is not finite makes the sum [not finite](Self::is_finite), as IEEE 754 has it: an
+/// infinity stays, and a NaN, or infinities of both signs, make it NaN for good. So does a sum of
+/// 2^77 terms that does not fit any more count as an infinity.
 ///
 /// ```
 /// use gristmill_shared::fold::ExactSum;
@@ -103,9 +104,9 @@ impl ExactSum {
         self.add_beyond(other.beyond);
     }
 
-    /// The nearest float to the exact sum; of two that are as near, the one with an even mantissa. A sum
-    /// beyond [`f64::MAX`] by half a unit in its last place or more is an infinity, as in IEEE 754. A sum
-    /// of nothing, and of terms that cancel, is `0.0` and never `-0.0`.
+    /// The nearest float to the exact sum; of two that are as near, the one with an even mantissa.
+    /// A sum beyond [`f64::MAX`] by half a unit in its last place or more is an infinity, as in
+    /// IEEE 754. A sum of nothing, and of terms that cancel, is `0.0` and never `-0.0`.
     #[must_use]
     pub fn value(&self) -> f64 {
         match self.beyond {
@@ -128,8 +129,8 @@ impl ExactSum {
         if self.is_negative() { -rounded } else { rounded }
     }
 
-    /// Whether all terms were finite, and the sum is as well. Its [value](Self::value) may be infinite
-    /// nevertheless, if no float is as large.
+    /// Whether all terms were finite, and the sum is as well. Its [value](Self::value) may be
+    /// infinite nevertheless, if no float is as large.
     #[must_use]
     pub fn is_finite(&self) -> bool {
         self.beyond == Beyond::Nothing
@@ -146,7 +147,8 @@ impl ExactSum {
         }
     }
 
-    /// Nothing that is finite changes a sum that is not, so its words are cleared and equal sums are equal.
+    /// Nothing that is finite changes a sum that is not, so its words are cleared and equal sums
+    /// are equal.
     fn add_beyond(&mut self, beyond: Beyond) {
         self.beyond = self.beyond.and(beyond);
         if self.beyond != Beyond::Nothing {
@@ -247,8 +249,8 @@ impl fmt::Debug for ExactSum {
     }
 }
 
-/// As text: a sign, the number of low words that are zero, a colon, and the other words in hexadecimal;
-/// `0`, `inf`, `-inf` or `nan` for what has no words.
+/// As text: a sign, the number of low words that are zero, a colon, and the other words in
+/// hexadecimal; `0`, `inf`, `-inf` or `nan` for what has no words.
 impl fmt::Display for ExactSum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.beyond {

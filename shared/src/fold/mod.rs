@@ -1,9 +1,10 @@
 //! Folds whose result does not depend on the order in which outputs arrive.
 //!
-//! A sum of floats depends on the order of its terms, so a report that is a plain sum has other bits
-//! after each run. [`ExactSum`] and [`Tree`] give the same bits for the same outputs in any order. Both
-//! are parts of a report: they encode as JSON and go on after a restart of the sink. For folds that must
-//! see the outputs in index order there is [`Job::fold_in_order`](crate::Job::fold_in_order).
+//! A sum of floats depends on the order of its terms, so a report that is a plain sum has other
+//! bits after each run. [`ExactSum`] and [`Tree`] give the same bits for the same outputs in any
+//! order. Both are parts of a report: they encode as JSON and go on after a restart of the sink.
+//! For folds that must see the outputs in index order there is
+//! [`Job::fold_in_order`](crate::Job::fold_in_order).
 //!
 //! ```
 //! use gristmill_shared::{TaskIndex, fold::{ExactSum, Tree}};

@@ -14,14 +14,14 @@ const LEVEL_MAX: u32 = TaskIndex::LIMIT.ilog2();
 
 /// Merges the values of tasks in a fixed shape, whatever order they arrive in.
 ///
-/// The values of indices 0 and 1 merge as soon as both are there, those of 2 and 3 likewise, then both
-/// pairs, and so on: always two neighbouring blocks of one size, the left one first. Blocks without
-/// a neighbour wait, and [`Tree::total`] merges them in index order. So the shape follows from the set of
-/// indices alone, and no total is needed in advance; a `merge` that is not associative, such as a sum of
-/// floats, gives the same bits each time.
+/// The values of indices 0 and 1 merge as soon as both are there, those of 2 and 3 likewise, then
+/// both pairs, and so on: always two neighbouring blocks of one size, the left one first. Blocks
+/// without a neighbour wait, and [`Tree::total`] merges them in index order. So the shape follows
+/// from the set of indices alone, and no total is needed in advance; a `merge` that is not
+/// associative, such as a sum of floats, gives the same bits each time.
 ///
-/// Memory: about `log2(n)` values for each gap in the indices that have arrived, and at most one value
-/// for each index.
+/// Memory: about `log2(n)` values for each gap in the indices that have arrived, and at most one
+/// value for each index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree<T> {
     /// Blocks by their first index: the level, which is the logarithm of the size, and the value.

@@ -152,8 +152,8 @@ impl Job {
         }
     }
 
-    /// Makes the report of a job that folds its outputs in order, and concludes it, in the transaction
-    /// that saves its last outputs.
+    /// Makes the report of a job that folds its outputs in order, and concludes it, in the
+    /// transaction that saves its last outputs.
     pub(super) fn conclude_in_order(
         &mut self,
         transaction: &Transaction<'_>,

@@ -219,11 +219,12 @@ impl Work {
         self.folds_in_order
     }
 
-    /// Makes the report from the kept outputs, after they were saved in this transaction, and saves it.
+    /// Makes the report from the kept outputs, after they were saved in this transaction, and saves
+    /// it.
     ///
     /// # Errors
-    /// The outer one if the ledger fails; the inner one if the job's own code does, which leaves the
-    /// report as it was.
+    /// The outer one if the ledger fails; the inner one if the job's own code does, which leaves
+    /// the report as it was.
     pub(super) fn fold_in_order(
         &mut self,
         transaction: &Transaction<'_>,

@@ -135,3 +135,14 @@ fn a_cancelled_job_shows_what_it_has_in_order() {
     let told = office.conclusion(&job);
     assert_eq!(told.text, format!("cancelled: lunch; so far: {}", plain_sum(0..8)));
 }
+
+#[test]
+fn a_report_that_is_not_finite_fails_the_job() {
+    let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
+    let outputs = format!("[{max},{max}]", max = f64::MAX);
+    commit(&office, [job.opened(), job.spans(&[(0, 2, &outputs)], &[], 0), job.sealed(2)]);
+    assert_eq!(office.state(&job), JobState::Failed);
+    let told = office.conclusion(&job);
+    let why = "the report cannot be encoded: report is infinite, but only finite floats travel";
+    assert!(!told.answered && told.text.starts_with(why), "{told:?}");
+}

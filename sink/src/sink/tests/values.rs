@@ -1,5 +1,5 @@
-//! Values of every sort keep their bits on their way through tasks, outputs and reports, though the sink
-//! restarts after each commit.
+//! Values of every sort keep their bits on their way through tasks, outputs and reports, though the
+//! sink restarts after each commit.
 
 use std::collections::BTreeMap;
 
@@ -71,8 +71,8 @@ impl Job for Echo {
     }
 }
 
-/// The report of a job whose values never left this function. As text: a finite float is printed with as
-/// many digits as tell it from all others, and -0.0 with its sign.
+/// The report of a job whose values never left this function. As text: a finite float is printed
+/// with as many digits as tell it from all others, and -0.0 with its sign.
 fn expected(job: &Echo) -> String {
     let mut report = Report::default();
     for (index, values) in (0..).zip(&job.tasks) {
@@ -192,7 +192,8 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
 fn values_keep_their_bits_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut runner = TestRunner::new(ProptestConfig::with_cases(CASES));
+    let config = ProptestConfig { cases: CASES, max_shrink_iters: 64, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
     let checked = runner.run(&jobs(), |job| {
         let found = runtime.block_on(report_after_restarts(&job, dir.path()));
         prop_assert_eq!(found, expected(&job));
