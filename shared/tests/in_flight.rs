@@ -22,7 +22,7 @@ use serde_json::{json, value::to_raw_value};
 const IN_FLIGHT: u32 = 4;
 const LONG: Duration = Duration::from_secs(600);
 
-/// What a task does.
+/// The behaviour of a task.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Act {
     Sleep(u64),
@@ -81,7 +81,7 @@ impl Job for Acts {
     }
 }
 
-/// What came of a batch: each chunk's outputs and failures by index.
+/// The outcomes of a batch: each chunk's outputs and failures by index.
 type Handed = Vec<(Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>)>;
 
 fn flatten(chunk: Chunk) -> (Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>) {

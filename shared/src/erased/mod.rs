@@ -30,7 +30,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// What the ledger keeps of it.
     fn keep(&self) -> Keep;
 
-    /// How many tasks a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
+    /// The number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
     fn in_flight(&self) -> u32;
 
     /// Its parameters as they travel.
@@ -51,8 +51,9 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Runs the batch's tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all run, the job is stopped or the
-    /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
+    /// Runs the batch's tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling
+    /// thread, until they have all run, the job is stopped or the run is halted; returns how many
+    /// ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.
