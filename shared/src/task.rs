@@ -88,7 +88,8 @@ impl TaskContext {
     /// no broker traffic.
     ///
     /// The future is polled on the calling thread. What it spawns, and its sockets and timers, go
-    /// on after it has ended, so that a client may be shared between tasks.
+    /// on after it has ended, so that a client may be shared between tasks. Timers and sockets are
+    /// made within the future: `cx.block_on(async { sleep(time).await })`.
     ///
     /// # Errors
     /// Returns the error of [`TaskContext::check`] when the job is stopped or the deadline passes;

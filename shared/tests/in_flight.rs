@@ -82,9 +82,11 @@ impl Job for Acts {
 }
 
 /// The outcomes of a batch: each chunk's outputs and failures by index.
-type Handed = Vec<(Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>)>;
+type Handed = Vec<(Outputs, Failures)>;
+type Outputs = Vec<(u64, serde_json::Value)>;
+type Failures = Vec<(u64, Trouble)>;
 
-fn flatten(chunk: Chunk) -> (Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>) {
+fn flatten(chunk: Chunk) -> (Outputs, Failures) {
     let outputs = chunk.done.into_iter().flat_map(|done| {
         let first = done.first.0;
         let outputs: Vec<serde_json::Value> = serde_json::from_str(done.into_outputs().get()).unwrap();
@@ -146,7 +148,7 @@ fn in_flight_tasks_reach_their_bound_and_no_more() {
 }
 
 /// The indices of a batch that have an output, and its failures.
-fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Vec<(u64, Trouble)>) {
+fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Failures) {
     let (ran, handed) = run_to_the_end(acts, timeout_ms);
     assert_eq!(ran as usize, acts.len());
     let done = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index);
