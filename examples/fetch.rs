@@ -1,4 +1,5 @@
-//! An async job: fetches the pages `/0`, `/1`, … of a server, 64 at a time on each slot, and counts their bytes.
+//! An async job: fetches the pages `/0`, `/1`, … of a server, 64 at a time on each slot, and counts
+//! their bytes.
 //!
 //! ```text
 //! cargo run --release --example fetch -- run fetch --server 127.0.0.1:8080 --pages 10000
@@ -19,7 +20,7 @@ struct Fetch {
     /// The server, as HOST:PORT; plain HTTP
     #[arg(long)]
     server: String,
-    /// How many pages there are
+    /// The number of pages
     #[arg(long)]
     pages: u64,
 }

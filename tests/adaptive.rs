@@ -47,7 +47,7 @@ impl Job for Naps {
     }
     fn process(&self, task: u64, cx: &TaskContext) -> Result<u64, TaskError> {
         if self.millis > 0 {
-            cx.block_on(tokio::time::sleep(Duration::from_millis(self.millis)))?;
+            cx.block_on(async { tokio::time::sleep(Duration::from_millis(self.millis)).await })?;
         }
         Ok(task)
     }

@@ -20,16 +20,17 @@ use crate::harness::{Ended, Process};
 
 const LATENCY: Duration = Duration::from_millis(100);
 const SLOTS: usize = 2;
-/// What the example keeps in flight on a slot.
+/// Tasks that the example keeps in flight on a slot.
 const IN_FLIGHT: usize = 64;
 /// Enough to take a few seconds at full speed.
 const PAGES: usize = 6_000;
-/// What the job reaches at least of the rate that slots, requests in flight and latency allow.
+/// Least share of the rate that slots, requests in flight and latency allow.
 const SHARE_MIN: f64 = 0.8;
-/// Pages of the control, and the share that it reaches on a machine with time for it. A run beside a slower one is void.
+/// Pages of the control, and the share that it reaches on a machine with time for it. A run beside
+/// a slower one is void.
 const CONTROL_PAGES: usize = 2_000;
 const CONTROL_MIN: f64 = 0.9;
-/// How many runs may be void.
+/// Most runs that may be void.
 const ATTEMPTS_MAX: usize = 5;
 const BODY: &str = "0123456789";
 
@@ -89,7 +90,8 @@ async fn fetch(server: &Server, pages: usize) -> Ended {
     Process::start("fetch", command).end().await
 }
 
-/// Fetches the pages as the example does, from within this process and without Gristmill: what the machine is able to.
+/// Fetches the pages as the example does, from within this process and without Gristmill: what the
+/// machine is able to.
 async fn fetch_bare(server: &Server) {
     let fetch_one = async |page: usize| {
         let mut stream = TcpStream::connect(&server.address).await.unwrap();
@@ -117,7 +119,8 @@ async fn async_fetch_keeps_64_in_flight_per_slot() {
         let share = share_of_full(PAGES, began.elapsed());
         assert_eq!(ended.answer(), format!("{PAGES} pages, {} bytes", PAGES * BODY.len()));
         let most = server.most.load(Ordering::SeqCst);
-        // A request whose connection is closed may be counted a moment longer than its client knows of it.
+        // A request whose connection is closed may be counted a moment longer than its client knows
+        // of it.
         assert!((IN_FLIGHT..=SLOTS * IN_FLIGHT + SLOTS * IN_FLIGHT / 8).contains(&most), "{most} at a time");
         let began = Instant::now();
         fetch_bare(&server).await;

@@ -9,11 +9,12 @@ use gristmill_shared::{
 
 use crate::harness::{Process, Samples, Scraped, Site, within};
 
-/// Both ways not to end: asleep and computing.
+/// Flags for a task that does not end: asleep, and computing.
 const WAYS: [&str; 2] = ["--hang", "--hang-busy"];
 const STUCK: &str = "gristmill_worker_threads_stuck";
 const WARNING: &str = "a task goes on after its job was stopped";
-/// Until the worker gives up a task that its `--stop-grace 1s` lets go on: generous, since machines are slow.
+/// Time in which the worker gives up a task after `--stop-grace 1s`: generous, since machines
+/// are slow.
 const GIVEN_UP: Duration = Duration::from_secs(30);
 
 /// The site with a sink and a worker with these flags.

@@ -19,7 +19,8 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Listens from now on, until it is dropped. `in_flight` is how many tasks of the job a slot keeps in flight.
+    /// Listens from now on, until it is dropped. `in_flight` is how many tasks of the job a slot
+    /// keeps in flight.
     pub(crate) async fn listen(
         transport: &dyn Transport,
         cursor: &Cursor,

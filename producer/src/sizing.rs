@@ -26,8 +26,8 @@ const GROWTH: u32 = 2;
 /// of the first.
 const AHEAD_MIN: u64 = 64;
 const AHEAD: u64 = 2;
-/// A full batch of async tasks has at least this many times as many tasks as a slot keeps in flight, so that a slot seldom waits
-/// for the last ones of a batch with nothing else in flight.
+/// A full batch of async tasks has at least this many times as many tasks as a slot keeps in
+/// flight, so that a slot seldom waits for the last ones of a batch with nothing else in flight.
 const IN_FLIGHT_ROUNDS: u64 = 4;
 /// The first outcomes come from a machine that is busy with the start of the job, and tell of tasks half as long again as
 /// those that follow. So for this long after the first of them, a job that knows its number sends no more ahead than it keeps for
@@ -131,7 +131,7 @@ fn lock(measure: &Mutex<Measure>) -> MutexGuard<'_, Measure> {
 /// What is known of a job's tasks, and of who runs them.
 #[derive(Debug, Default)]
 pub(crate) struct Measure {
-    /// How many tasks a slot keeps in flight: 0 or 1 unless they are async.
+    /// The number of tasks that a slot keeps in flight: 0 or 1 unless they are async.
     in_flight: u64,
     /// How many tasks all batches have got.
     sent: u64,

@@ -35,7 +35,7 @@ pub struct JobBoard {
     refusals: Mutex<BTreeMap<JobId, Weak<refusals::Shared>>>,
     served: Mutex<BTreeSet<Lane>>,
     caught_up: CancellationToken,
-    /// How often a round has ended.
+    /// Counts the rounds that have ended.
     ends: watch::Sender<u64>,
 }
 
@@ -160,7 +160,8 @@ impl JobBoard {
         self.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
     }
 
-    /// Changes each time after the round of a job has ended and its signals were given. No end is missed.
+    /// Changes each time after the round of a job has ended and its signals were given. No end is
+    /// missed.
     #[must_use]
     pub fn ends(&self) -> watch::Receiver<u64> {
         self.ends.subscribe()

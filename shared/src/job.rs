@@ -67,8 +67,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     const FOLDS_IN_ORDER: bool = false;
     /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more, beside its output.
     const WITH_TASKS: bool = false;
-    /// How many tasks of a batch a slot keeps in flight through [`Job::process_async`]. Defaults to 0: a slot runs one task
-    /// at a time, through [`Job::process`].
+    /// The number of tasks of a batch that a slot keeps in flight through [`Job::process_async`].
+    /// Defaults to 0: a slot runs one task at a time, through [`Job::process`].
     const IN_FLIGHT: u32 = 0;
     /// The smallest unit that is processed, retried and accounted for. At most 1 MiB encoded; a
     /// float that is NaN or infinite ends the split.
@@ -115,19 +115,23 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
     /// again"; [`TaskError::retry_after`] says when. A panic counts as an error.
     ///
-    /// A job writes this or [`Job::process_async`], which is what the default runs, one task at a time.
+    /// A job writes this or [`Job::process_async`], which is what the default runs, one task at a
+    /// time.
     fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError> {
         cx.block_on(self.process_async(task, cx))?
     }
 
-    /// The async form of [`Job::process`], for tasks that wait: a slot keeps [`Job::IN_FLIGHT`] of them in flight.
+    /// The async form of [`Job::process`], for tasks that wait: a slot keeps [`Job::IN_FLIGHT`] of
+    /// them in flight.
     ///
-    /// The future is dropped at its next await when the job is stopped and when its own deadline passes. All futures of
-    /// a slot are polled on its one thread, so code that computes or blocks for long belongs into [`Job::process`]. Sockets,
-    /// timers and what is spawned are driven by one runtime for all slots of the worker.
+    /// The future is dropped at its next await when the job is stopped and when its own deadline
+    /// passes. All futures of a slot are polled on its one thread, so code that computes or blocks
+    /// for long belongs into [`Job::process`]. Sockets, timers and what is spawned are driven by
+    /// one runtime for all slots of the worker.
     ///
     /// # Errors
-    /// As of [`Job::process`]. Defaults to one that says that the job wrote neither.
+    /// The errors are those of [`Job::process`]. The default fails each task and says that the job
+    /// wrote neither.
     fn process_async(
         &self,
         task: Self::Task,

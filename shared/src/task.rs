@@ -105,19 +105,23 @@ impl TaskContext {
         self.stop.stopped().await;
     }
 
-    /// Runs async code to its end, on a runtime that all slots of the worker share and that carries no broker traffic.
+    /// Runs async code to its end, on a runtime that all slots of the worker share and that carries
+    /// no broker traffic.
     ///
-    /// The future is polled on the calling thread. What it spawns, and its sockets and timers, go on after it has ended, so
-    /// that a client may be shared between tasks.
+    /// The future is polled on the calling thread. What it spawns, and its sockets and timers, go
+    /// on after it has ended, so that a client may be shared between tasks. Timers and sockets are
+    /// made within the future: `cx.block_on(async { sleep(time).await })`.
     ///
     /// # Errors
-    /// That of [`TaskContext::check`] when the job is stopped or the deadline passes; the future is dropped then. Also if
-    /// this is called from within async code, or if the operating system gives no runtime.
+    /// Returns the error of [`TaskContext::check`] when the job is stopped or the deadline passes;
+    /// the future is dropped then. Also fails if it is called from within async code, or if the
+    /// operating system gives no runtime.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
         task_runtime()?.block_on(self.until_ended(future))
     }
 
-    /// Waits for `future`, but not beyond the job's stop or the deadline; then the future is dropped.
+    /// Waits for `future`, but not beyond the job's stop or the deadline; then the future is
+    /// dropped.
     pub(crate) async fn until_ended<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
         let overdue = async {
             match self.deadline {
@@ -246,7 +250,7 @@ impl TaskError {
         Self(Trouble::Undecodable(why.to_string()))
     }
 
-    /// Whether the job was stopped, so that the task has no outcome.
+    /// Returns whether the job was stopped, so that the task has no outcome.
     pub(crate) fn is_stop(&self) -> bool {
         matches!(self.0, Trouble::Stopped)
     }

@@ -6,16 +6,18 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::TaskError;
 
-/// The runtime's threads. They drive sockets, timers and spawned futures; a slot polls its own futures on its own thread.
+/// The runtime's threads. They drive sockets, timers and spawned futures; a slot polls its own
+/// futures on its own thread.
 const RUNTIME_THREADS: usize = 2;
-/// Threads for what blocks: names that are looked up, files. Bounded so that many slots do not start hundreds of them.
+/// Threads for what blocks: names that are looked up, files. Bounded so that many slots do not
+/// start hundreds of them.
 const RUNTIME_BLOCKING_THREADS: usize = 64;
 
 /// Returns the runtime that all slots of this process share, and builds it at the first call.
 ///
 /// # Errors
-/// If the caller runs async code already, where waiting would block a runtime, or if the operating system gives no
-/// threads or files for a runtime; a later call tries again.
+/// If the caller runs async code already, where waiting would block a runtime, or if the operating
+/// system gives no threads or files for a runtime; a later call tries again.
 pub(crate) fn task_runtime() -> Result<&'static Handle, TaskError> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     static BUILDING: Mutex<()> = Mutex::new(());

@@ -22,7 +22,7 @@ use serde_json::{json, value::to_raw_value};
 const IN_FLIGHT: u32 = 4;
 const LONG: Duration = Duration::from_secs(600);
 
-/// What a task does.
+/// The behaviour of a task.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Act {
     Sleep(u64),
@@ -81,10 +81,12 @@ impl Job for Acts {
     }
 }
 
-/// What came of a batch: each chunk's outputs and failures by index.
-type Handed = Vec<(Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>)>;
+/// The outcomes of a batch: each chunk's outputs and failures by index.
+type Handed = Vec<(Outputs, Failures)>;
+type Outputs = Vec<(u64, serde_json::Value)>;
+type Failures = Vec<(u64, Trouble)>;
 
-fn flatten(chunk: Chunk) -> (Vec<(u64, serde_json::Value)>, Vec<(u64, Trouble)>) {
+fn flatten(chunk: Chunk) -> (Outputs, Failures) {
     let outputs = chunk.done.into_iter().flat_map(|done| {
         let first = done.first.0;
         let outputs: Vec<serde_json::Value> = serde_json::from_str(done.into_outputs().get()).unwrap();
@@ -148,7 +150,7 @@ fn in_flight_tasks_reach_their_bound_and_no_more() {
 }
 
 /// The indices of a batch that have an output, and its failures.
-fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Vec<(u64, Trouble)>) {
+fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Failures) {
     let (ran, handed) = run_to_the_end(acts, timeout_ms);
     assert_eq!(ran as usize, acts.len());
     let done = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index);

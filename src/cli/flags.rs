@@ -175,7 +175,8 @@ pub(crate) struct SlotFlags {
     #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
     slots: Option<NonZeroU16>,
 
-    /// How long a task may go on after its job was stopped, 10s or 1m for instance; then its slot gets another thread
+    /// The time for which a task may go on after its job was stopped, 10s or 1m for instance; then
+    /// its slot gets another thread
     #[arg(
         long,
         global = true,

@@ -8,17 +8,17 @@ use gristmill_shared::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// For how long heartbeats are listened to: longer than from one to the next, which is 2 s.
+/// Time for which heartbeats are listened to: longer than from one to the next, which is 2 s.
 const LISTEN_TIME: Duration = Duration::from_secs(3);
-/// From this time on a task that holds a slot is named.
+/// Least age of a task that is named because it holds a slot.
 const HELD_LONG: Duration = Duration::from_secs(10);
-/// How many tasks are named; the rest are counted.
+/// Number of tasks that are named; the rest are counted.
 const HELD_SHOWN: usize = 5;
-/// How many workers are listened to. Those beyond are not named.
+/// Number of workers that are listened to; the tasks of others are not named.
 const WORKERS_MAX: usize = 1_000;
 
-/// Listens to the lane's workers for [`LISTEN_TIME`] and describes the tasks that hold a slot for long, the longest first.
-/// Best effort: empty if nothing is heard.
+/// Listens to the lane's workers for [`LISTEN_TIME`] and describes the tasks that hold a slot for
+/// long, the longest first. Best effort: empty if nothing is heard.
 pub(crate) async fn held_slots(transport: &dyn Transport, lane: Lane) -> Vec<String> {
     let until = Instant::now() + LISTEN_TIME;
     let Ok(Ok(mut events)) = timeout_at(until, transport.events(EventFilter::Lane(lane))).await else {

@@ -38,7 +38,7 @@ pub(crate) struct Crew {
     handoffs: Handoffs,
     wake: Arc<Notify>,
     ends: (flume::Sender<bool>, flume::Receiver<bool>),
-    /// How long a task may go on after its job was stopped.
+    /// Time for which a task may go on after its job was stopped.
     stop_grace: Duration,
     /// Given when too many are stuck.
     pub(crate) too_many_stuck: CancellationToken,
@@ -115,7 +115,8 @@ impl Crew {
         self.seats.clone()
     }
 
-    /// Watches over time limits, and over tasks whose job was stopped. Never ends, unless no thread can be started.
+    /// Watches over time limits, and over tasks whose job was stopped. Never ends, unless no thread
+    /// can be started.
     pub(crate) async fn watch(&self) -> WorkerError {
         let mut stops = self.shop.board.ends();
         loop {
@@ -172,7 +173,8 @@ impl Crew {
         self.end_if_too_many(stuck);
     }
 
-    /// The task goes on though its job was stopped: it has no outcome, and the rest of its batch is skipped.
+    /// The task goes on though its job was stopped: it has no outcome, and the rest of its batch is
+    /// skipped.
     async fn give_up_stopped(&self, turn: &Turn, task: &HeldTask) {
         let stuck = self.shop.counts.stuck.load(Ordering::Relaxed);
         let HeldTask { batch, index, since, .. } = task;

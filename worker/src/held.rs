@@ -36,14 +36,15 @@ impl RunningBatch {
 pub(crate) struct HeldTask {
     pub(crate) batch: RunningBatch,
     pub(crate) index: TaskIndex,
-    /// When it began, or when it was first seen to run.
+    /// The time when it began, or was first seen to run.
     pub(crate) since: Instant,
-    /// Whether its thread has lost the slot.
+    /// True if its thread has lost the slot.
     pub(crate) stuck: bool,
 }
 
 impl HeldTask {
-    /// Returns the task as a heartbeat names it. `now` and `now_ms` are the same moment on both clocks.
+    /// Returns the task as a heartbeat names it. `now` and `now_ms` are the same moment on both
+    /// clocks.
     pub(crate) fn to_wire(&self, slot: u32, now: Instant, now_ms: u64) -> RunningTask {
         let age = now.saturating_duration_since(self.since).as_millis();
         let RunningBatch { job, kind, first, count, attempt, stop } = &self.batch;

@@ -1,7 +1,8 @@
 //! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
 //!
 //! A thread cannot be ended from outside. When a task runs on long after its time limit, or when the worker leaves and its
-//! grace has ended, or when it runs on long after its job was stopped, its thread loses the seat, in one step with the batch: from then on nothing that it says of the batch
+//! grace has ended, or when it runs on long after its job was stopped, its thread loses the seat,
+//! in one step with the batch: from then on nothing that it says of the batch
 //! is heard, and somebody else does what is left to do.
 
 use std::{
@@ -35,7 +36,8 @@ struct State {
     /// Who has the seat: one more each time it is taken away.
     tenant: u32,
     turn: Option<Turn>,
-    /// The tasks in which threads are stuck that had the seat before, each with the number of its thread.
+    /// The tasks in which threads are stuck that had the seat before, each with the number of its
+    /// thread.
     stuck: Vec<(u32, HeldTask)>,
 }
 
@@ -62,11 +64,11 @@ pub(crate) struct Turn {
     pub(crate) handed_on: TaskIndex,
     running: Option<Running>,
     began: Instant,
-    /// What the batch is; known before its first task begins.
+    /// The identity of the batch; known before its first task begins.
     batch: Option<RunningBatch>,
     /// The task that ran at the last sample, and when it was first seen to run.
     seen: Option<(TaskIndex, Instant)>,
-    /// When the watcher learned that the job was stopped.
+    /// The time when the watcher learned that the job was stopped.
     stopped_at: Option<Instant>,
 }
 
@@ -101,7 +103,7 @@ impl Turn {
         Some(HeldTask { batch: batch.clone(), index, since, stuck: false })
     }
 
-    /// When the grace after its job's stop ends, if the job was stopped.
+    /// Returns when the grace after its job's stop ends, if the job was stopped.
     fn stop_end(&mut self, now: Instant, stop_grace: Duration) -> Option<Instant> {
         let is_stopped = self.batch.as_ref().is_some_and(|batch| batch.stop.is_stopped());
         if !is_stopped || self.handed_on == ALL {
@@ -130,8 +132,8 @@ pub(crate) enum Look {
     Idle,
     /// One that may run until then.
     Until(Instant),
-    /// One whose job was stopped and that did not end within the grace. It has lost the seat, and its batch is the
-    /// finder's.
+    /// One whose job was stopped and that did not end within the grace. It has lost the seat, and
+    /// its batch is the finder's.
     Stopped(Turn, HeldTask),
     /// One that was to have ended. It has lost the seat, and its batch is the finder's.
     Overdue(Turn, Running),
@@ -148,8 +150,8 @@ impl Seat {
         Tenant { seat: Arc::clone(self), number, shop, ends }
     }
 
-    /// Looks whether a task is overdue, or goes on `stop_grace` after its job was stopped, and takes the seat and the batch
-    /// away if one does.
+    /// Looks whether a task is overdue, or goes on `stop_grace` after its job was stopped, and
+    /// takes the seat and the batch away if one does.
     pub(crate) fn look(&self, now: Instant, stop_grace: Duration, shop: &Shop) -> Look {
         let mut state = self.lock();
         let Some(turn) = &mut state.turn else { return Look::Idle };

@@ -32,7 +32,7 @@ pub(crate) struct Work {
     /// How often it was delivered before, as far as that counts.
     pub(crate) before: u32,
     pub(crate) batch: Arc<InHand>,
-    /// Which of its tasks runs.
+    /// The one of its tasks that runs.
     pub(crate) running: RunningIndex,
 }
 

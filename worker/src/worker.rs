@@ -26,8 +26,9 @@ use crate::{
 
 /// How long running tasks may take to end after the worker was told to leave.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
-/// How long a task may go on after its job was stopped, before its slot gets another thread. More than
-/// a time limit's, since a stop comes unforeseen: a task may look for it every few seconds only.
+/// Time for which a task may go on after its job was stopped, before its slot gets another thread.
+/// More than a time limit's, since a stop comes unforeseen: a task may look for it every few
+/// seconds only.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
@@ -126,8 +127,9 @@ impl Worker {
         Self { grace, ..self }
     }
 
-    /// Lets a task go on for at most this long after its job was stopped, at least 1 ms. Then its slot gets another thread, and
-    /// the old one counts as stuck until the task ends. Defaults to [`DEFAULT_STOP_GRACE`].
+    /// Lets a task go on for at most this long after its job was stopped, at least 1 ms. Then its
+    /// slot gets another thread, and the old one counts as stuck until the task ends. Defaults to
+    /// [`DEFAULT_STOP_GRACE`].
     #[must_use]
     pub fn stop_grace(self, stop_grace: Duration) -> Self {
         Self { stop_grace: stop_grace.max(Duration::from_millis(1)), ..self }

@@ -25,6 +25,10 @@ const TASK_TIMEOUT_MS: u64 = 200;
 
 static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
+fn until_released() {
+    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+}
+
 #[derive(Clone, Copy, Serialize, Deserialize)]
 enum Act {
     /// Waits, and so is in flight when its neighbour blocks.
@@ -50,9 +54,7 @@ impl Job for Acts {
     async fn process_async(&self, act: Act, cx: &TaskContext) -> Result<u64, TaskError> {
         match act {
             Act::Await => tokio::time::sleep(Duration::from_millis(TASK_TIMEOUT_MS / 4)).await,
-            Act::Block => {
-                drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
-            }
+            Act::Block => until_released(),
             Act::Quick => {}
         }
         Ok(cx.index().0)
@@ -62,7 +64,8 @@ impl Job for Acts {
     }
 }
 
-/// The task that blocks fails, though a neighbour has been in flight for longer; the neighbours run again on another thread.
+/// The task that blocks fails, though a neighbour has been in flight for longer; the neighbours run
+/// again on another thread.
 #[tokio::test]
 async fn async_task_that_blocks_fails_alone() {
     let transport = MemoryTransport::new();

@@ -36,7 +36,7 @@ impl Job for Nap {
     }
     fn process(&self, millis: u64, cx: &TaskContext) -> Result<u64, TaskError> {
         if millis > 0 {
-            cx.block_on(tokio::time::sleep(Duration::from_millis(millis)))?;
+            cx.block_on(async { tokio::time::sleep(Duration::from_millis(millis)).await })?;
         }
         Ok(millis)
     }

@@ -26,10 +26,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 type Request = (u64, oneshot::Sender<u64>);
 
-/// The client's connection, which a task drives that the first user spawned, as those of HTTP clients do.
+/// The client's connection, which a task drives that the first user spawned, as those of HTTP
+/// clients do.
 static CLIENT: LazyLock<Mutex<Option<mpsc::Sender<Request>>>> = LazyLock::new(Mutex::default);
 /// The first task holds its slot until the second has its answer.
 static ANSWERED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+fn until_answered() {
+    drop(ANSWERED.1.wait_while(ANSWERED.0.lock().unwrap(), |answered| !*answered).unwrap());
+}
+
+fn note_answer() {
+    *ANSWERED.0.lock().unwrap() = true;
+    ANSWERED.1.notify_all();
+}
+
+fn client() -> mpsc::Sender<Request> {
+    let mut client = CLIENT.lock().unwrap();
+    let connect = || {
+        let (client, requests) = mpsc::channel(1);
+        tokio::spawn(drive(requests));
+        client
+    };
+    client.get_or_insert_with(connect).clone()
+}
 
 async fn drive(mut requests: mpsc::Receiver<Request>) {
     while let Some((number, answer)) = requests.recv().await {
@@ -39,18 +59,8 @@ async fn drive(mut requests: mpsc::Receiver<Request>) {
 }
 
 async fn ask(number: u64) -> Result<u64, TaskError> {
-    let client = {
-        let mut client = CLIENT.lock().unwrap();
-        client
-            .get_or_insert_with(|| {
-                let (client, requests) = mpsc::channel(1);
-                tokio::spawn(drive(requests));
-                client
-            })
-            .clone()
-    };
     let (answer, answered) = oneshot::channel();
-    client.send((number, answer)).await?;
+    client().send((number, answer)).await?;
     Ok(answered.await?)
 }
 
@@ -71,10 +81,9 @@ impl Job for Sharing {
         let answer = cx.block_on(ask(task))??;
         if task == 0 {
             send_second();
-            drop(ANSWERED.1.wait_while(ANSWERED.0.lock().unwrap(), |answered| !*answered).unwrap());
+            until_answered();
         } else {
-            *ANSWERED.0.lock().unwrap() = true;
-            ANSWERED.1.notify_all();
+            note_answer();
         }
         Ok(answer)
     }

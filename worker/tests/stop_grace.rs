@@ -30,7 +30,7 @@ const STOP_GRACE: Duration = Duration::from_millis(300);
 /// A time limit that no test waits for.
 const LONG_MS: u64 = 600_000;
 
-/// What a task does; those that hold a thread have a number of their own.
+/// The behaviour of a task; those that hold a thread have a number of their own.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Act {
     /// Blocks until it is released, and never looks whether the job was stopped.
@@ -55,6 +55,11 @@ async fn begun(number: u64) -> String {
     begun[&number].clone()
 }
 
+fn until_released(number: u64) {
+    let released = RELEASED.0.lock().unwrap();
+    drop(RELEASED.1.wait_while(released, |released| !released.contains(&number)).unwrap());
+}
+
 fn release(number: u64) {
     RELEASED.0.lock().unwrap().insert(number);
     RELEASED.1.notify_all();
@@ -77,8 +82,7 @@ impl Job for Acts {
         match act {
             Act::Hold(number) => {
                 BEGUN.send_modify(|begun| drop(begun.insert(number, thread())));
-                let held = RELEASED.0.lock().unwrap();
-                drop(RELEASED.1.wait_while(held, |released| !released.contains(&number)).unwrap());
+                until_released(number);
             }
             Act::Look(number) => {
                 BEGUN.send_modify(|begun| drop(begun.insert(number, thread())));
@@ -128,7 +132,7 @@ impl Bench {
     }
 
     /// Sends a batch of a job of its own, from index 10 on.
-    async fn send(&self, acts: &[Act], task_timeout_ms: Option<u64>) -> JobId {
+    async fn send(&mut self, acts: &[Act], task_timeout_ms: Option<u64>) -> JobId {
         let job = JobId::generate();
         let message = Batch {
             job,
@@ -150,7 +154,7 @@ impl Bench {
         job
     }
 
-    async fn stop(&self, job: JobId) {
+    async fn stop(&mut self, job: JobId) {
         let stopped = Stopped { job, round: Round(0), reason: "cancelled".into() };
         let message = stopped.message(format!("{job}/stopped"), "test");
         publish_until_stored(&*self.publisher, vec![Outgoing { to: Address::Journal, message }])
@@ -159,7 +163,7 @@ impl Bench {
     }
 
     /// The jobs and outputs of the next results.
-    async fn results(&self) -> Vec<(JobId, Vec<String>)> {
+    async fn results(&mut self) -> Vec<(JobId, Vec<String>)> {
         let mut consumer =
             self.transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
         let mut outputs = Vec::new();
@@ -175,7 +179,7 @@ impl Bench {
     }
 
     /// Waits for a heartbeat whose running tasks are as wanted.
-    async fn beat(&mut self, wanted: impl Fn(&[RunningTask]) -> bool) -> Vec<RunningTask> {
+    async fn beat(&mut self, wanted: impl Fn(&[RunningTask]) -> bool + Send + Sync) -> Vec<RunningTask> {
         within(async {
             loop {
                 let event = self.events.next().await.unwrap();
@@ -189,7 +193,7 @@ impl Bench {
         .await
     }
 
-    async fn is_empty(&self, role: QueueRole) -> bool {
+    async fn is_empty(&mut self, role: QueueRole) -> bool {
         let mut consumer = self.transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
         timeout(Duration::from_millis(50), consumer.recv(1)).await.is_err()
     }
@@ -230,7 +234,7 @@ async fn stopped_task_loses_its_slot_to_the_next_job() {
 
 #[tokio::test]
 async fn task_that_looks_at_the_stop_keeps_its_thread() {
-    let bench = Bench::start().await;
+    let mut bench = Bench::start().await;
     let job = bench.send(&[Act::Look(3)], None).await;
     let thread = begun(3).await;
     let next = bench.send(&[Act::Quick], None).await;
@@ -257,7 +261,7 @@ async fn running_task_is_named_before_its_job_stops() {
 
 #[tokio::test]
 async fn too_many_stopped_tasks_end_the_worker() {
-    let bench = Bench::start().await;
+    let mut bench = Bench::start().await;
     for number in [5, 6] {
         let job = bench.send(&[Act::Hold(number)], None).await;
         begun(number).await;

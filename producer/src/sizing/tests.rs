@@ -17,7 +17,8 @@ impl Fleet {
         Self { measure: Measure::default(), now: Instant::now(), outcomes: 0, busy: Duration::ZERO }
     }
 
-    /// The sizes of the next batches, of tasks that take so long each. Progress is told after every fourth.
+    /// The sizes of the next batches, of tasks that take so long each. Progress is told after every
+    /// fourth.
     fn run(&mut self, batches: usize, task: Duration) -> Vec<u64> {
         let one = |number: usize| {
             let size = u64::from(self.measure.size(None, self.now));
@@ -118,7 +119,8 @@ fn failed_tasks_that_are_sent_again_are_no_measurement() {
     assert_eq!((measure.latest.tasks, measure.outcomes), (100.0, 90));
 }
 
-/// The sizes of all batches of a job with so many tasks, from when its tasks are known to take so long.
+/// The sizes of all batches of a job with so many tasks, from when its tasks are known to take so
+/// long.
 fn to_the_end(tasks: u64, task: Duration, slots: Option<u32>) -> Vec<u64> {
     let mut fleet = Fleet::new();
     fleet.run(100, task);
@@ -146,7 +148,8 @@ fn towards_the_end_batches_shrink_so_that_all_slots_end_together() {
         }
         assert!(sizes.last() <= Some(&10), "{slots} slots: {sizes:?}");
     }
-    // And no earlier than they must: full batches, and some dozens more, which cost a few milliseconds.
+    // And no earlier than they must: full batches, and some dozens more, which cost a few
+    // milliseconds.
     let sizes = to_the_end(2_000, micros(1_000), Some(2));
     assert!(sizes[..5].iter().all(|size| *size == 100) && sizes.len() < 100, "{} {sizes:?}", sizes.len());
 }
@@ -192,7 +195,8 @@ fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
     assert_eq!(sizes(100), [100; 100]);
 }
 
-/// Whether a batch waits for news: of those that have an outcome `sent` are sent, of the others `left` are left.
+/// Whether a batch waits for news: of those that have an outcome `sent` are sent, of the others
+/// `left` are left.
 fn waits(task: Duration, (outcomes, sent, left): (u64, u64, Option<u64>), age: Duration) -> bool {
     let (mut measure, now) = (Measure::default(), Instant::now());
     measure.progress(outcomes, outcomes * u64::try_from(task.as_micros()).unwrap(), now);

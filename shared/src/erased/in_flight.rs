@@ -1,5 +1,7 @@
 //! Processing of async tasks: one slot keeps several tasks of its batch in flight.
 
+#![expect(clippy::future_not_send, reason = "a slot polls these on its own thread, and they never leave it")]
+
 use std::{
     cell::Cell,
     collections::VecDeque,
@@ -23,8 +25,8 @@ use crate::{
     wire::{Batch, Malformed},
 };
 
-/// How many outcomes may wait for an earlier task, in multiples of [`Job::IN_FLIGHT`]. So one slow task leaves the others
-/// room to go on, and a slot holds a bounded number of outputs.
+/// Outcomes that may wait for an earlier task, in multiples of [`Job::IN_FLIGHT`]. One slow task
+/// leaves the others room to go on, and a slot holds a bounded number of outputs.
 const REORDER_ROUNDS: usize = 4;
 
 /// A task that was begun and whose outcome was not recorded yet.
@@ -33,11 +35,12 @@ struct Begun<J: Job> {
     outcome: Option<Result<J::Output, TaskError>>,
 }
 
-/// Runs the batch's tasks through [`Job::process_async`] on the calling thread; records outcomes in the order of their
-/// indices. Returns how many were recorded. `travelling` are the encoded tasks, if they travel beside their outputs.
+/// Runs the batch's tasks through [`Job::process_async`] on the calling thread; records outcomes in
+/// the order of their indices. Returns how many were recorded. `travelling` are the encoded tasks, if
+/// they travel beside their outputs.
 ///
-/// Futures are polled on the slot's own thread, so that one that blocks holds up this slot alone, as a task that hangs
-/// does. The shared runtime drives sockets and timers.
+/// Futures are polled on the slot's own thread, so that one that blocks holds up this slot alone,
+/// as a task that hangs does. The shared runtime drives sockets and timers.
 pub(super) fn process_in_flight<J: Job>(
     job: &J,
     batch: &Batch<'_>,

@@ -38,7 +38,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// See [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
 
-    /// How many tasks a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
+    /// The number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
     fn in_flight(&self) -> u32;
 
     /// Its parameters as they travel.
@@ -60,9 +60,10 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks in order, or
-    /// [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all run, the job is stopped or the
-    /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
+    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks
+    /// in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all
+    /// run, the job is stopped or the run is halted; returns how many ran to an outcome. Outcomes are
+    /// handed on through `run`.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.

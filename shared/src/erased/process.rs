@@ -221,7 +221,8 @@ impl<'a> BatchRun<'a> {
         Self { begins: Some(begins), ..self }
     }
 
-    /// The same run, which notes in `running` which task runs, and none while outcomes are handed on.
+    /// The same run, which notes in `running` which task runs, and none while outcomes are handed
+    /// on.
     #[must_use]
     pub fn noting(self, running: &'a RunningIndex) -> Self {
         Self { running: Some(running), ..self }
@@ -248,7 +249,8 @@ impl<'a> BatchRun<'a> {
         Ok(cx)
     }
 
-    /// Tells whatever watches over the run which task runs from now on. False if the run ends there.
+    /// Tells whatever watches over the run which task runs from now on. False if the run ends
+    /// there.
     pub(super) fn watch(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
         if let (Some(deadline), Some(begins)) = (deadline, self.begins)
             && !begins(index, deadline)
@@ -262,7 +264,7 @@ impl<'a> BatchRun<'a> {
         true
     }
 
-    /// How long the outcomes so far may still wait, or nothing if there are none.
+    /// Returns for how long the outcomes so far may still wait, or nothing if there are none.
     pub(super) fn until_flush(&self) -> Option<Duration> {
         (!self.chunk.is_empty()).then(|| HAND_ON_EVERY.saturating_sub(self.chunk_began.elapsed()))
     }

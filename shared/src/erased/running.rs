@@ -1,4 +1,4 @@
-//! Which task of a batch runs now, for a watcher on another thread.
+//! The task of a batch that runs now, for a watcher on another thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,8 +9,9 @@ const NO_TASK: u64 = u64::MAX;
 
 /// The index of the task whose code a slot runs, or of none.
 ///
-/// The slot writes it with one relaxed store a task, without a lock and without a look at the clock. A watcher samples it: if
-/// two samples give the same index, that task has run for at least the time between them.
+/// The slot writes it with one relaxed store a task, without a lock and without a look at the
+/// clock. A watcher samples it: if two samples give the same index, that task has run for at least
+/// the time between them.
 #[derive(Debug)]
 pub struct RunningIndex(AtomicU64);
 

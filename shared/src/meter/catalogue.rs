@@ -51,7 +51,7 @@ catalogue! {
     WORKER_SLOTS: Gauge = "gristmill_worker_slots", [];
     /// How many of its slots have a batch
     WORKER_SLOTS_BUSY: Gauge = "gristmill_worker_slots_busy", [];
-    /// Threads that were left behind in a task that runs on long after its time limit or its job's stop
+    /// Threads left behind in tasks that run on after their time limit or their job's stop
     WORKER_THREADS_STUCK: Gauge = "gristmill_worker_threads_stuck", [];
     /// Batches of each queue that the worker holds and has not acknowledged
     WORKER_DELIVERIES_HELD: Gauge = "gristmill_worker_deliveries_held", ["queue"];

@@ -38,13 +38,13 @@ pub struct WorkerBeat {
     pub done: u64,
     /// Tries that ended in an error, since it started.
     pub errors: u64,
-    /// The tasks that have held a thread for at least the time between two beats, the longest running first, at most
-    /// [`RUNNING_MAX_TASKS`].
+    /// The tasks that have held a thread for at least the time between two beats, the longest
+    /// running first, at most [`RUNNING_MAX_TASKS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub running: Vec<RunningTask>,
 }
 
-/// How many running tasks one [`WorkerBeat`] names.
+/// The most running tasks that one [`WorkerBeat`] names.
 pub const RUNNING_MAX_TASKS: usize = 64;
 
 /// A task that holds a thread of a worker.
@@ -56,32 +56,34 @@ pub struct RunningTask {
     pub kind: Kind,
     /// The first task of the batch.
     pub first: TaskIndex,
-    /// How many tasks the batch has.
+    /// The number of tasks in the batch.
     pub count: u32,
     /// The task that runs.
     pub index: TaskIndex,
-    /// Which try it is: 1 for the first.
+    /// The number of the try: 1 for the first.
     pub attempt: u32,
     /// The number of the slot, from 0 on.
     pub slot: u32,
-    /// Since when it runs, or when it was first seen to run, in milliseconds since 1970.
+    /// The time when it began, or was first seen to run, in milliseconds since 1970.
     pub since_ms: u64,
-    /// Whether its thread has lost the slot, which other tasks use since then.
+    /// True if its thread has lost the slot, which other tasks use since then.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stuck: bool,
-    /// Whether the job was stopped or has ended, so that the task is of no use any more.
+    /// True if the job was stopped or has ended, so that the task is of no use any more.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stopped: bool,
 }
 
 impl RunningTask {
-    /// Returns for how long the task had held its thread at `at_ms`, by the worker's clock, in whole seconds.
+    /// Returns for how long the task had held its thread at `at_ms`, by the worker's clock, in
+    /// whole seconds.
     #[must_use]
     pub fn age(&self, at_ms: u64) -> Duration {
         Duration::from_secs(at_ms.saturating_sub(self.since_ms) / 1_000)
     }
 
-    /// Describes for people what the task held at `at_ms`, for how long, and whether its job goes on.
+    /// Describes for people what the task held at `at_ms`, for how long, and whether its job goes
+    /// on.
     #[must_use]
     pub fn describe(&self, worker: &WorkerId, at_ms: u64) -> String {
         let Self { job, kind, index, slot, stuck, stopped, .. } = self;

@@ -19,9 +19,9 @@ use crate::{events, feed::Feed, generation::Generation, properties};
 
 /// How long is listened. Workers say every 2 s that they are alive.
 const LISTEN: Duration = Duration::from_secs(3);
-/// From this time on a task that holds a slot is named.
+/// Least age of a task that is named because it holds a slot.
 const HELD_LONG: Duration = Duration::from_secs(10);
-/// How many of them are named; the rest are counted.
+/// Number of tasks that are named; the rest are counted.
 const HELD_SHOWN: usize = 10;
 /// Beyond this clocks differ. Messages tell seconds, and take some time.
 const CLOCK_TOLERANCE_S: u64 = 5;
@@ -36,7 +36,7 @@ pub(super) struct Hearing {
 #[derive(Default)]
 pub(super) struct Heard {
     workers: BTreeMap<String, WorkerBeat>,
-    /// When each worker sent its last heartbeat, by its own clock, in milliseconds since 1970.
+    /// The time of each worker's last heartbeat, by its own clock, in milliseconds since 1970.
     beats_ms: BTreeMap<String, u64>,
     clocks: BTreeMap<String, u64>,
     deaf: bool,
