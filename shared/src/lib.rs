@@ -16,6 +16,7 @@ mod lane;
 pub mod memory;
 mod message;
 pub mod meter;
+mod outcome;
 mod policy;
 mod registry;
 mod shards;
@@ -30,7 +31,7 @@ pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
-    SplitStep, TaskFailure, erase, panic_text,
+    SplitStep, TaskFailure, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
@@ -39,6 +40,7 @@ pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
+pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};

@@ -7,7 +7,7 @@ use gristmill_shared::{
     wire::{Finished, Opened, Stopped, now_ms},
 };
 
-use super::{Job, Phase, work::Broken};
+use super::{Job, Phase, findings::Findings, work::Broken};
 use crate::{
     clerk::Outbox,
     ledger::{End, JobState},
@@ -141,7 +141,11 @@ impl Job {
             end.conclusion = ending.conclusion(Some(work.conclude(&account)));
         }
         self.changed = true;
-        self.announce_end(outbox);
+        let findings = match &self.phase {
+            Phase::Ended(Some(work)) => work.findings(outbox.report_max_bytes()),
+            Phase::Ended(None) | Phase::Running(_) => Findings::default(),
+        };
+        self.announce_end(findings, outbox);
         if let Some(End { state, stopped, .. }) = &self.record.end {
             let Opened { job, kind, .. } = &self.record.opened;
             tracing::info!(%job, %kind, %state, stopped, "job ended");
@@ -149,7 +153,7 @@ impl Job {
     }
 
     /// Tells everybody: first that the rest is not needed, then what it came to.
-    pub(super) fn announce_end(&self, outbox: &mut Outbox) {
+    pub(super) fn announce_end(&self, findings: Findings, outbox: &mut Outbox) {
         let (Some(end), opened) = (&self.record.end, &self.record.opened) else { return };
         let (job, round) = (opened.job, self.record.round);
         if let Some(why) = &end.stopped {
@@ -163,7 +167,8 @@ impl Job {
                  (hint: it is in the ledger; see `sink show {job}`)"
             ));
         }
-        let account = self.record.account();
-        outbox.fact(&Finished { job, kind: opened.kind.clone(), round, account, conclusion });
+        let (account, kind) = (self.record.account(), opened.kind.clone());
+        let Findings { report, report_bytes, failures } = findings;
+        outbox.fact(&Finished { job, kind, round, account, conclusion, report, report_bytes, failures });
     }
 }

@@ -9,6 +9,7 @@ use gristmill_shared::{
 
 use super::{
     Job, Phase,
+    findings::Findings,
     work::{Broken, Work, guarded},
 };
 use crate::{
@@ -49,14 +50,15 @@ impl Job {
     /// A repetition is harmless. A producer that takes the job up again may do so because the broker has forgotten
     /// everything, so the journal is told again what it should have. And what is known of its tasks is told with the next
     /// commit, since the producer sizes its batches by that.
-    pub(crate) fn opened_again(&mut self, again: &Opened, outbox: &mut Outbox) {
+    /// `findings` are those of a job that has ended.
+    pub(crate) fn opened_again(&mut self, again: &Opened, findings: Findings, outbox: &mut Outbox) {
         let first = &self.record.opened;
         if first.kind != again.kind || first.spec.get() != again.spec.get() {
             tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
         }
         outbox.fact(first);
         if self.record.end.is_some() {
-            self.announce_end(outbox);
+            self.announce_end(findings, outbox);
         } else {
             self.changed = true;
         }

@@ -2,7 +2,7 @@
 
 use std::{mem, time::Instant};
 
-use gristmill_shared::{JobId, Registry};
+use gristmill_shared::{JobId, Registry, wire::FINISHED_MAX_FAILURES};
 use rusqlite::Transaction;
 
 use super::{
@@ -55,11 +55,16 @@ impl Job {
         seq: i64,
         registry: &Registry,
     ) -> Result<Result<Work, Broken>, SinkError> {
-        let (done, failed, report) = ledger.read("a job is read", |connection| {
+        let (done, failed, reasons, report) = ledger.read("a job is read", |connection| {
             let done: IndexSet = outcomes::load_done(connection, seq)?;
-            Ok((done, outcomes::load_failed(connection, seq)?, outcomes::load_report(connection, seq)?))
+            let reasons = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
+            let failed = outcomes::load_failed(connection, seq)?;
+            Ok((done, failed, reasons, outcomes::load_report(connection, seq)?))
         })?;
-        Ok(read_job(&self.record.opened, registry).and_then(|job| Work::resume(job, report, done, failed)))
+        let work = read_job(&self.record.opened, registry)
+            .and_then(|job| Work::resume(job, report, done, failed))
+            .map(|work| work.with_reasons(reasons));
+        Ok(work)
     }
 
     /// Runs what of the job's own code is needed before a transaction. It may end the job.

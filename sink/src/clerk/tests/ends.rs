@@ -81,7 +81,16 @@ fn only_an_end_is_told_live_and_only_if_it_is_short() {
 
     // Nor is what somebody else calls an end, which goes to the dead.
     let (kind, conclusion) = (Kind::new("toy").unwrap(), Conclusion::answer("42"));
-    let forged = Finished { job: short.id, kind, round: Round(0), account: Account::default(), conclusion };
+    let forged = Finished {
+        job: short.id,
+        kind,
+        round: Round(0),
+        account: Account::default(),
+        conclusion,
+        report: None,
+        report_bytes: None,
+        failures: Vec::new(),
+    };
     let outbox = office.take([message(&forged)]);
     assert!(outbox.iter().any(|batch| batch.target == Target::Dead), "{outbox:?}");
     assert!(outbox.iter().filter(|batch| batch.target != Target::Journal).all(|batch| batch.live.is_empty()));
