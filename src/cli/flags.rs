@@ -13,6 +13,7 @@ use super::log::LogFormat;
 use crate::{
     connect::{Access, connect_for, connect_to_declare},
     exit::Failure,
+    library::processors,
 };
 
 /// Where the broker is.
@@ -182,10 +183,6 @@ fn slots(text: &str) -> Result<NonZeroU16, String> {
 
 impl SlotFlags {
     pub(crate) fn slots(&self) -> NonZeroU16 {
-        let processors = || {
-            let found = std::thread::available_parallelism().map_or(1, usize::from);
-            NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
-        };
         self.slots.unwrap_or_else(processors)
     }
 }

@@ -7,7 +7,6 @@ use gristmill_producer::{Producer, Watch, cancel};
 use gristmill_shared::{Transport, memory::MemoryTransport};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use gristmill_worker::Worker;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Outcome,
@@ -19,7 +18,12 @@ use super::{
     state::StateFlags,
     warn,
 };
-use crate::{Exit, connect::connect_for, exit::Failure};
+use crate::{
+    Exit,
+    connect::connect_for,
+    exit::Failure,
+    library::{Leaving, Pipeline},
+};
 
 /// Run a whole job in this process: producer, workers and sink; needs nothing else
 ///
@@ -88,16 +92,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     let worker =
         Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
 
-    let job_ended = CancellationToken::new();
+    let leaving = match flags.broker {
+        None => Leaving::AtOnce,
+        Some(_) => Leaving::Settled, // else others would run again what is held here
+    };
     let opened = OnceLock::new();
-    let sinking = async {
-        let report = sink.run_until(job_ended.cancelled()).await;
-        report.map(drop).map_err(Failure::from)
-    };
-    let working = async {
-        let report = worker.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
-        report.map(drop).map_err(Failure::from)
-    };
     let submitting = async {
         let producer = Producer::new(Arc::clone(&transport), app.as_str());
         let submission = producer.open(job, flags.how.options(&lane)).await?;
@@ -111,24 +110,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         let sending = async { submission.send().await.map_err(Failure::from) };
         let (_, finished) =
             futures::try_join!(sending, follow::to_the_end(context, &*transport, watch, id, known))?;
-        job_ended.cancel();
         Ok::<_, Failure>(finished)
     };
-    let roles = async { futures::try_join!(sinking, working).map(|((), ())| ()) };
-    let all = async {
-        let mut roles = std::pin::pin!(roles);
-        let finished = tokio::select! {
-            finished = submitting => finished?,
-            ended = &mut roles => {
-                ended?;
-                return Err(Failure::new(Exit::Bug, "the sink and the worker ended before the job did"));
-            }
-        };
-        if flags.broker.is_some() {
-            roles.await?; // settles what others would otherwise run again
-        }
-        Ok(finished)
-    };
+    let pipeline = Pipeline { transport: Arc::clone(&transport), sink, worker };
+    let all = pipeline.serve(leaving, submitting);
     let done = tokio::select! {
         finished = all => finished,
         () = context.signals.first() => {
