@@ -17,6 +17,7 @@ mod example;
 mod failures;
 mod faults;
 mod harness;
+mod help;
 mod house;
 mod interrupted;
 mod leaving;

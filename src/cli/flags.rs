@@ -18,7 +18,6 @@ use crate::{
 
 /// Where the broker is.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct BrokerFlags {
     /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but is better kept where
     /// other users do not see it: GRISTMILL_PASSWORD, or a file that GRISTMILL_PASSWORD_FILE names
@@ -42,7 +41,6 @@ pub(crate) struct BrokerFlags {
 
 /// What opens the door besides the URL.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct AccessFlags {
     /// The password of the broker URL's user
     #[arg(long, global = true, env = "GRISTMILL_PASSWORD", hide_env_values = true, hide = true)]
@@ -123,7 +121,6 @@ impl BrokerFlags {
 
 /// How much is logged, to stderr.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct LogFlags {
     /// Log more: -v for what happens, -vv for every failed try
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -161,7 +158,6 @@ impl LogFlags {
 
 /// Which lane.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct LaneFlags {
     /// The lane: a set of queues with its own workers and its own sink
     #[arg(long, global = true, env = "GRISTMILL_LANE", default_value = "default")]
@@ -170,7 +166,6 @@ pub(crate) struct LaneFlags {
 
 /// How many tasks at a time.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct SlotFlags {
     /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
     #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
@@ -189,7 +184,6 @@ impl SlotFlags {
 
 /// How a job is sent.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
     /// How many tasks travel in one message [default: as many as take a slot about 100 ms, by how long they
     /// are measured to take: thousands of tiny ones, one long one]

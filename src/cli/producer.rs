@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{Exit, exit::Failure};
 
-/// Split jobs and send their tasks; wait for jobs, cancel and resume them
+/// Split jobs and send their tasks; wait for jobs, cancel, resume
 #[derive(Debug, Args)]
 struct ProducerFlags {
     #[command(flatten)]

@@ -25,12 +25,15 @@ use crate::{
     library::{Leaving, Pipeline},
 };
 
-/// Run a whole job in this process: producer, workers and sink; needs nothing else
+/// Run a whole job in this process: producer, workers and sink
 ///
-/// With --broker the job runs over that broker, so that workers elsewhere can join; this process is then the lane's
-/// sink, so take a --lane that no other sink serves.
+/// It needs nothing else. With --broker the job runs over that broker, so that workers elsewhere can join; this
+/// process is then the lane's sink, so take a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {
+    /// Print the end as JSON
+    #[arg(long, global = true)]
+    json: bool,
     /// Run over this broker, so that other workers can join [default: none, all in memory]
     #[arg(long, global = true, value_name = "URL")]
     broker: Option<String>,
@@ -46,9 +49,6 @@ struct RunFlags {
     how: SubmitFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
-    /// Print the end as JSON
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 pub(crate) fn command(kinds: &Kinds) -> Command {
