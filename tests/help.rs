@@ -23,7 +23,8 @@ async fn help(words: &str) -> String {
 /// The long names of the flags in a text.
 fn flags(text: &str) -> BTreeSet<&str> {
     let words = text.split(|letter: char| letter.is_whitespace() || "[]()'`,;:=".contains(letter));
-    words.filter(|word| word.starts_with("--") && word.len() > 2).collect()
+    let flags = words.filter(|word| word.starts_with("--") && word.len() > 2);
+    flags.map(|flag| flag.trim_end_matches('.')).collect()
 }
 
 fn assert_fits(words: &str, text: &str) {
@@ -68,8 +69,8 @@ async fn short_help_names_every_flag() {
     for program in ["gristmill run crack", "producer submit spin", "worker", "sink", "sink show"] {
         let (short, long) = (help(&format!("{program} -h")).await, help(&format!("{program} --help")).await);
         // Those that `--help` explains: each begins a line.
-        let explained = long.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
-        let explained: Vec<_> = explained.map(|line| *flags(line).first().unwrap()).collect();
+        let begins = |line: &&str| line.starts_with("      --") || line.starts_with("  -");
+        let explained: Vec<_> = long.lines().filter(begins).flat_map(flags).collect();
         assert!(explained.len() > 10, "{long}");
         let short = flags(&short);
         let missing: Vec<_> = explained.iter().filter(|flag| !short.contains(*flag)).collect();

@@ -67,6 +67,9 @@ pub(super) fn in_full(command: Command) -> Command {
 
 /// `inherited` are the global flags of the commands above.
 fn arrange_below(command: Command, places: &Places, inherited: &[Arg]) -> Command {
+    // `help` is a command of a whole program; elsewhere it costs a line, and `--help` says the same.
+    let is_whole = command.find_subcommand("sink").is_some();
+    let command = command.disable_help_subcommand(!is_whole);
     let takes_kinds = command.get_subcommand_value_name() == Some(kinds::VALUE_NAME);
     let own_heading = match command.get_name() {
         _ if takes_kinds => Some(JOB_HEADING.to_owned()),
