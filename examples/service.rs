@@ -1,4 +1,5 @@
-//! A service that submits jobs over RabbitMQ, and is the lane's sink and one of its workers as well.
+//! A service that submits jobs over RabbitMQ, and is the lane's sink and one of its workers as
+//! well.
 //!
 //! ```text
 //! cargo run --example service -- amqp://guest:guest@localhost:5672 letters /tmp/letters.ledger

@@ -24,8 +24,9 @@
 //!
 //! # Jobs from code
 //!
-//! [`run`] runs a whole job in the calling process, as a call of rayon would. [`Client`] submits jobs over a broker, for a
-//! service that stays, which may be a worker and a sink as well. Both return an [`Outcome`] with the typed report.
+//! [`run`] runs a whole job in the calling process, as a call of rayon would. [`Client`] submits
+//! jobs over a broker, for a service that stays, which may be a worker and a sink as well. Both
+//! return an [`Outcome`] with the typed report.
 
 mod app;
 mod cli;

@@ -47,7 +47,8 @@ pub struct Crack {
 
     /// The letters of a word, as in a-z0-9_
     ///
-    /// Ranges and single letters. A '-' that is meant goes first or last; a letter named twice counts once.
+    /// Ranges and single letters. A '-' that is meant goes first or last; a letter named twice
+    /// counts once.
     #[arg(long, value_name = "LETTERS", default_value = DEFAULT_ALPHABET, allow_hyphen_values = true)]
     #[serde(default = "default_alphabet")]
     pub alphabet: String,

@@ -117,7 +117,8 @@ impl Watch {
         self.caught_up
     }
 
-    /// Waits for the end and returns the job's outcome, typed. Also after the end was told. Cancel safe.
+    /// Waits for the end and returns the job's outcome, typed. Also after the end was told. Cancel
+    /// safe.
     ///
     /// # Errors
     /// [`OutcomeError::Report`] if the job has ended without a report that fits `J`.
@@ -125,8 +126,8 @@ impl Watch {
         Ok(self.finished().await?.outcome::<J>()?)
     }
 
-    /// Waits for the end and returns the job's report, typed. It is partial if tasks failed or the job was ended from
-    /// outside; [`Watch::outcome`] says so. Cancel safe.
+    /// Waits for the end and returns the job's report, typed. It is partial if tasks failed or the
+    /// job was ended from outside; [`Watch::outcome`] says so. Cancel safe.
     ///
     /// # Errors
     /// Those of [`Watch::outcome`].

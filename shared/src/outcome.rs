@@ -6,8 +6,9 @@ use crate::{Account, Conclusion, Job, TaskIndex, wire::Finished};
 
 /// The result of a job that has ended.
 ///
-/// The report lacks the tasks that [`account`](Self::account) does not count as done: it is partial if tasks failed, or if
-/// the job was ended from outside. [`Outcome::into_answer`] gives the report only if it is the answer.
+/// The report lacks the tasks that [`account`](Self::account) does not count as done: it is partial
+/// if tasks failed, or if the job was ended from outside. [`Outcome::into_answer`] gives the report
+/// only if it is the answer.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Outcome<R> {
@@ -17,14 +18,15 @@ pub struct Outcome<R> {
     pub account: Account,
     /// The text for the user.
     pub conclusion: Conclusion,
-    /// Tasks that failed for good, and why. A job over a broker, and `gristmill::run`, tell the first
-    /// [`FINISHED_MAX_FAILURES`](crate::wire::FINISHED_MAX_FAILURES); the account has the number of all.
+    /// Tasks that failed for good, and why. A job over a broker, and `gristmill::run`, tell the
+    /// first [`FINISHED_MAX_FAILURES`](crate::wire::FINISHED_MAX_FAILURES); the account has the
+    /// number of all.
     pub failures: BTreeMap<TaskIndex, String>,
 }
 
 impl<R> Outcome<R> {
-    /// Whether the report is the answer: no task failed, and the job was not ended from outside. Programs of Gristmill
-    /// exit with code 0 then.
+    /// Whether the report is the answer: no task failed, and the job was not ended from outside.
+    /// Programs of Gristmill exit with code 0 then.
     #[must_use]
     pub fn is_answered(&self) -> bool {
         self.conclusion.answered && self.account.failed == 0
@@ -81,8 +83,8 @@ impl Finished {
     /// Reads the report as that of a job type.
     ///
     /// # Errors
-    /// [`NoReport`] if the report is too large to travel, if there is none because the job's own code failed or an older
-    /// sink told the end, or if it is the report of another kind.
+    /// [`NoReport`] if the report is too large to travel, if there is none because the job's own
+    /// code failed or an older sink told the end, or if it is the report of another kind.
     pub fn report<J: Job>(&self) -> Result<J::Report, NoReport> {
         let none = |why: String| NoReport { why, finished: Box::new(self.clone()) };
         let Self { job, kind, .. } = self;

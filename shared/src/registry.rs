@@ -53,8 +53,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns a registry that knows one job: every spec of its kind opens as this very value, and is not read. For a
-    /// process that has all roles, so that fields that do not travel are there.
+    /// Returns a registry that knows one job: every spec of its kind opens as this very value, and
+    /// is not read. For a process that has all roles, so that fields that do not travel are there.
     ///
     /// # Errors
     /// If the name of its kind is not one.

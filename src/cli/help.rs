@@ -1,4 +1,5 @@
-//! What `-h` and `--help` show: a kind's own flags first, common ones under headings, `-h` on one screen.
+//! What `-h` and `--help` show: a kind's own flags first, common ones under headings, `-h` on one
+//! screen.
 
 use std::collections::BTreeMap;
 
@@ -24,13 +25,15 @@ const HEADING_END: &str = " options";
 /// The most flags under one heading; the places of the next one begin there.
 const HEADING_PLACES: usize = 100;
 
-/// The heading of each flag that several commands share, and its place among all of them, by the flag's id.
+/// The heading of each flag that several commands share, and its place among all of them, by the
+/// flag's id.
 type Places = BTreeMap<String, (&'static str, usize)>;
 
 /// Arranges the help of a command and of all below it.
 ///
-/// A flag without a heading belongs to the command alone, or to the kind of job: it comes first, and `-h` explains it.
-/// Every other flag has a heading and is only named by `-h`, so that `-h` fits a screen:
+/// A flag without a heading belongs to the command alone, or to the kind of job: it comes first,
+/// and `-h` explains it. Every other flag has a heading and is only named by `-h`, so that `-h`
+/// fits a screen:
 ///
 /// - a flag that several commands share has that of its [group](groups);
 /// - any further flag of a command that takes kinds has [`JOB_HEADING`];
@@ -67,7 +70,8 @@ pub(super) fn in_full(command: Command) -> Command {
 
 /// `inherited` are the global flags of the commands above.
 fn arrange_below(command: Command, places: &Places, inherited: &[Arg]) -> Command {
-    // `help` is a command of a whole program; elsewhere it costs a line, and `--help` says the same.
+    // `help` is a command of a whole program; elsewhere it costs a line, and `--help` says the
+    // same.
     let is_whole = command.find_subcommand("sink").is_some();
     let command = command.disable_help_subcommand(!is_whole);
     let takes_kinds = command.get_subcommand_value_name() == Some(kinds::VALUE_NAME);
@@ -108,7 +112,8 @@ fn heading_of(command: &str) -> String {
     format!("{}{rest}{HEADING_END}", first.to_uppercase())
 }
 
-/// Lets `-h` end with the names of the flags that it does not explain. A kind's own text stays before them.
+/// Lets `-h` end with the names of the flags that it does not explain. A kind's own text stays
+/// before them.
 fn with_list(command: Command, flags: &[Arg]) -> Command {
     let Some(list) = list(flags) else { return command };
     let long = command.get_after_long_help().or_else(|| command.get_after_help()).cloned();
@@ -120,7 +125,8 @@ fn with_list(command: Command, flags: &[Arg]) -> Command {
     command.after_long_help(long.unwrap_or_default())
 }
 
-/// The names of the flags that `-h` does not explain, a line for each heading; nothing if there are none.
+/// The names of the flags that `-h` does not explain, a line for each heading; nothing if there are
+/// none.
 fn list(flags: &[Arg]) -> Option<String> {
     let mut listed: Vec<_> =
         flags.iter().filter(|arg| arg.is_hide_short_help_set() && !arg.is_hide_set()).collect();

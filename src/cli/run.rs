@@ -27,8 +27,8 @@ use crate::{
 
 /// Run a whole job in this process: producer, workers and sink
 ///
-/// It needs nothing else. With --broker the job runs over that broker, so that workers elsewhere can join; this
-/// process is then the lane's sink, so take a --lane that no other sink serves.
+/// It needs nothing else. With --broker the job runs over that broker, so that workers elsewhere
+/// can join; this process is then the lane's sink, so take a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {
     /// Print the end as JSON

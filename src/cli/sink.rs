@@ -41,9 +41,11 @@ struct SinkFlags {
     #[arg(long)]
     adopt: bool,
 
-    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m or longer]
+    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m
+    /// or longer]
     ///
-    /// By default 1m, or 10 times the time that a task takes or the longest pause so far, if that is longer.
+    /// By default 1m, or 10 times the time that a task takes or the longest pause so far, if that
+    /// is longer.
     #[arg(long, env = "GRISTMILL_STALL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     stall_after: Option<Duration>,
 }

@@ -60,9 +60,10 @@ pub(crate) enum Reading {
     },
     /// Print everything about a job as JSON, one object a line
     ///
-    /// As of one moment. First {"job":…}, which is what `sink show --json` prints; then {"failure":…} for each failed task, as `sink failures
-    /// --json` prints it, by index; then {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep
-    /// them; and at last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
+    /// As of one moment. First {"job":…}, which is what `sink show --json` prints; then
+    /// {"failure":…} for each failed task, as `sink failures --json` prints it, by index; then
+    /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them; and at
+    /// last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
     Export {
         /// The job's id
         job: JobId,

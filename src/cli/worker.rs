@@ -28,8 +28,8 @@ struct WorkerFlags {
     slots: SlotFlags,
     /// Make so many tasks queues on the lane, 1 to 64
     ///
-    /// Where there are fewer: for a broker whose cores one queue does not fill. A worker takes from all that are there when it
-    /// starts.
+    /// Where there are fewer: for a broker whose cores one queue does not fill. A worker takes from
+    /// all that are there when it starts.
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
     #[command(flatten)]

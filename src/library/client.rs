@@ -11,11 +11,12 @@ use tokio::task::JoinHandle;
 use super::{Error, processors};
 use crate::connect::{Access, connect_for};
 
-/// A connection to a broker, for a service that submits jobs, and may be a worker and a sink of its lane as well.
+/// A connection to a broker, for a service that submits jobs, and may be a worker and a sink of its
+/// lane as well.
 ///
-/// Its jobs share what can be shared: the lane, and the reader of the journal, are opened for the first job, so that a
-/// later small job is with a worker after one round to the broker. Clones share the connection. A connection that is lost
-/// comes back by itself.
+/// Its jobs share what can be shared: the lane, and the reader of the journal, are opened for the
+/// first job, so that a later small job is with a worker after one round to the broker. Clones
+/// share the connection. A connection that is lost comes back by itself.
 ///
 /// ```
 /// use gristmill::{Client, LedgerPlace, MemoryTransport, Registry, prelude::*};
@@ -23,8 +24,12 @@ use crate::connect::{Access, connect_for};
 /// # impl Job for Square {
 /// #     const KIND: &'static str = "square";
 /// #     type Task = u64; type Output = u64; type Report = u64;
-/// #     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send { std::iter::once(Ok(self.0)) }
-/// #     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> { Ok(task * task) }
+/// #     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+/// #         std::iter::once(Ok(self.0))
+/// #     }
+/// #     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+/// #         Ok(task * task)
+/// #     }
 /// #     fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
 /// #         *report = output;
 /// #         ControlFlow::Continue(())
@@ -55,7 +60,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the broker at `url`, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`. Tries for 10 s.
+    /// Connects to the broker at `url`, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
+    /// Tries for 10 s.
     ///
     /// # Errors
     /// [`Error::Transport`]. No error shows the password.
@@ -102,11 +108,11 @@ impl Client {
         SubmitOptions { lane: self.lane.clone(), ..SubmitOptions::default() }
     }
 
-    /// Submits a job and returns when the broker has stored that it is open. Its tasks are split and sent in the background,
-    /// on the runtime that calls.
+    /// Submits a job and returns when the broker has stored that it is open. Its tasks are split
+    /// and sent in the background, on the runtime that calls.
     ///
-    /// The job is a value, or an [`Arc`] if the caller keeps it: then name its type, `submit::<MyJob>(arc)`. Dropping the future
-    /// may leave the job open without its tasks.
+    /// The job is a value, or an [`Arc`] if the caller keeps it: then name its type,
+    /// `submit::<MyJob>(arc)`. Dropping the future may leave the job open without its tasks.
     ///
     /// # Errors
     /// [`Error::Producer`] if the job refuses its parameters, or the broker goes.
@@ -137,11 +143,12 @@ impl Client {
         self.submit(job).await?.wait().await
     }
 
-    /// Waits for the end of a job that was submitted anywhere, and returns its outcome; also if it has ended long ago. Waits
-    /// without end for an id that no job has. Cancel safe.
+    /// Waits for the end of a job that was submitted anywhere, and returns its outcome; also if it
+    /// has ended long ago. Waits without end for an id that no job has. Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Report`] if the job has ended without a report that fits `J`; otherwise if the connection goes.
+    /// [`Error::Report`] if the job has ended without a report that fits `J`; otherwise if the
+    /// connection goes.
     pub async fn wait<J: Job>(&self, job: JobId) -> Result<Outcome<J::Report>, Error> {
         self.transport.open_lane(&self.lane).await?;
         Ok(Watch::open(&*self.transport, job).await?.outcome::<J>().await?)
@@ -163,8 +170,9 @@ impl Client {
         Worker::new(registry, self.app.clone()).lane(self.lane.clone()).slots(processors())
     }
 
-    /// Opens a ledger, or makes it, and returns the sink for the client's lane, of which a lane has one. It serves while
-    /// [`run_until`](Sink::run_until) is awaited, which takes [`Client::transport`]. Blocking.
+    /// Opens a ledger, or makes it, and returns the sink for the client's lane, of which a lane has
+    /// one. It serves while [`run_until`](Sink::run_until) is awaited, which takes
+    /// [`Client::transport`]. Blocking.
     ///
     /// # Errors
     /// [`Error::Sink`] if the file is no ledger, cannot be written, or is held by another sink.
@@ -180,7 +188,8 @@ impl Client {
         Ok(Sink::open(config)?)
     }
 
-    /// Closes the connection for all clones, and for workers and sinks on it, which should have ended before.
+    /// Closes the connection for all clones, and for workers and sinks on it, which should have
+    /// ended before.
     pub async fn close(self) {
         self.transport.close().await;
     }
@@ -204,12 +213,12 @@ impl<J: Job> JobHandle<J> {
         self.id
     }
 
-    /// Waits for the job's end and returns its outcome. Dropping the future leaves the job as it is;
-    /// [`Client::wait`] waits for it again.
+    /// Waits for the job's end and returns its outcome. Dropping the future leaves the job as it
+    /// is; [`Client::wait`] waits for it again.
     ///
     /// # Errors
-    /// [`Error::Producer`] if the job could not be split or sent; [`Error::Report`] if it has ended without a report;
-    /// otherwise if the connection goes.
+    /// [`Error::Producer`] if the job could not be split or sent; [`Error::Report`] if it has ended
+    /// without a report; otherwise if the connection goes.
     pub async fn wait(self) -> Result<Outcome<J::Report>, Error> {
         let Self { mut watch, sending, .. } = self;
         let sent = async {
@@ -227,8 +236,10 @@ impl<J: Job> JobHandle<J> {
     ///
     /// # Errors
     /// Those of [`Client::cancel`].
-    pub async fn cancel(&self, reason: &str) -> Result<Cancelling, Error> {
-        self.client.cancel(self.id, reason).await
+    pub fn cancel(&self, reason: &str) -> impl Future<Output = Result<Cancelling, Error>> + Send + use<J> {
+        // The future may be sent to another thread, which the handle may not be lent to.
+        let (client, id, reason) = (self.client.clone(), self.id, reason.to_owned());
+        async move { client.cancel(id, &reason).await }
     }
 }
 

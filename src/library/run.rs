@@ -17,8 +17,8 @@ use super::{Error, Pipeline, pipeline::Leaving};
 
 /// The threads of a run that move messages. Tasks, `split` and `collect` have threads of their own.
 const RUNTIME_THREADS: usize = 2;
-/// How long tasks may run on after the job's end, before their threads are left behind. A task that calls `cx.check()`
-/// ends at once.
+/// How long tasks may run on after the job's end, before their threads are left behind. A task that
+/// calls `cx.check()` ends at once.
 const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// How [`run`] treats a job.
@@ -26,16 +26,19 @@ const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 /// ```
 /// use std::time::Duration;
 ///
-/// let options = gristmill::RunOptions::default().slots(4).max_attempts(1).task_timeout(Duration::from_secs(30));
+/// let options = gristmill::RunOptions::default().slots(4).max_attempts(1);
+/// let options = options.task_timeout(Duration::from_secs(30));
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per processor.
+    /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
+    /// processor.
     pub slots: Option<NonZeroU16>,
     /// How tasks are treated that fail. Defaults to that of `gristmill run`.
     pub policy: Policy,
-    /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks are measured to take.
+    /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks
+    /// are measured to take.
     pub batch: Option<u32>,
 }
 
@@ -67,28 +70,32 @@ impl RunOptions {
         self
     }
 
-    /// Puts `tasks` tasks into each batch; a number outside 1 to 10,000 counts as the nearest of them.
+    /// Puts `tasks` tasks into each batch; a number outside 1 to 10,000 counts as the nearest of
+    /// them.
     #[must_use]
     pub fn batch(self, tasks: u32) -> Self {
         Self { batch: Some(tasks.clamp(1, BATCH_MAX_TASKS)), ..self }
     }
 }
 
-/// Runs a whole job in this process, on threads of its own, and returns its outcome: what `gristmill run` does, from
-/// code. No broker, no file, and no command line are needed.
+/// Runs a whole job in this process, on threads of its own, and returns its outcome: what
+/// `gristmill run` does, from code. No broker, no file, and no command line are needed.
 ///
-/// The job's tasks are spread over the slots, tried again if they fail, and counted exactly once. `process`, `split` and
-/// `collect` see the very value that is given, also fields that are `#[serde(skip)]`. Tasks and outputs are encoded as
-/// JSON on their way, so a task should take some 10 µs or more; batches follow from that.
+/// The job's tasks are spread over the slots, tried again if they fail, and counted exactly once.
+/// `process`, `split` and `collect` see the very value that is given, also fields that are
+/// `#[serde(skip)]`. Tasks and outputs are encoded as JSON on their way, so a task should take some
+/// 10 µs or more; batches follow from that.
 ///
-/// The job is a value, or an [`Arc`] if the caller keeps it: then name its type, `run::<MyJob>(arc, options)`.
+/// The job is a value, or an [`Arc`] if the caller keeps it: then name its type, `run::<MyJob>(arc,
+/// options)`.
 ///
-/// The call blocks until the job has ended. From async code, call it within `tokio::task::spawn_blocking`. When it returns,
-/// no thread of the run is left, but those of tasks that run on for 2 s after the job's early end.
+/// The call blocks until the job has ended. From async code, call it within
+/// `tokio::task::spawn_blocking`. When it returns, no thread of the run is left, but those of tasks
+/// that run on for 2 s after the job's early end.
 ///
 /// # Errors
-/// [`Error`] if the job refuses its parameters or cannot be split. Failed tasks, and a search in vain, are no errors: see
-/// [`Outcome::into_answer`].
+/// [`Error`] if the job refuses its parameters or cannot be split. Failed tasks, and a search in
+/// vain, are no errors: see [`Outcome::into_answer`].
 ///
 /// # Examples
 ///
@@ -104,7 +111,9 @@ impl RunOptions {
 ///     type Output = u64;
 ///     type Report = u64;
 ///
-///     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send { (0..self.limit).map(Ok) }
+///     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+///         (0..self.limit).map(Ok)
+///     }
 ///     fn process(&self, n: u64, _: &TaskContext) -> Result<u64, TaskError> { Ok(n * n) }
 ///     fn collect(&self, sum: &mut u64, _: TaskIndex, square: u64) -> ControlFlow<()> {
 ///         *sum += square;

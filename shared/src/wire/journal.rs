@@ -19,22 +19,24 @@ pub struct Finished {
     pub account: Account,
     /// What the user reads.
     pub conclusion: Conclusion,
-    /// The report, if it is known and not too large to travel. It lacks the tasks that the account does not count as
-    /// done.
+    /// The report, if it is known and not too large to travel. It lacks the tasks that the account
+    /// does not count as done.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub report: Option<Box<RawValue>>,
     /// The size of a report that is too large to travel, in bytes. The sink's ledger has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_bytes: Option<u64>,
-    /// Tasks that failed for good, ascending: at most [`FINISHED_MAX_FAILURES`]. The account has the number of all.
+    /// Tasks that failed for good, ascending: at most [`FINISHED_MAX_FAILURES`]. The account has
+    /// the number of all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failures: Vec<FailureNote>,
 }
 
-/// The largest report that [`Finished`] carries, in bytes. The journal keeps 64 MiB, which is the ends of 256 jobs with
-/// such reports.
+/// The largest report that [`Finished`] carries, in bytes. The journal keeps 64 MiB, which is the
+/// ends of 256 jobs with such reports.
 pub const FINISHED_REPORT_MAX_BYTES: usize = 256 << 10;
-/// The number of failed tasks that [`Finished`] names: enough to see what is wrong. `sink failures` lists all.
+/// The number of failed tasks that [`Finished`] names: enough to see what is wrong. `sink failures`
+/// lists all.
 pub const FINISHED_MAX_FAILURES: usize = 16;
 
 /// A task that failed for good, as the end of its job tells.

@@ -69,7 +69,8 @@ pub fn clip_reason(reason: &str) -> Cow<'_, str> {
     clip_text(reason, REASON_MAX_BYTES)
 }
 
-/// Cuts a text to at most `max_bytes`, which is more than the mark of the cut takes, and marks the cut.
+/// Cuts a text to at most `max_bytes`, which is more than the mark of the cut takes, and marks the
+/// cut.
 #[must_use]
 pub fn clip_text(reason: &str, max_bytes: usize) -> Cow<'_, str> {
     if reason.len() <= max_bytes {

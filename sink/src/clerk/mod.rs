@@ -44,8 +44,9 @@ use stalls::Stalls;
 /// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.
 const JOBS_IN_MEMORY: usize = 1_000;
 
-/// The largest report that a job's end carries if the ledger is in memory, in bytes: there is no other place to read it.
-/// Together with a conclusion of 1 MiB, escaped, it fits a message of every transport.
+/// The largest report that a job's end carries if the ledger is in memory, in bytes: there is no
+/// other place to read it. Together with a conclusion of 1 MiB, escaped, it fits a message of every
+/// transport.
 const UNKEPT_REPORT_MAX_BYTES: usize = 8 << 20;
 
 /// The largest report that a job's end carries, in bytes.

@@ -38,7 +38,8 @@ impl Findings {
 }
 
 impl Job {
-    /// Returns the findings of a job that has ended, from memory or from the ledger. A job that runs has none.
+    /// Returns the findings of a job that has ended, from memory or from the ledger. A job that
+    /// runs has none.
     pub(crate) fn findings(&self, ledger: &Ledger, max_bytes: usize) -> Result<Findings, SinkError> {
         let seq = match (&self.phase, self.seq) {
             (Phase::Ended(Some(work)), _) => return Ok(work.findings(max_bytes)),

@@ -206,7 +206,8 @@ impl Work {
         Ok(())
     }
 
-    /// The report and the first failures. After [`Work::prepare`]; a report that cannot be encoded is left out.
+    /// The report and the first failures. After [`Work::prepare`]; a report that cannot be encoded
+    /// is left out.
     pub(super) fn findings(&self, report_max_bytes: usize) -> Findings {
         let failures = self.reasons.iter().map(|(index, reason)| failure_note(*index, reason)).collect();
         let encoded = match self.report.as_ref().or(self.saved_report.as_ref()) {
