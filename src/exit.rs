@@ -7,6 +7,8 @@ use gristmill_shared::{StoreError, TransportError, error_chain};
 use gristmill_sink::SinkError;
 use gristmill_worker::WorkerError;
 
+use crate::library::PipelineError;
+
 /// The exit codes of every program of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -123,6 +125,16 @@ impl From<WorkerError> for Failure {
             WorkerError::Store(_) => Self::new(Exit::Broker, error_chain(&error)),
             WorkerError::Stuck { .. } => Self::new(Exit::Stuck, error),
             error => Self::new(Exit::Bug, error_chain(&error)),
+        }
+    }
+}
+
+impl From<PipelineError> for Failure {
+    fn from(error: PipelineError) -> Self {
+        match error {
+            PipelineError::Sink(error) => error.into(),
+            PipelineError::Worker(error) => error.into(),
+            PipelineError::EndedEarly => Self::new(Exit::Bug, error),
         }
     }
 }

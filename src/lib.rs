@@ -22,51 +22,11 @@
 //! A job's own tests need no broker: [`testing::run_local`] delivers every task several times, in any order, and the
 //! report must not change.
 //!
-//! # Jobs from a process that stays
+//! # Jobs from code
 //!
-//! A service that submits many jobs connects once and keeps one producer: lanes, and the reader of the journal, are opened for the
-//! first job and shared by all that follow, so that a small job is on its way to a worker after one round to the broker.
-//!
-//! ```
-//! use std::sync::Arc;
-//! use gristmill::prelude::*;
-//! use gristmill_producer::{Producer, SubmitOptions};
-//! use gristmill_shared::{Transport, erase, memory::MemoryTransport};
-//! # use gristmill_shared::{Lane, Registry, WorkerId};
-//! # use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
-//! # use gristmill_worker::Worker;
-//! # #[derive(serde::Serialize, serde::Deserialize)] struct Square(u64);
-//! # impl Job for Square {
-//! #     const KIND: &'static str = "square";
-//! #     type Task = u64; type Output = u64; type Report = u64;
-//! #     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send { std::iter::once(Ok(self.0)) }
-//! #     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> { Ok(task * task) }
-//! #     fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
-//! #         *report = output;
-//! #         ControlFlow::Continue(())
-//! #     }
-//! # }
-//!
-//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let transport: Arc<dyn Transport> = MemoryTransport::new(); // or that of gristmill::connect
-//! # let mut registry = Registry::default();
-//! # registry.register::<Square>()?;
-//! # let (app, lane): (WorkerId, _) = ("service".parse()?, Lane::default());
-//! # let worker = Worker::new(registry.clone(), app.clone());
-//! # tokio::spawn(worker.run_until(Arc::clone(&transport), std::future::pending()));
-//! # let ledger = LedgerPlace::Memory;
-//! # let sink = Sink::open(SinkConfig { registry, lane, ledger, adopt: false, app, stall_after: None })?;
-//! # tokio::spawn(sink.run_until(Arc::clone(&transport), std::future::pending()));
-//! let producer = Producer::new(transport, "service");
-//! for number in 1..=3 {
-//!     let (job, mut watch) = producer.open_watched(erase(Square(number)), SubmitOptions::default()).await?;
-//!     let send = async { job.send().await.map_err(Box::<dyn std::error::Error>::from) };
-//!     let end = async { Ok(watch.finished().await?) };
-//!     let (_, finished) = futures::try_join!(send, end)?;
-//!     assert_eq!(finished.conclusion.text, (number * number).to_string());
-//! }
-//! # Ok(()) }
-//! ```
+//! [`run`] runs a whole job in the calling process, as a call of rayon would. [`Client`] submits
+//! jobs over a broker, for a service that stays, which may be a worker and a sink as well. Both
+//! return an [`Outcome`] with the typed report.
 
 mod app;
 mod build_id;
@@ -74,6 +34,7 @@ mod cli;
 mod connect;
 mod drill;
 mod exit;
+mod library;
 mod observe;
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -82,7 +43,18 @@ pub mod testing;
 pub use app::{App, Role};
 pub use connect::connect;
 pub use exit::Exit;
+pub use gristmill_amqp::Access;
+pub use gristmill_producer::{
+    Cancelling, News, OutcomeError, Producer, ProducerError, Submission, SubmitOptions, Watch,
+};
 pub use gristmill_shared::fold;
+pub use gristmill_shared::{
+    FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport, TransportError,
+    WorkerId, memory::MemoryTransport,
+};
+pub use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
+pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
+pub use library::{Client, Error, JobHandle, RunOptions, run};
 
 /// What a job is written with.
 pub mod prelude {

@@ -28,11 +28,15 @@ const MAX_LENGTH: u32 = 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Crack {
-    /// The digest, in hex: 40 digits are SHA-1, 64 SHA-256, 32 MD5
+    /// The digest, in hex: SHA-1, SHA-256 or MD5
+    ///
+    /// 40 digits are SHA-1, 64 SHA-256, 32 MD5.
     #[arg(long, value_name = "HEX")]
     pub hash: String,
 
-    /// How the digest was made; must fit its length. Defaults to what the length says
+    /// How the digest was made [default: as its length says]
+    ///
+    /// It must fit the length.
     #[arg(long)]
     #[serde(default)]
     pub algorithm: Option<Algorithm>,
@@ -41,13 +45,15 @@ pub struct Crack {
     #[arg(long, value_name = "N")]
     pub max_length: u32,
 
-    /// The letters of a word: ranges and single letters, as in a-z0-9_ (a '-' that is meant goes first or last; a
-    /// letter named twice counts once)
+    /// The letters of a word, as in a-z0-9_
+    ///
+    /// Ranges and single letters. A '-' that is meant goes first or last; a letter named twice
+    /// counts once.
     #[arg(long, value_name = "LETTERS", default_value = DEFAULT_ALPHABET, allow_hyphen_values = true)]
     #[serde(default = "default_alphabet")]
     pub alphabet: String,
 
-    /// How many candidates one task tries
+    /// The candidates of one task
     #[arg(long, value_name = "CANDIDATES", default_value_t = DEFAULT_CHUNK)]
     #[serde(default = "default_chunk")]
     pub chunk: u64,

@@ -26,4 +26,4 @@ pub use error::ProducerError;
 pub use missing::MissingReport;
 pub use producer::{Producer, Submission, SubmitOptions};
 pub use sending::{SplitEnd, SplitReport};
-pub use watch::{News, Watch};
+pub use watch::{News, OutcomeError, Watch};

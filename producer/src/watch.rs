@@ -3,7 +3,8 @@
 use std::{future::pending, sync::Arc};
 
 use gristmill_shared::{
-    EventFilter, EventReader, JobId, JournalEntry, JournalReader, Message, Round, Transport, TransportError,
+    EventFilter, EventReader, Job, JobId, JournalEntry, JournalReader, Message, NoReport, Outcome, Round,
+    Transport, TransportError,
     wire::{Event, Fact, Finished, Missing, Opened, Progress},
 };
 use tokio::sync::mpsc;
@@ -38,6 +39,20 @@ pub struct Watch {
     round: Round,
     /// How that round ended; told once everything has been read, since a later round may follow.
     ended: Option<Finished>,
+    /// The end that was told.
+    told: Option<Box<Finished>>,
+}
+
+/// A job's outcome that cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutcomeError {
+    /// The connection is gone.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The job has ended, but its report is not at hand.
+    #[error(transparent)]
+    Report(#[from] NoReport),
 }
 
 /// What the journal says.
@@ -73,13 +88,21 @@ impl Watch {
     pub async fn open(transport: &dyn Transport, job: JobId) -> Result<Self, TransportError> {
         let events = transport.events(EventFilter::Job(job)).await?;
         let journal = Journal::Own(transport.journal().await?);
-        Ok(Self { job, journal, events: Some(events), caught_up: false, round: Round(0), ended: None })
+        Ok(Self {
+            job,
+            journal,
+            events: Some(events),
+            caught_up: false,
+            round: Round(0),
+            ended: None,
+            told: None,
+        })
     }
 
     /// Follows a job of which nothing is in the journal yet.
     pub(crate) fn of_new(job: JobId, heard: mpsc::Receiver<Message>, transport: Arc<dyn Transport>) -> Self {
         let journal = Journal::Heard(heard, transport);
-        Self { job, journal, events: None, caught_up: true, round: Round(0), ended: None }
+        Self { job, journal, events: None, caught_up: true, round: Round(0), ended: None, told: None }
     }
 
     /// Waits for the end of a round after this one, which is known to have ended.
@@ -94,11 +117,32 @@ impl Watch {
         self.caught_up
     }
 
-    /// Waits for the end, whatever comes before.
+    /// Waits for the end and returns the job's outcome, typed. Also after the end was told. Cancel
+    /// safe.
+    ///
+    /// # Errors
+    /// [`OutcomeError::Report`] if the job has ended without a report that fits `J`.
+    pub async fn outcome<J: Job>(&mut self) -> Result<Outcome<J::Report>, OutcomeError> {
+        Ok(self.finished().await?.outcome::<J>()?)
+    }
+
+    /// Waits for the end and returns the job's report, typed. It is partial if tasks failed or the
+    /// job was ended from outside; [`Watch::outcome`] says so. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of [`Watch::outcome`].
+    pub async fn report<J: Job>(&mut self) -> Result<J::Report, OutcomeError> {
+        Ok(self.finished().await?.report::<J>()?)
+    }
+
+    /// Waits for the end, whatever comes before. Also after the end was told. Cancel safe.
     ///
     /// # Errors
     /// If the connection goes.
     pub async fn finished(&mut self) -> Result<Finished, TransportError> {
+        if let Some(told) = &self.told {
+            return Ok(Finished::clone(told));
+        }
         loop {
             if let News::Finished(finished) = self.next().await? {
                 return Ok(*finished);
@@ -115,7 +159,9 @@ impl Watch {
             if self.caught_up
                 && let Some(finished) = self.ended.take()
             {
-                return Ok(News::Finished(Box::new(finished)));
+                let finished = Box::new(finished);
+                self.told = Some(finished.clone());
+                return Ok(News::Finished(finished));
             }
             tokio::select! {
                 entry = self.journal.next() => match entry? {

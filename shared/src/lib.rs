@@ -18,6 +18,7 @@ mod lane;
 pub mod memory;
 mod message;
 pub mod meter;
+mod outcome;
 mod policy;
 mod refusals;
 mod registry;
@@ -35,7 +36,7 @@ pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
-    RunningIndex, SplitStep, TaskFailure, erase, panic_text,
+    RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
@@ -44,6 +45,7 @@ pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
+pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
 pub use registry::{OpenError, RegisterError, Registry};

@@ -16,9 +16,9 @@ use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
-    Account, AnyFold, AnyJob, BatchLimit, BatchRun, Chunk, CollectError, Conclusion, DEFAULT_MAX_ATTEMPTS,
-    Job, JobError, JobId, Kind, Policy, Round, SplitDigest, SplitStep, StopSignal, TaskContext, TaskIndex,
-    Trouble, erased,
+    Account, AnyFold, AnyJob, BatchLimit, BatchRun, Chunk, CollectError, DEFAULT_MAX_ATTEMPTS, Job, JobError,
+    JobId, Kind, Outcome, Policy, Round, SplitDigest, SplitStep, StopSignal, TaskContext, TaskIndex, Trouble,
+    erased,
     wire::{BATCH_MAX_BYTES, Batch, DoneSpan, PackedTasks},
 };
 
@@ -52,18 +52,8 @@ impl From<Repeat> for LocalRun {
     }
 }
 
-/// What a local run came to.
-#[derive(Debug)]
-pub struct LocalOutcome<R> {
-    /// The report.
-    pub report: R,
-    /// How many tasks have which outcome.
-    pub account: Account,
-    /// What the user would read.
-    pub conclusion: Conclusion,
-    /// The tasks that failed for good, and why.
-    pub failures: BTreeMap<TaskIndex, String>,
-}
+/// The result of a local run. It names all tasks that failed.
+pub type LocalOutcome<R> = Outcome<R>;
 
 /// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers each as often as
 /// asked in random order, tries failed tasks again, and folds what is fresh, as a sink does.

@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{Exit, connect, exit::Failure};
 
-/// Look the broker over: version, alarms, rights, queues and their arguments, limits, who is on the lane
+/// Look the broker over: version, rights, queues, limits, workers
+///
+/// Checks the version, alarms, rights, queues and their arguments, limits, and who is on the lane.
 ///
 /// Prints a line for each check: `ok`, `warning`, `problem`, or `unseen` for what cannot be seen from here. Makes and
 /// changes nothing, and takes no message from anybody. Exits 1 if there is a problem.

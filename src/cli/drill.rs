@@ -12,7 +12,9 @@ use crate::{
     exit::Failure,
 };
 
-/// Hold a fault drill: kill, pause, drain and restart a fleet at work, and prove that nothing was lost
+/// Hold a fault drill on a fleet, and prove that nothing was lost
+///
+/// Kills, pauses, drains and restarts a fleet at work.
 ///
 /// Starts a sink, workers and a producer as processes of their own, on a RabbitMQ that it starts from the local
 /// installation, and gives them jobs. For the given time it does to them, and to that RabbitMQ, what follows from the

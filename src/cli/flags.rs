@@ -13,11 +13,11 @@ use super::{delays::RetryDelays, log::LogFormat};
 use crate::{
     connect::{Access, connect_for, connect_to_declare},
     exit::Failure,
+    library::processors,
 };
 
 /// Where the broker is.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct BrokerFlags {
     /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but is better kept where
     /// other users do not see it: GRISTMILL_PASSWORD, or a file that GRISTMILL_PASSWORD_FILE names
@@ -41,7 +41,6 @@ pub(crate) struct BrokerFlags {
 
 /// What opens the door besides the URL.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct AccessFlags {
     /// The password of the broker URL's user
     #[arg(long, global = true, env = "GRISTMILL_PASSWORD", hide_env_values = true, hide = true)]
@@ -122,7 +121,6 @@ impl BrokerFlags {
 
 /// How much is logged, to stderr.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct LogFlags {
     /// Log more: -v for what happens, -vv for every failed try
     #[arg(short, long, global = true, action = ArgAction::Count)]
@@ -160,7 +158,6 @@ impl LogFlags {
 
 /// Which lane.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct LaneFlags {
     /// The lane: a set of queues with its own workers and its own sink
     #[arg(long, global = true, env = "GRISTMILL_LANE", default_value = "default")]
@@ -169,7 +166,6 @@ pub(crate) struct LaneFlags {
 
 /// How many tasks at a time.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct SlotFlags {
     /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
     #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
@@ -194,17 +190,12 @@ fn slots(text: &str) -> Result<NonZeroU16, String> {
 
 impl SlotFlags {
     pub(crate) fn slots(&self) -> NonZeroU16 {
-        let processors = || {
-            let found = std::thread::available_parallelism().map_or(1, usize::from);
-            NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
-        };
         self.slots.unwrap_or_else(processors)
     }
 }
 
 /// How a job is sent.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct SubmitFlags {
     /// How many tasks travel in one message [default: as many as take a slot about 100 ms, by how long they
     /// are measured to take: thousands of tiny ones, one long one]

@@ -233,6 +233,13 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
         warn(text);
     }
     if json {
+        if let Some(bytes) = finished.report_bytes {
+            let job = finished.job;
+            say(format_args!(
+                "the report takes {} bytes, too many to travel (hint: `sink show {job} --json` prints it)",
+                count(bytes)
+            ));
+        }
         print_json(finished)?;
     } else if finished.conclusion.answered {
         print(&finished.conclusion.text)?;

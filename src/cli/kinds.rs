@@ -12,7 +12,7 @@ use gristmill_shared::{AnyJob, Job as _};
 use crate::{app::KindArgs, exit::Failure};
 
 /// How the place of a kind is named in usage lines.
-const VALUE_NAME: &str = "KIND";
+pub(super) const VALUE_NAME: &str = "KIND";
 
 /// The kinds a program knows.
 #[derive(Debug)]

@@ -11,7 +11,6 @@ pub(crate) const LANE_NOT_CLAIMED: &str = "the lane is not claimed yet";
 
 /// Where others may look.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct MetricsFlags {
     /// Answer at HOST:PORT, as 127.0.0.1:9400, while this serves or sends: /metrics for Prometheus, /healthz, /readyz (200
     /// while the broker works); to whoever can connect, so choose the address with care

@@ -9,6 +9,7 @@ mod drill;
 mod flags;
 mod follow;
 mod held;
+mod help;
 mod kinds;
 mod lines;
 mod log;
@@ -151,7 +152,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
         Role::Worker => worker::command(),
         Role::Sink => sink::command(),
         Role::All => Command::new("gristmill")
-            .about("Divides one big job over a fleet and counts every task exactly once, whatever dies")
+            .about("Divides one big job over a fleet and counts every task exactly once")
             .after_help(format!("{EXAMPLES}\n\n{EXIT_CODES}"))
             .subcommand_required(true)
             .arg_required_else_help(true)
@@ -169,10 +170,10 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
     // The flags' own text is not the program's.
     let command = command.about(about.unwrap_or_default());
-    match long_about {
+    help::arrange(match long_about {
         Some(long_about) => command.long_about(long_about),
         None => command.long_about(None),
-    }
+    })
 }
 
 /// The command without our examples, which name our programs and our kinds; the kinds' own text stays.

@@ -32,7 +32,6 @@ fn flag() -> Arg {
             "Send spans of batches and their results to this OpenTelemetry collector, as http://127.0.0.1:4318, by OTLP over \
              HTTP [default: OTEL_EXPORTER_OTLP_ENDPOINT, else none]",
         )
-        .help_heading("Common options")
 }
 
 /// Begins to export, if the command takes a role and somebody wants its spans.

@@ -8,7 +8,7 @@ use std::{
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use clap_complete::{Shell, generate, generate_to};
 
-use super::{Context, Outcome, command, program_name, written};
+use super::{Context, Outcome, command, help, program_name, written};
 use crate::{Exit, Role, exit::Failure};
 
 /// The name under which every role is in one program, and beside which each has one of its own.
@@ -17,7 +17,9 @@ const WHOLE: &str = "gristmill";
 const ROLES: [(&str, Role); 3] =
     [("producer", Role::Producer), ("worker", Role::Worker), ("sink", Role::Sink)];
 
-/// Print the completions of a shell, or write those of every program
+/// Print the completions of a shell, or write them to files
+///
+/// The files are those of every program.
 #[derive(Debug, Args)]
 struct Completions {
     /// The shell
@@ -26,7 +28,9 @@ struct Completions {
     dir: Option<PathBuf>,
 }
 
-/// Print the manual page, or write those of every program and command
+/// Print the manual page, or write all of them to files
+///
+/// The files are those of every program and command.
 #[derive(Debug, Args)]
 struct Manual {
     /// Write the pages here instead, one for each command
@@ -81,7 +85,8 @@ fn programs(context: &Context) -> Vec<(String, Command)> {
     let named = [(own.clone(), Role::All)].into_iter().chain(roles);
     named
         .map(|(name, role)| {
-            let program = command(role, &context.kinds, context.version).name(&name).bin_name(&name);
+            let program = help::in_full(command(role, &context.kinds, context.version));
+            let program = program.name(&name).bin_name(&name);
             (name, program)
         })
         .collect()

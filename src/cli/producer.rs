@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{Exit, build_id::build_id, exit::Failure};
 
-/// Split jobs and send their tasks; wait for jobs, cancel and resume them
+/// Split jobs and send their tasks; wait for jobs, cancel, resume
 #[derive(Debug, Args)]
 struct ProducerFlags {
     #[command(flatten)]

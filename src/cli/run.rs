@@ -22,14 +22,23 @@ use super::{
     state::StateFlags,
     warn,
 };
-use crate::{Exit, build_id::build_id, connect::connect_for, exit::Failure};
+use crate::{
+    Exit,
+    build_id::build_id,
+    connect::connect_for,
+    exit::Failure,
+    library::{Leaving, Pipeline},
+};
 
-/// Run a whole job in this process: producer, workers and sink; needs nothing else
+/// Run a whole job in this process: producer, workers and sink
 ///
-/// With --broker the job runs over that broker, so that workers elsewhere can join; this process is then the lane's
-/// sink, so take a --lane that no other sink serves.
+/// It needs nothing else. With --broker the job runs over that broker, so that workers elsewhere
+/// can join; this process is then the lane's sink, so take a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {
+    /// Print the end as JSON
+    #[arg(long, global = true)]
+    json: bool,
     /// Run over this broker, so that other workers can join [default: none, all in memory]
     #[arg(long, global = true, value_name = "URL")]
     broker: Option<String>,
@@ -45,9 +54,6 @@ struct RunFlags {
     how: SubmitFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
-    /// Print the end as JSON
-    #[arg(long, global = true)]
-    json: bool,
 }
 
 /// The waits before next tries in one process, in milliseconds: a server that is down is given up after 17 s, and not after
@@ -108,16 +114,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         .slots(flags.slots.slots())
         .stop_grace(flags.slots.stop_grace);
 
-    let job_ended = CancellationToken::new();
+    let leaving = match flags.broker {
+        None => Leaving::AtOnce,
+        Some(_) => Leaving::Settled, // else others would run again what is held here
+    };
     let opened = OnceLock::new();
-    let sinking = async {
-        let report = sink.run_until(job_ended.cancelled()).await;
-        report.map(drop).map_err(Failure::from)
-    };
-    let working = async {
-        let report = worker.run_until(Arc::clone(&transport), job_ended.cancelled()).await;
-        report.map(drop).map_err(Failure::from)
-    };
     let submitting = async {
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
         let mut submission = producer.open(job, flags.options(&lane)).await?;
@@ -139,24 +140,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             Ok(finished)
         };
         let ((), finished) = futures::try_join!(sending, following)?;
-        job_ended.cancel();
         Ok::<_, Failure>(finished)
     };
-    let roles = async { futures::try_join!(sinking, working).map(|((), ())| ()) };
-    let all = async {
-        let mut roles = std::pin::pin!(roles);
-        let finished = tokio::select! {
-            finished = submitting => finished?,
-            ended = &mut roles => {
-                ended?;
-                return Err(Failure::new(Exit::Bug, "the sink and the worker ended before the job did"));
-            }
-        };
-        if flags.broker.is_some() {
-            roles.await?; // settles what others would otherwise run again
-        }
-        Ok(finished)
-    };
+    let pipeline = Pipeline { transport: Arc::clone(&transport), sink, worker };
+    let all = pipeline.serve(leaving, submitting);
     let done = tokio::select! {
         finished = all => finished,
         () = context.signals.first() => {

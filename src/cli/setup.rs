@@ -6,11 +6,12 @@ use gristmill_shared::{Lane, Shards};
 use super::{Context, Outcome, flags::BrokerFlags, say};
 use crate::{Exit, exit::Failure};
 
-/// Make what lanes need on the broker, and compare what is there, with a user who may configure
+/// Make what lanes need on the broker, and compare what is there
 ///
-/// The other programs make what is missing too, if their user may. With a user for each role, as
-/// deploy/rabbitmq-permissions makes them, only the operator may, and so it is done once, by this. It may be run again at any
-/// time, and then makes and binds what is missing.
+/// For a user who may configure. The other programs make what is missing too, if their user may.
+/// With a user for each role, as deploy/rabbitmq-permissions makes them, only the operator may, and
+/// so it is done once, by this. It may be run again at any time, and then makes and binds what is
+/// missing.
 #[derive(Debug, Args)]
 struct SetupFlags {
     #[command(flatten)]

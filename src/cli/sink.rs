@@ -17,7 +17,9 @@ use super::{
 };
 use crate::{Exit, exit::Failure};
 
-/// Serve all jobs of a lane: fold their results, each task once; or read the ledger, also while a sink runs
+/// Fold the results of a lane, each task once; or read the ledger
+///
+/// A sink serves all jobs of its lane. The subcommands read the ledger, also while a sink runs.
 ///
 /// SIGTERM or Ctrl-C: takes nothing more, commits and acknowledges what it has, and exits 0.
 #[derive(Debug, Args)]
@@ -39,8 +41,11 @@ struct SinkFlags {
     #[arg(long)]
     adopt: bool,
 
-    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m, or 10 times what a task
-    /// takes or what the longest pause so far was, if that is longer]
+    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m
+    /// or longer]
+    ///
+    /// By default 1m, or 10 times the time that a task takes or the longest pause so far, if that
+    /// is longer.
     #[arg(long, env = "GRISTMILL_STALL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     stall_after: Option<Duration>,
 }

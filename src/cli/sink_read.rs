@@ -22,7 +22,9 @@ use crate::{Exit, exit::Failure};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Reading {
-    /// List all jobs, the newest first: STOPPED is one that ended early, because it had its answer or was cancelled
+    /// List all jobs, the newest first
+    ///
+    /// STOPPED is one that ended early, because it had its answer or was cancelled.
     Jobs {
         /// Print JSON
         #[arg(long)]
@@ -44,7 +46,9 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// Print a job's outputs, one a line: index, tab, output as JSON; for kinds that keep them
+    /// Print a job's outputs, one a line, for kinds that keep them
+    ///
+    /// A line has the index, a tab, and the output as JSON.
     Outputs {
         /// The job's id
         job: JobId,
@@ -55,11 +59,12 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// Print everything about a job as JSON, one object a line, as of one moment
+    /// Print everything about a job as JSON, one object a line
     ///
-    /// First {"job":…}, which is what `sink show --json` prints; then {"failure":…} for each failed task, as `sink failures
-    /// --json` prints it, by index; then {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep
-    /// them; and at last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
+    /// As of one moment. First {"job":…}, which is what `sink show --json` prints; then
+    /// {"failure":…} for each failed task, as `sink failures --json` prints it, by index; then
+    /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them; and at
+    /// last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
     Export {
         /// The job's id
         job: JobId,

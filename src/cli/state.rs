@@ -10,7 +10,6 @@ use crate::exit::Failure;
 
 /// The state directory.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct StateFlags {
     /// Where ledgers and cursors are kept [default: gristmill in XDG_STATE_HOME, else ~/.local/state/gristmill]
     #[arg(long, global = true, env = "GRISTMILL_STATE", value_name = "DIR")]

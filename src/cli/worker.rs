@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{Exit, build_id::build_id, exit::Failure};
 
-/// Join the fleet: take batches of a lane, run their tasks, hand on the outcomes
+/// Join the fleet: take batches of a lane and run their tasks
 ///
 /// SIGTERM or Ctrl-C: takes nothing more, lets the running tasks end, hands back the rest and exits 0. A second one
 /// stops at once; what was not settled runs again elsewhere.
@@ -26,8 +26,10 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
-    /// Make so many tasks queues on the lane, 1 to 64, where there are fewer: for a broker whose cores one queue does not fill.
-    /// A worker takes from all that are there when it starts
+    /// Make so many tasks queues on the lane, 1 to 64
+    ///
+    /// Where there are fewer: for a broker whose cores one queue does not fill. A worker takes from
+    /// all that are there when it starts.
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
     #[command(flatten)]

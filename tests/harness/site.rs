@@ -26,6 +26,11 @@ impl Site {
         Self { dir: tempfile::tempdir().unwrap(), lane, broker }
     }
 
+    /// The site's lane.
+    pub(crate) fn lane(&self) -> Lane {
+        self.lane.clone()
+    }
+
     /// A path in the site's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

@@ -143,7 +143,17 @@ async fn tell_to(transport: &dyn Transport, to: Address, fact: impl Form) {
 
 fn finished(job: JobId, round: u32, text: &str) -> Finished {
     let (kind, conclusion) = (Kind::new("one").unwrap(), Conclusion::answer(text));
-    Finished { job, kind, round: Round(round), account: Account::default(), conclusion, builds: Vec::new() }
+    Finished {
+        job,
+        kind,
+        round: Round(round),
+        account: Account::default(),
+        conclusion,
+        report: None,
+        report_bytes: None,
+        failures: Vec::new(),
+        builds: Vec::new(),
+    }
 }
 
 #[tokio::test]

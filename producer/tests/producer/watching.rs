@@ -1,15 +1,16 @@
 //! Who follows a job and who ends it.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use gristmill_producer::{Cancelling, News, Producer, SubmitOptions, Watch, cancel};
 use gristmill_shared::{
-    Account, Address, Conclusion, JobId, JournalEntry, Kind, Lane, Outgoing, QueueRole, Round, Transport,
-    erase,
+    Account, Address, Conclusion, Job, JobError, JobId, JournalEntry, Kind, Lane, Outgoing, QueueRole, Round,
+    TaskContext, TaskError, TaskIndex, Transport, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Fact, Finished, Form, Reopened, Stopped, ToSink},
+    wire::{Fact, FailureNote, Finished, Form, Reopened, Stopped, ToSink},
 };
+use serde_json::value::RawValue;
 
 use crate::harness::{count, drain, within};
 
@@ -26,6 +27,9 @@ async fn a_watch_sees_the_end_of_the_last_round_only() {
         account: Account::default(),
         conclusion: Conclusion::answer(text),
         builds: Vec::new(),
+        report: None,
+        report_bytes: None,
+        failures: Vec::new(),
     };
     let fact = |message| vec![Outgoing { to: Address::Journal, message }];
     let reopened = Reopened { job, round: Round(1), version: 0 };
@@ -47,6 +51,66 @@ async fn a_watch_sees_the_end_of_the_last_round_only() {
     assert_eq!(end.conclusion.text, "second");
 }
 
+/// A job whose report is nothing.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Silent;
+
+impl Job for Silent {
+    const KIND: &'static str = "silent";
+    type Task = ();
+    type Output = ();
+    type Report = Option<u64>;
+
+    fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send {
+        std::iter::empty()
+    }
+    fn process(&self, (): (), _: &TaskContext) -> Result<(), TaskError> {
+        Ok(())
+    }
+    fn collect(&self, _: &mut Option<u64>, _: TaskIndex, (): ()) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+#[tokio::test]
+async fn a_watch_returns_the_typed_report() {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    transport.open_lane(&Lane::default()).await.unwrap();
+    let publisher = transport.publisher().await.unwrap();
+    let told = async |kind: &str, report: Option<&str>, report_bytes| {
+        let finished = Finished {
+            job: JobId::generate(),
+            kind: Kind::new(kind).unwrap(),
+            round: Round(0),
+            account: Account::default(),
+            conclusion: Conclusion::answer("done"),
+            report: report.map(|report| RawValue::from_string(report.into()).unwrap()),
+            report_bytes,
+            failures: vec![FailureNote { index: TaskIndex(7), reason: "cold".into() }],
+            builds: Vec::new(),
+        };
+        let message = finished.message(finished.job.to_string(), "test");
+        publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
+        Watch::open(&*transport, finished.job).await.unwrap()
+    };
+    let mut watch = told("silent", Some("42"), None).await;
+    assert_eq!(within(watch.report::<Silent>()).await.unwrap(), Some(42));
+    let outcome = within(watch.outcome::<Silent>()).await.unwrap(); // once more
+    assert_eq!((outcome.report, outcome.failures[&TaskIndex(7)].as_str()), (Some(42), "cold"));
+    // A report that is null is one.
+    assert_eq!(within(told("silent", Some("null"), None).await.report::<Silent>()).await.unwrap(), None);
+
+    for (kind, report, bytes, why) in [
+        ("silent", None, Some(300_000), "takes 300000 bytes, more than the journal carries"),
+        ("silent", None, None, "ended without a report: done"),
+        ("silent", Some("\"42\""), None, "does not fit kind silent"),
+        ("loud", Some("42"), None, "is of kind loud, not silent"),
+    ] {
+        let error = within(told(kind, report, bytes).await.outcome::<Silent>()).await.unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn cancelling_a_job_that_has_ended_says_so() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
@@ -60,6 +124,9 @@ async fn cancelling_a_job_that_has_ended_says_so() {
         account: Account::default(),
         conclusion: Conclusion::answer("done"),
         builds: Vec::new(),
+        report: None,
+        report_bytes: None,
+        failures: Vec::new(),
     };
     let message = finished.message("1".into(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();

@@ -79,6 +79,12 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
 /// A job on its way to the roles.
 #[must_use]
 pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
+    erase_shared(Arc::new(job))
+}
+
+/// A job on its way to the roles, which its owner keeps as well.
+#[must_use]
+pub fn erase_shared<J: Job>(job: Arc<J>) -> Arc<dyn AnyJob> {
     Arc::new(Erased(job, StateCell::default()))
 }
 
@@ -103,7 +109,7 @@ pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError>
 }
 
 /// A job, and the state that its tasks share in this process.
-struct Erased<J>(J, StateCell);
+struct Erased<J>(Arc<J>, StateCell);
 
 impl<J: Job> fmt::Debug for Erased<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -133,7 +139,7 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn spec(&self) -> Result<Box<RawValue>, JobError> {
-        let spec = encode_spec(&self.0)?;
+        let spec = encode_spec(&*self.0)?;
         if spec.get().len() > SPEC_MAX_BYTES {
             return Err(JobError::new(format_args!(
                 "the job's parameters take {} bytes, more than the {SPEC_MAX_BYTES} that travel with every batch \
@@ -161,7 +167,7 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed> {
-        process::process_batch(&self.0, &self.1, batch, run)
+        process::process_batch(&*self.0, &self.1, batch, run)
     }
 
     fn fold(self: Arc<Self>, saved: Option<&RawValue>) -> Result<Box<dyn AnyFold>, JobError> {

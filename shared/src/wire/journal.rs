@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::{Form, Malformed, Opened, decode, form, is_zero};
 use crate::{Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId};
@@ -23,6 +24,41 @@ pub struct Finished {
     /// The builds that worked on the job, if there were several, or if outcomes of one were refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub builds: Vec<BuildShare>,
+    /// The report, if it is known and not too large to travel. It lacks the tasks that the account
+    /// does not count as done.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
+    pub report: Option<Box<RawValue>>,
+    /// The size of a report that is too large to travel, in bytes. The sink's ledger has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report_bytes: Option<u64>,
+    /// Tasks that failed for good, ascending: at most [`FINISHED_MAX_FAILURES`]. The account has
+    /// the number of all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<FailureNote>,
+}
+
+/// The largest report that [`Finished`] carries, in bytes. The journal keeps 64 MiB, which is the
+/// ends of 256 jobs with such reports.
+pub const FINISHED_REPORT_MAX_BYTES: usize = 256 << 10;
+/// The number of failed tasks that [`Finished`] names: enough to see what is wrong. `sink failures`
+/// lists all.
+pub const FINISHED_MAX_FAILURES: usize = 16;
+
+/// A task that failed for good, as the end of its job tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureNote {
+    /// The task.
+    pub index: TaskIndex,
+    /// The error, at most [`FAILURE_NOTE_MAX_BYTES`].
+    pub reason: String,
+}
+
+/// The longest reason of a [`FailureNote`], in bytes. With all of them an end stays below 16 KiB.
+pub const FAILURE_NOTE_MAX_BYTES: usize = 512;
+
+/// Reads a value that is there, also if it is `null`.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::deserialize(deserializer).map(Some)
 }
 
 form!(Finished, "gristmill.finished.v1");

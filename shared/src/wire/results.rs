@@ -75,11 +75,18 @@ pub struct FailedTask<'a> {
 /// Cuts a reason to what the wire allows.
 #[must_use]
 pub fn clip_reason(reason: &str) -> Cow<'_, str> {
-    if reason.len() <= REASON_MAX_BYTES {
+    clip_text(reason, REASON_MAX_BYTES)
+}
+
+/// Cuts a text to at most `max_bytes`, which is more than the mark of the cut takes, and marks the
+/// cut.
+#[must_use]
+pub fn clip_text(reason: &str, max_bytes: usize) -> Cow<'_, str> {
+    if reason.len() <= max_bytes {
         return reason.into();
     }
     const MARK: &str = " … (cut)";
-    let mut end = REASON_MAX_BYTES - MARK.len();
+    let mut end = max_bytes.saturating_sub(MARK.len());
     while !reason.is_char_boundary(end) {
         end -= 1;
     }

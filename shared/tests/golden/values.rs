@@ -110,6 +110,9 @@ pub(crate) fn all() -> Vec<Golden> {
                 account: Account { failed: 1, duplicates: 4, ..account() },
                 conclusion: Conclusion::answer("10 words"),
                 builds: Vec::new(),
+                report: None,
+                report_bytes: None,
+                failures: Vec::new(),
             }
         ),
         golden!(Stopped, Stopped { job, round: Round(0), reason: "the job has its answer".into() }),

@@ -20,13 +20,15 @@ use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
     meter::{SINK_COMMIT_SECONDS, SINK_JOBS_ENDED, SINK_MESSAGES},
-    wire::{Audit, Batch, Event, Malformed, Missing, Opened, Reopen, ToSink, decode},
+    wire::{
+        Audit, Batch, Event, FINISHED_REPORT_MAX_BYTES, Malformed, Missing, Opened, Reopen, ToSink, decode,
+    },
 };
 
 pub(crate) use outbox::Outbox;
 
 use crate::{
-    SinkError, SinkReport,
+    LedgerPlace, SinkError, SinkReport,
     job::Job,
     ledger::{
         Ledger, Record,
@@ -41,6 +43,19 @@ use stalls::Stalls;
 
 /// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.
 const JOBS_IN_MEMORY: usize = 1_000;
+
+/// The largest report that a job's end carries if the ledger is in memory, in bytes: there is no
+/// other place to read it. Together with a conclusion of 1 MiB, escaped, it fits a message of every
+/// transport.
+const UNKEPT_REPORT_MAX_BYTES: usize = 8 << 20;
+
+/// The largest report that a job's end carries, in bytes.
+fn report_max_bytes(ledger: &Ledger) -> usize {
+    match ledger.place() {
+        LedgerPlace::File(_) => FINISHED_REPORT_MAX_BYTES,
+        LedgerPlace::Memory => UNKEPT_REPORT_MAX_BYTES,
+    }
+}
 
 /// Folds messages into jobs, and commits what came of it.
 ///
@@ -79,9 +94,9 @@ pub(crate) struct Committed {
 impl Clerk {
     pub(crate) fn new(ledger: Ledger, registry: Registry, lane: Lane, app: WorkerId) -> Self {
         Self {
-            ledger,
             registry,
-            outbox: Outbox::new(lane.clone(), app.clone()),
+            outbox: Outbox::new(lane.clone(), app.clone(), report_max_bytes(&ledger)),
+            ledger,
             lane,
             app,
             jobs: HashMap::new(),
@@ -255,7 +270,10 @@ impl Clerk {
                 return Ok(folded);
             }
             ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
-            ToSink::Opened(opened) => job.opened_again(&opened, outbox),
+            ToSink::Opened(opened) => {
+                let findings = job.findings(&self.ledger, outbox.report_max_bytes())?;
+                job.opened_again(&opened, findings, outbox);
+            }
             ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
             ToSink::Cancelled(cancelled) => job.cancelled(&cancelled.reason, outbox),
             ToSink::Reopen(_) | ToSink::Audit(_) => {}

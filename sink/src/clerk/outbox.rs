@@ -27,6 +27,8 @@ pub(crate) struct Outbox {
     app: WorkerId,
     /// Since the last commit.
     staged: Vec<(Target, Message)>,
+    /// The largest report that a job's end carries.
+    report_max_bytes: usize,
     urgency: Urgency,
     /// Rows that are dealt with, to be struck: the broker has them, or the record of dead messages.
     settled: Vec<i64>,
@@ -68,18 +70,24 @@ impl TargetState {
 
 impl Outbox {
     /// What an earlier sink left in the ledger goes out first.
-    pub(crate) fn new(lane: Lane, app: WorkerId) -> Self {
+    pub(crate) fn new(lane: Lane, app: WorkerId, report_max_bytes: usize) -> Self {
         let target = TargetState { waiting: true, ..TargetState::default() };
         Self {
             lane,
             app,
             staged: Vec::new(),
+            report_max_bytes,
             urgency: Urgency::AtLeisure,
             settled: Vec::new(),
             rows: 0,
             targets: [target; Target::ALL.len()],
             seldom: Seldom::default(),
         }
+    }
+
+    /// The largest report that a job's end carries, in bytes.
+    pub(crate) fn report_max_bytes(&self) -> usize {
+        self.report_max_bytes
     }
 
     /// A fact for the journal, which somebody waits for.
@@ -235,7 +243,7 @@ mod tests {
     impl Post {
         fn new(facts: usize) -> Self {
             let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
-            let outbox = Outbox::new(Lane::default(), toy::app());
+            let outbox = Outbox::new(Lane::default(), toy::app(), usize::MAX);
             let mut post = Self { ledger, outbox, now: Instant::now() };
             post.add(facts);
             post

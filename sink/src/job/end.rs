@@ -9,7 +9,7 @@ use gristmill_shared::{
 
 use rusqlite::Transaction;
 
-use super::{Job, Phase, work::Broken};
+use super::{Job, Phase, findings::Findings, work::Broken};
 use crate::{
     clerk::Outbox,
     ledger::{End, JobState},
@@ -182,7 +182,11 @@ impl Job {
         if let (Phase::Ended(Some(work)), Some(end)) = (&self.phase, &mut self.record.end) {
             end.conclusion = ending.conclusion(Some(work.conclude(&account)));
         }
-        self.announce_end(outbox);
+        let findings = match &self.phase {
+            Phase::Ended(Some(work)) => work.findings(outbox.report_max_bytes()),
+            Phase::Ended(None) | Phase::Running(_) => Findings::default(),
+        };
+        self.announce_end(findings, outbox);
         if let Some(End { state, stopped, .. }) = &self.record.end {
             let Opened { job, kind, .. } = &self.record.opened;
             tracing::info!(%job, %kind, %state, stopped, "job ended");
@@ -190,7 +194,7 @@ impl Job {
     }
 
     /// Tells everybody: first that the rest is not needed, then what it came to.
-    pub(super) fn announce_end(&self, outbox: &mut Outbox) {
+    pub(super) fn announce_end(&self, findings: Findings, outbox: &mut Outbox) {
         let (Some(end), None) = (&self.record.end, &self.unconcluded) else { return };
         let opened = &self.record.opened;
         let (job, round) = (opened.job, self.record.round);
@@ -205,9 +209,11 @@ impl Job {
                  (hint: it is in the ledger; see `sink show {job}`)"
             ));
         }
-        let account = self.record.account();
-        let builds = self.builds_to_name();
-        outbox.fact(&Finished { job, kind: opened.kind.clone(), round, account, conclusion, builds });
+        let (account, kind, builds) = (self.record.account(), opened.kind.clone(), self.builds_to_name());
+        let Findings { report, report_bytes, failures } = findings;
+        let finished =
+            Finished { job, kind, round, account, conclusion, report, report_bytes, failures, builds };
+        outbox.fact(&finished);
     }
 
     /// The builds that worked on the job, if there is more to say than that the submitter's did all of it.

@@ -9,6 +9,7 @@ use gristmill_shared::{
 
 use super::{
     Job, Phase,
+    findings::Findings,
     work::{Broken, Work, guarded},
 };
 use crate::{
@@ -51,7 +52,8 @@ impl Job {
     /// A repetition is harmless. A producer that takes the job up again may do so because the broker has forgotten
     /// everything, so the journal is told again what it should have. And what is known of its tasks is told with the next
     /// commit, since the producer sizes its batches by that.
-    pub(crate) fn opened_again(&mut self, again: &Opened, outbox: &mut Outbox) {
+    /// `findings` are those of a job that has ended.
+    pub(crate) fn opened_again(&mut self, again: &Opened, findings: Findings, outbox: &mut Outbox) {
         let first = &self.record.opened;
         let other_code = (first.version, &first.build) != (again.version, &again.build);
         if first.kind != again.kind || first.spec.get() != again.spec.get() || other_code {
@@ -59,7 +61,7 @@ impl Job {
         }
         outbox.fact(first);
         if self.record.end.is_some() {
-            self.announce_end(outbox);
+            self.announce_end(findings, outbox);
         } else {
             self.changed = true;
         }

@@ -1,6 +1,7 @@
 //! One job as the sink has it in memory. Every change happens here first, and is in the ledger with the next commit.
 
 mod end;
+mod findings;
 mod lifecycle;
 mod missing;
 mod outcomes;

@@ -2,7 +2,7 @@
 
 use std::{mem, time::Instant};
 
-use gristmill_shared::{JobId, Registry};
+use gristmill_shared::{JobId, Registry, wire::FINISHED_MAX_FAILURES};
 use rusqlite::Transaction;
 
 use super::{
@@ -57,16 +57,18 @@ impl Job {
         seq: i64,
         registry: &Registry,
     ) -> Result<Result<Work, Broken>, SinkError> {
-        let (saved, report) = ledger.read("a job is read", |connection| {
+        let (saved, reasons, report) = ledger.read("a job is read", |connection| {
             let saved = SavedOutcomes {
                 done: outcomes::load_done(connection, seq)?,
                 failed: outcomes::load_failed(connection, seq)?,
                 refused: outcomes::load_refused(connection, seq)?,
             };
-            Ok((saved, outcomes::load_report(connection, seq)?))
+            let reasons = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
+            Ok((saved, reasons, outcomes::load_report(connection, seq)?))
         })?;
         let job = read_job(&self.record.opened, self.record.version, registry);
-        Ok(job.and_then(|job| Work::resume(job, report, saved)))
+        let work = job.and_then(|job| Work::resume(job, report, saved));
+        Ok(work.map(|work| work.with_reasons(reasons)))
     }
 
     /// Runs what of the job's own code is needed before a transaction. It may end the job.

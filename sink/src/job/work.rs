@@ -9,11 +9,12 @@ use std::{
 
 use gristmill_shared::{
     Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, panic_text,
-    wire::{DoneSpan, Malformed},
+    wire::{DoneSpan, FINISHED_MAX_FAILURES, Malformed},
 };
 use rusqlite::Transaction;
 use serde_json::value::RawValue;
 
+use super::findings::{Findings, failure_note};
 use crate::{
     index_set::{IndexSet, gaps},
     ledger::{
@@ -40,6 +41,8 @@ pub(super) struct Work {
     /// Changes of the table of failures; none means that it is a failure no more.
     failures: BTreeMap<u64, Option<Failure>>,
     outputs: Vec<KeptOutputs>,
+    /// Why tasks failed: the lowest indices that are known, at most [`FINISHED_MAX_FAILURES`].
+    reasons: BTreeMap<u64, String>,
 }
 
 /// The outcomes of a job as the ledger has them.
@@ -97,7 +100,13 @@ impl Work {
             folded: false,
             failures: BTreeMap::new(),
             outputs: Vec::new(),
+            reasons: BTreeMap::new(),
         })
+    }
+
+    /// The same, with why its first failed tasks failed.
+    pub(super) fn with_reasons(self, reasons: Vec<(u64, String)>) -> Self {
+        Self { reasons: reasons.into_iter().collect(), ..self }
     }
 
     /// Tasks done, tasks failed, and one past the highest index of either.
@@ -148,6 +157,7 @@ impl Work {
             let overridden: Vec<u64> = self.failed.range(range).copied().collect();
             for index in overridden {
                 self.failed.remove(&index);
+                self.reasons.remove(&index);
                 self.failures.insert(index, None);
             }
         }
@@ -189,6 +199,10 @@ impl Work {
         if self.done.contains(index) || !self.failed.insert(index) {
             return false;
         }
+        self.reasons.insert(index, failure_note(index, &failure.reason).reason);
+        if self.reasons.len() > FINISHED_MAX_FAILURES {
+            self.reasons.pop_last();
+        }
         self.failures.insert(index, Some(failure));
         true
     }
@@ -197,6 +211,7 @@ impl Work {
     pub(super) fn forget_failures(&mut self, indices: impl Iterator<Item = u64>) {
         for index in indices {
             if self.failed.remove(&index) {
+                self.reasons.remove(&index);
                 self.failures.insert(index, None);
             }
         }
@@ -237,6 +252,19 @@ impl Work {
             return Ok(Err(broken));
         }
         self.save(transaction, job).map(Ok)
+    }
+
+    /// The report and the first failures. After [`Work::prepare`]; a report that cannot be encoded
+    /// is left out.
+    pub(super) fn findings(&self, report_max_bytes: usize) -> Findings {
+        let failures = self.reasons.iter().map(|(index, reason)| failure_note(*index, reason)).collect();
+        let encoded = match self.report.as_ref().or(self.saved_report.as_ref()) {
+            Some(_) => None,
+            // Nothing was folded.
+            None => guarded("the report", || self.fold.report()).ok().and_then(Result::ok),
+        };
+        let report = self.report.as_ref().or(self.saved_report.as_ref()).or(encoded.as_ref());
+        Findings::new(report.map(|report| &**report), report_max_bytes, failures)
     }
 
     /// What the job says of its report.

@@ -63,6 +63,17 @@ pub(crate) fn load_report(connection: &Connection, job: i64) -> rusqlite::Result
     rows.query_row([job], |row| json(row, 0)).optional()
 }
 
+/// The first `most` failed tasks and why they failed, in the order of the split.
+pub(crate) fn load_reasons(
+    connection: &Connection,
+    job: i64,
+    most: usize,
+) -> rusqlite::Result<Vec<(u64, String)>> {
+    let mut rows = connection
+        .prepare_cached("SELECT task, reason FROM failures WHERE job = ?1 ORDER BY task LIMIT ?2")?;
+    rows.query_map(params![job, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
 /// What of the failed tasks is needed to send them again: index, attempts and payload, in the order of the split, until
 /// `each` wants no more.
 pub(crate) fn load_payloads(

@@ -23,7 +23,6 @@ use crate::{connect, exit::Failure};
 
 /// Where else settings come from.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Common options")]
 pub(crate) struct ConfigFlags {
     /// Read settings from this file, as `slots = 8`: keys are the names of flags that have an environment variable, tables
     /// such as `[worker]` are for one role; flags and environment come first [default: none is read]

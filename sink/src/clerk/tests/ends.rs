@@ -88,6 +88,9 @@ fn only_an_end_is_told_live_and_only_if_it_is_short() {
         account: Account::default(),
         conclusion,
         builds: Vec::new(),
+        report: None,
+        report_bytes: None,
+        failures: Vec::new(),
     };
     let outbox = office.take([message(&forged)]);
     assert!(outbox.iter().any(|batch| batch.target == Target::Dead), "{outbox:?}");

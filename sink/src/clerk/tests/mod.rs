@@ -4,6 +4,7 @@ mod any_order;
 mod around;
 mod counting;
 mod ends;
+mod findings;
 mod in_order;
 mod missing;
 mod versions;

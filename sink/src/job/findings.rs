@@ -1,0 +1,62 @@
+//! What the end of a job tells beside its account: the report, and some of the failures.
+
+use gristmill_shared::{
+    TaskIndex,
+    wire::{FAILURE_NOTE_MAX_BYTES, FINISHED_MAX_FAILURES, FailureNote, clip_text},
+};
+use serde_json::value::RawValue;
+
+use super::{Job, Phase};
+use crate::{
+    SinkError,
+    ledger::{Ledger, outcomes},
+};
+
+/// The report of a job that has ended, and some of its failures, as the journal carries them.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(super) report: Option<Box<RawValue>>,
+    /// The size of a report that is too large.
+    pub(super) report_bytes: Option<u64>,
+    /// Ascending, at most [`FINISHED_MAX_FAILURES`].
+    pub(super) failures: Vec<FailureNote>,
+}
+
+impl Findings {
+    /// Copies a report of at most `max_bytes`; of a larger one only the size is told.
+    pub(super) fn new(report: Option<&RawValue>, max_bytes: usize, failures: Vec<FailureNote>) -> Self {
+        let (fits, too_large): (Option<&RawValue>, Option<&RawValue>) = match report {
+            Some(report) if report.get().len() > max_bytes => (None, Some(report)),
+            report => (report, None),
+        };
+        Self {
+            report: fits.map(ToOwned::to_owned),
+            report_bytes: too_large.map(|report| report.get().len() as u64),
+            failures,
+        }
+    }
+}
+
+impl Job {
+    /// Returns the findings of a job that has ended, from memory or from the ledger. A job that
+    /// runs has none.
+    pub(crate) fn findings(&self, ledger: &Ledger, max_bytes: usize) -> Result<Findings, SinkError> {
+        let seq = match (&self.phase, self.seq) {
+            (Phase::Ended(Some(work)), _) => return Ok(work.findings(max_bytes)),
+            (Phase::Ended(None), Some(seq)) => seq,
+            (Phase::Ended(None), None) | (Phase::Running(_), _) => return Ok(Findings::default()),
+        };
+        let (report, failures) = ledger.read("the end of a job is read", |connection| {
+            let failures = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
+            Ok((outcomes::load_report(connection, seq)?, failures))
+        })?;
+        let failures = failures.into_iter().map(|(index, reason)| failure_note(index, &reason));
+        Ok(Findings::new(report.as_deref(), max_bytes, failures.collect()))
+    }
+}
+
+/// A failure, cut to the size that travels.
+pub(super) fn failure_note(index: u64, reason: &str) -> FailureNote {
+    let reason = clip_text(reason, FAILURE_NOTE_MAX_BYTES).into_owned();
+    FailureNote { index: TaskIndex(index), reason }
+}

@@ -1,0 +1,12 @@
+//! Jobs from a program's own code: in one process, or over a broker.
+
+mod client;
+mod error;
+mod pipeline;
+mod run;
+
+pub use client::{Client, JobHandle};
+pub use error::Error;
+pub(crate) use pipeline::{Leaving, Pipeline, PipelineError};
+pub(crate) use run::processors;
+pub use run::{RunOptions, run};

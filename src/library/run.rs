@@ -1,0 +1,188 @@
+//! A whole job in the calling process.
+
+use std::{num::NonZeroU16, sync::Arc, thread, time::Duration};
+
+use gristmill_producer::{Producer, SubmitOptions};
+use gristmill_shared::{
+    AnyJob, FailFast, Job, Lane, Outcome, Policy, Registry, Transport, WorkerId, erase_shared,
+    memory::MemoryTransport,
+    panic_text,
+    wire::{BATCH_MAX_TASKS, Finished},
+};
+use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_worker::Worker;
+use tokio::runtime::Builder;
+
+use super::{Error, Pipeline, pipeline::Leaving};
+use crate::build_id::build_id;
+
+/// The threads of a run that move messages. Tasks, `split` and `collect` have threads of their own.
+const RUNTIME_THREADS: usize = 2;
+/// How long tasks may run on after the job's end, before their threads are left behind. A task that
+/// calls `cx.check()` ends at once.
+const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// How [`run`] treats a job.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// let options = gristmill::RunOptions::default().slots(4).max_attempts(1);
+/// let options = options.task_timeout(Duration::from_secs(30));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunOptions {
+    /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
+    /// processor.
+    pub slots: Option<NonZeroU16>,
+    /// How tasks are treated that fail. Defaults to that of `gristmill run`.
+    pub policy: Policy,
+    /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks
+    /// are measured to take.
+    pub batch: Option<u32>,
+}
+
+impl RunOptions {
+    /// Runs `slots` tasks at a time; 0 stands for one per processor.
+    #[must_use]
+    pub fn slots(self, slots: u16) -> Self {
+        Self { slots: NonZeroU16::new(slots), ..self }
+    }
+
+    /// Lets a task fail `max_attempts` times before it has failed for good; 0 counts as 1.
+    #[must_use]
+    pub fn max_attempts(mut self, max_attempts: u32) -> Self {
+        self.policy.max_attempts = max_attempts.max(1);
+        self
+    }
+
+    /// Fails a try that takes longer than `limit`, in milliseconds and at least one.
+    #[must_use]
+    pub fn task_timeout(mut self, limit: Duration) -> Self {
+        self.policy.task_timeout_ms = Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1));
+        self
+    }
+
+    /// Ends the job when `limit` tasks, or that share of all, have failed for good.
+    #[must_use]
+    pub fn fail_fast(mut self, limit: FailFast) -> Self {
+        self.policy.fail_fast = Some(limit);
+        self
+    }
+
+    /// Puts `tasks` tasks into each batch; a number outside 1 to 10,000 counts as the nearest of
+    /// them.
+    #[must_use]
+    pub fn batch(self, tasks: u32) -> Self {
+        Self { batch: Some(tasks.clamp(1, BATCH_MAX_TASKS)), ..self }
+    }
+}
+
+/// Runs a whole job in this process, on threads of its own, and returns its outcome: what
+/// `gristmill run` does, from code. No broker, no file, and no command line are needed.
+///
+/// The job's tasks are spread over the slots, tried again if they fail, and counted exactly once.
+/// `process`, `split` and `collect` see the very value that is given, also fields that are
+/// `#[serde(skip)]`. Tasks and outputs are encoded as JSON on their way, so a task should take some
+/// 10 µs or more; batches follow from that.
+///
+/// The job is a value, or an [`Arc`] if the caller keeps it: then name its type, `run::<MyJob>(arc,
+/// options)`.
+///
+/// The call blocks until the job has ended. From async code, call it within
+/// `tokio::task::spawn_blocking`. When it returns, no thread of the run is left, but those of tasks
+/// that run on for 2 s after the job's early end.
+///
+/// # Errors
+/// [`Error`] if the job refuses its parameters or cannot be split. Failed tasks, and a search in
+/// vain, are no errors: see [`Outcome::into_answer`].
+///
+/// # Examples
+///
+/// ```
+/// use gristmill::{RunOptions, prelude::*};
+///
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// struct SumOfSquares { limit: u64 }
+///
+/// impl Job for SumOfSquares {
+///     const KIND: &'static str = "sum-of-squares";
+///     type Task = u64;
+///     type Output = u64;
+///     type Report = u64;
+///
+///     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+///         (0..self.limit).map(Ok)
+///     }
+///     fn process(&self, n: u64, _: &TaskContext) -> Result<u64, TaskError> { Ok(n * n) }
+///     fn collect(&self, sum: &mut u64, _: TaskIndex, square: u64) -> ControlFlow<()> {
+///         *sum += square;
+///         ControlFlow::Continue(())
+///     }
+/// }
+///
+/// let outcome = gristmill::run(SumOfSquares { limit: 1_000 }, RunOptions::default())?;
+/// assert_eq!(outcome.into_answer()?, 332_833_500);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn run<J: Job>(job: impl Into<Arc<J>>, options: RunOptions) -> Result<Outcome<J::Report>, Error> {
+    let job = erase_shared::<J>(job.into());
+    // A thread of its own, since a runtime may be running on this one.
+    let thread = thread::Builder::new().name("gristmill-run".into());
+    let running = thread.spawn(move || run_here(job, options)).map_err(Error::Thread)?;
+    let finished = running.join().unwrap_or_else(|panic| Err(Error::Defect(panic_text(&*panic))))?;
+    Ok(finished.outcome::<J>()?)
+}
+
+fn run_here(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished, Error> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_time()
+        .build()
+        .map_err(Error::Thread)?;
+    let finished = runtime.block_on(run_in_memory(job, options));
+    runtime.shutdown_timeout(RUN_STOP_GRACE);
+    finished
+}
+
+async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished, Error> {
+    let transport: Arc<dyn Transport> = MemoryTransport::new();
+    let registry = Registry::of_one(Arc::clone(&job))?;
+    let app = WorkerId::generate("run");
+    let sink = Sink::open(SinkConfig {
+        registry: registry.clone(),
+        lane: Lane::default(),
+        ledger: LedgerPlace::Memory,
+        adopt: false,
+        app: app.clone(),
+        stall_after: None,
+    })?;
+    let sink = sink.claim(Arc::clone(&transport)).await?;
+    let slots = options.slots.unwrap_or_else(processors);
+    let worker = Worker::new(registry, app.clone())
+        .build(build_id())
+        .slots(slots)
+        .grace(RUN_STOP_GRACE)
+        .stop_grace(RUN_STOP_GRACE);
+    let pipeline = Pipeline { transport: Arc::clone(&transport), sink, worker };
+    let submitting = async {
+        let submit =
+            SubmitOptions { policy: options.policy, batch: options.batch, ..SubmitOptions::default() };
+        let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
+        let (submission, mut watch) = producer.open_watched(job, submit).await?;
+        let sending = async { submission.send().await.map_err(Error::from) };
+        let (_, finished) =
+            futures::try_join!(sending, async { watch.finished().await.map_err(Error::from) })?;
+        Ok::<_, Error>(finished)
+    };
+    let finished = pipeline.serve(Leaving::Settled, submitting).await;
+    transport.close().await;
+    finished
+}
+
+/// The number of processors that this process may use.
+pub(crate) fn processors() -> NonZeroU16 {
+    let found = thread::available_parallelism().map_or(1, usize::from);
+    NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
+}
