@@ -24,6 +24,7 @@ mod limits;
 mod observe;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outputs;
 mod pages;
 mod panics;
 mod pipeline;
@@ -34,6 +35,7 @@ mod rights;
 mod run;
 mod shards;
 mod stall;
+mod state;
 mod tls;
 
 pub(crate) use harness::broker::broker_url;

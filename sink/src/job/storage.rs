@@ -1,13 +1,13 @@
 //! Between a job in memory and the ledger.
 
-use std::{mem, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
-use gristmill_shared::{JobId, Registry};
+use gristmill_shared::{AnyJob, JobId, Registry};
 use rusqlite::Transaction;
 
 use super::{
     Job, Phase,
-    lifecycle::read_job,
+    lifecycle::{kept, read_job},
     work::{Broken, Work},
 };
 use crate::{
@@ -59,7 +59,12 @@ impl Job {
             let done: IndexSet = outcomes::load_done(connection, seq)?;
             Ok((done, outcomes::load_failed(connection, seq)?, outcomes::load_report(connection, seq)?))
         })?;
-        Ok(read_job(&self.record.opened, registry).and_then(|job| Work::resume(job, report, done, failed)))
+        let opened = &self.record.opened;
+        let resume = |job: Arc<dyn AnyJob>| {
+            let keep = kept(opened, &*job);
+            Work::resume(job, keep, report, done, failed)
+        };
+        Ok(read_job(opened, registry).and_then(resume))
     }
 
     /// Runs what of the job's own code is needed before a transaction. It may end the job.

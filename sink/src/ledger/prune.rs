@@ -61,7 +61,7 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     let left = transaction.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
     transaction.commit()?;
     // Only now, and also what an earlier one left: rows of jobs that are not there.
-    for (table, key) in [("outputs", "seq"), ("done", "seq"), ("reports", "job")] {
+    for (table, key) in [("outputs", "seq"), ("tasks", "seq"), ("done", "seq"), ("reports", "job")] {
         sweep(
             connection,
             &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"),

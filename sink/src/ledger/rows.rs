@@ -76,6 +76,8 @@ pub struct JobView {
     pub report: Option<Box<RawValue>>,
     /// Whether its outputs are kept beside the report.
     pub keeps_outputs: bool,
+    /// Whether the tasks are kept beside the outputs.
+    pub keeps_tasks: bool,
     /// If it stalls: the tasks that are known and have no outcome.
     pub missing: Option<MissingTasks>,
     /// How many messages that were none of ours the ledger was given, about whatever job.
@@ -96,6 +98,7 @@ impl JobView {
         record: Record,
         report: Option<Box<RawValue>>,
         missing: Option<MissingTasks>,
+        keeps_tasks: bool,
         dead_messages: u64,
     ) -> Self {
         let summary = JobSummary::from(&record);
@@ -109,6 +112,7 @@ impl JobView {
             conclusion: record.end.map(|end| end.conclusion),
             report,
             keeps_outputs: record.keeps_outputs,
+            keeps_tasks,
             missing,
             dead_messages,
         }
@@ -134,6 +138,18 @@ pub struct FailureRow {
     pub task: Option<Box<RawValue>>,
 }
 
+/// An output that was kept.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct OutputRow<'a> {
+    /// Which task's.
+    pub index: TaskIndex,
+    /// The task itself, if it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<&'a RawValue>,
+    /// The output.
+    pub output: &'a RawValue,
+}
+
 /// Everything about a job: first the job, then its failures by index, then the outputs that were kept by index, and at
 /// the end how many there were, so that a reader knows that nothing was cut off.
 ///
@@ -146,12 +162,7 @@ pub enum ExportRow<'a> {
     /// A task that failed for good.
     Failure(FailureRow),
     /// A task's output.
-    Output {
-        /// Which task.
-        index: TaskIndex,
-        /// The output.
-        output: &'a RawValue,
-    },
+    Output(OutputRow<'a>),
     /// The end; once.
     End {
         /// How many failures there were.

@@ -9,7 +9,7 @@ use crate::SinkError;
 /// Tells a ledger from other SQLite files: `GRML`.
 const APPLICATION_ID: i64 = 0x4752_4d4c;
 /// The version of the tables below. No ledger of another version is read: none was ever released.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// What a new ledger is made of.
 const TABLES: &str = "
@@ -81,6 +81,16 @@ const TABLES: &str = "
         first INTEGER NOT NULL,
         count INTEGER NOT NULL,
         outputs TEXT NOT NULL,
+        UNIQUE (job, first)
+    ) STRICT;
+
+    -- The tasks that outputs came of, as a JSON array beside the row of `outputs` with the same `first`; only of jobs that
+    -- keep them.
+    CREATE TABLE tasks (
+        seq INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        tasks TEXT NOT NULL,
         UNIQUE (job, first)
     ) STRICT;
 

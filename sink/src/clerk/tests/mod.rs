@@ -4,6 +4,7 @@ mod any_order;
 mod around;
 mod counting;
 mod ends;
+mod keeping;
 mod missing;
 
 use std::{

@@ -24,7 +24,7 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
         ("notes/ledger", "is not a ledger: a part of its path is a file"),
         ("foreign", "is not a ledger: it is the SQLite database of another program"),
         ("torn", "is not a ledger: it is no SQLite file"),
-        ("future", "has version 9, and this program reads version 2 only (hint:"),
+        ("future", "has version 9, and this program reads version 3 only (hint:"),
     ];
     for (name, expected) in cases {
         let before = fs::read(path(name)).ok();
