@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, OutputRow,
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, OutputPass,
     ParkedJob, ParkedMessages, Record, Verification,
     columns::{json, text},
     connect, failed,
@@ -99,7 +99,7 @@ impl LedgerReader {
         &self,
         job: JobId,
         ordered: bool,
-        passes: &mut [&mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>],
+        passes: &mut [OutputPass<'_>],
     ) -> Result<(), SinkError> {
         let (seq, _) = self.find(job)?;
         self.read(|connection| {

@@ -1,6 +1,6 @@
 //! What readers of a ledger get, ready for people and for `--json`.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use gristmill_shared::{
     Account, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, WorkerId, wire::Opened,
@@ -149,6 +149,9 @@ pub struct OutputRow<'a> {
     /// The output.
     pub output: &'a RawValue,
 }
+
+/// Takes one row after another, until it wants no more.
+pub type OutputPass<'a> = &'a mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>;
 
 /// Everything about a job: first the job, then its failures by index, then the outputs that were kept by index, and at
 /// the end how many there were, so that a reader knows that nothing was cut off.
