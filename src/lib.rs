@@ -61,6 +61,6 @@ pub mod prelude {
     pub use std::ops::ControlFlow;
 
     pub use gristmill_shared::{
-        Account, Conclusion, Job, JobError, Keep, Plan, TaskContext, TaskError, TaskIndex,
+        Account, Conclusion, Job, JobError, Keep, Plan, State, TaskContext, TaskError, TaskIndex,
     };
 }

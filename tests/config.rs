@@ -11,7 +11,7 @@ use crate::{
 const COMMANDS: [&str; 6] =
     ["gristmill run", "gristmill drill", "producer", "producer submit", "gristmill worker", "sink"];
 /// What some flag takes each.
-const SAMPLES: [&str; 6] = ["7", "7s", "sample", "amqp://me@sample", "127.0.0.1:7", "json"];
+const SAMPLES: [&str; 7] = ["7", "7s", "sample", "amqp://me@sample", "127.0.0.1:7", "json", "report"];
 
 /// What `--print-config` prints: of each setting the value, if it has one, and its origin.
 type Shown = BTreeMap<String, (Option<String>, String)>;

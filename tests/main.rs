@@ -29,6 +29,7 @@ mod limits;
 mod observe;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outputs;
 mod pages;
 mod panics;
 mod pipeline;
@@ -41,6 +42,7 @@ mod run;
 mod service;
 mod shards;
 mod stall;
+mod state;
 mod stop_grace;
 mod tls;
 mod versions;

@@ -60,6 +60,7 @@ async fn a_report_that_does_not_travel_is_pointed_to() {
         report: None,
         report_bytes: Some(300_000),
         failures: Vec::new(),
+        builds: Vec::new(),
     };
     let fact = Outgoing { to: Address::Journal, message: end.message(format!("{job}/end"), "test") };
     publish_until_stored(&*transport.publisher().await.unwrap(), vec![fact]).await.unwrap();

@@ -140,6 +140,7 @@ impl Producer {
         options: SubmitOptions,
     ) -> Result<Submission, ProducerError> {
         let plan = job.plan().map_err(ProducerError::Plan)?;
+        let keep = options.policy.keep.filter(|keep| *keep != job.keep()); // what the kind says need not travel
         let cursor = Cursor {
             job: options.job.unwrap_or_else(JobId::generate),
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,
@@ -147,7 +148,7 @@ impl Producer {
             code: self.code.clone(),
             version: job.version(),
             build: self.build.clone(),
-            policy: options.policy,
+            policy: Policy { keep, ..options.policy },
             plan,
             lane: options.lane,
             shards: options.shards,

@@ -1,10 +1,10 @@
 //! What a user writes: one `impl Job`.
 
-use std::{fmt, future::Future, ops::ControlFlow};
+use std::{fmt, future::Future, ops::ControlFlow, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{State, TaskContext, TaskError, TaskIndex};
+use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
 
 /// A divisible job: how it is split, how one task is processed, how outputs are folded into a report.
 ///
@@ -202,6 +202,19 @@ impl Keep {
     #[must_use]
     pub fn keeps_outputs(self) -> bool {
         self >= Self::Outputs
+    }
+}
+
+impl FromStr for Keep {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let all = [Self::Report, Self::Outputs, Self::Tasks];
+        all.into_iter().find(|keep| keep.to_string() == text).ok_or_else(|| InvalidName {
+            what: "part of a job to keep",
+            got: text.into(),
+            expected: "report, outputs or tasks",
+        })
     }
 }
 

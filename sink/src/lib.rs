@@ -20,6 +20,7 @@ mod tests;
 pub use error::SinkError;
 pub use ledger::{
     DeadLetters, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader,
-    MissingTasks, ParkedJob, ParkedMessages, PruneReport, PruneRule, Verification, prune,
+    MissingTasks, OutputPass, OutputRow, ParkedJob, ParkedMessages, PruneReport, PruneRule, Verification,
+    prune,
 };
 pub use sink::{ClaimedSink, Sink, SinkConfig, SinkReport};

@@ -5,7 +5,7 @@ use std::{ffi::OsString, fmt, num::NonZeroU16, path::PathBuf, sync::Arc, time::D
 use clap::{ArgAction, Args};
 use gristmill_producer::SubmitOptions;
 use gristmill_shared::{
-    DEFAULT_MAX_ATTEMPTS, FailFast, Lane, Policy, Transport, WorkerId,
+    DEFAULT_MAX_ATTEMPTS, FailFast, Keep, Lane, Policy, Transport, WorkerId,
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
@@ -236,6 +236,11 @@ pub(crate) struct SubmitFlags {
     /// one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
     #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
     retry_delays: Option<RetryDelays>,
+
+    /// What the ledger keeps: the report; every output as well; or every output with its task, which then travels twice. See
+    /// `sink outputs` [default: what the kind says, the report as a rule]
+    #[arg(long, global = true, env = "GRISTMILL_KEEP", value_name = "report|outputs|tasks")]
+    keep: Option<Keep>,
 }
 
 /// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
@@ -262,8 +267,8 @@ impl SubmitFlags {
                 .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
             fail_fast: self.fail_fast,
             same_build: self.same_build,
+            keep: self.keep,
             retry_delays_ms: self.retry_delays.as_ref().map_or(Vec::new(), |delays| delays.millis.clone()),
-            ..Policy::default()
         };
         SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
     }

@@ -3,6 +3,7 @@
 mod bar;
 mod clash;
 mod config;
+mod csv;
 mod delays;
 mod doctor;
 mod drill;
@@ -16,6 +17,7 @@ mod log;
 mod metrics;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
+mod outputs;
 mod pages;
 mod producer;
 mod retry;

@@ -14,7 +14,7 @@ use super::{
     Outcome,
     follow::builds_text,
     lines::Lines,
-    print, print_json, say,
+    outputs, print, print_json, say,
     stall::{ranges_text, stall_hint},
     warn,
 };
@@ -46,18 +46,29 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// Print a job's outputs, one a line, for kinds that keep them
+    /// Print a job's outputs, one a line, for jobs that keep them (submit --keep)
     ///
-    /// A line has the index, a tab, and the output as JSON.
+    /// A line has the index, a tab, and the output as JSON. With --csv the first line has the columns'
+    /// names. An output that is an object has a column for each of its fields, `output.NAME`; an array
+    /// one for each element, `output.0`; any other value has the column `output`. Tasks likewise. The
+    /// columns are those that any row needs, up to 1,000 each, in the order of their first use; if there
+    /// are more, whole values stand in `output` or `task` as JSON. Texts stand as they are, null as
+    /// nothing, and what lies deeper as JSON.
     Outputs {
         /// The job's id
         job: JobId,
         /// In the order of the split, not of arrival
         #[arg(long)]
         ordered: bool,
+        /// With the tasks that they came of, between index and output; of a job submitted with --keep tasks
+        #[arg(long)]
+        with_tasks: bool,
         /// Print JSON, one output a line
         #[arg(long)]
         json: bool,
+        /// Print CSV (RFC 4180)
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
     },
     /// Print everything about a job as JSON, one object a line
     ///
@@ -123,7 +134,15 @@ pub(crate) fn main(ledger: &Path, reading: &Reading) -> Outcome {
             ))),
         },
         Reading::Failures { job, json } => failures(&ledger, *job, *json),
-        Reading::Outputs { job, ordered, json } => outputs(&ledger, *job, *ordered, *json),
+        Reading::Outputs { job, ordered, with_tasks, json, csv } => {
+            let form = match (json, csv) {
+                (true, _) => outputs::Form::Json,
+                (_, true) => outputs::Form::Csv,
+                _ => outputs::Form::Text,
+            };
+            let selection = outputs::Selection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
+            outputs::print(&ledger, selection, form)
+        }
         Reading::Export { job } => export(&ledger, *job),
         Reading::Verify { job, json } => verify(&ledger, *job, *json),
         Reading::Dead { json } => dead(&ledger, *json),
@@ -304,24 +323,6 @@ fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
 fn export(ledger: &LedgerReader, job: JobId) -> Outcome {
     let mut out = Lines::new();
     ledger.export(job, &mut |row| out.json(&row))?;
-    out.end()?;
-    Ok(Exit::Ok)
-}
-
-fn outputs(ledger: &LedgerReader, job: JobId, ordered: bool, json: bool) -> Outcome {
-    if !ledger.job(job)?.is_none_or(|view| view.keeps_outputs) {
-        return Err(Failure::usage(format_args!(
-            "job {job} keeps no outputs, only its report (hint: see `sink show {job}`)"
-        )));
-    }
-    let mut out = Lines::new();
-    ledger.outputs(job, ordered, &mut |index, output| {
-        if json {
-            out.line(format_args!("{{\"index\":{index},\"output\":{output}}}"))
-        } else {
-            out.line(format_args!("{index}\t{output}"))
-        }
-    })?;
     out.end()?;
     Ok(Exit::Ok)
 }

@@ -72,8 +72,12 @@ impl JobCache {
 
     /// Drops the jobs whose round has ended. For slots.
     pub(crate) fn forget_ended(&self) {
-        let ended: Vec<_> = self.jobs().extract_if(.., |_, cached| cached.stop.is_stopped()).collect();
-        ended.into_iter().for_each(|(_, cached)| drop_job(cached.job));
+        let mut jobs = self.jobs();
+        let ended: Vec<_> =
+            jobs.iter().filter(|(_, cached)| cached.stop.is_stopped()).map(|(key, _)| *key).collect();
+        let ended: Vec<_> = ended.iter().filter_map(|key| jobs.remove(key)).collect();
+        drop(jobs);
+        ended.into_iter().for_each(|cached| drop_job(cached.job));
     }
 
     /// Drops all jobs. For slots that end.

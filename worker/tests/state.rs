@@ -74,6 +74,8 @@ impl Job for Stateful {
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         std::iter::empty()
     }
+    #[expect(clippy::panic_in_result_fn, reason = "one of the ways to behave badly")]
+    #[expect(clippy::disallowed_methods, reason = "it takes its time")]
     fn prepare(&self) -> Result<State, TaskError> {
         let before = events_of(&self.name, "prepared").len();
         happens(&self.name, "prepared");

@@ -28,10 +28,10 @@ impl Job {
         }
         outbox.fact_soon(&opened);
         let job = read_job(&opened, opened.version, registry);
-        let keeps_outputs = job.as_ref().is_ok_and(|job| job.keep() == Keep::Outputs);
-        let work = job.and_then(Work::new);
+        let keep = job.as_ref().map_or(Keep::Report, |job| kept(&opened, &**job));
+        let work = job.and_then(|job| Work::new(job, keep));
         let mut job = Self {
-            record: Record::new(opened, keeps_outputs),
+            record: Record::new(opened, keep.keeps_outputs()),
             phase: Phase::Ended(None),
             builds: Builds::default(),
             saved: Counts::default(),
@@ -122,6 +122,13 @@ impl Job {
     pub(crate) fn cancelled(&mut self, reason: &str, outbox: &mut Outbox) {
         self.stop(format!("cancelled: {reason}"), outbox);
     }
+}
+
+/// What the ledger keeps of a job: what its submitter said, or else its kind. A job that folds its outputs in order
+/// needs them.
+pub(super) fn kept(opened: &Opened, job: &dyn AnyJob) -> Keep {
+    let keep = opened.policy.keep.unwrap_or_else(|| job.keep());
+    if job.folds_in_order() && !keep.keeps_outputs() { Keep::Outputs } else { keep }
 }
 
 /// Reads a job from its parameters, in this version of its code.

@@ -1,13 +1,13 @@
 //! Between a job in memory and the ledger.
 
-use std::{mem, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
-use gristmill_shared::{JobId, Registry, wire::FINISHED_MAX_FAILURES};
+use gristmill_shared::{AnyJob, JobId, Registry, wire::FINISHED_MAX_FAILURES};
 use rusqlite::Transaction;
 
 use super::{
     Job, Phase,
-    lifecycle::read_job,
+    lifecycle::{kept, read_job},
     work::{Broken, SavedOutcomes, Work},
 };
 use crate::{
@@ -66,8 +66,12 @@ impl Job {
             let reasons = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
             Ok((saved, reasons, outcomes::load_report(connection, seq)?))
         })?;
-        let job = read_job(&self.record.opened, self.record.version, registry);
-        let work = job.and_then(|job| Work::resume(job, report, saved));
+        let opened = &self.record.opened;
+        let resume = |job: Arc<dyn AnyJob>| {
+            let keep = kept(opened, &*job);
+            Work::resume(job, keep, report, saved)
+        };
+        let work = read_job(opened, self.record.version, registry).and_then(resume);
         Ok(work.map(|work| work.with_reasons(reasons)))
     }
 

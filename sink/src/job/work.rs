@@ -8,7 +8,7 @@ use std::{
 };
 
 use gristmill_shared::{
-    Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, panic_text,
+    Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, Keep, panic_text,
     wire::{DoneSpan, FINISHED_MAX_FAILURES, Malformed},
 };
 use rusqlite::Transaction;
@@ -31,7 +31,7 @@ pub(super) struct Work {
     failed: BTreeSet<u64>,
     /// Tasks of which an outcome was refused; some have got another one since.
     refused: IndexSet,
-    keeps_outputs: bool,
+    keep: Keep,
     folds_in_order: bool,
     /// The report as it is in the ledger.
     saved_report: Option<Box<RawValue>>,
@@ -73,18 +73,18 @@ pub(super) struct Taken {
 }
 
 impl Work {
-    /// A job that begins.
-    pub(super) fn new(job: Arc<dyn AnyJob>) -> Result<Self, Broken> {
-        Self::resume(job, None, SavedOutcomes::default())
+    /// A job that begins, of which this is kept.
+    pub(super) fn new(job: Arc<dyn AnyJob>, keep: Keep) -> Result<Self, Broken> {
+        Self::resume(job, keep, None, SavedOutcomes::default())
     }
 
     /// A job as it was saved.
     pub(super) fn resume(
         job: Arc<dyn AnyJob>,
+        keep: Keep,
         report: Option<Box<RawValue>>,
         SavedOutcomes { done, failed, refused }: SavedOutcomes,
     ) -> Result<Self, Broken> {
-        let keeps_outputs = job.keep() == gristmill_shared::Keep::Outputs;
         let folds_in_order = job.folds_in_order();
         let fold = guarded("the report", || job.fold(report.as_deref()))?;
         let fold = fold.map_err(|error| Broken(error.to_string()))?;
@@ -93,7 +93,7 @@ impl Work {
             done,
             failed,
             refused,
-            keeps_outputs,
+            keep,
             folds_in_order,
             saved_report: report,
             report: None,
@@ -134,6 +134,10 @@ impl Work {
         if new == 0 {
             return Ok(Ok(Taken { duplicates, ..Taken::default() }));
         }
+        let tasks = match self.tasks_to_keep(span) {
+            Ok(tasks) => tasks,
+            Err(malformed) => return Ok(Err(malformed)), // before anything is folded
+        };
         let collected = match guarded("collect", || self.fold.collect_span(span, &missing))? {
             Ok(collected) => collected,
             Err(CollectError::Malformed(malformed)) => return Ok(Err(malformed)),
@@ -144,8 +148,8 @@ impl Work {
         let undecodable: Vec<_> = undecodable.into_iter().map(|(index, why)| (index.0, why)).collect();
         let end = broke_at.map_or(range.end, |last| last.0 + 1);
         let folded = without(&missing, end, undecodable.iter().map(|(index, _)| *index));
-        if self.keeps_outputs
-            && let Err(malformed) = self.keep(span, &range, &folded)
+        if self.keep.keeps_outputs()
+            && let Err(malformed) = self.keep(span, tasks.as_deref(), &range, &folded)
         {
             return Ok(Err(malformed)); // cannot be: the span was an array just now
         }
@@ -165,24 +169,42 @@ impl Work {
         Ok(Ok(Taken { fresh, duplicates, late, broke: broke_at.is_some(), undecodable }))
     }
 
+    /// The span's tasks one by one, if they are kept and came along.
+    fn tasks_to_keep<'s>(&self, span: &DoneSpan<'s>) -> Result<Option<Vec<&'s RawValue>>, Malformed> {
+        let Some(tasks) = span.tasks.filter(|_| self.keep == Keep::Tasks) else { return Ok(None) };
+        let tasks: Vec<&RawValue> = serde_json::from_str(tasks.get()).map_err(Malformed::new)?;
+        if tasks.len() != span.count as usize {
+            let (count, found) = (span.count, tasks.len());
+            return Err(Malformed::new(format_args!(
+                "the span says it has {count} outputs, but has {found} tasks"
+            )));
+        }
+        Ok(Some(tasks))
+    }
+
     fn keep(
         &mut self,
         span: &DoneSpan<'_>,
+        tasks: Option<&[&RawValue]>,
         all: &Range<u64>,
         folded: &[Range<u64>],
     ) -> Result<(), Malformed> {
         if folded == std::slice::from_ref(all) {
             let outputs = span.outputs.get().to_owned();
-            self.outputs.push(KeptOutputs { first: all.start, count: span.count.into(), outputs });
+            let tasks = tasks.and(span.tasks).map(|tasks| tasks.get().to_owned());
+            self.outputs.push(KeptOutputs { first: all.start, count: span.count.into(), outputs, tasks });
             return Ok(());
         }
         let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get()).map_err(Malformed::new)?;
         for range in folded {
             let place = |index: u64| usize::try_from(index - all.start).unwrap_or(usize::MAX);
-            let part: Vec<&str> =
-                outputs[place(range.start)..place(range.end)].iter().map(|output| output.get()).collect();
-            let outputs = format!("[{}]", part.join(","));
-            self.outputs.push(KeptOutputs { first: range.start, count: range.end - range.start, outputs });
+            let part = |values: &[&RawValue]| {
+                let part: Vec<&str> =
+                    values[place(range.start)..place(range.end)].iter().map(|value| value.get()).collect();
+                format!("[{}]", part.join(","))
+            };
+            let (first, count) = (range.start, range.end - range.start);
+            self.outputs.push(KeptOutputs { first, count, outputs: part(&outputs), tasks: tasks.map(part) });
         }
         Ok(())
     }

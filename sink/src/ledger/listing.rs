@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row};
 use serde_json::value::RawValue;
 
 use super::{
-    ExportRow, FailureRow, JobView,
+    ExportRow, FailureRow, JobView, OutputRow,
     columns::{conversion, text},
 };
 
@@ -48,18 +48,26 @@ pub(super) fn each_output(
     connection: &Connection,
     job: i64,
     ordered: bool,
-    each: &mut dyn FnMut(TaskIndex, &RawValue) -> ControlFlow<()>,
+    each: &mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>,
 ) -> rusqlite::Result<ControlFlow<()>> {
     let order = if ordered { "first" } else { "seq" };
-    let sql = format!("SELECT first, outputs FROM outputs WHERE job = ?1 ORDER BY {order}");
+    let sql = format!(
+        "SELECT outputs.first, outputs, tasks FROM outputs LEFT JOIN tasks USING (job, first)
+         WHERE job = ?1 ORDER BY outputs.{order}"
+    );
     let mut rows = connection.prepare(&sql)?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
         let first: u64 = row.get(0)?;
         let outputs: Vec<&RawValue> =
             serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| conversion(1, error))?;
+        let tasks = row.get_ref(2)?.as_str_or_null()?;
+        let tasks: Vec<&RawValue> =
+            serde_json::from_str(tasks.unwrap_or("[]")).map_err(|error| conversion(2, error))?;
+        let mut tasks = tasks.into_iter();
         for (index, output) in (first..).zip(outputs) {
-            if each(TaskIndex(index), output).is_break() {
+            let task = tasks.next();
+            if each(OutputRow { index: TaskIndex(index), task, output }).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -83,9 +91,9 @@ pub(super) fn export(
         })?;
     }
     if goes_on.is_continue() {
-        goes_on = each_output(connection, job, true, &mut |index, output| {
+        goes_on = each_output(connection, job, true, &mut |row| {
             outputs += 1;
-            each(ExportRow::Output { index, output })
+            each(ExportRow::Output(row))
         })?;
     }
     if goes_on.is_continue() {

@@ -29,7 +29,8 @@ pub use reader::LedgerReader;
 pub use record::JobState;
 pub(crate) use record::{Counts, End, Record, Seal};
 pub use rows::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, ParkedJob, ParkedMessages,
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, OutputPass, OutputRow,
+    ParkedJob, ParkedMessages,
 };
 pub use verify::Verification;
 

@@ -29,6 +29,8 @@ pub(crate) struct KeptOutputs {
     pub(crate) count: u64,
     /// A JSON array.
     pub(crate) outputs: String,
+    /// The tasks themselves, likewise, if they are kept.
+    pub(crate) tasks: Option<String>,
 }
 
 /// The tasks with an output.
@@ -166,8 +168,13 @@ pub(crate) fn save_outputs(
 ) -> rusqlite::Result<()> {
     let mut save = transaction
         .prepare_cached("INSERT INTO outputs (job, first, count, outputs) VALUES (?1, ?2, ?3, ?4)")?;
-    for KeptOutputs { first, count, outputs } in outputs {
+    let mut save_tasks =
+        transaction.prepare_cached("INSERT INTO tasks (job, first, tasks) VALUES (?1, ?2, ?3)")?;
+    for KeptOutputs { first, count, outputs, tasks } in outputs {
         save.execute(params![job, first, count, outputs])?;
+        if let Some(tasks) = tasks {
+            save_tasks.execute(params![job, first, tasks])?;
+        }
     }
     Ok(())
 }

@@ -61,7 +61,9 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     let left = transaction.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
     transaction.commit()?;
     // Only now, and also what an earlier one left: rows of jobs that are not there.
-    for (table, key) in [("outputs", "seq"), ("done", "seq"), ("refused", "seq"), ("reports", "job")] {
+    let keyed =
+        [("outputs", "seq"), ("tasks", "seq"), ("done", "seq"), ("refused", "seq"), ("reports", "job")];
+    for (table, key) in keyed {
         sweep(
             connection,
             &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"),

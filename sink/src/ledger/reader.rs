@@ -6,13 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gristmill_shared::{JobId, TaskIndex, wire::MISSING_MAX_RANGES};
+use gristmill_shared::{JobId, Keep, TaskIndex, wire::MISSING_MAX_RANGES};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, ParkedJob,
-    ParkedMessages, Record, Verification,
+    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, OutputPass,
+    ParkedJob, ParkedMessages, Record, Verification,
     builds::Builds,
     columns::{json, text},
     connect, failed,
@@ -92,8 +92,26 @@ impl LedgerReader {
         ordered: bool,
         each: &mut dyn FnMut(TaskIndex, &RawValue) -> ControlFlow<()>,
     ) -> Result<(), SinkError> {
+        self.output_rows(job, ordered, &mut [&mut |row| each(row.index, row.output)])
+    }
+
+    /// Hands over the outputs that were kept of a job with their tasks, as [`LedgerReader::outputs`] does, to each of `passes`
+    /// in turn. All passes see the same commit. A task is none if only its output is kept.
+    ///
+    /// # Errors
+    /// If the ledger does not have the job, or cannot be read.
+    pub fn output_rows(
+        &self,
+        job: JobId,
+        ordered: bool,
+        passes: &mut [OutputPass<'_>],
+    ) -> Result<(), SinkError> {
         let (seq, _) = self.find(job)?;
-        self.read(|connection| listing::each_output(connection, seq, ordered, each).map(drop))
+        self.read(|connection| {
+            passes
+                .iter_mut()
+                .try_for_each(|each| listing::each_output(connection, seq, ordered, *each).map(drop))
+        })
     }
 
     /// Hands over everything about a job as of one commit, in the order of [`ExportRow`]. `each` may take its time, as
@@ -195,7 +213,10 @@ fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<J
     let builds = Builds::load(connection, seq)?.shares();
     let dead = "SELECT (SELECT count(*) FROM dead) + (SELECT dead_dropped FROM ledger)";
     let dead = connection.query_row(dead, [], |row| row.get(0))?;
-    Ok(JobView::new(record, report, missing, refused_tasks, builds, dead))
+    let has_tasks = "SELECT EXISTS (SELECT 1 FROM tasks WHERE job = ?1)";
+    let keeps_tasks = record.opened.policy.keep == Some(Keep::Tasks)
+        || connection.query_row(has_tasks, [seq], |row| row.get(0))?; // the kind may say so
+    Ok(JobView::new(record, report, missing, refused_tasks, builds, keeps_tasks, dead))
 }
 
 /// The refused tasks that have no outcome: the first ranges of them, and their number.

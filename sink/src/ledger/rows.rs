@@ -1,6 +1,6 @@
 //! What readers of a ledger get, ready for people and for `--json`.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use gristmill_shared::{
     Account, BuildId, Conclusion, JobId, Kind, Lane, Plan, Policy, Round, TaskIndex, WorkerId,
@@ -85,6 +85,8 @@ pub struct JobView {
     pub builds: Vec<BuildShare>,
     /// Tasks of which an outcome was refused, and that have no other.
     pub refused: MissingTasks,
+    /// Whether the tasks are kept beside the outputs.
+    pub keeps_tasks: bool,
     /// If it stalls: the tasks that are known and have no outcome.
     pub missing: Option<MissingTasks>,
     /// How many messages that were none of ours the ledger was given, about whatever job.
@@ -107,6 +109,7 @@ impl JobView {
         missing: Option<MissingTasks>,
         refused: MissingTasks,
         builds: Vec<BuildShare>,
+        keeps_tasks: bool,
         dead_messages: u64,
     ) -> Self {
         let summary = JobSummary::from(&record);
@@ -124,6 +127,7 @@ impl JobView {
             build,
             builds,
             refused,
+            keeps_tasks,
             missing,
             dead_messages,
         }
@@ -149,6 +153,21 @@ pub struct FailureRow {
     pub task: Option<Box<RawValue>>,
 }
 
+/// An output that was kept.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct OutputRow<'a> {
+    /// Which task's.
+    pub index: TaskIndex,
+    /// The task itself, if it is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<&'a RawValue>,
+    /// The output.
+    pub output: &'a RawValue,
+}
+
+/// Takes one row after another, until it wants no more.
+pub type OutputPass<'a> = &'a mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>;
+
 /// Everything about a job: first the job, then its failures by index, then the outputs that were kept by index, and at
 /// the end how many there were, so that a reader knows that nothing was cut off.
 ///
@@ -161,12 +180,7 @@ pub enum ExportRow<'a> {
     /// A task that failed for good.
     Failure(FailureRow),
     /// A task's output.
-    Output {
-        /// Which task.
-        index: TaskIndex,
-        /// The output.
-        output: &'a RawValue,
-    },
+    Output(OutputRow<'a>),
     /// The end; once.
     End {
         /// How many failures there were.

@@ -107,6 +107,16 @@ const TABLES: &str = "
         UNIQUE (job, first)
     ) STRICT;
 
+    -- The tasks that outputs came of, as a JSON array beside the row of `outputs` with the same `first`; only of jobs that
+    -- keep them.
+    CREATE TABLE tasks (
+        seq INTEGER PRIMARY KEY,
+        job INTEGER NOT NULL,
+        first INTEGER NOT NULL,
+        tasks TEXT NOT NULL,
+        UNIQUE (job, first)
+    ) STRICT;
+
     -- What is to be published; a row goes when the broker has it.
     CREATE TABLE outbox (
         seq INTEGER PRIMARY KEY AUTOINCREMENT,

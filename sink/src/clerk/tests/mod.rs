@@ -6,6 +6,7 @@ mod counting;
 mod ends;
 mod findings;
 mod in_order;
+mod keeping;
 mod missing;
 mod versions;
 

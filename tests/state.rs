@@ -1,0 +1,49 @@
+//! The example of a state per worker and job.
+
+use std::path::PathBuf;
+
+use tokio::process::Command;
+
+use crate::harness::{Process, Site};
+
+/// How many numbers below a million are the product of two primes.
+const SEMIPRIMES: &str = "210035";
+/// What the example says when it makes its table.
+const OPENING: &str = "making the table of factors below 1000000";
+
+/// Where cargo puts the example beside the tests.
+fn example() -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/state");
+    assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
+    path
+}
+
+/// A hundred tasks on four slots of one process share one table.
+#[tokio::test]
+async fn state_is_opened_once_by_four_slots() {
+    let mut command = Command::new(example());
+    command.args(["run", "semiprimes", "--limit", "1000000", "--slots", "4", "--batch", "1"]);
+    let ended = Process::start("state", command).end().await;
+    assert_eq!(ended.answer(), SEMIPRIMES);
+    assert_eq!(ended.stderr.matches(OPENING).count(), 1, "{ended:?}");
+}
+
+/// Each job of a worker has a table of its own, over a broker too.
+#[tokio::test]
+async fn state_is_opened_once_per_worker_and_job() {
+    let site = Site::new();
+    let start = |words: &str| {
+        let mut command = site.program(example());
+        command.args(words.split_whitespace());
+        Process::start("state", command)
+    };
+    let _sink = start("sink");
+    let worker = start("worker --slots 2");
+    for _ in 0..2 {
+        let submitted = start("producer submit semiprimes --limit 1000000 --batch 1 --wait").end().await;
+        assert_eq!(submitted.answer(), SEMIPRIMES, "{submitted:?}");
+    }
+    let ended = worker.stop().await;
+    assert_eq!((ended.code, ended.stderr.matches(OPENING).count()), (0, 2), "{ended:?}");
+}
