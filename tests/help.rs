@@ -91,7 +91,9 @@ async fn own_flags_of_a_kind_come_first() {
         let headings =
             ["\nOptions:", "\nJob options:", "\nBroker options:", "\nProcess options:", "\nLogging options:"];
         let places = headings.map(place);
-        assert!(places.is_sorted(), "{program}: {places:?}");
+        // The job's come next; where clap puts the others depends on which commands have them.
+        assert!(places[0] < places[1], "{program}: {places:?}");
+        assert!(places[2..].iter().all(|place| *place > places[1]), "{program}: {places:?}");
         for flag in own {
             let place = place(&format!("      {flag} <"));
             assert!((places[0]..places[1]).contains(&place), "{program} {flag}: {long}");

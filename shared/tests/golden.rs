@@ -102,6 +102,13 @@ fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
                 assert!(known, "{}: no {at}/{field} is read", golden.form);
             }
             for (field, default) in table.column(0).map(plain).zip(table.column(2)) {
+                // The example lacks optional fields, whose default need not be a value.
+                if !object.contains_key(field) {
+                    assert_ne!(default, "—", "{}: {at}/{field} is not in the example", golden.form);
+                    if !default.starts_with('`') {
+                        continue;
+                    }
+                }
                 let change = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
                     let mut changed = example.clone();
                     change(changed.pointer_mut(&at).and_then(Value::as_object_mut).unwrap());

@@ -48,7 +48,7 @@ pub(super) fn arrange(command: Command) -> Command {
     arrange_below(command, &places, &[])
 }
 
-/// The flags that several commands share, by their headings, in the order in which they are shown.
+/// The flags that several commands share, by their headings, in the order in which `-h` names them.
 fn groups() -> [(&'static str, Command); 4] {
     let none = || Command::new("group");
     let process = StateFlags::augment_args(SlotFlags::augment_args(none()));

@@ -215,3 +215,26 @@ impl Fact {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_carries_its_report_and_failures() {
+        let json = concat!(
+            r#"{"job":"0193a1c2-7b40-7d10-8e5a-6f2b1c9d4e3f","kind":"count","round":0,"#,
+            r#""account":{"total":2,"done":1,"failed":1,"skipped":0,"duplicates":0,"late":0,"stopped":null},"#,
+            r#""conclusion":{"text":"1","answered":true},"#,
+            r#""report":REPORT,"failures":[{"index":1,"reason":"cold"}]}"#
+        );
+        for report in ["1", "null", r#"{"a":[0.1,-0.0]}"#] {
+            let json = json.replace("REPORT", report);
+            let finished: Finished = serde_json::from_str(&json).unwrap();
+            assert_eq!(finished.report.as_ref().map(|report| report.get()), Some(report));
+            assert_eq!(finished.report_bytes, None);
+            assert_eq!(finished.failures, [FailureNote { index: TaskIndex(1), reason: "cold".into() }]);
+            assert_eq!(serde_json::to_string(&finished).unwrap(), json);
+        }
+    }
+}

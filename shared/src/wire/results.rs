@@ -81,16 +81,16 @@ pub fn clip_reason(reason: &str) -> Cow<'_, str> {
 /// Cuts a text to at most `max_bytes`, which is more than the mark of the cut takes, and marks the
 /// cut.
 #[must_use]
-pub fn clip_text(reason: &str, max_bytes: usize) -> Cow<'_, str> {
-    if reason.len() <= max_bytes {
-        return reason.into();
+pub fn clip_text(text: &str, max_bytes: usize) -> Cow<'_, str> {
+    if text.len() <= max_bytes {
+        return text.into();
     }
     const MARK: &str = " … (cut)";
     let mut end = max_bytes.saturating_sub(MARK.len());
-    while !reason.is_char_boundary(end) {
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}{MARK}", &reason[..end]).into()
+    format!("{}{MARK}", &text[..end]).into()
 }
 
 /// How many bytes a text takes as JSON, where some characters take six.
