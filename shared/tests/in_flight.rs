@@ -30,7 +30,7 @@ enum Act {
     Panic,
     /// Blocks its thread until the test has looked.
     Block,
-    /// Waits until so many others are in flight, and says how many were there at most.
+    /// Waits until this many are in flight; its output is the most that were there.
     Meet(u32),
 }
 

@@ -1,9 +1,9 @@
 //! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
 //!
-//! A thread cannot be ended from outside. When a task runs on long after its time limit, or when the worker leaves and its
-//! grace has ended, or when it runs on long after its job was stopped, its thread loses the seat,
-//! in one step with the batch: from then on nothing that it says of the batch
-//! is heard, and somebody else does what is left to do.
+//! A thread cannot be ended from outside. The thread loses the seat, in one step with the batch, when
+//! a task runs on long after its time limit or after its job's stop, and when the grace of a leaving
+//! worker ends. From then on what the thread says of the batch is dropped, and the crew does what is
+//! left to do.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
