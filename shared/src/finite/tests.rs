@@ -123,7 +123,7 @@ struct Answer {
     maybe: Option<f64>,
 }
 
-#[derive(Serialize, Deserialize, Default)]
+#[derive(Debug, Serialize, Deserialize, Default)]
 struct Report {
     by_index: BTreeMap<u64, f64>,
 }
