@@ -15,6 +15,7 @@ pub struct App {
     kinds: Vec<KindArgs>,
     registry: Registry,
     refused: Option<RegisterError>,
+    pub(crate) build: Option<&'static str>,
 }
 
 /// What a program is.
@@ -64,7 +65,15 @@ impl App {
             kinds: Vec::new(),
             registry: Registry::default(),
             refused: None,
+            build: None,
         }
+    }
+
+    /// Names the build of the program, 1 to 63 of `a-z`, `0-9` and `-`: for several executables that are built together,
+    /// as one for each role. Defaults to a hash of the executable.
+    #[must_use]
+    pub fn build(self, build: &'static str) -> Self {
+        Self { build: Some(build), ..self }
     }
 
     /// The program's own version, for `--version` and for cursors: a job is resumed by the version that submitted it.

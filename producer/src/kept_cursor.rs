@@ -44,6 +44,11 @@ impl KeptCursor {
         self.advance(place).await
     }
 
+    /// Leaves the cursor to other producers. It is not saved any more.
+    pub(crate) fn let_go(&mut self) {
+        self.kept = None;
+    }
+
     async fn save(&self) -> Result<(), ProducerError> {
         self.with_dir(CursorDir::save).await
     }

@@ -293,6 +293,7 @@ impl Submission {
         leave: impl Future<Output = ()> + Send,
     ) -> Result<(), ProducerError> {
         let mut leave = pin!(leave);
+        self.kept.let_go(); // `resume --missing` may run beside this one
         let refused = self.refused.clone();
         let following = self.producer.commons.following(&self.producer.transport).clone();
         let stop = following.board.stop_signal(self.id(), Round(0));

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    gristmill::App::with_built_in_jobs().main()
+    gristmill::App::with_built_in_jobs().build(env!("GRISTMILL_BUILD")).main()
 }

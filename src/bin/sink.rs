@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use gristmill::{App, Role};
 
 fn main() -> ExitCode {
-    App::with_built_in_jobs().main_as(Role::Sink)
+    App::with_built_in_jobs().build(env!("GRISTMILL_BUILD")).main_as(Role::Sink)
 }

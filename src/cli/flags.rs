@@ -229,7 +229,7 @@ pub(crate) struct SubmitFlags {
     fail_fast: Option<FailFast>,
 
     /// Let only workers of this very build run the tasks [default: every build with the kind's version]
-    #[arg(long, global = true, env = "GRISTMILL_SAME_BUILD")]
+    #[arg(long, global = true)]
     same_build: bool,
 
     /// How long a failed task waits before its second, third, ... try, from 1s to 24h each, at most 16 of them; the last

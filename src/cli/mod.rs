@@ -45,7 +45,7 @@ use self::{
     log::Said,
     signals::Signals,
 };
-use crate::{App, Exit, Role, exit::Failure};
+use crate::{App, Exit, Role, build_id::name_build, exit::Failure};
 
 /// What every command is given.
 pub(crate) struct Context {
@@ -88,6 +88,9 @@ fn complain(exit: Exit, why: &dyn Display) -> Exit {
 fn try_main(app: App, role: Role) -> Outcome {
     gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // nothing, but in our own tests
     let version = app.version;
+    if let Some(build) = app.build {
+        name_build(build).map_err(|error| Failure::new(Exit::Bug, error))?;
+    }
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
