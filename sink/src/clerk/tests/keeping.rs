@@ -20,7 +20,8 @@ fn with_tasks(job: &Submitted, first: u64, count: u32, outputs: &str, tasks: &st
     let (outputs, tasks) = (raw(outputs), raw(tasks));
     let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs, tasks: Some(&tasks) }];
     let (job, round, worker) = (job.id, Round(0), app());
-    let results = Results { job, round, worker, busy_us: 1, done, failed: Vec::new() };
+    let results =
+        Results { job, round, worker, busy_us: 1, done, failed: Vec::new(), version: 0, build: None };
     results.message(format!("{job}/{first}"), "test")
 }
 
