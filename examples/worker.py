@@ -273,7 +273,8 @@ def first_step(delay):
 
 def count(properties, header):
     value = (properties.headers or {}).get(header)
-    return max(0, value) if type(value) is int else 0
+    # pika has a type of its own for numbers of 64 bits, which is one of integers.
+    return max(0, int(value)) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def clip(reason):
