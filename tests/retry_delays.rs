@@ -13,7 +13,8 @@ use crate::{
     harness::{Process, Site, within},
 };
 
-/// Three seconds are no step of the ladder: the task waits on the shortest one three times, on a real broker.
+/// Three seconds are no step of the ladder: the task waits on the shortest one three times, on a
+/// real broker.
 #[tokio::test]
 async fn retry_delays_of_a_job_are_waited_for() {
     let site = Site::new();
@@ -35,7 +36,8 @@ async fn retry_delays_of_a_job_are_waited_for() {
     site.verify(job).await;
 }
 
-/// A job in one process gives up after 17 s by default, a fleet after 11 minutes; of three tries it is 2 s and 11 s.
+/// A job in one process gives up after 17 s by default, a fleet after 11 minutes; of three tries it
+/// is 2 s and 11 s.
 #[tokio::test]
 async fn run_waits_less_than_a_fleet() {
     let began = Instant::now();
@@ -55,7 +57,8 @@ async fn retry_delays_out_of_range_are_refused() {
     }
 }
 
-/// The worker in Python moves a batch on that has still to wait, and sends its tasks with their outputs if they are kept.
+/// The worker in Python moves a batch on that has still to wait, and sends its tasks with their
+/// outputs if they are kept.
 #[tokio::test]
 async fn delay_is_waited_for_in_another_language() {
     let site = Site::new();

@@ -36,8 +36,8 @@ pub struct Headers {
     pub attempt: u32,
     /// `gm-loss`: how often the worker of this single task has died.
     pub loss: u32,
-    /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come out of its present
-    /// step of the retry ladder.
+    /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come
+    /// out of its present step of the retry ladder.
     pub delay_ms: u32,
     /// `gm-reason`: why a message is in the dead queue.
     pub reason: Option<String>,

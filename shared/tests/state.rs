@@ -59,7 +59,8 @@ impl Job for Lengths {
     }
 }
 
-/// Each output comes with the task that it came of, however batches are cut, and the state is opened once for all of them.
+/// Each output comes with the task that it came of, however batches are cut, and the state is
+/// opened once for all of them.
 #[test]
 fn tasks_are_folded_with_their_outputs() {
     let words: Vec<String> = (0..50).map(|length| "\"ä".repeat(length % 9)).collect();

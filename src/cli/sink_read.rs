@@ -43,19 +43,23 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// Print a job's outputs, one a line: index, tab, output as JSON; for jobs that keep them (submit --keep)
+    /// Print a job's outputs, one a line: index, tab, output as JSON; for jobs that keep them
+    /// (submit --keep)
     ///
-    /// With --csv the first line has the columns' names. An output that is an object has a column for each of its fields,
-    /// `output.NAME`; an array one for each element, `output.0`; any other value has the column `output`. Tasks likewise. The
-    /// columns are those that any row needs, up to 1,000 each, in the order of their first use; if there are more, whole
-    /// values stand in `output` or `task` as JSON. Texts stand as they are, null as nothing, and what lies deeper as JSON.
+    /// With --csv the first line has the columns' names. An output that is an object has a column
+    /// for each of its fields, `output.NAME`; an array one for each element, `output.0`; any other
+    /// value has the column `output`. Tasks likewise. The columns are those that any row needs, up
+    /// to 1,000 each, in the order of their first use; if there are more, whole values stand in
+    /// `output` or `task` as JSON. Texts stand as they are, null as nothing, and what lies deeper
+    /// as JSON.
     Outputs {
         /// The job's id
         job: JobId,
         /// In the order of the split, not of arrival
         #[arg(long)]
         ordered: bool,
-        /// With the tasks that they came of, between index and output; of a job submitted with --keep tasks
+        /// With the tasks that they came of, between index and output; of a job submitted with
+        /// --keep tasks
         #[arg(long)]
         with_tasks: bool,
         /// Print JSON, one output a line

@@ -47,8 +47,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks in order, on the
-    /// calling thread, until they have all run, the job is stopped or the
+    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
+    /// tasks in order, on the calling thread, until they have all run, the job is stopped or the
     /// run is halted; returns how many ran to an outcome. Outcomes are handed on through `run`.
     ///
     /// # Errors

@@ -119,7 +119,7 @@ impl Job {
     }
 }
 
-/// What the ledger keeps of a job: what its submitter said, or else its kind.
+/// Returns what the ledger keeps of a job: as its submitter said, or else its kind.
 pub(super) fn kept(opened: &Opened, job: &dyn AnyJob) -> Keep {
     opened.policy.keep.unwrap_or_else(|| job.keep())
 }
