@@ -4,8 +4,9 @@
 //! cargo run --release --example state -- run semiprimes --limit 1000000
 //! ```
 //!
-//! The table of smallest prime factors takes a while to make and is only read afterwards, so each worker makes it once for
-//! the job, and all of its slots share it. A model that is loaded or a pool of connections is no different.
+//! The table of smallest prime factors takes a while to make and is only read afterwards, so each
+//! worker makes it once for the job, and all of its slots share it. A model that is loaded or a
+//! pool of connections is no different.
 
 use std::{ops::Range, process::ExitCode};
 

@@ -19,6 +19,8 @@ PREFETCH = 4  # messages held of `tasks`, and as many of `again`
 REPORT_AFTER = 1.0  # seconds after which a long batch reports what it has
 RESULTS_BYTES, OUTPUT_BYTES, REASON_BYTES = 256 << 10, 1 << 20, 4 << 10
 STOPPED_MAX = 100_000  # stopped jobs that are remembered
+STEPS = [(600_000, "10m"), (60_000, "1m"), (10_000, "10s"), (1_000, "1s")]  # of the retry ladder, in milliseconds
+DELAY_MAX = 86_400_000  # milliseconds a task waits at most before its next try
 PAUSE_MAX = 1.0  # seconds between two tries to publish to a full queue
 
 
@@ -114,6 +116,10 @@ class Worker:
                 return
             if batch["kind"] not in KINDS:
                 return self.pass_on("work", "retry.10s", properties, body)
+            delay = count(properties, "gm-delay")
+            if role == "again" and delay >= 1000:  # it has still to wait
+                step, rest = first_step(delay)
+                return self.pass_on("work", f"retry.{step}", properties, body, {"gm-delay": rest})
             try:
                 process = KINDS[batch["kind"]](batch["spec"])
             except Exception as error:
@@ -143,25 +149,27 @@ class Worker:
                     raise Reject(f"its output takes {size} bytes, more than {OUTPUT_BYTES}")
                 if time.monotonic() - began > timeout:
                     raise TimeoutError(f"it took longer than {timeout} s")
-                report.done(index, output, size)
+                report.done(index, output, size, task)
             except Exception as error:
                 tries = failures + 1
                 in_this_round = tries - batch.get("spent", 0)
                 if isinstance(error, Reject) or in_this_round >= batch["policy"].get("max_attempts", 5):
                     report.failed(index, f"{type(error).__name__}: {error}", tries, losses, task)
                 else:
-                    step = {1: "1s", 2: "10s", 3: "1m"}.get(in_this_round, "10m")
-                    self.send_batch(f"retry.{step}", batch, index, [task], tries, losses)
+                    delays = batch["policy"].get("retry_delays_ms") or [wait for wait, _ in reversed(STEPS)]
+                    delay = delays[min(in_this_round, len(delays)) - 1]
+                    step, rest = first_step(max(1000, math.ceil(delay / 1000) * 1000))
+                    self.send_batch(f"retry.{step}", batch, index, [task], tries, losses, rest)
             if report.bytes >= RESULTS_BYTES or time.monotonic() - report.began >= REPORT_AFTER:
                 report.send()
                 report = Report(self, batch)
         report.send()
 
-    def send_batch(self, queue, batch, first, tasks, failures, losses):
+    def send_batch(self, queue, batch, first, tasks, failures, losses, delay=0):
         """Tasks of a batch as a batch of their own."""
         part = batch | {"first": first, "count": len(tasks), "tasks": tasks}
         name = f"{batch['job']}/{first}+{len(tasks)}@{batch['round']}.{failures}"
-        headers = {"gm-attempt": failures, "gm-loss": losses}
+        headers = {"gm-attempt": failures, "gm-loss": losses, "gm-delay": delay}
         headers = {header: times for header, times in headers.items() if times}
         self.send("work", queue, "gristmill.batch.v1", name, batch["job"], part, headers)
 
@@ -200,12 +208,15 @@ class Report:
         self.worker, self.batch = worker, batch
         self.spans, self.failures, self.bytes, self.began = [], [], 0, time.monotonic()
 
-    def done(self, index, output, size):
+    def done(self, index, output, size, task):
         if not self.spans or self.spans[-1]["first"] + self.spans[-1]["count"] != index:
             self.spans.append({"first": index, "count": 0, "outputs": []})
         self.spans[-1]["count"] += 1
         self.spans[-1]["outputs"].append(output)
         self.bytes += size
+        if self.batch["policy"].get("keep") == "tasks":  # it travels with its output
+            self.spans[-1].setdefault("tasks", []).append(task)
+            self.bytes += len(json.dumps(task))
 
     def failed(self, index, reason, attempts, losses, task):
         why = clip(reason)
@@ -235,6 +246,7 @@ def read_batch(properties, body):
         uuid.UUID(batch["job"])
         numbers = [batch["round"], batch["first"], batch["count"], policy.get("max_attempts", 5)]
         numbers.append(policy.get("task_timeout_ms") or 0)
+        numbers += policy.get("retry_delays_ms", [])
         fits = all(type(number) is int and number >= 0 for number in numbers)
         fits = fits and isinstance(batch["kind"], str) and isinstance(batch["tasks"], list)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -252,9 +264,17 @@ def finite(text):
     return float(text) if math.isfinite(float(text)) else refuse(text)
 
 
+def first_step(delay):
+    """The longest step that is not longer than so many milliseconds, at least 1,000, and how many are left after it."""
+    delay = min(delay, DELAY_MAX)
+    wait, step = next((wait, step) for wait, step in STEPS if wait <= delay)
+    return step, delay - wait
+
+
 def count(properties, header):
     value = (properties.headers or {}).get(header)
-    return max(0, value) if type(value) is int else 0
+    # pika has a type of its own for numbers of 64 bits, which is one of integers.
+    return max(0, int(value)) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def clip(reason):

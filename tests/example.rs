@@ -7,7 +7,7 @@ use tokio::process::Command;
 use crate::harness::{Process, Site};
 
 /// Where cargo puts the example beside the tests.
-fn collatz() -> PathBuf {
+pub(crate) fn collatz() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/collatz");
     assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
@@ -49,7 +49,7 @@ async fn it_goes_by_its_own_name_and_shows_no_examples_of_ours() {
 }
 
 /// A Python that has pika.
-fn python() -> String {
+pub(crate) fn python() -> String {
     let with_pika = |python: &str| {
         let script = "import pika, sys; print(sys.executable)";
         let tried = std::process::Command::new(python).args(["-c", script]).output().ok()?;

@@ -1,4 +1,4 @@
-//! What is kept of a job, and how `sink outputs` prints it.
+//! `--keep` and the forms of `sink outputs`.
 
 use serde_json::json;
 

@@ -6,12 +6,12 @@ use tokio::process::Command;
 
 use crate::harness::{Process, Site};
 
-/// How many numbers below a million are the product of two primes.
+/// The number of products of two primes below a million.
 const SEMIPRIMES: &str = "210035";
-/// What the example says when it makes its table.
+/// The example's line when it makes its table.
 const OPENING: &str = "making the table of factors below 1000000";
 
-/// Where cargo puts the example beside the tests.
+/// The example's place beside the tests.
 fn example() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/state");

@@ -140,7 +140,8 @@ impl Producer {
         options: SubmitOptions,
     ) -> Result<Submission, ProducerError> {
         let plan = job.plan().map_err(ProducerError::Plan)?;
-        let keep = options.policy.keep.filter(|keep| *keep != job.keep()); // what the kind says need not travel
+        // What the kind says need not travel.
+        let keep = options.policy.keep.filter(|keep| *keep != job.keep());
         let cursor = Cursor {
             job: options.job.unwrap_or_else(JobId::generate),
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,

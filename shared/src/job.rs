@@ -65,7 +65,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Whether [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
     /// outputs, whatever [`Job::KEEP`] says. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
-    /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more, beside its output.
+    /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
+    /// beside its output.
     const WITH_TASKS: bool = false;
     /// The number of tasks of a batch that a slot keeps in flight through [`Job::process_async`].
     /// Defaults to 0: a slot runs one task at a time, through [`Job::process`].
@@ -98,13 +99,15 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         self.split().skip(usize::try_from(index.0).unwrap_or(usize::MAX))
     }
 
-    /// Runs in a worker before the first task of the job there: opens what its tasks share, such as a model or a pool of
-    /// connections. Once per worker and round of the job; [`TaskContext::state`] reads it, and it is dropped on a slot's thread
-    /// when the round has ended. Its time counts for no task. Defaults to no state.
+    /// Runs in a worker before the first task of the job there: opens what its tasks share, such as
+    /// a model or a pool of connections. Once per worker and round of the job;
+    /// [`TaskContext::state`] reads it, and it is dropped on a slot's thread when the round has
+    /// ended. Its time counts for no task. Defaults to no state.
     ///
     /// # Errors
-    /// The tasks of the batch that needed it have failed for this reason, and are tried again as after an error of
-    /// `process`. Another batch tries again, at most once a second. A panic counts as an error.
+    /// The tasks of the batch that needed it have failed for this reason, and are tried again as
+    /// after an error of `process`. Another batch tries again, at most once a second. A panic
+    /// counts as an error.
     fn prepare(&self) -> Result<State, TaskError> {
         Ok(State::none())
     }
@@ -150,7 +153,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.
     fn collect(&self, report: &mut Self::Report, index: TaskIndex, output: Self::Output) -> ControlFlow<()>;
 
-    /// [`Job::collect`] with the task itself: called in its place if the job sets [`Job::WITH_TASKS`].
+    /// [`Job::collect`] with the task itself: called in its place if the job sets
+    /// [`Job::WITH_TASKS`].
     fn collect_with_task(
         &self,
         report: &mut Self::Report,
@@ -192,8 +196,8 @@ pub enum Keep {
     Report,
     /// Every output as well, stored in the same transaction; `sink outputs JOB` streams them.
     Outputs,
-    /// Every output with its task; `sink outputs JOB --with-tasks` streams both. Each task then travels once more, beside its
-    /// output.
+    /// Every output with its task; `sink outputs JOB --with-tasks` streams both. Each task then
+    /// travels once more, beside its output.
     Tasks,
 }
 
@@ -319,7 +323,8 @@ impl Conclusion {
 
 /// A job that cannot be planned, split or read.
 ///
-/// It deliberately is no `std::error::Error`, so that `?` turns any error into one, as with [`TaskError`].
+/// The type deliberately is no `std::error::Error`, so that `?` turns any error into one, as with
+/// [`TaskError`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct JobError(String);
 

@@ -157,14 +157,16 @@ impl RetryDelay {
     /// Every step, the shortest first.
     pub const ALL: [Self; 4] = [Self::Second, Self::TenSeconds, Self::Minute, Self::TenMinutes];
 
-    /// The longest step that is not longer than `delay`; none if `delay` is shorter than every step.
+    /// Returns the longest step that is not longer than `delay`; none if `delay` is shorter than
+    /// every step.
     #[must_use]
     pub fn within(delay: Duration) -> Option<Self> {
         Self::ALL.into_iter().rev().find(|step| step.duration() <= delay)
     }
 
-    /// The step on which a wait of `delay` begins, and the rest that is left after it. A delay is rounded up to the whole
-    /// second, is at least the shortest step, and at most [`RETRY_DELAY_MAX`].
+    /// Returns the step on which a wait of `delay` begins, and the rest that is left after it. A
+    /// delay is rounded up to the whole second, is at least the shortest step, and at most
+    /// [`RETRY_DELAY_MAX`].
     #[must_use]
     pub fn first_step(delay: Duration) -> (Self, Duration) {
         let whole = Duration::from_secs(delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0)));

@@ -41,8 +41,8 @@ pub struct Headers {
     /// `gm-undecodable`: which workers could not decode it, and since when: milliseconds since 1970 and worker ids,
     /// separated by spaces.
     pub undecodable: Option<String>,
-    /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come out of its present
-    /// step of the retry ladder.
+    /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come
+    /// out of its present step of the retry ladder.
     pub delay_ms: u32,
     /// `gm-reason`: why a message is in the dead queue.
     pub reason: Option<String>,

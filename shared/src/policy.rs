@@ -1,5 +1,5 @@
-//! How a job's tasks are treated when they fail, and what is kept of them; travels in every batch, so that every worker
-//! treats a job alike.
+//! The treatment of a job's tasks when they fail, and what is kept of them. It travels in every
+//! batch, so that every worker treats a job alike.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -13,11 +13,11 @@ pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 /// The most delays a policy may list; the last one repeats, so more would hardly be reached.
 pub const RETRY_DELAYS_MAX: usize = 16;
 
-/// The longest wait before a next try: a task that asks for more waits this long. At 10 min for each hop of the retry
-/// ladder this takes 144 messages.
+/// The longest wait before a next try: a task that asks for more waits this long. At 10 min for
+/// each hop of the retry ladder this takes 144 messages.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How a job's tasks are treated when they fail, and what is kept of them.
+/// The treatment of a job's tasks when they fail, and what is kept of them.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
     /// A task that failed this often is a failure. At least 1. Defaults to [`DEFAULT_MAX_ATTEMPTS`].
@@ -32,11 +32,13 @@ pub struct Policy {
     /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's version.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_build: bool,
-    /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most [`RETRY_DELAYS_MAX`],
-    /// each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means the retry ladder: 1 s, 10 s, 1 min, 10 min.
+    /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most
+    /// [`RETRY_DELAYS_MAX`], each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means
+    /// the retry ladder: 1 s, 10 s, 1 min, 10 min.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retry_delays_ms: Vec<u64>,
-    /// What the ledger keeps of the job. Defaults to what its kind says: [`Job::KEEP`](crate::Job::KEEP).
+    /// The part of the job that the ledger keeps. Defaults to what its kind says:
+    /// [`Job::KEEP`](crate::Job::KEEP).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -65,7 +67,8 @@ impl Policy {
         self.task_timeout_ms.map(Duration::from_millis)
     }
 
-    /// How long a task waits before its next try, after it has now failed `failures` times in its round.
+    /// Returns the wait before a task's next try, after it has now failed `failures` times in its
+    /// round.
     #[must_use]
     pub fn retry_delay(&self, failures: u32) -> Duration {
         let listed = &self.retry_delays_ms[..self.retry_delays_ms.len().min(RETRY_DELAYS_MAX)];

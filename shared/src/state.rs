@@ -8,8 +8,9 @@ use std::{
 
 use crate::TaskError;
 
-/// What [`Job::prepare`](crate::Job::prepare) opens for the tasks of a job in one worker: a model, a pool of connections,
-/// a table. Tasks read it with [`TaskContext::state`](crate::TaskContext::state), from several threads at a time.
+/// A value that [`Job::prepare`](crate::Job::prepare) opens for the tasks of a job in one worker: a
+/// model, a pool of connections, a table. Tasks read it with
+/// [`TaskContext::state`](crate::TaskContext::state), from several threads at a time.
 #[derive(Clone, Default)]
 pub struct State(Option<Value>);
 
@@ -20,19 +21,20 @@ struct Value {
 }
 
 impl State {
-    /// No state: that of a job which needs none.
+    /// Returns no state: that of a job which needs none.
     #[must_use]
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// This value, which is dropped when the job has ended and none of its tasks runs in this worker any more.
+    /// Wraps a value, which is dropped when the job has ended and none of its tasks runs in this
+    /// worker any more.
     #[must_use]
     pub fn new<T: Send + Sync + 'static>(value: T) -> Self {
         Self(Some(Value { value: Arc::new(value), type_name: type_name::<T>() }))
     }
 
-    /// The value, if it has this type.
+    /// Returns the value, if it has this type.
     ///
     /// # Errors
     /// A rejection that names both types: another try would find the same.

@@ -37,7 +37,7 @@ impl TaskContext {
         Self { job, index, attempt, stop, deadline: None, state: State::none() }
     }
 
-    /// The same context with a state, for tests that call [`Job::process`](crate::Job::process) themselves.
+    /// Adds a state, for tests that call [`Job::process`](crate::Job::process) themselves.
     #[must_use]
     pub fn with_state(self, state: State) -> Self {
         Self { state, ..self }
@@ -48,7 +48,8 @@ impl TaskContext {
         self.state = state;
     }
 
-    /// What [`Job::prepare`](crate::Job::prepare) opened in this worker. All slots that run tasks of the job share it.
+    /// Returns the value that [`Job::prepare`](crate::Job::prepare) opened in this worker. All
+    /// slots that run tasks of the job share it.
     ///
     /// # Errors
     /// If the job prepares nothing of this type. Pass it on with `?`: the task has failed for good.
@@ -140,9 +141,9 @@ impl TaskContext {
 
 /// Why a task gave no output.
 ///
-/// It deliberately is no `std::error::Error`, so that `?` turns any error into one: those of the standard library and of
-/// `thiserror`, `anyhow::Error`, `Box<dyn Error + Send + Sync>`, and texts. The reason has the text of the error and of its
-/// causes, and keeps nothing else of them.
+/// The type deliberately is no `std::error::Error`, so that `?` turns any error into one: those of
+/// the standard library and of `thiserror`, `anyhow::Error`, `Box<dyn Error + Send + Sync>`, and
+/// texts. The reason has the text of the error and of its causes, and keeps nothing else of them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -175,7 +176,8 @@ pub enum Trouble {
     Stopped,
     /// The deadline passed; counts as a failure.
     TimedOut,
-    /// Try again after this delay, whatever the job's policy says, with this reason. Counts as a failure.
+    /// Try again after this delay, whatever the job's policy says, with this reason. Counts as a
+    /// failure.
     Delayed(String, Duration),
 }
 
@@ -216,9 +218,9 @@ impl TaskError {
         Self(Trouble::Failed(why.to_string()))
     }
 
-    /// This try failed; the next one begins after `delay`, which takes the place of the job's own retry delays. The try
-    /// counts like any other. The delay is rounded up to the whole second, and is at least 1 s and at most
-    /// [`RETRY_DELAY_MAX`](crate::RETRY_DELAY_MAX).
+    /// Fails this try; the next one begins after `delay`, which takes the place of the job's own
+    /// retry delays. The try counts like any other. The delay is rounded up to the whole second,
+    /// and is at least 1 s and at most [`RETRY_DELAY_MAX`](crate::RETRY_DELAY_MAX).
     ///
     /// The reason is a plain one; [`TaskError::context`] says more.
     #[must_use]
@@ -226,8 +228,9 @@ impl TaskError {
         Self(Trouble::Delayed(format!("it asks for another try after {delay:?}"), delay))
     }
 
-    /// Puts `text` and a colon before the reason, as in `reading the index: no such file`. Changes nothing else: a
-    /// rejected task stays rejected, and a stop or a passed deadline has no reason to add to.
+    /// Puts `text` and a colon before the reason, as in `reading the index: no such file`. Changes
+    /// nothing else: a rejected task stays rejected, and a stop or a passed deadline has no reason
+    /// to add to.
     #[must_use]
     pub fn context(self, text: impl fmt::Display) -> Self {
         Self(match self.0 {

@@ -92,7 +92,8 @@ fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
                 );
             }
             for field in described.iter().filter(|field| !object.contains_key(**field)) {
-                // The example has its default, which is left out. A form that does not know the field passes over every value.
+                // The example has its default, which is left out. A form that does not know the
+                // field passes over every value.
                 let known = ["\"?\"", "7", "[7]"].iter().any(|value| {
                     let mut changed = example.clone();
                     let object = changed.pointer_mut(&at).and_then(Value::as_object_mut).unwrap();

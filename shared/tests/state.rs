@@ -6,7 +6,7 @@ use std::{
 };
 
 use gristmill_shared::{
-    Job, JobError, State, TaskContext, TaskError, TaskIndex,
+    DoneTasks, Job, JobError, State, TaskContext, TaskError, TaskIndex,
     testing::{LocalRun, Repeat, run_local},
 };
 use serde::{Deserialize, Serialize};
@@ -59,7 +59,8 @@ impl Job for Lengths {
     }
 }
 
-/// Each output comes with the task that it came of, however batches are cut, and the state is opened once for all of them.
+/// Each output comes with the task that it came of, however batches are cut, and the state is
+/// opened once for all of them.
 #[test]
 fn tasks_are_folded_with_their_outputs() {
     let words: Vec<String> = (0..50).map(|length| "\"ä".repeat(length % 9)).collect();
@@ -97,4 +98,21 @@ impl Job for Plain {
 #[test]
 fn job_without_state_changes_no_line() {
     assert_eq!(run_local(&Plain, Repeat(2)).unwrap().report, 45);
+}
+
+/// Spans with and without tasks stay apart; others join, outputs and tasks alike.
+#[test]
+fn tasks_join_as_their_outputs_do() {
+    let span =
+        |first, outputs: &[u32], tasks: &[&str]| DoneTasks::of(TaskIndex(first), outputs).with_tasks(tasks);
+    let mut joined = span(3, &[30, 40], &["c", "d"]);
+    joined.append(span(5, &[50], &["e"])).unwrap();
+    let bare = joined.append(DoneTasks::of(TaskIndex(6), &[60])).unwrap_err();
+    assert!(bare.into_parts().1.is_none());
+    assert!(DoneTasks::of(TaskIndex(2), &[20]).append(span(3, &[30], &["c"])).is_err());
+    let bytes = joined.bytes();
+    let (outputs, tasks) = joined.into_parts();
+    let tasks = tasks.unwrap();
+    assert_eq!((outputs.get(), tasks.get()), ("[30,40,50]", r#"["c","d","e"]"#));
+    assert!(bytes >= outputs.get().len() - 1 + r#","tasks":"#.len() + tasks.get().len());
 }

@@ -5,11 +5,12 @@ use std::{collections::HashMap, fmt};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The most columns that one kind of value has: more than anybody reads, and a row of them is still small.
+/// The most columns that one kind of value has: more than anybody reads, and a row of them is still
+/// small.
 const CSV_MAX_COLUMNS: usize = 1_000;
 
-/// The columns of values that are shown under one name: `output` for plain values, `output.FIELD` for the fields of objects,
-/// `output.0` for the elements of arrays.
+/// The columns of values that are shown under one name: `output` for plain values, `output.FIELD`
+/// for the fields of objects, `output.0` for the elements of arrays.
 #[derive(Debug)]
 pub(crate) struct Columns {
     name: &'static str,
@@ -104,7 +105,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     }
 }
 
-/// A text as it is, null as nothing, all else as JSON. A text that is empty has quotes, unlike null.
+/// A text as it is, null as nothing, all else as JSON. A text that is empty has quotes, unlike
+/// null.
 fn cell(value: &RawValue) -> String {
     match value.get() {
         "null" => String::new(),

@@ -232,13 +232,14 @@ pub(crate) struct SubmitFlags {
     #[arg(long, global = true)]
     same_build: bool,
 
-    /// How long a failed task waits before its second, third, ... try, from 1s to 24h each, at most 16 of them; the last
-    /// one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
+    /// The waits of a failed task before its second, third, ... try, from 1s to 24h each, at most
+    /// 16 of them; the last one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
     #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
     retry_delays: Option<RetryDelays>,
 
-    /// What the ledger keeps: the report; every output as well; or every output with its task, which then travels twice. See
-    /// `sink outputs` [default: what the kind says, the report as a rule]
+    /// The part of the job that the ledger keeps: the report; every output as well; or every output
+    /// with its task, which then travels twice. See `sink outputs` [default: what the kind says,
+    /// the report as a rule]
     #[arg(long, global = true, env = "GRISTMILL_KEEP", value_name = "report|outputs|tasks")]
     keep: Option<Keep>,
 }

@@ -8,7 +8,7 @@ use gristmill_sink::{LedgerReader, OutputRow, SinkError};
 use super::{Outcome, csv::Columns, lines::Lines};
 use crate::{Exit, exit::Failure};
 
-/// How a row is printed.
+/// The form of a printed row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     /// Index, tab, task and tab if it is asked for, output.
@@ -19,7 +19,7 @@ pub(crate) enum Form {
     Csv,
 }
 
-/// What is printed of a job.
+/// The rows and columns to print.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Selection {
     pub(crate) job: JobId,

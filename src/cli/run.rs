@@ -56,8 +56,8 @@ struct RunFlags {
     metrics: MetricsFlags,
 }
 
-/// The waits before next tries in one process, in milliseconds: a server that is down is given up after 17 s, and not after
-/// the 11 minutes that a fleet allows.
+/// The waits before next tries in one process, in milliseconds: a server that is down is given up
+/// after 17 s, and not after the 11 minutes that a fleet allows.
 const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
 
 impl RunFlags {

@@ -60,7 +60,8 @@ pub(crate) enum Reading {
         /// In the order of the split, not of arrival
         #[arg(long)]
         ordered: bool,
-        /// With the tasks that they came of, between index and output; of a job submitted with --keep tasks
+        /// With the tasks that they came of, between index and output; of a job submitted with
+        /// --keep tasks
         #[arg(long)]
         with_tasks: bool,
         /// Print JSON, one output a line

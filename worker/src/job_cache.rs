@@ -1,7 +1,8 @@
-//! Jobs that were read from their spec, with the state that each has opened: once per job and round, not once per batch.
+//! Jobs that were read from their spec, with the state that each has opened: once per job and
+//! round, not once per batch.
 //!
-//! A state is user code, so it is dropped on a slot's thread: whatever takes a job from the cache hands it to the calling
-//! slot, and when a round ends a slot is woken to do so.
+//! A state is user code, so it is dropped on a slot's thread: only slots take jobs from the cache,
+//! and a slot is woken to do so when a round ends.
 
 use std::{
     collections::BTreeMap,
@@ -18,8 +19,9 @@ use tokio::sync::Notify;
 
 use crate::waiting::Waiting;
 
-/// How many jobs are kept, and those beyond of which a slot runs a batch; the oldest that no slot has is dropped first, and
-/// read and prepared again if another batch of it comes.
+/// The most jobs that are kept while no slot uses them. The oldest idle one is dropped first; it is
+/// read and prepared again if another batch of it comes. A worker with more slots has one more for
+/// each that is in use.
 const CACHE_MAX_JOBS: usize = 64;
 
 #[derive(Debug, Default)]
@@ -38,8 +40,8 @@ struct Cached {
 }
 
 impl JobCache {
-    /// The batch's job. A batch that claims another spec for the same job gets what it claims. For slots: jobs that make room
-    /// are dropped here.
+    /// The batch's job. A batch that claims another spec for the same job gets what it claims. For
+    /// slots: jobs that make room are dropped here.
     pub(crate) fn open(
         &self,
         registry: &Registry,

@@ -9,8 +9,9 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-/// What to send instead: the two halves of the message, or its only output without the task, or the failure of that. None if there is no way: it
-/// is no results message, or already that failure.
+/// Returns what to send instead: the two halves of the message, or its only output without the
+/// task, or the failure of that. None if there is no way: it is no results message, or already that
+/// failure.
 pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
     let results: Results<'_> = decode(refused).ok()?;
     let outputs: Vec<DoneTask<'_>> = results.done.iter().flat_map(each).collect();

@@ -261,7 +261,8 @@ impl Sequel<'_> {
     }
 }
 
-/// The next step of a retried batch that has still to wait, for at least the shortest step. It costs the batch nothing.
+/// Moves a retried batch that has still to wait to its next step, for at least the shortest step.
+/// It costs the batch nothing.
 pub(crate) fn next_wait(shop: &Shop, message: &Message) -> Option<Outgoing> {
     let rest = Duration::from_millis(message.headers.delay_ms.into()).min(RETRY_DELAY_MAX);
     let step = RetryDelay::within(rest)?;
@@ -269,7 +270,8 @@ pub(crate) fn next_wait(shop: &Shop, message: &Message) -> Option<Outgoing> {
     Some(Outgoing { to: shop.to(QueueRole::Retry(step)), message: Message { headers, ..message.clone() } })
 }
 
-/// A delay as its header tells it. No delay is longer than [`RETRY_DELAY_MAX`], for which there is room.
+/// A delay as its header tells it. No delay is longer than [`RETRY_DELAY_MAX`], for which there is
+/// room.
 fn millis(delay: Duration) -> u32 {
     u32::try_from(delay.as_millis()).unwrap_or(u32::MAX)
 }

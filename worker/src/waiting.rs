@@ -115,7 +115,8 @@ impl Drop for Giving {
 }
 
 impl Waiting {
-    /// Blocks. Nothing once no more will come. `tidy_up` is called, without the lock, when [`Waiting::tidy_up`] asked for it.
+    /// Blocks. Nothing once no more will come. `tidy_up` is called, without the lock, when
+    /// [`Waiting::tidy_up`] asked for it.
     pub(crate) fn next(&self, tidy_up: impl Fn()) -> Option<Work> {
         let mut state = self.0.state();
         loop {

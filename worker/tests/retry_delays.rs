@@ -1,4 +1,4 @@
-//! How long failed tasks wait before their next try, on the memory transport.
+//! The waits of failed tasks before their next try, on the memory transport.
 
 use std::{
     fmt,
@@ -29,12 +29,13 @@ use tokio::{
     time::timeout,
 };
 
-/// How long a test waits for something: longer than all delays of a paused clock.
+/// The patience of a test: longer than all delays of a paused clock.
 const TEST_PATIENCE: Duration = Duration::from_secs(3_600);
-/// How long the tests' delay is: it takes a minute, ten seconds, and three times a second.
+/// A delay that takes a minute, ten seconds, and three times a second.
 const TEST_DELAY: Duration = Duration::from_secs(73);
 
-/// A first try that fails: of a negative number by an error, of a positive one by asking for a try that many seconds later.
+/// A first try that fails: of a negative number by an error, of a positive one by asking for a try
+/// that many seconds later.
 #[derive(Serialize, Deserialize)]
 struct Flaky {}
 
@@ -79,7 +80,7 @@ struct ToldPublisher {
 impl Publisher for ToldPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         for outgoing in &batch {
-            let _ = self.published.try_send(outgoing.clone()); // beats of a test that no longer listens
+            let _ = self.published.try_send(outgoing.clone()); // a test may not listen any more
         }
         self.inner.publish(batch).await
     }
@@ -193,7 +194,8 @@ fn batch(task: i64, retry_delays: &[Duration], headers: Headers) -> Message {
     .to_message(headers, "test")
 }
 
-/// The delay of the policy, and of the task that asks for its own, begins on the longest step that it has room for.
+/// The delay of the policy, and of the task that asks for its own, begins on the longest step that
+/// it has room for.
 #[tokio::test]
 async fn failed_task_waits_on_the_longest_step() {
     let minute = QueueRole::Retry(RetryDelay::Minute);
@@ -212,7 +214,8 @@ async fn failed_task_waits_on_the_longest_step() {
     }
 }
 
-/// A batch that has still to wait moves to the next step; its attempts stay, and no task of it runs.
+/// A batch that has still to wait moves to the next step; its attempts stay, and no task of it
+/// runs.
 #[tokio::test]
 async fn waiting_batch_moves_on_unrun() {
     let headers = Headers { attempt: 1, delay_ms: 13_500, ..Headers::default() };
@@ -233,7 +236,8 @@ async fn batch_runs_when_its_delay_is_over() {
     assert_eq!(bench.stop().await.batches, 1);
 }
 
-/// All steps in a row, on a paused clock, which also runs while a slot works: so the time is a lower bound.
+/// All steps in a row, on a paused clock, which also runs while a slot works: so the time is a
+/// lower bound.
 #[tokio::test(start_paused = true)]
 async fn delay_of_many_steps_is_waited_for_in_full() {
     let began = tokio::time::Instant::now();

@@ -1,4 +1,5 @@
-//! The state of a job in a worker: opened once, shared by its tasks, dropped when the job has ended.
+//! The state of a job in a worker: opened once, shared by its tasks, dropped when the job has
+//! ended.
 
 use std::{
     future::Future,
@@ -25,7 +26,7 @@ use tokio::{
 };
 
 const TEST_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a slow `prepare` takes: longer than the time limit of the tests' tasks.
+/// The time of a slow `prepare`: longer than the time limit of the tests' tasks.
 const SLOW_PREPARE: Duration = Duration::from_millis(400);
 
 /// Something that happened to the state of the job with this name, on this thread.
@@ -45,7 +46,7 @@ fn happens(name: &str, what: &'static str) {
     EVENTS.send_modify(|events| events.push(Event { name: name.into(), what, thread }));
 }
 
-/// What has happened to this name's states so far.
+/// The events of this name's states so far.
 fn events_of(name: &str, what: &str) -> Vec<Event> {
     EVENTS.borrow().iter().filter(|event| event.name == name && event.what == what).cloned().collect()
 }
@@ -146,7 +147,8 @@ impl Bench {
         publish_until_stored(&*publisher, messages).await.unwrap();
     }
 
-    /// Takes results until so many tasks have an outcome; returns the reasons of those that failed, and the time that all took.
+    /// Takes results until so many tasks have an outcome; returns the reasons of those that failed,
+    /// and the time that all took.
     async fn outcomes(&self, tasks: u64) -> (Vec<String>, Duration) {
         let (mut seen, mut reasons, mut busy) = (0, Vec::new(), 0);
         let mut consumer =
@@ -188,7 +190,8 @@ async fn dropped(name: &str) -> Event {
     events_of(name, "dropped").remove(0)
 }
 
-/// Many batches on several slots share one state, which goes on a slot's thread although all of them are idle.
+/// Many batches on several slots share one state, which goes on a slot's thread although all of
+/// them are idle.
 #[tokio::test]
 async fn state_is_opened_once_and_dropped_at_the_end() {
     let bench = Bench::start(4).await;

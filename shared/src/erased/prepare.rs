@@ -9,8 +9,9 @@ use std::{
 use super::catch;
 use crate::{State, TaskError, Trouble};
 
-/// How long a failed `prepare` counts for further batches, which then fail for the same reason at once: as long as the
-/// shortest wait of a task that is tried again. So a queue full of batches asks a server that is down once a second.
+/// Pause after a failed `prepare`, in which further batches fail for the same reason at once: as
+/// long as the shortest wait of a task that is tried again. A queue full of batches asks a server
+/// that is down once a second.
 const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state of one job. The first batch opens it; those that come meanwhile wait for that.
@@ -29,16 +30,19 @@ enum Prepared {
 }
 
 impl StateCell {
-    /// The state, opened by `prepare` if it is not there yet. `at_once` passes over the pause after a failure.
+    /// Returns the state; `prepare` opens it if it is not there yet. `at_once` passes over the
+    /// pause after a failure.
     ///
     /// # Errors
-    /// Why it could not be opened, now or less than [`PREPARE_PAUSE`] ago; a panic is an error too.
+    /// The reason why it could not be opened, now or less than [`PREPARE_PAUSE`] ago; a panic is an
+    /// error too.
     pub(super) fn open(
         &self,
         prepare: impl FnOnce() -> Result<State, TaskError>,
         at_once: bool,
     ) -> Result<State, Trouble> {
-        // User code runs under this lock, whose holders all belong to this job; its panics are caught.
+        // User code runs under this lock, whose holders all belong to this job; its panics are
+        // caught.
         let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*prepared {
             Prepared::Ready(state) => return Ok(state.clone()),

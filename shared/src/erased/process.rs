@@ -68,7 +68,7 @@ impl DoneTasks {
         Self { first, count, json, tasks: None }
     }
 
-    /// The same outputs with the tasks that they came of.
+    /// Adds the tasks that the outputs came of.
     ///
     /// # Panics
     /// If one of them does not encode as JSON.
@@ -79,7 +79,7 @@ impl DoneTasks {
         Self { tasks: Some(json), ..self }
     }
 
-    /// How many bytes the outputs take, encoded, with the tasks if they travel along.
+    /// Size of the encoded outputs in bytes, with that of the tasks if they travel along.
     #[must_use]
     pub fn bytes(&self) -> usize {
         const FIELD_BYTES: usize = r#","tasks":]"#.len();
@@ -89,8 +89,8 @@ impl DoneTasks {
     /// Takes along the outputs of the tasks that come next.
     ///
     /// # Errors
-    /// The other's, if its tasks are not the next ones, or are too many to be counted together, or if the tasks themselves
-    /// travel in one of the two only.
+    /// The other's, if its tasks are not the next ones, or are too many to be counted together, or
+    /// if the tasks themselves travel in one of the two only.
     pub fn append(&mut self, next: Self) -> Result<(), Self> {
         let Some(count) = self.count.checked_add(next.count) else { return Err(next) };
         if self.first.plus(self.count.into()) != next.first {
@@ -113,7 +113,8 @@ impl DoneTasks {
         close_array(self.json)
     }
 
-    /// The outputs as in [`DoneTasks::into_outputs`], and a JSON array of the tasks if they travel along.
+    /// Returns the outputs as in [`DoneTasks::into_outputs`], and a JSON array of the tasks if they
+    /// travel along.
     #[must_use]
     pub fn into_parts(self) -> (Box<RawValue>, Option<Box<RawValue>>) {
         (close_array(self.json), self.tasks.map(close_array))
@@ -193,7 +194,8 @@ impl<'a> BatchRun<'a> {
         }
     }
 
-    /// How long the job's state was waited for before the first task. It belongs to no task.
+    /// Returns the time for which the run waited for the job's state before the first task. It
+    /// belongs to no task.
     #[must_use]
     pub fn prepare_time(&self) -> Duration {
         self.prepare_time
@@ -205,7 +207,7 @@ impl<'a> BatchRun<'a> {
         Self { prepare_at_once: true, ..self }
     }
 
-    /// Has the job's state ready for the tasks, or says why there is none.
+    /// Opens the job's state for the tasks, or returns why there is none.
     fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Result<(), Trouble> {
         let began = Instant::now();
         let opened = state.open(|| job.prepare(), self.prepare_at_once);

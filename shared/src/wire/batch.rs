@@ -81,7 +81,8 @@ impl<'a> Batch<'a> {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
-    /// How long such a task waits before that: the delays start afresh with each round, as the budget does.
+    /// Returns the wait of such a task before that: the delays start afresh with each round, as the
+    /// budget does.
     #[must_use]
     pub fn retry_delay(&self, failures: u32) -> Duration {
         self.policy.retry_delay(failures.saturating_sub(self.spent))

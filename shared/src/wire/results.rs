@@ -49,7 +49,8 @@ pub struct DoneSpan<'a> {
     /// A JSON array of the outputs.
     #[serde(borrow)]
     pub outputs: &'a RawValue,
-    /// A JSON array of the tasks themselves, as many as outputs; if the job folds them or keeps them.
+    /// A JSON array of the tasks themselves, as many as outputs; if the job folds them or keeps
+    /// them.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<&'a RawValue>,
 }

@@ -95,8 +95,9 @@ impl LedgerReader {
         self.output_rows(job, ordered, &mut [&mut |row| each(row.index, row.output)])
     }
 
-    /// Hands over the outputs that were kept of a job with their tasks, as [`LedgerReader::outputs`] does, to each of `passes`
-    /// in turn. All passes see the same commit. A task is none if only its output is kept.
+    /// Hands over the outputs that were kept of a job with their tasks, as
+    /// [`LedgerReader::outputs`] does, to each of `passes` in turn. All passes see the same commit.
+    /// A task is none if only its output is kept.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.

@@ -1,4 +1,4 @@
-//! What the ledger keeps of a job beside its report, by its kind and by its submitter.
+//! Outputs and tasks that the ledger keeps of a job beside its report.
 
 use gristmill_shared::{
     Keep, TaskIndex,
@@ -36,7 +36,8 @@ fn rows(office: &Office, job: &Submitted) -> Vec<String> {
     rows
 }
 
-/// Tasks stay with their outputs where spans overlap, where an output is none, and after a new start of the sink.
+/// Tasks stay with their outputs where spans overlap, where an output is none, and after a new
+/// start of the sink.
 #[test]
 fn kept_tasks_stand_beside_their_outputs() {
     let (office, job) = (Office::new(), keeping(Submitted::toy(), Keep::Tasks));
