@@ -86,6 +86,7 @@ pub use exit::Exit;
 pub mod prelude {
     pub use std::ops::ControlFlow;
 
+    pub use gristmill_process::{Command, CommandOutput, RunCommand};
     pub use gristmill_shared::{
         Account, Conclusion, Job, JobError, Keep, Plan, TaskContext, TaskError, TaskIndex,
     };

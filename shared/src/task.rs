@@ -25,6 +25,8 @@ pub struct TaskContext {
     index: TaskIndex,
     attempt: u32,
     stop: StopSignal,
+    /// Given when the run's batch was taken from its thread.
+    revoked: StopSignal,
     deadline: Option<Instant>,
 }
 
@@ -32,7 +34,21 @@ impl TaskContext {
     /// For the first task of a batch. `failures` is how often the task has failed before.
     #[must_use]
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
-        Self { job, index, attempt: failures.saturating_add(1), stop, deadline: None }
+        let revoked = StopSignal::new();
+        Self { job, index, attempt: failures.saturating_add(1), stop, revoked, deadline: None }
+    }
+
+    /// The same context with a second stop signal, for a run whose batch is taken from its thread: its outcome is
+    /// discarded, so the task ends as if the job were stopped.
+    #[must_use]
+    pub fn with_revoked(self, revoked: StopSignal) -> Self {
+        Self { revoked, ..self }
+    }
+
+    /// The same context with a deadline, for tests of a job.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
     }
 
     /// The same context, moved to another task of the batch.
@@ -64,12 +80,27 @@ impl TaskContext {
     /// # Errors
     /// Pass it on with `?`; it does not count as a failure of the task if the job was stopped.
     pub fn check(&self) -> Result<(), TaskError> {
-        if self.stop.is_stopped() {
+        if self.stop.is_stopped() || self.revoked.is_stopped() {
             return Err(TaskError::stopped());
         }
         match self.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(TaskError(Trouble::TimedOut)),
             _ => Ok(()),
+        }
+    }
+
+    /// The time at which the task has failed, if the job has a time limit for its tasks.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Waits until [`TaskContext::check`] fails because the task must stop. It does not wait for the deadline.
+    /// Cancel safe.
+    pub async fn stopped(&self) {
+        tokio::select! {
+            () = self.stop.stopped() => {}
+            () = self.revoked.stopped() => {}
         }
     }
 
@@ -225,6 +256,16 @@ mod tests {
         cx.move_to(TaskIndex(1), Some(Instant::now()));
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::TimedOut);
         stop.stop();
+        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_run_stops_its_task() {
+        let revoked = StopSignal::new();
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        let cx = cx.with_revoked(revoked.clone());
+        assert!(cx.check().is_ok());
+        tokio::join!(cx.stopped(), async { revoked.stop() });
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
     }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::TaskIndex;
+use gristmill_shared::{StopSignal, TaskIndex};
 use tokio::sync::Notify;
 
 use crate::{
@@ -40,6 +40,7 @@ impl State {
     fn lose(&mut self, shop: &Shop) -> Option<Turn> {
         let turn = self.turn.take()?;
         self.tenant += 1;
+        turn.revoked.stop();
         shop.counts.stuck(); // before its thread can take itself off
         Some(turn)
     }
@@ -55,6 +56,8 @@ pub(crate) struct Turn {
     /// What came of the tasks before this one has been handed on.
     pub(crate) handed_on: TaskIndex,
     running: Option<Running>,
+    /// Given when the batch is taken from the thread, so that what it started outside of this process ends.
+    revoked: StopSignal,
 }
 
 /// A task with a time limit.
@@ -124,10 +127,17 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// A batch is begun.
-    pub(crate) fn begin(&self, work: &Arc<Work>) {
-        let turn = Turn { work: Arc::clone(work), handed_on: TaskIndex(0), running: None };
+    /// Begins a batch. The signal that it returns is given if the batch is taken from this thread.
+    pub(crate) fn begin(&self, work: &Arc<Work>) -> StopSignal {
+        let revoked = StopSignal::new();
+        let turn = Turn {
+            work: Arc::clone(work),
+            handed_on: TaskIndex(0),
+            running: None,
+            revoked: revoked.clone(),
+        };
         let _ = self.state().map(|mut state| state.turn = Some(turn));
+        revoked
     }
 
     /// A task with a time limit begins. False if the seat is lost.
@@ -194,9 +204,11 @@ mod tests {
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
         let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
-        tenant.begin(&work);
+        let revoked = tenant.begin(&work);
         let said = tenant.may_say(a_message(&shop), TaskIndex(3)).unwrap();
+        assert!(!revoked.is_stopped());
         assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
+        assert!(revoked.is_stopped());
         work.batch.close(); // whoever took it is through with it
         assert!(!work.batch.is_settled(), "before what was said is stored");
         assert!(tenant.may_say(Upshot::default(), ALL).is_none(), "the seat is lost");
@@ -209,10 +221,11 @@ mod tests {
         let shop = Shop::of_nothing().await;
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
+        let revoked = tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
         assert!(tenant.may_say(Upshot::default(), ALL).is_some());
         assert!(seat.take(&shop).is_none());
         assert!(tenant.end());
         assert!(seat.take(&shop).is_none(), "there is nothing to take");
+        assert!(!revoked.is_stopped());
     }
 }

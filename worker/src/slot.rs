@@ -6,7 +6,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Message, OpenError, Outgoing, QueueRole, StopSignal, TaskContext,
+    TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
@@ -36,8 +37,8 @@ pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Ha
     while let Some(work) = waiting.next() {
         shop.counts.begins();
         let work = Arc::new(work);
-        tenant.begin(&work);
-        let run = Run { shop, tenant, work: &work, handoffs };
+        let revoked = tenant.begin(&work);
+        let run = Run { shop, tenant, work: &work, handoffs, revoked };
         if shop.halt.is_stopped() {
             run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
         } else {
@@ -56,6 +57,7 @@ struct Run<'a> {
     tenant: &'a Tenant,
     work: &'a Work,
     handoffs: &'a Handoffs,
+    revoked: StopSignal,
 }
 
 impl Run<'_> {
@@ -132,7 +134,8 @@ impl Run<'_> {
         let Sequel { batch, headers, .. } = sequel;
         self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
         let stop = self.shop.board.stop_signal(batch.job, batch.round);
-        let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
+        let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone())
+            .with_revoked(self.revoked.clone());
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
