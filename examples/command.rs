@@ -18,7 +18,7 @@ struct Words {
     /// The files, as every worker sees them
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Arguments of a shell command that runs instead of `wc -w`; the file is its `$1`
+    /// A shell command that runs instead of `wc -w`; the file is its `$1`
     #[arg(long)]
     script: Option<String>,
 }

@@ -7,6 +7,7 @@ mod adaptive;
 mod amqp;
 mod bad_input;
 mod bad_transport;
+mod commands;
 mod config;
 mod conformance;
 mod crash;
