@@ -90,6 +90,7 @@ const RULES: [Rule; 5] = [
             ("shared/src/erased/process.rs", "outputs, which the wire carries as they are"),
             ("shared/src/job.rs", "the report as a person reads it"),
             ("shared/src/testing.rs", "a spec for a local run"),
+            ("worker/src/isolate/protocol.rs", "lines to and from a child process"),
             ("src/", "what `--json` prints"),
             ("benches/", "figures, and specs for a command line"),
             ("sink/benches/", "outputs, as a worker would encode them"),

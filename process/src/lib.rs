@@ -28,5 +28,5 @@ mod run;
 
 pub use command::{Command, STDERR_TAIL_BYTES, STDOUT_MAX_BYTES};
 pub use group::{ChildGroup, KILL_DELAY, runtime};
-pub use output::CommandOutput;
+pub use output::{CommandOutput, exit_reason};
 pub use run::RunCommand;

@@ -35,8 +35,8 @@ impl CommandOutput {
         if self.status.success() {
             return Ok(self);
         }
-        let ended = ended(self.status);
-        Err(TaskError::failed(format_args!("the command `{}` {ended}{}", self.program, self.reason_tail())))
+        let reason = exit_reason(self.status, &self.stderr, self.stderr_omitted);
+        Err(TaskError::failed(format_args!("the command `{}` {reason}", self.program)))
     }
 
     /// Standard output as text.
@@ -48,19 +48,18 @@ impl CommandOutput {
             TaskError::failed(format_args!("the standard output of `{}` is no UTF-8: {error}", self.program))
         })
     }
-
-    fn reason_tail(&self) -> String {
-        tail_of(&self.stderr, self.stderr_omitted)
-    }
 }
 
-/// The end of a status as a predicate: `exited with code 3`, `was killed by signal 9`.
-pub(crate) fn ended(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
+/// The end of a process as a predicate, with the end of its standard error: `exited with code 3: no such file`,
+/// `was killed by signal 9`. `omitted` is the number of bytes before `stderr` that were dropped.
+#[must_use]
+pub fn exit_reason(status: ExitStatus, stderr: &[u8], omitted: u64) -> String {
+    let ended = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exited with code {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => format!("ended: {status}"),
-    }
+    };
+    ended + &tail_of(stderr, omitted)
 }
 
 /// `: ` and the end of standard error, marked if bytes are missing; nothing if there is none.

@@ -7,6 +7,7 @@ mod doctor;
 mod drill;
 mod flags;
 mod follow;
+mod isolated;
 mod kinds;
 mod lines;
 mod log;
@@ -84,6 +85,9 @@ fn try_main(app: App, role: Role) -> Outcome {
     gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // nothing, but in our own tests
     let version = app.version;
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
+    if let Some(args) = isolated::requested() {
+        return isolated::serve(registry, &args);
+    }
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
     clash::refuse(&kinds, &whole)?;

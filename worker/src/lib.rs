@@ -11,6 +11,7 @@ mod error;
 mod handoff;
 mod in_hand;
 mod intake;
+mod isolate;
 mod job_cache;
 mod outputs;
 mod pace;
@@ -24,4 +25,5 @@ mod waiting;
 mod worker;
 
 pub use error::WorkerError;
+pub use isolate::serve_isolated;
 pub use worker::{DEFAULT_GRACE, Worker, WorkerReport};

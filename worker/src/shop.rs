@@ -18,7 +18,7 @@ use gristmill_shared::{
 use gristmill_shared::wire::clip_reason;
 use tokio::sync::watch;
 
-use crate::{complaints::Complaints, job_cache::JobCache, pace::Pace};
+use crate::{complaints::Complaints, isolate::Isolation, job_cache::JobCache, pace::Pace};
 
 /// How many jobs of unknown kinds are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
@@ -43,6 +43,8 @@ pub(crate) struct Shop {
     pub(crate) counts: Counts,
     pub(crate) messages: AtomicU64,
     pub(crate) reported: Mutex<BTreeSet<JobId>>,
+    /// The child processes in which batches run, if they do not run here.
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// How this process is connected, as far as somebody has looked.
@@ -141,6 +143,7 @@ impl Shop {
             counts: Counts::default(),
             messages: AtomicU64::new(0),
             reported: Mutex::default(),
+            isolation: None,
         }
     }
 

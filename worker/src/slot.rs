@@ -1,7 +1,7 @@
 //! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
@@ -14,6 +14,7 @@ use gristmill_shared::{
 use crate::{
     handoff::{Handoffs, Upshot},
     in_hand::InHand,
+    isolate::IsolatedSlot,
     seat::{ALL, Tenant},
     sequel::{Sequel, retried},
     shop::Shop,
@@ -34,11 +35,12 @@ pub(crate) struct Work {
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
+    let isolated = shop.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
     while let Some(work) = waiting.next() {
         shop.counts.begins();
         let work = Arc::new(work);
         let revoked = tenant.begin(&work);
-        let run = Run { shop, tenant, work: &work, handoffs, revoked };
+        let run = Run { shop, tenant, work: &work, handoffs, revoked, isolated: isolated.as_ref() };
         if shop.halt.is_stopped() {
             run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
         } else {
@@ -58,6 +60,7 @@ struct Run<'a> {
     work: &'a Work,
     handoffs: &'a Handoffs,
     revoked: StopSignal,
+    isolated: Option<&'a Mutex<IsolatedSlot>>,
 }
 
 impl Run<'_> {
@@ -140,7 +143,15 @@ impl Run<'_> {
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
         let began = Instant::now();
-        let ran = job.process_batch(batch, &mut run.watched(&begins))?;
+        let mut run = run.watched(&begins);
+        let ran = match self.isolated {
+            None => job.process_batch(batch, &mut run)?,
+            Some(isolated) => {
+                let mut isolated = isolated.lock().unwrap_or_else(PoisonError::into_inner);
+                isolated.process_batch(batch, &mut run, &self.revoked)?
+            }
+        };
+        drop(run);
         let took = began.elapsed();
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);

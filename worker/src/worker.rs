@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
+use gristmill_process::Command;
 use gristmill_shared::{
     Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
 };
@@ -19,6 +20,7 @@ use crate::{
     crew::Crew,
     handoff::{self, handoffs},
     intake::{self, Intake},
+    isolate::Isolation,
     pace::{LOWEST, PER_SLOT},
     shop::Shop,
     waiting::waiting,
@@ -43,6 +45,7 @@ pub struct Worker {
     shards: Shards,
     slots: NonZeroU16,
     grace: Duration,
+    isolation: Option<Isolation>,
     id: WorkerId,
 }
 
@@ -84,6 +87,7 @@ impl Worker {
             shards: Shards::ONE,
             slots: NonZeroU16::MIN,
             grace: DEFAULT_GRACE,
+            isolation: None,
             id,
         }
     }
@@ -113,6 +117,14 @@ impl Worker {
         Self { grace, ..self }
     }
 
+    /// Runs the batches of each slot in a child process of the slot's own, which this command starts: this same program,
+    /// made to call [`serve_isolated`](crate::serve_isolated) with the kinds that this worker knows. A task that hangs,
+    /// crashes or overflows its stack costs the child and one attempt of that task, and nothing else.
+    #[must_use]
+    pub fn isolate(self, command: Command) -> Self {
+        Self { isolation: Some(Isolation::new(command)), ..self }
+    }
+
     /// Works until `shutdown` resolves; then takes nothing more, lets the running tasks end, hands back the rest
     /// without cost, and settles.
     ///
@@ -130,13 +142,14 @@ impl Worker {
         let shards = transport.open_shards(&self.lane, self.shards).await?;
         let publisher = transport.publisher().await?;
         let (board, following) = JobBoard::open(&*transport).await?;
-        let shop = Shop::new(
+        let mut shop = Shop::new(
             self.registry.clone(),
             board,
             Arc::clone(&transport),
             self.lane.clone(),
             self.id.clone(),
         );
+        shop.isolation = self.isolation.clone();
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 

@@ -1,5 +1,7 @@
 //! Processing: the typed loop over a batch's tasks.
 
+mod outcomes;
+
 use std::{
     fmt, mem,
     time::{Duration, Instant},
@@ -120,6 +122,7 @@ pub struct BatchRun<'a> {
     halt: StopSignal,
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     begins: Option<&'a Begins<'a>>,
+    hand_on_every: Duration,
     chunk: Chunk,
     chunk_began: Instant,
 }
@@ -146,6 +149,7 @@ impl<'a> BatchRun<'a> {
             halt,
             hand_on,
             begins: None,
+            hand_on_every: HAND_ON_EVERY,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
         }
@@ -209,7 +213,7 @@ impl<'a> BatchRun<'a> {
 
     /// Hands on a chunk that is large or old.
     fn end(&mut self) {
-        if self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= HAND_ON_EVERY {
+        if self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= self.hand_on_every {
             self.flush();
         }
     }
