@@ -20,6 +20,7 @@ mod faults;
 mod harness;
 mod house;
 mod interrupted;
+mod isolate;
 mod leaving;
 mod limits;
 mod observe;

@@ -10,4 +10,4 @@ mod spin;
 
 pub use crack::{Algorithm, Crack, CrackReport};
 pub use primes::Primes;
-pub use spin::{Spin, SpinReport, SpinTask, Work};
+pub use spin::{How, Misbehaviour, Spin, SpinReport, SpinTask, Work};

@@ -1,6 +1,7 @@
 //! `spin`: a load to measure and to break things with.
 
 mod load;
+mod misbehave;
 mod work;
 
 use std::{hint::black_box, ops::ControlFlow};
@@ -9,7 +10,11 @@ use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, Ta
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-pub use self::{load::SpinTask, work::Work};
+pub use self::{
+    load::SpinTask,
+    misbehave::{How, Misbehaviour},
+    work::Work,
+};
 
 /// The most a task may carry, so that it stays below the 1 MiB that any task may have.
 const MAX_PAYLOAD: u32 = 1_000_000;
@@ -66,6 +71,12 @@ pub struct Spin {
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub panic: Vec<u64>,
+
+    /// A task that does something else than its work and does not look whether it should end, as INDEX=HOW with spin, sleep,
+    /// await, command:SECONDS, abort or overflow as HOW; may be given several times
+    #[arg(long, value_name = "INDEX=HOW")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub misbehave: Vec<Misbehaviour>,
 
     /// Decides which tasks fail, how long each is between two bounds, and what the payloads are
     #[arg(long, value_name = "S", default_value_t)]
@@ -142,6 +153,9 @@ impl Job for Spin {
         }
         if self.panic.contains(&index) {
             lose_countenance(index);
+        }
+        if let Some(misbehaviour) = self.misbehave.iter().find(|task| task.index == index) {
+            misbehaviour.perform();
         }
         self.work.perform(self.micros_of(TaskIndex(index)), cx)?;
         if cx.attempt() <= failures {

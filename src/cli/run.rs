@@ -13,6 +13,7 @@ use super::{
     Context, Outcome,
     flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
     follow::{self, Known},
+    isolated,
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     otlp, say,
@@ -42,6 +43,9 @@ struct RunFlags {
     how: SubmitFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
+    /// Run the batches of each slot in a child process of its own, as `worker --isolate` does
+    #[arg(long, global = true)]
+    isolate: bool,
     /// Print the end as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -87,6 +91,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     watched.wait_for(None);
     let worker =
         Worker::new(context.registry.clone(), app.clone()).lane(lane.clone()).slots(flags.slots.slots());
+    let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
 
     let job_ended = CancellationToken::new();
     let opened = OnceLock::new();

@@ -4,17 +4,19 @@ use std::{fs, time::Duration};
 
 use super::within;
 
-/// The ids of the processes that have exactly this argument.
-pub(crate) fn with_argument(argument: &str) -> Vec<u32> {
-    let has_it = |pid: &u32| {
-        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
-    };
-    all().filter(has_it).collect()
+/// Whether a process is there and has exactly this argument.
+pub(crate) fn has_argument(pid: u32, argument: &str) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+}
+
+/// Whether a process is there, as a zombie also.
+pub(crate) fn is_there(pid: u32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap()
 }
 
 /// The parent of a process, if it is there.
-pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+fn parent_of(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split_whitespace().nth(1)?.parse().ok()
 }
@@ -26,12 +28,12 @@ pub(crate) fn children_of(parent: u32) -> Vec<u32> {
 
 /// Waits until a process has the argument.
 pub(crate) async fn until_running(argument: &str) {
-    until(argument, || !with_argument(argument).is_empty()).await;
+    until(argument, || all().any(|pid| has_argument(pid, argument))).await;
 }
 
 /// Waits until no process has the argument.
 pub(crate) async fn until_gone(argument: &str) {
-    until(&format!("the end of {argument}"), || with_argument(argument).is_empty()).await;
+    until(&format!("the end of {argument}"), || !all().any(|pid| has_argument(pid, argument))).await;
 }
 
 /// Waits until it is so. The operating system tells nobody of the processes of others, so it is asked again and again.
