@@ -33,9 +33,8 @@ impl Scene {
         let mut worker = site.start(&format!("worker --isolate --slots 1 {worker}"));
         let seconds = format!("4242.{number}");
         let how = if how.ends_with(':') { format!("{how}{seconds}") } else { how.to_owned() };
-        let submit = site.start(&format!(
-            "producer submit {submit} --batch 5 --wait spin --tasks 20 --misbehave 7={how}"
-        ));
+        let submit = site
+            .start(&format!("producer submit {submit} --batch 5 --wait spin --tasks 20 --misbehave 7={how}"));
         worker.says("task 7 misbehaves").await;
         if how.starts_with("command") {
             until_running(&seconds).await;
@@ -162,10 +161,9 @@ async fn crash(how: &str, told: &[&str]) {
 #[tokio::test]
 async fn crash_costs_one_attempt_of_its_task() {
     let signal = "its process was killed by signal 6";
-    futures::join!(
-        async { crash("abort", &[signal, "task 7 misbehaves: Abort"]).await },
-        async { crash("overflow", &[signal, "has overflowed its stack"]).await },
-    );
+    futures::join!(async { crash("abort", &[signal, "task 7 misbehaves: Abort"]).await }, async {
+        crash("overflow", &[signal, "has overflowed its stack"]).await
+    },);
 }
 
 #[tokio::test]

@@ -178,7 +178,10 @@ impl Command {
             Some(file) => std::path::absolute(file),
             None => Err(io::Error::new(
                 io::ErrorKind::NotFound,
-                format!("there is no such program in PATH={} (hint: install it, or give its path)", path.display()),
+                format!(
+                    "there is no such program in PATH={} (hint: install it, or give its path)",
+                    path.display()
+                ),
             )),
         }
     }

@@ -95,8 +95,9 @@ impl ChildGroup {
     fn adopt(child: &mut Child) -> io::Result<(Pid, AsyncFd<OwnedFd>, Streams)> {
         let group = pid_of(child).ok_or_else(|| io::Error::other("the child has no process id"))?;
         leash::add(group)?;
-        let exit = pidfd_open(group, PidfdFlags::empty())
-            .map_err(|error| io::Error::new(error.kind(), format!("pidfd_open: {error} (hint: it needs Linux 5.3)")))?;
+        let exit = pidfd_open(group, PidfdFlags::empty()).map_err(|error| {
+            io::Error::new(error.kind(), format!("pidfd_open: {error} (hint: it needs Linux 5.3)"))
+        })?;
         let exit = watched(exit)?;
         let missing = || io::Error::other("the child has no pipe");
         let stdin = child.stdin.take().map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?;
@@ -191,7 +192,10 @@ impl Leader {
     }
 }
 
-#[expect(deprecated, reason = "the replacement is unsafe for descriptors that may be closed; an OwnedFd is not")]
+#[expect(
+    deprecated,
+    reason = "the replacement is unsafe for descriptors that may be closed; an OwnedFd is not"
+)]
 fn watched(exit: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(exit, Interest::READABLE)
 }

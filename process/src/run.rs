@@ -151,8 +151,9 @@ impl Watch {
                 )));
             }
         }
-        let status = status
-            .map_err(|error| TaskError::failed(format_args!("the end of the command `{program}`: {error}")))?;
+        let status = status.map_err(|error| {
+            TaskError::failed(format_args!("the end of the command `{program}`: {error}"))
+        })?;
         let ((stdout, stdout_omitted), (stderr, stderr_omitted)) = (stdout.finish(), stderr.finish());
         Ok(CommandOutput { program: program.clone(), status, stdout, stdout_omitted, stderr, stderr_omitted })
     }

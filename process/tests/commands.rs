@@ -103,7 +103,10 @@ fn tail_of_large_output_is_marked() {
     let output = run(shell("head -c 100000000 /dev/zero; printf end").stdout_tail(7)).unwrap();
     assert_eq!((output.stdout.as_slice(), output.stdout_omitted), (b"\0\0\0\0end".as_slice(), 99_999_996));
     let noisy = run(shell("head -c 1000000 /dev/zero >&2; exit 1")).unwrap();
-    assert_eq!((noisy.stderr.len(), noisy.stderr_omitted), (STDERR_TAIL_BYTES, 1_000_000 - STDERR_TAIL_BYTES as u64));
+    assert_eq!(
+        (noisy.stderr.len(), noisy.stderr_omitted),
+        (STDERR_TAIL_BYTES, 1_000_000 - STDERR_TAIL_BYTES as u64)
+    );
 }
 
 #[test]
@@ -118,8 +121,7 @@ fn stop_ends_the_whole_group() {
 
 #[test]
 fn ignored_sigterm_is_followed_by_sigkill() {
-    let (trouble, took) =
-        stopped_when(shell("trap '' TERM; sleep 60.4204"), || until_running(&["60.4204"]));
+    let (trouble, took) = stopped_when(shell("trap '' TERM; sleep 60.4204"), || until_running(&["60.4204"]));
     assert_eq!(trouble, Trouble::Stopped);
     assert!(took >= KILL_DELAY && took < KILL_DELAY * 10, "{took:?}");
     until_gone("60.4204");
@@ -160,7 +162,8 @@ fn background_process_ends_with_its_command() {
 fn escaped_process_does_not_hold_the_task() {
     let dir = tempfile::tempdir().unwrap();
     let began = Instant::now();
-    let script = "setsid sh -c 'touch escaped; exec sleep 3.4207' & until [ -e escaped ]; do :; done; echo hi";
+    let script =
+        "setsid sh -c 'touch escaped; exec sleep 3.4207' & until [ -e escaped ]; do :; done; echo hi";
     let output = run(shell(script).dir(dir.path())).unwrap();
     assert_eq!(output.stdout, b"hi\n");
     assert!(began.elapsed() < Duration::from_secs(3) && is_running("3.4207"));

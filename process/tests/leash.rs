@@ -91,7 +91,7 @@ fn paused_process_keeps_its_command() {
     let signal = |name: &str| Std::new("kill").args([name, &process.id().to_string()]).status().unwrap();
     assert!(signal("-STOP").success());
     // Longer than a leash takes to end what is left.
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::park_timeout(Duration::from_millis(1500));
     assert!(find::is_running("60.4216"));
     assert!(signal("-CONT").success());
     kill(process);

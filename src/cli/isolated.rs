@@ -15,7 +15,8 @@ use gristmill_worker::serve_isolated;
 use rustix::{io::fcntl_dupfd_cloexec, stdio};
 
 use super::{
-    Outcome, bar::Bar,
+    Outcome,
+    bar::Bar,
     flags::LogFlags,
     log::{self, LogFormat},
     program_name,

@@ -130,12 +130,8 @@ impl Tenant {
     /// Begins a batch. The signal that it returns is given if the batch is taken from this thread.
     pub(crate) fn begin(&self, work: &Arc<Work>) -> StopSignal {
         let revoked = StopSignal::new();
-        let turn = Turn {
-            work: Arc::clone(work),
-            handed_on: TaskIndex(0),
-            running: None,
-            revoked: revoked.clone(),
-        };
+        let turn =
+            Turn { work: Arc::clone(work), handed_on: TaskIndex(0), running: None, revoked: revoked.clone() };
         let _ = self.state().map(|mut state| state.turn = Some(turn));
         revoked
     }

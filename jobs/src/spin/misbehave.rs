@@ -43,7 +43,8 @@ impl FromStr for Misbehaviour {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "expected INDEX=HOW, with spin, sleep, await, command:SECONDS, abort or overflow as HOW";
+        const EXPECTED: &str =
+            "expected INDEX=HOW, with spin, sleep, await, command:SECONDS, abort or overflow as HOW";
         let (index, how) = text.split_once('=').ok_or(EXPECTED)?;
         let how = match how.split_once(':') {
             Some(("command", seconds)) => How::Command(seconds.into()),

@@ -81,8 +81,10 @@ impl Answers {
     fn write_gathered(&self) {
         loop {
             let waiting = self.gathering.wait_while(self.lock(), |state| state.is_empty());
-            drop(waiting.unwrap_or_else(PoisonError::into_inner));
-            thread::sleep(ANSWER_DELAY);
+            let gathering = waiting.unwrap_or_else(PoisonError::into_inner);
+            let gathered =
+                self.gathering.wait_timeout_while(gathering, ANSWER_DELAY, |state| !state.is_empty());
+            drop(gathered);
             if self.lock().flush().is_err() {
                 return; // the slot's own next write meets the same error
             }

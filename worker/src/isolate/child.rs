@@ -89,8 +89,7 @@ impl Child {
         if !last.is_some_and(has) {
             let kind = batch.kind.clone();
             let timeout_ms = batch.policy.task_timeout_ms;
-            let job =
-                Request::Job { id: batch.job, round: batch.round, kind, spec: batch.spec, timeout_ms };
+            let job = Request::Job { id: batch.job, round: batch.round, kind, spec: batch.spec, timeout_ms };
             self.send(&job).await?;
             self.jobs.push_back((batch.job, batch.round, batch.spec.to_owned()));
             if self.jobs.len() > OPEN_JOBS_MAX {
@@ -160,23 +159,24 @@ impl Child {
         const SHOWN_BYTES: usize = 120;
         let shown = &self.line[..self.line.len().min(SHOWN_BYTES)];
         let shown = String::from_utf8_lossy(shown);
-        io::Error::new(io::ErrorKind::InvalidData, format!("it answered {:?}", shown.trim_end()))
+        io::Error::new(io::ErrorKind::InvalidData, format!("answered {:?}", shown.trim_end()))
     }
 
-    /// The reason for the end of a child that does not go on: its exit and the end of its log, or what is wrong with it.
+    /// The reason for the end of a child that does not go on, as a predicate: its exit with the end of its log, or what it
+    /// did wrong. A child that has not exited is killed.
     pub(super) async fn ended(mut self, error: &io::Error) -> String {
         self.close();
-        let by_itself = timeout(EXIT_PATIENCE, self.group.exited()).await.is_ok();
+        let is_wrong = error.kind() == io::ErrorKind::InvalidData;
+        let by_itself = !is_wrong && timeout(EXIT_PATIENCE, self.group.exited()).await.is_ok();
         if !by_itself {
             self.group.terminate().await;
         }
         let status = self.group.finish();
         let log = self.stderr.end().await;
         match status {
-            Ok(status) if by_itself && error.kind() != io::ErrorKind::InvalidData => {
-                exit_reason(status, &log, 0)
-            }
-            _ => format!("{error}, and was killed"),
+            Ok(status) if by_itself => exit_reason(status, &log, 0),
+            _ if is_wrong => format!("{error} and was killed"),
+            _ => format!("did not go on and was killed: {error}"),
         }
     }
 }

@@ -10,6 +10,8 @@ mod protocol;
 mod proxy;
 mod serve;
 mod stderr;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use proxy::IsolatedSlot;
 pub use serve::serve_isolated;

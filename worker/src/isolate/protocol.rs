@@ -138,7 +138,7 @@ pub(super) fn take_line(bytes: &[u8], line: &mut Vec<u8>) -> io::Result<(usize, 
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let text = &bytes[..end.unwrap_or(bytes.len())];
     if line.len() + text.len() > LINE_MAX_BYTES {
-        let why = format!("a line is longer than {LINE_MAX_BYTES} bytes");
+        let why = format!("wrote a line longer than {LINE_MAX_BYTES} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     line.extend_from_slice(text);

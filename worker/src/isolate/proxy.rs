@@ -60,6 +60,11 @@ impl IsolatedSlot {
         Self { isolation, child: None, failed_starts: 0 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn has_child(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Runs a batch in the child as `AnyJob::process_batch` does here. A child that dies costs the running task one
     /// attempt; the tasks after it go to the next child.
     ///
@@ -234,7 +239,7 @@ impl Part<'_, '_, '_> {
                     () = signals.cx.stopped(), if stopped_at.is_none() => Event::Stopped,
                     () = &mut killing => Event::Kill,
                     answered = child.answer() => answered.map_or_else(Event::Broken, |()| Event::Answer),
-                    () = &mut overdue, if stopped_at.is_none() => Event::Overdue,
+                    () = &mut overdue => Event::Overdue,
                     () = signals.halt.stopped(), if !halted => Event::Halted,
                 }
             };
@@ -246,6 +251,7 @@ impl Part<'_, '_, '_> {
                     deadline = if self.next < self.tasks.len() { self.begin() } else { None };
                 }
                 Event::Broken(error) => return Err(error),
+                Event::Overdue if stopped_at.is_some() => return Ok(Done::Child),
                 Event::Overdue => return Ok(Done::Overdue),
                 Event::Kill => {
                     if stopped_at.is_some() && !signals.revoked.is_stopped() {

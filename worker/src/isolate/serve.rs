@@ -11,8 +11,7 @@ use std::{
 
 use gristmill_shared::{
     AnyJob, BatchRun, JobId, Kind, OpenError, Policy, Registry, Round, StopSignal, TaskContext, TaskIndex,
-    error_chain,
-    wire::Batch,
+    error_chain, wire::Batch,
 };
 use serde_json::value::RawValue;
 
