@@ -4,8 +4,8 @@
 //! cargo run --release --example command -- run words README.md ARCHITECTURE.md
 //! ```
 //!
-//! A command ends with its task: when the job is cancelled, when the time limit of a task has passed, when the worker
-//! is told to leave and its grace has ended, and when the worker dies.
+//! A command ends with its task: when the job is cancelled, when the time limit of a task has
+//! passed, when the worker is told to leave and its grace has ended, and when the worker dies.
 
 use std::{path::PathBuf, process::ExitCode};
 

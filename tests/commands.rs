@@ -9,7 +9,7 @@ use crate::harness::{
     running::{until_gone, until_running},
 };
 
-/// Where cargo puts the example beside the tests.
+/// The path of the example, which cargo puts beside the tests.
 fn example() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/command");

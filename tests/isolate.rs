@@ -5,7 +5,8 @@ use crate::harness::{
     running::{children_of, has_argument, is_there, until, until_gone, until_running},
 };
 
-/// How tasks run on for ever; `command:` gets the number of seconds, which tells one test's command from another's.
+/// Acts that never end. `command:` gets the number of seconds, which tells one test's command from
+/// another's.
 const ENDLESS: [&str; 4] = ["spin", "sleep", "await", "command:"];
 
 /// A fleet whose one slot runs a task that misbehaves, the eighth of twenty.

@@ -13,7 +13,8 @@ const READ_BYTES: usize = 64 << 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooMuch(pub(crate) usize);
 
-/// The bytes of a pipe, at most as many as the bound says. A tail takes up to twice its bound while it is read.
+/// The bytes of a pipe, at most as many as the bound says. A tail takes up to twice its bound while
+/// it is read.
 #[derive(Debug)]
 pub(crate) struct Capture {
     bound: StdoutBound,
@@ -26,7 +27,8 @@ impl Capture {
         Self { bound, bytes: Vec::new(), omitted: 0 }
     }
 
-    /// Reads to the end of file, or until the bound is exceeded. Cancel safe: what was read is kept.
+    /// Reads to the end of file, or until the bound is exceeded. Cancel safe: what was read is
+    /// kept.
     ///
     /// # Errors
     /// If the bound is an error and is exceeded. A pipe that cannot be read is at its end.

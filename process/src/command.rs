@@ -10,14 +10,15 @@ use std::{
     process::{self, Stdio},
 };
 
-/// Bytes of standard output that a command may write by default: far more than a task's output may have, and little
-/// enough for every slot to hold.
+/// Bytes of standard output that a command may write by default: far more than a task's output may
+/// have, and little enough for every slot to hold.
 pub const STDOUT_MAX_BYTES: usize = 8 << 20;
 
 /// Bytes of standard error that are kept, the last ones: enough for a backtrace.
 pub const STDERR_TAIL_BYTES: usize = 64 << 10;
 
-/// Prefix of the environment variables that a command does not inherit, since the broker's password is among them.
+/// Prefix of the environment variables that a command does not inherit, since the broker's password
+/// is among them.
 const PRIVATE_PREFIX: &str = "GRISTMILL_";
 
 /// Search path of a program if the environment has no `PATH`.
@@ -25,8 +26,9 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// A command to run.
 ///
-/// It inherits the environment of this process except variables that begin with `GRISTMILL_`. Its standard input is
-/// empty unless [`Command::stdin`] gives one. No shell takes part unless the program is one.
+/// A command inherits the environment of this process except variables that begin with
+/// `GRISTMILL_`. Its standard input is empty unless [`Command::stdin`] gives one. No shell takes
+/// part unless the program is one.
 #[derive(Debug, Clone)]
 pub struct Command {
     program: OsString,
@@ -49,8 +51,8 @@ pub(crate) enum StdoutBound {
 }
 
 impl Command {
-    /// A command without arguments. A name without a slash is searched in the command's `PATH`; a relative path is
-    /// relative to [`Command::dir`].
+    /// A command without arguments. A name without a slash is searched in the command's `PATH`; a
+    /// relative path is relative to [`Command::dir`].
     #[must_use]
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
@@ -117,8 +119,8 @@ impl Command {
         Self { stdin: bytes.into(), ..self }
     }
 
-    /// Accepts at most this many bytes on standard output: one more ends the command with an error. Defaults to
-    /// [`STDOUT_MAX_BYTES`].
+    /// Accepts at most this many bytes on standard output: one more ends the command with an error.
+    /// Defaults to [`STDOUT_MAX_BYTES`].
     #[must_use]
     pub fn stdout_max(self, bytes: usize) -> Self {
         Self { stdout: StdoutBound::Max(bytes), ..self }
@@ -135,8 +137,9 @@ impl Command {
         self.program.display().to_string()
     }
 
-    /// The command for the standard library, in a process group of its own and with its three streams piped. It has no
-    /// feature for which the standard library would fork: the copy of a large worker would cost milliseconds.
+    /// The command for the standard library, in a process group of its own and with its three
+    /// streams piped. It has no feature for which the standard library would fork: the copy of a
+    /// large worker would cost milliseconds.
     ///
     /// # Errors
     /// If the program is not in `PATH`.

@@ -21,7 +21,8 @@ use crate::{command::Command, leash};
 /// Time between SIGTERM and SIGKILL. It fits into the time that a task has after its time limit.
 pub const KILL_DELAY: Duration = Duration::from_secs(1);
 
-/// Time that a group may take to die of SIGKILL before its caller waits no longer: it may hang in the kernel.
+/// Time that a group may take to die of SIGKILL before its caller waits no longer: it may hang in
+/// the kernel.
 const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Watches over children; carries nothing else.
@@ -40,8 +41,8 @@ pub fn runtime() -> io::Result<&'static Handle> {
     }
 }
 
-/// A child process that leads a process group of its own. Dropping it ends the group: SIGTERM, SIGKILL after
-/// [`KILL_DELAY`], and the leader is reaped in the background.
+/// A child process that leads a process group of its own. Dropping it ends the group: SIGTERM,
+/// SIGKILL after [`KILL_DELAY`], and the leader is reaped in the background.
 #[derive(Debug)]
 pub struct ChildGroup {
     leader: Option<Leader>,
@@ -71,7 +72,8 @@ impl ChildGroup {
     /// Starts the command, with an open standard input if `has_stdin`, else an empty one.
     ///
     /// # Errors
-    /// If the program is not found or cannot be run, or if the operating system gives no process or descriptor.
+    /// If the program is not found or cannot be run, or if the operating system gives no process or
+    /// descriptor.
     pub fn spawn(command: &Command, has_stdin: bool) -> io::Result<Self> {
         let _context = runtime()?.enter();
         leash::ensure()?;
@@ -124,15 +126,17 @@ impl ChildGroup {
         }
     }
 
-    /// Sends SIGTERM to the group and SIGKILL after [`KILL_DELAY`], and waits for the leader's exit. Returns early if
-    /// it does not die of SIGKILL within a second. Cancel safe: dropping the group goes on.
+    /// Sends SIGTERM to the group and SIGKILL after [`KILL_DELAY`], and waits for the leader's
+    /// exit. Returns early if it does not die of SIGKILL within a second. Cancel safe: dropping the
+    /// group goes on.
     pub async fn terminate(&self) {
         if let Some(leader) = &self.leader {
             leader.terminate().await;
         }
     }
 
-    /// Kills the rest of the group, and reaps the leader if it has exited. Else the background does.
+    /// Kills the rest of the group, and reaps the leader if it has exited. Else the background
+    /// does.
     ///
     /// # Errors
     /// If the leader has not exited, or the operating system does not tell its status.
@@ -161,7 +165,8 @@ impl Drop for ChildGroup {
 
 impl Leader {
     async fn exited(&self) {
-        // The descriptor stays readable. An error means that the runtime has gone, which it never does.
+        // The descriptor stays readable. An error means that the runtime has gone, which it never
+        // does.
         let _ = self.exit.readable().await;
     }
 

@@ -10,9 +10,10 @@ use std::{
 
 use rustix::process::Pid;
 
-/// Reads `+GROUP` and `-GROUP` lines. Its input ends when this process ends, even by SIGKILL. Then it sends SIGTERM to
-/// all groups that are left, and SIGKILL one second later. It closes the descriptors that it may have inherited, as far
-/// as a POSIX shell can name them, and stays in no folder.
+/// Reads `+GROUP` and `-GROUP` lines. Its input ends when this process ends, even by SIGKILL. Then
+/// it sends SIGTERM to all groups that are left, and SIGKILL one second later. It closes the
+/// descriptors that it may have inherited, as far as a POSIX shell can name them, and stays in no
+/// folder.
 const SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
 exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 groups=' '
@@ -51,13 +52,14 @@ impl Leash {
             .process_group(0)
             .spawn()?;
         let lines = shell.stdin.take().ok_or_else(|| io::Error::other("the shell has no input"))?;
-        // A shell that was paused fills its pipe. A write then fails, and the next shell takes over.
+        // A shell that was paused fills its pipe. A write then fails, and the next shell takes
+        // over.
         rustix::io::ioctl_fionbio(&lines, true)?;
         Ok(Self { shell, lines, groups: BTreeSet::new() })
     }
 
-    /// Another shell in place of this one, which is dead or does not read. The old one is killed first, since it would
-    /// end the groups at the end of its input.
+    /// Another shell in place of this one, which is dead or does not read. The old one is killed
+    /// first, since it would end the groups at the end of its input.
     fn restart(&mut self) -> io::Result<()> {
         let _ = self.shell.kill(); // it may be dead
         self.shell.wait()?;
@@ -92,7 +94,7 @@ pub(crate) fn ensure() -> io::Result<()> {
 /// Ends this group when this process dies.
 ///
 /// # Errors
-/// As [`ensure`].
+/// The same as [`ensure`].
 pub(crate) fn add(group: Pid) -> io::Result<()> {
     with(|leash| {
         leash.write('+', group)?;
@@ -101,7 +103,8 @@ pub(crate) fn add(group: Pid) -> io::Result<()> {
     })
 }
 
-/// Forgets this group. Must be called while the number cannot be another group's: before the leader is reaped.
+/// Forgets this group. Must be called while the number cannot be another group's: before the leader
+/// is reaped.
 pub(crate) fn remove(group: Pid) {
     let removed = with(|leash| {
         leash.groups.remove(&group.as_raw_nonzero().get());

@@ -1,9 +1,10 @@
 //! Child processes that never outlive the task that started them.
 //!
-//! [`RunCommand::run`] runs a [`Command`] for a task. The command leads a process group of its own. The group gets
-//! SIGTERM, and SIGKILL one second later, when the job is stopped, when the task's deadline passes, and when the worker
-//! takes the task from its thread. When the command has exited, the rest of its group is killed. If the worker itself
-//! dies, even of SIGKILL, a separate `sh` ends all groups that are left.
+//! [`RunCommand::run`] runs a [`Command`] for a task. The command leads a process group of its own.
+//! The group gets SIGTERM, and SIGKILL one second later, when the job is stopped, when the task's
+//! deadline passes, and when the worker takes the task from its thread. When the command has
+//! exited, the rest of its group is killed. If the worker itself dies, even of SIGKILL, a separate
+//! `sh` ends all groups that are left.
 //!
 //! A process that leaves its group by `setsid` is not reached.
 //!

@@ -4,8 +4,8 @@ use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use gristmill_shared::TaskError;
 
-/// Bytes of standard error that an error of [`CommandOutput::ok`] has, the last ones: a reason travels and is stored
-/// with each failed task.
+/// Bytes of standard error that an error of [`CommandOutput::ok`] has, the last ones: a reason
+/// travels and is stored with each failed task.
 const REASON_TAIL_BYTES: usize = 2 << 10;
 
 /// The result of a command that has exited by itself.
@@ -30,7 +30,8 @@ impl CommandOutput {
     /// The output if the exit code is 0.
     ///
     /// # Errors
-    /// A failure that can be retried, with the exit code or the signal and the end of standard error.
+    /// A failure that can be retried, with the exit code or the signal and the end of standard
+    /// error.
     pub fn ok(self) -> Result<Self, TaskError> {
         if self.status.success() {
             return Ok(self);
@@ -50,8 +51,9 @@ impl CommandOutput {
     }
 }
 
-/// The end of a process as a predicate, with the end of its standard error: `exited with code 3: no such file`,
-/// `was killed by signal 9`. `omitted` is the number of bytes before `stderr` that were dropped.
+/// The end of a process as a predicate, with the end of its standard error: `exited with code 3: no
+/// such file`, `was killed by signal 9`. `omitted` is the number of bytes before `stderr` that were
+/// dropped.
 #[must_use]
 pub fn exit_reason(status: ExitStatus, stderr: &[u8], omitted: u64) -> String {
     let ended = match (status.code(), status.signal()) {

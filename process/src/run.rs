@@ -21,23 +21,27 @@ use crate::{
     output::CommandOutput,
 };
 
-/// Time for which the pipes are read after the group has ended: a process that has left the group may hold them open.
+/// Time for which the pipes are read after the group has ended: a process that has left the group
+/// may hold them open.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Runs commands for a task. An extension of [`TaskContext`].
 pub trait RunCommand {
-    /// Runs a command and waits until it has exited and its output is read. Blocks the calling thread.
+    /// Runs a command and waits until it has exited and its output is read. Blocks the calling
+    /// thread.
     ///
     /// # Errors
-    /// What [`TaskContext::check`] gives, if the job is stopped or the deadline passes: the command's process group
-    /// gets SIGTERM then, and SIGKILL one second later. A failure that can be retried, if the program cannot be
-    /// started or writes more than its bound. An exit code other than 0 is no error here, see [`CommandOutput::ok`].
+    /// The error of [`TaskContext::check`], if the job is stopped or the deadline passes: the
+    /// command's process group gets SIGTERM then, and SIGKILL one second later. A failure that can
+    /// be retried, if the program cannot be started or writes more than its bound. An exit code
+    /// other than 0 is no error here, see [`CommandOutput::ok`].
     fn run(&self, command: Command) -> Result<CommandOutput, TaskError>;
 
-    /// Like [`RunCommand::run`], for async code. Dropping the future ends the command's process group.
+    /// Like [`RunCommand::run`], for async code. Dropping the future ends the command's process
+    /// group.
     ///
     /// # Errors
-    /// As [`RunCommand::run`].
+    /// The same as [`RunCommand::run`].
     fn run_async(&self, command: Command) -> impl Future<Output = Result<CommandOutput, TaskError>> + Send;
 }
 
@@ -79,7 +83,7 @@ fn watcher_gone() -> TaskError {
     TaskError::failed("a command was lost; this is a defect of gristmill-process")
 }
 
-/// What ends a command.
+/// The end of a command.
 enum End {
     Exit,
     TooMuch(TooMuch),

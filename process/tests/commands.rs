@@ -157,7 +157,8 @@ fn background_process_ends_with_its_command() {
     until_gone("60.4206");
 }
 
-/// A process in a session of its own is not reached, but its hold on the pipe costs 200 ms and no more.
+/// A process in a session of its own is not reached, but its hold on the pipe costs 200 ms and no
+/// more.
 #[test]
 fn escaped_process_does_not_hold_the_task() {
     let dir = tempfile::tempdir().unwrap();

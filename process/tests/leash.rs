@@ -59,7 +59,7 @@ fn killed_process_leaves_no_stubborn_command() {
     assert!(killed.elapsed() >= Duration::from_secs(1), "SIGTERM was not ignored");
 }
 
-/// Its pid stays; another shell knows the command that runs when the next one begins.
+/// The next command starts another leash, which also ends the command that runs already.
 #[test]
 fn killed_leash_is_replaced() {
     const NAME: &str = "killed_leash_is_replaced";

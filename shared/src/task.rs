@@ -38,8 +38,8 @@ impl TaskContext {
         Self { job, index, attempt: failures.saturating_add(1), stop, revoked, deadline: None }
     }
 
-    /// The same context with a second stop signal, for a run whose batch is taken from its thread: its outcome is
-    /// discarded, so the task ends as if the job were stopped.
+    /// The same context with a second stop signal, for a run whose batch is taken from its thread.
+    /// The outcome is discarded then, so the task ends as if the job were stopped.
     #[must_use]
     pub fn with_revoked(self, revoked: StopSignal) -> Self {
         Self { revoked, ..self }
@@ -89,14 +89,14 @@ impl TaskContext {
         }
     }
 
-    /// The time at which the task has failed, if the job has a time limit for its tasks.
+    /// The time at which the task fails, if the job has a time limit for its tasks.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Waits until [`TaskContext::check`] fails because the task must stop. It does not wait for the deadline.
-    /// Cancel safe.
+    /// Waits until [`TaskContext::check`] fails because the task must stop. The deadline does not
+    /// end the wait. Cancel safe.
     pub async fn stopped(&self) {
         tokio::select! {
             () = self.stop.stopped() => {}

@@ -23,16 +23,19 @@ use super::{
 };
 use crate::{Exit, Role, exit::Failure};
 
-/// The first argument of a child. Two more say what it logs and in which format. Internal: no other program starts one.
+/// The first argument of a child. Two more say what it logs and in which format. Internal: no other
+/// program starts one.
 const CHILD_FLAG: &str = "--isolated-child";
 
 /// This program's own file, also after another version has taken its place.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// The lowest number of the descriptors that the child's two pipes get: the standard ones are for user code.
+/// The lowest number of the descriptors that the child's two pipes get: the standard ones are for
+/// user code.
 const PIPE_FD_MIN: i32 = 3;
 
-/// Starts this program as a child that logs as this process does. Of the environment it gets no `GRISTMILL_…`.
+/// Starts this program as a child that logs as this process does. Of the environment it gets no
+/// `GRISTMILL_…`.
 pub(super) fn command(matches: &ArgMatches) -> Result<Command, Failure> {
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let format = logging.format().to_possible_value();
@@ -65,8 +68,8 @@ pub(super) fn serve(registry: Registry, args: &[OsString]) -> Outcome {
     }
 }
 
-/// Takes the pipes of standard input and output, so that user code finds an empty input, prints into the log, and passes
-/// neither pipe on to processes of its own.
+/// Takes the pipes of standard input and output, so that user code finds an empty input, prints
+/// into the log, and passes neither pipe on to processes of its own.
 fn take_pipes() -> io::Result<(File, File)> {
     let requests: OwnedFd = fcntl_dupfd_cloexec(io::stdin().as_fd(), PIPE_FD_MIN)?;
     let answers: OwnedFd = fcntl_dupfd_cloexec(io::stdout().as_fd(), PIPE_FD_MIN)?;

@@ -36,7 +36,8 @@ pub(crate) async fn until_gone(argument: &str) {
     until(&format!("the end of {argument}"), || !all().any(|pid| has_argument(pid, argument))).await;
 }
 
-/// Waits until it is so. The operating system tells nobody of the processes of others, so it is asked again and again.
+/// Waits until it is so. The operating system tells nobody of the processes of others, so it is
+/// asked again and again.
 pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     within(what, async {
         while !is_so() {

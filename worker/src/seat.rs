@@ -56,7 +56,7 @@ pub(crate) struct Turn {
     /// What came of the tasks before this one has been handed on.
     pub(crate) handed_on: TaskIndex,
     running: Option<Running>,
-    /// Given when the batch is taken from the thread, so that what it started outside of this process ends.
+    /// Given when the batch is taken from the thread, so that its child processes end.
     revoked: StopSignal,
 }
 
@@ -127,7 +127,8 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// Begins a batch. The signal that it returns is given if the batch is taken from this thread.
+    /// Begins a batch. The signal that it returns is given if the batch is taken from this
+    /// thread.
     pub(crate) fn begin(&self, work: &Arc<Work>) -> StopSignal {
         let revoked = StopSignal::new();
         let turn =

@@ -117,9 +117,10 @@ impl Worker {
         Self { grace, ..self }
     }
 
-    /// Runs the batches of each slot in a child process of the slot's own, which this command starts: this same program,
-    /// made to call [`serve_isolated`](crate::serve_isolated) with the kinds that this worker knows. A task that hangs,
-    /// crashes or overflows its stack costs the child and one attempt of that task, and nothing else.
+    /// Runs the batches of each slot in a child process of the slot's own. The command starts this
+    /// same program, which must call [`serve_isolated`](crate::serve_isolated) with the kinds that
+    /// this worker knows. A task that hangs, crashes or overflows its stack costs the child and one
+    /// attempt of that task, and nothing else. The child's form is internal and may change.
     #[must_use]
     pub fn isolate(self, command: Command) -> Self {
         Self { isolation: Some(Isolation::new(command)), ..self }

@@ -12,16 +12,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// A task, and how it misbehaves. On the command line `INDEX=HOW`.
+/// A task that misbehaves. On the command line `INDEX=HOW`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Misbehaviour {
     /// The index of the task.
     pub index: u64,
-    /// What it does instead of its work.
+    /// Its act, instead of its work.
     pub how: How,
 }
 
-/// How a task misbehaves. None of it looks at `cx.check()`.
+/// An act of a task that misbehaves. None looks at `cx.check()`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
@@ -63,7 +63,8 @@ impl FromStr for Misbehaviour {
 }
 
 impl Misbehaviour {
-    /// Misbehaves. Says so first on standard error, since nothing else tells when it begins, and prints a line.
+    /// Misbehaves. It first prints a line, and tells standard error, since nothing else shows when
+    /// it begins.
     pub(super) fn perform(&self) -> ! {
         println!("task {} prints", self.index);
         eprintln!("task {} misbehaves: {:?}", self.index, self.how);

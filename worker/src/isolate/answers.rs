@@ -1,4 +1,5 @@
-//! The answers of a child: outcomes gather for a moment, so that tiny tasks do not cost a write each.
+//! The answers of a child: outcomes gather for a moment, so that tiny tasks do not cost a write
+//! each.
 
 use std::{
     fs::File,
@@ -13,8 +14,9 @@ use serde_json::value::RawValue;
 
 use super::protocol::{Answer, Why, write_line};
 
-/// Time for which outcomes gather. A child that dies takes those of the last moment with it, and their tasks run again.
-const ANSWER_DELAY: Duration = Duration::from_millis(1);
+/// Time for which outcomes gather. A child that dies takes those of the last moment with it, and
+/// their tasks run again.
+const ANSWER_DELAY: Duration = Duration::from_millis(10);
 
 /// The answers of a child, in order. A thread writes what has gathered.
 pub(super) struct Answers {
@@ -70,7 +72,7 @@ impl Answers {
     /// Writes an answer, and what has gathered before it.
     ///
     /// # Errors
-    /// As [`Answers::push`].
+    /// The same as [`Answers::push`].
     pub(super) fn answer(&self, answer: &Answer<&RawValue>) -> io::Result<()> {
         let mut state = self.lock();
         state.settle()?;

@@ -19,7 +19,8 @@ use super::{
 /// Time that a child may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
-/// Time that a child may take to read a request: it reads at any time, so one that does not is frozen.
+/// Time that a child may take to read a request: it reads at any time, so one that does not is
+/// frozen.
 const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time that a child may take to exit after it has closed its answers.
@@ -71,7 +72,8 @@ impl Child {
         self.group.id()
     }
 
-    /// Sends the tasks of a batch from the one at `from` on, and the batch's job before it, if the child does not have it.
+    /// Sends the tasks of a batch from the one at `from` on, and the batch's job before it, if the
+    /// child does not have it.
     pub(super) async fn run(
         &mut self,
         batch: &Batch<'_>,
@@ -162,8 +164,8 @@ impl Child {
         io::Error::new(io::ErrorKind::InvalidData, format!("answered {:?}", shown.trim_end()))
     }
 
-    /// The reason for the end of a child that does not go on, as a predicate: its exit with the end of its log, or what it
-    /// did wrong. A child that has not exited is killed.
+    /// The reason for the end of a child that does not go on, as a predicate: its exit with the end
+    /// of its log, or what it did wrong. A child that has not exited is killed.
     pub(super) async fn ended(mut self, error: &io::Error) -> String {
         self.close();
         let is_wrong = error.kind() == io::ErrorKind::InvalidData;

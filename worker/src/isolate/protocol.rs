@@ -5,13 +5,15 @@ use std::io::{self, BufRead};
 use gristmill_shared::{JobId, Kind, Round, TaskIndex, Trouble};
 use serde::{Deserialize, Serialize};
 
-/// Version of the format. Both sides are one executable, so it only tells a wrong program from the right one.
+/// Version of the format. Both sides are one executable, so it only tells a wrong program from the
+/// right one.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
 /// Bytes of the longest line: a batch of the largest tasks that a broker delivers, and room.
 pub(super) const LINE_MAX_BYTES: usize = 16 << 20;
 
-/// Number of jobs that a child keeps open. The worker knows which ones: those of the last `job` lines.
+/// Number of jobs that a child keeps open. The worker knows which ones: those of the last `job`
+/// lines.
 pub(super) const OPEN_JOBS_MAX: usize = 16;
 
 /// A line to the child. `R` is JSON that is passed on as it is.
@@ -100,8 +102,8 @@ impl Why {
     }
 }
 
-/// Appends a value as a line. JSON that is passed on may have line feeds between its tokens, which become spaces; those
-/// in its texts are escaped.
+/// Appends a value as a line. JSON that is passed on may have line feeds between its tokens, which
+/// become spaces; those in its texts are escaped.
 pub(super) fn write_line(lines: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
     let start = lines.len();
     serde_json::to_writer(&mut *lines, value)?;
@@ -133,7 +135,8 @@ pub(super) fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Resu
     }
 }
 
-/// Appends bytes up to a line feed. Returns the number of bytes that were taken, and whether the line has ended.
+/// Appends bytes up to a line feed. Returns the number of bytes that were taken, and whether the
+/// line has ended.
 pub(super) fn take_line(bytes: &[u8], line: &mut Vec<u8>) -> io::Result<(usize, bool)> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let text = &bytes[..end.unwrap_or(bytes.len())];

@@ -16,8 +16,9 @@ use tokio::time::{sleep, sleep_until};
 
 use super::{Isolation, child::Child, protocol::Answer};
 
-/// Time after its deadline in which a task may end by itself, since it knows its deadline as well. Together with the time
-/// between SIGTERM and SIGKILL it is less than the time after which a worker gives up the slot's thread.
+/// Time after its deadline in which a task may end by itself, since it knows its deadline as well.
+/// Together with the time between SIGTERM and SIGKILL it is less than the time after which a worker
+/// gives up the slot's thread.
 const DEADLINE_SLACK: Duration = Duration::from_millis(200);
 
 /// Pause after a child that could not be started. It doubles up to [`RESTART_DELAY_MAX`].
@@ -42,7 +43,7 @@ struct Signals {
     halt: StopSignal,
 }
 
-/// What happens while a batch runs.
+/// An event while a batch runs.
 enum Event {
     Answer,
     /// The child has closed its answers, or broken their form.
@@ -65,8 +66,8 @@ impl IsolatedSlot {
         self.child.is_some()
     }
 
-    /// Runs a batch in the child as `AnyJob::process_batch` does here. A child that dies costs the running task one
-    /// attempt; the tasks after it go to the next child.
+    /// Runs a batch in the child as `AnyJob::process_batch` does here. A child that dies costs the
+    /// running task one attempt; the tasks after it go to the next child.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.
@@ -83,7 +84,8 @@ impl IsolatedSlot {
         match gristmill_process::runtime() {
             Ok(runtime) => runtime.block_on(self.process(&mut part, &signals)),
             Err(error) => {
-                // Without a thread or a descriptor to watch over children there is nothing to run in.
+                // Without a thread or a descriptor to watch over children there is nothing to run
+                // in.
                 let reason = format!("cannot run tasks in a child: {error}");
                 while part.next < tasks.len() {
                     part.fail(Trouble::Failed(reason.clone()));
@@ -113,7 +115,8 @@ impl IsolatedSlot {
                         tracing::warn!(pid, %index, reason, "the child process of a task ended");
                         part.fail(Trouble::Failed(format!("its process {reason}")));
                     } else {
-                        // Outcomes of the last moment were lost with it, so its first missing one may not be the culprit.
+                        // Outcomes of the last moment were lost with it, so its first missing one
+                        // may not be the culprit.
                         tracing::info!(
                             pid, %index, reason,
                             "the child process of a batch ended; the rest of the batch is answered task by task"

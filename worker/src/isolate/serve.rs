@@ -23,8 +23,8 @@ use super::{
 /// Batches that wait for the thread: the worker sends one at a time.
 const WAITING_BATCHES_MAX: usize = 1;
 
-/// Runs the batches that the worker sends, until `requests` is at its end: then the running task ends, and no other one
-/// begins.
+/// Runs the batches that the worker sends, until `requests` is at its end: then the running task
+/// ends, and no other one begins.
 ///
 /// # Errors
 /// If a request is not one, or the worker does not read the answers.
@@ -152,7 +152,8 @@ impl Slot {
         self.answers.answer(&Answer::End)
     }
 
-    /// The inner result is that of writing answers; the outer error is the reason why nothing was run.
+    /// The inner result is that of writing answers; the outer error is the reason why nothing was
+    /// run.
     fn process(&self, open: &OpenJob, job: &dyn AnyJob, tasks: &Tasks) -> Result<io::Result<()>, String> {
         let batch = Batch {
             job: open.id,

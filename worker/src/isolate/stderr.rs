@@ -14,7 +14,8 @@ const TAIL_BYTES: usize = 4 << 10;
 /// Bytes that wait for the end of their line before they are passed on without it.
 const LINE_BYTES: usize = 8 << 10;
 
-/// Time for which a dead child's log is read: a process that has left the child's group may hold it open.
+/// Time for which a dead child's log is read: a process that has left the child's group may hold it
+/// open.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The log of a child. Dropping it passes on no more.

@@ -128,7 +128,8 @@ fn death_at_a_task_costs_that_task_alone() {
         echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof"#;
     let (ran, done, failed) = Scene::new(script).run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
-    // The first death left two tasks of which either may have been the culprit; the second one was at the task itself.
+    // The first death left two tasks of which either may have been the culprit; the second one was
+    // at the task itself.
     assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3: out of luck".into()))]);
 }
 

@@ -8,7 +8,8 @@ use super::{BatchRun, DoneTasks};
 use crate::{StopSignal, TaskContext, TaskIndex, Trouble, wire::OUTPUT_MAX_BYTES};
 
 impl BatchRun<'_> {
-    /// The same run, which hands on its outcomes at least this often while tasks end. Zero means after each task.
+    /// The same run, which hands on its outcomes at least this often while tasks end. Zero means
+    /// after each task.
     #[must_use]
     pub fn hand_on_every(self, interval: Duration) -> Self {
         Self { hand_on_every: interval, ..self }
@@ -26,7 +27,8 @@ impl BatchRun<'_> {
         &self.halt
     }
 
-    /// Begins a task that is processed elsewhere, and returns its deadline, if the job has a time limit.
+    /// Begins a task that is processed elsewhere, and returns its deadline, if the job has a time
+    /// limit.
     ///
     /// # Errors
     /// [`Trouble::Stopped`] if the run must end before this task.
@@ -35,8 +37,9 @@ impl BatchRun<'_> {
         Ok(self.cx.deadline())
     }
 
-    /// Takes the outcome of a task that was processed elsewhere, and hands on what is due. Outcomes must come in the
-    /// order of their tasks. An output over [`OUTPUT_MAX_BYTES`] is a rejected task. [`Trouble::Stopped`] is no outcome.
+    /// Takes the outcome of a task that was processed elsewhere, and hands on what is due. Outcomes
+    /// must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`] is a rejected
+    /// task. [`Trouble::Stopped`] is no outcome.
     pub fn outcome(&mut self, index: TaskIndex, outcome: Result<&RawValue, Trouble>, task: &RawValue) {
         match outcome {
             Ok(output) if output.get().len() > OUTPUT_MAX_BYTES => {
