@@ -38,7 +38,7 @@ pub(crate) async fn until_gone(argument: &str) {
 
 /// Waits until it is so. The operating system tells nobody of the processes of others, so it is
 /// asked again and again.
-pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool + Send + Sync) {
     within(what, async {
         while !is_so() {
             tokio::time::sleep(Duration::from_millis(10)).await;
