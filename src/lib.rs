@@ -60,6 +60,7 @@ pub use library::{Client, Error, JobHandle, RunOptions, run};
 pub mod prelude {
     pub use std::ops::ControlFlow;
 
+    pub use gristmill_process::{Command, CommandOutput, RunCommand};
     pub use gristmill_shared::{
         Account, Conclusion, Job, JobError, Keep, Plan, State, TaskContext, TaskError, TaskIndex,
     };

@@ -75,6 +75,8 @@ async fn delay_is_waited_for_in_another_language() {
         round: Round(0),
         stage: 0,
         spent: 0,
+        version: 0,
+        build: None,
         first: TaskIndex(0),
         count: 1,
         tasks: &to_raw_value(&[json!({"start": 1, "end": 10})]).unwrap(),

@@ -10,4 +10,4 @@ mod spin;
 
 pub use crack::{Algorithm, Crack, CrackReport};
 pub use primes::Primes;
-pub use spin::{FloatFolds, Spin, SpinOutput, SpinReport, SpinTask, Work};
+pub use spin::{FloatFolds, How, Misbehaviour, Spin, SpinOutput, SpinReport, SpinTask, Work};

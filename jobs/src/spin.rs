@@ -2,6 +2,7 @@
 
 mod floats;
 mod load;
+mod misbehave;
 mod work;
 
 use std::{hint::black_box, ops::ControlFlow};
@@ -13,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub use self::{
     floats::{FloatFolds, SpinOutput},
     load::SpinTask,
+    misbehave::{How, Misbehaviour},
     work::Work,
 };
 
@@ -76,6 +78,12 @@ pub struct Spin {
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub panic: Vec<u64>,
+
+    /// A task that does something else than its work and does not look whether it should end, as INDEX=HOW with spin, sleep,
+    /// await, command:SECONDS, abort or overflow as HOW; may be given several times
+    #[arg(long, value_name = "INDEX=HOW")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub misbehave: Vec<Misbehaviour>,
 
     /// Each output has a float of any finite bits, and the report an exact sum of them
     #[arg(long)]
@@ -185,6 +193,9 @@ impl Job for Spin {
         }
         if self.panic.contains(&index) {
             lose_countenance(index);
+        }
+        if let Some(misbehaviour) = self.misbehave.iter().find(|task| task.index == index) {
+            misbehaviour.perform();
         }
         self.work.perform(self.micros_of(TaskIndex(index)), cx)?;
         if cx.attempt() <= failures {

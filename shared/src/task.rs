@@ -25,6 +25,8 @@ pub struct TaskContext {
     index: TaskIndex,
     attempt: u32,
     stop: StopSignal,
+    /// Given when the run's batch was taken from its thread.
+    revoked: StopSignal,
     deadline: Option<Instant>,
     state: State,
 }
@@ -34,7 +36,8 @@ impl TaskContext {
     #[must_use]
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
         let attempt = failures.saturating_add(1);
-        Self { job, index, attempt, stop, deadline: None, state: State::none() }
+        let revoked = StopSignal::new();
+        Self { job, index, attempt, stop, revoked, deadline: None, state: State::none() }
     }
 
     /// Adds a state, for tests that call [`Job::process`](crate::Job::process) themselves.
@@ -55,6 +58,19 @@ impl TaskContext {
     /// If the job prepares nothing of this type. Pass it on with `?`: the task has failed for good.
     pub fn state<T: 'static>(&self) -> Result<&T, TaskError> {
         self.state.get()
+    }
+
+    /// The same context with a second stop signal, for a run whose batch is taken from its thread.
+    /// The outcome is discarded then, so the task ends as if the job were stopped.
+    #[must_use]
+    pub fn with_revoked(self, revoked: StopSignal) -> Self {
+        Self { revoked, ..self }
+    }
+
+    /// The same context with a deadline, for tests of a job.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..self }
     }
 
     /// The same context, moved to another task of the batch.
@@ -86,7 +102,7 @@ impl TaskContext {
     /// # Errors
     /// Pass it on with `?`; it does not count as a failure of the task if the job was stopped.
     pub fn check(&self) -> Result<(), TaskError> {
-        if self.stop.is_stopped() {
+        if self.stop.is_stopped() || self.revoked.is_stopped() {
             return Err(TaskError::stopped());
         }
         match self.deadline {
@@ -95,15 +111,19 @@ impl TaskContext {
         }
     }
 
-    /// Returns when the task has to end, if its job has a time limit.
+    /// The time at which the task fails, if the job has a time limit for its tasks.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
     }
 
-    /// Waits until the job is stopped. Cancel safe.
+    /// Waits until [`TaskContext::check`] fails because the task must stop. The deadline does not
+    /// end the wait. Cancel safe.
     pub async fn stopped(&self) {
-        self.stop.stopped().await;
+        tokio::select! {
+            () = self.stop.stopped() => {}
+            () = self.revoked.stopped() => {}
+        }
     }
 
     /// Runs async code to its end, on a runtime that all slots of the worker share and that carries
@@ -334,6 +354,16 @@ mod tests {
         cx.move_to(TaskIndex(1), Some(Instant::now()));
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::TimedOut);
         stop.stop();
+        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+    }
+
+    #[tokio::test]
+    async fn a_revoked_run_stops_its_task() {
+        let revoked = StopSignal::new();
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        let cx = cx.with_revoked(revoked.clone());
+        assert!(cx.check().is_ok());
+        tokio::join!(cx.stopped(), async { revoked.stop() });
         assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
     }
 

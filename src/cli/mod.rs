@@ -11,6 +11,7 @@ mod flags;
 mod follow;
 mod held;
 mod help;
+mod isolated;
 mod kinds;
 mod lines;
 mod log;
@@ -92,6 +93,9 @@ fn try_main(app: App, role: Role) -> Outcome {
         name_build(build).map_err(|error| Failure::new(Exit::Bug, error))?;
     }
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
+    if let Some(args) = isolated::requested() {
+        return isolated::serve(registry, &args);
+    }
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
     clash::refuse(&kinds, &whole)?;

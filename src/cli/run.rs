@@ -16,6 +16,7 @@ use super::{
     Context, Outcome,
     flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
     follow::{self, Known},
+    isolated,
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     otlp, say,
@@ -54,6 +55,9 @@ struct RunFlags {
     how: SubmitFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
+    /// Run the batches of each slot in a child process of its own, as `worker --isolate` does
+    #[arg(long, global = true)]
+    isolate: bool,
 }
 
 /// The waits before next tries in one process, in milliseconds: a server that is down is given up
@@ -113,6 +117,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         .lane(lane.clone())
         .slots(flags.slots.slots())
         .stop_grace(flags.slots.stop_grace);
+    let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
 
     let leaving = match flags.broker {
         None => Leaving::AtOnce,

@@ -9,6 +9,7 @@ use gristmill_worker::Worker;
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags, SlotFlags},
+    isolated,
     metrics::MetricsFlags,
     otlp, say,
 };
@@ -37,6 +38,10 @@ struct WorkerFlags {
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
+    /// Run the batches of each slot in a child process of its own: a task that hangs, crashes or overflows its stack costs
+    /// that child and one attempt, and no thread and no other task
+    #[arg(long, env = "GRISTMILL_ISOLATE")]
+    isolate: bool,
 }
 
 pub(crate) fn command() -> Command {
@@ -57,6 +62,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         .slots(flags.slots.slots())
         .stop_grace(flags.slots.stop_grace)
         .grace(flags.grace);
+    let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
     let leave = async {
         context.signals.first().await;
         say("leaving: taking nothing more, waiting for the running tasks (once more to stop at once)");

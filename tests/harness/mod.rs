@@ -5,6 +5,7 @@ pub(crate) mod broker;
 mod collector;
 mod own_broker;
 mod process;
+pub(crate) mod running;
 mod scrape;
 mod site;
 

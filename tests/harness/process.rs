@@ -86,6 +86,11 @@ impl Process {
         assert!(!status.success(), "{} ended by itself before it could be killed", self.name);
     }
 
+    /// Its process id, while it runs.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
     /// Sends SIGTERM or another signal.
     pub(crate) async fn signal(&self, signal: &str) {
         let pid = self.child.id().expect("it still runs").to_string();

@@ -7,10 +7,11 @@ use std::process::Command;
 use super::ROOT;
 
 /// Every package of ours, and the others of ours that it may reach.
-const ARROWS: [(&str, &[&str]); 7] = [
+const ARROWS: [(&str, &[&str]); 8] = [
     ("gristmill-shared", &[]),
+    ("gristmill-process", &["gristmill-shared"]),
     ("gristmill-producer", &["gristmill-shared"]),
-    ("gristmill-worker", &["gristmill-shared"]),
+    ("gristmill-worker", &["gristmill-shared", "gristmill-process"]),
     ("gristmill-sink", &["gristmill-shared"]),
     ("gristmill-amqp", &["gristmill-shared"]),
     ("gristmill-jobs", &["gristmill-shared"]),
@@ -18,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
         "gristmill",
         &[
             "gristmill-shared",
+            "gristmill-process",
             "gristmill-producer",
             "gristmill-worker",
             "gristmill-sink",

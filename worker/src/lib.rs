@@ -12,6 +12,7 @@ mod handoff;
 mod held;
 mod in_hand;
 mod intake;
+mod isolate;
 mod job_cache;
 mod outputs;
 mod pace;
@@ -26,4 +27,5 @@ mod waiting;
 mod worker;
 
 pub use error::WorkerError;
+pub use isolate::serve_isolated;
 pub use worker::{DEFAULT_GRACE, DEFAULT_STOP_GRACE, Worker, WorkerReport};

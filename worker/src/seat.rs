@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_shared::TaskIndex;
+use gristmill_shared::{StopSignal, TaskIndex};
 use tokio::sync::Notify;
 
 use crate::{
@@ -48,6 +48,7 @@ impl State {
             self.stuck.push((self.tenant, HeldTask { stuck: true, ..task }));
         }
         self.tenant += 1;
+        turn.revoked.stop();
         shop.counts.stuck(); // before its thread can take itself off
         Some(turn)
     }
@@ -70,6 +71,8 @@ pub(crate) struct Turn {
     seen: Option<(TaskIndex, Instant)>,
     /// The time when the watcher learned that the job was stopped.
     stopped_at: Option<Instant>,
+    /// Given when the batch is taken from the thread, so that its child processes end.
+    revoked: StopSignal,
 }
 
 impl Turn {
@@ -82,6 +85,7 @@ impl Turn {
             batch: None,
             seen: None,
             stopped_at: None,
+            revoked: StopSignal::new(),
         }
     }
 
@@ -210,10 +214,13 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// A batch is begun.
-    pub(crate) fn begin(&self, work: &Arc<Work>) {
+    /// Begins a batch. The signal that it returns is given if the batch is taken from this
+    /// thread.
+    pub(crate) fn begin(&self, work: &Arc<Work>) -> StopSignal {
         let turn = Turn::new(work);
+        let revoked = turn.revoked.clone();
         let _ = self.state().map(|mut state| state.turn = Some(turn));
+        revoked
     }
 
     /// Says what the batch is, before any code of its job runs.
@@ -293,9 +300,11 @@ mod tests {
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
         let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
-        tenant.begin(&work);
+        let revoked = tenant.begin(&work);
         let said = tenant.may_say(a_message(&shop), TaskIndex(3)).unwrap();
+        assert!(!revoked.is_stopped());
         assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
+        assert!(revoked.is_stopped());
         work.batch.close(); // whoever took it is through with it
         assert!(!work.batch.is_settled(), "before what was said is stored");
         assert!(tenant.may_say(Upshot::default(), ALL).is_none(), "the seat is lost");
@@ -308,10 +317,11 @@ mod tests {
         let shop = Shop::of_nothing().await;
         let seat = Seat::new(Arc::default());
         let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
+        let revoked = tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
         assert!(tenant.may_say(Upshot::default(), ALL).is_some());
         assert!(seat.take(&shop).is_none());
         assert!(tenant.end());
         assert!(seat.take(&shop).is_none(), "there is nothing to take");
+        assert!(!revoked.is_stopped());
     }
 }

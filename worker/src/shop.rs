@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::{
     complaints::Complaints,
+    isolate::Isolation,
     job_cache::JobCache,
     pace::Pace,
     release::{Release, ReleaseTracker, Unfit, release},
@@ -51,6 +52,8 @@ pub(crate) struct Shop {
     pub(crate) counts: Counts,
     pub(crate) messages: AtomicU64,
     pub(crate) reported: Mutex<BTreeSet<JobId>>,
+    /// The child processes in which batches run, if they do not run here.
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// How this process is connected, as far as somebody has looked.
@@ -152,6 +155,7 @@ impl Shop {
             counts: Counts::default(),
             messages: AtomicU64::new(0),
             reported: Mutex::default(),
+            isolation: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
@@ -15,6 +15,7 @@ use crate::{
     handoff::{Handoffs, Upshot},
     held::RunningBatch,
     in_hand::InHand,
+    isolate::IsolatedSlot,
     job_cache::drop_job,
     release::{Release, Unfit},
     seat::{ALL, Tenant},
@@ -39,11 +40,12 @@ pub(crate) struct Work {
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
+    let isolated = shop.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
     while let Some(work) = waiting.next(|| shop.jobs.forget_ended()) {
         shop.counts.begins();
         let work = Arc::new(work);
-        tenant.begin(&work);
-        let run = Run { shop, tenant, work: &work, handoffs };
+        let revoked = tenant.begin(&work);
+        let run = Run { shop, tenant, work: &work, handoffs, revoked, isolated: isolated.as_ref() };
         if shop.halt.is_stopped() {
             run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
         } else {
@@ -66,6 +68,8 @@ struct Run<'a> {
     tenant: &'a Tenant,
     work: &'a Work,
     handoffs: &'a Handoffs,
+    revoked: StopSignal,
+    isolated: Option<&'a Mutex<IsolatedSlot>>,
 }
 
 impl Run<'_> {
@@ -181,14 +185,24 @@ impl Run<'_> {
     fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>, stop: &StopSignal) -> Result<(), Malformed> {
         let Sequel { batch, headers, .. } = sequel;
         self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
-        let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone());
+        let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone())
+            .with_revoked(self.revoked.clone());
         let mut hand_on = |chunk| self.hand_on(sequel, chunk);
         let begins = |index, deadline| self.tenant.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
         let mut run = run.watched(&begins).noting(&self.work.running);
         let began = Instant::now();
-        let ran = job.process_batch(batch, &mut run)?;
-        let took = began.elapsed().saturating_sub(run.prepare_time());
+        let ran = match self.isolated {
+            None => job.process_batch(batch, &mut run)?,
+            Some(isolated) => {
+                let mut isolated = isolated.lock().unwrap_or_else(PoisonError::into_inner);
+                let with_tasks = job.sends_tasks(&batch.policy);
+                isolated.process_batch(batch, with_tasks, &mut run, &self.revoked)?
+            }
+        };
+        let prepare_time = run.prepare_time();
+        drop(run);
+        let took = began.elapsed().saturating_sub(prepare_time);
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);
         tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesUnordered};
+use gristmill_process::Command;
 use gristmill_shared::{
     BuildId, Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
 };
@@ -19,6 +20,7 @@ use crate::{
     crew::Crew,
     handoff::{self, handoffs},
     intake::{self, Intake},
+    isolate::Isolation,
     pace::{LOWEST, PER_SLOT},
     shop::Shop,
     waiting::waiting,
@@ -32,6 +34,9 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
+/// How long the end of a child process may take before its slot's thread is given up: SIGKILL follows on SIGTERM after
+/// 1 s, and a killed process may take 1 s to go.
+const CHILD_END_GRACE: Duration = Duration::from_secs(3);
 /// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
 const PREFETCH_MAX: u16 = 512;
 /// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
@@ -48,6 +53,7 @@ pub struct Worker {
     slots: NonZeroU16,
     grace: Duration,
     stop_grace: Duration,
+    isolation: Option<Isolation>,
     id: WorkerId,
     build: Option<BuildId>,
 }
@@ -91,6 +97,7 @@ impl Worker {
             slots: NonZeroU16::MIN,
             grace: DEFAULT_GRACE,
             stop_grace: DEFAULT_STOP_GRACE,
+            isolation: None,
             id,
             build: None,
         }
@@ -135,6 +142,15 @@ impl Worker {
         Self { stop_grace: stop_grace.max(Duration::from_millis(1)), ..self }
     }
 
+    /// Runs the batches of each slot in a child process of the slot's own. The command starts this
+    /// same program, which must call [`serve_isolated`](crate::serve_isolated) with the kinds that
+    /// this worker knows. A task that hangs, crashes or overflows its stack costs the child and one
+    /// attempt of that task, and nothing else. The child's form is internal and may change.
+    #[must_use]
+    pub fn isolate(self, command: Command) -> Self {
+        Self { isolation: Some(Isolation::new(command)), ..self }
+    }
+
     /// Works until `shutdown` resolves; then takes nothing more, lets the running tasks end, hands back the rest
     /// without cost, and settles.
     ///
@@ -152,7 +168,7 @@ impl Worker {
         let shards = transport.open_shards(&self.lane, self.shards).await?;
         let publisher = transport.publisher().await?;
         let (board, following) = JobBoard::open(&*transport).await?;
-        let shop = Shop::new(
+        let mut shop = Shop::new(
             self.registry.clone(),
             board,
             Arc::clone(&transport),
@@ -160,13 +176,19 @@ impl Worker {
             self.id.clone(),
             self.build.clone(),
         );
+        let isolation = self.isolation.clone();
+        shop.isolation = isolation.map(|isolation| Isolation { stop_grace: self.stop_grace, ..isolation });
+        // The slot's thread ends the child, and so is free a little later.
+        let stop_grace = match self.isolation {
+            Some(_) => self.stop_grace.saturating_add(CHILD_END_GRACE),
+            None => self.stop_grace,
+        };
         let shop = Arc::new(shop);
         let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
 
         let (work, waiting) = waiting(self.slots.get().into());
         let (handoffs, to_hand_on) = handoffs();
-        let crew =
-            Crew::start(self.slots, self.stop_grace, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
+        let crew = Crew::start(self.slots, stop_grace, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
         let leaving = CancellationToken::new();
         let mut intakes = FuturesUnordered::new();
         for (from, prefetch) in prefetches(self.slots.get(), shards) {

@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
 
 use crate::{
-    Job, JobError, Keep, Plan, TaskIndex, finite,
+    Job, JobError, Keep, Plan, Policy, TaskIndex, finite,
     wire::{Batch, Malformed, SPEC_MAX_BYTES},
 };
 
@@ -37,6 +37,9 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
 
     /// See [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
+
+    /// Whether tasks travel beside their outputs: the job wants them in [`Job::collect_with_task`], or they are kept.
+    fn sends_tasks(&self, policy: &Policy) -> bool;
 
     /// The number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
     fn in_flight(&self) -> u32;
@@ -132,6 +135,10 @@ impl<J: Job> AnyJob for Erased<J> {
 
     fn folds_in_order(&self) -> bool {
         J::FOLDS_IN_ORDER
+    }
+
+    fn sends_tasks(&self, policy: &Policy) -> bool {
+        process::sends_tasks::<J>(policy)
     }
 
     fn in_flight(&self) -> u32 {

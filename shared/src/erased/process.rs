@@ -1,5 +1,7 @@
 //! Processing: the typed loop over a batch's tasks.
 
+mod outcomes;
+
 use std::{
     fmt, mem,
     time::{Duration, Instant},
@@ -158,6 +160,7 @@ pub struct BatchRun<'a> {
     hand_on: &'a mut (dyn FnMut(Chunk) + Send),
     begins: Option<&'a Begins<'a>>,
     pub(super) running: Option<&'a RunningIndex>,
+    hand_on_every: Duration,
     chunk: Chunk,
     chunk_began: Instant,
     prepare_time: Duration,
@@ -187,6 +190,7 @@ impl<'a> BatchRun<'a> {
             hand_on,
             begins: None,
             running: None,
+            hand_on_every: HAND_ON_EVERY,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
             prepare_time: Duration::ZERO,
@@ -326,7 +330,8 @@ impl<'a> BatchRun<'a> {
 
     /// Hands on a chunk that is large or old. Returns whether it did.
     pub(super) fn end(&mut self) -> bool {
-        let is_due = self.chunk.bytes >= RESULTS_MESSAGE_BYTES || self.chunk_began.elapsed() >= HAND_ON_EVERY;
+        let is_old = self.chunk_began.elapsed() >= self.hand_on_every;
+        let is_due = self.chunk.bytes >= RESULTS_MESSAGE_BYTES || is_old;
         if is_due {
             self.flush();
         }
@@ -345,6 +350,10 @@ impl<'a> BatchRun<'a> {
     }
 }
 
+pub(super) fn sends_tasks<J: Job>(policy: &Policy) -> bool {
+    J::WITH_TASKS || policy.keep.unwrap_or(J::KEEP) == Keep::Tasks
+}
+
 pub(super) fn process_batch<J: Job>(
     job: &J,
     state: &StateCell,
@@ -361,8 +370,7 @@ pub(super) fn process_batch<J: Job>(
     if typed.len() != batch.count as usize {
         return Err(batch.wrong_count(typed.len()));
     }
-    let with_tasks = J::WITH_TASKS || batch.policy.keep.unwrap_or(J::KEEP) == Keep::Tasks;
-    let travelling = if with_tasks { Some(raw.tasks()?.to_vec()) } else { None };
+    let travelling = if sends_tasks::<J>(&batch.policy) { Some(raw.tasks()?.to_vec()) } else { None };
     let prepared = run.prepare(job, state);
     if J::IN_FLIGHT > 0 {
         let typed = match prepared {

@@ -1,0 +1,123 @@
+//! A shell that ends the process groups of this process when this process has died.
+
+use std::{
+    collections::BTreeSet,
+    io::{self, Write as _},
+    os::unix::process::CommandExt as _,
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use rustix::process::Pid;
+
+/// Reads `+GROUP` and `-GROUP` lines. Its input ends when this process ends, even by SIGKILL. Then
+/// it sends SIGTERM to all groups that are left, and SIGKILL one second later. It closes the
+/// descriptors that it may have inherited, as far as a POSIX shell can name them, and stays in no
+/// folder.
+const SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
+exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+groups=' '
+while read -r line; do
+    group=${line#?}
+    case $line in
+    +*) groups="$groups$group " ;;
+    -*) case $groups in *" $group "*) groups="${groups%%" $group "*} ${groups#*" $group "}" ;; esac ;;
+    esac
+done
+signal() { for group in $groups; do kill -s "$1" -- "-$group"; done; }
+[ "$groups" = ' ' ] && exit
+signal TERM
+sleep 1
+signal KILL"#;
+
+/// The one leash of this process.
+static LEASH: Mutex<Option<Leash>> = Mutex::new(None);
+
+/// The shell, and the groups that it knows.
+#[derive(Debug)]
+struct Leash {
+    shell: Child,
+    lines: ChildStdin,
+    groups: BTreeSet<i32>,
+}
+
+impl Leash {
+    fn start() -> io::Result<Self> {
+        let mut shell = Command::new("/bin/sh")
+            .args(["-c", SCRIPT, "gristmill-leash"])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let lines = shell.stdin.take().ok_or_else(|| io::Error::other("the shell has no input"))?;
+        // A shell that was paused fills its pipe. A write then fails, and the next shell takes
+        // over.
+        rustix::io::ioctl_fionbio(&lines, true)?;
+        Ok(Self { shell, lines, groups: BTreeSet::new() })
+    }
+
+    /// Another shell in place of this one, which is dead or does not read. The old one is killed
+    /// first, since it would end the groups at the end of its input.
+    fn restart(&mut self) -> io::Result<()> {
+        let _ = self.shell.kill(); // it may be dead
+        self.shell.wait()?;
+        let groups = std::mem::take(&mut self.groups);
+        *self = Self::start()?;
+        for group in groups {
+            self.lines.write_all(format!("+{group}\n").as_bytes())?;
+            self.groups.insert(group);
+        }
+        Ok(())
+    }
+
+    /// Writes a line, shorter than what a pipe takes in one piece.
+    fn write(&mut self, sign: char, group: Pid) -> io::Result<()> {
+        let line = format!("{sign}{}\n", group.as_raw_nonzero());
+        if self.lines.write_all(line.as_bytes()).is_err() {
+            self.restart()?;
+            self.lines.write_all(line.as_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Starts the shell unless it runs.
+///
+/// # Errors
+/// If the operating system gives no process, or there is no `/bin/sh`.
+pub(crate) fn ensure() -> io::Result<()> {
+    with(|_| Ok(()))
+}
+
+/// Ends this group when this process dies.
+///
+/// # Errors
+/// The same as [`ensure`].
+pub(crate) fn add(group: Pid) -> io::Result<()> {
+    with(|leash| {
+        leash.write('+', group)?;
+        leash.groups.insert(group.as_raw_nonzero().get());
+        Ok(())
+    })
+}
+
+/// Forgets this group. Must be called while the number cannot be another group's: before the leader
+/// is reaped.
+pub(crate) fn remove(group: Pid) {
+    let removed = with(|leash| {
+        leash.groups.remove(&group.as_raw_nonzero().get());
+        leash.write('-', group)
+    });
+    drop(removed); // without a shell no group is known to it
+}
+
+fn with<T>(act: impl FnOnce(&mut Leash) -> io::Result<T>) -> io::Result<T> {
+    let mut leash = LEASH.lock().unwrap_or_else(PoisonError::into_inner);
+    let leash = match &mut *leash {
+        Some(leash) => leash,
+        none => none.insert(Leash::start()?),
+    };
+    act(leash)
+}

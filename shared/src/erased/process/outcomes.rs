@@ -1,0 +1,147 @@
+//! A run whose tasks are processed elsewhere: outcomes come from outside of the typed loop.
+
+use std::time::{Duration, Instant};
+
+use serde_json::value::RawValue;
+
+use super::{BatchRun, DoneTasks};
+use crate::{StopSignal, TaskContext, TaskIndex, Trouble, wire::OUTPUT_MAX_BYTES};
+
+impl BatchRun<'_> {
+    /// The same run, which hands on its outcomes at least this often while tasks end. Zero means
+    /// after each task.
+    #[must_use]
+    pub fn hand_on_every(self, interval: Duration) -> Self {
+        Self { hand_on_every: interval, ..self }
+    }
+
+    /// The context of the task that was begun last, or of the first one.
+    #[must_use]
+    pub fn task_context(&self) -> &TaskContext {
+        &self.cx
+    }
+
+    /// The signal that ends the run before its next task.
+    #[must_use]
+    pub fn halt_signal(&self) -> &StopSignal {
+        &self.halt
+    }
+
+    /// Begins a task that is processed elsewhere, and returns its deadline, if the job has a time
+    /// limit.
+    ///
+    /// # Errors
+    /// [`Trouble::Stopped`] if the run must end before this task.
+    pub fn begin_task(&mut self, index: TaskIndex) -> Result<Option<Instant>, Trouble> {
+        self.begin(index).map_err(crate::TaskError::into_trouble)?;
+        Ok(self.cx.deadline())
+    }
+
+    /// Takes the outcome of a task that was processed elsewhere, and hands on what is due. Outcomes
+    /// must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`] is a rejected
+    /// task. [`Trouble::Stopped`] is no outcome. With `sends_task` the task travels beside its output.
+    pub fn outcome(
+        &mut self,
+        index: TaskIndex,
+        outcome: Result<&RawValue, Trouble>,
+        task: &RawValue,
+        sends_task: bool,
+    ) {
+        match outcome {
+            Ok(output) if output.get().len() > OUTPUT_MAX_BYTES => {
+                let size = output.get().len();
+                let why = format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}");
+                self.failed(index, Trouble::Rejected(why), task);
+            }
+            Ok(output) => self.encoded(index, output, sends_task.then_some(task)),
+            Err(Trouble::Stopped) => return,
+            Err(trouble) => self.failed(index, trouble, task),
+        }
+        self.end();
+    }
+
+    /// Hands on all outcomes. Call it at the end of the run.
+    pub fn finish(&mut self) {
+        self.flush();
+    }
+
+    fn encoded(&mut self, index: TaskIndex, output: &RawValue, task: Option<&RawValue>) {
+        let array = |value: &RawValue| [b"[", value.get().as_bytes()].concat();
+        let one = DoneTasks { first: index, count: 1, json: array(output), tasks: task.map(array) };
+        self.chunk.bytes += one.bytes();
+        let apart = match self.chunk.done.last_mut() {
+            Some(last) => last.append(one).err(),
+            None => Some(one),
+        };
+        self.chunk.done.extend(apart);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Chunk, JobId, Policy};
+
+    fn raw(json: &str) -> Box<RawValue> {
+        RawValue::from_string(json.into()).unwrap()
+    }
+
+    fn run(policy: &Policy, act: impl FnOnce(&mut BatchRun<'_>)) -> Vec<Chunk> {
+        let mut chunks = Vec::new();
+        let mut hand_on = |chunk| chunks.push(chunk);
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(5), 0, StopSignal::new());
+        let mut run = BatchRun::new(cx, policy, StopSignal::new(), &mut hand_on);
+        act(&mut run);
+        drop(run);
+        chunks
+    }
+
+    #[test]
+    fn outcomes_from_elsewhere_become_one_chunk() {
+        let (task, huge) = (raw("7"), raw(&format!("\"{}\"", "x".repeat(OUTPUT_MAX_BYTES))));
+        let chunks = run(&Policy::default(), |run| {
+            run.outcome(TaskIndex(5), Ok(&raw("1")), &task, false);
+            run.outcome(TaskIndex(6), Ok(&raw(r#"{"a":2}"#)), &task, false);
+            run.outcome(TaskIndex(7), Err(Trouble::TimedOut), &task, false);
+            run.outcome(TaskIndex(8), Ok(&huge), &task, false);
+            run.outcome(TaskIndex(9), Ok(&raw("3")), &task, false);
+            run.outcome(TaskIndex(10), Err(Trouble::Stopped), &task, false);
+            run.finish();
+        });
+        let [chunk] = <[Chunk; 1]>::try_from(chunks).unwrap();
+        assert_eq!(chunk.end(), Some(TaskIndex(10)));
+        let failed: Vec<_> = chunk.failed.iter().map(|failure| failure.index.0).collect();
+        assert_eq!(failed, [7, 8]);
+        assert!(matches!(&chunk.failed[1].trouble, Trouble::Rejected(why) if why.contains("1048578 bytes")));
+        let done: Vec<_> = chunk
+            .done
+            .into_iter()
+            .map(|done| (done.first.0, done.count, done.into_outputs().get().to_owned()))
+            .collect();
+        assert_eq!(done, [(5, 2, r#"[1,{"a":2}]"#.to_owned()), (9, 1, "[3]".to_owned())]);
+    }
+
+    #[test]
+    fn interval_of_zero_hands_on_each_outcome() {
+        let mut handed_on = 0;
+        let mut hand_on = |_| handed_on += 1;
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
+        let run = BatchRun::new(cx, &Policy::default(), StopSignal::new(), &mut hand_on);
+        let mut run = run.hand_on_every(Duration::ZERO);
+        for index in 0..3 {
+            run.outcome(TaskIndex(index), Ok(&raw("1")), &raw("1"), false);
+        }
+        run.finish();
+        assert_eq!(handed_on, 3);
+    }
+
+    #[test]
+    fn begun_task_has_a_deadline_of_its_own() {
+        let policy = Policy { task_timeout_ms: Some(60_000), ..Policy::default() };
+        run(&policy, |run| {
+            let first = run.begin_task(TaskIndex(5)).unwrap();
+            assert!(first.is_some() && first <= run.begin_task(TaskIndex(6)).unwrap());
+            assert_eq!(run.task_context().index(), TaskIndex(6));
+        });
+    }
+}

@@ -1,0 +1,79 @@
+//! The child process of a slot with `worker --isolate`: this program, started by itself.
+
+use std::{
+    env,
+    ffi::OsString,
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use clap::{ArgMatches, FromArgMatches as _, ValueEnum as _};
+use gristmill_process::Command;
+use gristmill_shared::Registry;
+use gristmill_worker::serve_isolated;
+use rustix::{io::fcntl_dupfd_cloexec, stdio};
+
+use super::{
+    Outcome,
+    bar::Bar,
+    flags::LogFlags,
+    log::{self, LogFormat},
+    program_name,
+};
+use crate::{Exit, Role, exit::Failure};
+
+/// The first argument of a child. Two more say what it logs and in which format. Internal: no other
+/// program starts one.
+const CHILD_FLAG: &str = "--isolated-child";
+
+/// This program's own file, also after another version has taken its place.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// The lowest number of the descriptors that the child's two pipes get: the standard ones are for
+/// user code.
+const PIPE_FD_MIN: i32 = 3;
+
+/// Starts this program as a child that logs as this process does. Of the environment it gets no
+/// `GRISTMILL_…`.
+pub(super) fn command(matches: &ArgMatches) -> Result<Command, Failure> {
+    let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
+    let format = logging.format().to_possible_value();
+    let format = format.map(|value| value.get_name().to_owned()).unwrap_or_default();
+    let filter = logging.filter().unwrap_or_default();
+    Ok(Command::new(OWN_PROGRAM).name(program_name()).args([CHILD_FLAG, &filter, &format]))
+}
+
+/// The arguments after the flag, if this process is a child.
+pub(super) fn requested() -> Option<Vec<OsString>> {
+    let mut args = env::args_os().skip(1);
+    (args.next()? == CHILD_FLAG).then(|| args.collect())
+}
+
+/// Runs the batches that the worker sends, until it sends no more.
+pub(super) fn serve(registry: Registry, args: &[OsString]) -> Outcome {
+    let text = |place: usize| args.get(place).and_then(|arg| arg.to_str()).unwrap_or_default();
+    let format = log::choose(LogFormat::from_str(text(1), false).unwrap_or_default());
+    let filter = Some(text(0).to_owned()).filter(|filter| !filter.is_empty());
+    log::init(filter, format, Role::Worker, &Bar::hidden(), None);
+    let (requests, answers) = take_pipes().map_err(|error| {
+        Failure::usage(format_args!(
+            "{CHILD_FLAG}: cannot take over the worker's pipes: {error} (hint: only a worker starts this)"
+        ))
+    })?;
+    match serve_isolated(registry, requests, answers) {
+        Ok(()) => Ok(Exit::Ok),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Ok), // the worker has gone
+        Err(error) => Err(Failure::new(Exit::Bug, format_args!("the child process of a slot: {error}"))),
+    }
+}
+
+/// Takes the pipes of standard input and output, so that user code finds an empty input, prints
+/// into the log, and passes neither pipe on to processes of its own.
+fn take_pipes() -> io::Result<(File, File)> {
+    let requests: OwnedFd = fcntl_dupfd_cloexec(io::stdin().as_fd(), PIPE_FD_MIN)?;
+    let answers: OwnedFd = fcntl_dupfd_cloexec(io::stdout().as_fd(), PIPE_FD_MIN)?;
+    stdio::dup2_stdin(File::open("/dev/null")?)?;
+    stdio::dup2_stdout(io::stderr())?;
+    Ok((requests.into(), answers.into()))
+}

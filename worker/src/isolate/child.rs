@@ -1,0 +1,191 @@
+//! A child process that runs the batches of one slot, as the worker sees it.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use gristmill_process::{ChildGroup, Command, exit_reason};
+use gristmill_shared::{JobId, Round, wire::Batch};
+use serde_json::value::RawValue;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::unix::pipe::{Receiver, Sender},
+    time::timeout,
+};
+
+use super::{
+    protocol::{Answer, OPEN_JOBS_MAX, PROTOCOL_VERSION, Request, take_line, write_line},
+    stderr::Stderr,
+};
+
+/// Time that a child may take to start.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time that a child may take to read a request: it reads at any time, so one that does not is
+/// frozen.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Time that a child may take to exit after it has closed its answers.
+const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A child process. Dropping it ends its process group.
+#[derive(Debug)]
+pub(super) struct Child {
+    group: ChildGroup,
+    requests: Option<Sender>,
+    answers: BufReader<Receiver>,
+    line: Vec<u8>,
+    stderr: Stderr,
+    /// The jobs that the child has open.
+    jobs: VecDeque<(JobId, Round, Box<RawValue>)>,
+}
+
+impl Child {
+    /// Starts a child and waits until it is ready. Call it in the runtime of child processes.
+    ///
+    /// # Errors
+    /// With the reason, if it does not become ready within 30 s.
+    pub(super) async fn start(command: &Command) -> Result<Self, String> {
+        let mut group = ChildGroup::spawn(command, true).map_err(|error| error.to_string())?;
+        let streams = group.take_streams().ok_or("it has no pipes")?;
+        let mut child = Self {
+            group,
+            requests: streams.stdin,
+            answers: BufReader::new(streams.stdout),
+            line: Vec::new(),
+            stderr: Stderr::pass_on(streams.stderr),
+            jobs: VecDeque::new(),
+        };
+        let greeted = async {
+            child.send(&Request::<&RawValue>::Hello { protocol: PROTOCOL_VERSION }).await?;
+            child.answer().await?;
+            let ready = matches!(child.parsed(), Ok(Answer::Ready { protocol: PROTOCOL_VERSION }));
+            if ready { Ok(()) } else { Err(child.garbled()) }
+        };
+        match timeout(START_PATIENCE, greeted).await {
+            Ok(Ok(())) => Ok(child),
+            Ok(Err(error)) => Err(child.ended(&error).await),
+            Err(_) => Err(format!("it is not ready after {START_PATIENCE:?}")),
+        }
+    }
+
+    /// The process id.
+    pub(super) fn id(&self) -> u32 {
+        self.group.id()
+    }
+
+    /// Sends the tasks of a batch from the one at `from` on, and the batch's job before it, if the
+    /// child does not have it.
+    pub(super) async fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        from: usize,
+        tasks: &[&RawValue],
+        failures: u32,
+        each: bool,
+    ) -> io::Result<()> {
+        let key = (batch.job, batch.round);
+        let has = |(job, round, spec): &(JobId, Round, Box<RawValue>)| {
+            (*job, *round) == key && spec.get() == batch.spec.get()
+        };
+        // The child takes the last job of this id and round.
+        let last = self.jobs.iter().rfind(|(job, round, _)| (*job, *round) == key);
+        if !last.is_some_and(has) {
+            let kind = batch.kind.clone();
+            let timeout_ms = batch.policy.task_timeout_ms;
+            let job = Request::Job {
+                id: batch.job,
+                round: batch.round,
+                kind,
+                version: batch.version,
+                spec: batch.spec,
+                timeout_ms,
+            };
+            self.send(&job).await?;
+            self.jobs.push_back((batch.job, batch.round, batch.spec.to_owned()));
+            if self.jobs.len() > OPEN_JOBS_MAX {
+                self.jobs.pop_front();
+            }
+        }
+        let rest = tasks.get(from..).unwrap_or_default();
+        let packed;
+        let tasks = if from == 0 {
+            batch.tasks
+        } else {
+            packed = Batch::pack(rest);
+            &*packed
+        };
+        let first = batch.first.plus(from as u64);
+        let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
+        let (job, round) = key;
+        self.send(&Request::Run { job, round, first, count, failures, each, tasks }).await
+    }
+
+    /// Tells the child that a job was stopped.
+    pub(super) async fn stop(&mut self, job: JobId, round: Round) -> io::Result<()> {
+        self.send(&Request::<&RawValue>::Stop { job, round }).await
+    }
+
+    /// Ends the input: the child ends its running task, begins no other one, and exits.
+    pub(super) fn close(&mut self) {
+        self.requests = None;
+    }
+
+    async fn send(&mut self, request: &Request<&RawValue>) -> io::Result<()> {
+        let mut line = Vec::new();
+        write_line(&mut line, request)?;
+        let Some(requests) = &mut self.requests else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        timeout(REQUEST_PATIENCE, requests.write_all(&line)).await?
+    }
+
+    /// Waits for the next answer, which [`Child::parsed`] reads then. Cancel safe.
+    ///
+    /// # Errors
+    /// If the child has closed its answers, or writes an endless one.
+    pub(super) async fn answer(&mut self) -> io::Result<()> {
+        if self.line.ends_with(b"\n") {
+            self.line.clear();
+        }
+        loop {
+            let bytes = self.answers.fill_buf().await?;
+            if bytes.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let (taken, ended) = take_line(bytes, &mut self.line)?;
+            self.answers.consume(taken);
+            if ended {
+                self.line.push(b'\n'); // it is whole
+                return Ok(());
+            }
+        }
+    }
+
+    /// The answer that was waited for.
+    pub(super) fn parsed(&self) -> serde_json::Result<Answer<&RawValue>> {
+        serde_json::from_slice(&self.line)
+    }
+
+    /// The error of an answer that is none.
+    pub(super) fn garbled(&self) -> io::Error {
+        const SHOWN_BYTES: usize = 120;
+        let shown = &self.line[..self.line.len().min(SHOWN_BYTES)];
+        let shown = String::from_utf8_lossy(shown);
+        io::Error::new(io::ErrorKind::InvalidData, format!("answered {:?}", shown.trim_end()))
+    }
+
+    /// The reason for the end of a child that does not go on, as a predicate: its exit with the end
+    /// of its log, or what it did wrong. A child that has not exited is killed.
+    pub(super) async fn ended(mut self, error: &io::Error) -> String {
+        self.close();
+        let is_wrong = error.kind() == io::ErrorKind::InvalidData;
+        let by_itself = !is_wrong && timeout(EXIT_PATIENCE, self.group.exited()).await.is_ok();
+        if !by_itself {
+            self.group.terminate().await;
+        }
+        let status = self.group.finish();
+        let log = self.stderr.end().await;
+        match status {
+            Ok(status) if by_itself => exit_reason(status, &log, 0),
+            _ if is_wrong => format!("{error} and was killed"),
+            _ => format!("did not go on and was killed: {error}"),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The program inside a child: reads batches, processes their tasks on one thread, and answers.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufReader},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use gristmill_shared::{
+    AnyJob, BatchRun, JobId, Kind, OpenError, Policy, Registry, Round, StopSignal, TaskContext, TaskIndex,
+    error_chain, wire::Batch,
+};
+use serde_json::value::RawValue;
+
+use super::{
+    answers::Answers,
+    protocol::{Answer, OPEN_JOBS_MAX, PROTOCOL_VERSION, Request, read_line},
+};
+
+/// Batches that wait for the thread: the worker sends one at a time.
+const WAITING_BATCHES_MAX: usize = 1;
+
+/// Runs the batches that the worker sends, until `requests` is at its end: then the running task
+/// ends, and no other one begins.
+///
+/// # Errors
+/// If a request is not one, or the worker does not read the answers.
+pub fn serve_isolated(registry: Registry, requests: File, answers: File) -> io::Result<()> {
+    let answers = Answers::start(answers)?;
+    let halt = StopSignal::new();
+    let current = Arc::new(Mutex::new(None));
+    let (sender, waiting) = flume::bounded::<Request<Box<RawValue>>>(WAITING_BATCHES_MAX);
+    let reading = {
+        let (answers, halt, current) = (Arc::clone(&answers), halt.clone(), Arc::clone(&current));
+        let read = move || {
+            let result = read_requests(requests, &answers, &current, &sender);
+            halt.stop();
+            result
+        };
+        thread::Builder::new().name("requests".into()).spawn(read)?
+    };
+    let slot = Slot { registry, answers, halt, current, jobs: VecDeque::new() };
+    let working = thread::Builder::new().name("slot".into()).spawn(move || slot.work(&waiting))?;
+    let worked = working.join().map_err(|_| io::Error::other("the slot's thread panicked"))?;
+    worked?;
+    reading.join().map_err(|_| io::Error::other("the reading thread panicked"))?
+}
+
+/// The job of the last batch that was read, and its stop signal.
+type Current = Mutex<Option<(JobId, Round, StopSignal)>>;
+
+fn read_requests(
+    requests: File,
+    answers: &Answers,
+    current: &Current,
+    work: &flume::Sender<Request<Box<RawValue>>>,
+) -> io::Result<()> {
+    let mut requests = BufReader::new(requests);
+    let mut line = Vec::new();
+    while read_line(&mut requests, &mut line)? {
+        let request: Request<Box<RawValue>> = serde_json::from_slice(&line)?;
+        match &request {
+            Request::Hello { .. } => answers.answer(&Answer::Ready { protocol: PROTOCOL_VERSION })?,
+            Request::Stop { job, round } => {
+                let current = current.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((running, of_round, stop)) = &*current
+                    && (running, of_round) == (job, round)
+                {
+                    stop.stop();
+                }
+            }
+            Request::Run { job, round, .. } => {
+                let signal = StopSignal::new();
+                *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((*job, *round, signal));
+                send(work, request)?;
+            }
+            Request::Job { .. } => send(work, request)?,
+        }
+    }
+    Ok(())
+}
+
+fn send(work: &flume::Sender<Request<Box<RawValue>>>, request: Request<Box<RawValue>>) -> io::Result<()> {
+    work.send(request).map_err(|_| io::Error::other("the slot's thread has ended"))
+}
+
+/// The thread that runs user code.
+struct Slot {
+    registry: Registry,
+    answers: Arc<Answers>,
+    halt: StopSignal,
+    current: Arc<Current>,
+    jobs: VecDeque<OpenJob>,
+}
+
+struct OpenJob {
+    id: JobId,
+    round: Round,
+    kind: Kind,
+    version: u32,
+    spec: Box<RawValue>,
+    policy: Policy,
+    job: Result<Arc<dyn AnyJob>, OpenError>,
+}
+
+/// Some tasks of a job.
+struct Tasks {
+    first: TaskIndex,
+    count: u32,
+    failures: u32,
+    each: bool,
+    json: Box<RawValue>,
+}
+
+impl Slot {
+    fn work(mut self, waiting: &flume::Receiver<Request<Box<RawValue>>>) -> io::Result<()> {
+        while let Ok(request) = waiting.recv() {
+            match request {
+                Request::Job { id, round, kind, version, spec, timeout_ms } => {
+                    let job = self.registry.open(&kind, version, &spec);
+                    let policy = Policy { task_timeout_ms: timeout_ms, ..Policy::default() };
+                    self.jobs.push_back(OpenJob { id, round, kind, version, spec, policy, job });
+                    if self.jobs.len() > OPEN_JOBS_MAX {
+                        self.jobs.pop_front();
+                    }
+                }
+                Request::Run { job, round, first, count, failures, each, tasks } => {
+                    self.run(job, round, &Tasks { first, count, failures, each, json: tasks })?;
+                }
+                Request::Hello { .. } | Request::Stop { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, id: JobId, round: Round, tasks: &Tasks) -> io::Result<()> {
+        let open = self.jobs.iter().rfind(|open| (open.id, open.round) == (id, round));
+        let refused = match open.map(|open| (open, &open.job)) {
+            None => "its worker did not name the job".into(),
+            Some((_, Err(error))) => error_chain(error),
+            Some((open, Ok(job))) => match self.process(open, &**job, tasks) {
+                Ok(result) => {
+                    result?;
+                    return self.answers.answer(&Answer::End);
+                }
+                Err(malformed) => malformed,
+            },
+        };
+        self.answers.answer(&Answer::Refused { reason: refused })?;
+        self.answers.answer(&Answer::End)
+    }
+
+    /// The inner result is that of writing answers; the outer error is the reason why nothing was
+    /// run.
+    fn process(&self, open: &OpenJob, job: &dyn AnyJob, tasks: &Tasks) -> Result<io::Result<()>, String> {
+        let batch = Batch {
+            job: open.id,
+            kind: open.kind.clone(),
+            spec: &open.spec,
+            policy: open.policy.clone(),
+            round: open.round,
+            stage: 0,
+            spent: 0,
+            version: open.version,
+            build: None,
+            first: tasks.first,
+            count: tasks.count,
+            tasks: &tasks.json,
+        };
+        let stop = self.stop_signal(open.id, open.round);
+        let cx = TaskContext::new(open.id, tasks.first, tasks.failures, stop);
+        let mut written = Ok(());
+        let mut hand_on = |chunk| {
+            if written.is_ok() {
+                written = self.answers.push(chunk, tasks.each);
+            }
+            if written.is_err() {
+                self.halt.stop(); // the worker has gone
+            }
+        };
+        let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut hand_on);
+        let ran = job.process_batch(&batch, &mut run.hand_on_every(Duration::ZERO));
+        ran.map_err(|malformed| malformed.reason)?;
+        Ok(written)
+    }
+
+    fn stop_signal(&self, job: JobId, round: Round) -> StopSignal {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            Some((id, of_round, stop)) if (*id, *of_round) == (job, round) => stop.clone(),
+            _ => StopSignal::new(), // the reader has set it before it passed the batch on
+        }
+    }
+}

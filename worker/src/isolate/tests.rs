@@ -1,0 +1,228 @@
+//! A slot against children that are shell scripts, so that each line of theirs is chosen.
+
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use gristmill_process::Command;
+use gristmill_shared::{
+    BatchRun, Chunk, JobId, Kind, Policy, Round, StopSignal, TaskContext, TaskIndex, Trouble, wire::Batch,
+};
+use serde_json::value::RawValue;
+use tempfile::TempDir;
+
+use super::{IsolatedSlot, Isolation};
+
+/// The start of a script: reads the first line and is ready.
+const READY: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'; "#;
+
+/// The number of tasks that ran, outputs and failures by index.
+type Outcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
+
+/// Three tasks of a batch that begins at index 5, and the signals of their run.
+struct Scene {
+    dir: TempDir,
+    slot: IsolatedSlot,
+    stop: StopSignal,
+    revoked: StopSignal,
+    halt: StopSignal,
+    policy: Policy,
+}
+
+impl Scene {
+    /// The child runs in a folder of the test's own.
+    fn new(script: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let command = Command::new("sh").args(["-c", &format!("{READY}{script}")]).dir(dir.path());
+        let stop_grace = Duration::from_millis(100);
+        let slot = IsolatedSlot::new(Isolation { command, stop_grace });
+        let [stop, revoked, halt] = [(); 3].map(|()| StopSignal::new());
+        Self { dir, slot, stop, revoked, halt, policy: Policy::default() }
+    }
+
+    /// Runs the batch.
+    fn run(&mut self) -> Outcomes {
+        let spec = RawValue::from_string(r#"{"a":1}"#.into()).unwrap();
+        let tasks = RawValue::from_string("[10,11,12]".into()).unwrap();
+        let job = JobId::generate();
+        let batch = Batch {
+            job,
+            kind: Kind::new("test").unwrap(),
+            spec: &spec,
+            policy: self.policy.clone(),
+            round: Round::default(),
+            stage: 0,
+            spent: 0,
+            version: 0,
+            build: None,
+            first: TaskIndex(5),
+            count: 3,
+            tasks: &tasks,
+        };
+        let cx = TaskContext::new(job, batch.first, 0, self.stop.clone()).with_revoked(self.revoked.clone());
+        let (mut outputs, mut failures) = (Vec::new(), Vec::new());
+        let mut hand_on = |chunk: Chunk| {
+            for done in chunk.done {
+                let first = done.first.0;
+                let all: Vec<Box<RawValue>> = serde_json::from_str(done.into_outputs().get()).unwrap();
+                outputs.extend((first..).zip(all.iter().map(|output| output.get().to_owned())));
+            }
+            failures.extend(chunk.failed.into_iter().map(|failure| (failure.index.0, failure.trouble)));
+        };
+        let mut run = BatchRun::new(cx, &self.policy, self.halt.clone(), &mut hand_on);
+        let ran = self.slot.process_batch(&batch, false, &mut run, &self.revoked).unwrap();
+        drop(run);
+        (ran, outputs, failures)
+    }
+}
+
+fn outputs(of: &[(u64, &str)]) -> Vec<(u64, String)> {
+    of.iter().map(|(index, output)| (*index, (*output).to_owned())).collect()
+}
+
+/// Gives the signal when the file is there.
+fn when_there(file: &Path, signal: &StopSignal) -> thread::JoinHandle<()> {
+    let (file, signal) = (file.to_owned(), signal.clone());
+    thread::spawn(move || {
+        while !file.exists() {
+            thread::park_timeout(Duration::from_millis(2));
+        }
+        signal.stop();
+    })
+}
+
+#[test]
+fn outcomes_of_a_child_are_the_batchs() {
+    let script = r#"read -r job; read -r run; echo "$job$run" >seen
+        echo '{"done":{"first":5,"outputs":[1]}}'; echo '{"failed":{"index":6,"rejected":"no"}}'
+        echo '{"done":{"first":7,"outputs":[{"b": 2}]}}'; echo '"end"'
+        read -r run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    let (ran, done, failed) = scene.run();
+    assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, r#"{"b": 2}"#)])));
+    assert_eq!(failed, [(6, Trouble::Rejected("no".into()))]);
+    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"each":false,"tasks":[10,11,12]"#] {
+        assert!(seen.contains(part), "{seen}");
+    }
+}
+
+#[test]
+fn child_that_dies_before_it_answers_costs_nothing() {
+    let script = r#"read -r job; read -r run
+        [ -e died ] || { touch died; kill -9 $$; }
+        echo "$run" >seen; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    assert!(seen.contains(r#""each":true"#), "the culprit would not be found: {seen}");
+}
+
+#[test]
+fn death_at_a_task_costs_that_task_alone() {
+    let script = r#"read -r job; read -r run
+        case $run in *'"first":5'*)
+            echo '{"done":{"first":5,"outputs":[1]}}'; echo 'out of luck' >&2; exit 3 ;;
+        esac
+        case $run in *'"first":6'*) echo 'out of luck' >&2; exit 3 ;; esac
+        echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof"#;
+    let (ran, done, failed) = Scene::new(script).run();
+    assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
+    // The first death left two tasks of which either may have been the culprit; the second one was
+    // at the task itself.
+    assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3: out of luck".into()))]);
+}
+
+#[test]
+fn answer_that_is_none_ends_the_child() {
+    for garbage in ["hello", r#"{"done":{"first":9,"outputs":[1]}}"#, r#"{"failed":{"index":5}}"#] {
+        let (ran, done, failed) =
+            Scene::new(&format!("read -r job; read -r run; echo '{garbage}'; read -r eof")).run();
+        assert_eq!((ran, done, failed.len()), (3, vec![], 3), "{garbage}: {failed:?}");
+        let Trouble::Failed(why) = &failed[0].1 else { panic!("{garbage}: {failed:?}") };
+        assert!(why.starts_with("its process answered ") && why.ends_with(" and was killed"), "{why}");
+    }
+}
+
+#[test]
+fn outputs_beyond_the_batch_end_the_child() {
+    let script = r#"read -r job; read -r run; echo '{"done":{"first":5,"outputs":[1,2,3,4]}}'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    assert!(!scene.slot.has_child());
+}
+
+#[test]
+fn end_without_outcomes_is_a_failure() {
+    let (ran, done, failed) = Scene::new(r#"read -r job; read -r run; echo '"end"'; read -r eof"#).run();
+    assert_eq!((ran, done, failed.len()), (3, vec![], 3));
+    assert!(failed.iter().all(|(_, why)| *why == Trouble::Failed("its process answered nothing".into())));
+}
+
+#[test]
+fn overdue_task_times_out_and_the_rest_goes_on() {
+    let script = r#"read -r job; read -r run
+        case $run in
+        *'"first":5'*) echo '{"done":{"first":5,"outputs":[1]}}'; sleep 60 ;;
+        *) echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof ;;
+        esac"#;
+    let mut scene = Scene::new(script);
+    scene.policy.task_timeout_ms = Some(300);
+    let (ran, done, failed) = scene.run();
+    assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
+    assert_eq!(failed, [(6, Trouble::TimedOut)]);
+}
+
+#[test]
+fn stop_that_is_obeyed_keeps_the_child() {
+    let script = r#"read -r job; read -r run; touch running
+        read -r stop; echo "$stop" >seen; echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
+    assert_eq!(scene.run(), (1, outputs(&[(5, "1")]), vec![]));
+    stopping.join().unwrap();
+    assert!(scene.slot.has_child());
+    assert!(std::fs::read_to_string(scene.dir.path().join("seen")).unwrap().contains(r#"{"stop":{"job":""#));
+}
+
+#[test]
+fn stop_that_is_not_obeyed_ends_the_child() {
+    let mut scene = Scene::new("read -r job; read -r run; touch running; sleep 60");
+    let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
+    let began = Instant::now();
+    assert_eq!(scene.run(), (0, vec![], vec![]));
+    stopping.join().unwrap();
+    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn revoked_batch_ends_the_child_at_once() {
+    let mut scene = Scene::new("read -r job; read -r run; touch running; sleep 60");
+    let revoking = when_there(&scene.dir.path().join("running"), &scene.revoked);
+    let began = Instant::now();
+    assert_eq!(scene.run(), (0, vec![], vec![]));
+    revoking.join().unwrap();
+    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+}
+
+#[test]
+fn halt_lets_the_running_task_end() {
+    let script = r#"read -r job; read -r run; touch running
+        read -r eof || { echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; }"#;
+    let mut scene = Scene::new(script);
+    let halting = when_there(&scene.dir.path().join("running"), &scene.halt);
+    assert_eq!(scene.run(), (1, outputs(&[(5, "1")]), vec![]));
+    halting.join().unwrap();
+}
+
+#[test]
+fn child_that_cannot_start_is_tried_until_the_worker_leaves() {
+    let mut scene = Scene::new("");
+    let command = Command::new("sh").args(["-c", "touch tried; exit 1"]).dir(scene.dir.path());
+    scene.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO });
+    let halting = when_there(&scene.dir.path().join("tried"), &scene.halt);
+    assert_eq!(scene.run(), (0, vec![], vec![]));
+    halting.join().unwrap();
+}
