@@ -116,7 +116,7 @@ async fn run_rayon(spin: Spin) -> Outcome<Took> {
         let sum: u128 = pool.install(|| {
             let tasks = (0..spin.tasks).into_par_iter();
             let outputs = tasks.map(|index| spin.process(gristmill_jobs::SpinTask::Bare(index), &context));
-            outputs.map(|output| u128::from(output.unwrap_or(0))).sum()
+            outputs.map(|output| u128::from(output.map_or(0, |output| output.index))).sum()
         });
         let (seconds, spent) = (start.elapsed().as_secs_f64(), processor_seconds(own)? - before);
         match format!("{} tasks, sum {sum}", spin.tasks) == spin_answer(spin.tasks) {
