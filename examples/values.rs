@@ -5,7 +5,7 @@
 //! cargo run --example values -- run values --tasks 1000
 //! ```
 
-use std::{collections::BTreeMap, process::ExitCode, thread::sleep, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, thread::park_timeout, time::Duration};
 
 use gristmill::{
     fold::{ExactSum, Tree},
@@ -38,7 +38,7 @@ impl Job for Values {
     }
 
     fn process(&self, task: u64, _: &TaskContext) -> Result<Sample, TaskError> {
-        sleep(Duration::from_millis(self.millis));
+        park_timeout(Duration::from_millis(self.millis));
         Ok(draw(task))
     }
 

@@ -44,6 +44,9 @@ fn fine() -> Outer {
     }
 }
 
+/// Puts a float somewhere.
+type Change = fn(&mut Outer);
+
 fn told(change: impl FnOnce(&mut Outer)) -> Option<String> {
     let mut outer = fine();
     change(&mut outer);
@@ -59,7 +62,7 @@ fn finite_floats_and_nothing_are_fine() {
 
 #[test]
 fn a_float_that_is_not_finite_is_named() {
-    let cases: [(&str, fn(&mut Outer)); 9] = [
+    let cases: [(&str, Change); 9] = [
         ("output.mean[2] is NaN", |it| it.mean[2] = f64::NAN),
         ("output.maybe is NaN", |it| it.maybe = Some(f64::NAN)),
         ("output.maybe is infinite", |it| it.maybe = Some(f64::INFINITY)),

@@ -114,15 +114,14 @@ fn jobs() -> impl Strategy<Value = Echo> {
 fn results(job: &Echo, submitted: &Submitted) -> Vec<Message> {
     let job = erase(job.clone());
     let (mut split, mut digest) = (job.split_from(TaskIndex(0)).unwrap(), SplitDigest::default());
-    let mut first = 0;
     let mut messages = Vec::new();
-    for commit in 1..=COMMITS {
+    for first in 0..COMMITS {
+        let last = first + 1 == COMMITS;
         let mut tasks = PackedTasks::default();
-        let limit = if commit == COMMITS { 1_000 } else { 1 };
+        let limit = if last { 1_000 } else { 1 };
         let step = split.split_into(&mut tasks, &mut digest, BatchLimit { tasks: limit, bytes: 1 << 20 });
-        assert_eq!(step.unwrap() == SplitStep::End, commit == COMMITS);
-        messages.push(processed(&*job, submitted, first, tasks));
-        first += 1;
+        assert_eq!(step.unwrap() == SplitStep::End, last);
+        messages.push(processed(&*job, submitted, first as u64, tasks));
     }
     messages
 }
@@ -173,10 +172,9 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
         }
         let sink = Running::start(SinkConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
         publish(&transport, opened.drain(..)).await;
-        let reader = LedgerReader::open(&ledger).unwrap();
         let tasks = if commit == COMMITS { job.tasks.len() } else { commit } as u64;
         let is_committed = || {
-            let view = reader.job(submitted.id).unwrap();
+            let view = LedgerReader::open(&ledger).unwrap().job(submitted.id).unwrap();
             view.is_some_and(|view| view.summary.account.done == tasks)
         };
         until("the commit", is_committed).await;
