@@ -10,6 +10,8 @@ use std::{
     process::{self, Stdio},
 };
 
+use crate::leash;
+
 /// Bytes of standard output that a command may write by default: far more than a task's output may
 /// have, and little enough for every slot to hold.
 pub const STDOUT_MAX_BYTES: usize = 8 << 20;
@@ -161,6 +163,8 @@ impl Command {
                 None => command.env_remove(name),
             };
         }
+        let (mark, value) = leash::mark_variable();
+        command.env(mark, value);
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }

@@ -1,21 +1,27 @@
-//! A shell that ends the process groups of this process when this process has died.
+//! A shell that ends the commands of this process when this process has died.
 
 use std::{
     collections::BTreeSet,
     io::{self, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::process::Pid;
 
-/// Reads `+GROUP` and `-GROUP` lines. Its input ends when this process ends, even by SIGKILL. Then
-/// it sends SIGTERM to all groups that are left, and SIGKILL one second later. It closes the
-/// descriptors that it may have inherited, as far as a POSIX shell can name them, and stays in no
-/// folder.
+/// Environment variable by which the shell finds processes that are in none of the groups: a command
+/// that was started and not added yet, and one that has left its group by `setsid`.
+const MARK_VARIABLE: &str = "GRISTMILL_LEASH";
+
+/// Reads `+GROUP` and `-GROUP` lines; its argument is the mark of this process. Its input ends when
+/// this process ends, even by SIGKILL. Then it sends SIGTERM to all groups that are left and to all
+/// processes with the mark, and SIGKILL one second later. It closes the descriptors that it may have
+/// inherited, as far as a POSIX shell can name them, and stays in no folder.
 const SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
 exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
+mark=$1
 groups=' '
 while read -r line; do
     group=${line#?}
@@ -24,8 +30,15 @@ while read -r line; do
     -*) case $groups in *" $group "*) groups="${groups%%" $group "*} ${groups#*" $group "}" ;; esac ;;
     esac
 done
-signal() { for group in $groups; do kill -s "$1" -- "-$group"; done; }
-[ "$groups" = ' ' ] && exit
+marked() { grep -alsF -- "$mark" /proc/[0-9]*/environ; }
+signal() {
+    for group in $groups; do kill -s "$1" -- "-$group"; done
+    for process in $(marked); do
+        process=${process%/environ}
+        kill -s "$1" "${process#/proc/}"
+    done
+}
+[ "$groups" = ' ' ] && [ -z "$(marked)" ] && exit
 signal TERM
 sleep 1
 signal KILL"#;
@@ -44,7 +57,7 @@ struct Leash {
 impl Leash {
     fn start() -> io::Result<Self> {
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "gristmill-leash"])
+            .args(["-c", SCRIPT, "gristmill-leash", &format!("{MARK_VARIABLE}={}", mark())])
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -81,6 +94,21 @@ impl Leash {
         }
         Ok(())
     }
+}
+
+/// The variable that every command of this process has in its environment, with a value that no
+/// other process gives.
+pub(crate) fn mark_variable() -> (&'static str, &'static str) {
+    (MARK_VARIABLE, mark())
+}
+
+fn mark() -> &'static str {
+    static MARK: OnceLock<String> = OnceLock::new();
+    MARK.get_or_init(|| {
+        // The number of a process comes again, but not with the same time.
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("{}-{}", std::process::id(), started.as_nanos())
+    })
 }
 
 /// Starts the shell unless it runs.

@@ -97,3 +97,15 @@ fn paused_process_keeps_its_command() {
     kill(process);
     until_gone("60.4216");
 }
+
+/// Such a process is in no group that the leash knows, as a command that was started in the last moment.
+#[test]
+fn killed_process_leaves_no_unknown_group() {
+    die_if_told();
+    let script = "setsid sleep 60.4216 & exec sleep 60.4217";
+    let process = start("killed_process_leaves_no_unknown_group", script);
+    until_running(&["60.4216", "60.4217"]);
+    kill(process);
+    until_gone("60.4216");
+    until_gone("60.4217");
+}
