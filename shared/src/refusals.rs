@@ -136,9 +136,9 @@ mod tests {
     fn a_later_round_replaces_earlier_ranges() {
         let tasks = RefusedTasks::default();
         tasks.shared().add(&refused(0, &[(0, 3)]));
-        tasks.shared().add(&refused(1, &[(5, 1)]));
+        tasks.shared().add(&refused(1, &[(5, 1), (7, 1)]));
         tasks.shared().add(&refused(0, &[(8, 1)]));
-        assert_eq!(tasks.take(), Some(RefusedRanges { round: Round(1), ranges: vec![5..6] }));
+        assert_eq!(tasks.take(), Some(RefusedRanges { round: Round(1), ranges: vec![5..6, 7..8] }));
     }
 
     #[test]

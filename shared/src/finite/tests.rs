@@ -85,7 +85,7 @@ fn a_float_that_is_not_finite_is_named() {
 
 #[test]
 fn the_value_itself_may_be_refused() {
-    let refused = check("report", &f64::NAN, b"null").err().expect("an error").to_string();
+    let refused = check("report", &f64::NAN, b"null").unwrap_err().to_string();
     assert!(refused.starts_with("report is NaN, but only finite"), "{refused}");
 }
 
@@ -103,7 +103,7 @@ fn a_map_that_gives_keys_and_values_apart_is_named() {
             map.end()
         }
     }
-    let refused = check("task", &Apart, b"null").err().expect("an error").to_string();
+    let refused = check("task", &Apart, b"null").unwrap_err().to_string();
     assert!(refused.starts_with("task[\"b\"] is NaN"), "{refused}");
 }
 
@@ -154,7 +154,7 @@ impl Job for Strange {
 #[test]
 fn every_value_of_a_job_is_checked() {
     let run = |factor: f64, nan_in: &str| run_local(&Strange { factor, nan_in: nan_in.into() }, Repeat(2));
-    let error = |factor, nan_in| run(factor, nan_in).err().expect("an error").to_string();
+    let error = |factor, nan_in| run(factor, nan_in).unwrap_err().to_string();
     let spec = error(f64::INFINITY, "");
     assert!(spec.starts_with("spec.factor is infinite"), "{spec}");
     let task = error(1.0, "task");
