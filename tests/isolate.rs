@@ -1,5 +1,7 @@
 //! `worker --isolate`: tasks that misbehave cost a child process, and nothing else.
 
+use std::time::{Duration, Instant};
+
 use crate::harness::{
     Process, Site,
     running::{children_of, has_argument, is_there, until, until_gone, until_running},
@@ -8,6 +10,20 @@ use crate::harness::{
 /// Acts that never end. `command:` gets the number of seconds, which tells one test's command from
 /// another's.
 const ENDLESS: [&str; 4] = ["spin", "sleep", "await", "command:"];
+
+/// Grace of these tests for tasks that go on after a stop, and for a worker that leaves.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+/// Time between SIGTERM and SIGKILL.
+const KILL_DELAY: Duration = Duration::from_secs(1);
+/// Added to each bound, since the machine may be at work on other tests.
+const LOAD_SLACK: Duration = Duration::from_secs(5);
+
+/// Asserts that what was to end has ended in time.
+fn in_time(began: Instant, bound: Duration, what: &str) {
+    let took = began.elapsed();
+    println!("{what}: gone after {took:?} of at most {bound:?}");
+    assert!(took <= bound + LOAD_SLACK, "{what}: {took:?} instead of {bound:?}");
+}
 
 /// A fleet whose one slot runs a task that misbehaves, the eighth of twenty.
 struct Scene {
@@ -56,13 +72,15 @@ async fn job_of(submit: &mut Process) -> String {
 }
 
 async fn cancel(how: &str, number: u32) {
-    let mut scene = Scene::set(how, number, "", "").await;
+    let mut scene = Scene::set(how, number, "--stop-grace 2s", "").await;
     let job = job_of(&mut scene.submit).await;
     assert_eq!(scene.site.run(&format!("producer cancel {job}")).await.code, 0);
-    // The slot takes the next job as soon as the grace has ended.
+    let cancelled = Instant::now();
+    scene.until_nothing_is_left().await;
+    in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("cancelled {how}"));
     let next = scene.site.run("producer submit spin --tasks 10 --wait").await;
     assert!(next.answer().contains("sum 45"), "{how}: {next:?}");
-    scene.until_nothing_is_left().await;
+    in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("the next job after {how}"));
     scene.worker.says("a task runs on after its job was stopped; ending its process").await;
     let left = scene.worker.stop().await;
     assert!(left.code == 0 && left.stderr.contains(" 0 errors"), "{how}: {left:?}");
@@ -105,12 +123,14 @@ async fn task_over_its_limit_leaves_nothing() {
 }
 
 async fn terminate(how: &str, number: u32) {
-    let scene = Scene::set(how, number, "--grace 500ms", "").await;
+    let scene = Scene::set(how, number, "--grace 2s", "").await;
     let Scene { site: _site, sink, worker, submit, child, seconds } = scene;
+    let told = Instant::now();
     let left = worker.stop().await;
     assert!(left.code == 0 && left.stderr.contains("1 abandoned"), "{how}: {left:?}");
     until("the end of the child", || !is_there(child)).await;
     until_gone(&seconds).await;
+    in_time(told, STOP_GRACE + KILL_DELAY, &format!("worker with {how}"));
     drop((sink, submit));
 }
 
@@ -124,8 +144,10 @@ async fn kill(how: &str, number: u32) {
     let scene = Scene::set(how, number, "", "").await;
     let Scene { site: _site, sink, worker, submit, child, seconds } = scene;
     worker.kill().await;
+    let killed = Instant::now();
     until("the end of the child", || !is_there(child)).await;
     until_gone(&seconds).await;
+    in_time(killed, KILL_DELAY, &format!("killed worker with {how}"));
     drop((sink, submit));
 }
 
@@ -199,7 +221,10 @@ async fn child_knows_no_password() {
     for child in children {
         let environment = std::fs::read(format!("/proc/{child}/environ")).unwrap();
         let environment = String::from_utf8_lossy(&environment);
-        assert!(environment.contains("OTHER=shown") && !environment.contains("GRISTMILL_"), "{environment}");
+        assert!(environment.contains("OTHER=shown"), "{environment}");
+        let ours = environment.split('\0').filter(|variable| variable.starts_with("GRISTMILL_"));
+        let others: Vec<_> = ours.filter(|variable| !variable.starts_with("GRISTMILL_LEASH=")).collect();
+        assert!(others.is_empty(), "{others:?}");
     }
     assert_eq!(worker.stop().await.code, 0);
 }
