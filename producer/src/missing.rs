@@ -118,7 +118,7 @@ impl Submission {
         )))
     }
 
-    async fn refuse_if_changed(&self) -> Result<(), ProducerError> {
+    pub(crate) async fn refuse_if_changed(&self) -> Result<(), ProducerError> {
         let (job, place) = (Arc::clone(&self.job), self.kept.place());
         let checked = tokio::task::spawn_blocking(move || splitting::is_unchanged(&*job, place)).await;
         match checked.map_err(|_| ProducerError::Died)? {

@@ -195,12 +195,12 @@ impl Producer {
 
     async fn prepare(&self, job: Arc<dyn AnyJob>, kept: KeptCursor) -> Result<Submission, ProducerError> {
         self.commons.open_lane(&*self.transport, &kept.cursor.lane, kept.cursor.shards).await?;
-        let _ = self.commons.following(&self.transport); // it catches up while the sink is told
+        // It catches up while the sink is told.
+        let refused = self.commons.following(&self.transport).board.refused(kept.cursor.job);
         let publisher = self.transport.publisher().await?;
         // Before the sink is told, since it may answer with what it knows of the job.
         let measured = Measured::listen(&*self.transport, &kept.cursor, job.in_flight()).await?;
-        let refused = self.commons.following(&self.transport).board.refused(kept.cursor.job);
-        Ok(Submission { producer: self.clone(), publisher, job, kept, measured, refused })
+        Ok(Submission { producer: self.clone(), publisher, job, kept, measured, refused, is_checked: false })
     }
 }
 
@@ -214,6 +214,8 @@ pub struct Submission {
     measured: Measured,
     /// Tasks whose outcomes the sink refused since the job was opened here.
     refused: RefusedTasks,
+    /// Whether the split was compared with what was sent, before anything of it was sent again.
+    is_checked: bool,
 }
 
 impl Submission {
@@ -264,8 +266,12 @@ impl Submission {
         }
         let part = Part::After(self.kept.place());
         let mut sent = self.send_part(part, Round(0), &mut leave).await;
-        if let Ok(Sent::All(total, digest)) = sent {
-            sent = self.send_refused(&mut leave).await.map(|ended| ended.unwrap_or(Sent::All(total, digest)));
+        // Once: what is refused again waits until the job is sealed, and is sent with pauses then.
+        if let Ok(Sent::All(total, digest)) = sent
+            && let Some(ranges) = self.refused.take()
+        {
+            let ended = self.send_again(ranges, &mut leave).await;
+            sent = ended.map(|ended| ended.unwrap_or(Sent::All(total, digest)));
         }
         match sent {
             Ok(Sent::Stopped(sent)) => Ok(SplitReport { end: SplitEnd::Stopped, sent }),
@@ -312,44 +318,44 @@ impl Submission {
                 () = stop.stopped() => return Ok(()),
                 () = &mut leave => return Ok(()),
             }
+            let is_incomplete = ranges.is_incomplete;
             if self.send_again(ranges, &mut leave).await?.is_some() {
                 return Ok(());
+            }
+            if is_incomplete {
+                tokio::select! {
+                    sent = self.send_missing() => drop(sent?),
+                    () = stop.stopped() => return Ok(()),
+                    () = &mut leave => return Ok(()),
+                }
             }
             pause = (2 * pause).clamp(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
             sent_at = Instant::now();
         }
     }
 
-    /// Sends what has been refused so far; the end of the sending if it was not all sent.
-    async fn send_refused(
-        &mut self,
-        leave: impl Future<Output = ()> + Send,
-    ) -> Result<Option<Sent>, ProducerError> {
-        let mut leave = pin!(leave);
-        while let Some(ranges) = self.refused.take() {
-            if let Some(ended) = self.send_again(ranges, &mut leave).await? {
-                return Ok(Some(ended));
-            }
-        }
-        Ok(None)
-    }
-
     async fn send_again(
         &mut self,
-        RefusedRanges { round, ranges }: RefusedRanges,
+        RefusedRanges { round, ranges, is_incomplete: _ }: RefusedRanges,
         leave: impl Future<Output = ()> + Send,
     ) -> Result<Option<Sent>, ProducerError> {
+        if !std::mem::replace(&mut self.is_checked, true) {
+            self.refuse_if_changed().await?;
+        }
         let tasks: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let job = self.id();
         tracing::warn!(
             %job, tasks,
             "outcomes were refused, since a worker of another version or build ran their tasks; sending these again"
         );
-        match self.send_part(Part::Ranges(ranges), round, leave).await? {
-            Sent::All(..) => Ok(None),
+        match self.send_part(Part::Ranges(ranges), round, leave).await {
+            Ok(Sent::All(..)) => Ok(None),
             // Of a part the count is of no use to the caller.
-            Sent::Stopped(_) => Ok(Some(Sent::Stopped(self.cursor().confirmed.0))),
-            Sent::Interrupted(_) => Ok(Some(Sent::Interrupted(self.cursor().confirmed.0))),
+            Ok(Sent::Stopped(_)) => Ok(Some(Sent::Stopped(self.cursor().confirmed.0))),
+            Ok(Sent::Interrupted(_)) => Ok(Some(Sent::Interrupted(self.cursor().confirmed.0))),
+            // The split did not fail before: the job is as it was, and is not ended for that.
+            Err(ProducerError::Split(error)) => Err(ProducerError::Changed(error.to_string())),
+            Err(error) => Err(error),
         }
     }
 

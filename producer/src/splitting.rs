@@ -184,7 +184,13 @@ impl<'a> Walk<'a> {
         }
         let tasks = tasks.finish();
         let Label { opened, round, version, app } = label;
-        let batch = Batch { round: *round, version: *version, ..Batch::new(opened, first, count, &tasks) };
+        let batch = Batch {
+            round: *round,
+            version: *version,
+            // The submitter's build says nothing of a version that it did not have.
+            build: opened.build.clone().filter(|_| *version == opened.version),
+            ..Batch::new(opened, first, count, &tasks)
+        };
         let message = batch.to_message(Headers::default(), app);
         let headers = &message.headers;
         let _span = tracing::debug_span!(

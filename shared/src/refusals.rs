@@ -1,6 +1,8 @@
 //! Tasks whose outcomes a sink refused, gathered until their producer sends them again.
 
 use std::{
+    collections::BTreeMap,
+    mem,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -9,7 +11,8 @@ use tokio::sync::Notify;
 
 use crate::{Round, wire::Refused};
 
-/// The most ranges that wait to be sent again. Further ones are not kept; `producer resume --missing` finds them.
+/// The most ranges that wait to be sent again. Of further ones only is kept that there are some; then the producer asks
+/// the sink for all that is missing.
 pub const REFUSED_MAX_RANGES: usize = 10_000;
 
 /// Tasks of one job that are to be sent again because their outcomes were refused.
@@ -27,7 +30,24 @@ pub(crate) struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     round: Round,
-    ranges: Vec<Range<u64>>,
+    /// Start and end of each range; they neither overlap nor touch.
+    ranges: BTreeMap<u64, u64>,
+    /// Ranges were dropped.
+    is_incomplete: bool,
+}
+
+impl Pending {
+    /// Adds a range, joined with those that it meets.
+    fn add(&mut self, mut range: Range<u64>) {
+        let met = self.ranges.range(..=range.end).rev().take_while(|(_, end)| **end >= range.start);
+        let met: Vec<u64> = met.map(|(start, _)| *start).collect();
+        for start in met {
+            if let Some(end) = self.ranges.remove(&start) {
+                range = start.min(range.start)..end.max(range.end);
+            }
+        }
+        self.ranges.insert(range.start, range.end);
+    }
 }
 
 /// Tasks to be sent again in one go.
@@ -37,6 +57,8 @@ pub struct RefusedRanges {
     pub round: Round,
     /// Which tasks: ascending, disjoint, none empty; at least one range.
     pub ranges: Vec<Range<u64>>,
+    /// Whether further tasks were refused that are not named, since there were too many ranges.
+    pub is_incomplete: bool,
 }
 
 impl RefusedTasks {
@@ -48,16 +70,11 @@ impl RefusedTasks {
     #[must_use]
     pub fn take(&self) -> Option<RefusedRanges> {
         let mut pending = self.0.pending();
-        let mut ranges = std::mem::take(&mut pending.ranges);
-        ranges.sort_by_key(|range| range.start);
-        let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-        for range in ranges {
-            match joined.last_mut() {
-                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-                _ => joined.push(range),
-            }
-        }
-        (!joined.is_empty()).then_some(RefusedRanges { round: pending.round, ranges: joined })
+        let ranges: Vec<_> =
+            mem::take(&mut pending.ranges).into_iter().map(|(start, end)| start..end).collect();
+        let is_incomplete = mem::take(&mut pending.is_incomplete);
+        let round = pending.round;
+        (!ranges.is_empty()).then_some(RefusedRanges { round, ranges, is_incomplete })
     }
 
     /// Waits until something has been refused, and takes it. Cancel safe.
@@ -79,23 +96,22 @@ impl Shared {
         let mut pending = self.pending();
         if *round > pending.round {
             pending.ranges.clear();
-            pending.round = *round;
+            (pending.round, pending.is_incomplete) = (*round, false);
         }
         if *round < pending.round {
             return;
         }
         for (first, tasks) in ranges {
-            if pending.ranges.len() >= REFUSED_MAX_RANGES {
-                tracing::warn!(
-                    %job,
-                    "more ranges of tasks were refused than can be sent again at once; the rest stays missing \
-                     (hint: `producer resume {job} --missing` sends it)"
-                );
-                break;
-            }
             if *tasks > 0 {
-                pending.ranges.push(first.0..first.plus(*tasks).0);
+                pending.add(first.0..first.plus(*tasks).0);
             }
+            if pending.ranges.len() > REFUSED_MAX_RANGES {
+                pending.ranges.pop_last();
+                pending.is_incomplete = true;
+            }
+        }
+        if pending.is_incomplete {
+            tracing::debug!(%job, "more ranges of tasks were refused than are remembered; the sink is asked for them");
         }
         self.some.notify_waiters();
     }
@@ -128,7 +144,10 @@ mod tests {
             tasks.shared().add(&refused(0, &[(3, 1), (9, 1), (7, 0)]));
         };
         let (ranges, ()) = tokio::join!(tasks.next(), add);
-        assert_eq!(ranges, RefusedRanges { round: Round(0), ranges: vec![0..6, 9..10] });
+        assert_eq!(
+            ranges,
+            RefusedRanges { round: Round(0), ranges: vec![0..6, 9..10], is_incomplete: false }
+        );
         assert_eq!(tasks.take(), None);
     }
 
@@ -138,7 +157,8 @@ mod tests {
         tasks.shared().add(&refused(0, &[(0, 3)]));
         tasks.shared().add(&refused(1, &[(5, 1), (7, 1)]));
         tasks.shared().add(&refused(0, &[(8, 1)]));
-        assert_eq!(tasks.take(), Some(RefusedRanges { round: Round(1), ranges: vec![5..6, 7..8] }));
+        let later = RefusedRanges { round: Round(1), ranges: vec![5..6, 7..8], is_incomplete: false };
+        assert_eq!(tasks.take(), Some(later));
     }
 
     #[test]
@@ -146,6 +166,13 @@ mod tests {
         let tasks = RefusedTasks::default();
         let many: Vec<_> = (0..=REFUSED_MAX_RANGES as u64).map(|place| (2 * place, 1)).collect();
         tasks.shared().add(&refused(0, &many));
-        assert_eq!(tasks.take().unwrap().ranges.len(), REFUSED_MAX_RANGES);
+        let taken = tasks.take().unwrap();
+        assert_eq!((taken.ranges.len(), taken.is_incomplete), (REFUSED_MAX_RANGES, true));
+        // Neighbours are one range, in whatever order they come.
+        for index in (0..=3 * REFUSED_MAX_RANGES as u64).rev() {
+            tasks.shared().add(&refused(0, &[(index, 1)]));
+        }
+        let taken = tasks.take().unwrap();
+        assert_eq!((taken.ranges.len(), taken.is_incomplete), (1, false));
     }
 }

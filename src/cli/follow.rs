@@ -249,16 +249,18 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     Ok(if finished.conclusion.answered && account.failed == 0 { Exit::Ok } else { Exit::Incomplete })
 }
 
-/// Names the builds that worked on a job, if there were several, or if outcomes of one were refused.
+/// Names the builds that worked on a job; none if there is nothing to say. `builds` are those of a [`Finished`], which
+/// has them only if it was not the submitter's build alone.
 pub(super) fn builds_text(builds: &[BuildShare]) -> Option<String> {
-    if builds.len() <= 1 && builds.iter().all(|share| share.refused == 0) {
-        return None;
-    }
+    let what = match builds.len() {
+        0 => return None,
+        1 => "another build than the submitter's worked on the job".into(),
+        several => format!("{several} builds worked on the job"),
+    };
     let shares: Vec<_> = builds.iter().map(ToString::to_string).collect();
     Some(format!(
-        "{} builds worked on the job: {} (hint: if `process` or a type was changed between them without a new \
-         Job::VERSION, the answer may be wrong)",
-        builds.len(),
+        "{what}: {} (hint: if `process` or a type was changed between them without a new Job::VERSION, the answer may be \
+         wrong)",
         shares.join("; ")
     ))
 }

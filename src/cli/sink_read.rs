@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::Subcommand;
-use gristmill_shared::{Account, JobId, wire::now_ms};
+use gristmill_shared::{
+    Account, JobId,
+    wire::{BuildShare, now_ms},
+};
 use gristmill_sink::{FailureRow, JobState, JobSummary, JobView, LedgerReader, PruneRule, prune};
 use indicatif::HumanCount;
 
@@ -344,8 +347,9 @@ fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
         if listed < verification.missing {
             print(format_args!("gap: and {} tasks more", verification.missing - listed))?;
         }
-        if let Some(text) = builds_text(&verification.builds) {
-            warn(text);
+        let is_expected = |share: &BuildShare| share.refused == 0 && share.build == verification.build;
+        if verification.builds.len() > 1 || !verification.builds.iter().all(is_expected) {
+            builds_text(&verification.builds).into_iter().for_each(warn);
         }
         if verification.ok {
             say("every task has exactly one outcome");

@@ -38,9 +38,11 @@ struct WorkerFlags {
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
-    /// Run the batches of each slot in a child process of its own: a task that hangs, crashes or overflows its stack costs
-    /// that child and one attempt, and no thread and no other task
-    #[arg(long, env = "GRISTMILL_ISOLATE")]
+    /// Run the batches of each slot in a child process of its own
+    ///
+    /// A task that hangs, crashes or overflows its stack costs that child and one attempt, and no
+    /// thread and no other task.
+    #[arg(long)]
     isolate: bool,
 }
 

@@ -34,6 +34,7 @@ impl Job {
             record: Record::new(opened, keep.keeps_outputs()),
             phase: Phase::Ended(None),
             builds: Builds::default(),
+            refused: None,
             saved: Counts::default(),
             counted: Counts::default(),
             seq: None,

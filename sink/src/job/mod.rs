@@ -23,6 +23,7 @@ use gristmill_shared::{
 
 use crate::ledger::{Counts, JobState, Record, builds::Builds};
 use end::Ending;
+use refusal::Refusal;
 use work::Work;
 
 /// A job that something was received for since the last commit, or that is running.
@@ -32,6 +33,8 @@ pub(crate) struct Job {
     phase: Phase,
     /// The builds that worked on it.
     builds: Builds,
+    /// Tasks that were refused and not told of.
+    refused: Option<Refusal>,
     /// The counts as they are in the ledger.
     saved: Counts,
     /// The counts that whoever watches has been told.

@@ -34,7 +34,7 @@ impl Job {
     pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
         let Results { job: _, round, worker, busy_us, done, failed, version, build } = results;
         if let Some(why) = self.refusal(*version, build.as_ref()) {
-            return self.refuse(results, &why, outbox);
+            return self.refuse(results, &why);
         }
         let before = self.record.counts;
         let from = Source { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
@@ -88,7 +88,7 @@ impl Job {
                 self.record.counts.late += late;
                 self.count_build(from, fresh); // before an end that tells of it
                 if self.is_foreign(from.build) {
-                    self.refuse_undecodable(from, &undecodable, outbox);
+                    self.refuse_undecodable(from, &undecodable);
                 } else {
                     for (index, reason) in undecodable {
                         let (round, worker) = (self.record.round, from.worker.cloned());

@@ -12,7 +12,15 @@ use super::{
     Job, Phase,
     outcomes::{Source, beyond},
 };
-use crate::clerk::Outbox;
+use crate::{clerk::Outbox, index_set::push_range};
+
+/// Tasks that were refused since the last commit.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    ranges: Vec<Range<u64>>,
+    /// The worker that sent the last of their outcomes, and why these do not count.
+    last: Option<(WorkerId, String)>,
+}
 
 impl Job {
     /// Returns why outcomes of this code do not count, if they do not. After the end every outcome is late, whatever
@@ -33,22 +41,18 @@ impl Job {
         Some(format!("its worker is of {build}, and the job is for build {wanted} alone (--same-build)"))
     }
 
-    /// Whether outcomes come from another build than the one that submitted the job, as far as both are known.
+    /// Whether outcomes come from another build than the one that submitted the job, if that is known. A worker that
+    /// does not name its build is another one.
     pub(super) fn is_foreign(&self, build: Option<&BuildId>) -> bool {
         let submitted_by = self.record.opened.build.as_ref();
-        submitted_by.is_some() && build.is_some() && submitted_by != build
+        submitted_by.is_some() && submitted_by != build
     }
 
     /// Refuses all outcomes of a message: their tasks stay without an outcome, unless they have one.
     ///
     /// # Errors
     /// If some of it is malformed, or about tasks that the job does not have.
-    pub(super) fn refuse(
-        &mut self,
-        results: &Results<'_>,
-        why: &str,
-        outbox: &mut Outbox,
-    ) -> Result<(), Malformed> {
+    pub(super) fn refuse(&mut self, results: &Results<'_>, why: &str) -> Result<(), Malformed> {
         let limit = self.record.limit();
         let mut well_formed = beyond(limit, &results.done, &results.failed);
         let mut ranges = Vec::new();
@@ -62,22 +66,17 @@ impl Job {
         }
         let failed = results.failed.iter().map(|failed| failed.index.0).filter(|index| *index < limit);
         ranges.extend(failed.map(|index| index..index + 1));
-        self.refuse_ranges(&ranges, results.version, results.build.as_ref(), &results.worker, why, outbox);
+        self.refuse_ranges(&ranges, results.version, results.build.as_ref(), &results.worker, why);
         well_formed
     }
 
     /// Refuses outputs of another build that do not decode: a type may have been changed without a new version.
-    pub(super) fn refuse_undecodable(
-        &mut self,
-        from: Source<'_>,
-        undecodable: &[(u64, String)],
-        outbox: &mut Outbox,
-    ) {
+    pub(super) fn refuse_undecodable(&mut self, from: Source<'_>, undecodable: &[(u64, String)]) {
         let (Some((_, why)), Some(worker)) = (undecodable.first(), from.worker) else { return };
         let why = format!("{why} (was a type changed without a new Job::VERSION?)");
         let ranges: Vec<_> = undecodable.iter().map(|(index, _)| *index..index + 1).collect();
         let version = self.record.version;
-        self.refuse_ranges(&ranges, version, from.build, worker, &why, outbox);
+        self.refuse_ranges(&ranges, version, from.build, worker, &why);
     }
 
     fn refuse_ranges(
@@ -87,7 +86,6 @@ impl Job {
         build: Option<&BuildId>,
         worker: &WorkerId,
         why: &str,
-        outbox: &mut Outbox,
     ) {
         let Phase::Running(work) = &mut self.phase else { return };
         self.changed = true;
@@ -97,7 +95,7 @@ impl Job {
         let all: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let tasks: u64 = refused.iter().map(|range| range.end - range.start).sum();
         self.record.counts.duplicates += all.saturating_sub(tasks);
-        let (job, round) = (self.record.opened.job, self.record.round);
+        let job = self.record.opened.job;
         if self.builds.add(version, build, 0, tasks) {
             tracing::warn!(
                 %job, %worker, tasks, build = build.map(BuildId::as_str),
@@ -105,10 +103,30 @@ impl Job {
                  build that submitted the job)"
             );
         }
-        for ranges in refused.chunks(MISSING_MAX_RANGES) {
+        if !refused.is_empty() {
+            let pending = self.refused.get_or_insert_with(Refusal::default);
+            pending.ranges.append(&mut refused);
+            pending.last = Some((worker.clone(), why.into()));
+        }
+    }
+
+    /// Tells which tasks are to be sent again, once for each commit.
+    pub(super) fn tell_refused(&mut self, outbox: &mut Outbox) {
+        let Some(Refusal { mut ranges, last: Some((worker, reason)) }) = self.refused.take() else { return };
+        if self.has_ended() {
+            return;
+        }
+        ranges.sort_by_key(|range| range.start);
+        let mut joined = Vec::new();
+        for range in ranges {
+            push_range(&mut joined, range);
+        }
+        let (job, round) = (self.record.opened.job, self.record.round);
+        for ranges in joined.chunks(MISSING_MAX_RANGES) {
             let ranges =
                 ranges.iter().map(|range| (TaskIndex(range.start), range.end - range.start)).collect();
-            outbox.fact(&Refused { job, round, worker: worker.clone(), reason: why.into(), ranges });
+            let (worker, reason) = (worker.clone(), reason.clone());
+            outbox.fact(&Refused { job, round, worker, reason, ranges });
         }
     }
 

@@ -33,6 +33,7 @@ impl Job {
             record,
             phase: Phase::Ended(None),
             builds,
+            refused: None,
             saved,
             counted: saved,
             seq: Some(seq),
@@ -77,6 +78,7 @@ impl Job {
 
     /// Runs what of the job's own code is needed before a transaction. It may end the job.
     pub(crate) fn prepare(&mut self, outbox: &mut Outbox) {
+        self.tell_refused(outbox);
         if let Phase::Running(work) = &mut self.phase
             && let Err(Broken(why)) = work.prepare()
         {

@@ -7,8 +7,10 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::columns::{conversion, int};
 
-/// Builds of a job that are told apart. Outcomes of further ones count as those of an unnamed build.
+/// Builds of a job that are told apart, each in one version.
 const BUILDS_MAX: usize = 64;
+/// All further ones together: an unnamed build of no version.
+const OTHERS: Code = (u32::MAX, None);
 
 /// The version of a job's code, and the build of the program, if that is known.
 type Code = (u32, Option<BuildId>);
@@ -28,12 +30,17 @@ struct Tally {
 }
 
 impl Builds {
-    /// Adds outcomes that count, and some that were refused. Returns whether the build is new for the job.
+    /// Adds outcomes that count, and some that were refused. Returns whether the build is told apart and new for the
+    /// job.
     pub(crate) fn add(&mut self, version: u32, build: Option<&BuildId>, counted: u64, refused: u64) -> bool {
         let mut code = (version, build.cloned());
-        let is_new = !self.saved.contains_key(&code) && !self.fresh.contains_key(&code);
-        if is_new && self.saved.len() + self.fresh.len() >= BUILDS_MAX {
-            code.1 = None;
+        let known = |code: &Code| self.saved.contains_key(code) || self.fresh.contains_key(code);
+        let mut is_new = !known(&code);
+        if is_new {
+            let only_fresh = self.fresh.keys().filter(|code| !self.saved.contains_key(*code)).count();
+            if self.saved.len() + only_fresh >= BUILDS_MAX {
+                (code, is_new) = (OTHERS, false);
+            }
         }
         let tally = self.fresh.entry(code).or_default();
         tally.counted += counted;
@@ -96,17 +103,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn builds_beyond_the_bound_count_as_unnamed() {
+    fn builds_beyond_the_bound_count_together() {
         let mut builds = Builds::default();
         for number in 0..BUILDS_MAX + 3 {
             let build = BuildId::new(&number.to_string()).unwrap();
-            assert!(builds.add(1, Some(&build), 2, 1));
+            let is_new = builds.add(number as u32, Some(&build), 2, 1);
+            assert_eq!(is_new, number < BUILDS_MAX, "{number}");
         }
-        assert!(!builds.add(1, Some(&BuildId::new("0").unwrap()), 5, 0));
+        assert!(!builds.add(0, Some(&BuildId::new("0").unwrap()), 5, 0));
         let shares = builds.shares();
         assert_eq!(shares.len(), BUILDS_MAX + 1);
-        assert_eq!((shares[0].build.as_ref(), shares[0].counted, shares[0].refused), (None, 6, 3));
-        assert_eq!((shares[1].counted, shares[1].refused), (7, 1));
+        let others = &shares[BUILDS_MAX];
+        assert_eq!((others.build.as_ref(), others.counted, others.refused), (None, 6, 3));
+        assert_eq!((shares[0].counted, shares[0].refused), (7, 1));
         builds.discard_fresh();
         assert!(builds.shares().is_empty());
     }
