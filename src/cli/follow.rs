@@ -249,7 +249,8 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     Ok(if finished.conclusion.answered && account.failed == 0 { Exit::Ok } else { Exit::Incomplete })
 }
 
-/// Names the builds that worked on a job, if there were several, or if outcomes of one were refused.
+/// Names the builds that worked on a job, if there were several, or if outcomes of one were
+/// refused.
 pub(super) fn builds_text(builds: &[BuildShare]) -> Option<String> {
     if builds.len() <= 1 && builds.iter().all(|share| share.refused == 0) {
         return None;

@@ -27,10 +27,10 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
-    /// Make so many tasks queues on the lane, 1 to 64
+    /// Number of tasks queues to make on the lane, 1 to 64, if there are fewer
     ///
-    /// Where there are fewer: for a broker whose cores one queue does not fill. A worker takes from
-    /// all that are there when it starts.
+    /// For a broker whose cores one queue does not fill. A worker takes from all that are there
+    /// when it starts.
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
     #[command(flatten)]
@@ -38,8 +38,8 @@ struct WorkerFlags {
     /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
-    /// Run the batches of each slot in a child process of its own: a task that hangs, crashes or overflows its stack costs
-    /// that child and one attempt, and no thread and no other task
+    /// Run the batches of each slot in a child process of its own: a task that hangs, crashes or
+    /// overflows its stack costs that child and one attempt, and no thread and no other task
     #[arg(long, env = "GRISTMILL_ISOLATE")]
     isolate: bool,
 }

@@ -7,13 +7,14 @@ use rusqlite::{Connection, Transaction, params};
 
 use super::columns::{conversion, int};
 
-/// Builds of a job that are told apart. Outcomes of further ones count as those of an unnamed build.
+/// Builds of a job that are told apart. Outcomes of further ones count as those of an unnamed
+/// build.
 const BUILDS_MAX: usize = 64;
 
 /// The version of a job's code, and the build of the program, if that is known.
 type Code = (u32, Option<BuildId>);
 
-/// How many outcomes of a job came from which build.
+/// The number of a job's outcomes that came from each build.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Builds {
     saved: BTreeMap<Code, Tally>,
@@ -28,7 +29,8 @@ struct Tally {
 }
 
 impl Builds {
-    /// Adds outcomes that count, and some that were refused. Returns whether the build is new for the job.
+    /// Adds outcomes that count, and some that were refused. Returns whether the build is new for
+    /// the job.
     pub(crate) fn add(&mut self, version: u32, build: Option<&BuildId>, counted: u64, refused: u64) -> bool {
         let mut code = (version, build.cloned());
         let is_new = !self.saved.contains_key(&code) && !self.fresh.contains_key(&code);

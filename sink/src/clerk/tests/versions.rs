@@ -1,4 +1,5 @@
-//! Outcomes of other code than the job's: they do not count, and their tasks are named to be sent again.
+//! Outcomes of other code than the job's: they do not count, and their tasks are named to be sent
+//! again.
 
 use gristmill_shared::{
     BuildId, Job, JobError, Keep, Policy, TaskContext, TaskError, TaskIndex,
