@@ -98,7 +98,8 @@ fn paused_process_keeps_its_command() {
     until_gone("60.4216");
 }
 
-/// Such a process is in no group that the leash knows, as a command that was started in the last moment.
+/// Such a process is in no group that the leash knows, as a command that was started in the last
+/// moment.
 #[test]
 fn killed_process_leaves_no_unknown_group() {
     die_if_told();
