@@ -27,10 +27,10 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
-    /// Number of tasks queues to make on the lane, 1 to 64, if there are fewer
+    /// Make N tasks queues on the lane, 1 to 64
     ///
-    /// For a broker whose cores one queue does not fill. A worker takes from all that are there
-    /// when it starts.
+    /// Made where there are fewer, for a broker whose cores one queue does not fill. A worker takes
+    /// from all that are there when it starts.
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
     #[command(flatten)]
