@@ -1,7 +1,7 @@
 //! Names the build of the programs of this package by a hash of all that they are made of.
 //!
-//! They are several executables with other bytes, though one build; so the hash of an executable, which names the build
-//! of any other program, would tell them apart.
+//! These are several executables of one build, whose bytes differ. The hash of an executable, which
+//! names the build of any other program, would tell them apart.
 
 use std::{
     fs,
@@ -11,11 +11,12 @@ use std::{
 };
 
 /// The sources of the programs, and the versions of the crates that they use.
-const SOURCES: [&str; 9] = [
+const SOURCE_PATHS: [&str; 10] = [
     "Cargo.lock",
     "Cargo.toml",
     "src",
     "shared/src",
+    "process/src",
     "producer/src",
     "worker/src",
     "sink/src",
@@ -26,7 +27,7 @@ const SOURCES: [&str; 9] = [
 fn main() -> io::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut hasher = DefaultHasher::new();
-    for source in SOURCES {
+    for source in SOURCE_PATHS {
         println!("cargo::rerun-if-changed={source}");
         hash(&root.join(source), &mut hasher)?;
     }
@@ -34,8 +35,8 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes in a file, or all files of a folder in the order of their names. What is not there counts as nothing: a package
-/// has no lock file of its own where another one depends on it.
+/// Takes in a file, or all files of a folder in the order of their names. A missing file counts as
+/// empty: a package has no lock file of its own where another one depends on it.
 fn hash(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
     if path.is_dir() {
         let entries = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));

@@ -12,8 +12,8 @@ use gristmill::{fold::ExactSum, prelude::*};
 use serde::{Deserialize, Serialize};
 
 const PAIRS_PER_TASK: u32 = 1 << 16;
-const SEED: u64 = 271_828_183;
-const MULTIPLIER: u64 = 5_u64.pow(13); // modulo 2^46
+const START_SEED: u64 = 271_828_183;
+const LCG_MULTIPLIER: u64 = 5_u64.pow(13); // modulo 2^46
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, clap::ValueEnum)]
 #[value(rename_all = "verbatim")]
@@ -43,9 +43,9 @@ impl Job for Ep {
 
     fn process(&self, task: u32, cx: &TaskContext) -> Result<Self::Output, TaskError> {
         cx.check()?;
-        let mut x = SEED.wrapping_mul(MULTIPLIER.wrapping_pow(task * PAIRS_PER_TASK * 2));
+        let mut x = START_SEED.wrapping_mul(LCG_MULTIPLIER.wrapping_pow(task * PAIRS_PER_TASK * 2));
         let mut next = || {
-            x = x.wrapping_mul(MULTIPLIER) % (1 << 46);
+            x = x.wrapping_mul(LCG_MULTIPLIER) % (1 << 46);
             x as f64 / (1_u64 << 45) as f64 - 1.0 // evenly from -1 to 1
         };
         let (mut sums, mut counts) = ([0.0, 0.0], [0; 10]);

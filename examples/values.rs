@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 /// Send values of every sort around, and compare their bits
 #[derive(Debug, Serialize, Deserialize, clap::Args)]
 struct Values {
-    /// How many tasks
+    /// Number of tasks
     #[arg(long)]
     tasks: u64,
-    /// How long each takes, in milliseconds
+    /// Time that each takes, in milliseconds
     #[arg(long, default_value_t = 0)]
     millis: u64,
 }

@@ -265,7 +265,7 @@ def finite(text):
 
 
 def first_step(delay):
-    """The longest step that is not longer than so many milliseconds, at least 1,000, and how many are left after it."""
+    """The longest step within `delay` milliseconds, or else the shortest; and what is left then."""
     delay = min(delay, DELAY_MAX)
     wait, step = next((wait, step) for wait, step in STEPS if wait <= delay)
     return step, delay - wait

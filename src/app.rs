@@ -69,8 +69,8 @@ impl App {
         }
     }
 
-    /// Names the build of the program, 1 to 63 of `a-z`, `0-9` and `-`: for several executables that are built together,
-    /// as one for each role. Defaults to a hash of the executable.
+    /// Names the build of the program, 1 to 63 of `a-z`, `0-9` and `-`: for several executables
+    /// that are built together, as one for each role. Defaults to a hash of the executable.
     #[must_use]
     pub fn build(self, build: &'static str) -> Self {
         Self { build: Some(build), ..self }

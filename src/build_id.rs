@@ -16,8 +16,9 @@ pub(crate) fn name_build(name: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
-/// Returns the name that was given, or else the id of the running executable, which is read once. None if it cannot be
-/// read, which the log says; then the builds that work on a job cannot be told apart.
+/// Returns the name that was given, or else the id of the running executable, which is read once.
+/// None if it cannot be read, which the log says; then the builds that work on a job cannot be told
+/// apart.
 pub(crate) fn build_id() -> Option<BuildId> {
     let read = || {
         let opened = std::env::current_exe().and_then(File::open);

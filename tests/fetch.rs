@@ -18,21 +18,22 @@ use tokio::{
 
 use crate::harness::{Ended, Process};
 
-const LATENCY: Duration = Duration::from_millis(100);
-const SLOTS: usize = 2;
+const ANSWER_DELAY: Duration = Duration::from_millis(100);
+const SLOT_COUNT: usize = 2;
 /// Tasks that the example keeps in flight on a slot.
 const IN_FLIGHT: usize = 64;
 /// Enough to take a few seconds at full speed.
-const PAGES: usize = 6_000;
+const PAGE_COUNT: usize = 6_000;
 /// Least share of the rate that slots, requests in flight and latency allow.
 const SHARE_MIN: f64 = 0.8;
-/// Pages of the control, which fetches without Gristmill, and the share that it reaches on a machine
-/// with time for it. Beside a slower control [`SHARE_MIN`] is a share of what the control reaches.
+/// Pages of the control, which fetches without Gristmill, and the share that it reaches on a
+/// machine with time for it. Beside a slower control [`SHARE_MIN`] is a share of what the control
+/// reaches.
 const CONTROL_PAGES: usize = 2_000;
 const CONTROL_MIN: f64 = 0.9;
 /// Runs of which one must be fast enough: another program may use the machine during one of them.
 const ATTEMPTS_MAX: usize = 3;
-const BODY: &str = "0123456789";
+const PAGE_BODY: &str = "0123456789";
 
 /// A server on loopback, and how many requests it has had at a time at most.
 struct Server {
@@ -60,7 +61,7 @@ impl Server {
     }
 }
 
-/// Answers one request after [`LATENCY`].
+/// Answers one request after [`ANSWER_DELAY`].
 async fn answer(mut stream: TcpStream, pages: usize) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
@@ -68,12 +69,12 @@ async fn answer(mut stream: TcpStream, pages: usize) -> std::io::Result<()> {
             return Ok(());
         }
     }
-    tokio::time::sleep(LATENCY).await;
+    tokio::time::sleep(ANSWER_DELAY).await;
     let request = String::from_utf8_lossy(&request);
     let page = request.split(['/', ' ']).nth(2).and_then(|page| page.parse::<usize>().ok());
     let answer = match page {
         Some(page) if page < pages => {
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{BODY}", BODY.len())
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{PAGE_BODY}", PAGE_BODY.len())
         }
         _ => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n".into(),
     };
@@ -86,7 +87,7 @@ async fn fetch(server: &Server, pages: usize) -> Ended {
     assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
     let mut command = Command::new(path);
     command.args(["run", "fetch", "--server", &server.address]);
-    command.args(["--pages", &pages.to_string(), "--slots", &SLOTS.to_string()]);
+    command.args(["--pages", &pages.to_string(), "--slots", &SLOT_COUNT.to_string()]);
     Process::start("fetch", command).end().await
 }
 
@@ -98,14 +99,14 @@ async fn fetch_bare(server: &Server) {
         stream.write_all(format!("GET /{page} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.ends_with(BODY), "{answer}");
+        assert!(answer.ends_with(PAGE_BODY), "{answer}");
     };
-    stream::iter(0..CONTROL_PAGES).for_each_concurrent(SLOTS * IN_FLIGHT, fetch_one).await;
+    stream::iter(0..CONTROL_PAGES).for_each_concurrent(SLOT_COUNT * IN_FLIGHT, fetch_one).await;
 }
 
 /// The share of the highest rate that is possible.
 fn share_of_full(pages: usize, took: Duration) -> f64 {
-    let full = (SLOTS * IN_FLIGHT) as f64 / LATENCY.as_secs_f64();
+    let full = (SLOT_COUNT * IN_FLIGHT) as f64 / ANSWER_DELAY.as_secs_f64();
     pages as f64 / took.as_secs_f64() / full
 }
 
@@ -113,15 +114,18 @@ fn share_of_full(pages: usize, took: Duration) -> f64 {
 async fn async_fetch_keeps_64_in_flight_per_slot() {
     let mut slow = Vec::new();
     while slow.len() < ATTEMPTS_MAX {
-        let server = Server::start(PAGES).await;
+        let server = Server::start(PAGE_COUNT).await;
         let began = Instant::now();
-        let ended = fetch(&server, PAGES).await;
-        let share = share_of_full(PAGES, began.elapsed());
-        assert_eq!(ended.answer(), format!("{PAGES} pages, {} bytes", PAGES * BODY.len()));
+        let ended = fetch(&server, PAGE_COUNT).await;
+        let share = share_of_full(PAGE_COUNT, began.elapsed());
+        assert_eq!(ended.answer(), format!("{PAGE_COUNT} pages, {} bytes", PAGE_COUNT * PAGE_BODY.len()));
         let most = server.most.load(Ordering::SeqCst);
         // A request whose connection is closed may be counted a moment longer than its client knows
         // of it.
-        assert!((IN_FLIGHT..=SLOTS * IN_FLIGHT + SLOTS * IN_FLIGHT / 8).contains(&most), "{most} at a time");
+        assert!(
+            (IN_FLIGHT..=SLOT_COUNT * IN_FLIGHT + SLOT_COUNT * IN_FLIGHT / 8).contains(&most),
+            "{most} at a time"
+        );
         let began = Instant::now();
         fetch_bare(&server).await;
         let control = share_of_full(CONTROL_PAGES, began.elapsed());

@@ -11,10 +11,11 @@ use crate::harness::{Ended, Process, Site};
 /// The published sums of class S, and the number of pairs in each square ring.
 const CLASS_S: (f64, f64) = (-3.24783465203474e3, -6.958407078382297e3);
 const CLASS_S_COUNTS: &str = "[6140517, 5865300, 1100361, 68546, 1648, 17, 0, 0, 0, 0]";
-/// How far a sum may be from the published one, as a share of it: the benchmark's own rule.
-const TOLERANCE: f64 = 1e-8;
+/// The most that a sum may differ from the published one, as a share of it: the benchmark's own
+/// rule.
+const SUM_TOLERANCE: f64 = 1e-8;
 const SINK_KILLS: usize = 20;
-const JOBS: usize = 5;
+const JOB_COUNT: usize = 5;
 
 /// An example, where cargo puts it beside the tests.
 fn example(name: &str) -> PathBuf {
@@ -58,7 +59,10 @@ async fn ep_has_the_same_bits_with_any_slots() {
     let words: Vec<&str> = answer.split(' ').collect();
     for (word, expected) in [(1, CLASS_S.0), (3, CLASS_S.1)] {
         let found: f64 = words[word].parse().unwrap();
-        assert!(((found - expected) / expected).abs() < TOLERANCE, "{found} and not {expected}: {answer}");
+        assert!(
+            ((found - expected) / expected).abs() < SUM_TOLERANCE,
+            "{found} and not {expected}: {answer}"
+        );
     }
     for slots in [2, 3] {
         assert_eq!(answer_of_run(slots).await, answer, "with {slots} slots");
@@ -143,5 +147,5 @@ async fn values_survive_kills_of_the_sink(job: usize) {
 
 #[tokio::test]
 async fn values_keep_their_bits_though_sinks_die() {
-    join_all((0..JOBS).map(values_survive_kills_of_the_sink)).await;
+    join_all((0..JOB_COUNT).map(values_survive_kills_of_the_sink)).await;
 }

@@ -7,14 +7,14 @@ use tokio::process::Command;
 use crate::harness::{Process, Site};
 
 /// The screen that `-h` fits, in lines and columns.
-const SCREEN: (usize, usize) = (24, 80);
+const SCREEN_SIZE: (usize, usize) = (24, 80);
 /// The lines of `-h` beside those of a kind's own flags.
 const FRAME_LINES: usize = 14;
 
 /// The help that a program prints on a screen of 80 columns.
 async fn help(words: &str) -> String {
-    let mut command = Site::at("amqp://nobody.invalid".into()).command(words);
-    command.env("COLUMNS", SCREEN.1.to_string());
+    let mut command = Site::at("amqp://broker.invalid".into()).command(words);
+    command.env("COLUMNS", SCREEN_SIZE.1.to_string());
     let ended = Process::start(words, command).end().await;
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{words}: {ended:?}");
     ended.stdout
@@ -29,7 +29,10 @@ fn flags(text: &str) -> BTreeSet<&str> {
 
 fn assert_fits(words: &str, text: &str) {
     let (lines, columns) = (text.lines().count(), text.lines().map(|line| line.chars().count()).max());
-    assert!(lines <= SCREEN.0 && columns <= Some(SCREEN.1), "{words}: {lines} x {columns:?}\n{text}");
+    assert!(
+        lines <= SCREEN_SIZE.0 && columns <= Some(SCREEN_SIZE.1),
+        "{words}: {lines} x {columns:?}\n{text}"
+    );
 }
 
 #[tokio::test]
@@ -118,7 +121,7 @@ async fn a_users_own_kind_is_shown_likewise() {
     let example: PathBuf = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/collatz");
     assert!(example.exists(), "{} is missing (hint: cargo build --examples)", example.display());
     let mut command = Command::new(example);
-    command.args(["producer", "submit", "collatz", "-h"]).env("COLUMNS", SCREEN.1.to_string());
+    command.args(["producer", "submit", "collatz", "-h"]).env("COLUMNS", SCREEN_SIZE.1.to_string());
     let short = Process::start("collatz", command).end().await.stdout;
     assert_fits("collatz", &short);
     let place = |what: &str| short.find(what).unwrap_or_else(|| panic!("no {what}: {short}"));

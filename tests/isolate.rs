@@ -9,7 +9,7 @@ use crate::harness::{
 
 /// Acts that never end. `command:` gets the number of seconds, which tells one test's command from
 /// another's.
-const ENDLESS: [&str; 4] = ["spin", "sleep", "await", "command:"];
+const ENDLESS_TASKS: [&str; 4] = ["spin", "sleep", "await", "command:"];
 
 /// Grace of these tests for tasks that go on after a stop, and for a worker that leaves.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -90,7 +90,7 @@ async fn cancel(how: &str, number: u32) {
 
 #[tokio::test]
 async fn cancelled_task_leaves_nothing() {
-    let cancelled = ENDLESS.iter().zip(11..).map(|(how, number)| cancel(how, number));
+    let cancelled = ENDLESS_TASKS.iter().zip(11..).map(|(how, number)| cancel(how, number));
     futures::future::join_all(cancelled).await;
 }
 
@@ -118,7 +118,7 @@ async fn time_limit(how: &str, number: u32) {
 
 #[tokio::test]
 async fn task_over_its_limit_leaves_nothing() {
-    let limited = ENDLESS.iter().zip(21..).map(|(how, number)| time_limit(how, number));
+    let limited = ENDLESS_TASKS.iter().zip(21..).map(|(how, number)| time_limit(how, number));
     futures::future::join_all(limited).await;
 }
 
@@ -136,7 +136,7 @@ async fn terminate(how: &str, number: u32) {
 
 #[tokio::test]
 async fn worker_that_leaves_takes_its_children_along() {
-    let terminated = ENDLESS.iter().zip(31..).map(|(how, number)| terminate(how, number));
+    let terminated = ENDLESS_TASKS.iter().zip(31..).map(|(how, number)| terminate(how, number));
     futures::future::join_all(terminated).await;
 }
 
@@ -153,7 +153,7 @@ async fn kill(how: &str, number: u32) {
 
 #[tokio::test]
 async fn killed_worker_leaves_no_child() {
-    let killed = ENDLESS.iter().zip(41..).map(|(how, number)| kill(how, number));
+    let killed = ENDLESS_TASKS.iter().zip(41..).map(|(how, number)| kill(how, number));
     futures::future::join_all(killed).await;
 }
 

@@ -55,7 +55,7 @@ fn sorted_keys(text: &str) -> Vec<Vec<serde_json::Value>> {
     text.lines().map(values).collect()
 }
 
-/// The kind keeps its report only: what else is there is there because somebody asked for it.
+/// The kind keeps its report only; outputs are there because the submitter asked for them.
 #[tokio::test]
 async fn keep_is_a_choice_of_the_submitter() {
     let site = Site::new();

@@ -11,7 +11,7 @@ use crate::{
     harness::{Process, Site, within},
 };
 
-/// Where cargo puts the example beside the tests.
+/// The place beside the tests where cargo puts the example.
 fn service() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/service");

@@ -7,9 +7,9 @@ use tokio::process::Command;
 use crate::harness::{Process, Site};
 
 /// The number of products of two primes below a million.
-const SEMIPRIMES: &str = "210035";
+const SEMIPRIME_COUNT: &str = "210035";
 /// The example's line when it makes its table.
-const OPENING: &str = "making the table of factors below 1000000";
+const TABLE_LINE: &str = "making the table of factors below 1000000";
 
 /// The example's place beside the tests.
 fn example() -> PathBuf {
@@ -25,8 +25,8 @@ async fn state_is_opened_once_by_four_slots() {
     let mut command = Command::new(example());
     command.args(["run", "semiprimes", "--limit", "1000000", "--slots", "4", "--batch", "1"]);
     let ended = Process::start("state", command).end().await;
-    assert_eq!(ended.answer(), SEMIPRIMES);
-    assert_eq!(ended.stderr.matches(OPENING).count(), 1, "{ended:?}");
+    assert_eq!(ended.answer(), SEMIPRIME_COUNT);
+    assert_eq!(ended.stderr.matches(TABLE_LINE).count(), 1, "{ended:?}");
 }
 
 /// Each job of a worker has a table of its own, over a broker too.
@@ -42,8 +42,8 @@ async fn state_is_opened_once_per_worker_and_job() {
     let worker = start("worker --slots 2");
     for _ in 0..2 {
         let submitted = start("producer submit semiprimes --limit 1000000 --batch 1 --wait").end().await;
-        assert_eq!(submitted.answer(), SEMIPRIMES, "{submitted:?}");
+        assert_eq!(submitted.answer(), SEMIPRIME_COUNT, "{submitted:?}");
     }
     let ended = worker.stop().await;
-    assert_eq!((ended.code, ended.stderr.matches(OPENING).count()), (0, 2), "{ended:?}");
+    assert_eq!((ended.code, ended.stderr.matches(TABLE_LINE).count()), (0, 2), "{ended:?}");
 }

@@ -10,9 +10,9 @@ use gristmill_shared::{
 use crate::harness::{Process, Samples, Scraped, Site, within};
 
 /// Flags for a task that does not end: asleep, and computing.
-const WAYS: [&str; 2] = ["--hang", "--hang-busy"];
-const STUCK: &str = "gristmill_worker_threads_stuck";
-const WARNING: &str = "a task goes on after its job was stopped";
+const HANG_FLAGS: [&str; 2] = ["--hang", "--hang-busy"];
+const STUCK_METRIC: &str = "gristmill_worker_threads_stuck";
+const STOP_WARNING: &str = "a task goes on after its job was stopped";
 /// Time in which the worker gives up a task after `--stop-grace 1s`: generous, since machines
 /// are slow.
 const GIVEN_UP: Duration = Duration::from_secs(30);
@@ -62,28 +62,28 @@ async fn next_job_runs(site: &Site) {
 }
 
 fn stuck(threads: f64) -> impl Fn(&Samples) -> bool {
-    move |samples| samples.sum(STUCK, "") == threads
+    move |samples| samples.sum(STUCK_METRIC, "") == threads
 }
 
 #[tokio::test]
 async fn cancelled_task_frees_its_slot_within_the_grace() {
-    for way in WAYS {
+    for way in HANG_FLAGS {
         let (site, _sink, mut worker, scraped) = site("--slots 1 --stop-grace 1s").await;
         let job = hanging(&site, way).await;
-        assert_eq!(scraped.metrics().await.sum(STUCK, ""), 0.0);
+        assert_eq!(scraped.metrics().await.sum(STUCK_METRIC, ""), 0.0);
         let cancelled = site.run(&format!("producer cancel {job}")).await;
         let began = Instant::now();
         assert_eq!(cancelled.code, 0, "{cancelled:?}");
         next_job_runs(&site).await;
         assert!(began.elapsed() < GIVEN_UP, "{way}: {:?}", began.elapsed());
-        let warning = worker.says(WARNING).await;
+        let warning = worker.says(STOP_WARNING).await;
         for part in [format!("job={job}"), "kind=spin".into(), "index=1".into(), "age=".into()] {
             assert!(warning.contains(&part), "no {part}: {warning}");
         }
         scraped.counted("a stuck thread", stuck(1.0)).await;
         let task = running(&site, &job).await;
         assert!(task.stuck && task.stopped, "{task:?}");
-        assert_eq!(worker.said(WARNING), 1);
+        assert_eq!(worker.said(STOP_WARNING), 1);
         let left = worker.stop().await;
         assert_eq!(left.code, 0, "{left:?}");
         assert!(left.stderr.lines().last().unwrap_or_default().ends_with("0 abandoned"), "{left:?}");
@@ -92,12 +92,12 @@ async fn cancelled_task_frees_its_slot_within_the_grace() {
 
 #[tokio::test]
 async fn early_stop_frees_the_slot_within_the_grace() {
-    for way in WAYS {
+    for way in HANG_FLAGS {
         let (site, _sink, mut worker, scraped) = site("--slots 2 --stop-grace 1s").await;
         let failing = "--panic 1 --max-attempts 1 --fail-fast 1 --wait";
         let ended = site.run(&format!("producer submit spin --tasks 2 --batch 1 {way} 0 {failing}")).await;
         assert!(ended.code == 1 && ended.stderr.contains("stopped early"), "{ended:?}");
-        let warning = worker.says(WARNING).await;
+        let warning = worker.says(STOP_WARNING).await;
         assert!(warning.contains("index=0"), "{warning}");
         scraped.counted("a stuck thread", stuck(1.0)).await;
         next_job_runs(&site).await;
@@ -119,15 +119,15 @@ async fn time_limit_frees_the_slot_of_a_busy_task() {
 }
 
 #[tokio::test]
-async fn sigterm_waits_for_a_stopped_task_only_the_stop_grace() {
-    for way in WAYS {
+async fn sigterm_waits_only_the_stop_grace_for_a_task() {
+    for way in HANG_FLAGS {
         let (site, _sink, worker, _) = site("--slots 1 --grace 1h --stop-grace 1s").await;
         let job = hanging(&site, way).await;
         assert_eq!(site.run(&format!("producer cancel {job}")).await.code, 0);
         let began = Instant::now();
         let left = worker.stop().await;
         assert_eq!(left.code, 0, "{left:?}");
-        assert!(left.stderr.contains(WARNING) && began.elapsed() < GIVEN_UP, "{left:?}");
+        assert!(left.stderr.contains(STOP_WARNING) && began.elapsed() < GIVEN_UP, "{left:?}");
     }
 }
 
@@ -138,7 +138,7 @@ async fn sigterm_hands_back_a_busy_task_after_the_grace() {
     let left = worker.stop().await;
     assert_eq!(left.code, 0, "{left:?}");
     assert!(left.stderr.lines().last().unwrap_or_default().ends_with("1 abandoned"), "{left:?}");
-    assert!(!left.stderr.contains(WARNING), "{left:?}");
+    assert!(!left.stderr.contains(STOP_WARNING), "{left:?}");
     // The task is there again, and holds the next worker.
     let _next = site.start("worker --slots 1");
     assert_eq!(running(&site, &job).await.index.0, 1);

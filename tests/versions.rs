@@ -7,12 +7,13 @@ use tokio::process::Command;
 
 use crate::harness::{Process, Site};
 
-/// How many tasks each job has.
-const TASKS: u64 = 500;
-/// What they give: the numbers below [`TASKS`] by the old program, their squares by the new one.
-const NEW_ANSWER: u64 = (TASKS - 1) * TASKS * (2 * TASKS - 1) / 6;
+/// The number of tasks of each job.
+const TASK_COUNT: u64 = 500;
+/// The answer: the sum of the numbers below [`TASK_COUNT`] by the old program, their squares by the
+/// new one.
+const NEW_ANSWER: u64 = (TASK_COUNT - 1) * TASK_COUNT * (2 * TASK_COUNT - 1) / 6;
 
-/// Where cargo puts the examples beside the tests.
+/// The place beside the tests where cargo puts the examples.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
@@ -41,7 +42,11 @@ impl Lane {
     }
 
     fn submit(&self, kind: &str, flags: &str) -> Process {
-        start(&self.site, "changed_new", &format!("producer submit {kind} --tasks {TASKS} {flags} --batch 5"))
+        start(
+            &self.site,
+            "changed_new",
+            &format!("producer submit {kind} --tasks {TASK_COUNT} {flags} --batch 5"),
+        )
     }
 
     /// The id of the only job.
@@ -70,7 +75,7 @@ async fn old_worker_leaves_a_new_version_to_others() {
     let said = ended.stderr.lines().filter(|line| line.contains("this worker has version 1")).count();
     assert_eq!(said, 1, "{ended:?}");
     let verified = lane.site.verify(&lane.job().await).await;
-    assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()));
+    assert_eq!((&verified["done"], &verified["failed"]), (&TASK_COUNT.into(), &0.into()));
     assert_eq!(new.stop().await.code, 0);
 }
 
@@ -116,7 +121,8 @@ async fn same_build_keeps_another_build_away() {
     drop((old, new));
 }
 
-/// Types that were changed without a new version: tasks wait for a worker that can read them, and none fails.
+/// Types that were changed without a new version: tasks wait for a worker that can read them, and
+/// none fails.
 #[tokio::test]
 async fn changed_types_fail_no_task() {
     for (kind, complaint) in [
@@ -130,13 +136,13 @@ async fn changed_types_fail_no_task() {
         let new = lane.worker("changed_new").await;
         assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string(), "{kind}");
         let verified = lane.site.verify(&lane.job().await).await;
-        assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()), "{kind}");
+        assert_eq!((&verified["done"], &verified["failed"]), (&TASK_COUNT.into(), &0.into()), "{kind}");
         drop((old, new));
     }
 }
 
-/// The old worker cannot know that its outputs have the wrong type. The sink does, and the producer sends their tasks
-/// again until the new worker has them.
+/// The old worker cannot know that its outputs have the wrong type. The sink does, and the producer
+/// sends their tasks again until the new worker has them.
 #[tokio::test]
 async fn outputs_of_a_wrong_type_run_again_elsewhere() {
     let mut lane = Lane::new().await;
@@ -149,7 +155,7 @@ async fn outputs_of_a_wrong_type_run_again_elsewhere() {
     assert_eq!(submitted.end().await.answer(), NEW_ANSWER.to_string());
     let job = lane.job().await;
     let verified = lane.site.verify(&job).await;
-    assert_eq!((&verified["done"], &verified["failed"]), (&TASKS.into(), &0.into()));
+    assert_eq!((&verified["done"], &verified["failed"]), (&TASK_COUNT.into(), &0.into()));
     let refused =
         verified["builds"].as_array().unwrap().iter().map(|share| share["refused"].as_u64().unwrap());
     assert!(refused.sum::<u64>() > 0, "{verified}");
@@ -190,7 +196,7 @@ async fn results_without_a_version_are_sent_again() {
     assert_eq!(shown["account"]["done"], 0, "{shown}");
     // The producer has gone, so a person sends them again.
     let new = lane.worker("changed_new").await;
-    lane.site.shown(&job, |shown| shown["account"]["done"] == TASKS - 5).await;
+    lane.site.shown(&job, |shown| shown["account"]["done"] == TASK_COUNT - 5).await;
     let resumed = start(&lane.site, "changed_new", &format!("producer resume {job} --missing --wait"));
     let ended = resumed.end().await;
     assert_eq!(ended.answer(), NEW_ANSWER.to_string(), "{ended:?}");
@@ -204,7 +210,7 @@ async fn retry_adopts_the_version_of_a_mended_program() {
     let mut sink = start(&site, "changed_old", "sink");
     sink.says("serving").await;
     let job = {
-        let submit = format!("producer submit versioned --tasks {TASKS} --batch 5 --max-attempts 1");
+        let submit = format!("producer submit versioned --tasks {TASK_COUNT} --batch 5 --max-attempts 1");
         start(&site, "changed_old", &submit).end().await.answer().to_owned()
     };
     // A worker that fails a batch for good: what is in the dead queue is given up.
@@ -234,7 +240,7 @@ async fn retry_adopts_the_version_of_a_mended_program() {
     assert!(refused.stderr.contains("--adopt-version"), "{refused:?}");
     let retry = format!("sink retry {job} --adopt-version --wait");
     let ended = start(&site, "changed_new", &retry).end().await;
-    let sum = TASKS * (TASKS - 1) / 2;
+    let sum = TASK_COUNT * (TASK_COUNT - 1) / 2;
     let (numbers, squares) = (1 + 2 + 3 + 4, 1 + 4 + 9 + 16);
     assert_eq!(ended.answer(), (sum - numbers + squares).to_string());
     site.verify(&job).await;

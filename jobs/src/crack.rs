@@ -34,9 +34,9 @@ pub struct Crack {
     #[arg(long, value_name = "HEX")]
     pub hash: String,
 
-    /// How the digest was made [default: as its length says]
+    /// Algorithm of the digest [default: as its length says]
     ///
-    /// It must fit the length.
+    /// Must fit the length.
     #[arg(long)]
     #[serde(default)]
     pub algorithm: Option<Algorithm>,

@@ -79,8 +79,9 @@ pub struct Spin {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub panic: Vec<u64>,
 
-    /// A task that does something else than its work and does not look whether it should end, as INDEX=HOW with spin, sleep,
-    /// await, command:SECONDS, abort or overflow as HOW; may be given several times
+    /// A task that does something else than its work and does not look whether it should end, as
+    /// INDEX=HOW with spin, sleep, await, command:SECONDS, abort or overflow as HOW; may be given
+    /// several times
     #[arg(long, value_name = "INDEX=HOW")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub misbehave: Vec<Misbehaviour>,

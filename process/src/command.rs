@@ -69,7 +69,7 @@ impl Command {
         }
     }
 
-    /// Adds an argument. It is passed as it is.
+    /// Adds an argument, which is passed unchanged.
     #[must_use]
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
@@ -103,7 +103,7 @@ impl Command {
         self
     }
 
-    /// Inherits no environment variable. Those that were set before are forgotten.
+    /// Inherits no environment variable, and forgets the ones that were set before.
     #[must_use]
     pub fn env_clear(self) -> Self {
         Self { env: BTreeMap::new(), env_clear: true, ..self }
@@ -140,7 +140,7 @@ impl Command {
     }
 
     /// The command for the standard library, in a process group of its own and with its three
-    /// streams piped. It has no feature for which the standard library would fork: the copy of a
+    /// streams piped. Uses no feature for which the standard library would fork: the copy of a
     /// large worker would cost milliseconds.
     ///
     /// # Errors

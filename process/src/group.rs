@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{command::Command, leash};
 
-/// Time between SIGTERM and SIGKILL. It fits into the time that a task has after its time limit.
+/// Time between SIGTERM and SIGKILL. Fits into the time that a task has after its time limit.
 pub const KILL_DELAY: Duration = Duration::from_secs(1);
 
 /// Time that a group may take to die of SIGKILL before its caller waits no longer: it may hang in
@@ -26,7 +26,7 @@ pub const KILL_DELAY: Duration = Duration::from_secs(1);
 const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Watches over children; carries nothing else.
-static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
+static CHILD_RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
     Builder::new_multi_thread().worker_threads(1).thread_name("commands").enable_all().build()
 });
 
@@ -35,7 +35,7 @@ static RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
 /// # Errors
 /// If the operating system gave no thread or no descriptor at first use.
 pub fn runtime() -> io::Result<&'static Handle> {
-    match &*RUNTIME {
+    match &*CHILD_RUNTIME {
         Ok(runtime) => Ok(runtime.handle()),
         Err(error) => Err(io::Error::new(error.kind(), format!("no runtime for child processes: {error}"))),
     }
@@ -119,7 +119,7 @@ impl ChildGroup {
         self.streams.take()
     }
 
-    /// Waits until the leader has exited. It is not reaped yet. Cancel safe.
+    /// Waits until the leader has exited, and does not reap it. Cancel safe.
     pub async fn exited(&self) {
         if let Some(leader) = &self.leader {
             leader.exited().await;

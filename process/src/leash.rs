@@ -11,15 +11,15 @@ use std::{
 
 use rustix::process::Pid;
 
-/// Environment variable by which the shell finds processes that are in none of the groups: a command
-/// that was started and not added yet, and one that has left its group by `setsid`.
+/// Environment variable by which the shell finds processes that are in none of the groups: a
+/// command that was started and not added yet, and one that has left its group by `setsid`.
 const MARK_VARIABLE: &str = "GRISTMILL_LEASH";
 
 /// Reads `+GROUP` and `-GROUP` lines; its argument is the mark of this process. Its input ends when
 /// this process ends, even by SIGKILL. Then it sends SIGTERM to all groups that are left and to all
-/// processes with the mark, and SIGKILL one second later. It closes the descriptors that it may have
-/// inherited, as far as a POSIX shell can name them, and stays in no folder.
-const SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
+/// processes with the mark, and SIGKILL one second later. The script closes the descriptors that it
+/// may have inherited, as far as a POSIX shell can name them, and stays in no folder.
+const LEASH_SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
 exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 mark=$1
 groups=' '
@@ -44,7 +44,7 @@ sleep 1
 signal KILL"#;
 
 /// The one leash of this process.
-static LEASH: Mutex<Option<Leash>> = Mutex::new(None);
+static CURRENT_LEASH: Mutex<Option<Leash>> = Mutex::new(None);
 
 /// The shell, and the groups that it knows.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ struct Leash {
 impl Leash {
     fn start() -> io::Result<Self> {
         let mut shell = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "gristmill-leash", &format!("{MARK_VARIABLE}={}", mark())])
+            .args(["-c", LEASH_SCRIPT, "gristmill-leash", &format!("{MARK_VARIABLE}={}", mark())])
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -142,7 +142,7 @@ pub(crate) fn remove(group: Pid) {
 }
 
 fn with<T>(act: impl FnOnce(&mut Leash) -> io::Result<T>) -> io::Result<T> {
-    let mut leash = LEASH.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut leash = CURRENT_LEASH.lock().unwrap_or_else(PoisonError::into_inner);
     let leash = match &mut *leash {
         Some(leash) => leash,
         none => none.insert(Leash::start()?),

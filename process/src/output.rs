@@ -14,7 +14,7 @@ const REASON_TAIL_BYTES: usize = 2 << 10;
 pub struct CommandOutput {
     /// The program as it was given.
     pub program: String,
-    /// The exit status. It may be a failure, see [`CommandOutput::ok`].
+    /// The exit status, which may be a failure: see [`CommandOutput::ok`].
     pub status: ExitStatus,
     /// Standard output.
     pub stdout: Vec<u8>,

@@ -148,7 +148,7 @@ fn stopped_task_starts_nothing() {
     assert_eq!((trouble, made.exists()), (Trouble::Stopped, false));
 }
 
-/// A grandchild holds the pipe; it is killed when the command has exited, and holds nobody.
+/// A grandchild that holds the pipe is killed when the command has exited, and delays nothing.
 #[test]
 fn background_process_ends_with_its_command() {
     let began = Instant::now();

@@ -14,11 +14,11 @@ use gristmill_process::{Command, RunCommand};
 use gristmill_shared::{JobId, StopSignal, TaskContext, TaskIndex};
 
 /// The script that the process runs, and what it does then.
-const SCRIPT: &str = "LEASH_TEST_SCRIPT";
+const SCRIPT_VARIABLE: &str = "LEASH_TEST_SCRIPT";
 
 /// Runs the script of the environment, if this is the process to die.
 fn die_if_told() {
-    let Some(script) = env::var_os(SCRIPT) else { return };
+    let Some(script) = env::var_os(SCRIPT_VARIABLE) else { return };
     let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
     drop(cx.run(Command::new("sh").arg("-c").arg(script)));
     panic!("the command ended before this process was killed");
@@ -28,7 +28,7 @@ fn die_if_told() {
 fn start(test: &str, script: &str) -> Child {
     let tests = env::current_exe().unwrap();
     let mut command = Std::new(tests);
-    command.args(["--exact", test]).env(SCRIPT, script).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["--exact", test]).env(SCRIPT_VARIABLE, script).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().unwrap()
 }
 
@@ -63,7 +63,7 @@ fn killed_process_leaves_no_stubborn_command() {
 #[test]
 fn killed_leash_is_replaced() {
     const NAME: &str = "killed_leash_is_replaced";
-    if env::var_os(SCRIPT).is_some() {
+    if env::var_os(SCRIPT_VARIABLE).is_some() {
         let first = std::thread::spawn(die_if_told);
         until_running(&["60.4214"]);
         let children = children_of(std::process::id());
@@ -98,7 +98,8 @@ fn paused_process_keeps_its_command() {
     until_gone("60.4216");
 }
 
-/// Such a process is in no group that the leash knows, as a command that was started in the last moment.
+/// Such a process is in no group that the leash knows, as a command that was started in the last
+/// moment.
 #[test]
 fn killed_process_leaves_no_unknown_group() {
     die_if_told();

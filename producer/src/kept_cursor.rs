@@ -44,7 +44,7 @@ impl KeptCursor {
         self.advance(place).await
     }
 
-    /// Leaves the cursor to other producers. It is not saved any more.
+    /// Leaves the cursor to other producers, and saves it no more.
     pub(crate) fn let_go(&mut self) {
         self.kept = None;
     }

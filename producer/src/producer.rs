@@ -25,8 +25,9 @@ use crate::{
     splitting::{self, Label, Part, Place},
 };
 
-/// The first pause before tasks whose outcomes were refused again are sent once more, and the longest. Each is twice as
-/// long as the one before; after a longest pause without refusals they start anew.
+/// The first pause before tasks whose outcomes were refused again are sent once more, and the
+/// longest. Each is twice as long as the one before; after a longest pause without refusals they
+/// start anew.
 const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(60);
 
@@ -176,7 +177,8 @@ impl Producer {
                 cursor.job, cursor.code, self.code
             )));
         }
-        // All of a sealed job was sent. What is missing of it may belong to a round that has this program's version.
+        // All of a sealed job was sent. What is missing of it may belong to a round that has this
+        // program's version.
         let version = match registry.version(&cursor.kind) {
             Some(version) if cursor.sealed.is_some() => version,
             _ => cursor.version,
@@ -289,12 +291,13 @@ impl Submission {
         }
     }
 
-    /// Sends tasks again whose outcomes the sink refuses, because a worker of another version or build ran them. Ends
-    /// when the job's round 0 has ended, or when `leave` resolves. For a job that was sent whole; a producer that does
-    /// not stay leaves such tasks to [`Submission::send_missing`].
+    /// Sends tasks again whose outcomes the sink refuses, because a worker of another version or
+    /// build ran them. Ends when the job's round 0 has ended, or when `leave` resolves. For a job
+    /// that was sent whole; a producer that does not stay leaves such tasks to
+    /// [`Submission::send_missing`].
     ///
     /// # Errors
-    /// Those of [`Submission::send`].
+    /// The errors of [`Submission::send`].
     pub async fn send_refused_until(
         &mut self,
         leave: impl Future<Output = ()> + Send,

@@ -126,11 +126,11 @@ impl Watch {
         Ok(self.finished().await?.outcome::<J>()?)
     }
 
-    /// Waits for the end and returns the job's report, typed. It is partial if tasks failed or the
+    /// Waits for the end and returns the job's report, typed: a partial one if tasks failed or the
     /// job was ended from outside; [`Watch::outcome`] says so. Cancel safe.
     ///
     /// # Errors
-    /// Those of [`Watch::outcome`].
+    /// The errors of [`Watch::outcome`].
     pub async fn report<J: Job>(&mut self) -> Result<J::Report, OutcomeError> {
         Ok(self.finished().await?.report::<J>()?)
     }

@@ -7,14 +7,14 @@ use std::hint::black_box;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use gristmill_shared::{DoneTasks, TaskIndex, fold::ExactSum};
 
-const FLOATS: usize = 10_000;
+const FLOAT_COUNT: usize = 10_000;
 
 /// Floats from 0 to 1 with all bits of their mantissas in use, as computations give them.
 fn floats() -> Vec<f64> {
     let steps = std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |bits: &u64| {
         Some(bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407))
     });
-    steps.map(|bits| (bits >> 11) as f64 / (1_u64 << 53) as f64).take(FLOATS).collect()
+    steps.map(|bits| (bits >> 11) as f64 / (1_u64 << 53) as f64).take(FLOAT_COUNT).collect()
 }
 
 fn wire(criterion: &mut Criterion) {
@@ -22,10 +22,10 @@ fn wire(criterion: &mut Criterion) {
     let json = serde_json::to_vec(&floats).expect("floats are JSON");
     let decoded: Vec<f64> = serde_json::from_slice(&json).expect("it was just encoded");
     let changed = floats.iter().zip(&decoded).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-    println!("{changed} of {FLOATS} floats are changed by encode and decode");
+    println!("{changed} of {FLOAT_COUNT} floats are changed by encode and decode");
 
     let mut group = criterion.benchmark_group("floats");
-    group.throughput(Throughput::Elements(FLOATS as u64));
+    group.throughput(Throughput::Elements(FLOAT_COUNT as u64));
     group.bench_function("encode", |bencher| {
         bencher.iter(|| serde_json::to_vec(black_box(&floats)).map(|json| json.len()));
     });
@@ -46,7 +46,7 @@ fn wire(criterion: &mut Criterion) {
 fn sums(criterion: &mut Criterion) {
     let floats = floats();
     let mut group = criterion.benchmark_group("sums");
-    group.throughput(Throughput::Elements(FLOATS as u64));
+    group.throughput(Throughput::Elements(FLOAT_COUNT as u64));
     group.bench_function("plain", |bencher| bencher.iter(|| black_box(&floats).iter().sum::<f64>()));
     group.bench_function("exact", |bencher| {
         let add = |mut sum: ExactSum| {

@@ -239,7 +239,8 @@ name!(
 );
 
 impl BuildId {
-    /// The id of an executable: the XXH3 of its bytes, as 16 hexadecimal digits. Reads all of it; blocks.
+    /// The id of an executable: the XXH3 of its bytes, as 16 hexadecimal digits. Reads all of it;
+    /// blocks.
     ///
     /// # Errors
     /// If it cannot be read.

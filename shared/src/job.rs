@@ -54,18 +54,19 @@ use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The stable name on the wire: 1 to 63 of `a-z`, `0-9` and `-`.
     const KIND: &'static str;
-    /// The version of the job's code and of its types. Raise it with every change after which a task, an output or
-    /// the report means something else, or a task gives another output.
+    /// The version of the job's code and of its types. Raise it with every change after which a
+    /// task, an output or the report means something else, or a task gives another output.
     ///
-    /// It travels with the job: workers of another version leave its tasks to others, and results of another version
-    /// are not folded. See "Changing a job while a fleet runs" in `docs/guide.md`.
+    /// The version travels with the job: workers of another version leave its tasks to others, and
+    /// results of another version are not folded. See "Changing a job while a fleet runs" in
+    /// `docs/guide.md`.
     const VERSION: u32 = 0;
     /// What the ledger keeps besides the report. Defaults to nothing.
     const KEEP: Keep = Keep::Report;
-    /// Whether [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
+    /// True if [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
     /// outputs, whatever [`Job::KEEP`] says. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
-    /// Whether the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
+    /// True if the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
     /// beside its output.
     const WITH_TASKS: bool = false;
     /// The number of tasks of a batch that a slot keeps in flight through [`Job::process_async`].
@@ -77,8 +78,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The result of one task. At most 1 MiB encoded, as JSON. A float that is NaN or infinite is
     /// refused, as everywhere in a job's values: its task has failed for good.
     type Output: Serialize + DeserializeOwned + Send;
-    /// What the sink folds all outputs into. A float that is NaN or infinite fails the job when the
-    /// report is saved.
+    /// The value that the sink folds all outputs into. A float that is NaN or infinite fails the
+    /// job when the report is saved.
     type Report: Serialize + DeserializeOwned + Default + Send;
 
     /// Runs in the producer, before anything is sent: refuses bad parameters, and says how many tasks there will
@@ -178,8 +179,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         Self::Report::default()
     }
 
-    /// What the user reads at the end, and whether it is an answer. Defaults to the report as JSON;
-    /// with failed tasks that is no answer but a partial report, and says so.
+    /// Returns the text that the user reads at the end, and whether it is an answer. Defaults to
+    /// the report as JSON; with failed tasks that is no answer but a partial report, and says so.
     fn conclude(&self, report: &Self::Report, account: &Account) -> Conclusion {
         match serde_json::to_string(report) {
             Ok(json) => Conclusion::if_complete(json, account),
@@ -202,7 +203,7 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// Whether outputs are kept.
+    /// Returns whether outputs are kept.
     #[must_use]
     pub fn keeps_outputs(self) -> bool {
         self >= Self::Outputs

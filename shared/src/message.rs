@@ -38,8 +38,8 @@ pub struct Headers {
     pub loss: u32,
     /// `gm-released`: how often workers that may not or cannot run this batch left it to others.
     pub released: u32,
-    /// `gm-undecodable`: which workers could not decode it, and since when: milliseconds since 1970 and worker ids,
-    /// separated by spaces.
+    /// `gm-undecodable`: which workers could not decode it, and since when: milliseconds since 1970
+    /// and worker ids, separated by spaces.
     pub undecodable: Option<String>,
     /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come
     /// out of its present step of the retry ladder.
@@ -72,7 +72,8 @@ impl Headers {
         self.trace().and_then(TraceParent::span_id)
     }
 
-    /// The headers of messages that follow from a batch that has begun: releases before that do not count any more.
+    /// The headers of messages that follow from a batch that has begun: releases before that do not
+    /// count any more.
     #[must_use]
     pub fn begun(&self) -> Self {
         Self { released: 0, undecodable: None, ..self.clone() }

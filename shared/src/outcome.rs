@@ -25,8 +25,8 @@ pub struct Outcome<R> {
 }
 
 impl<R> Outcome<R> {
-    /// Whether the report is the answer: no task failed, and the job was not ended from outside.
-    /// Programs of Gristmill exit with code 0 then.
+    /// Returns whether the report is the answer: no task failed, and the job was not ended from
+    /// outside. Programs of Gristmill exit with code 0 then.
     #[must_use]
     pub fn is_answered(&self) -> bool {
         self.conclusion.answered && self.account.failed == 0
@@ -115,7 +115,7 @@ impl Finished {
     /// Reads the end as that of a job type.
     ///
     /// # Errors
-    /// Those of [`Finished::report`].
+    /// The errors of [`Finished::report`].
     pub fn outcome<J: Job>(self) -> Result<Outcome<J::Report>, NoReport> {
         let report = self.report::<J>()?;
         let Self { account, conclusion, failures, .. } = self;

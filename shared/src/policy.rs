@@ -1,4 +1,4 @@
-//! The treatment of a job's tasks when they fail, and what is kept of them. It travels in every
+//! The treatment of a job's tasks when they fail, and what is kept of them. Travels in every
 //! batch, so that every worker treats a job alike.
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -29,7 +29,8 @@ pub struct Policy {
     /// When so many tasks have failed, the job ends early. Defaults to never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
-    /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's version.
+    /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's
+    /// version.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_build: bool,
     /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most

@@ -11,8 +11,8 @@ use tokio::sync::Notify;
 
 use crate::{Round, wire::Refused};
 
-/// The most ranges that wait to be sent again. Of further ones only is kept that there are some; then the producer asks
-/// the sink for all that is missing.
+/// The most ranges that wait to be sent again. Of further ones only is kept that there are some;
+/// then the producer asks the sink for all that is missing.
 pub const REFUSED_MAX_RANGES: usize = 10_000;
 
 /// Tasks of one job that are to be sent again because their outcomes were refused.
@@ -91,7 +91,8 @@ impl RefusedTasks {
 }
 
 impl Shared {
-    /// Adds the tasks of a fact. Ranges of earlier rounds are dropped: a round ended, and with it its tasks.
+    /// Adds the tasks of a fact. Ranges of earlier rounds are dropped: a round ended, and with it
+    /// its tasks.
     pub(crate) fn add(&self, Refused { job, round, ranges, .. }: &Refused) {
         let mut pending = self.pending();
         if *round > pending.round {

@@ -38,12 +38,12 @@ struct Opener {
     open: Open,
 }
 
-/// How a job is made of a spec.
+/// The source of a kind's jobs.
 #[derive(Clone)]
 enum Open {
-    /// It is read from it.
+    /// Reads the job from its spec.
     Read(fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>),
-    /// It is this one.
+    /// Gives this job, whatever the spec.
     Fixed(Arc<dyn AnyJob>),
 }
 
@@ -86,7 +86,8 @@ impl Registry {
     /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
     ///
     /// # Errors
-    /// If the kind is not registered, is registered in another version, or the parameters do not fit it.
+    /// If the kind is not registered, is registered in another version, or the parameters do not
+    /// fit it.
     pub fn open(&self, kind: &Kind, version: u32, spec: &RawValue) -> Result<Arc<dyn AnyJob>, OpenError> {
         match self.openers.get(kind) {
             None => Err(OpenError::UnknownKind),

@@ -129,9 +129,9 @@ impl TaskContext {
     /// Runs async code to its end, on a runtime that all slots of the worker share and that carries
     /// no broker traffic.
     ///
-    /// The future is polled on the calling thread. What it spawns, and its sockets and timers, go
-    /// on after it has ended, so that a client may be shared between tasks. Timers and sockets are
-    /// made within the future: `cx.block_on(async { sleep(time).await })`.
+    /// The future is polled on the calling thread. Tasks that it spawns, and its sockets and
+    /// timers, go on after it has ended, so that a client may be shared between tasks. Timers and
+    /// sockets are made within the future: `cx.block_on(async { sleep(time).await })`.
     ///
     /// # Errors
     /// Returns the error of [`TaskContext::check`] when the job is stopped or the deadline passes;
@@ -175,7 +175,10 @@ impl TaskContext {
 ///     match status {
 ///         200 => Ok(text),
 ///         404 => Err(TaskError::reject("no such page")),
-///         429 => Err(TaskError::retry_after(Duration::from_secs(30)).context("too many requests")),
+///         429 => {
+///             let later = TaskError::retry_after(Duration::from_secs(30));
+///             Err(later.context("too many requests"))
+///         }
 ///         _ => Err(format!("status {status}"))?,
 ///     }
 /// }
@@ -190,7 +193,8 @@ pub enum Trouble {
     Failed(String),
     /// Never again, with this reason.
     Rejected(String),
-    /// The task does not decode as the kind's type, with this reason: it is wrong, or was made by another build.
+    /// The task does not decode as the kind's type, with this reason: it is wrong, or was made by
+    /// another build.
     Undecodable(String),
     /// The job was stopped; no outcome.
     Stopped,

@@ -52,7 +52,7 @@ impl From<Repeat> for LocalRun {
     }
 }
 
-/// The result of a local run. It names all tasks that failed.
+/// The result of a local run, with the names of all tasks that failed.
 pub type LocalOutcome<R> = Outcome<R>;
 
 /// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers each as often as

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::to_raw_value};
 
 const IN_FLIGHT: u32 = 4;
-const LONG: Duration = Duration::from_secs(600);
+const LONG_WAIT: Duration = Duration::from_secs(600);
 
 /// The behaviour of a task.
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -34,7 +34,7 @@ enum Act {
     Meet(u32),
 }
 
-static BLOCKED: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(true), std::sync::Condvar::new());
+static TASKS_BLOCKED: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(true), std::sync::Condvar::new());
 
 #[derive(Serialize, Deserialize, Default)]
 struct Acts {
@@ -60,7 +60,9 @@ impl Job for Acts {
             Act::Sleep(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
             Act::Hang => pending().await,
             Act::Panic => panic!("as asked"),
-            Act::Block => drop(BLOCKED.1.wait_while(BLOCKED.0.lock().unwrap(), |blocked| *blocked).unwrap()),
+            Act::Block => {
+                drop(TASKS_BLOCKED.1.wait_while(TASKS_BLOCKED.0.lock().unwrap(), |blocked| *blocked).unwrap())
+            }
             Act::Meet(others) => {
                 let here = self.here.fetch_add(1, Ordering::SeqCst) + 1;
                 self.most.fetch_max(here, Ordering::SeqCst);
@@ -181,7 +183,7 @@ fn stop_ends_tasks_that_hang_and_chunks_flow_before() {
         });
     assert_eq!((ran, handed.len()), (1, 1), "{handed:?}");
     assert_eq!(handed[0].0, [(0, json!(0))]);
-    assert!(began.elapsed() < LONG, "{:?}", began.elapsed());
+    assert!(began.elapsed() < LONG_WAIT, "{:?}", began.elapsed());
 }
 
 #[test]
@@ -194,11 +196,11 @@ fn task_that_blocks_the_thread_is_noted() {
     let began = Instant::now();
     // Task 0 was polled first and hangs as well, but it is task 1 that holds the thread.
     while running.get() != Some(TaskIndex(1)) {
-        assert!(began.elapsed() < LONG, "{running:?}");
+        assert!(began.elapsed() < LONG_WAIT, "{running:?}");
         std::thread::yield_now();
     }
-    *BLOCKED.0.lock().unwrap() = false;
-    BLOCKED.1.notify_all();
+    *TASKS_BLOCKED.0.lock().unwrap() = false;
+    TASKS_BLOCKED.1.notify_all();
     let (ran, _) = slot.join().unwrap();
     assert_eq!((ran, running.get()), (2, None));
 }

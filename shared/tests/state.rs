@@ -11,7 +11,7 @@ use gristmill_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-static PREPARED: AtomicU32 = AtomicU32::new(0);
+static PREPARE_CALLS: AtomicU32 = AtomicU32::new(0);
 
 /// Squares words' lengths by a table that its first `prepare` fails to open.
 #[derive(Serialize, Deserialize)]
@@ -32,7 +32,7 @@ impl Job for Lengths {
         self.words.iter().cloned().map(Ok)
     }
     fn prepare(&self) -> Result<State, TaskError> {
-        if PREPARED.fetch_add(1, Ordering::SeqCst) == 0 {
+        if PREPARE_CALLS.fetch_add(1, Ordering::SeqCst) == 0 {
             return Err("the table is locked".into());
         }
         Ok(State::new(Table((0..100).map(|n| n * n).collect())))
@@ -70,7 +70,7 @@ fn tasks_are_folded_with_their_outputs() {
     let outcome = run_local(&job, LocalRun { repeat: 3, batch: 7, seed: 5 }).unwrap();
     assert!(outcome.failures.is_empty(), "a failed prepare is tried again: {:?}", outcome.failures);
     assert_eq!(outcome.report, expected);
-    assert_eq!(PREPARED.load(Ordering::SeqCst), 2);
+    assert_eq!(PREPARE_CALLS.load(Ordering::SeqCst), 2);
 }
 
 /// A job without state, as all were before there was any.

@@ -103,7 +103,7 @@ pub enum SinkError {
         path: PathBuf,
         /// The job.
         job: JobId,
-        /// What does not fit.
+        /// The part that does not fit, and the reason.
         why: String,
     },
     /// Another ledger has the lane's jobs.

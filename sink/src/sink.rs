@@ -96,8 +96,9 @@ impl Sink {
     /// Opens the ledger, or makes it, and holds it until the sink is dropped or ends. Blocking.
     ///
     /// # Errors
-    /// If the file is no ledger, cannot be written, or is held by another sink, or if it has a running job of the lane
-    /// whose code is registered in another version, or whose parameters do not decode. Then nothing was changed.
+    /// If the file is no ledger, cannot be written, or is held by another sink, or if it has a
+    /// running job of the lane whose code is registered in another version, or whose parameters do
+    /// not decode. Then nothing was changed.
     pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
         let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
         let ledger = Ledger::open(ledger)?;

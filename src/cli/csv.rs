@@ -5,7 +5,7 @@ use std::{collections::HashMap, fmt};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The most columns that one kind of value has: more than anybody reads, and a row of them is still
+/// The most columns that one kind of value has: more than people read, and a row of them is still
 /// small.
 const CSV_MAX_COLUMNS: usize = 1_000;
 

@@ -228,7 +228,8 @@ pub(crate) struct SubmitFlags {
     #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
 
-    /// Let only workers of this very build run the tasks [default: every build with the kind's version]
+    /// Let only workers of this very build run the tasks [default: every build with the kind's
+    /// version]
     #[arg(long, global = true)]
     same_build: bool,
 

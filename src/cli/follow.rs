@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{Exit, exit::Failure};
 
-/// When nothing is heard of a job for so long, something may be the matter; if nothing ever was, its id is wrong.
+/// When nothing is heard of a job for so long, something may be the matter; if nothing ever was,
+/// its id is wrong.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// Whether the job is known to exist.
@@ -204,7 +205,8 @@ impl Heard {
     }
 }
 
-/// Prints what a job came to: the answer on stdout, everything else on stderr. `why` says how to see why tasks failed.
+/// Prints what a job came to: the answer on stdout, everything else on stderr. `why` says how to
+/// see why tasks failed.
 pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     let account = &finished.account;
     let count = |number| HumanCount(number).to_string();
@@ -249,8 +251,8 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     Ok(if finished.conclusion.answered && account.failed == 0 { Exit::Ok } else { Exit::Incomplete })
 }
 
-/// Names the builds that worked on a job; none if there is nothing to say. `builds` are those of a [`Finished`], which
-/// has them only if it was not the submitter's build alone.
+/// Names the builds that worked on a job; none if there is nothing to say. `builds` are those of a
+/// [`Finished`], which has them only if it was not the submitter's build alone.
 pub(super) fn builds_text(builds: &[BuildShare]) -> Option<String> {
     let what = match builds.len() {
         0 => return None,

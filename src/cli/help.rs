@@ -1,5 +1,5 @@
-//! What `-h` and `--help` show: a kind's own flags first, common ones under headings, `-h` on one
-//! screen.
+//! The layout of `-h` and `--help`: a kind's own flags first, common ones under headings, `-h` on
+//! one screen.
 
 use std::collections::BTreeMap;
 

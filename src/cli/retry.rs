@@ -32,7 +32,8 @@ pub(crate) struct Retry {
     /// Which tasks [default: all that failed]
     #[arg(value_name = "INDEX")]
     indices: Vec<u64>,
-    /// Run them with the sink's version of the job's code, if it is not the job's: to end a job with a mended program
+    /// Run them with the sink's version of the job's code, if it is not the job's: to end a job
+    /// with a mended program
     #[arg(long)]
     adopt_version: bool,
     /// Wait for the job's end and print its answer

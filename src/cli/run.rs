@@ -33,7 +33,7 @@ use crate::{
 
 /// Run a whole job in this process: producer, workers and sink
 ///
-/// It needs nothing else. With --broker the job runs over that broker, so that workers elsewhere
+/// Needs nothing else. With --broker the job runs over that broker, so that workers elsewhere
 /// can join; this process is then the lane's sink, so take a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {

@@ -10,7 +10,7 @@ use crate::{Exit, exit::Failure};
 ///
 /// For a user who may configure. The other programs make what is missing too, if their user may.
 /// With a user for each role, as deploy/rabbitmq-permissions makes them, only the operator may, and
-/// so it is done once, by this. It may be run again at any time, and then makes and binds what is
+/// so it is done once, by this. May be run again at any time, and then makes and binds what is
 /// missing.
 #[derive(Debug, Args)]
 struct SetupFlags {

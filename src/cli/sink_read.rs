@@ -49,14 +49,15 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// Print a job's outputs, one a line, for jobs that keep them (submit --keep)
+    /// Print a job's outputs, one a line, for jobs that keep them
     ///
-    /// A line has the index, a tab, and the output as JSON. With --csv the first line has the columns'
-    /// names. An output that is an object has a column for each of its fields, `output.NAME`; an array
-    /// one for each element, `output.0`; any other value has the column `output`. Tasks likewise. The
-    /// columns are those that any row needs, up to 1,000 each, in the order of their first use; if there
-    /// are more, whole values stand in `output` or `task` as JSON. Texts stand as they are, null as
-    /// nothing, and what lies deeper as JSON.
+    /// A kind keeps outputs by itself, or by `submit --keep`. A line has the index, a tab, and the
+    /// output as JSON. With --csv the first line has the columns' names. An output that is an
+    /// object has a column for each of its fields, `output.NAME`; an array one for each element,
+    /// `output.0`; any other value has the column `output`. Tasks likewise. The columns are those
+    /// that any row needs, up to 1,000 each, in the order of their first use; if there are more,
+    /// whole values stand in `output` or `task` as JSON. Texts stand as they are, null as nothing,
+    /// and what lies deeper as JSON.
     Outputs {
         /// The job's id
         job: JobId,
@@ -76,7 +77,7 @@ pub(crate) enum Reading {
     },
     /// Print everything about a job as JSON, one object a line
     ///
-    /// As of one moment. First {"job":…}, which is what `sink show --json` prints; then
+    /// Shows one moment. First {"job":…}, which is what `sink show --json` prints; then
     /// {"failure":…} for each failed task, as `sink failures --json` prints it, by index; then
     /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them; and at
     /// last {"end":{"failures":1,"outputs":9}}: without it something was cut off.

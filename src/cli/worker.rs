@@ -17,8 +17,8 @@ use crate::{Exit, build_id::build_id, exit::Failure};
 
 /// Join the fleet: take batches of a lane and run their tasks
 ///
-/// SIGTERM or Ctrl-C: takes nothing more, lets the running tasks end, hands back the rest and exits 0. A second one
-/// stops at once; what was not settled runs again elsewhere.
+/// SIGTERM or Ctrl-C: takes nothing more, lets the running tasks end, hands back the rest and exits
+/// 0. A second one stops at once; what was not settled runs again elsewhere.
 #[derive(Debug, Args)]
 struct WorkerFlags {
     #[command(flatten)]
@@ -27,15 +27,16 @@ struct WorkerFlags {
     lane: LaneFlags,
     #[command(flatten)]
     slots: SlotFlags,
-    /// Make so many tasks queues on the lane, 1 to 64
+    /// Make N tasks queues on the lane, 1 to 64
     ///
-    /// Where there are fewer: for a broker whose cores one queue does not fill. A worker takes from
-    /// all that are there when it starts.
+    /// Made where there are fewer, for a broker whose cores one queue does not fill. A worker takes
+    /// from all that are there when it starts.
     #[arg(long, env = "GRISTMILL_SHARDS", value_name = "N", default_value_t = Shards::ONE)]
     shards: Shards,
     #[command(flatten)]
     metrics: MetricsFlags,
-    /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for instance
+    /// How long running tasks may take to end after the first SIGTERM or Ctrl-C, 30s or 5m for
+    /// instance
     #[arg(long, env = "GRISTMILL_GRACE", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
     grace: Duration,
     /// Run the batches of each slot in a child process of its own

@@ -112,7 +112,7 @@ pub(crate) struct Account {
     pub(crate) not_done: Vec<String>,
     pub(crate) left: Vec<Left>,
     pub(crate) jobs: usize,
-    /// How many of them have floats, which are compared bit by bit.
+    /// The number of them that have floats, which are compared bit by bit.
     pub(crate) float_jobs: usize,
     pub(crate) verified: usize,
     pub(crate) tasks: u64,

@@ -49,7 +49,7 @@ pub(super) struct Series {
     began: Instant,
     length: Duration,
     enough: CancellationToken,
-    /// How many jobs were submitted so far. Every other has floats, the first among them.
+    /// The number of jobs submitted so far. Every other has floats, the first among them.
     jobs: u64,
     sending: Option<Sending>,
 }

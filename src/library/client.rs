@@ -75,7 +75,7 @@ impl Client {
     /// [`Client::connect`], with a password or certificates that are not in the URL.
     ///
     /// # Errors
-    /// Those of [`Client::connect`], or if a file cannot be read.
+    /// The errors of [`Client::connect`], or if a file cannot be read.
     pub async fn connect_with(url: &str, access: &Access) -> Result<Self, Error> {
         let app = WorkerId::generate("client");
         let transport = connect_for(url, access, app.as_str(), None).await?;
@@ -126,7 +126,7 @@ impl Client {
     /// [`Client::submit`], with options, which name the lane, too.
     ///
     /// # Errors
-    /// Those of [`Client::submit`].
+    /// The errors of [`Client::submit`].
     pub async fn submit_with<J: Job>(
         &self,
         job: impl Into<Arc<J>>,
@@ -148,7 +148,7 @@ impl Client {
     /// Submits a job and waits for its end.
     ///
     /// # Errors
-    /// Those of [`Client::submit`] and [`JobHandle::wait`].
+    /// The errors of [`Client::submit`] and [`JobHandle::wait`].
     pub async fn run<J: Job>(&self, job: impl Into<Arc<J>>) -> Result<Outcome<J::Report>, Error> {
         self.submit(job).await?.wait().await
     }
@@ -173,15 +173,15 @@ impl Client {
         Ok(cancel(&**transport, lane, job, Some(lane.clone()), reason, app.as_str()).await?)
     }
 
-    /// Returns a worker for the client's lane with one slot per processor. It works while
-    /// [`run_until`](Worker::run_until) is awaited, which takes [`Client::transport`].
+    /// Returns a worker for the client's lane with one slot per processor, which works
+    /// while [`run_until`](Worker::run_until) is awaited, which takes [`Client::transport`].
     #[must_use]
     pub fn worker(&self, registry: Registry) -> Worker {
         Worker::new(registry, self.app.clone()).build(build_id()).lane(self.lane.clone()).slots(processors())
     }
 
     /// Opens a ledger, or makes it, and returns the sink for the client's lane, of which a lane has
-    /// one. It serves while [`run_until`](Sink::run_until) is awaited, which takes
+    /// one. The sink serves while [`run_until`](Sink::run_until) is awaited, which takes
     /// [`Client::transport`]. Blocking.
     ///
     /// # Errors
@@ -245,7 +245,7 @@ impl<J: Job> JobHandle<J> {
     /// Ends the job, as [`Client::cancel`] does.
     ///
     /// # Errors
-    /// Those of [`Client::cancel`].
+    /// The errors of [`Client::cancel`].
     pub fn cancel(&self, reason: &str) -> impl Future<Output = Result<Cancelling, Error>> + Send + use<J> {
         // The future may be sent to another thread, which the handle may not be lent to.
         let (client, id, reason) = (self.client.clone(), self.id, reason.to_owned());

@@ -1,4 +1,4 @@
-//! Why a job that was run or submitted from code gives no outcome.
+//! The errors of a job that was run or submitted from code and gives no outcome.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use gristmill_worker::WorkerError;
 
 use super::PipelineError;
 
-/// Why [`run`](crate::run) or a [`Client`](crate::Client) gives no outcome.
+/// The reason why [`run`](crate::run) or a [`Client`](crate::Client) gives no outcome.
 ///
 /// A job that ends with failed tasks or without an answer is none of these: its
 /// [`Outcome`](crate::Outcome) says so.

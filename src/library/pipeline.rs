@@ -25,7 +25,7 @@ pub(crate) enum PipelineError {
     EndedEarly,
 }
 
-/// What happens to the roles when the job has ended.
+/// The treatment of the roles when the job has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Leaving {
     /// They settle what they hold, and running tasks are waited for within the worker's grace.

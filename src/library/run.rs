@@ -18,11 +18,11 @@ use crate::build_id::build_id;
 
 /// The threads of a run that move messages. Tasks, `split` and `collect` have threads of their own.
 const RUNTIME_THREADS: usize = 2;
-/// How long tasks may run on after the job's end, before their threads are left behind. A task that
-/// calls `cx.check()` ends at once.
+/// Time that tasks may run on after the job's end, before their threads are left behind. A task
+/// that calls `cx.check()` ends at once.
 const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// How [`run`] treats a job.
+/// Options of [`run`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,7 +36,7 @@ pub struct RunOptions {
     /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
     /// processor.
     pub slots: Option<NonZeroU16>,
-    /// How tasks are treated that fail. Defaults to that of `gristmill run`.
+    /// The treatment of tasks that fail. Defaults to that of `gristmill run`.
     pub policy: Policy,
     /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks
     /// are measured to take.

@@ -4,13 +4,13 @@ use std::{fs, time::Duration};
 
 use super::within;
 
-/// Whether a process is there and has exactly this argument.
+/// Returns whether a process is there and has exactly this argument.
 pub(crate) fn has_argument(pid: u32, argument: &str) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
 }
 
-/// Whether a process is there, as a zombie also.
+/// Returns whether a process is there, as a zombie also.
 pub(crate) fn is_there(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap()
 }
@@ -36,8 +36,7 @@ pub(crate) async fn until_gone(argument: &str) {
     until(&format!("the end of {argument}"), || !all().any(|pid| has_argument(pid, argument))).await;
 }
 
-/// Waits until it is so. The operating system tells nobody of the processes of others, so it is
-/// asked again and again.
+/// Waits until it is so. Polls, since no signal comes from processes that are not our children.
 pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool + Send + Sync) {
     within(what, async {
         while !is_so() {

@@ -1,5 +1,5 @@
-//! The program of `changed_old.rs` after a change: each task now gives its square, and three jobs have another type.
-//! Of `versioned` alone the version was raised.
+//! The program of `changed_old.rs` after a change: each task now gives its square, and three jobs
+//! have another type. Of `versioned` alone the version was raised.
 
 use std::process::ExitCode;
 

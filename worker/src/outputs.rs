@@ -12,8 +12,8 @@ use crate::shop::Shop;
 /// What a stretch of consecutive outputs takes in a message beside them at most: with indices and counts of any length.
 const SPAN_BYTES: usize = 64;
 
-/// The job that outputs belong to, with its round and the version of its code there: outputs of one source travel
-/// together.
+/// The job that outputs belong to, with its round and the version of its code there: outputs of one
+/// source travel together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Source {
     pub(crate) job: JobId,

@@ -12,23 +12,23 @@ use std::{
 use gristmill_shared::{Headers, Kind, QueueRole, RetryDelay, WorkerId};
 use tokio::{sync::watch, time::Instant};
 
-/// A batch goes back to the queue at once this often; another worker probably takes it there.
+/// Times that a batch goes back to the queue at once; another worker probably takes it there.
 const RELEASES_AT_ONCE: u32 = 3;
-/// The rung on which it waits after that.
+/// The delay of each release after that.
 const RELEASE_DELAY: RetryDelay = RetryDelay::Second;
-/// A task that does not decode has failed when this many workers could not decode it …
+/// Workers that must have refused a task that does not decode before it fails.
 const UNDECODABLE_MIN_WORKERS: usize = 3;
-/// … and not before this time has passed since the first of them, so that a fitting worker can start.
+/// Time that must have passed since the first of them, so that a fitting worker can start.
 const UNDECODABLE_MIN_TIME: Duration = Duration::from_secs(60);
-/// A worker whose last batches were all released, this many of them, takes none for a while.
+/// Releases in a row after which a worker takes no batch for a while.
 const PAUSE_AFTER_RELEASES: u32 = 16;
-/// After a pause these few in a row are enough for the next one.
+/// Releases in a row after a pause that begin the next one.
 const PAUSE_AGAIN_AFTER_RELEASES: u32 = 4;
 /// The first pause, and the longest. Each is twice as long as the one before, until a batch is run.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// Why a batch is left to other workers.
+/// The reason why a batch is left to other workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// No job of its kind is registered here.
@@ -52,12 +52,12 @@ pub(crate) enum Unfit {
 }
 
 impl Unfit {
-    /// Whether the body is what cannot be read, so that it may be wrong.
+    /// Returns whether the body does not decode, so that it may be wrong.
     fn is_undecodable(&self) -> bool {
         matches!(self, Self::Spec(_) | Self::Tasks(_))
     }
 
-    /// What the log says, once for each job.
+    /// Returns the text for the log, which has it once for each job.
     pub(crate) fn text(&self, kind: &Kind) -> String {
         match self {
             Self::UnknownKind { known } => format!(
@@ -81,16 +81,17 @@ impl Unfit {
     }
 }
 
-/// What becomes of a batch that is unfit for this worker.
+/// The decision on a batch that is unfit for this worker.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Release {
-    /// It goes to this queue, with these headers.
+    /// Publish it to this queue, with these headers.
     To(QueueRole, Headers),
-    /// Enough workers could not decode it: it is wrong.
+    /// Fail it: enough workers could not decode it.
     Never,
 }
 
-/// Decides on a batch from the queue `from` whose message had these headers. `now_ms` is the time since 1970.
+/// Decides on a batch from the queue `from` whose message had these headers. `now_ms` is the time
+/// since 1970.
 pub(crate) fn release(
     unfit: &Unfit,
     from: QueueRole,
@@ -124,7 +125,7 @@ struct Refusals {
 }
 
 impl Refusals {
-    /// Those before; none if the header is absent or does not read.
+    /// Reads the header of earlier workers: none if it is absent or malformed.
     fn read(header: Option<&str>, now_ms: u64) -> Self {
         let mut words = header.unwrap_or_default().split(' ');
         let since_ms = words.next().and_then(|word| word.parse().ok());

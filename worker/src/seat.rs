@@ -1,9 +1,9 @@
 //! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
 //!
-//! A thread cannot be ended from outside. The thread loses the seat, in one step with the batch, when
-//! a task runs on long after its time limit or after its job's stop, and when the grace of a leaving
-//! worker ends. From then on what the thread says of the batch is dropped, and the crew does what is
-//! left to do.
+//! A thread cannot be ended from outside. The thread loses the seat, in one step with the batch,
+//! when a task runs on long after its time limit or after its job's stop, and when the grace of a
+//! leaving worker ends. Later messages of the thread about the batch are dropped, and the crew does
+//! what is left to do.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -136,8 +136,8 @@ pub(crate) enum Look {
     Idle,
     /// One that may run until then.
     Until(Instant),
-    /// One whose job was stopped and that did not end within the grace. It has lost the seat, and
-    /// its batch is the finder's.
+    /// One whose job was stopped and that did not end within the grace: the seat is lost, and its
+    /// batch is the finder's.
     Stopped(Turn, HeldTask),
     /// One that was to have ended. It has lost the seat, and its batch is the finder's.
     Overdue(Turn, Running),

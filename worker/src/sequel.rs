@@ -29,7 +29,7 @@ pub(crate) struct Sequel<'a> {
     pub(crate) from: QueueRole,
 }
 
-/// How many tasks of a chunk have no outcome yet.
+/// The numbers of tasks of a chunk that have no outcome yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ChunkCounts {
     /// Tasks that are tried again later.
@@ -62,8 +62,9 @@ impl Sequel<'_> {
         self.shop.registry.label(&self.batch.kind)
     }
 
-    /// Outputs and failures for good go to the sink, other failed tasks up the ladder, each alone. Tasks that do not
-    /// decode and came from another build go to other workers.
+    /// Makes the messages of a chunk. Outputs and failures for good go to the sink, other failed
+    /// tasks up the ladder, each alone. Tasks that do not decode and came from another build go to
+    /// other workers.
     pub(crate) fn of_chunk(&self, chunk: Chunk) -> (Upshot, ChunkCounts) {
         let failures = self.headers.attempt.saturating_add(1);
         let next_try = Headers { attempt: failures, ..self.headers.begun() };
@@ -86,8 +87,8 @@ impl Sequel<'_> {
         (Upshot { outputs, messages }, counts)
     }
 
-    /// Takes the tasks that are left to other workers out of those without an output: as messages, each with its number
-    /// of tasks.
+    /// Takes the tasks that are left to other workers out of those without an output: as messages,
+    /// each with its number of tasks.
     fn release_undecodable(&self, troubled: Vec<TaskFailure>) -> (Vec<(Outgoing, u64)>, Vec<TaskFailure>) {
         if self.shop.is_own_build(self.batch) {
             return (Vec::new(), troubled);
@@ -261,8 +262,8 @@ impl Sequel<'_> {
     }
 }
 
-/// Moves a retried batch that has still to wait to its next step, for at least the shortest step.
-/// It costs the batch nothing.
+/// Moves a retried batch that has still to wait to its next step, for at least the shortest step,
+/// at no cost to the batch.
 pub(crate) fn next_wait(shop: &Shop, message: &Message) -> Option<Outgoing> {
     let rest = Duration::from_millis(message.headers.delay_ms.into()).min(RETRY_DELAY_MAX);
     let step = RetryDelay::within(rest)?;

@@ -26,7 +26,7 @@ use crate::{
     release::{Release, ReleaseTracker, Unfit, release},
 };
 
-/// How many jobs that this worker leaves to others are remembered as reported; beyond it one may be reported again.
+/// Jobs left to other workers that are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
 
 /// How much of a body goes to the dead queue: more than any batch of ours has, and less than any broker refuses.
@@ -204,8 +204,8 @@ impl Shop {
         Outgoing { to: self.to(QueueRole::Dead), message }
     }
 
-    /// Whether the batch's job was submitted by this build, as far as that is known. Then nothing but the batch itself
-    /// can be the reason why it does not decode.
+    /// Returns whether the batch's job was submitted by this build, as far as that is known. Then
+    /// the batch itself is wrong if it does not decode.
     pub(crate) fn is_own_build(&self, batch: &Batch<'_>) -> bool {
         batch.build.is_none() || batch.build == self.build
     }

@@ -114,7 +114,7 @@ impl Run<'_> {
             self.skip(sequel);
             return Ok(());
         }
-        // Before it is judged: nothing of it is run here, so it can kill nobody.
+        // Before it is judged: nothing of it is run here, so it cannot kill this worker.
         if self.work.from == QueueRole::Again
             && let Some(message) = next_wait(shop, &self.work.message)
         {
@@ -161,8 +161,8 @@ impl Run<'_> {
         self.release(sequel, &unfit)
     }
 
-    /// Leaves the batch to other workers, at no cost. That it was delivered before must not be forgotten by that: then
-    /// it goes to the suspects, as if it had come once more.
+    /// Leaves the batch to other workers, at no cost. A batch that was delivered before goes to the
+    /// suspects, as if it had come once more, so that its earlier deliveries count.
     fn release(&self, sequel: &Sequel<'_>, unfit: &Unfit) -> Result<(), Malformed> {
         let (batch, message) = (sequel.batch, &self.work.message);
         let headers = match self.shop.release(batch, &message.headers, self.work.from, unfit) {

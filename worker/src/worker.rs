@@ -34,8 +34,8 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// How long a leaving worker waits, after that, for the broker to take what it has.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
-/// How long the end of a child process may take before its slot's thread is given up: SIGKILL follows on SIGTERM after
-/// 1 s, and a killed process may take 1 s to go.
+/// Time that the end of a child process may take before its slot's thread is given up: SIGKILL
+/// follows SIGTERM after 1 s, and a killed process may take 1 s to go.
 const CHILD_END_GRACE: Duration = Duration::from_secs(3);
 /// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
 const PREFETCH_MAX: u16 = 512;

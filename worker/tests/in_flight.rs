@@ -20,13 +20,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::to_raw_value};
 use tokio::{sync::oneshot, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 const TASK_TIMEOUT_MS: u64 = 200;
 
-static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+static RELEASED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
 fn until_released() {
-    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+    drop(RELEASED_FLAG.1.wait_while(RELEASED_FLAG.0.lock().unwrap(), |released| !*released).unwrap());
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -100,7 +100,7 @@ async fn async_task_that_blocks_fails_alone() {
     let mut consumer = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let (mut done, mut failed) = (Vec::new(), BTreeMap::new());
     while done.len() + failed.len() < acts.len() {
-        for delivery in timeout(PATIENCE, consumer.recv(10)).await.unwrap().unwrap() {
+        for delivery in timeout(WAIT_MAX, consumer.recv(10)).await.unwrap().unwrap() {
             let results: Results<'_> = wire::decode(&delivery.message).unwrap();
             let spans = results.done.iter();
             done.extend(spans.flat_map(|span| serde_json::from_str::<Vec<u64>>(span.outputs.get()).unwrap()));
@@ -113,9 +113,9 @@ async fn async_task_that_blocks_fails_alone() {
     assert_eq!(done, [10, 12, 13, 14]);
     let reason = format!("it ran longer than the job's task timeout of {TASK_TIMEOUT_MS}ms");
     assert_eq!(failed, BTreeMap::from([(11, reason)]));
-    *RELEASED.0.lock().unwrap() = true;
-    RELEASED.1.notify_all();
+    *RELEASED_FLAG.0.lock().unwrap() = true;
+    RELEASED_FLAG.1.notify_all();
     leave.send(()).unwrap();
-    let report = timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+    let report = timeout(WAIT_MAX, worker).await.unwrap().unwrap().unwrap();
     assert_eq!((report.done, report.errors, report.abandoned), (4, 1, 0));
 }

@@ -39,7 +39,7 @@ const TEST_DELAY: Duration = Duration::from_secs(73);
 #[derive(Serialize, Deserialize)]
 struct Flaky {}
 
-static TRIES: AtomicU32 = AtomicU32::new(0);
+static TRY_COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl Job for Flaky {
     const KIND: &'static str = "flaky";
@@ -51,7 +51,7 @@ impl Job for Flaky {
         std::iter::empty()
     }
     fn process(&self, task: i64, cx: &TaskContext) -> Result<u32, TaskError> {
-        TRIES.fetch_add(1, Ordering::SeqCst);
+        TRY_COUNT.fetch_add(1, Ordering::SeqCst);
         match u64::try_from(task) {
             _ if cx.attempt() > 1 => Ok(cx.attempt()),
             Ok(seconds) => Err(TaskError::retry_after(Duration::from_secs(seconds))),
@@ -241,12 +241,12 @@ async fn batch_runs_when_its_delay_is_over() {
 #[tokio::test(start_paused = true)]
 async fn delay_of_many_steps_is_waited_for_in_full() {
     let began = tokio::time::Instant::now();
-    let before = TRIES.load(Ordering::SeqCst);
+    let before = TRY_COUNT.load(Ordering::SeqCst);
     let mut bench = Bench::start(QueueRole::Tasks, batch(73, &[], Headers::default())).await;
     let message = bench.published(QueueRole::Results).await;
     let results: Results<'_> = wire::decode(&message).unwrap();
     assert_eq!(results.done[0].outputs.get(), "[2]", "the second try's output");
     assert!(began.elapsed() >= TEST_DELAY, "{:?}", began.elapsed());
-    assert!(TRIES.load(Ordering::SeqCst) >= before + 2);
+    assert!(TRY_COUNT.load(Ordering::SeqCst) >= before + 2);
     assert_eq!(bench.stop().await.batches, 2, "a step was counted as a batch");
 }

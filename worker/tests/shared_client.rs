@@ -22,27 +22,27 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
 type Request = (u64, oneshot::Sender<u64>);
 
 /// The client's connection, which a task drives that the first user spawned, as those of HTTP
 /// clients do.
-static CLIENT: LazyLock<Mutex<Option<mpsc::Sender<Request>>>> = LazyLock::new(Mutex::default);
+static SHARED_CLIENT: LazyLock<Mutex<Option<mpsc::Sender<Request>>>> = LazyLock::new(Mutex::default);
 /// The first task holds its slot until the second has its answer.
-static ANSWERED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+static ANSWERED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
 fn until_answered() {
-    drop(ANSWERED.1.wait_while(ANSWERED.0.lock().unwrap(), |answered| !*answered).unwrap());
+    drop(ANSWERED_FLAG.1.wait_while(ANSWERED_FLAG.0.lock().unwrap(), |answered| !*answered).unwrap());
 }
 
 fn note_answer() {
-    *ANSWERED.0.lock().unwrap() = true;
-    ANSWERED.1.notify_all();
+    *ANSWERED_FLAG.0.lock().unwrap() = true;
+    ANSWERED_FLAG.1.notify_all();
 }
 
 fn client() -> mpsc::Sender<Request> {
-    let mut client = CLIENT.lock().unwrap();
+    let mut client = SHARED_CLIENT.lock().unwrap();
     let connect = || {
         let (client, requests) = mpsc::channel(1);
         tokio::spawn(drive(requests));
@@ -132,13 +132,13 @@ async fn client_opened_on_one_slot_serves_another() {
         let _ = left.await;
     }));
     publish_until_stored(&*publisher, vec![batch(0)]).await.unwrap();
-    timeout(PATIENCE, FIRST_IS_BUSY.1.recv_async()).await.unwrap().unwrap();
+    timeout(WAIT_MAX, FIRST_IS_BUSY.1.recv_async()).await.unwrap().unwrap();
     publish_until_stored(&*publisher, vec![batch(1)]).await.unwrap();
 
     let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 2).await.unwrap();
     let mut outputs = Vec::new();
     while outputs.len() < 2 {
-        let deliveries = timeout(PATIENCE, results.recv(2)).await.expect("the client answers no more");
+        let deliveries = timeout(WAIT_MAX, results.recv(2)).await.expect("the client answers no more");
         for delivery in deliveries.unwrap() {
             let results: Results<'_> = wire::decode(&delivery.message).unwrap();
             outputs.extend(results.done.iter().map(|span| span.outputs.get().to_owned()));
@@ -148,6 +148,6 @@ async fn client_opened_on_one_slot_serves_another() {
     outputs.sort();
     assert_eq!(outputs, ["[0]", "[2]"]);
     leave.send(()).unwrap();
-    let report = timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+    let report = timeout(WAIT_MAX, worker).await.unwrap().unwrap().unwrap();
     assert_eq!(report.done, 2);
 }

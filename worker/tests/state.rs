@@ -37,18 +37,18 @@ struct Event {
     thread: String,
 }
 
-static EVENTS: LazyLock<watch::Sender<Vec<Event>>> = LazyLock::new(|| watch::Sender::new(Vec::new()));
+static SEEN_EVENTS: LazyLock<watch::Sender<Vec<Event>>> = LazyLock::new(|| watch::Sender::new(Vec::new()));
 /// The prepare of the job `held` meets the test here.
 static HELD_PREPARE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
 
 fn happens(name: &str, what: &'static str) {
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
-    EVENTS.send_modify(|events| events.push(Event { name: name.into(), what, thread }));
+    SEEN_EVENTS.send_modify(|events| events.push(Event { name: name.into(), what, thread }));
 }
 
 /// The events of this name's states so far.
 fn events_of(name: &str, what: &str) -> Vec<Event> {
-    EVENTS.borrow().iter().filter(|event| event.name == name && event.what == what).cloned().collect()
+    SEEN_EVENTS.borrow().iter().filter(|event| event.name == name && event.what == what).cloned().collect()
 }
 
 /// A job whose state tells when it is opened and dropped. Its name says how `prepare` behaves.
@@ -147,8 +147,8 @@ impl Bench {
         publish_until_stored(&*publisher, messages).await.unwrap();
     }
 
-    /// Takes results until so many tasks have an outcome; returns the reasons of those that failed,
-    /// and the time that all took.
+    /// Takes results until this number of tasks has an outcome; returns the reasons of those that
+    /// failed, and the time that all took.
     async fn outcomes(&self, tasks: u64) -> (Vec<String>, Duration) {
         let (mut seen, mut reasons, mut busy) = (0, Vec::new(), 0);
         let mut consumer =
@@ -185,7 +185,7 @@ async fn within<F: Future>(future: F) -> F::Output {
 }
 
 async fn dropped(name: &str) -> Event {
-    let mut events = EVENTS.subscribe();
+    let mut events = SEEN_EVENTS.subscribe();
     within(events.wait_for(|_| !events_of(name, "dropped").is_empty())).await.unwrap();
     events_of(name, "dropped").remove(0)
 }
@@ -222,7 +222,7 @@ async fn state_is_dropped_when_the_worker_leaves() {
 async fn slow_prepare_blocks_no_other_job() {
     let bench = Bench::start(2).await;
     bench.submit(JobId::generate(), "held", 1).await;
-    let mut events = EVENTS.subscribe();
+    let mut events = SEEN_EVENTS.subscribe();
     within(events.wait_for(|_| events_of("held", "prepared").len() == 1)).await.unwrap();
     bench.submit(JobId::generate(), "other", 5).await;
     assert_eq!(bench.outcomes(5).await.0, [""; 0], "while the first job is being prepared");

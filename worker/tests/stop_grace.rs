@@ -25,7 +25,7 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_millis(300);
 /// A time limit that no test waits for.
 const LONG_MS: u64 = 600_000;
@@ -41,28 +41,28 @@ enum Act {
 }
 
 /// The threads that have begun a numbered task.
-static BEGUN: LazyLock<watch::Sender<BTreeMap<u64, String>>> =
+static BEGUN_TASKS: LazyLock<watch::Sender<BTreeMap<u64, String>>> =
     LazyLock::new(|| watch::Sender::new(BTreeMap::new()));
-static RELEASED: (Mutex<BTreeSet<u64>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
+static RELEASED_TASKS: (Mutex<BTreeSet<u64>>, Condvar) = (Mutex::new(BTreeSet::new()), Condvar::new());
 
 fn thread() -> String {
     format!("{:?}", std::thread::current().id())
 }
 
 async fn begun(number: u64) -> String {
-    let mut begun = BEGUN.subscribe();
+    let mut begun = BEGUN_TASKS.subscribe();
     let begun = within(begun.wait_for(|begun| begun.contains_key(&number))).await.unwrap();
     begun[&number].clone()
 }
 
 fn until_released(number: u64) {
-    let released = RELEASED.0.lock().unwrap();
-    drop(RELEASED.1.wait_while(released, |released| !released.contains(&number)).unwrap());
+    let released = RELEASED_TASKS.0.lock().unwrap();
+    drop(RELEASED_TASKS.1.wait_while(released, |released| !released.contains(&number)).unwrap());
 }
 
 fn release(number: u64) {
-    RELEASED.0.lock().unwrap().insert(number);
-    RELEASED.1.notify_all();
+    RELEASED_TASKS.0.lock().unwrap().insert(number);
+    RELEASED_TASKS.1.notify_all();
 }
 
 /// Its outputs are the threads that ran its tasks.
@@ -81,11 +81,11 @@ impl Job for Acts {
     fn process(&self, act: Act, cx: &TaskContext) -> Result<String, TaskError> {
         match act {
             Act::Hold(number) => {
-                BEGUN.send_modify(|begun| drop(begun.insert(number, thread())));
+                BEGUN_TASKS.send_modify(|begun| drop(begun.insert(number, thread())));
                 until_released(number);
             }
             Act::Look(number) => {
-                BEGUN.send_modify(|begun| drop(begun.insert(number, thread())));
+                BEGUN_TASKS.send_modify(|begun| drop(begun.insert(number, thread())));
                 loop {
                     cx.check()?;
                     std::thread::yield_now();
@@ -101,7 +101,7 @@ impl Job for Acts {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(WAIT_MAX, future).await.expect("it takes too long")
 }
 
 /// A worker with one slot.
@@ -214,7 +214,7 @@ async fn stopped_task_loses_its_slot_to_the_next_job() {
         assert_eq!(results.len(), 1, "{results:?}");
         assert_eq!(results[0].0, next);
         assert_ne!(results[0].1, [old_thread], "the same thread");
-        assert!((STOP_GRACE..PATIENCE / 2).contains(&took), "{took:?}");
+        assert!((STOP_GRACE..WAIT_MAX / 2).contains(&took), "{took:?}");
 
         let named = bench.beat(|running| !running.is_empty()).await;
         let [task] = named.as_slice() else { panic!("{named:?}") };

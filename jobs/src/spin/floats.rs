@@ -21,7 +21,7 @@ pub struct SpinOutput {
     pub float: Option<f64>,
 }
 
-/// What the floats of a spin's outputs came to.
+/// Sums and a digest of the floats in a spin's outputs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FloatFolds {
     /// Their exact sum: it changes with each bit of each of them.

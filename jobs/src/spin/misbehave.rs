@@ -63,7 +63,7 @@ impl FromStr for Misbehaviour {
 }
 
 impl Misbehaviour {
-    /// Misbehaves. It first prints a line, and tells standard error, since nothing else shows when
+    /// Misbehaves. First prints a line, and tells standard error, since nothing else shows when
     /// it begins.
     pub(super) fn perform(&self) -> ! {
         println!("task {} prints", self.index);

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Whether a process has exactly this argument.
+/// Returns whether a process has exactly this argument.
 pub(crate) fn is_running(argument: &str) -> bool {
     processes().any(|pid| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -38,11 +38,11 @@ fn processes() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// The operating system tells nobody of the processes of others, so it is asked again and again.
+/// Waits until it is so. Polls, since no signal comes from processes that are not our children.
 fn until(what: String, is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {
-        assert!(began.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        assert!(began.elapsed() < WAIT_MAX, "waited {WAIT_MAX:?} for {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
 }

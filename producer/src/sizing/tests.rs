@@ -4,7 +4,7 @@ use super::*;
 
 const MAX: u64 = BATCH_MAX_TASKS as u64;
 
-/// A fleet that runs what it is sent at once, and tells of it after every so many batches.
+/// A fleet that runs what it is sent at once, and reports after a number of batches.
 struct Fleet {
     measure: Measure,
     now: Instant,
@@ -17,7 +17,7 @@ impl Fleet {
         Self { measure: Measure::default(), now: Instant::now(), outcomes: 0, busy: Duration::ZERO }
     }
 
-    /// The sizes of the next batches, of tasks that take so long each. Progress is told after every
+    /// The sizes of the next batches, of tasks that take `task` each. Progress is told after every
     /// fourth.
     fn run(&mut self, batches: usize, task: Duration) -> Vec<u64> {
         let one = |number: usize| {
@@ -119,8 +119,7 @@ fn failed_tasks_that_are_sent_again_are_no_measurement() {
     assert_eq!((measure.latest.tasks, measure.outcomes), (100.0, 90));
 }
 
-/// The sizes of all batches of a job with so many tasks, from when its tasks are known to take so
-/// long.
+/// The sizes of all batches of a job with `tasks` tasks, once its tasks are known to take `task`.
 fn to_the_end(tasks: u64, task: Duration, slots: Option<u32>) -> Vec<u64> {
     let mut fleet = Fleet::new();
     fleet.run(100, task);
@@ -164,7 +163,7 @@ fn a_batch_at_the_end_is_still_worth_a_message() {
     assert!(but_the_last.iter().all(|size| *size >= 1_000), "{sizes:?}");
 }
 
-/// After so many outcomes, which took a millisecond each.
+/// Progress after `outcomes` outcomes, which took a millisecond each.
 fn told(job: JobId, outcomes: u64) -> Event {
     let account = Account { done: outcomes, ..Account::default() };
     Event::Progress(Progress { job, account, sealed: false, busy_us: outcomes * 1_000 })
@@ -195,8 +194,8 @@ fn while_sizes_grow_no_more_is_sent_ahead_than_outcomes_bear_out() {
     assert_eq!(sizes(100), [100; 100]);
 }
 
-/// Whether a batch waits for news: of those that have an outcome `sent` are sent, of the others
-/// `left` are left.
+/// Returns whether a batch waits for news: of those that have an outcome `sent` are sent, of the
+/// others `left` are left.
 fn waits(task: Duration, (outcomes, sent, left): (u64, u64, Option<u64>), age: Duration) -> bool {
     let (mut measure, now) = (Measure::default(), Instant::now());
     measure.progress(outcomes, outcomes * u64::try_from(task.as_micros()).unwrap(), now);
@@ -223,7 +222,7 @@ fn in_its_first_second_a_job_keeps_half_of_what_is_left_unless_that_changes_no_s
     assert!(waits(micros(1_000), ahead(5_000, Some(10_000)), young));
     assert!(!waits(micros(1_000), ahead(2_000 - 1, Some(1_000)), young), "or as much as when sizes grow");
     assert!(!waits(micros(1_000), ahead(5_000, Some(10_000)), YOUNG), "it is no longer young");
-    assert!(!waits(micros(1_000), ahead(5_000, None), young), "nobody knows what half of it is");
+    assert!(!waits(micros(1_000), ahead(5_000, None), young), "half of an unknown number");
     assert!(!waits(micros(1), (10_000, 60_000, Some(50_000)), young), "they are as large as can be anyway");
     assert!(!waits(micros(200_000), ahead(5_000, Some(10_000)), young), "each travels alone anyway");
 }

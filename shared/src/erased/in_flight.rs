@@ -36,8 +36,8 @@ struct Begun<J: Job> {
 }
 
 /// Runs the batch's tasks through [`Job::process_async`] on the calling thread; records outcomes in
-/// the order of their indices. Returns how many were recorded. `travelling` are the encoded tasks, if
-/// they travel beside their outputs.
+/// the order of their indices. Returns how many were recorded. `travelling` are the encoded tasks,
+/// if they travel beside their outputs.
 ///
 /// Futures are polled on the slot's own thread, so that one that blocks holds up this slot alone,
 /// as a task that hangs does. The shared runtime drives sockets and timers.

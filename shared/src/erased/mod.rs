@@ -38,7 +38,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// See [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
 
-    /// Whether tasks travel beside their outputs: the job wants them in [`Job::collect_with_task`], or they are kept.
+    /// Returns whether tasks travel beside their outputs: the job wants them in
+    /// [`Job::collect_with_task`], or they are kept.
     fn sends_tasks(&self, policy: &Policy) -> bool;
 
     /// The number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
@@ -63,10 +64,10 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// If the job panics before it gives its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
-    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's tasks
-    /// in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they have all
-    /// run, the job is stopped or the run is halted; returns how many ran to an outcome. Outcomes are
-    /// handed on through `run`.
+    /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
+    /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they
+    /// have all run, the job is stopped or the run is halted; returns how many ran to an outcome.
+    /// Outcomes are handed on through `run`.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.

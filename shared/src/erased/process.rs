@@ -198,8 +198,8 @@ impl<'a> BatchRun<'a> {
         }
     }
 
-    /// Returns the time for which the run waited for the job's state before the first task. It
-    /// belongs to no task.
+    /// Returns the time for which the run waited for the job's state before the first task,
+    /// which belongs to no task.
     #[must_use]
     pub fn prepare_time(&self) -> Duration {
         self.prepare_time

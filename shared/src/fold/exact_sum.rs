@@ -17,8 +17,8 @@ const SUM_WORDS: usize = 34;
 /// as a rule.
 ///
 /// A term that is not finite makes the sum [not finite](Self::is_finite), as IEEE 754 has it: an
-/// infinity stays, and a NaN, or infinities of both signs, make it NaN for good. So does a sum of
-/// 2^77 terms that does not fit any more count as an infinity.
+/// infinity stays, and a NaN, or infinities of both signs, make it NaN for good. Likewise a sum
+/// of 2^77 terms that does not fit any more counts as an infinity.
 ///
 /// ```
 /// use gristmill_shared::fold::ExactSum;
@@ -129,8 +129,8 @@ impl ExactSum {
         if self.is_negative() { -rounded } else { rounded }
     }
 
-    /// Whether all terms were finite, and the sum is as well. Its [value](Self::value) may be
-    /// infinite nevertheless, if no float is as large.
+    /// Returns whether all terms were finite, and the sum is as well. Its [value](Self::value) may
+    /// be infinite nevertheless, if no float is as large.
     #[must_use]
     pub fn is_finite(&self) -> bool {
         self.beyond == Beyond::Nothing
@@ -211,7 +211,7 @@ fn bits_from(words: &[u64], low: usize) -> u64 {
     (both >> (low % 64)) as u64
 }
 
-/// Whether a bit below `place` is set.
+/// Returns whether a bit below `place` is set.
 fn has_bits_below(words: &[u64], place: usize) -> bool {
     let (whole, rest) = words.split_at(place / 64);
     whole.iter().any(|word| *word != 0) || rest[0] & ((1 << (place % 64)) - 1) != 0
@@ -249,7 +249,7 @@ impl fmt::Debug for ExactSum {
     }
 }
 
-/// As text: a sign, the number of low words that are zero, a colon, and the other words in
+/// Text: a sign, the number of low words that are zero, a colon, and the other words in
 /// hexadecimal; `0`, `inf`, `-inf` or `nan` for what has no words.
 impl fmt::Display for ExactSum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,8 +16,8 @@ const LEVEL_MAX: u32 = TaskIndex::LIMIT.ilog2();
 ///
 /// The values of indices 0 and 1 merge as soon as both are there, those of 2 and 3 likewise, then
 /// both pairs, and so on: always two neighbouring blocks of one size, the left one first. Blocks
-/// without a neighbour wait, and [`Tree::total`] merges them in index order. So the shape follows
-/// from the set of indices alone, and no total is needed in advance; a `merge` that is not
+/// without a neighbour wait, and [`Tree::total`] merges them in index order. The shape follows from
+/// the set of indices alone, and no total is needed in advance; a `merge` that is not
 /// associative, such as a sum of floats, gives the same bits each time.
 ///
 /// Memory: about `log2(n)` values for each gap in the indices that have arrived, and at most one
@@ -54,7 +54,7 @@ impl<T> Tree<T> {
         self.blocks.insert(first, (level, value));
     }
 
-    /// Whether the value of this task was added.
+    /// Returns whether the value of this task was added.
     #[must_use]
     pub fn contains(&self, index: TaskIndex) -> bool {
         let before = self.blocks.range(..=index.0).next_back();
@@ -76,7 +76,8 @@ impl<T> Tree<T> {
         self.blocks.len()
     }
 
-    /// Whether a block lies within the indices, at a multiple of its size, behind all others.
+    /// Returns whether a block lies within the indices, at a multiple of its size, behind all
+    /// others.
     fn fits_behind(&self, first: u64, level: u32) -> bool {
         let size = |level: u32| 1_u64 << level;
         let behind = self.blocks.last_key_value().map_or(0, |(last, (level, _))| last + size(*level));
@@ -87,7 +88,7 @@ impl<T> Tree<T> {
     }
 }
 
-/// As an array of `[first index, level, value]`, in index order.
+/// An array of `[first index, level, value]`, in index order.
 impl<T: Serialize> Serialize for Tree<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(self.blocks.iter().map(|(first, (level, value))| (first, level, value)))

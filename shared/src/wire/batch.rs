@@ -35,8 +35,8 @@ pub struct Batch<'a> {
     /// A JSON array of the tasks.
     #[serde(borrow)]
     pub tasks: &'a RawValue,
-    /// The [version](crate::Job::VERSION) of the job's code in this round. Workers of another version release the
-    /// batch.
+    /// The [version](crate::Job::VERSION) of the job's code in this round. Workers of another
+    /// version release the batch.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub version: u32,
     /// The build of the program that submitted the job, if that is known.

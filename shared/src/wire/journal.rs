@@ -21,10 +21,11 @@ pub struct Finished {
     pub account: Account,
     /// What the user reads.
     pub conclusion: Conclusion,
-    /// The builds that worked on the job, if there were several, or if outcomes of one were refused.
+    /// The builds that worked on the job, if there were several, or if outcomes of one were
+    /// refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub builds: Vec<BuildShare>,
-    /// The report, if it is known and not too large to travel. It lacks the tasks that the account
+    /// The report, if it is known and not too large to travel, without the tasks that the account
     /// does not count as done.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub report: Option<Box<RawValue>>,
@@ -147,8 +148,8 @@ pub const MISSING_MAX_RANGES: usize = 1_000;
 
 form!(Missing, "gristmill.missing.v1");
 
-/// `gristmill.refused.v1`: outcomes of these tasks came from code that may not work on the job, and do not count. The
-/// job's producer sends the tasks again.
+/// `gristmill.refused.v1`: outcomes of these tasks came from code that may not work on the job, and
+/// do not count. The job's producer sends the tasks again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The job.
@@ -157,9 +158,9 @@ pub struct Refused {
     pub round: Round,
     /// The worker that ran them last.
     pub worker: WorkerId,
-    /// Why the outcomes were refused, for people.
+    /// The reason why the outcomes were refused, for people.
     pub reason: String,
-    /// Which tasks: pairs of first index and number, ascending, at most [`MISSING_MAX_RANGES`].
+    /// The tasks: pairs of first index and number, ascending, at most [`MISSING_MAX_RANGES`].
     pub ranges: Vec<(TaskIndex, u64)>,
 }
 

@@ -76,7 +76,8 @@ pub struct Reopen {
     /// Which of the failed tasks; none means all.
     #[serde(default)]
     pub indices: Vec<TaskIndex>,
-    /// The new round belongs to the sink's version of the job, if that is another one. Otherwise the sink refuses.
+    /// The new round belongs to the sink's version of the job, if that is another one. Otherwise
+    /// the sink refuses.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopt_version: bool,
 }

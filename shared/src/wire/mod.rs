@@ -106,7 +106,7 @@ impl Malformed {
     }
 }
 
-/// Whether a number has the value that an absent field stands for.
+/// Returns whether a number has the value that an absent field stands for.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0

@@ -29,7 +29,8 @@ pub struct Results<'a> {
     /// Tasks that failed for good.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<FailedTask<'a>>,
-    /// The [version](crate::Job::VERSION) of the code that ran them. The sink refuses those of another version.
+    /// The [version](crate::Job::VERSION) of the code that ran them. The sink refuses those of
+    /// another version.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub version: u32,
     /// The build of the program that ran them, if that is known.

@@ -18,7 +18,7 @@ use crate::{
 /// The longest conclusion that the journal carries. A longer one is in the ledger only.
 const CONCLUSION_MAX_BYTES: usize = 1 << 20;
 
-/// Why a job stopped that `collect` ended.
+/// The reason of a stop that `collect` ordered.
 const HAS_ITS_ANSWER: &str = "the job has its answer";
 
 /// Why a job ends.
@@ -216,7 +216,8 @@ impl Job {
         outbox.fact(&finished);
     }
 
-    /// The builds that worked on the job, if there is more to say than that the submitter's did all of it.
+    /// The builds that worked on the job, if there is more to say than that the submitter's did all
+    /// of it.
     fn builds_to_name(&self) -> Vec<BuildShare> {
         let shares = self.builds.shares();
         let is_expected = |share: &BuildShare| share.refused == 0 && !self.is_foreign(share.build.as_ref());

@@ -1,4 +1,4 @@
-//! What the end of a job tells beside its account: the report, and some of the failures.
+//! The part of a job's end beside its account: the report, and some of the failures.
 
 use gristmill_shared::{
     TaskIndex,

@@ -125,8 +125,8 @@ impl Job {
     }
 }
 
-/// Returns what the ledger keeps of a job: as its submitter said, or else its kind. A job that folds
-/// its outputs in order needs them.
+/// Returns what the ledger keeps of a job: as its submitter said, or else its kind. A job that
+/// folds its outputs in order needs them.
 pub(super) fn kept(opened: &Opened, job: &dyn AnyJob) -> Keep {
     let keep = opened.policy.keep.unwrap_or_else(|| job.keep());
     if job.folds_in_order() && !keep.keeps_outputs() { Keep::Outputs } else { keep }

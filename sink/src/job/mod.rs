@@ -42,8 +42,8 @@ pub(crate) struct Job {
     /// The job's number in the ledger, once it is there.
     seq: Option<i64>,
     changed: bool,
-    /// How the job ended, until the transaction that saves its last outputs folds them in order and
-    /// concludes it.
+    /// The end that the job has come to, until the transaction that saves its last outputs folds
+    /// them in order and concludes it.
     unconcluded: Option<Ending>,
     /// Whether it ran when it was opened or loaded, so that its progress is news.
     moves: bool,

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{clerk::Outbox, ledger::outcomes::Failure};
 
-/// Where outcomes come from.
+/// The round, worker and code that outcomes come from.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     /// The round that they belong to.

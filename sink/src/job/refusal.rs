@@ -1,4 +1,5 @@
-//! Outcomes of code that may not work on the job: they do not count, and their tasks are sent again.
+//! Outcomes of code that may not work on the job: they do not count, and their tasks are sent
+//! again.
 
 use std::ops::Range;
 
@@ -23,8 +24,8 @@ pub(super) struct Refusal {
 }
 
 impl Job {
-    /// Returns why outcomes of this code do not count, if they do not. After the end every outcome is late, whatever
-    /// code it comes from.
+    /// Returns why outcomes of this code do not count, if they do not. After the end every outcome
+    /// is late, whatever code it comes from.
     pub(super) fn refusal(&self, version: u32, build: Option<&BuildId>) -> Option<String> {
         let record = &self.record;
         if self.has_ended() {
@@ -41,14 +42,15 @@ impl Job {
         Some(format!("its worker is of {build}, and the job is for build {wanted} alone (--same-build)"))
     }
 
-    /// Whether outcomes come from another build than the one that submitted the job, if that is known. A worker that
-    /// does not name its build is another one.
+    /// Whether outcomes come from another build than the one that submitted the job, if that is
+    /// known. A worker that does not name its build is another one.
     pub(super) fn is_foreign(&self, build: Option<&BuildId>) -> bool {
         let submitted_by = self.record.opened.build.as_ref();
         submitted_by.is_some() && submitted_by != build
     }
 
-    /// Refuses all outcomes of a message: their tasks stay without an outcome, unless they have one.
+    /// Refuses all outcomes of a message: their tasks stay without an outcome, unless they have
+    /// one.
     ///
     /// # Errors
     /// If some of it is malformed, or about tasks that the job does not have.
@@ -70,7 +72,8 @@ impl Job {
         well_formed
     }
 
-    /// Refuses outputs of another build that do not decode: a type may have been changed without a new version.
+    /// Refuses outputs of another build that do not decode: a type may have been changed without a
+    /// new version.
     pub(super) fn refuse_undecodable(&mut self, from: Source<'_>, undecodable: &[(u64, String)]) {
         let (Some((_, why)), Some(worker)) = (undecodable.first(), from.worker) else { return };
         let why = format!("{why} (was a type changed without a new Job::VERSION?)");
@@ -130,7 +133,8 @@ impl Job {
         }
     }
 
-    /// Counts outcomes of the build that a worker named, and warns if it is not the one that submitted the job.
+    /// Counts outcomes of the build that a worker named, and warns if it is not the one that
+    /// submitted the job.
     pub(super) fn count_build(&mut self, from: Source<'_>, outcomes: u64) {
         let Source { version, build, .. } = from;
         if outcomes == 0 || from.worker.is_none() {
@@ -149,7 +153,7 @@ impl Job {
     }
 }
 
-/// A span that lies about its length must not have tasks sent again that nobody ran.
+/// Checks that a span has as many outputs as it says, before its tasks are sent again.
 fn has_all_outputs(span: &DoneSpan<'_>) -> Result<(), Malformed> {
     let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get())
         .map_err(|error| Malformed::new(format_args!("the span's outputs are no array: {error}")))?;

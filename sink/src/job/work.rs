@@ -41,7 +41,8 @@ pub(super) struct Work {
     /// Changes of the table of failures; none means that it is a failure no more.
     failures: BTreeMap<u64, Option<Failure>>,
     outputs: Vec<KeptOutputs>,
-    /// Why tasks failed: the lowest indices that are known, at most [`FINISHED_MAX_FAILURES`].
+    /// Reasons of failed tasks: the lowest indices that are known, at most
+    /// [`FINISHED_MAX_FAILURES`].
     reasons: BTreeMap<u64, String>,
 }
 
@@ -209,7 +210,8 @@ impl Work {
         Ok(())
     }
 
-    /// Marks the tasks of a range that have no outcome as refused, and returns them: ascending ranges.
+    /// Marks the tasks of a range that have no outcome as refused, and returns them: ascending
+    /// ranges.
     pub(super) fn refuse(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
         let (open, _) = gaps(&self.done, &self.failed, range, usize::MAX);
         open.iter().for_each(|range| self.refused.insert(range.clone()));
@@ -251,7 +253,7 @@ impl Work {
         Ok(())
     }
 
-    /// Whether the report is made at the end, from the kept outputs.
+    /// Returns whether the report is made at the end, from the kept outputs.
     pub(super) fn folds_in_order(&self) -> bool {
         self.folds_in_order
     }

@@ -15,7 +15,7 @@ const OTHERS: Code = (u32::MAX, None);
 /// The version of a job's code, and the build of the program, if that is known.
 type Code = (u32, Option<BuildId>);
 
-/// How many outcomes of a job came from which build.
+/// The number of a job's outcomes that came from each build.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Builds {
     saved: BTreeMap<Code, Tally>,
@@ -30,8 +30,8 @@ struct Tally {
 }
 
 impl Builds {
-    /// Adds outcomes that count, and some that were refused. Returns whether the build is told apart and new for the
-    /// job.
+    /// Adds outcomes that count, and some that were refused. Returns whether the build is told
+    /// apart and new for the job.
     pub(crate) fn add(&mut self, version: u32, build: Option<&BuildId>, counted: u64, refused: u64) -> bool {
         let mut code = (version, build.cloned());
         let known = |code: &Code| self.saved.contains_key(code) || self.fresh.contains_key(code);

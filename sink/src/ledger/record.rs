@@ -139,7 +139,8 @@ impl Record {
         self.end.as_ref().map_or(JobState::Running, |end| end.state)
     }
 
-    /// The build that the round is bound to, if its submitter wanted that and the round still has its version.
+    /// The build that the round is bound to, if its submitter wanted that and the round still has
+    /// its version.
     pub(crate) fn bound_build(&self) -> Option<&BuildId> {
         let is_bound = self.opened.policy.same_build && self.version == self.opened.version;
         self.opened.build.as_ref().filter(|_| is_bound)

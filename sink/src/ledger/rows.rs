@@ -85,7 +85,7 @@ pub struct JobView {
     pub builds: Vec<BuildShare>,
     /// Tasks of which an outcome was refused, and that have no other.
     pub refused: MissingTasks,
-    /// Whether the tasks are kept beside the outputs.
+    /// True if the tasks are kept beside the outputs.
     pub keeps_tasks: bool,
     /// If it stalls: the tasks that are known and have no outcome.
     pub missing: Option<MissingTasks>,

@@ -22,9 +22,9 @@ const TRANSIENT: u8 = 1;
 
 const ATTEMPT: &str = "gm-attempt";
 const LOSS: &str = "gm-loss";
-const RELEASED: &str = "gm-released";
-const UNDECODABLE: &str = "gm-undecodable";
-const DELAY: &str = "gm-delay";
+const RELEASED_HEADER: &str = "gm-released";
+const UNDECODABLE_HEADER: &str = "gm-undecodable";
+const DELAY_HEADER: &str = "gm-delay";
 const DELIVERY_COUNT: &str = "x-delivery-count";
 const REASON: &str = "gm-reason";
 const ORIGIN: &str = "gm-origin";
@@ -97,8 +97,8 @@ fn table_of(headers: &Headers) -> FieldTable {
     let numbers = [
         (ATTEMPT, headers.attempt),
         (LOSS, headers.loss),
-        (RELEASED, headers.released),
-        (DELAY, headers.delay_ms),
+        (RELEASED_HEADER, headers.released),
+        (DELAY_HEADER, headers.delay_ms),
     ];
     for (name, value) in numbers {
         if value > 0 {
@@ -116,7 +116,7 @@ fn texts(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
         (REASON, &headers.reason),
         (ORIGIN, &headers.origin),
         (TRACEPARENT, &headers.traceparent),
-        (UNDECODABLE, &headers.undecodable),
+        (UNDECODABLE_HEADER, &headers.undecodable),
     ];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
 }
@@ -130,9 +130,9 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
     let mut headers = Headers {
         attempt: header(ATTEMPT).map(count).unwrap_or_default(),
         loss: header(LOSS).map(count).unwrap_or_default(),
-        released: header(RELEASED).map(count).unwrap_or_default(),
-        undecodable: header(UNDECODABLE).and_then(string),
-        delay_ms: header(DELAY).map(count).unwrap_or_default(),
+        released: header(RELEASED_HEADER).map(count).unwrap_or_default(),
+        undecodable: header(UNDECODABLE_HEADER).and_then(string),
+        delay_ms: header(DELAY_HEADER).map(count).unwrap_or_default(),
         reason: header(REASON).and_then(string),
         origin: header(ORIGIN).and_then(string),
         traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),

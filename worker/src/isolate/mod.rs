@@ -27,7 +27,8 @@ use crate::DEFAULT_STOP_GRACE;
 pub(crate) struct Isolation {
     /// Starts this program as a child, which calls [`serve_isolated`].
     pub(crate) command: Command,
-    /// Time that a running task may take to end after its job was stopped, before its child is killed.
+    /// Time that a running task may take to end after its job was stopped, before its child is
+    /// killed.
     pub(crate) stop_grace: Duration,
 }
 

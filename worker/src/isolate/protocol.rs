@@ -46,7 +46,7 @@ pub(super) enum Request<R> {
         count: u32,
         /// The number of earlier tries of these tasks that failed.
         failures: u32,
-        /// Whether each outcome is answered before the next task begins.
+        /// True if each outcome is answered before the next task begins.
         each: bool,
         tasks: R,
     },

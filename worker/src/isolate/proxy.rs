@@ -21,7 +21,7 @@ use super::{Isolation, child::Child, protocol::Answer};
 /// gives up the slot's thread.
 const DEADLINE_SLACK: Duration = Duration::from_millis(200);
 
-/// Pause after a child that could not be started. It doubles up to [`RESTART_DELAY_MAX`].
+/// Pause after a child that could not be started. Doubles up to [`RESTART_DELAY_MAX`].
 const RESTART_DELAY: Duration = Duration::from_secs(1);
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 
@@ -168,7 +168,7 @@ impl IsolatedSlot {
 }
 
 impl Signals {
-    /// Whether the run must end before its next task.
+    /// Returns whether the run must end before its next task.
     fn end(&self) -> bool {
         self.halt.is_stopped() || self.cx.check().is_err()
     }
@@ -195,12 +195,12 @@ enum Done {
 struct Part<'b, 'a, 'r> {
     batch: &'b Batch<'a>,
     tasks: &'b [&'a RawValue],
-    /// Whether the tasks travel beside their outputs.
+    /// True if the tasks travel beside their outputs.
     sends_tasks: bool,
     run: &'b mut BatchRun<'r>,
     /// The first task without an outcome: the one that runs.
     next: usize,
-    /// Whether each outcome is answered before the next task begins.
+    /// True if each outcome is answered before the next task begins.
     each: bool,
 }
 

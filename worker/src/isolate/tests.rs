@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{IsolatedSlot, Isolation};
 
 /// The start of a script: reads the first line and is ready.
-const READY: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'; "#;
+const READY_SCRIPT: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'; "#;
 
 /// The number of tasks that ran, outputs and failures by index.
 type Outcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
@@ -35,7 +35,7 @@ impl Scene {
     /// The child runs in a folder of the test's own.
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let command = Command::new("sh").args(["-c", &format!("{READY}{script}")]).dir(dir.path());
+        let command = Command::new("sh").args(["-c", &format!("{READY_SCRIPT}{script}")]).dir(dir.path());
         let stop_grace = Duration::from_millis(100);
         let slot = IsolatedSlot::new(Isolation { command, stop_grace });
         let [stop, revoked, halt] = [(); 3].map(|()| StopSignal::new());
@@ -218,7 +218,7 @@ fn halt_lets_the_running_task_end() {
 }
 
 #[test]
-fn child_that_cannot_start_is_tried_until_the_worker_leaves() {
+fn child_start_is_retried_until_the_worker_leaves() {
     let mut scene = Scene::new("");
     let command = Command::new("sh").args(["-c", "touch tried; exit 1"]).dir(scene.dir.path());
     scene.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO });

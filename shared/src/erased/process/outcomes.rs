@@ -39,7 +39,8 @@ impl BatchRun<'_> {
 
     /// Takes the outcome of a task that was processed elsewhere, and hands on what is due. Outcomes
     /// must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`] is a rejected
-    /// task. [`Trouble::Stopped`] is no outcome. With `sends_task` the task travels beside its output.
+    /// task. [`Trouble::Stopped`] is no outcome. With `sends_task` the task travels beside its
+    /// output.
     pub fn outcome(
         &mut self,
         index: TaskIndex,

@@ -1,4 +1,4 @@
-//! What the end of a job tells beside its account.
+//! Tests of the report and the failures that the end of a job carries.
 
 use gristmill_shared::{
     Job, JobError, TaskContext, TaskError, TaskIndex,

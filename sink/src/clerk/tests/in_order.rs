@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::*;
 
-const TASKS: u64 = 40;
+const TASK_COUNT: u64 = 40;
 
 /// Adds floats up by a plain sum, whose bits depend on the order.
 #[derive(Serialize, Deserialize, Default)]
@@ -21,7 +21,7 @@ impl Job for PlainSum {
     type Report = f64;
 
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
-        (0..TASKS).map(Ok)
+        (0..TASK_COUNT).map(Ok)
     }
     fn process(&self, task: u64, _: &TaskContext) -> Result<f64, TaskError> {
         Ok(term(task))
@@ -71,12 +71,12 @@ fn report(office: &Office, job: &Submitted) -> u64 {
 #[test]
 fn outputs_are_folded_in_order_at_the_end() {
     // The terms from the last to the first have another sum; else this test shows nothing.
-    assert_ne!(plain_sum(0..TASKS).to_bits(), plain_sum((0..TASKS).rev()).to_bits());
+    assert_ne!(plain_sum(0..TASK_COUNT).to_bits(), plain_sum((0..TASK_COUNT).rev()).to_bits());
     for group in [1, 3, 100] {
         let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
-        let pieces = (0..TASKS / 4).rev().map(|piece| done(&job, piece * 4..piece * 4 + 4));
+        let pieces = (0..TASK_COUNT / 4).rev().map(|piece| done(&job, piece * 4..piece * 4 + 4));
         // The last of them come in the message that ends the job, and in the commit that does.
-        let messages: Vec<_> = [job.opened(), job.sealed(TASKS)]
+        let messages: Vec<_> = [job.opened(), job.sealed(TASK_COUNT)]
             .into_iter()
             .chain(pieces)
             .chain([done(&job, 8..9), done(&job, 0..2)])
@@ -88,7 +88,7 @@ fn outputs_are_folded_in_order_at_the_end() {
             }
             told = names(&commit(&office, messages.iter().cloned()));
         }
-        assert_eq!(report(&office, &job), plain_sum(0..TASKS).to_bits(), "in groups of {group}");
+        assert_eq!(report(&office, &job), plain_sum(0..TASK_COUNT).to_bits(), "in groups of {group}");
         assert_eq!(told.last(), Some(&"finished"), "{told:?}");
         assert_eq!(office.conclusion(&job), Conclusion::answer(office.report(&job)));
         office.verify(&job);
@@ -98,8 +98,11 @@ fn outputs_are_folded_in_order_at_the_end() {
 #[test]
 fn a_reopened_job_folds_all_outputs_anew() {
     let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
-    commit(&office, [job.opened(), job.failed(&[7]), done(&job, 8..40), done(&job, 0..7), job.sealed(TASKS)]);
-    let partial = plain_sum((0..TASKS).filter(|index| *index != 7));
+    commit(
+        &office,
+        [job.opened(), job.failed(&[7]), done(&job, 8..40), done(&job, 0..7), job.sealed(TASK_COUNT)],
+    );
+    let partial = plain_sum((0..TASK_COUNT).filter(|index| *index != 7));
     assert_eq!(report(&office, &job), partial.to_bits());
     let told = office.conclusion(&job);
     assert_eq!(
@@ -109,7 +112,7 @@ fn a_reopened_job_folds_all_outputs_anew() {
     commit(&office, [job.reopen(&[])]);
     let outputs = format!("[{}]", term(7));
     commit(&office, [job.spans(&[(7, 1, &outputs)], &[], 1)]);
-    assert_eq!(report(&office, &job), plain_sum(0..TASKS).to_bits());
+    assert_eq!(report(&office, &job), plain_sum(0..TASK_COUNT).to_bits());
     assert!(office.conclusion(&job).answered);
 }
 

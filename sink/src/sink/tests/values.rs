@@ -18,9 +18,9 @@ use crate::{
     tests::toy::{Submitted, message},
 };
 
-const CASES: u32 = 256;
+const CASE_COUNT: u32 = 256;
 /// The results of a job come in this many messages, and a sink of its own commits each.
-const COMMITS: usize = 3;
+const COMMIT_COUNT: usize = 3;
 
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
 struct Values {
@@ -71,7 +71,7 @@ impl Job for Echo {
     }
 }
 
-/// The report of a job whose values never left this function. As text: a finite float is printed
+/// The report of a job whose values never left this function, as text: a finite float is printed
 /// with as many digits as tell it from all others, and -0.0 with its sign.
 fn expected(job: &Echo) -> String {
     let mut report = Report::default();
@@ -106,17 +106,18 @@ fn values() -> impl Strategy<Value = Values> {
 }
 
 fn jobs() -> impl Strategy<Value = Echo> {
-    (doubles(), prop::collection::vec(values(), COMMITS..9))
+    (doubles(), prop::collection::vec(values(), COMMIT_COUNT..9))
         .prop_map(|(factor, tasks)| Echo { factor, tasks })
 }
 
-/// The results of a job's tasks, in [`COMMITS`] messages, as a producer and a worker make them.
+/// The results of a job's tasks, in [`COMMIT_COUNT`] messages, as a producer and a worker make
+/// them.
 fn results(job: &Echo, submitted: &Submitted) -> Vec<Message> {
     let job = erase(job.clone());
     let (mut split, mut digest) = (job.split_from(TaskIndex(0)).unwrap(), SplitDigest::default());
     let mut messages = Vec::new();
-    for first in 0..COMMITS {
-        let last = first + 1 == COMMITS;
+    for first in 0..COMMIT_COUNT {
+        let last = first + 1 == COMMIT_COUNT;
         let mut tasks = PackedTasks::default();
         let limit = if last { 1_000 } else { 1 };
         let step = split.split_into(&mut tasks, &mut digest, BatchLimit { tasks: limit, bytes: 1 << 20 });
@@ -126,7 +127,7 @@ fn results(job: &Echo, submitted: &Submitted) -> Vec<Message> {
     messages
 }
 
-/// What a worker sends after a batch.
+/// The message that a worker sends after a batch.
 fn processed(job: &dyn AnyJob, submitted: &Submitted, first: u64, tasks: PackedTasks) -> Message {
     let count = tasks.count();
     let tasks = tasks.finish();
@@ -167,12 +168,12 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
     let mut opened = vec![submitted.opened()];
     for (commit, message) in (1..).zip(results) {
         opened.push(message);
-        if commit == COMMITS {
+        if commit == COMMIT_COUNT {
             opened.push(submitted.sealed(job.tasks.len() as u64));
         }
         let sink = Running::start(SinkConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
         publish(&transport, opened.drain(..)).await;
-        let tasks = if commit == COMMITS { job.tasks.len() } else { commit } as u64;
+        let tasks = if commit == COMMIT_COUNT { job.tasks.len() } else { commit } as u64;
         let is_committed = || {
             let view = LedgerReader::open(&ledger).unwrap().job(submitted.id).unwrap();
             view.is_some_and(|view| view.summary.account.done == tasks)
@@ -190,7 +191,7 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
 fn values_keep_their_bits_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let config = ProptestConfig { cases: CASES, max_shrink_iters: 64, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: CASE_COUNT, max_shrink_iters: 64, ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let checked = runner.run(&jobs(), |job| {
         let found = runtime.block_on(report_after_restarts(&job, dir.path()));
