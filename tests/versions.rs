@@ -245,3 +245,11 @@ async fn retry_adopts_the_version_of_a_mended_program() {
     assert_eq!(ended.answer(), (sum - numbers + squares).to_string());
     site.verify(&job).await;
 }
+
+/// The example that the guide's text on changes names.
+#[tokio::test]
+async fn example_counts_the_words_of_its_version() {
+    let mut command = Command::new(example("changing"));
+    command.args(["run", "words", "--text", "to be or\nnot to be"]);
+    assert_eq!(Process::start("changing", command).end().await.answer(), "6");
+}
