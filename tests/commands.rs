@@ -102,7 +102,7 @@ async fn worker_that_leaves_leaves_no_command() {
 #[tokio::test]
 async fn killed_worker_leaves_no_command() {
     let site = Site::new();
-    let [_sink, worker, _submit] = running(&site, "", "--wait", "sleep 4242.4").await;
+    let [_sink, worker, _submit] = running(&site, "", "--wait", "sleep 0.5; sleep 4242.4").await; // it is on the leash by then
     until_running("4242.4").await;
     worker.kill().await;
     until_gone("4242.4").await;
