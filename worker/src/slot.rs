@@ -15,7 +15,7 @@ use crate::{
     handoff::{Handoffs, Upshot},
     held::RunningBatch,
     in_hand::InHand,
-    isolate::IsolatedSlot,
+    isolate::{IsolatedSlot, JobTraits},
     job_cache::drop_job,
     release::{Release, Unfit},
     seat::{ALL, Tenant},
@@ -196,8 +196,9 @@ impl Run<'_> {
             None => job.process_batch(batch, &mut run)?,
             Some(isolated) => {
                 let mut isolated = isolated.lock().unwrap_or_else(PoisonError::into_inner);
-                let with_tasks = job.sends_tasks(&batch.policy);
-                isolated.process_batch(batch, with_tasks, &mut run, &self.revoked)?
+                let traits =
+                    JobTraits { sends_tasks: job.sends_tasks(&batch.policy), in_flight: job.in_flight() };
+                isolated.process_batch(batch, traits, &mut run, &self.revoked)?
             }
         };
         let prepare_time = run.prepare_time();

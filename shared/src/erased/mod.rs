@@ -13,7 +13,7 @@ use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
 use prepare::StateCell;
-pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
+pub use process::{BatchRun, Begins, Chunk, DoneTasks, IsPrepared, TaskFailure};
 pub use running::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;

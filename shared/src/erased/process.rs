@@ -149,8 +149,12 @@ pub struct TaskFailure {
 }
 
 /// Told on the slot's thread, before a task with a time limit begins, of its index and its deadline. If it answers no,
-/// the run ends there.
-pub type Begins<'a> = dyn Fn(TaskIndex, Instant) -> bool + Sync + 'a;
+/// the run ends there. No deadline means that the one before counts no longer and the task has not begun.
+pub type Begins<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
+
+/// Told on the slot's thread, before the first task begins, for how long the run waited for the
+/// job's state.
+pub type IsPrepared<'a> = dyn Fn(Duration) + Sync + 'a;
 
 /// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
 pub struct BatchRun<'a> {
@@ -165,6 +169,7 @@ pub struct BatchRun<'a> {
     chunk_began: Instant,
     prepare_time: Duration,
     prepare_at_once: bool,
+    is_prepared: Option<&'a IsPrepared<'a>>,
 }
 
 impl fmt::Debug for BatchRun<'_> {
@@ -195,6 +200,7 @@ impl<'a> BatchRun<'a> {
             chunk_began: Instant::now(),
             prepare_time: Duration::ZERO,
             prepare_at_once: false,
+            is_prepared: None,
         }
     }
 
@@ -216,9 +222,18 @@ impl<'a> BatchRun<'a> {
         let began = Instant::now();
         let opened = state.open(|| job.prepare(), self.prepare_at_once);
         self.prepare_time = began.elapsed();
+        if let Some(is_prepared) = self.is_prepared {
+            is_prepared(self.prepare_time);
+        }
         self.chunk_began = Instant::now();
         self.cx.set_state(opened?);
         Ok(())
+    }
+
+    /// The same run, which tells when the job's state is there, or failed to open.
+    #[must_use]
+    pub fn telling_prepared(self, is_prepared: &'a IsPrepared<'a>) -> Self {
+        Self { is_prepared: Some(is_prepared), ..self }
     }
 
     /// The same run, with somebody who watches over time limits.
@@ -259,7 +274,7 @@ impl<'a> BatchRun<'a> {
     /// there.
     pub(super) fn watch(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
         if let (Some(deadline), Some(begins)) = (deadline, self.begins)
-            && !begins(index, deadline)
+            && !begins(index, Some(deadline))
         {
             return false;
         }

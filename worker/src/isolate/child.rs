@@ -1,6 +1,6 @@
 //! A child process that runs the batches of one slot, as the worker sees it.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{collections::VecDeque, io, ops::Range, time::Duration};
 
 use gristmill_process::{ChildGroup, Command, exit_reason};
 use gristmill_shared::{JobId, Round, wire::Batch};
@@ -72,15 +72,14 @@ impl Child {
         self.group.id()
     }
 
-    /// Sends the tasks of a batch from the one at `from` on, and the batch's job before it, if the
-    /// child does not have it.
+    /// Sends the tasks of a batch at `places`, and the batch's job before them, if the child does
+    /// not have it.
     pub(super) async fn run(
         &mut self,
         batch: &Batch<'_>,
-        from: usize,
+        places: Range<usize>,
         tasks: &[&RawValue],
         failures: u32,
-        each: bool,
     ) -> io::Result<()> {
         let key = (batch.job, batch.round);
         let has = |(job, round, spec): &(JobId, Round, Box<RawValue>)| {
@@ -105,18 +104,17 @@ impl Child {
                 self.jobs.pop_front();
             }
         }
-        let rest = tasks.get(from..).unwrap_or_default();
+        let first = batch.first.plus(places.start as u64);
         let packed;
-        let tasks = if from == 0 {
-            batch.tasks
+        let (count, tasks) = if places == (0..tasks.len()) {
+            (batch.count, batch.tasks)
         } else {
-            packed = Batch::pack(rest);
-            &*packed
+            let part = tasks.get(places).unwrap_or_default();
+            packed = Batch::pack(part);
+            (u32::try_from(part.len()).unwrap_or(u32::MAX), &*packed)
         };
-        let first = batch.first.plus(from as u64);
-        let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let (job, round) = key;
-        self.send(&Request::Run { job, round, first, count, failures, each, tasks }).await
+        self.send(&Request::Run { job, round, first, count, failures, tasks }).await
     }
 
     /// Tells the child that a job was stopped.

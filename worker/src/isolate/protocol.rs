@@ -46,8 +46,6 @@ pub(super) enum Request<R> {
         count: u32,
         /// The number of earlier tries of these tasks that failed.
         failures: u32,
-        /// Whether each outcome is answered before the next task begins.
-        each: bool,
         tasks: R,
     },
     /// The job was stopped: its running task should end, and the rest of the batch is not needed.
@@ -63,6 +61,9 @@ pub(super) enum Answer<R> {
         /// See [`PROTOCOL_VERSION`].
         protocol: u32,
     },
+    /// The first answer to `run`: the job's state is there, or has failed to open, and the first
+    /// task begins. With the time that it took, in microseconds.
+    Prepared { micros: u64 },
     /// Outputs of consecutive tasks, as an array.
     Done { first: TaskIndex, outputs: R },
     /// A task that gave no output.
@@ -71,7 +72,7 @@ pub(super) enum Answer<R> {
         #[serde(flatten)]
         why: Why,
     },
-    /// The job cannot be opened.
+    /// The job cannot be opened. The only answer to `run` before `end`.
     Refused { reason: String },
     /// The batch has ended: all of it was answered, or the job was stopped, or the input has ended.
     End,

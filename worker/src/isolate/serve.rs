@@ -111,7 +111,6 @@ struct Tasks {
     first: TaskIndex,
     count: u32,
     failures: u32,
-    each: bool,
     json: Box<RawValue>,
 }
 
@@ -127,8 +126,8 @@ impl Slot {
                         self.jobs.pop_front();
                     }
                 }
-                Request::Run { job, round, first, count, failures, each, tasks } => {
-                    self.run(job, round, &Tasks { first, count, failures, each, json: tasks })?;
+                Request::Run { job, round, first, count, failures, tasks } => {
+                    self.run(job, round, &Tasks { first, count, failures, json: tasks })?;
                 }
                 Request::Hello { .. } | Request::Stop { .. } => {}
             }
@@ -173,15 +172,26 @@ impl Slot {
         let stop = self.stop_signal(open.id, open.round);
         let cx = TaskContext::new(open.id, tasks.first, tasks.failures, stop);
         let mut written = Ok(());
+        let is_prepared = |took: Duration| {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let answer = Answer::Prepared { micros };
+            // From then on the worker counts the first task's time, if that has a limit.
+            let at_once = open.policy.task_timeout_ms.is_some();
+            let answered = if at_once { self.answers.answer(&answer) } else { self.answers.gather(&answer) };
+            if answered.is_err() {
+                self.halt.stop(); // the worker has gone; the end of the batch meets the same error
+            }
+        };
         let mut hand_on = |chunk| {
             if written.is_ok() {
-                written = self.answers.push(chunk, tasks.each);
+                written = self.answers.push(chunk);
             }
             if written.is_err() {
                 self.halt.stop(); // the worker has gone
             }
         };
         let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut hand_on);
+        let run = run.telling_prepared(&is_prepared);
         let ran = job.process_batch(&batch, &mut run.hand_on_every(Duration::ZERO));
         ran.map_err(|malformed| malformed.reason)?;
         Ok(written)
