@@ -41,7 +41,14 @@ pub(crate) struct Work {
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
     let isolated = shop.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
-    while let Some(work) = waiting.next(|| shop.jobs.forget_ended()) {
+    let forget_ended = || {
+        shop.jobs.forget_ended();
+        if let Some(isolated) = &isolated {
+            isolated.lock().unwrap_or_else(PoisonError::into_inner).forget_ended();
+        }
+    };
+    let mut seen_ends = 0;
+    while let Some(work) = waiting.next(&mut seen_ends, forget_ended) {
         shop.counts.begins();
         let work = Arc::new(work);
         let revoked = tenant.begin(&work);
@@ -198,7 +205,7 @@ impl Run<'_> {
                 let mut isolated = isolated.lock().unwrap_or_else(PoisonError::into_inner);
                 let traits =
                     JobTraits { sends_tasks: job.sends_tasks(&batch.policy), in_flight: job.in_flight() };
-                isolated.process_batch(batch, traits, &mut run, &self.revoked)?
+                isolated.process_batch(batch, traits, &mut run, stop, &self.revoked)?
             }
         };
         let prepare_time = run.prepare_time();

@@ -16,7 +16,7 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(super) const LINE_MAX_BYTES: usize = 16 << 20;
 
 /// Number of jobs that a child keeps open. The worker knows which ones: those of the last `job`
-/// lines.
+/// lines, without those of `forget` lines.
 pub(super) const OPEN_JOBS_MAX: usize = 16;
 
 /// A line to the child. `R` is JSON that is passed on as it is.
@@ -50,6 +50,8 @@ pub(super) enum Request<R> {
     },
     /// The job was stopped: its running task should end, and the rest of the batch is not needed.
     Stop { job: JobId, round: Round },
+    /// The job has ended: the child drops it, and its state.
+    Forget { job: JobId, round: Round },
 }
 
 /// A line from the child. Outcomes come in the order of their tasks.

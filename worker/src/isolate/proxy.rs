@@ -46,6 +46,8 @@ pub(crate) struct JobTraits {
 struct Signals {
     /// Given when the job is stopped, or with `revoked`.
     cx: TaskContext,
+    /// Given when the job is stopped, or has ended.
+    stop: StopSignal,
     /// Given when the batch is taken from the slot's thread.
     revoked: StopSignal,
     /// Given when the worker leaves.
@@ -85,11 +87,13 @@ impl IsolatedSlot {
         batch: &Batch<'_>,
         job: JobTraits,
         run: &mut BatchRun<'_>,
+        stop: &StopSignal,
         revoked: &StopSignal,
     ) -> Result<u32, Malformed> {
         let tasks = batch.each()?;
         let cx = run.task_context().clone();
-        let signals = Signals { cx, revoked: revoked.clone(), halt: run.halt_signal().clone() };
+        let (stop, revoked, halt) = (stop.clone(), revoked.clone(), run.halt_signal().clone());
+        let signals = Signals { cx, stop, revoked, halt };
         let mut part = Part { batch, tasks: &tasks, job, run, next: 0, sent: 0, each: false };
         match gristmill_process::runtime() {
             Ok(runtime) => runtime.block_on(self.process(&mut part, &signals)),
@@ -105,6 +109,20 @@ impl IsolatedSlot {
         let ran = part.next;
         run.finish();
         Ok(u32::try_from(ran).unwrap_or(u32::MAX))
+    }
+
+    /// Tells the child which jobs have ended, so that it drops their states.
+    pub(crate) fn forget_ended(&mut self) {
+        let (Some(mut child), Ok(runtime)) = (self.child.take(), gristmill_process::runtime()) else {
+            return;
+        };
+        match runtime.block_on(child.forget_ended()) {
+            Ok(()) => self.child = Some(child),
+            Err(error) => {
+                // The next batch starts another one.
+                tracing::warn!(pid = child.id(), %error, "the idle child process of a slot does not read; ending it");
+            }
+        }
     }
 
     async fn process(&mut self, part: &mut Part<'_, '_, '_>, signals: &Signals) {
@@ -257,7 +275,7 @@ impl Part<'_, '_, '_> {
     ) -> io::Result<Done> {
         let failures = signals.cx.attempt().saturating_sub(1);
         self.sent = if self.each { self.next + 1 } else { self.tasks.len() };
-        child.run(self.batch, self.next..self.sent, self.tasks, failures).await?;
+        child.run(self.batch, self.next..self.sent, self.tasks, failures, &signals.stop).await?;
         // No task has begun before the job's state is there.
         let (mut is_prepared, mut deadline) = (false, None::<Instant>);
         let (mut stopped_at, mut halted) = (None::<Instant>, false);

@@ -127,3 +127,18 @@ fn worker_knows_of_a_state_before_a_task_begins() {
     assert_eq!(child.answer(), r#""end""#);
     child.end();
 }
+
+#[test]
+fn forgotten_job_drops_its_state() {
+    let dir = tempfile::tempdir().unwrap();
+    File::create(dir.path().join("go")).unwrap();
+    let mut child = Child::start(dir.path());
+    child.run(7);
+    while child.answer() != r#""end""# {}
+    let dropped = dir.path().join("dropped");
+    assert!(!dropped.exists());
+    let job = child.job;
+    child.send(&format!(r#"{{"forget":{{"job":"{job}","round":0}}}}"#));
+    assert!(wait_for(&dropped), "the child is idle, and its job has ended");
+    child.end();
+}

@@ -79,7 +79,7 @@ impl Scene {
         };
         let mut run = BatchRun::new(cx, &self.policy, self.halt.clone(), &mut hand_on);
         let job = JobTraits { sends_tasks: false, in_flight: self.in_flight };
-        let ran = self.slot.process_batch(&batch, job, &mut run, &self.revoked).unwrap();
+        let ran = self.slot.process_batch(&batch, job, &mut run, &self.stop, &self.revoked).unwrap();
         self.prepare_time = run.prepare_time();
         drop(run);
         (ran, outputs, failures)
@@ -239,6 +239,23 @@ fn prepare_counts_for_no_time_limit() {
     scene.policy.task_timeout_ms = Some(300);
     assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
     assert_eq!(scene.prepare_time, Duration::from_secs(1));
+}
+
+/// The job ends between two batches.
+#[test]
+fn ended_job_is_forgotten_by_an_idle_child() {
+    let script = r#"read -r job; run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'
+        read -r forget; echo "$forget" >written; mv written forgotten; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!(scene.run().0, 3);
+    scene.slot.forget_ended();
+    scene.stop.stop();
+    scene.slot.forget_ended();
+    let (forgotten, read) = (scene.dir.path().join("forgotten"), StopSignal::new());
+    when_there(&forgotten, &read).join().unwrap();
+    let line = std::fs::read_to_string(forgotten).unwrap();
+    assert!(line.starts_with(r#"{"forget":{"job":""#), "{line}");
+    assert!(scene.slot.has_child());
 }
 
 #[test]
