@@ -153,7 +153,6 @@ impl Run<'_> {
         self.work.running.set(batch.first); // also while the job reads its parameters and tasks
         let unfit = match shop.jobs.open(&shop.registry, batch, &stop) {
             Ok(job) => {
-                shop.releases.ran();
                 let ran = self.run_tasks(&*job, sequel, &stop);
                 drop_job(job);
                 return ran;
@@ -209,7 +208,12 @@ impl Run<'_> {
             }
         };
         let prepare_time = run.prepare_time();
+        let unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
+        if let Some(reason) = unprepared.filter(|_| ran == 0 && !stop.is_stopped()) {
+            return self.release(sequel, &Unfit::Unprepared(reason));
+        }
+        self.shop.releases.ran();
         let took = began.elapsed().saturating_sub(prepare_time);
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);

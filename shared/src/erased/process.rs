@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
+use super::{NoState, StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
 use crate::{
     Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
@@ -170,6 +170,7 @@ pub struct BatchRun<'a> {
     prepare_time: Duration,
     prepare_at_once: bool,
     is_prepared: Option<&'a IsPrepared<'a>>,
+    pub(super) unprepared: Option<String>,
 }
 
 impl fmt::Debug for BatchRun<'_> {
@@ -201,6 +202,7 @@ impl<'a> BatchRun<'a> {
             prepare_time: Duration::ZERO,
             prepare_at_once: false,
             is_prepared: None,
+            unprepared: None,
         }
     }
 
@@ -217,17 +219,23 @@ impl<'a> BatchRun<'a> {
         Self { prepare_at_once: true, ..self }
     }
 
-    /// Opens the job's state for the tasks, or returns why there is none.
-    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Result<(), Trouble> {
+    /// Opens the job's state for the tasks, or returns why there is none. None if the run must end.
+    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Option<Result<(), Trouble>> {
         let began = Instant::now();
-        let opened = state.open(|| job.prepare(), self.prepare_at_once);
+        let opened = match state.open(|| job.prepare(), self.prepare_at_once) {
+            Ok(state) => Ok(state),
+            Err(NoState::Failed(trouble)) => Err(trouble),
+            Err(NoState::Paused(reason)) => {
+                self.unprepared = Some(reason);
+                return None;
+            }
+        };
         self.prepare_time = began.elapsed();
         if let Some(is_prepared) = self.is_prepared {
             is_prepared(self.prepare_time);
         }
         self.chunk_began = Instant::now();
-        self.cx.set_state(opened?);
-        Ok(())
+        Some(opened.map(|state| self.cx.set_state(state)))
     }
 
     /// The same run, which tells when the job's state is there, or failed to open.
@@ -386,7 +394,7 @@ pub(super) fn process_batch<J: Job>(
         return Err(batch.wrong_count(typed.len()));
     }
     let travelling = if sends_tasks::<J>(&batch.policy) { Some(raw.tasks()?.to_vec()) } else { None };
-    let prepared = run.prepare(job, state);
+    let Some(prepared) = run.prepare(job, state) else { return Ok(0) };
     if J::IN_FLIGHT > 0 {
         let typed = match prepared {
             Ok(()) => typed,

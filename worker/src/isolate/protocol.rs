@@ -66,6 +66,8 @@ pub(super) enum Answer<R> {
     /// The first answer to `run`: the job's state is there, or has failed to open, and the first
     /// task begins. With the time that it took, in microseconds.
     Prepared { micros: u64 },
+    /// No task is run, since `prepare` failed a moment ago. The only answer to `run` before `end`.
+    Unprepared { reason: String },
     /// Outputs of consecutive tasks, as an array.
     Done { first: TaskIndex, outputs: R },
     /// A task that gave no output.

@@ -134,6 +134,10 @@ impl IsolatedSlot {
             let before = part.next;
             match part.run_in(&mut child, signals, self.isolation.stop_grace).await {
                 Ok(Done::Batch) => self.child = Some(child),
+                Ok(Done::Unprepared) => {
+                    self.child = Some(child);
+                    return;
+                }
                 Ok(Done::Child) => return, // dropping it ends it
                 Ok(Done::Overdue) if part.is_culprit_known() => part.fail(Trouble::TimedOut),
                 Ok(Done::Overdue) => {
@@ -222,6 +226,8 @@ impl Signals {
 enum Done {
     /// The child has ended the batch and is free.
     Batch,
+    /// The same, without a task: the job's state failed to open a moment ago.
+    Unprepared,
     /// The child is of no use any more.
     Child,
     /// The running task passed its deadline.
@@ -298,7 +304,11 @@ impl Part<'_, '_, '_> {
             match event {
                 Event::Answer => {
                     if self.take(child, &mut is_prepared)? {
-                        return Ok(if halted { Done::Child } else { Done::Batch });
+                        return Ok(match self.run.unprepared() {
+                            _ if halted => Done::Child,
+                            Some(_) => Done::Unprepared,
+                            None => Done::Batch,
+                        });
                     }
                     deadline = if is_prepared && self.next < self.sent { self.begin() } else { None };
                 }
@@ -350,6 +360,7 @@ impl Part<'_, '_, '_> {
             {
                 self.fail(why.into_trouble());
             }
+            Answer::Unprepared { reason } if !*is_prepared => self.run.set_unprepared(reason),
             Answer::Refused { reason } if !*is_prepared => self.fail(Trouble::Failed(reason)),
             Answer::End => return Ok(true),
             _ => return Err(child.garbled()),

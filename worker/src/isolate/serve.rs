@@ -212,9 +212,14 @@ impl Slot {
         };
         let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut hand_on);
         let run = run.telling_prepared(&is_prepared);
-        let ran = job.process_batch(&batch, &mut run.hand_on_every(Duration::ZERO));
-        ran.map_err(|malformed| malformed.reason)?;
-        Ok(written)
+        let mut run = run.hand_on_every(Duration::ZERO);
+        job.process_batch(&batch, &mut run).map_err(|malformed| malformed.reason)?;
+        let unprepared = run.unprepared().map(ToOwned::to_owned);
+        drop(run);
+        Ok(match unprepared {
+            Some(reason) => self.answers.gather(&Answer::Unprepared { reason }),
+            None => written,
+        })
     }
 
     fn stop_signal(&self, job: JobId, round: Round) -> StopSignal {

@@ -19,7 +19,7 @@ use super::serve_isolated;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A job whose tasks wait for the file `go` in a folder of the test's own, and whose state leaves
-/// the file `dropped` there.
+/// the file `dropped` there. With the file `down` there is no state.
 #[derive(Debug, Serialize, Deserialize)]
 struct Waits {
     dir: PathBuf,
@@ -52,6 +52,9 @@ impl Job for Waits {
     }
 
     fn prepare(&self) -> Result<State, TaskError> {
+        if self.dir.join("down").exists() {
+            Err("no server")?;
+        }
         Ok(State::new(Trace(self.dir.clone())))
     }
 
@@ -140,5 +143,21 @@ fn forgotten_job_drops_its_state() {
     let job = child.job;
     child.send(&format!(r#"{{"forget":{{"job":"{job}","round":0}}}}"#));
     assert!(wait_for(&dropped), "the child is idle, and its job has ended");
+    child.end();
+}
+
+#[test]
+fn failed_prepare_fails_one_run_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    File::create(dir.path().join("down")).unwrap();
+    let mut child = Child::start(dir.path());
+    child.run(7);
+    child.run(8);
+    assert!(child.answer().starts_with(r#"{"prepared":"#));
+    let reason = "preparing the job's state: no server";
+    assert_eq!(child.answer(), format!(r#"{{"failed":{{"index":7,"failed":"{reason}"}}}}"#));
+    assert_eq!(child.answer(), r#""end""#);
+    assert_eq!(child.answer(), format!(r#"{{"unprepared":{{"reason":"{reason}"}}}}"#));
+    assert_eq!(child.answer(), r#""end""#);
     child.end();
 }

@@ -34,6 +34,8 @@ struct Scene {
     in_flight: u32,
     /// Time that the last run gave to the opening of the job's state.
     prepare_time: Duration,
+    /// Why the last run ran nothing.
+    unprepared: Option<String>,
 }
 
 impl Scene {
@@ -45,7 +47,7 @@ impl Scene {
         let slot = IsolatedSlot::new(Isolation { command, stop_grace });
         let [stop, revoked, halt] = [(); 3].map(|()| StopSignal::new());
         let (policy, prepare_time) = (Policy::default(), Duration::ZERO);
-        Self { dir, slot, stop, revoked, halt, policy, in_flight: 1, prepare_time }
+        Self { dir, slot, stop, revoked, halt, policy, in_flight: 1, prepare_time, unprepared: None }
     }
 
     /// Runs the batch.
@@ -81,6 +83,7 @@ impl Scene {
         let job = JobTraits { sends_tasks: false, in_flight: self.in_flight };
         let ran = self.slot.process_batch(&batch, job, &mut run, &self.stop, &self.revoked).unwrap();
         self.prepare_time = run.prepare_time();
+        self.unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
         (ran, outputs, failures)
     }
@@ -255,6 +258,15 @@ fn ended_job_is_forgotten_by_an_idle_child() {
     when_there(&forgotten, &read).join().unwrap();
     let line = std::fs::read_to_string(forgotten).unwrap();
     assert!(line.starts_with(r#"{"forget":{"job":""#), "{line}");
+    assert!(scene.slot.has_child());
+}
+
+#[test]
+fn unprepared_tasks_are_not_run() {
+    let script = r#"read -r job; read -r run; echo '{"unprepared":{"reason":"no server"}}'; echo '"end"'
+        run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!((scene.run(), scene.unprepared.as_deref()), ((0, vec![], vec![]), Some("no server")));
     assert!(scene.slot.has_child());
 }
 

@@ -43,6 +43,18 @@ impl BatchRun<'_> {
         Ok(())
     }
 
+    /// Returns why tasks were not run though they may be: `prepare` failed less than a second ago,
+    /// and is not called again before. It costs them nothing.
+    #[must_use]
+    pub fn unprepared(&self) -> Option<&str> {
+        self.unprepared.as_deref()
+    }
+
+    /// Notes that tasks were not run elsewhere, for this reason. See [`BatchRun::unprepared`].
+    pub fn set_unprepared(&mut self, reason: String) {
+        self.unprepared = Some(reason);
+    }
+
     /// Adds to [`BatchRun::prepare_time`] the time for which the job's state was opened elsewhere.
     pub fn add_prepare_time(&mut self, time: Duration) {
         self.prepare_time = self.prepare_time.saturating_add(time);
