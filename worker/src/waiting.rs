@@ -256,7 +256,9 @@ mod tests {
         });
         waiting.runs_dry().await;
         waiting.tidy_up();
-        let (first, second) = (told.recv_async().await.unwrap(), told.recv_async().await.unwrap());
+        let both = async { (told.recv_async().await.unwrap(), told.recv_async().await.unwrap()) };
+        let both = tokio::time::timeout(Duration::from_secs(10), both).await;
+        let (first, second) = both.expect("each slot tidies up");
         assert_eq!(first + second, 3, "each slot, since each has what the others do not know of");
         drop(giving);
         assert!(slots.into_iter().all(|slot| slot.join().unwrap()));
