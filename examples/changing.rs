@@ -1,7 +1,7 @@
 //! A job that changes while a fleet runs: the version says which code may work on it.
 //!
 //! ```text
-//! cargo run --release --example changing -- run words --text "to be or not to be"
+//! cargo run --release --example changing -- run count --text "to be or not to be"
 //! ```
 //!
 //! The first release counted letters, with `VERSION` 0. This one counts words: an output means
@@ -23,7 +23,7 @@ struct Words {
 }
 
 impl Job for Words {
-    const KIND: &'static str = "words";
+    const KIND: &'static str = "count";
     const VERSION: u32 = 1; // raised with each change of what a task, an output or the report means
     type Task = String;
     type Output = u64;

@@ -61,8 +61,8 @@ impl Job for Fetch {
         ControlFlow::Continue(())
     }
 
-    fn conclude(&self, (pages, bytes): &(u64, u64), _: &Account) -> Conclusion {
-        Conclusion::answer(format!("{pages} pages, {bytes} bytes"))
+    fn conclude(&self, (pages, bytes): &(u64, u64), account: &Account) -> Conclusion {
+        Conclusion::if_complete(format!("{pages} pages, {bytes} bytes"), account)
     }
 }
 

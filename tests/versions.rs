@@ -250,6 +250,6 @@ async fn retry_adopts_the_version_of_a_mended_program() {
 #[tokio::test]
 async fn example_counts_the_words_of_its_version() {
     let mut command = Command::new(example("changing"));
-    command.args(["run", "words", "--text", "to be or\nnot to be"]);
+    command.args(["run", "count", "--text", "to be or\nnot to be"]);
     assert_eq!(Process::start("changing", command).end().await.answer(), "6");
 }

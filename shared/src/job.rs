@@ -107,8 +107,9 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     ///
     /// # Errors
     /// The tasks of the batch that needed it have failed for this reason, and are tried again as
-    /// after an error of `process`. Another batch tries again, at most once a second. A panic
-    /// counts as an error.
+    /// after an error of `process`. Another batch tries again, at most once a second; until then
+    /// batches are left to other workers, at no cost, or fail if the error was
+    /// [`TaskError::reject`]. A panic counts as an error.
     fn prepare(&self) -> Result<State, TaskError> {
         Ok(State::none())
     }

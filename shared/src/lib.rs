@@ -36,7 +36,7 @@ pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
-    RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
+    IsPrepared, RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};

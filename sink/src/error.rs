@@ -95,8 +95,8 @@ pub enum SinkError {
     /// The ledger has a running job that this program cannot fold. Nothing was changed.
     #[error(
         "the ledger {} has a running job that this program cannot fold: {job}: {why}; the sink does not start, and the \
-         job stays as it is (hint: start the sink of the program that submitted it, or let that one end or cancel the \
-         job first)", .path.display()
+         job stays as it is (hint: start the sink of the program that submitted it, and let the job end or cancel it \
+         while that sink runs)", .path.display()
     )]
     OtherCode {
         /// The ledger.

@@ -49,6 +49,8 @@ pub(crate) enum Unfit {
     Spec(String),
     /// Tasks do not decode, and another build made them.
     Tasks(String),
+    /// The job's state failed to open here a moment ago, for this reason.
+    Unprepared(String),
 }
 
 impl Unfit {
@@ -72,6 +74,9 @@ impl Unfit {
             Self::Build => format!(
                 "the job of kind {kind} is for the build that submitted it (--same-build), and this worker is of \
                  another one; its tasks are left to other workers (hint: start this worker from that build)"
+            ),
+            Self::Unprepared(why) => format!(
+                "{why}; until this worker tries that again, its batches of kind {kind} are left to other workers"
             ),
             Self::Spec(why) | Self::Tasks(why) => format!(
                 "{why}; the job was submitted by another build, so this is left to other workers (hint: was a type \
@@ -110,6 +115,8 @@ pub(crate) fn release(
     }
     headers.released = headers.released.saturating_add(1);
     let to = match (headers.released, from) {
+        // This worker may be the only one, and cannot run it before the delay has passed.
+        _ if matches!(unfit, Unfit::Unprepared(_)) => QueueRole::Retry(RELEASE_DELAY),
         (1..=RELEASES_AT_ONCE, QueueRole::Suspect) => QueueRole::Suspect,
         (1..=RELEASES_AT_ONCE, _) => QueueRole::Again,
         _ => QueueRole::Retry(RELEASE_DELAY),
@@ -232,6 +239,17 @@ mod tests {
             assert_eq!(queues, [at_once, at_once, at_once, slow, slow]);
             assert_eq!((headers.attempt, headers.loss, headers.released), (2, 1, 5), "at no cost");
         }
+    }
+
+    #[test]
+    fn unprepared_batch_waits_at_no_cost() {
+        let unfit = Unfit::Unprepared("no server".into());
+        let headers = Headers { attempt: 2, ..Headers::default() };
+        let Release::To(to, next) = release(&unfit, QueueRole::Tasks, &headers, &worker(1), 0) else {
+            panic!("given up")
+        };
+        assert_eq!(to, QueueRole::Retry(RetryDelay::Second));
+        assert_eq!((next.attempt, next.released), (2, 1));
     }
 
     #[test]

@@ -234,10 +234,15 @@ impl Tenant {
         }
     }
 
-    /// A task with a time limit begins. False if the seat is lost.
-    pub(crate) fn begin_task(&self, index: TaskIndex, deadline: Instant) -> bool {
+    /// Begins a task with a time limit, or ends the watch over the one before, if there is no
+    /// deadline. False if the seat is lost.
+    pub(crate) fn begin_task(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
         let Some(mut state) = self.state() else { return false };
         let Some(turn) = &mut state.turn else { return false };
+        let Some(deadline) = deadline else {
+            turn.running = None;
+            return true;
+        };
         let running = Running { index, began: Instant::now(), deadline };
         let watched = turn.running.replace(running).is_some();
         drop(state);
@@ -310,6 +315,22 @@ mod tests {
         assert!(tenant.may_say(Upshot::default(), ALL).is_none(), "the seat is lost");
         said.stored();
         assert!(work.batch.is_settled());
+    }
+
+    #[tokio::test]
+    async fn time_limit_ends_while_a_state_is_opened() {
+        let shop = Shop::of_nothing().await;
+        let seat = Seat::new(Arc::default());
+        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
+        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
+        let now = Instant::now();
+        let look = |seat: &Seat| seat.look(now + 2 * OVERDUE_GRACE, Duration::from_secs(10), &shop);
+        assert!(tenant.begin_task(TaskIndex(3), Some(now)));
+        assert!(tenant.begin_task(TaskIndex(3), None));
+        assert!(matches!(look(&seat), Look::Idle));
+        assert!(tenant.begin_task(TaskIndex(3), Some(now)));
+        assert!(matches!(look(&seat), Look::Overdue(..)));
+        assert!(!tenant.begin_task(TaskIndex(3), None), "the seat is lost");
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use crate::{
     handoff::{Handoffs, Upshot},
     held::RunningBatch,
     in_hand::InHand,
-    isolate::IsolatedSlot,
+    isolate::{IsolatedSlot, JobTraits},
     job_cache::drop_job,
     release::{Release, Unfit},
     seat::{ALL, Tenant},
@@ -41,7 +41,14 @@ pub(crate) struct Work {
 /// takes no outcomes.
 pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
     let isolated = shop.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
-    while let Some(work) = waiting.next(|| shop.jobs.forget_ended()) {
+    let forget_ended = || {
+        shop.jobs.forget_ended();
+        if let Some(isolated) = &isolated {
+            isolated.lock().unwrap_or_else(PoisonError::into_inner).forget_ended();
+        }
+    };
+    let mut seen_ends = 0;
+    while let Some(work) = waiting.next(&mut seen_ends, forget_ended) {
         shop.counts.begins();
         let work = Arc::new(work);
         let revoked = tenant.begin(&work);
@@ -146,7 +153,6 @@ impl Run<'_> {
         self.work.running.set(batch.first); // also while the job reads its parameters and tasks
         let unfit = match shop.jobs.open(&shop.registry, batch, &stop) {
             Ok(job) => {
-                shop.releases.ran();
                 let ran = self.run_tasks(&*job, sequel, &stop);
                 drop_job(job);
                 return ran;
@@ -196,12 +202,18 @@ impl Run<'_> {
             None => job.process_batch(batch, &mut run)?,
             Some(isolated) => {
                 let mut isolated = isolated.lock().unwrap_or_else(PoisonError::into_inner);
-                let with_tasks = job.sends_tasks(&batch.policy);
-                isolated.process_batch(batch, with_tasks, &mut run, &self.revoked)?
+                let traits =
+                    JobTraits { sends_tasks: job.sends_tasks(&batch.policy), in_flight: job.in_flight() };
+                isolated.process_batch(batch, traits, &mut run, stop, &self.revoked)?
             }
         };
         let prepare_time = run.prepare_time();
+        let unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
+        if let Some(reason) = unprepared.filter(|_| ran == 0 && !stop.is_stopped()) {
+            return self.release(sequel, &Unfit::Unprepared(reason));
+        }
+        self.shop.releases.ran();
         let took = began.elapsed().saturating_sub(prepare_time);
         self.shop.pace.note(took, self.work.message.body.len());
         sequel.measure(ran, took);

@@ -50,8 +50,8 @@ struct State {
     idle: usize,
     /// How many were taken so far.
     taken: u64,
-    /// A slot is to drop what has ended before it takes work.
-    untidy: bool,
+    /// Number of times that slots were asked to drop what has ended, before they take work.
+    ends: u64,
 }
 
 /// An intake is to bring more when as few are left as there are slots.
@@ -116,11 +116,11 @@ impl Drop for Giving {
 
 impl Waiting {
     /// Blocks. Nothing once no more will come. `tidy_up` is called, without the lock, when
-    /// [`Waiting::tidy_up`] asked for it.
-    pub(crate) fn next(&self, tidy_up: impl Fn()) -> Option<Work> {
+    /// [`Waiting::tidy_up`] asked for it since `seen`, which is the slot's own count.
+    pub(crate) fn next(&self, seen: &mut u64, tidy_up: impl Fn()) -> Option<Work> {
         let mut state = self.0.state();
         loop {
-            if mem::take(&mut state.untidy) {
+            if mem::replace(seen, state.ends) != state.ends {
                 drop(state);
                 tidy_up();
                 state = self.0.state();
@@ -138,10 +138,10 @@ impl Waiting {
         }
     }
 
-    /// Has a slot tidy up: at once if one waits for work, else before the next one takes some.
+    /// Has each slot tidy up: at once if it waits for work, else before it takes some.
     pub(crate) fn tidy_up(&self) {
-        self.0.state().untidy = true;
-        self.0.some.notify_one();
+        self.0.state().ends += 1;
+        self.0.some.notify_all();
     }
 
     /// Waits until a slot has nothing to do.
@@ -212,7 +212,7 @@ mod tests {
         let (giving, waiting) = waiting(4);
         giving.give(works([QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect])).await;
         drop(giving);
-        let from = || waiting.next(|| {}).map(|work| work.from);
+        let from = || waiting.next(&mut 0, || {}).map(|work| work.from);
         assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
         assert_eq!(waiting.next_async().await.map(|work| work.from), Some(QueueRole::Again));
         assert_eq!([from(), from()], [None, None]);
@@ -224,7 +224,7 @@ mod tests {
         let mut given = pin!(giving.give(works([QueueRole::Tasks; 3])));
         for _ in 0..2 {
             assert!(given.as_mut().now_or_never().is_none());
-            waiting.next(|| {}).unwrap();
+            waiting.next(&mut 0, || {}).unwrap();
         }
         given.await;
     }
@@ -238,7 +238,7 @@ mod tests {
         assert!(next.await.is_some());
         let taker = std::thread::spawn({
             let waiting = waiting.clone();
-            move || waiting.next(|| {}).is_none()
+            move || waiting.next(&mut 0, || {}).is_none()
         });
         let mut next = pin!(waiting.next_async());
         assert!(next.as_mut().now_or_never().is_none());
@@ -247,18 +247,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn idle_slot_tidies_up() {
-        let (giving, waiting) = waiting(1);
+    async fn each_idle_slot_tidies_up() {
+        let (giving, waiting) = waiting(2);
         let (tidied, told) = flume::bounded(8);
-        let slot = std::thread::spawn({
-            let waiting = waiting.clone();
-            move || waiting.next(|| tidied.send(()).unwrap()).is_none()
+        let slots = [1, 2].map(|number| {
+            let (waiting, tidied) = (waiting.clone(), tidied.clone());
+            std::thread::spawn(move || waiting.next(&mut 0, || tidied.send(number).unwrap()).is_none())
         });
         waiting.runs_dry().await;
         waiting.tidy_up();
-        told.recv_async().await.unwrap();
+        let both = async { (told.recv_async().await.unwrap(), told.recv_async().await.unwrap()) };
+        let both = tokio::time::timeout(Duration::from_secs(10), both).await;
+        let (first, second) = both.expect("each slot tidies up");
+        assert_eq!(first + second, 3, "each slot, since each has what the others do not know of");
         drop(giving);
-        assert!(slot.join().unwrap());
+        assert!(slots.into_iter().all(|slot| slot.join().unwrap()));
         assert_eq!(told.drain().count(), 0, "once");
     }
 
@@ -270,7 +273,7 @@ mod tests {
         let taking = async {
             for _ in 0..2 {
                 tokio::time::sleep(second / 2).await;
-                waiting.next(|| {});
+                waiting.next(&mut 0, || {});
             }
         };
         tokio::join!(giving.standstill(second), taking);

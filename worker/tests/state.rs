@@ -83,7 +83,7 @@ impl Job for Stateful {
         match self.name.as_str() {
             "held" => drop(HELD_PREPARE.wait()),
             "slow" => std::thread::sleep(SLOW_PREPARE),
-            "fails" if before == 0 => Err("no server")?,
+            "fails" | "down" if before == 0 => Err("no server")?,
             "panics" => panic!("no luck"),
             _ => {}
         }
@@ -254,6 +254,17 @@ async fn failed_prepare_fails_its_batch_alone() {
     bench.submit(JobId::generate(), "panics", 1).await;
     assert_eq!(bench.outcomes(1).await.0, ["preparing the job's state: panic: no luck"]);
     assert_eq!(bench.stop().await.done, 1);
+}
+
+/// A host on which `prepare` fails once does not consume the tasks of the job.
+#[tokio::test]
+async fn failed_prepare_costs_other_batches_nothing() {
+    let bench = Bench::start(1).await;
+    bench.submit(JobId::generate(), "down", 5).await;
+    let reasons = bench.outcomes(5).await.0;
+    assert_eq!(reasons, ["preparing the job's state: no server"], "of the batch that tried");
+    assert_eq!(events_of("down", "prepared").len(), 2);
+    assert_eq!(bench.stop().await.done, 4);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ mod split;
 use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
-use prepare::StateCell;
-pub use process::{BatchRun, Begins, Chunk, DoneTasks, TaskFailure};
+use prepare::{NoState, StateCell};
+pub use process::{BatchRun, Begins, Chunk, DoneTasks, IsPrepared, TaskFailure};
 pub use running::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -67,7 +67,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
     /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they
     /// have all run, the job is stopped or the run is halted; returns how many ran to an outcome.
-    /// Outcomes are handed on through `run`.
+    /// Outcomes are handed on through `run`. None run if [`BatchRun::unprepared`] says why.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.

@@ -9,9 +9,8 @@ use std::{
 use super::catch;
 use crate::{State, TaskError, Trouble};
 
-/// Pause after a failed `prepare`, in which further batches fail for the same reason at once: as
-/// long as the shortest wait of a task that is tried again. A queue full of batches asks a server
-/// that is down once a second.
+/// Pause after a failed `prepare`, in which further batches are not run: as long as the shortest wait
+/// of a task that is tried again. A queue full of batches asks a server that is down once a second.
 const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The state of one job. The first batch opens it; those that come meanwhile wait for that.
@@ -29,25 +28,36 @@ enum Prepared {
     Ready(State),
 }
 
+/// The reason why there is no state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoState {
+    /// `prepare` failed, or refused the job less than [`PREPARE_PAUSE`] ago: the tasks fail.
+    Failed(Trouble),
+    /// `prepare` failed less than [`PREPARE_PAUSE`] ago: the tasks are not to blame for another try.
+    Paused(String),
+}
+
 impl StateCell {
     /// Returns the state; `prepare` opens it if it is not there yet. `at_once` passes over the
     /// pause after a failure.
     ///
     /// # Errors
-    /// The reason why it could not be opened, now or less than [`PREPARE_PAUSE`] ago; a panic is an
-    /// error too.
+    /// The reason why it could not be opened, now or before; a panic is an error too.
     pub(super) fn open(
         &self,
         prepare: impl FnOnce() -> Result<State, TaskError>,
         at_once: bool,
-    ) -> Result<State, Trouble> {
+    ) -> Result<State, NoState> {
         // User code runs under this lock, whose holders all belong to this job; its panics are
         // caught.
         let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*prepared {
             Prepared::Ready(state) => return Ok(state.clone()),
             Prepared::Failed { trouble, at } if !at_once && at.elapsed() < PREPARE_PAUSE => {
-                return Err(trouble.clone());
+                return Err(match trouble {
+                    Trouble::Failed(reason) | Trouble::Delayed(reason, _) => NoState::Paused(reason.clone()),
+                    trouble => NoState::Failed(trouble.clone()),
+                });
             }
             Prepared::Failed { .. } | Prepared::Not => {}
         }
@@ -58,7 +68,7 @@ impl StateCell {
             Ok(state) => Prepared::Ready(state.clone()),
             Err(trouble) => Prepared::Failed { trouble: trouble.clone(), at: Instant::now() },
         };
-        opened
+        opened.map_err(NoState::Failed)
     }
 }
 
@@ -72,8 +82,8 @@ impl fmt::Debug for StateCell {
 mod tests {
     use super::*;
 
-    fn failed(text: &str) -> Option<Trouble> {
-        Some(Trouble::Failed(format!("preparing the job's state: {text}")))
+    fn failed(text: &str) -> Option<NoState> {
+        Some(NoState::Failed(Trouble::Failed(format!("preparing the job's state: {text}"))))
     }
 
     #[test]
@@ -85,10 +95,20 @@ mod tests {
     }
 
     #[test]
+    fn rejected_job_fails_during_the_pause_too() {
+        let cell = StateCell::default();
+        let rejected = NoState::Failed(Trouble::Rejected("preparing the job's state: no such model".into()));
+        let first = cell.open(|| Err(TaskError::reject("no such model")), false);
+        assert_eq!(first.err(), Some(rejected.clone()));
+        assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(rejected));
+    }
+
+    #[test]
     fn failed_prepare_is_repeated_after_a_pause() {
         let cell = StateCell::default();
         assert_eq!(cell.open(|| Err("no server")?, false).err(), failed("no server"));
-        assert_eq!(cell.open(|| unreachable!("too early"), false).err(), failed("no server"));
+        let paused = NoState::Paused("preparing the job's state: no server".into());
+        assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(paused));
         assert_eq!(cell.open(|| panic!("odd"), true).err(), failed("panic: odd"));
         let long_ago = Instant::now().checked_sub(PREPARE_PAUSE).unwrap();
         *cell.0.lock().unwrap() = Prepared::Failed { trouble: Trouble::TimedOut, at: long_ago };

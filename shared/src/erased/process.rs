@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
+use super::{NoState, StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
 use crate::{
     Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
@@ -149,8 +149,12 @@ pub struct TaskFailure {
 }
 
 /// Told on the slot's thread, before a task with a time limit begins, of its index and its deadline. If it answers no,
-/// the run ends there.
-pub type Begins<'a> = dyn Fn(TaskIndex, Instant) -> bool + Sync + 'a;
+/// the run ends there. No deadline means that the one before counts no longer and the task has not begun.
+pub type Begins<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
+
+/// Told on the slot's thread, before the first task begins, for how long the run waited for the
+/// job's state.
+pub type IsPrepared<'a> = dyn Fn(Duration) + Sync + 'a;
 
 /// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
 pub struct BatchRun<'a> {
@@ -165,6 +169,8 @@ pub struct BatchRun<'a> {
     chunk_began: Instant,
     prepare_time: Duration,
     prepare_at_once: bool,
+    is_prepared: Option<&'a IsPrepared<'a>>,
+    pub(super) unprepared: Option<String>,
 }
 
 impl fmt::Debug for BatchRun<'_> {
@@ -195,6 +201,8 @@ impl<'a> BatchRun<'a> {
             chunk_began: Instant::now(),
             prepare_time: Duration::ZERO,
             prepare_at_once: false,
+            is_prepared: None,
+            unprepared: None,
         }
     }
 
@@ -211,14 +219,29 @@ impl<'a> BatchRun<'a> {
         Self { prepare_at_once: true, ..self }
     }
 
-    /// Opens the job's state for the tasks, or returns why there is none.
-    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Result<(), Trouble> {
+    /// Opens the job's state for the tasks, or returns why there is none. None if the run must end.
+    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Option<Result<(), Trouble>> {
         let began = Instant::now();
-        let opened = state.open(|| job.prepare(), self.prepare_at_once);
+        let opened = match state.open(|| job.prepare(), self.prepare_at_once) {
+            Ok(state) => Ok(state),
+            Err(NoState::Failed(trouble)) => Err(trouble),
+            Err(NoState::Paused(reason)) => {
+                self.unprepared = Some(reason);
+                return None;
+            }
+        };
         self.prepare_time = began.elapsed();
+        if let Some(is_prepared) = self.is_prepared {
+            is_prepared(self.prepare_time);
+        }
         self.chunk_began = Instant::now();
-        self.cx.set_state(opened?);
-        Ok(())
+        Some(opened.map(|state| self.cx.set_state(state)))
+    }
+
+    /// The same run, which tells when the job's state is there, or failed to open.
+    #[must_use]
+    pub fn telling_prepared(self, is_prepared: &'a IsPrepared<'a>) -> Self {
+        Self { is_prepared: Some(is_prepared), ..self }
     }
 
     /// The same run, with somebody who watches over time limits.
@@ -259,7 +282,7 @@ impl<'a> BatchRun<'a> {
     /// there.
     pub(super) fn watch(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
         if let (Some(deadline), Some(begins)) = (deadline, self.begins)
-            && !begins(index, deadline)
+            && !begins(index, Some(deadline))
         {
             return false;
         }
@@ -371,7 +394,7 @@ pub(super) fn process_batch<J: Job>(
         return Err(batch.wrong_count(typed.len()));
     }
     let travelling = if sends_tasks::<J>(&batch.policy) { Some(raw.tasks()?.to_vec()) } else { None };
-    let prepared = run.prepare(job, state);
+    let Some(prepared) = run.prepare(job, state) else { return Ok(0) };
     if J::IN_FLIGHT > 0 {
         let typed = match prepared {
             Ok(()) => typed,

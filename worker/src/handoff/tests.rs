@@ -126,7 +126,7 @@ async fn while_all_slots_are_at_work_for_long_outcomes_wait_for_company_until_on
         sleep_until(begin + Duration::from_millis(150)).await;
         assert!(sent(2));
         let idle = waiting.clone();
-        let slot = std::thread::spawn(move || idle.next(|| {}).is_none());
+        let slot = std::thread::spawn(move || idle.next(&mut 0, || {}).is_none());
         // Not awaited: the clock, with nothing else to wait for, would go on to when they have waited long enough.
         while waiting.runs_dry().now_or_never().is_none() {
             std::thread::yield_now();

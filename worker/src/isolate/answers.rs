@@ -44,11 +44,11 @@ impl Answers {
         Ok(answers)
     }
 
-    /// Adds the outcomes of some tasks, and writes them at once if `at_once`.
+    /// Adds the outcomes of some tasks.
     ///
     /// # Errors
     /// If the worker does not read any more.
-    pub(super) fn push(&self, chunk: Chunk, at_once: bool) -> io::Result<()> {
+    pub(super) fn push(&self, chunk: Chunk) -> io::Result<()> {
         let mut state = self.lock();
         let was_empty = state.is_empty();
         let mut failed = chunk.failed.into_iter().peekable();
@@ -59,11 +59,24 @@ impl Answers {
             state.push(done)?;
         }
         failed.try_for_each(|failure| state.fail(&failure))?;
-        if at_once {
-            return state.flush();
-        }
         if was_empty && !state.is_empty() {
             drop(state);
+            self.gathering.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Adds an answer that need not be read before what follows it.
+    ///
+    /// # Errors
+    /// The same as [`Answers::push`].
+    pub(super) fn gather(&self, answer: &Answer<&RawValue>) -> io::Result<()> {
+        let mut state = self.lock();
+        let was_empty = state.is_empty();
+        state.settle()?;
+        write_line(&mut state.lines, answer)?;
+        drop(state);
+        if was_empty {
             self.gathering.notify_one();
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! A child process that runs the batches of one slot, as the worker sees it.
 
-use std::{collections::VecDeque, io, time::Duration};
+use std::{collections::VecDeque, io, ops::Range, time::Duration};
 
 use gristmill_process::{ChildGroup, Command, exit_reason};
-use gristmill_shared::{JobId, Round, wire::Batch};
+use gristmill_shared::{JobId, Round, StopSignal, wire::Batch};
 use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -35,7 +35,16 @@ pub(super) struct Child {
     line: Vec<u8>,
     stderr: Stderr,
     /// The jobs that the child has open.
-    jobs: VecDeque<(JobId, Round, Box<RawValue>)>,
+    jobs: VecDeque<OpenJob>,
+}
+
+#[derive(Debug)]
+struct OpenJob {
+    id: JobId,
+    round: Round,
+    spec: Box<RawValue>,
+    /// Given when the round has ended.
+    stop: StopSignal,
 }
 
 impl Child {
@@ -72,23 +81,20 @@ impl Child {
         self.group.id()
     }
 
-    /// Sends the tasks of a batch from the one at `from` on, and the batch's job before it, if the
-    /// child does not have it.
+    /// Sends the tasks of a batch at `places`, and the batch's job before them, if the child does
+    /// not have it.
     pub(super) async fn run(
         &mut self,
         batch: &Batch<'_>,
-        from: usize,
+        places: Range<usize>,
         tasks: &[&RawValue],
         failures: u32,
-        each: bool,
+        stop: &StopSignal,
     ) -> io::Result<()> {
         let key = (batch.job, batch.round);
-        let has = |(job, round, spec): &(JobId, Round, Box<RawValue>)| {
-            (*job, *round) == key && spec.get() == batch.spec.get()
-        };
         // The child takes the last job of this id and round.
-        let last = self.jobs.iter().rfind(|(job, round, _)| (*job, *round) == key);
-        if !last.is_some_and(has) {
+        let last = self.jobs.iter().rfind(|open| (open.id, open.round) == key);
+        if last.is_none_or(|open| open.spec.get() != batch.spec.get()) {
             let kind = batch.kind.clone();
             let timeout_ms = batch.policy.task_timeout_ms;
             let job = Request::Job {
@@ -100,23 +106,33 @@ impl Child {
                 timeout_ms,
             };
             self.send(&job).await?;
-            self.jobs.push_back((batch.job, batch.round, batch.spec.to_owned()));
+            let (id, round) = key;
+            self.jobs.push_back(OpenJob { id, round, spec: batch.spec.to_owned(), stop: stop.clone() });
             if self.jobs.len() > OPEN_JOBS_MAX {
                 self.jobs.pop_front();
             }
         }
-        let rest = tasks.get(from..).unwrap_or_default();
+        let first = batch.first.plus(places.start as u64);
         let packed;
-        let tasks = if from == 0 {
-            batch.tasks
+        let (count, tasks) = if places == (0..tasks.len()) {
+            (batch.count, batch.tasks)
         } else {
-            packed = Batch::pack(rest);
-            &*packed
+            let part = tasks.get(places).unwrap_or_default();
+            packed = Batch::pack(part);
+            (u32::try_from(part.len()).unwrap_or(u32::MAX), &*packed)
         };
-        let first = batch.first.plus(from as u64);
-        let count = u32::try_from(rest.len()).unwrap_or(u32::MAX);
         let (job, round) = key;
-        self.send(&Request::Run { job, round, first, count, failures, each, tasks }).await
+        self.send(&Request::Run { job, round, first, count, failures, tasks }).await
+    }
+
+    /// Tells the child which of its jobs have ended.
+    pub(super) async fn forget_ended(&mut self) -> io::Result<()> {
+        while let Some(ended) = self.jobs.iter().find(|open| open.stop.is_stopped()) {
+            let (job, round) = (ended.id, ended.round);
+            self.send(&Request::<&RawValue>::Forget { job, round }).await?;
+            self.jobs.retain(|open| (open.id, open.round) != (job, round));
+        }
+        Ok(())
     }
 
     /// Tells the child that a job was stopped.

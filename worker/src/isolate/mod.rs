@@ -9,11 +9,13 @@ mod child;
 mod protocol;
 mod proxy;
 mod serve;
+#[cfg(test)]
+mod serve_tests;
 mod stderr;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use proxy::IsolatedSlot;
+pub(crate) use proxy::{IsolatedSlot, JobTraits};
 pub use serve::serve_isolated;
 
 use std::time::Duration;

@@ -16,7 +16,7 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(super) const LINE_MAX_BYTES: usize = 16 << 20;
 
 /// Number of jobs that a child keeps open. The worker knows which ones: those of the last `job`
-/// lines.
+/// lines, without those of `forget` lines.
 pub(super) const OPEN_JOBS_MAX: usize = 16;
 
 /// A line to the child. `R` is JSON that is passed on as it is.
@@ -46,12 +46,12 @@ pub(super) enum Request<R> {
         count: u32,
         /// The number of earlier tries of these tasks that failed.
         failures: u32,
-        /// True if each outcome is answered before the next task begins.
-        each: bool,
         tasks: R,
     },
     /// The job was stopped: its running task should end, and the rest of the batch is not needed.
     Stop { job: JobId, round: Round },
+    /// The job has ended: the child drops it, and its state.
+    Forget { job: JobId, round: Round },
 }
 
 /// A line from the child. Outcomes come in the order of their tasks.
@@ -63,6 +63,11 @@ pub(super) enum Answer<R> {
         /// See [`PROTOCOL_VERSION`].
         protocol: u32,
     },
+    /// The first answer to `run`: the job's state is there, or has failed to open, and the first
+    /// task begins. With the time that it took, in microseconds.
+    Prepared { micros: u64 },
+    /// No task is run, since `prepare` failed a moment ago. The only answer to `run` before `end`.
+    Unprepared { reason: String },
     /// Outputs of consecutive tasks, as an array.
     Done { first: TaskIndex, outputs: R },
     /// A task that gave no output.
@@ -71,7 +76,7 @@ pub(super) enum Answer<R> {
         #[serde(flatten)]
         why: Why,
     },
-    /// The job cannot be opened.
+    /// The job cannot be opened. The only answer to `run` before `end`.
     Refused { reason: String },
     /// The batch has ended: all of it was answered, or the job was stopped, or the input has ended.
     End,

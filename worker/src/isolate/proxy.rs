@@ -33,10 +33,21 @@ pub(crate) struct IsolatedSlot {
     failed_starts: u32,
 }
 
+/// The facts about a job on which the run of its batches depends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JobTraits {
+    /// Whether the tasks travel beside their outputs.
+    pub(crate) sends_tasks: bool,
+    /// Number of tasks that a slot keeps in flight.
+    pub(crate) in_flight: u32,
+}
+
 /// The signals of a run.
 struct Signals {
     /// Given when the job is stopped, or with `revoked`.
     cx: TaskContext,
+    /// Given when the job is stopped, or has ended.
+    stop: StopSignal,
     /// Given when the batch is taken from the slot's thread.
     revoked: StopSignal,
     /// Given when the worker leaves.
@@ -67,22 +78,23 @@ impl IsolatedSlot {
     }
 
     /// Runs a batch in the child as `AnyJob::process_batch` does here. A child that dies costs the
-    /// running task one attempt; the tasks after it go to the next child. With `sends_tasks` the
-    /// tasks travel beside their outputs.
+    /// task at which it died one attempt; the other tasks go to the next child.
     ///
     /// # Errors
     /// If the batch does not have as many tasks as it says; nothing was run then.
     pub(crate) fn process_batch(
         &mut self,
         batch: &Batch<'_>,
-        sends_tasks: bool,
+        job: JobTraits,
         run: &mut BatchRun<'_>,
+        stop: &StopSignal,
         revoked: &StopSignal,
     ) -> Result<u32, Malformed> {
         let tasks = batch.each()?;
         let cx = run.task_context().clone();
-        let signals = Signals { cx, revoked: revoked.clone(), halt: run.halt_signal().clone() };
-        let mut part = Part { batch, tasks: &tasks, sends_tasks, run, next: 0, each: false };
+        let (stop, revoked, halt) = (stop.clone(), revoked.clone(), run.halt_signal().clone());
+        let signals = Signals { cx, stop, revoked, halt };
+        let mut part = Part { batch, tasks: &tasks, job, run, next: 0, sent: 0, each: false };
         match gristmill_process::runtime() {
             Ok(runtime) => runtime.block_on(self.process(&mut part, &signals)),
             Err(error) => {
@@ -99,21 +111,50 @@ impl IsolatedSlot {
         Ok(u32::try_from(ran).unwrap_or(u32::MAX))
     }
 
+    /// Tells the child which jobs have ended, so that it drops their states.
+    pub(crate) fn forget_ended(&mut self) {
+        let (Some(mut child), Ok(runtime)) = (self.child.take(), gristmill_process::runtime()) else {
+            return;
+        };
+        match runtime.block_on(child.forget_ended()) {
+            Ok(()) => self.child = Some(child),
+            Err(error) => {
+                // The next batch starts another one.
+                tracing::warn!(pid = child.id(), %error, "the idle child process of a slot does not read; ending it");
+            }
+        }
+    }
+
     async fn process(&mut self, part: &mut Part<'_, '_, '_>, signals: &Signals) {
         while part.next < part.tasks.len() && !signals.end() {
+            if part.run.await_prepared(part.index()).is_err() {
+                return; // the batch was taken from the slot's thread
+            }
             let Some(mut child) = self.ready(signals).await else { return };
             let before = part.next;
             match part.run_in(&mut child, signals, self.isolation.stop_grace).await {
                 Ok(Done::Batch) => self.child = Some(child),
+                Ok(Done::Unprepared) => {
+                    self.child = Some(child);
+                    return;
+                }
                 Ok(Done::Child) => return, // dropping it ends it
-                Ok(Done::Overdue) => part.fail(Trouble::TimedOut),
+                Ok(Done::Overdue) if part.is_culprit_known() => part.fail(Trouble::TimedOut),
+                Ok(Done::Overdue) => {
+                    let (pid, index) = (child.id(), part.index());
+                    tracing::info!(
+                        pid, %index, "one of several tasks in flight is overdue; the rest of the batch runs task by task"
+                    );
+                    part.each = true;
+                    continue;
+                }
                 Err(error) => {
                     let pid = child.id();
                     let reason = child.ended(&error).await;
                     let index = part.index();
                     if part.next == part.tasks.len() {
                         tracing::warn!(pid, reason, "the child process of a slot ended after its last task");
-                    } else if part.each || part.next + 1 == part.tasks.len() {
+                    } else if part.next + 1 == part.sent {
                         tracing::warn!(pid, %index, reason, "the child process of a task ended");
                         part.fail(Trouble::Failed(format!("its process {reason}")));
                     } else {
@@ -121,7 +162,7 @@ impl IsolatedSlot {
                         // may not be the culprit.
                         tracing::info!(
                             pid, %index, reason,
-                            "the child process of a batch ended; the rest of the batch is answered task by task"
+                            "the child process of a batch ended; the rest of the batch runs task by task"
                         );
                         part.each = true;
                     }
@@ -185,6 +226,8 @@ impl Signals {
 enum Done {
     /// The child has ended the batch and is free.
     Batch,
+    /// The same, without a task: the job's state failed to open a moment ago.
+    Unprepared,
     /// The child is of no use any more.
     Child,
     /// The running task passed its deadline.
@@ -195,12 +238,13 @@ enum Done {
 struct Part<'b, 'a, 'r> {
     batch: &'b Batch<'a>,
     tasks: &'b [&'a RawValue],
-    /// True if the tasks travel beside their outputs.
-    sends_tasks: bool,
+    job: JobTraits,
     run: &'b mut BatchRun<'r>,
-    /// The first task without an outcome: the one that runs.
+    /// The first task without an outcome.
     next: usize,
-    /// True if each outcome is answered before the next task begins.
+    /// The end of the tasks that the child has.
+    sent: usize,
+    /// Whether the child is given one task at a time, so that it is known which one ends it.
     each: bool,
 }
 
@@ -209,7 +253,12 @@ impl Part<'_, '_, '_> {
         self.batch.first.plus(self.next as u64)
     }
 
-    /// Ends the running task without an output.
+    /// Whether the first task without an outcome is the only one that the child can run now.
+    fn is_culprit_known(&self) -> bool {
+        self.job.in_flight <= 1 || self.next + 1 == self.sent
+    }
+
+    /// Ends the first task without an outcome without an output.
     fn fail(&mut self, trouble: Trouble) {
         if let Some(task) = self.tasks.get(self.next) {
             self.run.outcome(self.index(), Err(trouble), task, false);
@@ -231,8 +280,10 @@ impl Part<'_, '_, '_> {
         stop_grace: Duration,
     ) -> io::Result<Done> {
         let failures = signals.cx.attempt().saturating_sub(1);
-        let mut deadline = self.begin();
-        child.run(self.batch, self.next, self.tasks, failures, self.each).await?;
+        self.sent = if self.each { self.next + 1 } else { self.tasks.len() };
+        child.run(self.batch, self.next..self.sent, self.tasks, failures, &signals.stop).await?;
+        // No task has begun before the job's state is there.
+        let (mut is_prepared, mut deadline) = (false, None::<Instant>);
         let (mut stopped_at, mut halted) = (None::<Instant>, false);
         loop {
             let event = {
@@ -252,10 +303,14 @@ impl Part<'_, '_, '_> {
             };
             match event {
                 Event::Answer => {
-                    if self.take(child)? {
-                        return Ok(if halted { Done::Child } else { Done::Batch });
+                    if self.take(child, &mut is_prepared)? {
+                        return Ok(match self.run.unprepared() {
+                            _ if halted => Done::Child,
+                            Some(_) => Done::Unprepared,
+                            None => Done::Batch,
+                        });
                     }
-                    deadline = if self.next < self.tasks.len() { self.begin() } else { None };
+                    deadline = if is_prepared && self.next < self.sent { self.begin() } else { None };
                 }
                 Event::Broken(error) => return Err(error),
                 Event::Overdue if stopped_at.is_some() => return Ok(Done::Child),
@@ -283,26 +338,32 @@ impl Part<'_, '_, '_> {
         }
     }
 
-    /// Takes an answer. True at the end of the batch.
-    fn take(&mut self, child: &Child) -> io::Result<bool> {
+    /// Takes an answer. True at the end of the tasks that were sent.
+    fn take(&mut self, child: &Child, is_prepared: &mut bool) -> io::Result<bool> {
         let answer = child.parsed().map_err(|_| child.garbled())?;
         match answer {
-            Answer::Done { first, outputs } if first == self.index() => {
+            Answer::Prepared { micros } if !*is_prepared => {
+                *is_prepared = true;
+                self.run.add_prepare_time(Duration::from_micros(micros));
+            }
+            Answer::Done { first, outputs } if *is_prepared && first == self.index() => {
                 let outputs: Vec<&RawValue> = serde_json::from_str(outputs.get())?;
                 for output in outputs {
-                    let Some(task) = self.tasks.get(self.next) else { return Err(child.garbled()) };
-                    self.run.outcome(self.index(), Ok(output), task, self.sends_tasks);
+                    let task = self.tasks.get(self.next).filter(|_| self.next < self.sent);
+                    let Some(task) = task else { return Err(child.garbled()) };
+                    self.run.outcome(self.index(), Ok(output), task, self.job.sends_tasks);
                     self.next += 1;
                 }
             }
-            Answer::Failed { index, why } if index == self.index() && self.next < self.tasks.len() => {
+            Answer::Failed { index, why }
+                if *is_prepared && index == self.index() && self.next < self.sent =>
+            {
                 self.fail(why.into_trouble());
             }
-            Answer::Refused { reason } => self.fail(Trouble::Failed(reason)),
+            Answer::Unprepared { reason } if !*is_prepared => self.run.set_unprepared(reason),
+            Answer::Refused { reason } if !*is_prepared => self.fail(Trouble::Failed(reason)),
             Answer::End => return Ok(true),
-            Answer::Done { .. } | Answer::Failed { .. } | Answer::Ready { .. } => {
-                return Err(child.garbled());
-            }
+            _ => return Err(child.garbled()),
         }
         Ok(false)
     }

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufReader},
+    mem,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -15,13 +16,16 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
+use crate::job_cache::drop_job;
+
 use super::{
     answers::Answers,
     protocol::{Answer, OPEN_JOBS_MAX, PROTOCOL_VERSION, Request, read_line},
 };
 
-/// Batches that wait for the thread: the worker sends one at a time.
-const WAITING_BATCHES_MAX: usize = 1;
+/// Requests that wait for the thread: the worker sends one batch at a time, before it its job, and a
+/// `forget` for each job that has ended. So a `stop` is read at any time.
+const WAITING_REQUESTS_MAX: usize = OPEN_JOBS_MAX + 2;
 
 /// Runs the batches that the worker sends, until `requests` is at its end: then the running task
 /// ends, and no other one begins.
@@ -32,7 +36,7 @@ pub fn serve_isolated(registry: Registry, requests: File, answers: File) -> io::
     let answers = Answers::start(answers)?;
     let halt = StopSignal::new();
     let current = Arc::new(Mutex::new(None));
-    let (sender, waiting) = flume::bounded::<Request<Box<RawValue>>>(WAITING_BATCHES_MAX);
+    let (sender, waiting) = flume::bounded::<Request<Box<RawValue>>>(WAITING_REQUESTS_MAX);
     let reading = {
         let (answers, halt, current) = (Arc::clone(&answers), halt.clone(), Arc::clone(&current));
         let read = move || {
@@ -77,7 +81,7 @@ fn read_requests(
                 *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((*job, *round, signal));
                 send(work, request)?;
             }
-            Request::Job { .. } => send(work, request)?,
+            Request::Job { .. } | Request::Forget { .. } => send(work, request)?,
         }
     }
     Ok(())
@@ -106,12 +110,20 @@ struct OpenJob {
     job: Result<Arc<dyn AnyJob>, OpenError>,
 }
 
+impl OpenJob {
+    /// Drops the job, and its state, which is user code.
+    fn close(self) {
+        if let Ok(job) = self.job {
+            drop_job(job);
+        }
+    }
+}
+
 /// Some tasks of a job.
 struct Tasks {
     first: TaskIndex,
     count: u32,
     failures: u32,
-    each: bool,
     json: Box<RawValue>,
 }
 
@@ -124,11 +136,18 @@ impl Slot {
                     let policy = Policy { task_timeout_ms: timeout_ms, ..Policy::default() };
                     self.jobs.push_back(OpenJob { id, round, kind, version, spec, policy, job });
                     if self.jobs.len() > OPEN_JOBS_MAX {
-                        self.jobs.pop_front();
+                        self.jobs.pop_front().into_iter().for_each(OpenJob::close);
                     }
                 }
-                Request::Run { job, round, first, count, failures, each, tasks } => {
-                    self.run(job, round, &Tasks { first, count, failures, each, json: tasks })?;
+                Request::Forget { job, round } => {
+                    let is_ended = |open: &OpenJob| (open.id, open.round) == (job, round);
+                    let (ended, open): (VecDeque<_>, VecDeque<_>) =
+                        mem::take(&mut self.jobs).into_iter().partition(is_ended);
+                    self.jobs = open;
+                    ended.into_iter().for_each(OpenJob::close);
+                }
+                Request::Run { job, round, first, count, failures, tasks } => {
+                    self.run(job, round, &Tasks { first, count, failures, json: tasks })?;
                 }
                 Request::Hello { .. } | Request::Stop { .. } => {}
             }
@@ -173,18 +192,34 @@ impl Slot {
         let stop = self.stop_signal(open.id, open.round);
         let cx = TaskContext::new(open.id, tasks.first, tasks.failures, stop);
         let mut written = Ok(());
+        let is_prepared = |took: Duration| {
+            let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+            let answer = Answer::Prepared { micros };
+            // From then on the worker counts the first task's time, if that has a limit.
+            let at_once = open.policy.task_timeout_ms.is_some();
+            let answered = if at_once { self.answers.answer(&answer) } else { self.answers.gather(&answer) };
+            if answered.is_err() {
+                self.halt.stop(); // the worker has gone; the end of the batch meets the same error
+            }
+        };
         let mut hand_on = |chunk| {
             if written.is_ok() {
-                written = self.answers.push(chunk, tasks.each);
+                written = self.answers.push(chunk);
             }
             if written.is_err() {
                 self.halt.stop(); // the worker has gone
             }
         };
         let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut hand_on);
-        let ran = job.process_batch(&batch, &mut run.hand_on_every(Duration::ZERO));
-        ran.map_err(|malformed| malformed.reason)?;
-        Ok(written)
+        let run = run.telling_prepared(&is_prepared);
+        let mut run = run.hand_on_every(Duration::ZERO);
+        job.process_batch(&batch, &mut run).map_err(|malformed| malformed.reason)?;
+        let unprepared = run.unprepared().map(ToOwned::to_owned);
+        drop(run);
+        Ok(match unprepared {
+            Some(reason) => self.answers.gather(&Answer::Unprepared { reason }),
+            None => written,
+        })
     }
 
     fn stop_signal(&self, job: JobId, round: Round) -> StopSignal {

@@ -13,10 +13,12 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use super::{IsolatedSlot, Isolation};
+use super::{IsolatedSlot, Isolation, JobTraits};
 
-/// The start of a script: reads the first line and is ready.
-const READY_SCRIPT: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'; "#;
+/// The start of a script: reads the first line and is ready. `run` reads a run and is prepared.
+const READY_SCRIPT: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'
+    run() { read -r run && echo '{"prepared":{"micros":1500}}'; }
+    "#;
 
 /// The number of tasks that ran, outputs and failures by index.
 type Outcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
@@ -29,6 +31,11 @@ struct Scene {
     revoked: StopSignal,
     halt: StopSignal,
     policy: Policy,
+    in_flight: u32,
+    /// Time that the last run gave to the opening of the job's state.
+    prepare_time: Duration,
+    /// Why the last run ran nothing.
+    unprepared: Option<String>,
 }
 
 impl Scene {
@@ -39,7 +46,8 @@ impl Scene {
         let stop_grace = Duration::from_millis(100);
         let slot = IsolatedSlot::new(Isolation { command, stop_grace });
         let [stop, revoked, halt] = [(); 3].map(|()| StopSignal::new());
-        Self { dir, slot, stop, revoked, halt, policy: Policy::default() }
+        let (policy, prepare_time) = (Policy::default(), Duration::ZERO);
+        Self { dir, slot, stop, revoked, halt, policy, in_flight: 1, prepare_time, unprepared: None }
     }
 
     /// Runs the batch.
@@ -72,7 +80,10 @@ impl Scene {
             failures.extend(chunk.failed.into_iter().map(|failure| (failure.index.0, failure.trouble)));
         };
         let mut run = BatchRun::new(cx, &self.policy, self.halt.clone(), &mut hand_on);
-        let ran = self.slot.process_batch(&batch, false, &mut run, &self.revoked).unwrap();
+        let job = JobTraits { sends_tasks: false, in_flight: self.in_flight };
+        let ran = self.slot.process_batch(&batch, job, &mut run, &self.stop, &self.revoked).unwrap();
+        self.prepare_time = run.prepare_time();
+        self.unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
         (ran, outputs, failures)
     }
@@ -95,34 +106,37 @@ fn when_there(file: &Path, signal: &StopSignal) -> thread::JoinHandle<()> {
 
 #[test]
 fn outcomes_of_a_child_are_the_batchs() {
-    let script = r#"read -r job; read -r run; echo "$job$run" >seen
+    let script = r#"read -r job; run; echo "$job$run" >seen
         echo '{"done":{"first":5,"outputs":[1]}}'; echo '{"failed":{"index":6,"rejected":"no"}}'
         echo '{"done":{"first":7,"outputs":[{"b": 2}]}}'; echo '"end"'
-        read -r run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+        run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
     let mut scene = Scene::new(script);
     let (ran, done, failed) = scene.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, r#"{"b": 2}"#)])));
     assert_eq!(failed, [(6, Trouble::Rejected("no".into()))]);
     let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
-    for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"each":false,"tasks":[10,11,12]"#] {
+    for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"tasks":[10,11,12]"#] {
         assert!(seen.contains(part), "{seen}");
     }
 }
 
 #[test]
 fn child_that_dies_before_it_answers_costs_nothing() {
-    let script = r#"read -r job; read -r run
+    let script = r#"read -r job; run
         [ -e died ] || { touch died; kill -9 $$; }
-        echo "$run" >seen; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+        for index in 5 6 7; do
+            echo "$run" >>seen; echo "{\"done\":{\"first\":$index,\"outputs\":[$index]}}"; echo '"end"'; run
+        done"#;
     let mut scene = Scene::new(script);
-    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    assert_eq!(scene.run(), (3, outputs(&[(5, "5"), (6, "6"), (7, "7")]), vec![]));
     let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
-    assert!(seen.contains(r#""each":true"#), "the culprit would not be found: {seen}");
+    let alone = |run: &str| run.contains(r#""count":1"#);
+    assert!(seen.lines().count() == 3 && seen.lines().all(alone), "the culprit would not be found: {seen}");
 }
 
 #[test]
 fn death_at_a_task_costs_that_task_alone() {
-    let script = r#"read -r job; read -r run
+    let script = r#"read -r job; run
         case $run in *'"first":5'*)
             echo '{"done":{"first":5,"outputs":[1]}}'; echo 'out of luck' >&2; exit 3 ;;
         esac
@@ -139,7 +153,7 @@ fn death_at_a_task_costs_that_task_alone() {
 fn answer_that_is_none_ends_the_child() {
     for garbage in ["hello", r#"{"done":{"first":9,"outputs":[1]}}"#, r#"{"failed":{"index":5}}"#] {
         let (ran, done, failed) =
-            Scene::new(&format!("read -r job; read -r run; echo '{garbage}'; read -r eof")).run();
+            Scene::new(&format!("read -r job; run; echo '{garbage}'; read -r eof")).run();
         assert_eq!((ran, done, failed.len()), (3, vec![], 3), "{garbage}: {failed:?}");
         let Trouble::Failed(why) = &failed[0].1 else { panic!("{garbage}: {failed:?}") };
         assert!(why.starts_with("its process answered ") && why.ends_with(" and was killed"), "{why}");
@@ -148,7 +162,7 @@ fn answer_that_is_none_ends_the_child() {
 
 #[test]
 fn outputs_beyond_the_batch_end_the_child() {
-    let script = r#"read -r job; read -r run; echo '{"done":{"first":5,"outputs":[1,2,3,4]}}'; read -r eof"#;
+    let script = r#"read -r job; run; echo '{"done":{"first":5,"outputs":[1,2,3,4]}}'; read -r eof"#;
     let mut scene = Scene::new(script);
     assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
     assert!(!scene.slot.has_child());
@@ -156,14 +170,14 @@ fn outputs_beyond_the_batch_end_the_child() {
 
 #[test]
 fn end_without_outcomes_is_a_failure() {
-    let (ran, done, failed) = Scene::new(r#"read -r job; read -r run; echo '"end"'; read -r eof"#).run();
+    let (ran, done, failed) = Scene::new(r#"read -r job; run; echo '"end"'; read -r eof"#).run();
     assert_eq!((ran, done, failed.len()), (3, vec![], 3));
     assert!(failed.iter().all(|(_, why)| *why == Trouble::Failed("its process answered nothing".into())));
 }
 
 #[test]
 fn overdue_task_times_out_and_the_rest_goes_on() {
-    let script = r#"read -r job; read -r run
+    let script = r#"read -r job; run
         case $run in
         *'"first":5'*) echo '{"done":{"first":5,"outputs":[1]}}'; sleep 60 ;;
         *) echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof ;;
@@ -175,9 +189,100 @@ fn overdue_task_times_out_and_the_rest_goes_on() {
     assert_eq!(failed, [(6, Trouble::TimedOut)]);
 }
 
+/// The tasks of an abort at index 6 are in flight together, so the child dies before any outcome.
+#[test]
+fn death_costs_no_neighbour_in_flight() {
+    let script = r#"read -r job; run
+        case $run in *'"count":3'*) exit 3 ;; esac
+        while :; do
+            echo "$run" >>seen
+            case $run in
+            *'"first":6'*) exit 3 ;;
+            *'"first":5'*) echo '{"done":{"first":5,"outputs":[1]}}' ;;
+            *) echo '{"done":{"first":7,"outputs":[3]}}' ;;
+            esac
+            echo '"end"'; run || exit 0
+        done"#;
+    let mut scene = Scene::new(script);
+    scene.in_flight = 16;
+    let (ran, done, failed) = scene.run();
+    assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
+    assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3".into()))]);
+    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    assert_eq!(seen.lines().filter(|run| run.contains(r#""count":1"#)).count(), 3, "{seen}");
+}
+
+#[test]
+fn overdue_costs_no_neighbour_in_flight() {
+    let script = r#"read -r job; run
+        case $run in *'"count":3'*) touch together; sleep 60 ;; esac
+        while :; do
+            case $run in
+            *'"first":6'*) sleep 60 ;;
+            *'"first":5'*) echo '{"done":{"first":5,"outputs":[1]}}' ;;
+            *) echo '{"done":{"first":7,"outputs":[3]}}' ;;
+            esac
+            echo '"end"'; run || exit 0
+        done"#;
+    let mut scene = Scene::new(script);
+    scene.in_flight = 16;
+    scene.policy.task_timeout_ms = Some(300);
+    let (ran, done, failed) = scene.run();
+    assert!(scene.dir.path().join("together").exists());
+    assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
+    assert_eq!(failed, [(6, Trouble::TimedOut)]);
+}
+
+/// The state takes longer to open than a task may take to run.
+#[test]
+fn prepare_counts_for_no_time_limit() {
+    let script = r#"read -r job; read -r run; sleep 1; echo '{"prepared":{"micros":1000000}}'
+        echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    scene.policy.task_timeout_ms = Some(300);
+    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    assert_eq!(scene.prepare_time, Duration::from_secs(1));
+}
+
+/// The job ends between two batches.
+#[test]
+fn ended_job_is_forgotten_by_an_idle_child() {
+    let script = r#"read -r job; run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'
+        read -r forget; echo "$forget" >written; mv written forgotten; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!(scene.run().0, 3);
+    scene.slot.forget_ended();
+    scene.stop.stop();
+    scene.slot.forget_ended();
+    let (forgotten, read) = (scene.dir.path().join("forgotten"), StopSignal::new());
+    when_there(&forgotten, &read).join().unwrap();
+    let line = std::fs::read_to_string(forgotten).unwrap();
+    assert!(line.starts_with(r#"{"forget":{"job":""#), "{line}");
+    assert!(scene.slot.has_child());
+}
+
+#[test]
+fn unprepared_tasks_are_not_run() {
+    let script = r#"read -r job; read -r run; echo '{"unprepared":{"reason":"no server"}}'; echo '"end"'
+        run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
+    let mut scene = Scene::new(script);
+    assert_eq!((scene.run(), scene.unprepared.as_deref()), ((0, vec![], vec![]), Some("no server")));
+    assert!(scene.slot.has_child());
+}
+
+#[test]
+fn stop_ends_a_child_that_prepares() {
+    let mut scene = Scene::new("read -r job; read -r run; touch preparing; sleep 60");
+    let stopping = when_there(&scene.dir.path().join("preparing"), &scene.stop);
+    let began = Instant::now();
+    assert_eq!(scene.run(), (0, vec![], vec![]));
+    stopping.join().unwrap();
+    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+}
+
 #[test]
 fn stop_that_is_obeyed_keeps_the_child() {
-    let script = r#"read -r job; read -r run; touch running
+    let script = r#"read -r job; run; touch running
         read -r stop; echo "$stop" >seen; echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; read -r eof"#;
     let mut scene = Scene::new(script);
     let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
@@ -189,7 +294,7 @@ fn stop_that_is_obeyed_keeps_the_child() {
 
 #[test]
 fn stop_that_is_not_obeyed_ends_the_child() {
-    let mut scene = Scene::new("read -r job; read -r run; touch running; sleep 60");
+    let mut scene = Scene::new("read -r job; run; touch running; sleep 60");
     let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
     let began = Instant::now();
     assert_eq!(scene.run(), (0, vec![], vec![]));
@@ -199,7 +304,7 @@ fn stop_that_is_not_obeyed_ends_the_child() {
 
 #[test]
 fn revoked_batch_ends_the_child_at_once() {
-    let mut scene = Scene::new("read -r job; read -r run; touch running; sleep 60");
+    let mut scene = Scene::new("read -r job; run; touch running; sleep 60");
     let revoking = when_there(&scene.dir.path().join("running"), &scene.revoked);
     let began = Instant::now();
     assert_eq!(scene.run(), (0, vec![], vec![]));
@@ -209,7 +314,7 @@ fn revoked_batch_ends_the_child_at_once() {
 
 #[test]
 fn halt_lets_the_running_task_end() {
-    let script = r#"read -r job; read -r run; touch running
+    let script = r#"read -r job; run; touch running
         read -r eof || { echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; }"#;
     let mut scene = Scene::new(script);
     let halting = when_there(&scene.dir.path().join("running"), &scene.halt);

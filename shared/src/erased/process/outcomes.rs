@@ -27,6 +27,42 @@ impl BatchRun<'_> {
         &self.halt
     }
 
+    /// Notes that the task at `index` is next, and that its time does not count yet: what it needs
+    /// is opened first, elsewhere. A time limit that was watched before is forgotten.
+    ///
+    /// # Errors
+    /// [`Trouble::Stopped`] if the run must end before this task.
+    pub fn await_prepared(&mut self, index: TaskIndex) -> Result<(), Trouble> {
+        let goes_on = self.timeout.is_none() || self.begins.is_none_or(|begins| begins(index, None));
+        if !goes_on {
+            return Err(Trouble::Stopped);
+        }
+        if let Some(running) = self.running {
+            running.set(index);
+        }
+        Ok(())
+    }
+
+    /// Returns why tasks were not run though they may be: `prepare` failed less than a second ago,
+    /// and is not called again before. It costs them nothing.
+    #[must_use]
+    pub fn unprepared(&self) -> Option<&str> {
+        self.unprepared.as_deref()
+    }
+
+    /// Notes that tasks were not run elsewhere, for this reason. See [`BatchRun::unprepared`].
+    pub fn set_unprepared(&mut self, reason: String) {
+        self.unprepared = Some(reason);
+    }
+
+    /// Adds to [`BatchRun::prepare_time`] the time for which the job's state was opened elsewhere.
+    pub fn add_prepare_time(&mut self, time: Duration) {
+        self.prepare_time = self.prepare_time.saturating_add(time);
+        if self.chunk.is_empty() {
+            self.chunk_began = Instant::now();
+        }
+    }
+
     /// Begins a task that is processed elsewhere, and returns its deadline, if the job has a time
     /// limit.
     ///
@@ -80,8 +116,10 @@ impl BatchRun<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use super::*;
-    use crate::{Chunk, JobId, Policy};
+    use crate::{Chunk, JobId, Policy, RunningIndex};
 
     fn raw(json: &str) -> Box<RawValue> {
         RawValue::from_string(json.into()).unwrap()
@@ -120,6 +158,29 @@ mod tests {
             .map(|done| (done.first.0, done.count, done.into_outputs().get().to_owned()))
             .collect();
         assert_eq!(done, [(5, 2, r#"[1,{"a":2}]"#.to_owned()), (9, 1, "[3]".to_owned())]);
+    }
+
+    #[test]
+    fn preparing_ends_the_watch_over_a_task() {
+        let policy = Policy { task_timeout_ms: Some(1_000), ..Policy::default() };
+        let (begun, running) = (Mutex::new(Vec::new()), RunningIndex::default());
+        let begins = |index: TaskIndex, deadline: Option<Instant>| {
+            let mut begun = begun.lock().unwrap();
+            begun.push((index.0, deadline.is_some()));
+            begun.len() < 3
+        };
+        let mut hand_on = |_| {};
+        let cx = TaskContext::new(JobId::generate(), TaskIndex(5), 0, StopSignal::new());
+        let run = BatchRun::new(cx, &policy, StopSignal::new(), &mut hand_on);
+        let mut run = run.watched(&begins).noting(&running);
+        assert!(run.begin_task(TaskIndex(5)).unwrap().is_some());
+        run.await_prepared(TaskIndex(6)).unwrap();
+        assert_eq!(running.get(), Some(TaskIndex(6)));
+        run.add_prepare_time(Duration::from_secs(2));
+        run.add_prepare_time(Duration::from_secs(1));
+        assert_eq!(run.prepare_time(), Duration::from_secs(3));
+        assert_eq!(run.await_prepared(TaskIndex(6)), Err(Trouble::Stopped), "the batch was taken away");
+        assert_eq!(*begun.lock().unwrap(), [(5, true), (6, false), (6, false)]);
     }
 
     #[test]
