@@ -28,7 +28,7 @@ use crate::{
     build_id::build_id,
     connect::connect_for,
     exit::Failure,
-    library::{Leaving, Pipeline},
+    library::{Leaving, Pipeline, RUN_RETRY_DELAYS_MS},
 };
 
 /// Run a whole job in this process: producer, workers and sink
@@ -59,10 +59,6 @@ struct RunFlags {
     #[arg(long, global = true)]
     isolate: bool,
 }
-
-/// The waits before next tries in one process, in milliseconds: a server that is down is given up
-/// after 17 s, and not after the 11 minutes that a fleet allows.
-const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
 
 impl RunFlags {
     fn options(&self, lane: &Lane) -> SubmitOptions {

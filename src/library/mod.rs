@@ -8,5 +8,5 @@ mod run;
 pub use client::{Client, JobHandle};
 pub use error::Error;
 pub(crate) use pipeline::{Leaving, Pipeline, PipelineError};
-pub(crate) use run::processors;
+pub(crate) use run::{RUN_RETRY_DELAYS_MS, processors};
 pub use run::{RunOptions, run};

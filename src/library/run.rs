@@ -22,6 +22,10 @@ const RUNTIME_THREADS: usize = 2;
 /// that calls `cx.check()` ends at once.
 const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 
+/// The waits before next tries in one process, in milliseconds: a server that is down is given up
+/// after 17 s, and not after the 11 minutes that a fleet allows.
+pub(crate) const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
+
 /// Options of [`run`].
 ///
 /// ```
@@ -30,7 +34,7 @@ const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 /// let options = gristmill::RunOptions::default().slots(4).max_attempts(1);
 /// let options = options.task_timeout(Duration::from_secs(30));
 /// ```
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunOptions {
     /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
@@ -41,6 +45,13 @@ pub struct RunOptions {
     /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks
     /// are measured to take.
     pub batch: Option<u32>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        let policy = Policy { retry_delays_ms: RUN_RETRY_DELAYS_MS.to_vec(), ..Policy::default() };
+        Self { slots: None, policy, batch: None }
+    }
 }
 
 impl RunOptions {
@@ -54,6 +65,15 @@ impl RunOptions {
     #[must_use]
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.policy.max_attempts = max_attempts.max(1);
+        self
+    }
+
+    /// Waits this long before a failed task's second, third, … try; the last one repeats. None at all
+    /// stands for 1 s, 10 s, 1 min and 10 min.
+    #[must_use]
+    pub fn retry_delays(mut self, delays: &[Duration]) -> Self {
+        let millis = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        self.policy.retry_delays_ms = delays.iter().map(millis).collect();
         self
     }
 
@@ -185,4 +205,21 @@ async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Fini
 pub(crate) fn processors() -> NonZeroU16 {
     let found = thread::available_parallelism().map_or(1, usize::from);
     NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the waits of a task that fails its first four tries, in seconds.
+    fn waits(options: &RunOptions) -> [u64; 4] {
+        [1, 2, 3, 4].map(|failures| options.policy.retry_delay(failures).as_secs())
+    }
+
+    #[test]
+    fn default_waits_are_those_of_the_command() {
+        assert_eq!(waits(&RunOptions::default()), [1, 1, 5, 10]);
+        let options = RunOptions::default().retry_delays(&[Duration::from_secs(2)]);
+        assert_eq!(waits(&options), [2, 2, 2, 2]);
+    }
 }
