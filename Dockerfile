@@ -20,9 +20,10 @@ COPY --from=manifests /build .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo build --release --locked --features otlp --bin gristmill
 COPY . .
-# Touched, since cargo goes by times, and the empty crates were built after these files were written.
+# Touched, since cargo goes by times, and the empty crates were built after these files were written. What dependencies have
+# generated in target/ is not, or they would be built again.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    find . -name '*.rs' -exec touch '{}' + \
+    find . -path ./target -prune -o -name '*.rs' -exec touch '{}' + \
     && cargo build --release --locked --features otlp --bin gristmill
 # `worker` is `gristmill worker`, so one program is enough; the shell becomes it, and signals reach it.
 RUN mkdir /programs && cp target/release/gristmill /programs/ \
