@@ -1,6 +1,7 @@
 # One image for every role: `docker run gristmill worker --slots 2`. It is built by BuildKit (Docker 23, or DOCKER_BUILDKIT=1).
 #
-# No init is needed: the programs take SIGTERM and SIGINT as process 1 too, and start no processes that they do not wait for.
+# No init is needed: the programs take SIGTERM and SIGINT as process 1 too, and wait for every process that they start. What a
+# task's command leaves behind is killed, but nothing waits for it: give workers of such jobs an init (`init: true`).
 # Nothing is written but to /var/lib/gristmill (a sink's ledger, a producer's cursors), so the rest may be read-only.
 
 ARG RUST_IMAGE=rust:1.95-bookworm
