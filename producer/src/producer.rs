@@ -216,7 +216,7 @@ pub struct Submission {
     measured: Measured,
     /// Tasks whose outcomes the sink refused since the job was opened here.
     refused: RefusedTasks,
-    /// Whether the split was compared with what was sent, before anything of it was sent again.
+    /// True once the split was compared with what was sent, before anything of it was sent again.
     is_checked: bool,
 }
 

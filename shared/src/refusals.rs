@@ -57,7 +57,7 @@ pub struct RefusedRanges {
     pub round: Round,
     /// Which tasks: ascending, disjoint, none empty; at least one range.
     pub ranges: Vec<Range<u64>>,
-    /// Whether further tasks were refused that are not named, since there were too many ranges.
+    /// True if further tasks were refused that are not named, since there were too many ranges.
     pub is_incomplete: bool,
 }
 

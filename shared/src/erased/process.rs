@@ -148,8 +148,9 @@ pub struct TaskFailure {
     pub task: Box<RawValue>,
 }
 
-/// Told on the slot's thread, before a task with a time limit begins, of its index and its deadline. If it answers no,
-/// the run ends there. No deadline means that the one before counts no longer and the task has not begun.
+/// A callback on the slot's thread, before a task with a time limit begins, with its index and its
+/// deadline. If it returns false, the run ends there. `None` as the deadline means that the earlier
+/// one counts no longer and that the task has not begun.
 pub type Begins<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
 
 /// Told on the slot's thread, before the first task begins, for how long the run waited for the

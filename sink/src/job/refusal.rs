@@ -42,7 +42,7 @@ impl Job {
         Some(format!("its worker is of {build}, and the job is for build {wanted} alone (--same-build)"))
     }
 
-    /// Whether outcomes come from another build than the one that submitted the job, if that is
+    /// True if outcomes come from another build than the one that submitted the job, if that is
     /// known. A worker that does not name its build is another one.
     pub(super) fn is_foreign(&self, build: Option<&BuildId>) -> bool {
         let submitted_by = self.record.opened.build.as_ref();

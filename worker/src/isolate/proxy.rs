@@ -36,7 +36,7 @@ pub(crate) struct IsolatedSlot {
 /// The facts about a job on which the run of its batches depends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct JobTraits {
-    /// Whether the tasks travel beside their outputs.
+    /// True if the tasks travel beside their outputs.
     pub(crate) sends_tasks: bool,
     /// Number of tasks that a slot keeps in flight.
     pub(crate) in_flight: u32,
@@ -244,7 +244,7 @@ struct Part<'b, 'a, 'r> {
     next: usize,
     /// The end of the tasks that the child has.
     sent: usize,
-    /// Whether the child is given one task at a time, so that it is known which one ends it.
+    /// True if the child is given one task at a time, so that it is known which one ends it.
     each: bool,
 }
 
@@ -253,7 +253,7 @@ impl Part<'_, '_, '_> {
         self.batch.first.plus(self.next as u64)
     }
 
-    /// Whether the first task without an outcome is the only one that the child can run now.
+    /// True if the first task without an outcome is the only one that the child can run now.
     fn is_culprit_known(&self) -> bool {
         self.job.in_flight <= 1 || self.next + 1 == self.sent
     }

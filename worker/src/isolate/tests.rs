@@ -34,7 +34,7 @@ struct Scene {
     in_flight: u32,
     /// Time that the last run gave to the opening of the job's state.
     prepare_time: Duration,
-    /// Why the last run ran nothing.
+    /// The reason why the last run ran nothing.
     unprepared: Option<String>,
 }
 
