@@ -16,7 +16,7 @@ use super::protocol::{Answer, Why, write_line};
 
 /// Time for which outcomes gather: each write wakes two threads of the worker. A child that dies
 /// takes the outcomes of that time with it, and their tasks run again.
-const ANSWER_DELAY: Duration = Duration::from_millis(10);
+const ANSWER_DELAY: Duration = Duration::from_millis(50);
 
 /// The answers of a child, in order. A thread writes what has gathered.
 pub(super) struct Answers {
