@@ -1,16 +1,16 @@
 //! `crack`: finds the word behind a digest by trying them all.
 
 mod alphabet;
-mod digest;
 mod rows;
+mod target_digest;
 
 use std::ops::{ControlFlow, Range};
 
 use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, TaskError, TaskIndex};
 use serde::{Deserialize, Serialize};
 
-pub use self::digest::Algorithm;
-use self::{alphabet::Alphabet, digest::Digest};
+pub use self::target_digest::Algorithm;
+use self::{alphabet::Alphabet, target_digest::Digest};
 use crate::pieces;
 
 /// The most letters a word may have.

@@ -1,9 +1,9 @@
 //! `spin`: a load to measure and to break things with.
 
+mod fixed_work;
 mod floats;
 mod load;
 mod misbehave;
-mod work;
 
 use std::{hint::black_box, ops::ControlFlow};
 
@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use self::{
+    fixed_work::Work,
     floats::{FloatFolds, SpinOutput},
     load::SpinTask,
     misbehave::{How, Misbehaviour},
-    work::Work,
 };
 
 /// The most a task may carry, so that it stays below the 1 MiB that any task may have.

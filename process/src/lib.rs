@@ -27,9 +27,9 @@ mod command;
 mod group;
 mod leash;
 mod output;
-mod run;
+mod run_command;
 
 pub use command::{Command, STDERR_TAIL_BYTES, STDOUT_MAX_BYTES};
 pub use group::{ChildGroup, KILL_DELAY, runtime};
 pub use output::{CommandOutput, exit_reason};
-pub use run::RunCommand;
+pub use run_command::RunCommand;

@@ -17,15 +17,15 @@
 //! others may use the broker meanwhile. Every wait is bounded, by [`BOUND`] if something must happen. What a
 //! transport does not claim to do ([`Capabilities`](crate::Capabilities)) is skipped, and printed.
 
+mod closing;
 mod competing;
 mod consuming;
-mod ending;
 mod events;
 #[cfg(test)]
 mod flawed;
-mod giving_back;
 mod journal;
 mod publishing;
+mod redelivery;
 mod scene;
 
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -139,18 +139,18 @@ promises![
     consuming::a_missing_queue_cannot_be_consumed,
     competing::consumers_share_and_each_message_goes_to_one,
     competing::one_consumer_of_results_is_active_and_the_next_takes_over,
-    giving_back::a_dropped_receipt_settles_nothing,
-    giving_back::an_extended_receipt_can_still_be_settled,
-    giving_back::dropping_a_consumer_gives_back,
-    giving_back::closing_a_consumer_gives_back,
-    giving_back::deliveries_are_counted,
-    giving_back::a_requeued_message_comes_again,
-    giving_back::a_receipt_does_nothing_after_its_consumer,
-    ending::a_stopped_consumer_gets_what_is_here_and_then_the_end,
-    ending::a_transport_says_that_it_is_well_and_that_it_is_closed,
-    ending::closing_wakes_and_disconnects_everything,
-    ending::closing_hands_on_what_was_settled_and_gives_back_the_rest,
-    ending::closing_leaves_other_connections_alone,
+    redelivery::a_dropped_receipt_settles_nothing,
+    redelivery::an_extended_receipt_can_still_be_settled,
+    redelivery::dropping_a_consumer_gives_back,
+    redelivery::closing_a_consumer_gives_back,
+    redelivery::deliveries_are_counted,
+    redelivery::a_requeued_message_comes_again,
+    redelivery::a_receipt_does_nothing_after_its_consumer,
+    closing::a_stopped_consumer_gets_what_is_here_and_then_the_end,
+    closing::a_transport_says_that_it_is_well_and_that_it_is_closed,
+    closing::closing_wakes_and_disconnects_everything,
+    closing::closing_hands_on_what_was_settled_and_gives_back_the_rest,
+    closing::closing_leaves_other_connections_alone,
     journal::the_journal_gives_what_was_there_says_so_and_follows,
     journal::every_journal_reader_starts_at_the_start,
     journal::a_waiting_journal_reader_is_woken,

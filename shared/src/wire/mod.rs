@@ -5,8 +5,8 @@
 
 mod batch;
 mod events;
+mod job_lifecycle;
 mod journal;
-mod lifecycle;
 mod results;
 
 use std::{
@@ -16,11 +16,11 @@ use std::{
 
 pub use batch::{Batch, PackedTasks};
 pub use events::{Event, Progress, RUNNING_MAX_TASKS, RunningTask, WorkerBeat};
+pub use job_lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub use journal::{
     BuildShare, FAILURE_NOTE_MAX_BYTES, FINISHED_MAX_FAILURES, FINISHED_REPORT_MAX_BYTES, Fact, FailureNote,
     Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped,
 };
-pub use lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub(crate) use results::encoded_len;
 pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason, clip_text};
 use serde::{Deserialize, Serialize};
