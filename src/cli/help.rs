@@ -11,7 +11,7 @@ use super::{
     kinds,
     metrics::MetricsFlags,
     otlp,
-    state::StateFlags,
+    state_dir::StateFlags,
 };
 
 /// The width of the lists of flags in `-h`, in columns.

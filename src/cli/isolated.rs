@@ -16,10 +16,10 @@ use rustix::{io::fcntl_dupfd_cloexec, stdio};
 
 use super::{
     Outcome,
-    bar::Bar,
     flags::LogFlags,
     log::{self, LogFormat},
     program_name,
+    progress_bar::Bar,
 };
 use crate::{Exit, Role, exit::Failure};
 

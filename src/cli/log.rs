@@ -20,7 +20,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::bar::Bar;
+use super::progress_bar::Bar;
 use crate::Role;
 
 /// How stderr is written, once that is known.

@@ -1,34 +1,34 @@
 //! The command line: what can be said, and who does it.
 
-mod bar;
-mod clash;
 mod config;
 mod csv;
 mod delays;
 mod doctor;
 mod drill;
+mod flag_conflicts;
 mod flags;
-mod follow;
-mod held;
+mod generate;
 mod help;
 mod isolated;
 mod kinds;
-mod lines;
+mod ledger_commands;
 mod log;
 mod metrics;
 #[cfg_attr(not(feature = "otlp"), path = "otlp_off.rs")]
 mod otlp;
-mod outputs;
-mod pages;
+mod output_rows;
 mod producer;
+mod progress_bar;
 mod retry;
 mod run;
 mod setup;
 mod signals;
 mod sink;
-mod sink_read;
-mod stall;
-mod state;
+mod slot_holders;
+mod stall_text;
+mod state_dir;
+mod stdout;
+mod wait;
 mod worker;
 
 use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe, path::Path};
@@ -39,11 +39,11 @@ use gristmill_shared::{Job as _, Registry};
 use tokio::runtime::Runtime;
 
 use self::{
-    bar::Bar,
     config::{ConfigFlags, Stop},
     flags::LogFlags,
     kinds::Kinds,
     log::Said,
+    progress_bar::Bar,
     signals::Signals,
 };
 use crate::{App, Exit, Role, build_id::name_build, exit::Failure};
@@ -98,7 +98,7 @@ fn try_main(app: App, role: Role) -> Outcome {
     }
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
-    clash::refuse(&kinds, &whole)?;
+    flag_conflicts::refuse(&kinds, &whole)?;
     let own = command(role, &kinds, version).name(program_name());
     let configured = match config::read(own, whole, role.name()) {
         Ok(configured) => configured,
@@ -168,7 +168,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
             .subcommands([setup::command(), doctor::command()])
             .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
-            .subcommands(pages::commands()),
+            .subcommands(generate::commands()),
     };
     let command = match role {
         _ if kinds.are_built_in() => command,
@@ -219,8 +219,8 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("doctor", matches)) => doctor::main(context, matches).await,
             Some(("setup", matches)) => setup::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
-            Some(("completions", matches)) => pages::completions(context, matches),
-            Some(("man", matches)) => pages::manual(context, matches),
+            Some(("completions", matches)) => generate::completions(context, matches),
+            Some(("man", matches)) => generate::manual(context, matches),
             _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
         },
     }

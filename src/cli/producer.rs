@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags, SubmitFlags},
-    follow::{self, Known},
     kinds::Kinds,
     metrics::MetricsFlags,
     otlp, print, say,
-    state::StateFlags,
+    state_dir::StateFlags,
+    wait::{self, Known},
     warn,
 };
 use crate::{Exit, build_id::build_id, exit::Failure};
@@ -160,7 +160,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     let (transport, producer) = flags.producer(context).await?;
                     watched.follow(&*transport);
                     transport.open_lane(&cursor.lane).await?;
-                    if let Some(finished) = follow::ended(&*transport, job).await? {
+                    if let Some(finished) = wait::ended(&*transport, job).await? {
                         return Ok((transport, Err(finished)));
                     }
                     let submission =
@@ -174,7 +174,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
                     say(format_args!("job {job} has ended: there is nothing to send"));
                     transport.close().await;
                     return if wait {
-                        follow::conclude(&finished, json, &flags.why_failed(job))
+                        wait::conclude(&finished, json, &flags.why_failed(job))
                     } else {
                         Ok(Exit::Ok)
                     };
@@ -279,10 +279,10 @@ impl ProducerFlags {
             let (transport, _) = self.broker.connect("producer").await?;
             transport.open_lane(&self.lane.lane).await?;
             let watch = Watch::open(&*transport, job).await?;
-            follow::to_the_end(context, &*transport, watch, job, known).await
+            wait::to_the_end(context, &*transport, watch, job, known).await
         };
         tokio::select! {
-            finished = waiting => follow::conclude(&finished?, json, &self.why_failed(job)),
+            finished = waiting => wait::conclude(&finished?, json, &self.why_failed(job)),
             () = context.signals.first() => {
                 context.bar.end();
                 say(format_args!("interrupted; job {job} goes on (hint: wait again with `producer wait {job}`)"));
@@ -365,8 +365,7 @@ impl ProducerFlags {
             }
             let follow = async {
                 let watch = Watch::open(transport, job).await?;
-                let finished =
-                    follow::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await;
+                let finished = wait::to_the_end(context, transport, watch, job, Known::SentHere(plan)).await;
                 over.cancel();
                 finished
             };
@@ -403,7 +402,7 @@ impl ProducerFlags {
                 interrupted(report)
             }
             (report @ Some(_), None) if wait => interrupted(report),
-            (Some(_), Some(finished)) => follow::conclude(&finished, json, &self.why_failed(job)),
+            (Some(_), Some(finished)) => wait::conclude(&finished, json, &self.why_failed(job)),
             (Some(SplitReport { end, sent }), None) => {
                 let how =
                     if end == SplitEnd::Sealed { "all sent" } else { "the job ended before its split did" };

@@ -13,8 +13,9 @@ use gristmill_sink::{JobState, LedgerReader};
 use super::{
     Context, Outcome,
     flags::BrokerFlags,
-    follow::{self, Known},
-    say, warn,
+    say,
+    wait::{self, Known},
+    warn,
 };
 use crate::{Exit, exit::Failure};
 
@@ -95,10 +96,10 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     let done = if *wait {
         let known = Known::Submitted(view.plan.clone());
         let finished =
-            context.unless_interrupted(follow::to_the_end(context, &*transport, watch, *job, known)).await;
+            context.unless_interrupted(wait::to_the_end(context, &*transport, watch, *job, known)).await;
         context.bar.end();
         let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
-        finished.and_then(|finished| follow::conclude(&finished, *json, &why))
+        finished.and_then(|finished| wait::conclude(&finished, *json, &why))
     } else {
         let taken_up = async {
             match tokio::time::timeout(TAKEN_UP_WITHIN, begun(&mut watch)).await {

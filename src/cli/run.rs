@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context, Outcome,
     flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
-    follow::{self, Known},
     isolated,
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     otlp, say,
-    state::StateFlags,
+    state_dir::StateFlags,
+    wait::{self, Known},
     warn,
 };
 use crate::{
@@ -136,7 +136,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             Ok::<_, Failure>(submission.send_refused_until(over.cancelled()).await?)
         };
         let following = async {
-            let finished = follow::to_the_end(context, &*transport, watch, id, known).await?;
+            let finished = wait::to_the_end(context, &*transport, watch, id, known).await?;
             over.cancel();
             Ok(finished)
         };
@@ -163,5 +163,5 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         None => "the first are told above, and with -vv all of them".into(),
         Some(_) => format!("list them with `sink failures {} --lane {lane}`", finished.job),
     };
-    follow::conclude(&finished, flags.json, &why)
+    wait::conclude(&finished, flags.json, &why)
 }

@@ -8,12 +8,12 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
 use super::{
     Context, Outcome,
     flags::{BrokerFlags, LaneFlags},
+    ledger_commands::{self, Reading},
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
     otlp,
     retry::{self, Retry},
     say,
-    sink_read::{self, Reading},
-    state::StateFlags,
+    state_dir::StateFlags,
 };
 use crate::{Exit, exit::Failure};
 
@@ -72,7 +72,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         return retry::main(context, &ledger, &flags.broker, &retry).await;
     }
     if matches.subcommand().is_some() {
-        return sink_read::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
+        return ledger_commands::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
     }
     let mut watched = flags.metrics.open(context, "sink").await?;
     watched.wait_for(Some(LANE_NOT_CLAIMED));

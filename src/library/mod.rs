@@ -3,10 +3,10 @@
 mod client;
 mod error;
 mod pipeline;
-mod run;
+mod run_job;
 
 pub use client::{Client, JobHandle};
 pub use error::Error;
 pub(crate) use pipeline::{Leaving, Pipeline, PipelineError};
-pub(crate) use run::{RUN_RETRY_DELAYS_MS, processors};
-pub use run::{RunOptions, run};
+pub(crate) use run_job::{RUN_RETRY_DELAYS_MS, processors};
+pub use run_job::{RunOptions, run};

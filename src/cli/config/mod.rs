@@ -18,7 +18,7 @@ use clap::{
 
 use self::settings::{Said, Settings};
 pub(crate) use self::show::show;
-use super::sink_read::Reading;
+use super::ledger_commands::Reading;
 use crate::{connect, exit::Failure};
 
 /// Where else settings come from.

@@ -14,11 +14,10 @@ use gristmill_sink::{FailureRow, JobState, JobSummary, JobView, LedgerReader, Pr
 use indicatif::HumanCount;
 
 use super::{
-    Outcome,
-    follow::builds_text,
-    lines::Lines,
-    outputs, print, print_json, say,
-    stall::{ranges_text, stall_hint},
+    Outcome, outputs, print, print_json, say,
+    stall_text::{ranges_text, stall_hint},
+    stdout::Lines,
+    wait::builds_text,
     warn,
 };
 use crate::{Exit, exit::Failure};
@@ -141,12 +140,12 @@ pub(crate) fn main(ledger: &Path, reading: &Reading) -> Outcome {
         Reading::Failures { job, json } => failures(&ledger, *job, *json),
         Reading::Outputs { job, ordered, with_tasks, json, csv } => {
             let form = match (json, csv) {
-                (true, _) => outputs::Form::Json,
-                (_, true) => outputs::Form::Csv,
-                _ => outputs::Form::Text,
+                (true, _) => output_rows::Form::Json,
+                (_, true) => output_rows::Form::Csv,
+                _ => output_rows::Form::Text,
             };
-            let selection = outputs::Selection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
-            outputs::print(&ledger, selection, form)
+            let selection = output_rows::Selection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
+            output_rows::print(&ledger, selection, form)
         }
         Reading::Export { job } => export(&ledger, *job),
         Reading::Verify { job, json } => verify(&ledger, *job, *json),

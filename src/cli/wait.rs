@@ -12,10 +12,9 @@ use indicatif::HumanCount;
 use tokio::time::Instant;
 
 use super::{
-    Context, Outcome,
-    held::held_slots,
-    print, print_json, say,
-    stall::{ranges_text, stall_hint},
+    Context, Outcome, print, print_json, say,
+    slot_holders::held_slots,
+    stall_text::{ranges_text, stall_hint},
     warn,
 };
 use crate::{Exit, exit::Failure};

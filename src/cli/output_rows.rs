@@ -5,7 +5,7 @@ use std::{cell::RefCell, ops::ControlFlow};
 use gristmill_shared::JobId;
 use gristmill_sink::{LedgerReader, OutputRow, SinkError};
 
-use super::{Outcome, csv::Columns, lines::Lines};
+use super::{Outcome, csv::Columns, stdout::Lines};
 use crate::{Exit, exit::Failure};
 
 /// The form of a printed row.
