@@ -3,10 +3,8 @@
 //! Everything here is plain: no broker's client, no database, no command line. The roles (`producer`, `worker`,
 //! `sink`) and the transports depend on this crate and not on one another.
 
-mod board;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
-mod digest;
 mod erased;
 mod error;
 pub mod fail_point;
@@ -14,17 +12,19 @@ mod finite;
 pub mod fold;
 mod ids;
 mod job;
+mod job_tracker;
 mod lane;
 pub mod memory;
 mod message;
 pub mod meter;
 mod outcome;
 mod policy;
+mod prepared_state;
+mod publish_retry;
 mod refusals;
 mod registry;
 mod shards;
-mod state;
-mod store;
+mod split_digest;
 mod task;
 mod task_runtime;
 pub mod testing;
@@ -32,8 +32,6 @@ mod trace;
 mod transport;
 pub mod wire;
 
-pub use board::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
-pub use digest::SplitDigest;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
     IsPrepared, RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
@@ -41,17 +39,19 @@ pub use erased::{
 pub use error::error_chain;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
+pub use job_tracker::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
+pub use prepared_state::State;
+pub use publish_retry::{StoreError, publish_until_answered, publish_until_stored};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
 pub use registry::{OpenError, RegisterError, Registry};
 pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
-pub use state::State;
-pub use store::{StoreError, publish_until_answered, publish_until_stored};
+pub use split_digest::SplitDigest;
 pub use task::{StopSignal, TaskContext, TaskError, Trouble};
 pub use trace::{InvalidTrace, TraceParent};
 pub use transport::{

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::{
     catch, panic_text,
     process::{BatchRun, RawTasks},
-    running::RunningIndex,
+    running_index::RunningIndex,
 };
 use crate::{
     Job, TaskContext, TaskError, TaskIndex,

@@ -6,7 +6,7 @@ mod fold;
 mod in_flight;
 mod prepare;
 mod process;
-mod running;
+mod running_index;
 mod split;
 
 use std::{any::Any, fmt, sync::Arc};
@@ -14,7 +14,7 @@ use std::{any::Any, fmt, sync::Arc};
 pub use fold::{AnyFold, CollectError, Collected};
 use prepare::{NoState, StateCell};
 pub use process::{BatchRun, Begins, Chunk, DoneTasks, IsPrepared, TaskFailure};
-pub use running::RunningIndex;
+pub use running_index::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};

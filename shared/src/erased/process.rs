@@ -1,6 +1,6 @@
 //! Processing: the typed loop over a batch's tasks.
 
-mod outcomes;
+mod external_outcomes;
 
 use std::{
     fmt, mem,
@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{NoState, StateCell, catch, in_flight::process_in_flight, running::RunningIndex};
+use super::{NoState, StateCell, catch, in_flight::process_in_flight, running_index::RunningIndex};
 use crate::{
     Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
