@@ -6,7 +6,7 @@ use gristmill_shared::{JobId, Lane, QueueRole, wire::Finished};
 use lapin::options::QueueDeleteOptions;
 use tokio::process::Command;
 
-use crate::{Outcome, bare, process::Process, site::Site};
+use crate::{Outcome, bare, bench_env::Site, process::Process};
 
 /// The programs as everybody has them.
 const PRODUCER: &str = env!("CARGO_BIN_EXE_producer");

@@ -4,7 +4,7 @@ use std::{fs, process, thread, time::Instant};
 
 use crate::{
     Outcome,
-    site::Site,
+    bench_env::Site,
     usage::{TICKS_PER_SECOND, processor_seconds, processor_seconds_of_children},
 };
 

@@ -12,6 +12,7 @@
 //! (`producer …`, `worker …`, `sink …`, `run …`).
 
 mod bare;
+mod bench_env;
 mod compare;
 mod figure;
 mod fleet;
@@ -21,7 +22,6 @@ mod machine;
 mod process;
 mod rows;
 mod scale;
-mod site;
 mod usage;
 
 use std::{
@@ -36,12 +36,12 @@ use clap::{Parser, ValueEnum};
 
 use crate::{
     bare::Loop,
+    bench_env::Site,
     figure::Report,
     kinds::{Diary, Given, Hunt},
     load::Load,
     machine::Machine,
     scale::Scale,
-    site::Site,
 };
 
 /// What a step of the benchmark comes to.

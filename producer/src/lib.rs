@@ -6,24 +6,18 @@
 //!   └── size of the next batch ◀── measured task time (events)      └──▶ cursor (file)
 //! ```
 
+mod batch_size;
 mod cancel;
 mod cursor;
+mod cursor_file;
 mod error;
-mod following;
-mod kept_cursor;
-mod measured;
-mod missing;
-mod producer;
-mod sending;
-mod sizing;
-mod splitting;
-mod watch;
+mod splitter;
+mod submit;
+mod watcher;
 mod window;
 
 pub use cancel::{Cancelling, cancel};
 pub use cursor::{CURSORS_KEPT, Cursor, CursorDir, CursorError};
 pub use error::ProducerError;
-pub use missing::MissingReport;
-pub use producer::{Producer, Submission, SubmitOptions};
-pub use sending::{SplitEnd, SplitReport};
-pub use watch::{News, OutcomeError, Watch};
+pub use submit::{MissingReport, Producer, SplitEnd, SplitReport, Submission, SubmitOptions};
+pub use watcher::{News, OutcomeError, Watch};

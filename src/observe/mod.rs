@@ -7,9 +7,9 @@
 //!                once it has its lane
 //! ```
 
-mod book;
 mod http;
-mod weather;
+mod readiness;
+mod recorder;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,9 +24,9 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
-    book::Book,
     http::{Answer, CODE_NOT_FOUND, CODE_OK, CODE_UNAVAILABLE},
-    weather::Weather,
+    readiness::Weather,
+    recorder::Book,
 };
 use crate::{Exit, exit::Failure};
 

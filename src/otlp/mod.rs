@@ -3,7 +3,7 @@
 //! A span costs its slot a place in a bounded queue, or nothing if that is full. A thread of its own sends; a collector that
 //! is away costs nothing but spans, and is told of once until it is back.
 
-mod post;
+mod http_client;
 mod spans;
 
 use std::{
@@ -26,7 +26,7 @@ use opentelemetry_sdk::{
 use tracing_subscriber::{Layer, Registry};
 
 use self::{
-    post::{Post, Trouble},
+    http_client::{Post, Trouble},
     spans::Spans,
 };
 

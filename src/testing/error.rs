@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::place::PACKAGED_SERVER;
+use super::node_dir::PACKAGED_SERVER;
 
 /// Why there is no private node, or why it did not do what was asked of it.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::error::{LocalBrokerError, cannot};
 use super::node::{Node, Woke};
-use super::place::{Installation, Place, Ports, TlsFiles};
+use super::node_dir::{Installation, Place, Ports, TlsFiles};
 use super::watchdog::Watchdog;
 
 /// How long a node may take until it accepts connections. It needs about five seconds on two idle cores, and a minute has not

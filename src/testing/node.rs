@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::place::Place;
+use super::node_dir::Place;
 
 /// What a node prints when its listeners are open.
 const READY: &str = " completed with ";

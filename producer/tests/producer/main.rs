@@ -2,8 +2,8 @@
 
 mod harness;
 mod many_jobs;
-mod missing;
-mod resuming;
-mod sending;
+mod resend_missing;
+mod resume;
+mod send;
 mod shards;
-mod watching;
+mod watcher;

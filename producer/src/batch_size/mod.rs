@@ -1,6 +1,8 @@
 //! How many tasks the next batch gets: about as many as keep one slot busy for a moment, by what tasks were measured to
 //! take. A message costs about 100 µs end to end, so tiny tasks must share one; long ones must not.
 
+mod subscription;
+
 use std::{
     collections::BTreeMap,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
@@ -11,6 +13,8 @@ use gristmill_shared::{
     JobId, WorkerId,
     wire::{BATCH_MAX_TASKS, Event, Progress, WorkerBeat},
 };
+
+pub(crate) use self::subscription::Measured;
 
 /// A batch is about so much work for one slot: half of what a worker calls long, so that a machine that has become slower
 /// changes nothing, and a hundred times what it costs everybody together when it comes alone.

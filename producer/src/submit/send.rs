@@ -18,8 +18,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     ProducerError,
-    kept_cursor::KeptCursor,
-    splitting::{BATCHES_AHEAD, Packed, Place, Split},
+    cursor_file::KeptCursor,
+    splitter::{BATCHES_AHEAD, Packed, Place, Split},
     window::Window,
 };
 

@@ -88,7 +88,7 @@ impl Weather {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::book::Book;
+    use crate::observe::recorder::Book;
 
     #[test]
     fn outages_are_counted_while_they_last_and_when_they_end() {

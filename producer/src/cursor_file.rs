@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use gristmill_shared::wire::Sealed;
 
-use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitting::Place};
+use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitter::Place};
 
 /// A cursor, and where it is kept, if it is: then nobody else has it meanwhile.
 #[derive(Debug)]

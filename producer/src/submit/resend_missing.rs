@@ -8,10 +8,10 @@ use gristmill_shared::{
 };
 use tokio::time::timeout;
 
+use super::send::Sent;
 use crate::{
     ProducerError, Submission,
-    sending::Sent,
-    splitting::{self, Part},
+    splitter::{self, Part},
 };
 
 /// How long the sink may take to say what is missing. It answers within a second, unless results wait before the
@@ -120,7 +120,7 @@ impl Submission {
 
     pub(crate) async fn refuse_if_changed(&self) -> Result<(), ProducerError> {
         let (job, place) = (Arc::clone(&self.job), self.kept.place());
-        let checked = tokio::task::spawn_blocking(move || splitting::is_unchanged(&*job, place)).await;
+        let checked = tokio::task::spawn_blocking(move || splitter::is_unchanged(&*job, place)).await;
         match checked.map_err(|_| ProducerError::Died)? {
             Ok(true) => Ok(()),
             Ok(false) => Err(ProducerError::split_changed(self.cursor().confirmed)),

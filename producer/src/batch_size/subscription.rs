@@ -5,7 +5,8 @@ use std::{future::pending, sync::Arc};
 use gristmill_shared::{EventFilter, EventReader, JobId, Transport, TransportError, wire::Event};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Cursor, ProducerError, sizing::Sizing};
+use super::Sizing;
+use crate::{Cursor, ProducerError};
 
 /// A job of no more tasks is sent before anything of it can have been measured, so nobody listens.
 const NOT_WORTH_MEASURING: u64 = 16;

@@ -16,13 +16,15 @@ use gristmill_shared::{
 };
 use tokio::time::Instant;
 
+use super::{
+    send::{self, Note, Sending, Sent},
+    shared_state::Commons,
+};
 use crate::{
     Cursor, CursorDir, ProducerError, SplitEnd, SplitReport, Watch,
-    following::Commons,
-    kept_cursor::KeptCursor,
-    measured::Measured,
-    sending::{self, Note, Sending, Sent},
-    splitting::{self, Label, Part, Place},
+    batch_size::Measured,
+    cursor_file::KeptCursor,
+    splitter::{self, Label, Part, Place},
 };
 
 /// The first pause before tasks whose outcomes were refused again are sent once more, and the
@@ -376,13 +378,13 @@ impl Submission {
         let (job, planned) = (Arc::clone(&self.job), self.plan().tasks);
         let sizing = Arc::clone(&self.measured.sizing);
         let splits =
-            splitting::start(job, self.label(round), part, planned, sizing).map_err(ProducerError::Thread)?;
+            splitter::start(job, self.label(round), part, planned, sizing).map_err(ProducerError::Thread)?;
         let Cursor { lane, shards, .. } = self.cursor();
         let to: Vec<_> = shards.queues().map(|shard| Address::Queue(shard.of(lane))).collect();
         let sending = Sending { to: &to, publisher: &*self.publisher, stop: &stop, leave };
         let note = if note { Note::place(&mut self.kept) } else { Note::Count(0) };
         tokio::select! {
-            sent = sending::send_all(splits, sending, note) => sent,
+            sent = send::send_all(splits, sending, note) => sent,
             lost = following.lost() => Err(lost),
             lost = self.measured.lost() => Err(lost),
         }

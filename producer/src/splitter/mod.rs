@@ -8,7 +8,7 @@ use gristmill_shared::{
 };
 use tracing::Span;
 
-use crate::sizing::Sizing;
+use crate::batch_size::Sizing;
 
 /// How many batches may be split ahead of the sending. They go to the broker together, if there is room.
 pub(crate) const BATCHES_AHEAD: usize = 32;
