@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use gristmill_shared::TransportError;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use crate::{Access, tls::Tls};
+use crate::{Access, connection::tls::Tls};
 
 /// For how long [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries, unless told otherwise.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);

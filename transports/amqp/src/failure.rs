@@ -5,7 +5,7 @@ use std::io;
 use gristmill_shared::TransportError;
 use lapin::{ErrorKind, protocol::AMQPErrorKind};
 
-use crate::tls::{self, Trouble};
+use crate::connection::tls::{self, Trouble};
 
 /// The broker's reply code for "you may not".
 pub(crate) const ACCESS_REFUSED: u16 = 403;

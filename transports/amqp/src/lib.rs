@@ -15,38 +15,19 @@
 //! - Letters are sent in waves, so that a returned one is told from its neighbours.
 //! - Acks are sent together, and nothing that stays unsettled holds them up.
 
-mod access;
-mod channel;
 mod config;
-mod consumer;
-mod end;
-mod events;
-mod examine;
+mod connection;
+mod consume;
+mod doctor;
 mod failure;
-mod feed;
-mod generation;
-mod interruptions;
-mod journal;
-mod letter;
-mod link;
-mod pauses;
-mod properties;
-mod publisher;
-mod ready;
-mod renewed;
-mod runtime;
-mod supervisor;
-mod tls;
+mod publish;
 mod topology;
 mod transport;
-mod unsettled;
-mod visit;
-mod wave;
 
-pub use access::Access;
 pub use config::{AmqpConfig, GIVE_UP_AFTER};
-pub use events::EVENTS_MAX_WAITING;
-pub use examine::{Finding, Part, Verdict, examine};
+pub use connection::credentials::Access;
+pub use consume::events::EVENTS_MAX_WAITING;
+pub use doctor::{Finding, Part, Verdict, examine};
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;
 

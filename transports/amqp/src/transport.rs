@@ -15,13 +15,13 @@ use tokio::{
 use crate::{
     MAX_MESSAGE,
     config::AmqpConfig,
-    consumer::AmqpConsumer,
-    events::AmqpEvents,
-    generation::{Failure, Generation},
-    journal::AmqpJournal,
-    link::Link,
-    pauses::Pauses,
-    publisher::AmqpPublisher,
+    consume::consumer::AmqpConsumer,
+    consume::events::AmqpEvents,
+    connection::generation::{Failure, Generation},
+    consume::journal::AmqpJournal,
+    connection::handle::Link,
+    connection::backoff::Pauses,
+    publish::publisher::AmqpPublisher,
 };
 
 /// A first connection that takes longer is told of, once.

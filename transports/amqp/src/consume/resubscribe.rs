@@ -7,10 +7,10 @@ use gristmill_shared::TransportError;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    generation::Generation,
-    interruptions::Interrupted,
-    link::{Line, Link},
-    pauses::{Pauses, STEADY},
+    connection::generation::Generation,
+    connection::degraded::Interrupted,
+    connection::handle::{Line, Link},
+    connection::backoff::{Pauses, STEADY},
 };
 
 /// Something on a channel, of this generation or of the next. It is made again while somebody waits for it.

@@ -3,11 +3,11 @@
 use gristmill_shared::{Lane, QueueRole, Shards, TransportError};
 use lapin::ExchangeKind;
 
-use super::{finding::Finding, trial::Tried};
+use super::{finding::Finding, probe::Tried};
 use crate::{
-    ready,
+    topology::journal_ready,
     topology::{DEAD, EVENTS, FACTS, JOURNAL, RESULTS, Seen, Thing, WORK},
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// How many missing things are named.

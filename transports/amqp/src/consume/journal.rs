@@ -9,11 +9,11 @@ use lapin::{message::Delivery, types::AMQPValue};
 use tokio::time::timeout;
 
 use crate::{
-    feed::Feed,
-    generation::{ANSWER_TIMEOUT, Generation},
-    link::{Line, Link},
-    properties,
-    renewed::Renewed,
+    consume::stream_reader::Feed,
+    connection::generation::{ANSWER_TIMEOUT, Generation},
+    connection::handle::{Line, Link},
+    publish::properties,
+    consume::resubscribe::Renewed,
     topology::{JOURNAL, table, text},
 };
 

@@ -14,11 +14,11 @@ use tokio::{
 
 use crate::{
     MAX_MESSAGE,
-    channel::OwnChannel,
-    letter::Letter,
-    link::{Line, Link},
-    pauses::Pauses,
-    wave::{self, SILENCE, SILENCE_MAX, Sent},
+    connection::channel::OwnChannel,
+    publish::frame::Letter,
+    connection::handle::{Line, Link},
+    connection::backoff::Pauses,
+    publish::confirm_batch::{self, SILENCE, SILENCE_MAX, Sent},
 };
 
 /// How many channels publish what is no fact. While one waits for its confirms, the next one sends.
@@ -248,7 +248,7 @@ impl Sender {
             let letters: Vec<&Letter> = left.iter().map(|(_, letter)| letter).collect();
             let Sent { answers: mut sent, disliked, silent } = tokio::select! {
                 biased;
-                sent = wave::send(channel, &letters, silence, || channel.is_blocked()) => sent,
+                sent = confirm_batch::send(channel, &letters, silence, || channel.is_blocked()) => sent,
                 () = channel.over() => continue,
             };
             if remade < REMAKE_TRIES && self.remakes(&letters, &mut sent).await? {

@@ -10,11 +10,11 @@ use gristmill_shared::{Lane, TransportError};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    generation::Generation,
-    link::Line,
-    pauses::Pauses,
+    connection::generation::Generation,
+    connection::handle::Line,
+    connection::backoff::Pauses,
     topology::{self, JOURNAL},
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// For how long the journal is waited for before somebody is told what to do about it.

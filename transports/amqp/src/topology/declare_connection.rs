@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{
     config::AmqpConfig,
     failure::{self, Wish},
-    generation::{ANSWER_TIMEOUT, Generation},
+    connection::generation::{ANSWER_TIMEOUT, Generation},
 };
 
 /// A connection with one channel at a time.

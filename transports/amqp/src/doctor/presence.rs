@@ -14,8 +14,8 @@ use gristmill_shared::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{finding::Finding, standing::Standing, trial::Tried};
-use crate::{events, feed::Feed, generation::Generation, properties};
+use super::{finding::Finding, inventory::Standing, probe::Tried};
+use crate::{consume::events, consume::stream_reader::Feed, connection::generation::Generation, publish::properties};
 
 /// How long is listened. Workers say every 2 s that they are alive.
 const LISTEN: Duration = Duration::from_secs(3);
@@ -174,7 +174,7 @@ mod tests {
     use gristmill_shared::{JobId, TaskIndex, wire::RunningTask};
 
     use super::*;
-    use crate::examine::Verdict;
+    use crate::doctor::Verdict;
 
     #[test]
     fn tasks_that_hold_slots_for_long_are_named() {

@@ -9,9 +9,9 @@ use tokio::{
 };
 
 use crate::{
-    generation::{Failure, Generation},
-    link::Line,
-    pauses::{Pauses, STEADY},
+    connection::generation::{Failure, Generation},
+    connection::handle::Line,
+    connection::backoff::{Pauses, STEADY},
 };
 
 /// For how long it is tried in vain to connect again before that is told, and how often it is told then.

@@ -19,7 +19,7 @@ use lapin::{
 
 use crate::{
     failure::{self, NOT_IMPLEMENTED, PRECONDITION_FAILED, Wish},
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// Tasks, on all their ways.

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use super::finding::Finding;
 use crate::{
     failure::{self, NOT_FOUND, PRECONDITION_FAILED, Wish},
-    generation::{ANSWER_TIMEOUT, Generation, PROBE_KEY},
+    connection::generation::{ANSWER_TIMEOUT, Generation, PROBE_KEY},
     topology::{EVENTS, Thing, table, text},
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// What follows the name of a tasks queue in that of a shard that no lane has.
@@ -129,7 +129,7 @@ impl Trial {
             Err(error) => Tried::Untried(format!("consuming was not tried: {error}")),
             // Not to be expected. What it may have been given goes back.
             Ok(_) => {
-                crate::channel::close(&channel).await;
+                crate::connection::channel::close(&channel).await;
                 Tried::May
             }
         };

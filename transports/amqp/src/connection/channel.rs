@@ -7,7 +7,7 @@ use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::generation::ANSWER_TIMEOUT;
+use crate::connection::generation::ANSWER_TIMEOUT;
 
 /// Closes a channel. The broker answers that only after it has dealt with everything sent before.
 pub(crate) async fn close(channel: &Channel) {

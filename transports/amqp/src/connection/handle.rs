@@ -13,13 +13,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::AmqpConfig,
-    end::End,
-    generation::Generation,
-    interruptions::Interruptions,
-    runtime::OwnRuntime,
-    supervisor::Supervisor,
+    connection::termination::End,
+    connection::generation::Generation,
+    connection::degraded::Interruptions,
+    connection::runtime::OwnRuntime,
+    connection::supervisor::Supervisor,
     topology::{self, JOURNAL},
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// A thread that sees to the generations, and outlives each of them.

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, Wish},
-    letter::Letter,
+    publish::frame::Letter,
 };
 
 /// For how long a wave may get no answer at all on connections that stand, the first time; then for twice as long, and

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::part::Part;
+use super::role::Part;
 
 /// What one check found.
 #[derive(Clone, PartialEq, Eq, Debug)]

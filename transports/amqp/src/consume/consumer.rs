@@ -15,13 +15,13 @@ use tokio::task::coop::consume_budget;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    channel::{self, OwnChannel},
+    connection::channel::{self, OwnChannel},
     failure::{self, Wish},
-    generation::Generation,
-    link::Link,
-    properties,
-    renewed::Renewed,
-    unsettled::{Unsettled, Word},
+    connection::generation::Generation,
+    connection::handle::Link,
+    publish::properties,
+    consume::resubscribe::Renewed,
+    consume::unsettled::{Unsettled, Word},
 };
 
 pub(crate) struct AmqpConsumer {

@@ -19,11 +19,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    channel::OwnChannel,
+    connection::channel::OwnChannel,
     config::AmqpConfig,
-    end::End,
+    connection::termination::End,
     failure::{self, NOT_FOUND, Wish},
-    runtime::OwnRuntime,
+    connection::runtime::OwnRuntime,
     topology::EVENTS,
 };
 

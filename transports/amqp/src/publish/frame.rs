@@ -4,7 +4,7 @@ use gristmill_shared::{Address, Message, Outgoing, Topic};
 use lapin::{BasicProperties, options::BasicPublishOptions};
 
 use crate::{
-    MAX_MESSAGE, properties,
+    MAX_MESSAGE, publish::properties,
     topology::{EVENTS, FACTS, JOURNAL, exchange_of},
 };
 

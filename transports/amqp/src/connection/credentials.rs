@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use gristmill_shared::TransportError;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 
-use crate::{config::authority, tls::Tls};
+use crate::{config::authority, connection::tls::Tls};
 
 /// What opens the door besides the URL. `Debug` does not show the password.
 #[derive(Clone, Default)]

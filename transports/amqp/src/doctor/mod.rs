@@ -4,11 +4,11 @@
 //! whether we may consume or declare with requests that are refused for another reason if they are not for this one.
 
 mod finding;
-mod greeting;
-mod hearing;
-mod part;
-mod standing;
-mod trial;
+mod handshake;
+mod presence;
+mod role;
+mod inventory;
+mod probe;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -20,23 +20,23 @@ use lapin::options::BasicQosOptions;
 use tokio::time::Instant;
 
 pub use finding::{Finding, Verdict};
-pub use part::Part;
+pub use role::Part;
 
 use self::{
-    greeting::Greeting,
-    hearing::Hearing,
-    part::Need,
-    standing::Standing,
-    trial::{Trial, Tried},
+    handshake::Greeting,
+    presence::Hearing,
+    role::Need,
+    inventory::Standing,
+    probe::{Trial, Tried},
 };
 use crate::{
     MAX_MESSAGE,
     config::AmqpConfig,
     failure::Wish,
-    generation::Generation,
+    connection::generation::Generation,
     topology::{EVENTS, JOURNAL},
     transport::first_generation,
-    visit::Visit,
+    topology::declare_connection::Visit,
 };
 
 /// How long a greeting may take.

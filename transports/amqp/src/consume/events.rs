@@ -12,11 +12,11 @@ use lapin::{
 
 use crate::{
     failure::Wish,
-    feed::Feed,
-    generation::Generation,
-    link::Link,
-    properties,
-    renewed::Renewed,
+    consume::stream_reader::Feed,
+    connection::generation::Generation,
+    connection::handle::Link,
+    publish::properties,
+    consume::resubscribe::Renewed,
     topology::{EVENTS, EVENTS_QUEUE, number, table, text},
 };
 

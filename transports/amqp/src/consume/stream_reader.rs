@@ -12,9 +12,9 @@ use lapin::{
 use tokio::task::coop::consume_budget;
 
 use crate::{
-    channel::OwnChannel,
+    connection::channel::OwnChannel,
     failure::{self, Wish},
-    generation::Generation,
+    connection::generation::Generation,
 };
 
 /// How many deliveries may be under way to a reader.
