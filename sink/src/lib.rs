@@ -4,15 +4,13 @@
 //! commits them in groups; only what is committed is acknowledged, and what follows from it is published from the
 //! ledger, again and again until the broker has it. So it does not matter when the sink is killed.
 
-mod clerk;
-mod desk;
+mod engine;
 mod error;
 mod index_set;
 mod job;
+mod lane_lock;
 mod ledger;
-mod pace;
-mod publish;
-mod serving;
+mod outbox_publisher;
 mod sink;
 #[cfg(test)]
 mod tests;

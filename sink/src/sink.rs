@@ -20,11 +20,13 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::{
     LedgerPlace, SinkError,
-    clerk::Clerk,
-    desk::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
-    ledger::{Ledger, Record, outbox},
-    publish,
-    serving::Claim,
+    engine::{
+        Clerk,
+        ledger_thread::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
+    },
+    lane_lock::Claim,
+    ledger::{Ledger, Record, outbox_rows},
+    outbox_publisher,
 };
 
 /// How many deliveries are handed to the clerk at a time.
@@ -103,7 +105,7 @@ impl Sink {
         let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
         let ledger = Ledger::open(ledger)?;
         refuse_other_code(&ledger, &registry, &lane)?;
-        let outbox_lanes = ledger.read("the outbox is read", outbox::lanes)?;
+        let outbox_lanes = ledger.read("the outbox is read", outbox_rows::lanes)?;
         Ok(Self { registry, lane, adopt, app, ledger, stall_after, outbox_lanes })
     }
 
@@ -193,9 +195,9 @@ impl ClaimedSink {
         tracing::info!(%lane, ledger = %ledger.place(), %transport, "serving");
 
         let clerk = Clerk::new(ledger, registry, lane, app.clone()).stall_after(stall_after);
-        let Desk { errands, outbox, news, end } = desk::start(clerk)?;
-        let mut outbox = pin!(publish::empty_outbox(outbox, errands.clone(), &*publisher).fuse());
-        let mut news = pin!(publish::tell(news, &*publisher, &app));
+        let Desk { errands, outbox, news, end } = ledger_thread::start(clerk)?;
+        let mut outbox = pin!(outbox_publisher::empty_outbox(outbox, errands.clone(), &*publisher).fuse());
+        let mut news = pin!(outbox_publisher::tell(news, &*publisher, &app));
         // Nothing is wrong if we are told to leave; or the clerk has gone, who says why himself.
         let wrong = tokio::select! {
             () = &mut shutdown => None,

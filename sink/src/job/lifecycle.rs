@@ -9,11 +9,11 @@ use gristmill_shared::{
 
 use super::{
     Job, Phase,
-    findings::Findings,
-    work::{Broken, Work, guarded},
+    end_details::Findings,
+    fold_state::{Broken, Work, guarded},
 };
 use crate::{
-    clerk::Outbox,
+    engine::Outbox,
     ledger::{Counts, NUMBER_MAX, Record, Seal, builds::Builds},
 };
 

@@ -1,14 +1,14 @@
 //! One job as the sink has it in memory. Every change happens here first, and is in the ledger with the next commit.
 
-mod end;
-mod findings;
+mod completion;
+mod end_details;
+mod fold_state;
+mod folding;
 mod lifecycle;
-mod missing;
-mod outcomes;
+mod missing_tasks;
 mod refusal;
 mod reopen;
 mod storage;
-mod work;
 
 use std::{
     mem,
@@ -22,9 +22,9 @@ use gristmill_shared::{
 };
 
 use crate::ledger::{Counts, JobState, Record, builds::Builds};
-use end::Ending;
+use completion::Ending;
+use fold_state::Work;
 use refusal::Refusal;
-use work::Work;
 
 /// A job that something was received for since the last commit, or that is running.
 #[derive(Debug)]

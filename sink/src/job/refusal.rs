@@ -11,9 +11,9 @@ use serde_json::value::RawValue;
 
 use super::{
     Job, Phase,
-    outcomes::{Source, beyond},
+    folding::{Source, beyond},
 };
-use crate::{clerk::Outbox, index_set::push_range};
+use crate::{engine::Outbox, index_set::push_range};
 
 /// Tasks that were refused since the last commit.
 #[derive(Debug, Default)]

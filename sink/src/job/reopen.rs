@@ -8,11 +8,11 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-use super::{Job, Phase, work::Broken};
+use super::{Job, Phase, fold_state::Broken};
 use crate::{
     SinkError,
-    clerk::Outbox,
-    ledger::{JobState, Ledger, outcomes},
+    engine::Outbox,
+    ledger::{JobState, Ledger, outcome_rows},
 };
 
 /// How many tasks are sent again at a time. The others stay failed; asking again sends further ones.
@@ -104,7 +104,7 @@ fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<
     let wanted: BTreeSet<u64> = indices.iter().map(|index| index.0).collect();
     let (mut tasks, mut bytes) = (Vec::new(), 0);
     ledger.read("failed tasks are read", |connection| {
-        outcomes::load_payloads(connection, job, &mut |index, attempts, payload| {
+        outcome_rows::load_payloads(connection, job, &mut |index, attempts, payload| {
             if let Some(payload) = payload.filter(|_| wanted.is_empty() || wanted.contains(&index)) {
                 bytes += payload.len();
                 tasks.push(Task { index, attempts, payload: payload.to_owned() });

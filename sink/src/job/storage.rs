@@ -7,13 +7,13 @@ use rusqlite::Transaction;
 
 use super::{
     Job, Phase,
+    fold_state::{Broken, SavedOutcomes, Work},
     lifecycle::{kept, read_job},
-    work::{Broken, SavedOutcomes, Work},
 };
 use crate::{
     SinkError,
-    clerk::Outbox,
-    ledger::{Ledger, Record, builds::Builds, outcomes},
+    engine::Outbox,
+    ledger::{Ledger, Record, builds::Builds, outcome_rows},
 };
 
 impl Job {
@@ -60,12 +60,12 @@ impl Job {
     ) -> Result<Result<Work, Broken>, SinkError> {
         let (saved, reasons, report) = ledger.read("a job is read", |connection| {
             let saved = SavedOutcomes {
-                done: outcomes::load_done(connection, seq)?,
-                failed: outcomes::load_failed(connection, seq)?,
-                refused: outcomes::load_refused(connection, seq)?,
+                done: outcome_rows::load_done(connection, seq)?,
+                failed: outcome_rows::load_failed(connection, seq)?,
+                refused: outcome_rows::load_refused(connection, seq)?,
             };
-            let reasons = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
-            Ok((saved, reasons, outcomes::load_report(connection, seq)?))
+            let reasons = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
+            Ok((saved, reasons, outcome_rows::load_report(connection, seq)?))
         })?;
         let opened = &self.record.opened;
         let resume = |job: Arc<dyn AnyJob>| {

@@ -1,21 +1,15 @@
 //! The ledger: the sink's durable record in one SQLite file. This folder is all that knows SQL.
 
-pub(crate) mod builds;
 mod columns;
-pub(crate) mod dead;
-pub(crate) mod in_order;
-mod letter;
 mod listing;
-pub(crate) mod outbox;
-pub(crate) mod outcomes;
-pub(crate) mod parked;
-mod place;
+mod location;
+mod message_columns;
 mod prune;
 mod reader;
-mod record;
-mod rows;
 mod schema;
+mod tables;
 mod verify;
+mod views;
 
 use std::{fmt, path::Path, time::Duration};
 
@@ -23,19 +17,20 @@ use gristmill_shared::{LedgerId, wire::now_ms};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub(crate) use columns::NUMBER_MAX;
-pub use place::LedgerPlace;
+pub use location::LedgerPlace;
 pub use prune::{PruneReport, PruneRule, prune};
 pub use reader::LedgerReader;
-pub use record::JobState;
-pub(crate) use record::{Counts, End, Record, Seal};
-pub use rows::{
+pub use tables::job_record::JobState;
+pub(crate) use tables::job_record::{Counts, End, Record, Seal};
+pub(crate) use tables::{builds, dead_rows, ordered_outputs, outbox_rows, outcome_rows, parked_rows};
+pub use verify::Verification;
+pub use views::{
     DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, OutputPass, OutputRow,
     ParkedJob, ParkedMessages,
 };
-pub use verify::Verification;
 
 use crate::SinkError;
-use place::LedgerLock;
+use location::LedgerLock;
 use schema::Found;
 
 /// How long a statement waits for another process (a `prune`) to end its transaction.
@@ -56,11 +51,11 @@ impl Ledger {
     pub(crate) fn open(place: LedgerPlace) -> Result<Self, SinkError> {
         let (connection, lock) = match &place {
             LedgerPlace::File(path) => {
-                match place::inspect(path) {
+                match location::inspect(path) {
                     Ok(()) | Err(SinkError::Missing { .. }) => {}
                     Err(error) => return Err(error),
                 }
-                let path = place::real(path)?;
+                let path = location::real(path)?;
                 let lock = LedgerLock::take(&path)?;
                 (open_file(&path)?, Some(lock))
             }

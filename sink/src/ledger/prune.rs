@@ -6,7 +6,7 @@ use gristmill_shared::wire::now_ms;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde::Serialize;
 
-use super::{LedgerPlace, columns::int, connect, failed, place, schema};
+use super::{LedgerPlace, columns::int, connect, failed, location, schema};
 use crate::SinkError;
 
 /// How many rows are deleted in one transaction, so that a sink that works with the ledger never waits for long.
@@ -36,7 +36,7 @@ pub struct PruneReport {
 /// # Errors
 /// If there is no ledger, or it cannot be written.
 pub fn prune(path: &Path, rule: PruneRule) -> Result<PruneReport, SinkError> {
-    place::inspect(path)?;
+    location::inspect(path)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     if let schema::Found::Empty = schema::look(&connection, path)? {
         return Err(SinkError::NotALedger { path: path.into(), why: "it is an empty file".into() });
@@ -97,9 +97,9 @@ mod tests {
     use super::*;
     use crate::{
         LedgerReader,
-        clerk::Clerk,
+        engine::Clerk,
         ledger::Ledger,
-        tests::toy::{Keeper, Submitted, app, delivery, registry},
+        tests::toy_jobs::{Keeper, Submitted, app, delivery, registry},
     };
 
     #[test]

@@ -15,9 +15,9 @@ use super::{
     ParkedJob, ParkedMessages, Record, Verification,
     builds::Builds,
     columns::{json, text},
-    connect, failed,
-    letter::Properties,
-    listing, outcomes, place, schema, verify,
+    connect, failed, listing, location,
+    message_columns::Properties,
+    outcome_rows, schema, verify,
 };
 use crate::{
     SinkError,
@@ -37,7 +37,7 @@ impl LedgerReader {
     /// # Errors
     /// If there is none, or it is something else.
     pub fn open(path: &Path) -> Result<Self, SinkError> {
-        place::inspect(path)?;
+        location::inspect(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         match schema::look(&connection, path)? {
             schema::Found::Ledger => Ok(Self { connection, path: path.into() }),
@@ -199,12 +199,13 @@ impl LedgerReader {
 }
 
 fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<JobView> {
-    let report = outcomes::load_report(connection, seq)?;
+    let report = outcome_rows::load_report(connection, seq)?;
     let end = record.total().unwrap_or(record.counts.reached);
-    let refused = outcomes::load_refused(connection, seq)?;
+    let refused = outcome_rows::load_refused(connection, seq)?;
     let (mut missing, mut refused_tasks) = (None, MissingTasks::default());
     if record.stalled_ms.is_some() || refused.len() > 0 {
-        let (done, failed) = (outcomes::load_done(connection, seq)?, outcomes::load_failed(connection, seq)?);
+        let (done, failed) =
+            (outcome_rows::load_done(connection, seq)?, outcome_rows::load_failed(connection, seq)?);
         refused_tasks = without_outcome(&refused, &done, &failed);
         missing = record.stalled_ms.map(|_| {
             let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);

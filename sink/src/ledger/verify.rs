@@ -6,7 +6,7 @@ use gristmill_shared::{BuildId, JobId, wire::BuildShare};
 use rusqlite::Connection;
 use serde::Serialize;
 
-use super::{JobState, Record, builds::Builds, outcomes};
+use super::{JobState, Record, builds::Builds, outcome_rows};
 use crate::index_set::{IndexSet, gaps};
 
 /// How many gaps a verification lists; all are counted.
@@ -65,8 +65,8 @@ impl fmt::Display for Verification {
 /// Checks one job, if the ledger has it.
 pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Option<Verification>> {
     let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
-    let done = outcomes::load_done(connection, seq)?;
-    let failed = outcomes::load_failed(connection, seq)?;
+    let done = outcome_rows::load_done(connection, seq)?;
+    let failed = outcome_rows::load_failed(connection, seq)?;
     let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
     let builds = Builds::load(connection, seq)?.shares();
     Ok(Some(Verification { builds, ..check(&record, &done, &failed, kept.as_deref()) }))
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
     use crate::{
         LedgerPlace, LedgerReader,
-        clerk::Clerk,
+        engine::Clerk,
         ledger::Ledger,
-        tests::toy::{Keeper, Submitted, app, delivery, registry},
+        tests::toy_jobs::{Keeper, Submitted, app, delivery, registry},
     };
 
     /// A finished job of ten tasks, 7 of which failed, in a ledger that somebody then tampers with.

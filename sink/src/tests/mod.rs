@@ -1,3 +1,3 @@
 //! What the unit tests of several modules work with.
 
-pub(crate) mod toy;
+pub(crate) mod toy_jobs;

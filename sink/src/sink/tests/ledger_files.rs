@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::*;
-use crate::{LedgerReader, tests::toy::Submitted};
+use crate::{LedgerReader, tests::toy_jobs::Submitted};
 
 #[test]
 fn what_is_no_ledger_is_refused_and_left_alone() {

@@ -1,11 +1,11 @@
 //! The sink on the memory transport: what goes in, what comes out, and how it ends.
 
-mod lanes;
-mod leaving;
+mod announcing;
+mod lane_ownership;
 mod ledger_files;
-mod taking_in;
-mod telling;
-mod values;
+mod messages_in;
+mod sink_shutdown;
+mod value_bits;
 
 use std::{path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ use gristmill_shared::{
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use super::*;
-use crate::tests::toy::{app, registry};
+use crate::tests::toy_jobs::{app, registry};
 
 /// Whatever is waited for comes within this time, or the test fails.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -9,9 +9,9 @@ use gristmill_shared::{
 
 use rusqlite::Transaction;
 
-use super::{Job, Phase, findings::Findings, work::Broken};
+use super::{Job, Phase, end_details::Findings, fold_state::Broken};
 use crate::{
-    clerk::Outbox,
+    engine::Outbox,
     ledger::{End, JobState},
 };
 

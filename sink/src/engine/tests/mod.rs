@@ -1,14 +1,14 @@
 //! The clerk with toy jobs, on ledgers in files: what is counted, whatever happens when.
 
 mod any_order;
-mod around;
+mod audits;
+mod code_versions;
 mod counting;
-mod ends;
-mod findings;
-mod in_order;
-mod keeping;
-mod missing;
-mod versions;
+mod dead_and_parked;
+mod finished_facts;
+mod job_ends;
+mod kept_outputs;
+mod ordered_fold;
 
 use std::{
     ops::{ControlFlow, Range},
@@ -22,8 +22,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     FailureRow, JobState, LedgerPlace, LedgerReader, Verification,
-    ledger::{outbox::Target, parked},
-    tests::toy::{Keeper, Submitted, Toy, all_refused, all_stored, app, delivery, garbage, registry},
+    ledger::{outbox_rows::Target, parked_rows},
+    tests::toy_jobs::{Keeper, Submitted, Toy, all_refused, all_stored, app, delivery, garbage, registry},
 };
 
 /// A ledger in a file, and clerks who work with it one after another.

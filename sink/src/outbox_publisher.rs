@@ -13,8 +13,8 @@ use gristmill_shared::{
 
 use crate::{
     SinkError,
-    desk::Errand,
-    ledger::outbox::{Answered, OutboxBatch, Refused},
+    engine::ledger_thread::Errand,
+    ledger::outbox_rows::{Answered, OutboxBatch, Refused},
 };
 
 /// How many lots of ends may be on their way as events. Further ones are read in the journal alone.
@@ -106,7 +106,7 @@ mod tests {
     use gristmill_shared::{Lane, Message, QueueRole};
 
     use super::*;
-    use crate::ledger::outbox::Target;
+    use crate::ledger::outbox_rows::Target;
 
     /// Answers as it was told to, call by call, and then always that it has stored; notes the ids of every call.
     #[derive(Debug, Default)]

@@ -97,12 +97,12 @@ fn dead_messages_are_recorded_and_dead_batches_become_failures() {
 fn the_record_of_dead_messages_is_bounded() {
     let office = Office::new();
     let mut clerk = office.clerk();
-    for _ in 0..crate::ledger::dead::DEAD_MAX_MESSAGES + 3 {
+    for _ in 0..crate::ledger::dead_rows::DEAD_MAX_MESSAGES + 3 {
         clerk.take_dead(delivery(garbage())).unwrap();
     }
     clerk.commit().unwrap();
     let dead = office.reader().dead().unwrap();
-    assert_eq!((dead.messages.len() as u64, dead.dropped), (crate::ledger::dead::DEAD_MAX_MESSAGES, 3));
+    assert_eq!((dead.messages.len() as u64, dead.dropped), (crate::ledger::dead_rows::DEAD_MAX_MESSAGES, 3));
 }
 
 #[test]
@@ -126,14 +126,14 @@ fn what_comes_before_its_job_is_parked_and_then_folded() {
 #[test]
 fn parking_is_bounded_and_says_what_it_dropped() {
     let (office, job) = (Office::new(), Submitted::toy());
-    office.take((0..parked::PARKED_MAX_MESSAGES + 2).map(|index| job.done(index..index + 1)));
+    office.take((0..parked_rows::PARKED_MAX_MESSAGES + 2).map(|index| job.done(index..index + 1)));
     let parked = office.reader().parked().unwrap();
-    assert_eq!((parked.jobs[0].messages, parked.dropped), (parked::PARKED_MAX_MESSAGES, 2));
+    assert_eq!((parked.jobs[0].messages, parked.dropped), (parked_rows::PARKED_MAX_MESSAGES, 2));
     office.take([job.opened()]);
     let verification = office.reader().verify(job.id).unwrap();
     assert_eq!(
         (verification.done, &verification.gaps[0]),
-        (parked::PARKED_MAX_MESSAGES, &(0..2)),
+        (parked_rows::PARKED_MAX_MESSAGES, &(0..2)),
         "the oldest went"
     );
 }
@@ -141,14 +141,15 @@ fn parking_is_bounded_and_says_what_it_dropped() {
 #[test]
 fn parking_is_bounded_in_bytes_too() {
     let (office, job) = (Office::new(), Submitted::toy());
-    let large = Message { body: vec![b' '; parked::PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
+    let large =
+        Message { body: vec![b' '; parked_rows::PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
     let mut clerk = office.clerk();
     // As if they had been decoded: what is parked is not read again until its job is opened.
     (0..5_000).for_each(|index| clerk.parking.park(job.id, &job.done(index..index + 1)));
     (0..9).for_each(|_| clerk.parking.park(job.id, &large));
     clerk.commit().unwrap();
     let parked = office.reader().parked().unwrap();
-    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked::PARKED_MAX_BYTES, 5_001));
+    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked_rows::PARKED_MAX_BYTES, 5_001));
 }
 
 #[test]

@@ -6,9 +6,9 @@ use gristmill_shared::{
 };
 use rusqlite::{Connection, Transaction, params};
 
-use super::{
+use crate::ledger::{
     columns::text,
-    letter::{message, properties},
+    message_columns::{message, properties},
 };
 
 /// How many rows are published at a time, for each target.

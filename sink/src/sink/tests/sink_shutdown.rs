@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use gristmill_shared::{Capabilities, EventFilter, EventReader, JournalReader, Shards, TransportError};
 
 use super::*;
-use crate::tests::toy::Submitted;
+use crate::tests::toy_jobs::Submitted;
 
 #[tokio::test]
 async fn a_sink_leaves_while_it_starts_too() {

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use gristmill_shared::{Lane, Message, WorkerId, meter::SINK_OUTBOX_ROWS, wire::Form};
 use rusqlite::Transaction;
 
-use super::seldom::Seldom;
+use super::{commit_schedule::Urgency, log_limiter::Seldom};
 use crate::{
     SinkError,
     ledger::{
         Ledger,
-        outbox::{self, Answered, OutboxBatch, Refused, Target},
+        outbox_rows::{self, Answered, OutboxBatch, Refused, Target},
     },
-    pace::Urgency,
 };
 
 /// The first pause before rows that the broker refused go out again, and the longest. Each time it is twice as long: a
@@ -176,7 +175,7 @@ impl Outbox {
 
     /// Counts what an earlier sink left.
     pub(crate) fn count(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
-        self.rows = ledger.read("the outbox is read", outbox::count)?;
+        self.rows = ledger.read("the outbox is read", outbox_rows::count)?;
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
         Ok(())
     }
@@ -186,10 +185,10 @@ impl Outbox {
         self.rows = (self.rows + self.staged.len() as u64).saturating_sub(self.settled.len() as u64);
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
         for row in self.settled.drain(..) {
-            outbox::remove(transaction, row)?;
+            outbox_rows::remove(transaction, row)?;
         }
         for (target, message) in self.staged.drain(..) {
-            outbox::insert(transaction, target, &self.lane, &message)?;
+            outbox_rows::insert(transaction, target, &self.lane, &message)?;
             self.targets[target as usize].waiting = true;
         }
         self.urgency = Urgency::AtLeisure;
@@ -209,7 +208,7 @@ impl Outbox {
                 continue;
             }
             let batch = ledger.read("the outbox is read", |connection| {
-                outbox::next(connection, ledger.id(), target, state.last)
+                outbox_rows::next(connection, ledger.id(), target, state.last)
             })?;
             match batch.rows.last() {
                 None => {
@@ -231,7 +230,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LedgerPlace, tests::toy};
+    use crate::{LedgerPlace, tests::toy_jobs};
 
     /// An outbox with facts in its ledger, and a clock.
     struct Post {
@@ -243,14 +242,14 @@ mod tests {
     impl Post {
         fn new(facts: usize) -> Self {
             let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
-            let outbox = Outbox::new(Lane::default(), toy::app(), usize::MAX);
+            let outbox = Outbox::new(Lane::default(), toy_jobs::app(), usize::MAX);
             let mut post = Self { ledger, outbox, now: Instant::now() };
             post.add(facts);
             post
         }
 
         fn add(&mut self, facts: usize) {
-            let job = toy::Submitted::toy();
+            let job = toy_jobs::Submitted::toy();
             (0..facts).for_each(|_| self.outbox.fact(&job.opened));
             self.save();
         }
@@ -304,7 +303,10 @@ mod tests {
         assert_eq!(post.send(|row| row == 2), [4], "what comes later does not wait for it either");
         post.pause();
         assert_eq!(post.send(|_| false), [2]);
-        assert_eq!((post.pause(), post.ledger.read("rows are counted", outbox::count).unwrap()), (None, 0));
+        assert_eq!(
+            (post.pause(), post.ledger.read("rows are counted", outbox_rows::count).unwrap()),
+            (None, 0)
+        );
         post.add(1);
         post.send(|_| true);
         assert_eq!(post.pause(), Some(1), "the pauses begin anew");

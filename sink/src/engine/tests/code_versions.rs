@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::{
     ledger::MissingTasks,
-    tests::toy::{message, raw},
+    tests::toy_jobs::{message, raw},
 };
 
 /// The toy job after a change: it adds twice each output.

@@ -15,7 +15,7 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::ledger::outbox::{Answered, OutboxBatch, Refused};
+use crate::ledger::outbox_rows::{Answered, OutboxBatch, Refused};
 
 /// Adds up outputs.
 #[derive(Serialize, Deserialize, Default, Clone)]

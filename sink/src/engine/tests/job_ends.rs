@@ -3,7 +3,7 @@
 use gristmill_shared::{Address, Kind, Outgoing, wire::Cancelled};
 
 use super::*;
-use crate::{PruneRule, prune, tests::toy::message};
+use crate::{PruneRule, prune, tests::toy_jobs::message};
 
 #[test]
 fn a_break_ends_the_job_and_nothing_is_folded_after_it() {
@@ -174,7 +174,7 @@ fn a_kind_or_a_spec_that_cannot_be_read_ends_the_job_at_once() {
     let office = Office::new();
     let (mut unknown, mut unfit) = (Submitted::toy(), Submitted::toy());
     unknown.opened.kind = gristmill_shared::Kind::new("magic").unwrap();
-    unfit.opened.spec = crate::tests::toy::raw("[1]");
+    unfit.opened.spec = crate::tests::toy_jobs::raw("[1]");
     let outbox = office.take([unknown.opened(), unfit.opened(), unknown.done(0..3)]);
     assert_eq!(names(&outbox), ["opened", "stopped", "finished", "opened", "stopped", "finished"]);
     let stopped = office.account(&unknown).stopped.unwrap();

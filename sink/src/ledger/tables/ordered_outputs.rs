@@ -6,7 +6,7 @@ use gristmill_shared::TaskIndex;
 use rusqlite::{Connection, Rows};
 use serde_json::value::RawValue;
 
-use super::columns::conversion;
+use crate::ledger::columns::conversion;
 
 /// Passes the kept outputs of a job to `fold`, in the order of their indices. At most one row is in
 /// memory: the outputs of one span of a message.

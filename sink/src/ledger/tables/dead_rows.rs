@@ -3,7 +3,7 @@
 use gristmill_shared::{Message, wire::now_ms};
 use rusqlite::{Transaction, params};
 
-use super::{columns::int, letter::properties};
+use crate::ledger::{columns::int, message_columns::properties};
 
 /// How many dead messages are kept. Beyond that the oldest go, and are counted.
 pub(crate) const DEAD_MAX_MESSAGES: u64 = 10_000;

@@ -10,11 +10,10 @@ use flume::{Receiver, RecvTimeoutError, Sender};
 use gristmill_shared::{Delivery, Topic, panic_text, wire::Event};
 use tokio::sync::oneshot;
 
+use super::{Clerk, Committed, commit_schedule::Pace};
 use crate::{
     SinkError, SinkReport,
-    clerk::{Clerk, Committed},
-    ledger::outbox::{Answered, OutboxBatch, Target},
-    pace::Pace,
+    ledger::outbox_rows::{Answered, OutboxBatch, Target},
 };
 
 /// How many result messages the sink holds without having acknowledged them. A commit comes every 20 to 50 ms under load,
@@ -168,7 +167,7 @@ mod tests {
     use crate::{
         LedgerPlace, LedgerReader,
         ledger::Ledger,
-        tests::toy::{Submitted, all_refused, app, delivery, garbage, registry},
+        tests::toy_jobs::{Submitted, all_refused, app, delivery, garbage, registry},
     };
 
     #[test]

@@ -6,10 +6,10 @@ use gristmill_shared::{
 };
 use rusqlite::Transaction;
 
-use super::seldom::Seldom;
+use super::log_limiter::Seldom;
 use crate::{
     SinkError,
-    ledger::{Ledger, parked},
+    ledger::{Ledger, parked_rows},
 };
 
 /// The way of parked messages into the ledger and out of it.
@@ -35,7 +35,7 @@ impl Parking {
     /// All messages about a job, in the order of their arrival.
     pub(super) fn leave(&mut self, job: JobId, ledger: &Ledger) -> Result<Vec<Message>, SinkError> {
         let mut messages =
-            ledger.read("parked messages are read", |connection| parked::load(connection, job))?;
+            ledger.read("parked messages are read", |connection| parked_rows::load(connection, job))?;
         if !messages.is_empty() {
             self.left.push(job);
         }
@@ -51,15 +51,15 @@ impl Parking {
     /// Writes what changed, within the bounds.
     pub(super) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         for job in self.left.drain(..) {
-            parked::remove(transaction, job)?;
+            parked_rows::remove(transaction, job)?;
         }
         if self.staged.is_empty() {
             return Ok(());
         }
         for (job, message) in self.staged.drain(..) {
-            parked::insert(transaction, job, &message)?;
+            parked_rows::insert(transaction, job, &message)?;
         }
-        let dropped = parked::keep_bounds(transaction)?;
+        let dropped = parked_rows::keep_bounds(transaction)?;
         SINK_PARKED_DROPPED.add([], dropped);
         if dropped > 0 {
             tracing::warn!(

@@ -3,8 +3,8 @@
 use gristmill_shared::{Message, meter::SINK_DEAD};
 use rusqlite::Transaction;
 
-use super::seldom::Seldom;
-use crate::ledger::dead;
+use super::log_limiter::Seldom;
+use crate::ledger::dead_rows;
 
 /// The way of dead messages into the ledger.
 #[derive(Debug, Default)]
@@ -39,8 +39,8 @@ impl DeadLetters {
             return Ok(());
         }
         for (reason, message) in self.staged.drain(..) {
-            dead::insert(transaction, &reason, &message)?;
+            dead_rows::insert(transaction, &reason, &message)?;
         }
-        dead::keep_bounds(transaction).map(drop)
+        dead_rows::keep_bounds(transaction).map(drop)
     }
 }

@@ -9,7 +9,7 @@ use gristmill_shared::{
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params};
 use serde::Serialize;
 
-use super::columns::{NUMBER_MAX, int, json, text, to_json};
+use crate::ledger::columns::{NUMBER_MAX, int, json, text, to_json};
 
 /// One job in the ledger.
 #[derive(Debug, Clone)]
@@ -200,7 +200,7 @@ impl Record {
 
     /// Reads all jobs, the newest first. That is by when they were submitted: a sink that starts late finds many in its
     /// queue, and takes them in together.
-    pub(super) fn load_all(connection: &Connection) -> rusqlite::Result<Vec<(i64, Self)>> {
+    pub(in crate::ledger) fn load_all(connection: &Connection) -> rusqlite::Result<Vec<(i64, Self)>> {
         let sql = format!("SELECT {COLUMNS} FROM jobs ORDER BY submitted_ms DESC, id DESC");
         connection.prepare(&sql)?.query_map([], Self::from_row)?.collect()
     }

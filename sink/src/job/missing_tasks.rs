@@ -6,7 +6,7 @@ use gristmill_shared::{
 };
 
 use super::{Job, Phase};
-use crate::clerk::Outbox;
+use crate::engine::Outbox;
 
 impl Job {
     /// The tasks from `from` on that have no outcome, of those that are known: below the total, or the highest that has

@@ -14,12 +14,12 @@ use gristmill_shared::{
 use rusqlite::Transaction;
 use serde_json::value::RawValue;
 
-use super::findings::{Findings, failure_note};
+use super::end_details::{Findings, failure_note};
 use crate::{
     index_set::{IndexSet, gaps},
     ledger::{
-        in_order,
-        outcomes::{self, Failure, KeptOutputs},
+        ordered_outputs,
+        outcome_rows::{self, Failure, KeptOutputs},
     },
 };
 
@@ -270,7 +270,7 @@ impl Work {
         job: i64,
     ) -> rusqlite::Result<Result<(), Broken>> {
         let fold = &mut self.fold;
-        let folded = in_order::fold_outputs(transaction, job, |outputs| fold.fold_in_order(outputs))?;
+        let folded = ordered_outputs::fold_outputs(transaction, job, |outputs| fold.fold_in_order(outputs))?;
         self.folded = true;
         if let Err(broken) = folded.map_err(Broken).and_then(|()| self.prepare()) {
             return Ok(Err(broken));
@@ -298,12 +298,12 @@ impl Work {
 
     /// Writes what changed. If the transaction fails, this must not be used any more.
     pub(super) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
-        outcomes::save_done(transaction, job, self.done.take_changed())?;
-        outcomes::save_refused(transaction, job, self.refused.take_changed())?;
-        outcomes::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
-        outcomes::save_outputs(transaction, job, self.outputs.drain(..))?;
+        outcome_rows::save_done(transaction, job, self.done.take_changed())?;
+        outcome_rows::save_refused(transaction, job, self.refused.take_changed())?;
+        outcome_rows::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
+        outcome_rows::save_outputs(transaction, job, self.outputs.drain(..))?;
         if let Some(report) = self.report.take() {
-            outcomes::save_report(transaction, job, &report)?;
+            outcome_rows::save_report(transaction, job, &report)?;
             self.saved_report = Some(report);
         }
         Ok(())

@@ -6,7 +6,7 @@ use gristmill_shared::{
 };
 
 use super::*;
-use crate::tests::toy::{Submitted, Toy};
+use crate::tests::toy_jobs::{Submitted, Toy};
 
 #[tokio::test]
 async fn progress_and_an_early_end_are_told() {

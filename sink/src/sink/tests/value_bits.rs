@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::{
     LedgerReader,
-    tests::toy::{Submitted, message},
+    tests::toy_jobs::{Submitted, message},
 };
 
 const CASE_COUNT: u32 = 256;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use gristmill_shared::{BuildId, wire::BuildShare};
 use rusqlite::{Connection, Transaction, params};
 
-use super::columns::{conversion, int};
+use crate::ledger::columns::{conversion, int};
 
 /// Builds of a job that are told apart, each in one version.
 const BUILDS_MAX: usize = 64;

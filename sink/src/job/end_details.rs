@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{Job, Phase};
 use crate::{
     SinkError,
-    ledger::{Ledger, outcomes},
+    ledger::{Ledger, outcome_rows},
 };
 
 /// The report of a job that has ended, and some of its failures, as the journal carries them.
@@ -47,8 +47,8 @@ impl Job {
             (Phase::Ended(None), None) | (Phase::Running(_), _) => return Ok(Findings::default()),
         };
         let (report, failures) = ledger.read("the end of a job is read", |connection| {
-            let failures = outcomes::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
-            Ok((outcomes::load_report(connection, seq)?, failures))
+            let failures = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
+            Ok((outcome_rows::load_report(connection, seq)?, failures))
         })?;
         let failures = failures.into_iter().map(|(index, reason)| failure_note(index, &reason));
         Ok(Findings::new(report.as_deref(), max_bytes, failures.collect()))

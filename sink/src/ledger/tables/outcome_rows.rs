@@ -6,8 +6,10 @@ use gristmill_shared::{Round, WorkerId};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde_json::value::RawValue;
 
-use super::columns::{conversion, json};
-use crate::index_set::IndexSet;
+use crate::{
+    index_set::IndexSet,
+    ledger::columns::{conversion, json},
+};
 
 /// A task that failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]

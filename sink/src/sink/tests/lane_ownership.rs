@@ -1,7 +1,7 @@
 //! Which ledger a lane belongs to.
 
 use super::*;
-use crate::tests::toy::{Submitted, app, garbage};
+use crate::tests::toy_jobs::{Submitted, app, garbage};
 
 #[tokio::test]
 async fn a_lane_belongs_to_one_ledger() {
@@ -76,7 +76,7 @@ async fn what_a_ledger_has_to_send_on_another_lane_is_sent_there() {
     let on_night = SinkConfig { lane: night.clone(), ..config(&ledger) };
     let sink = Sink::open(on_night.clone()).unwrap();
     let mut clerk = Clerk::new(sink.ledger, on_night.registry, night.clone(), app());
-    clerk.take(crate::tests::toy::delivery(garbage())).unwrap();
+    clerk.take(crate::tests::toy_jobs::delivery(garbage())).unwrap();
     drop(clerk.commit().unwrap());
 
     let transport = MemoryTransport::new();

@@ -8,9 +8,9 @@ use serde_json::value::RawValue;
 
 use super::{
     Job, Phase,
-    work::{Broken, Taken},
+    fold_state::{Broken, Taken},
 };
-use crate::{clerk::Outbox, ledger::outcomes::Failure};
+use crate::{engine::Outbox, ledger::outcome_rows::Failure};
 
 /// The round, worker and code that outcomes come from.
 #[derive(Clone, Copy)]

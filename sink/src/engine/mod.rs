@@ -1,11 +1,13 @@
 //! The clerk: takes in messages, and enters them into the ledger in groups. The only one who changes anything; works
 //! on one thread, and knows nothing of the broker.
 
-mod dead;
-mod news;
+mod commit_schedule;
+mod dead_recorder;
+pub(crate) mod ledger_thread;
+mod log_limiter;
 mod outbox;
 mod parking;
-mod seldom;
+mod progress;
 mod stalls;
 #[cfg(test)]
 mod tests;
@@ -32,13 +34,13 @@ use crate::{
     job::Job,
     ledger::{
         Ledger, Record,
-        outbox::{Answered, OutboxBatch},
+        outbox_rows::{Answered, OutboxBatch},
     },
-    pace::Urgency,
 };
-use dead::DeadLetters;
-use news::News;
+use commit_schedule::Urgency;
+use dead_recorder::DeadLetters;
 use parking::Parking;
+use progress::News;
 use stalls::Stalls;
 
 /// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     LedgerReader,
-    tests::toy::{Submitted, garbage},
+    tests::toy_jobs::{Submitted, garbage},
 };
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use gristmill_shared::{JobId, Message};
 use rusqlite::{Connection, Transaction, params};
 
-use super::letter::{message, properties};
+use crate::ledger::message_columns::{message, properties};
 
 /// How many messages may be parked. Beyond that the oldest go, and are counted.
 pub(crate) const PARKED_MAX_MESSAGES: u64 = 10_000;

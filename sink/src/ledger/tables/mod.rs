@@ -1,0 +1,9 @@
+//! The tables of the ledger: reads and writes their rows, within transactions of the caller.
+
+pub(crate) mod builds;
+pub(crate) mod dead_rows;
+pub(crate) mod job_record;
+pub(crate) mod ordered_outputs;
+pub(crate) mod outbox_rows;
+pub(crate) mod outcome_rows;
+pub(crate) mod parked_rows;
