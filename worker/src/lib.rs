@@ -4,26 +4,18 @@
 //! intake (async) ──▶ slots (threads, user code) ──▶ handoff (async) ──▶ results, retries ──▶ ack
 //! ```
 
-mod beat;
-mod complaints;
-mod crew;
+mod consumer;
+mod context;
+mod delivery;
 mod error;
-mod handoff;
-mod held;
-mod in_hand;
-mod intake;
+mod executor;
+mod heartbeat;
 mod isolate;
-mod job_cache;
-mod outputs;
-mod pace;
-mod refused;
+mod log_sampler;
+mod outbound;
+mod poison;
 mod release;
-mod seat;
-mod sequel;
-mod shop;
-mod slot;
-mod suspicion;
-mod waiting;
+mod run_queue;
 mod worker;
 
 pub use error::WorkerError;

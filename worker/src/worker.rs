@@ -16,14 +16,14 @@ use gristmill_shared::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    WorkerError, beat,
-    crew::Crew,
-    handoff::{self, handoffs},
-    intake::{self, Intake},
+    WorkerError,
+    consumer::{self, Intake, LOWEST, PER_SLOT},
+    context::Shop,
+    executor::Crew,
+    heartbeat,
     isolate::Isolation,
-    pace::{LOWEST, PER_SLOT},
-    shop::Shop,
-    waiting::waiting,
+    outbound::{hand_on_all, handoffs},
+    run_queue::waiting,
 };
 
 /// How long running tasks may take to end after the worker was told to leave.
@@ -205,7 +205,7 @@ impl Worker {
             intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(sources))));
         }
         drop(work);
-        let _beat = AbortOnDropHandle::new(tokio::spawn(beat::run(
+        let _beat = AbortOnDropHandle::new(tokio::spawn(heartbeat::run(
             Arc::clone(&shop),
             Arc::clone(&publisher),
             crew.seats(),
@@ -239,7 +239,7 @@ impl Worker {
         let handed_back = async {
             leaving.cancelled().await;
             let never = CancellationToken::new();
-            intake::hand_back_all(&shop, &waiting, &handoffs, &never).await;
+            consumer::hand_back_all(&shop, &waiting, &handoffs, &never).await;
             Ok(())
         };
         let no_more = CancellationToken::new();
@@ -249,8 +249,7 @@ impl Worker {
             no_more.cancel();
             Ok::<_, WorkerError>(consumers)
         };
-        let handed_on =
-            async { Ok(handoff::hand_on_all(&shop, to_hand_on, &*publisher, &waiting, &no_more).await?) };
+        let handed_on = async { Ok(hand_on_all(&shop, to_hand_on, &*publisher, &waiting, &no_more).await?) };
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(self.grace + SETTLING_GRACE).await;

@@ -14,7 +14,7 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 use tokio::time::{sleep, sleep_until};
 
-use super::{Isolation, child::Child, protocol::Answer};
+use super::{Isolation, child_process::Child, protocol::Answer};
 
 /// Time after its deadline in which a task may end by itself, since it knows its deadline as well.
 /// Together with the time between SIGTERM and SIGKILL it is less than the time after which a worker

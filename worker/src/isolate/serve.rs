@@ -16,7 +16,7 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-use crate::job_cache::drop_job;
+use crate::executor::drop_job;
 
 use super::{
     answers::Answers,

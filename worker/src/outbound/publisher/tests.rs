@@ -11,8 +11,7 @@ use gristmill_shared::{
 };
 
 use super::*;
-use crate::outputs::Source;
-use crate::{in_hand::tests::Acks, waiting::waiting};
+use crate::{delivery::tests::Acks, outbound::merge::Source, run_queue::waiting};
 
 /// Says no to these, once each; and keeps what it stored.
 #[derive(Debug, Default)]

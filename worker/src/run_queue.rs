@@ -14,7 +14,7 @@ use std::{
 use gristmill_shared::QueueRole;
 use tokio::sync::Notify;
 
-use crate::slot::Work;
+use crate::delivery::Work;
 
 /// Where slots take work from, and whoever hands back what no slot will begin.
 #[derive(Clone, Debug)]

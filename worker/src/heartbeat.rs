@@ -12,7 +12,7 @@ use gristmill_shared::{
 
 use tokio::time::MissedTickBehavior;
 
-use crate::{seat::Seat, shop::Shop};
+use crate::{context::Shop, executor::Seat};
 
 /// How often a worker says that it is alive.
 const BEAT_EVERY: Duration = Duration::from_secs(2);

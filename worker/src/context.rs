@@ -19,10 +19,10 @@ use gristmill_shared::wire::{Batch, clip_reason, now_ms};
 use tokio::sync::watch;
 
 use crate::{
-    complaints::Complaints,
+    consumer::Pace,
+    executor::JobCache,
     isolate::Isolation,
-    job_cache::JobCache,
-    pace::Pace,
+    log_sampler::Complaints,
     release::{Release, ReleaseTracker, Unfit, release},
 };
 

@@ -6,36 +6,25 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, RunningIndex,
-    StopSignal, TaskContext, TaskIndex,
+    Address, AnyJob, BatchRun, Chunk, Headers, Message, OpenError, Outgoing, QueueRole, StopSignal,
+    TaskContext, TaskIndex,
     wire::{self, Batch, Malformed},
 };
 
-use crate::{
-    handoff::{Handoffs, Upshot},
-    held::RunningBatch,
-    in_hand::InHand,
-    isolate::{IsolatedSlot, JobTraits},
+use super::{
+    held_task::RunningBatch,
     job_cache::drop_job,
-    release::{Release, Unfit},
-    seat::{ALL, Tenant},
-    sequel::{ChunkCounts, Sequel, next_wait},
-    shop::Shop,
-    suspicion::{Verdict, judge},
-    waiting::Waiting,
+    lease::{ALL, Tenant},
 };
-
-/// A message from one of the lane's queues, and the right to settle it.
-#[derive(Debug)]
-pub(crate) struct Work {
-    pub(crate) message: Message,
-    pub(crate) from: QueueRole,
-    /// How often it was delivered before, as far as that counts.
-    pub(crate) before: u32,
-    pub(crate) batch: Arc<InHand>,
-    /// The one of its tasks that runs.
-    pub(crate) running: RunningIndex,
-}
+use crate::{
+    context::Shop,
+    delivery::Work,
+    isolate::{IsolatedSlot, JobTraits},
+    outbound::{ChunkCounts, Handoffs, Sequel, Upshot, next_wait},
+    poison::{Verdict, judge},
+    release::{Release, Unfit},
+    run_queue::Waiting,
+};
 
 /// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
 /// takes no outcomes.
@@ -249,34 +238,6 @@ impl Run<'_> {
             }
             self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
             self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use gristmill_shared::{Receipt, Settlement, Settler, Token};
-
-    use super::*;
-
-    #[derive(Debug)]
-    struct Nobody;
-
-    impl Settler for Nobody {
-        fn settle(&self, _: Token, _: Settlement) {}
-        fn extend(&self, _: Token) {}
-    }
-
-    impl Work {
-        pub(crate) fn of_nothing(from: QueueRole) -> Self {
-            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
-            Self {
-                message: Message::default(),
-                from,
-                before: 0,
-                batch: Arc::new(InHand::new(receipt, from)),
-                running: RunningIndex::default(),
-            }
         }
     }
 }

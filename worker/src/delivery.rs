@@ -1,11 +1,23 @@
 //! A batch that is being worked on, and the one rule of settling it.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
-use gristmill_shared::{QueueRole, Receipt, meter::WORKER_DELIVERIES_HELD};
+use gristmill_shared::{Message, QueueRole, Receipt, RunningIndex, meter::WORKER_DELIVERIES_HELD};
+
+/// A message from one of the lane's queues, and the right to settle it.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) message: Message,
+    pub(crate) from: QueueRole,
+    /// How often it was delivered before, as far as that counts.
+    pub(crate) before: u32,
+    pub(crate) batch: Arc<InHand>,
+    /// The one of its tasks that runs.
+    pub(crate) running: RunningIndex,
+}
 
 /// A batch in this worker's hands. It is acked when its slot is through with it **and** everything that follows from
 /// it is stored: when the last of the open ends closes. If one never closes, the batch is delivered again elsewhere.
@@ -46,11 +58,30 @@ impl InHand {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Arc;
-
     use gristmill_shared::{Settlement, Settler, Token};
 
     use super::*;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Settler for Nobody {
+        fn settle(&self, _: Token, _: Settlement) {}
+        fn extend(&self, _: Token) {}
+    }
+
+    impl Work {
+        pub(crate) fn of_nothing(from: QueueRole) -> Self {
+            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
+            Self {
+                message: Message::default(),
+                from,
+                before: 0,
+                batch: Arc::new(InHand::new(receipt, from)),
+                running: RunningIndex::default(),
+            }
+        }
+    }
 
     /// Counts acks, and takes nothing else.
     #[derive(Debug, Default)]

@@ -1,5 +1,9 @@
 //! Takes messages from one of the lane's queues and gives them to the slots.
 
+mod prefetch;
+
+pub(crate) use prefetch::{LOWEST, PER_SLOT, Pace};
+
 use std::{sync::Arc, time::Duration};
 
 use futures::future::select_all;
@@ -10,14 +14,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    handoff::{Handoff, Handoffs},
-    in_hand::InHand,
-    pace::{FORGOTTEN_AFTER, HELD_UP, LOWEST, PER_SLOT, START},
-    shop::Shop,
-    slot::Work,
-    suspicion::that_count,
-    waiting::{Giving, Waiting},
+    context::Shop,
+    delivery::{InHand, Work},
+    outbound::{Handoff, Handoffs},
+    poison::that_count,
+    run_queue::{Giving, Waiting},
 };
+use prefetch::{FORGOTTEN_AFTER, HELD_UP, START};
 
 /// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
 const TAKEN_AT_ONCE: usize = 64;

@@ -13,11 +13,11 @@ use std::{
 use gristmill_shared::{StopSignal, TaskIndex};
 use tokio::sync::Notify;
 
+use super::held_task::{HeldTask, RunningBatch};
 use crate::{
-    handoff::{Handoff, Upshot},
-    held::{HeldTask, RunningBatch},
-    shop::Shop,
-    slot::Work,
+    context::Shop,
+    delivery::Work,
+    outbound::{Handoff, Upshot},
 };
 
 /// How long after its time limit a task may take to notice it by itself.

@@ -15,15 +15,17 @@ use gristmill_shared::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::{
+    held_task::HeldTask,
+    lease::{Look, Running, Seat, Turn},
+    slot,
+};
 use crate::{
     WorkerError,
-    handoff::{Handoff, Handoffs},
-    held::HeldTask,
-    seat::{Look, Running, Seat, Turn},
-    sequel::{Sequel, retried},
-    shop::Shop,
-    slot::{self, Work},
-    waiting::Waiting,
+    context::Shop,
+    delivery::Work,
+    outbound::{Handoff, Handoffs, Sequel, retried},
+    run_queue::Waiting,
 };
 
 /// So many threads for each slot may be stuck; with more of them the worker ends, since only that ends them.

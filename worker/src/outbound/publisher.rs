@@ -19,7 +19,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{in_hand::InHand, outputs::Outputs, refused::instead_of, shop::Shop, waiting::Waiting};
+use super::{merge::Outputs, oversize::instead_of};
+use crate::{context::Shop, delivery::InHand, run_queue::Waiting};
 
 /// How many handoffs may wait for their turn. Those that do go to the broker together.
 const HANDOFFS_WAITING: usize = 512;

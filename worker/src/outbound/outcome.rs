@@ -10,12 +10,14 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
+use super::{
+    merge::{Outputs, Source, micros, results_message},
+    publisher::Upshot,
+};
 use crate::{
-    handoff::Upshot,
-    outputs::{Outputs, Source, micros, results_message},
+    context::Shop,
+    poison::{LOSSES_MAX, SUSPECT_PARTS},
     release::{Release, Unfit},
-    shop::Shop,
-    suspicion::{LOSSES_MAX, SUSPECT_PARTS},
 };
 
 /// What may follow from a batch.

@@ -17,7 +17,7 @@ use gristmill_shared::{AnyJob, JobId, OpenError, Registry, Round, StopSignal, pa
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use crate::waiting::Waiting;
+use crate::run_queue::Waiting;
 
 /// The most jobs that are kept while no slot uses them. The oldest idle one is dropped first; it is
 /// read and prepared again if another batch of it comes. A worker with more slots has one more for

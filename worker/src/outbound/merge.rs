@@ -7,7 +7,7 @@ use gristmill_shared::{
     wire::{Batch, DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
 };
 
-use crate::shop::Shop;
+use crate::context::Shop;
 
 /// What a stretch of consecutive outputs takes in a message beside them at most: with indices and counts of any length.
 const SPAN_BYTES: usize = 64;
