@@ -6,7 +6,7 @@ use tokio::process::Command;
 
 use crate::harness::{
     Process, Site,
-    running::{until_gone, until_running},
+    process_table::{until_gone, until_running},
 };
 
 /// The path of the example, which cargo puts beside the tests.

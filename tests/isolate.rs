@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{
     Process, Site,
-    running::{children_of, has_argument, is_there, until, until_gone, until_running},
+    process_table::{children_of, has_argument, is_there, until, until_gone, until_running},
 };
 
 /// Acts that never end. `command:` gets the number of seconds, which tells one test's command from

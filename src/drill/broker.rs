@@ -10,7 +10,7 @@ use std::{
 use rustix::process::{Pid, WaitIdOptions};
 use tokio::sync::watch;
 
-use super::{child::stands_still, error::DrillError, plan::Fault};
+use super::{supervised_process::stands_still, error::DrillError, plan::Fault};
 use crate::testing::{LocalBroker, LocalBrokerError};
 
 /// The broker, and how it has been.

@@ -12,16 +12,16 @@
 
 mod account;
 mod broker;
-mod child;
-mod crew;
-mod duty;
+mod drill_role;
 mod error;
-mod finish;
-mod leash;
+mod fleet;
 mod plan;
-mod post;
-mod series;
-mod site;
+mod process_group;
+mod process_supervisor;
+mod supervised_process;
+mod verdict;
+mod workload;
+mod workspace;
 
 use std::{ffi::OsString, future::Future, pin::pin, sync::Arc};
 
@@ -30,7 +30,7 @@ pub(crate) use self::{
     error::DrillError,
     plan::{Fault, Plan},
 };
-use self::{broker::Broker, crew::Crew, error::cannot, site::Site};
+use self::{broker::Broker, fleet::Crew, error::cannot, workspace::Site};
 
 /// Who takes part in a drill.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ async fn drill(site: &Arc<Site>, plan: &Plan, workers: u16, slots: u16) -> Resul
     site.say(format_args!("the fleet is up: a sink, {workers} workers, a producer"));
     crew.suffer(plan).await;
     site.say(format_args!("no more faults; {} tasks are left to do", site.outstanding().await));
-    finish::wait_for_jobs(site, crew.until_sent()).await;
+    verdict::wait_for_jobs(site, crew.until_sent()).await;
     crew.leave().await;
-    Ok(finish::account(site, plan).await)
+    Ok(verdict::account(site, plan).await)
 }

@@ -8,7 +8,7 @@ use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
 
 use super::{
     outages::Own,
-    returning::{fact, read_up_to},
+    recovery::{fact, read_up_to},
     *,
 };
 

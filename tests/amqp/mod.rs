@@ -4,12 +4,12 @@ mod connecting;
 mod consuming;
 mod journal_away;
 mod lanes;
+mod network_faults;
 mod outages;
 mod publishing;
 mod reading;
-mod returning;
-mod weather;
-mod wire;
+mod recovery;
+mod tcp_proxy;
 
 use std::{sync::Arc, time::Duration};
 

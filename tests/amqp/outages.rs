@@ -9,8 +9,8 @@ use gristmill::testing::LocalBroker;
 use gristmill_shared::{EventFilter, JournalEntry, QueueRole};
 
 use super::{
-    returning::{fact, hear, read_up_to},
-    wire::Wire,
+    recovery::{fact, hear, read_up_to},
+    tcp_proxy::Wire,
     *,
 };
 use crate::harness::Site;

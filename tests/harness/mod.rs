@@ -3,19 +3,19 @@
 pub(crate) mod broker;
 #[cfg(feature = "otlp")]
 mod collector;
+mod metrics_endpoint;
 mod own_broker;
-mod process;
-pub(crate) mod running;
-mod scrape;
+pub(crate) mod process_table;
 mod site;
+mod test_process;
 
 use std::{future::Future, time::Duration};
 
 #[cfg(feature = "otlp")]
 pub(crate) use collector::{Collector, Exported};
 pub(crate) use own_broker::OwnBroker;
-pub(crate) use process::{Ended, Process};
-pub(crate) use scrape::{Samples, Scraped};
+pub(crate) use test_process::{Ended, Process};
+pub(crate) use metrics_endpoint::{Samples, Scraped};
 pub(crate) use site::Site;
 
 /// How long anything may take before a test fails. Generous: machines are slow and shared, and nobody waits for it

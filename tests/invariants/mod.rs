@@ -3,8 +3,8 @@
 //! Not checked here: that user code never runs on a thread that does broker I/O, and that every bound is written
 //! down. The tests of the roles and the reader of the code see to those.
 
-mod arrows;
 mod code;
+mod dependencies;
 mod documents;
 mod metrics;
 
@@ -100,7 +100,7 @@ const RULES: [Rule; 5] = [
     },
 ];
 
-const EXCEPTION_HINT: &str = "(hint: if this place is right, say why in RULES, tests/house.rs)";
+const EXCEPTION_HINT: &str = "(hint: if this place is right, say why in RULES, tests/invariants/mod.rs)";
 
 /// What breaks a rule in one file, each with its place and its reason.
 fn broken(rule: &Rule, path: &str, source: &str) -> Vec<String> {

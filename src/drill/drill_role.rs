@@ -1,9 +1,9 @@
 //! What the processes at a post are there for.
 
 use super::{
-    child::{Child, Ended, Mark},
-    series::Series,
-    site::Site,
+    supervised_process::{Child, Ended, Mark},
+    workload::Series,
+    workspace::Site,
 };
 use crate::Exit;
 

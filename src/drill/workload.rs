@@ -8,7 +8,7 @@ use gristmill_shared::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::site::Site;
+use super::workspace::Site;
 
 /// How long the work of a task takes a processor, in µs.
 const TASK_MICROS: u32 = 1_000;

@@ -10,12 +10,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    duty::Duty,
+    drill_role::Duty,
     error::DrillError,
     plan::{Fault, Plan, Planned},
-    post::{LEAVE_BOUND, ORDERS, Order, Post, What},
-    series::Series,
-    site::Site,
+    process_supervisor::{LEAVE_BOUND, ORDERS, Order, Post, What},
+    workload::Series,
+    workspace::Site,
 };
 
 /// How long the fleet may take until everybody is up for the first time.

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     account::Left,
-    child::{Child, Ended},
-    duty::Duty,
-    site::Site,
+    supervised_process::{Child, Ended},
+    drill_role::Duty,
+    workspace::Site,
 };
 use crate::Exit;
 

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{
     outages::Own,
-    wire::{Manner, Wire},
+    tcp_proxy::{Manner, Wire},
     *,
 };
 

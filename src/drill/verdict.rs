@@ -7,10 +7,10 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     account::{Account, Found, Sheet},
-    child::Mark,
+    supervised_process::Mark,
     plan::{Fault, Plan},
-    series::Submitted,
-    site::Site,
+    workload::Submitted,
+    workspace::Site,
 };
 use crate::Exit;
 

@@ -7,7 +7,7 @@ use gristmill_shared::{
 };
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 
-use super::{wire::Wire, *};
+use super::{tcp_proxy::Wire, *};
 
 pub(super) fn is_end<T: std::fmt::Debug>(result: Result<T, TransportError>) -> String {
     match result {

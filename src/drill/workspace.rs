@@ -16,11 +16,11 @@ use tokio::{process::Command, time::Instant};
 use super::{
     account::{Act, Left},
     broker::Broker,
-    child::{Child, Mark},
+    supervised_process::{Child, Mark},
     error::{DrillError, cannot},
-    leash::Leash,
+    process_group::Leash,
     plan::Fault,
-    series::Submitted,
+    workload::Submitted,
 };
 
 /// What all parts of a drill share.
