@@ -1,5 +1,5 @@
-//! A job's own tests, without a broker: what the roles do to it, in one thread, with the worst of orders. And
-//! transports with the worst of manners, to put the roles through.
+//! Tools for tests: runs of a job without a broker, with random batches and orders, and transports
+//! that inject faults or repeat every message.
 
 mod faulty;
 mod repeating;
@@ -25,18 +25,19 @@ use crate::{
 pub use faulty::{FaultCounts, FaultRates, Faults, Faulty};
 pub use repeating::Repeating;
 
-/// How often every batch is processed and delivered. An answer that depends on it is wrong.
+/// The number of times that every batch is processed and delivered. A correct answer does not
+/// depend on it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Repeat(pub u32);
 
-/// How a local run treats a job.
+/// Options of a local run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LocalRun {
-    /// How often every batch is processed and delivered. Defaults to once.
+    /// The number of times that every batch is processed and delivered. Defaults to 1.
     pub repeat: u32,
-    /// Batches have between one and this many tasks. Defaults to 16.
+    /// The most tasks of a batch; sizes are random from 1 on. Defaults to 16.
     pub batch: u32,
-    /// Decides the sizes of the batches and the order of the deliveries. Defaults to 0.
+    /// The seed of the batch sizes and of the order of deliveries. Defaults to 0.
     pub seed: u64,
 }
 
@@ -55,8 +56,9 @@ impl From<Repeat> for LocalRun {
 /// The result of a local run, with the names of all tasks that failed.
 pub type LocalOutcome<R> = Outcome<R>;
 
-/// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers each as often as
-/// asked in random order, tries failed tasks again, and folds what is fresh, as a sink does.
+/// Runs a whole job in this thread: splits it into batches of random sizes, processes and delivers
+/// each as often as asked in random order, retries failed tasks, and folds new outputs, as a sink
+/// does.
 ///
 /// The job travels as it does between processes: `process` and `collect` see what its spec decodes
 /// to, and what tasks and outputs decode to. The report is saved and loaded again, as by a sink
@@ -70,7 +72,7 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
     let spec = erased::encode_spec(job)?;
     let travelled = erased::open::<J>(&spec)?;
     let plan = travelled.plan()?;
-    let (work, total) = split(job, how)?;
+    let (batches, total) = split(job, how)?;
     if plan.tasks.is_some_and(|planned| planned != total) {
         return Err(JobError::new(format_args!(
             "the plan says {:?} tasks, the split gave {total}",
@@ -80,22 +82,22 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
     let worker =
         LocalWorker { job: &*travelled, id: JobId::generate(), kind: Kind::new(J::KIND)?, spec: &spec };
     let mut sink = LocalSink::new(&travelled)?;
-    let mut queue = VecDeque::from(shuffled_repeats(work, how));
-    while let Some(work) = queue.pop_front() {
-        for chunk in worker.run(&work)? {
+    let mut queue = VecDeque::from(shuffled_repeats(batches, how));
+    while let Some(batch) = queue.pop_front() {
+        for chunk in worker.run(&batch)? {
             for done in chunk.done {
                 let (first, count) = (done.first, done.count);
                 let (outputs, tasks) = done.into_parts();
                 sink.take(&DoneSpan { first, count, outputs: &outputs, tasks: tasks.as_deref() })?;
             }
             for failure in chunk.failed {
-                let failures = work.failures + 1;
+                let failures = batch.failures + 1;
                 match failure.trouble {
                     Trouble::Failed(_) | Trouble::Delayed(..) | Trouble::TimedOut
                         if failures < DEFAULT_MAX_ATTEMPTS =>
                     {
                         let tasks = RawValue::from_string(format!("[{}]", failure.task.get()))?;
-                        queue.push_back(Work { first: failure.index, count: 1, tasks, failures });
+                        queue.push_back(LocalBatch { first: failure.index, count: 1, tasks, failures });
                     }
                     trouble => sink.fail(failure.index, format!("{trouble:?}")),
                 }
@@ -107,21 +109,22 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
     }
     sink.reload()?;
     sink.fold_in_order()?;
-    let LocalSink { fold, account, failed, .. } = sink.balanced(total);
+    let LocalSink { fold, account, failed, .. } = sink.balance(total);
     let report = serde_json::from_str(fold.report()?.get())?;
     let conclusion = fold.conclude(&account);
     Ok(LocalOutcome { report, conclusion, account, failures: failed })
 }
 
+/// A batch of a local run.
 #[derive(Clone)]
-struct Work {
+struct LocalBatch {
     first: TaskIndex,
     count: u32,
     tasks: Box<RawValue>,
     failures: u32,
 }
 
-fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<Work>, u64), JobError> {
+fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<LocalBatch>, u64), JobError> {
     let mut split = erased::split(job)?;
     let (mut batches, mut total, mut digest) = (Vec::new(), 0, SplitDigest::default());
     loop {
@@ -131,7 +134,7 @@ fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<Work>, u64), JobError> {
         let step = split.split_into(&mut tasks, &mut digest, limit)?;
         let count = tasks.count();
         if count > 0 {
-            batches.push(Work { first: TaskIndex(total), count, tasks: tasks.finish(), failures: 0 });
+            batches.push(LocalBatch { first: TaskIndex(total), count, tasks: tasks.finish(), failures: 0 });
             total += u64::from(count);
         }
         if step == SplitStep::End {
@@ -140,12 +143,12 @@ fn split<J: Job>(job: &J, how: LocalRun) -> Result<(Vec<Work>, u64), JobError> {
     }
 }
 
-fn shuffled_repeats(work: Vec<Work>, how: LocalRun) -> Vec<Work> {
-    let repeats = work.iter().flat_map(|work| (0..how.repeat.max(1)).map(move |_| work.clone()));
+fn shuffled_repeats(batches: Vec<LocalBatch>, how: LocalRun) -> Vec<LocalBatch> {
+    let repeats = batches.iter().flat_map(|batch| (0..how.repeat.max(1)).map(move |_| batch.clone()));
     let mut shuffled: Vec<_> =
-        (0..).zip(repeats).map(|(place, work)| (random(how.seed ^ 1, place), work)).collect();
+        (0..).zip(repeats).map(|(place, batch)| (random(how.seed ^ 1, place), batch)).collect();
     shuffled.sort_by_key(|(place, _)| *place);
-    shuffled.into_iter().map(|(_, work)| work).collect()
+    shuffled.into_iter().map(|(_, batch)| batch).collect()
 }
 
 struct LocalWorker<'a> {
@@ -156,7 +159,7 @@ struct LocalWorker<'a> {
 }
 
 impl LocalWorker<'_> {
-    fn run(&self, work: &Work) -> Result<Vec<Chunk>, JobError> {
+    fn run(&self, local: &LocalBatch) -> Result<Vec<Chunk>, JobError> {
         let batch = Batch {
             job: self.id,
             kind: self.kind.clone(),
@@ -167,14 +170,14 @@ impl LocalWorker<'_> {
             spent: 0,
             version: self.job.version(),
             build: None,
-            first: work.first,
-            count: work.count,
-            tasks: &work.tasks,
+            first: local.first,
+            count: local.count,
+            tasks: &local.tasks,
         };
         let mut chunks = Vec::new();
-        let mut hand_on = |chunk| chunks.push(chunk);
-        let cx = TaskContext::new(self.id, work.first, work.failures, StopSignal::new());
-        let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on);
+        let mut emit = |chunk| chunks.push(chunk);
+        let cx = TaskContext::new(self.id, local.first, local.failures, StopSignal::new());
+        let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut emit);
         self.job.process_batch(&batch, &mut run.preparing_at_once())?;
         Ok(chunks)
     }
@@ -185,7 +188,7 @@ struct LocalSink<'a> {
     fold: Box<dyn AnyFold>,
     account: Account,
     deliveries: u64,
-    /// Of a job that folds them in order at its end.
+    /// The outputs so far, if the job folds them in order at its end.
     outputs: BTreeMap<TaskIndex, Box<RawValue>>,
     done: BTreeSet<TaskIndex>,
     failed: BTreeMap<TaskIndex, String>,
@@ -271,8 +274,8 @@ impl<'a> LocalSink<'a> {
         }
     }
 
-    /// The account over all tasks.
-    fn balanced(mut self, total: u64) -> Self {
+    /// Fills in the account's numbers over all tasks.
+    fn balance(mut self, total: u64) -> Self {
         self.failed.retain(|index, _| !self.done.contains(index));
         self.account.total = Some(total);
         self.account.done = self.done.len() as u64;
@@ -282,20 +285,20 @@ impl<'a> LocalSink<'a> {
     }
 }
 
-/// Random numbers of a seed, for whoever draws next.
+/// A generator of pseudo-random numbers from a seed, shared by all callers.
 #[derive(Debug)]
-struct Draws {
+struct SeededRng {
     seed: u64,
     drawn: AtomicU64,
 }
 
-impl Draws {
+impl SeededRng {
     fn new(seed: u64) -> Self {
         Self { seed, drawn: AtomicU64::new(0) }
     }
 
-    /// A number below `end`, which is not 0.
-    fn below(&self, end: usize) -> usize {
+    /// Draws a number below `end`, which must not be 0.
+    fn draw_below(&self, end: usize) -> usize {
         let draw = random(self.seed, self.drawn.fetch_add(1, Ordering::Relaxed));
         usize::try_from(draw % end as u64).unwrap_or(0)
     }
@@ -347,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn every_task_counts_once_however_often_it_comes() {
+    fn repeated_task_counts_once() {
         let job = Squares { tasks: 100, stop_at: None };
         for seed in 0..20 {
             let outcome = run_local(&job, LocalRun { repeat: 3, batch: 9, seed }).unwrap();
@@ -360,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_folded_after_a_break() {
+    fn break_ends_the_fold() {
         let job = Squares { tasks: 100, stop_at: Some(10) };
         let outcome = run_local(&job, LocalRun { repeat: 1, batch: 100, seed: 1 }).unwrap();
         assert!(outcome.account.stopped.is_some());
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_task_costs_itself_and_not_its_neighbours() {
+    fn bad_task_spares_its_neighbours() {
         let job = erased::open::<Squares>(&raw(r#"{"tasks":9,"stop_at":null}"#)).unwrap();
         let spec = job.spec().unwrap();
         let tasks = raw(r#"[0,"no number",2]"#);
@@ -390,9 +393,9 @@ mod tests {
         };
         let run = |batch: &Batch<'_>| -> Result<Vec<Chunk>, Malformed> {
             let mut chunks = Vec::new();
-            let mut hand_on = |chunk| chunks.push(chunk);
+            let mut emit = |chunk| chunks.push(chunk);
             let cx = TaskContext::new(batch.job, batch.first, 0, StopSignal::new());
-            job.process_batch(batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on))?;
+            job.process_batch(batch, &mut BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut emit))?;
             Ok(chunks)
         };
         let chunk = run(&batch).unwrap().remove(0);
@@ -437,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_is_not_finite_is_refused() {
+    fn nonfinite_output_is_refused() {
         let outcome = run_local(&Reciprocals, Repeat(2)).unwrap();
         assert_eq!(outcome.report, 1.0);
         assert_eq!((outcome.account.done, outcome.account.failed), (1, 1));

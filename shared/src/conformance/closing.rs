@@ -1,16 +1,16 @@
-//! Promises about how a consumer and a connection end.
+//! Promises about stopping a consumer and closing a connection.
 
 use super::scene::{Scene, ack, answers, bounded, consumer, ids, message, messages, numbers, receive};
 use crate::{
     Address, EventFilter, Health, JobId, JournalEntry, Outgoing, Published, QueueRole, Topic, TransportError,
 };
 
-/// After `stop` nothing more is delivered than was here already; it can still be settled, and the rest stays for
-/// others.
-pub(super) async fn a_stopped_consumer_gets_what_is_here_and_then_the_end(scene: &Scene) {
-    const PREFETCH: u16 = 5;
+/// After `stop` a consumer receives only messages that had arrived already. They can still be
+/// settled, and the rest stays in the queue.
+pub(super) async fn stopped_consumer_drains_then_ends(scene: &Scene) {
+    const PREFETCH_COUNT: u16 = 5;
     scene.publish(QueueRole::Tasks, messages(0..20)).await;
-    let mut stopped = scene.consumer(QueueRole::Tasks, PREFETCH).await;
+    let mut stopped = scene.consumer(QueueRole::Tasks, PREFETCH_COUNT).await;
     let mut here = receive(&mut *stopped, 1).await;
     bounded("stop", stopped.stop()).await.expect("a stop");
     let mut seen = ids(&here);
@@ -23,33 +23,33 @@ pub(super) async fn a_stopped_consumer_gets_what_is_here_and_then_the_end(scene:
         }
         seen.extend(ids(&here));
     }
-    assert!(seen.len() <= PREFETCH.into(), "{} deliveries came to a stopped consumer", seen.len());
+    assert!(seen.len() <= PREFETCH_COUNT.into(), "{} deliveries came to a stopped consumer", seen.len());
     let end = bounded("the end again", stopped.recv(2)).await.expect("the end again");
     assert!(end.is_empty(), "a stopped consumer goes on");
     bounded("closing a consumer", stopped.close()).await;
 
     let mut other = scene.consumer(QueueRole::Tasks, 20).await;
     let rest = receive(&mut *other, 20 - seen.len()).await;
-    assert!(seen.is_disjoint(&ids(&rest)), "what was settled after the stop came again");
+    assert!(seen.is_disjoint(&ids(&rest)), "a message that was settled after the stop came again");
     assert_eq!(&seen | &ids(&rest), numbers(0..20));
 }
 
-/// A connection that stands is well. One that was closed says so, to those who listened before and to those who ask
-/// after.
-pub(super) async fn a_transport_says_that_it_is_well_and_that_it_is_closed(scene: &Scene) {
-    let other = scene.another().await;
+/// An open connection reports [`Health::Well`]. A closed one reports [`Health::Closed`], to earlier
+/// subscribers and to later ones.
+pub(super) async fn health_reports_close(scene: &Scene) {
+    let other = scene.second_connection().await;
     let mut health = other.health();
     bounded("a healthy transport", health.wait_for(|health| *health == Health::Well)).await.expect("a word");
     bounded("closing", other.close()).await;
-    // Whoever told may be gone with the rest; the last word stays.
+    // The sender may have gone with the connection; the last value stays readable.
     drop(bounded("the end of its health", health.wait_for(|health| *health == Health::Closed)).await);
     assert_eq!((&*health.borrow(), &*other.health().borrow()), (&Health::Closed, &Health::Closed));
 }
 
-/// Closing a transport wakes whoever waits on it; everything that came from it says that it is disconnected, then
-/// and ever after, and publishes nothing.
-pub(super) async fn closing_wakes_and_disconnects_everything(scene: &Scene) {
-    let other = scene.another().await;
+/// Closing a transport wakes every pending call. Everything made by it reports a disconnect from
+/// then on, and publishes nothing.
+pub(super) async fn close_disconnects_everything(scene: &Scene) {
+    let other = scene.second_connection().await;
     let tasks = scene.queue(QueueRole::Tasks);
     let publisher = bounded("a publisher", other.publisher()).await.expect("a publisher");
     let mut tasks_consumer = consumer(&*other, &tasks, 1).await;
@@ -60,7 +60,7 @@ pub(super) async fn closing_wakes_and_disconnects_everything(scene: &Scene) {
     }
 
     let followed = async {
-        // Others may write to the journal meanwhile.
+        // Other tests may write to the journal meanwhile.
         loop {
             if let Err(error) = journal.next().await {
                 return error;
@@ -71,12 +71,12 @@ pub(super) async fn closing_wakes_and_disconnects_everything(scene: &Scene) {
         tokio::task::yield_now().await; // after the others began to wait
         other.close().await;
     };
-    let ((), received, told, followed) = bounded("the end of all that waits", async {
+    let ((), received, event, followed) = bounded("the end of all that waits", async {
         tokio::join!(closing, tasks_consumer.recv(1), events.next(), followed)
     })
     .await;
     expect_disconnected("a waiting recv", received);
-    expect_disconnected("a waiting events reader", told);
+    expect_disconnected("a waiting events reader", event);
     expect_disconnected("a waiting journal reader", Err::<(), _>(followed));
 
     expect_disconnected("recv", bounded("recv", tasks_consumer.recv(1)).await);
@@ -103,10 +103,10 @@ fn expect_disconnected<T>(what: &str, result: Result<T, TransportError>) {
     }
 }
 
-/// Closing a transport hands on every settlement that was made, and gives back what is unsettled; a receipt that
-/// outlived it does nothing.
-pub(super) async fn closing_hands_on_what_was_settled_and_gives_back_the_rest(scene: &Scene) {
-    let other = scene.another().await;
+/// Closing a transport forwards every settlement that was made and requeues unsettled messages. A
+/// receipt that outlives the transport does nothing.
+pub(super) async fn close_keeps_acks_and_requeues_rest(scene: &Scene) {
+    let other = scene.second_connection().await;
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut goes = consumer(&*other, &scene.queue(QueueRole::Tasks), 10).await;
     let mut held = receive(&mut *goes, 10).await;
@@ -120,16 +120,16 @@ pub(super) async fn closing_hands_on_what_was_settled_and_gives_back_the_rest(sc
     assert_eq!(&seen | &ids(&rest), numbers(0..10));
     assert!(
         rest.iter().all(|delivery| delivery.redelivered()),
-        "what was given back says it never came before"
+        "a requeued message says that it never came before"
     );
     ack(rest);
     bounded("closing a consumer", stays.close()).await;
     scene.expect_empty(QueueRole::Tasks).await;
 }
 
-/// Closing a connection ends nothing of another: its consumers keep what they hold, and go on.
-pub(super) async fn closing_leaves_other_connections_alone(scene: &Scene) {
-    let other = scene.another().await;
+/// Closing a connection does not affect another: its consumers keep their deliveries and go on.
+pub(super) async fn close_spares_other_connections(scene: &Scene) {
+    let other = scene.second_connection().await;
     let mut goes = consumer(&*other, &scene.queue(QueueRole::Again), 1).await;
     let mut stays = scene.consumer(QueueRole::Tasks, 2).await;
     let filter = EventFilter::Lane(scene.lane.clone());

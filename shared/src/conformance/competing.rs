@@ -3,13 +3,13 @@
 use super::scene::{Scene, ack, bounded, consumer, expect_quiet, ids, messages, numbers, receive};
 use crate::QueueRole;
 
-/// Consumers of one queue share what it holds: each has its part, and each message goes to one of them.
-pub(super) async fn consumers_share_and_each_message_goes_to_one(scene: &Scene) {
-    let other = scene.another().await;
+/// Consumers of one queue share its messages: each receives some, and each message goes to one.
+pub(super) async fn each_message_goes_to_one_consumer(scene: &Scene) {
+    let other = scene.second_connection().await;
     let mut one = scene.consumer(QueueRole::Tasks, 10).await;
     let mut two = consumer(&*other, &scene.queue(QueueRole::Tasks), 10).await;
     scene.publish(QueueRole::Tasks, messages(0..30)).await;
-    // Neither settles anything, so none of them can have it all.
+    // Neither settles anything, so the prefetch keeps each from taking all.
     let mut all = receive(&mut *one, 10).await;
     all.extend(receive(&mut *two, 10).await);
     let mut seen = ids(&all);
@@ -28,10 +28,10 @@ pub(super) async fn consumers_share_and_each_message_goes_to_one(scene: &Scene) 
     expect_quiet(&mut *two, "everything was settled").await;
 }
 
-/// Of the consumers of a queue with a single active consumer only the first gets messages; when it goes, the next
-/// gets what was not settled, and the rest.
-pub(super) async fn one_consumer_of_results_is_active_and_the_next_takes_over(scene: &Scene) {
-    let other = scene.another().await;
+/// Only the first consumer of a queue with a single active consumer receives messages. When it
+/// closes, the next one receives the unsettled messages and the rest.
+pub(super) async fn single_active_consumer_hands_over(scene: &Scene) {
+    let other = scene.second_connection().await;
     let mut active = scene.consumer(QueueRole::Results, 5).await;
     let mut next = consumer(&*other, &scene.queue(QueueRole::Results), 20).await;
     scene.publish(QueueRole::Results, messages(0..10)).await;
@@ -43,7 +43,7 @@ pub(super) async fn one_consumer_of_results_is_active_and_the_next_takes_over(sc
     first.extend(receive(&mut *active, 2).await); // the acks have arrived
     bounded("closing a consumer", active.close()).await;
     let rest = receive(&mut *next, 8).await;
-    assert!(seen.is_disjoint(&ids(&rest)), "what was settled came again");
+    assert!(seen.is_disjoint(&ids(&rest)), "a settled message came again");
     assert_eq!(&seen | &ids(&rest), numbers(0..10));
     expect_quiet(&mut *next, "there were only ten").await;
 }

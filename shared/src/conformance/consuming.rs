@@ -9,17 +9,17 @@ use tokio::{
 };
 
 use super::{
-    BOUND, QUIET,
+    QUIET_PERIOD, WAIT_BOUND,
     scene::{Scene, ack, answers, bounded, expect_quiet, ids, message, messages, new_lane, numbers, receive},
 };
 use crate::{Address, Outgoing, Published, QueueRole};
 
-/// A consumer that waits gets a message that comes later.
-pub(super) async fn a_waiting_consumer_is_woken(scene: &Scene) {
+/// A waiting consumer receives a message that is published later.
+pub(super) async fn waiting_consumer_wakes(scene: &Scene) {
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     for id in 0..3 {
         let publish = async {
-            sleep(QUIET).await; // so that the consumer waits
+            sleep(QUIET_PERIOD).await; // so that the consumer waits
             scene.publish(QueueRole::Tasks, vec![message(id)]).await;
         };
         let (got, ()) = tokio::join!(receive(&mut *consumer, 1), publish);
@@ -28,8 +28,8 @@ pub(super) async fn a_waiting_consumer_is_woken(scene: &Scene) {
     }
 }
 
-/// `recv` returns what is there, and at most as many as it was asked for.
-pub(super) async fn no_more_than_asked_for_is_received(scene: &Scene) {
+/// `recv` returns the available messages, at most `max` of them.
+pub(super) async fn recv_respects_max(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     let mut all = receive(&mut *consumer, 1).await;
@@ -39,8 +39,8 @@ pub(super) async fn no_more_than_asked_for_is_received(scene: &Scene) {
     assert_eq!(ids(&all), numbers(0..10));
 }
 
-/// No more than `prefetch` deliveries are unsettled at any time; each one that is settled makes room.
-pub(super) async fn the_prefetch_bounds_what_is_unsettled(scene: &Scene) {
+/// At most `prefetch` deliveries are unsettled at any time. Each settlement makes room for one.
+pub(super) async fn prefetch_bounds_unsettled(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 3).await;
     let mut held = receive(&mut *consumer, 3).await;
@@ -50,14 +50,14 @@ pub(super) async fn the_prefetch_bounds_what_is_unsettled(scene: &Scene) {
     expect_quiet(&mut *consumer, "three of three are unsettled again").await;
 }
 
-/// A delivery that is settled late holds up none of the others.
-pub(super) async fn settling_out_of_order_never_freezes(scene: &Scene) {
-    const ALL: u32 = 200;
-    scene.publish(QueueRole::Tasks, messages(0..ALL)).await;
+/// A delivery that is settled late does not block the others.
+pub(super) async fn out_of_order_acks_never_stall(scene: &Scene) {
+    const MESSAGE_COUNT: u32 = 200;
+    scene.publish(QueueRole::Tasks, messages(0..MESSAGE_COUNT)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     let slow = receive(&mut *consumer, 1).await;
     let mut seen = ids(&slow);
-    while seen.len() < ALL as usize {
+    while seen.len() < MESSAGE_COUNT as usize {
         let mut some = bounded("a delivery", consumer.recv(10)).await.expect("a delivery");
         some.reverse();
         for delivery in some {
@@ -70,8 +70,8 @@ pub(super) async fn settling_out_of_order_never_freezes(scene: &Scene) {
     scene.expect_empty(QueueRole::Tasks).await;
 }
 
-/// What is acked never comes again, in whatever order it was.
-pub(super) async fn an_ack_is_final(scene: &Scene) {
+/// An acked message is never delivered again, whatever the order of the acks.
+pub(super) async fn ack_is_final(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..20)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 20).await;
     let (even, odd): (Vec<_>, Vec<_>) =
@@ -81,11 +81,11 @@ pub(super) async fn an_ack_is_final(scene: &Scene) {
     scene.expect_empty(QueueRole::Tasks).await;
 }
 
-/// A `recv` that is dropped before it returned has lost nothing.
-pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
-    const ALL: u32 = 300;
+/// A `recv` that is dropped before it returns loses no message.
+pub(super) async fn recv_is_cancel_safe(scene: &Scene) {
+    const MESSAGE_COUNT: u32 = 300;
     let publish = async {
-        for id in 0..ALL {
+        for id in 0..MESSAGE_COUNT {
             let to = Address::Queue(scene.queue(QueueRole::Tasks));
             assert_eq!(
                 answers(&*scene.publisher, vec![Outgoing { to, message: message(id) }]).await,
@@ -98,10 +98,14 @@ pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
         let mut consumer = scene.consumer(QueueRole::Tasks, 5).await;
         let (mut seen, mut dropped, start) = (BTreeSet::new(), 0, Instant::now());
         for turn in 0_u64.. {
-            if seen.len() == ALL as usize {
+            if seen.len() == MESSAGE_COUNT as usize {
                 break;
             }
-            assert!(start.elapsed() < BOUND, "{} of {ALL} came, with {dropped} calls dropped", seen.len());
+            assert!(
+                start.elapsed() < WAIT_BOUND,
+                "{} of {MESSAGE_COUNT} came, with {dropped} calls dropped",
+                seen.len()
+            );
             let received = match turn % 4 {
                 0 => timeout(Duration::from_millis(1), consumer.recv(3)).await.ok(),
                 1 => timeout(Duration::from_micros(50), consumer.recv(3)).await.ok(),
@@ -117,13 +121,13 @@ pub(super) async fn receiving_is_cancel_safe(scene: &Scene) {
                 delivery.receipt.ack();
             }
         }
-        assert!(dropped > 0, "no call was dropped, so nothing was shown");
+        assert!(dropped > 0, "no call was dropped, so the check proves nothing");
     };
     tokio::join!(publish, receive);
 }
 
-/// To consume a queue that does not exist is an error, and harms no other consumer.
-pub(super) async fn a_missing_queue_cannot_be_consumed(scene: &Scene) {
+/// Consuming a queue that does not exist is an error, and affects no other consumer.
+pub(super) async fn missing_queue_is_an_error(scene: &Scene) {
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     let missing = QueueRole::Tasks.of(&new_lane());
     let refused = bounded("consume", scene.transport.consume(&missing, 1)).await;

@@ -6,14 +6,14 @@ use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    BOUND, QUIET,
+    QUIET_PERIOD, WAIT_BOUND,
     scene::{Scene, bounded, message, messages, new_lane},
 };
 use crate::{Address, EventFilter, EventReader, JobId, Message, QueueRole, Topic, Transport, WorkerId};
 
-/// A reader gets the events it asked for, of its lane or of its job, from whatever connection, and no others.
-pub(super) async fn events_reach_those_who_want_them(scene: &Scene) {
-    let other = scene.another().await;
+/// A reader receives the events of its filter, a lane or a job, from any connection, and no others.
+pub(super) async fn events_match_their_filter(scene: &Scene) {
+    let other = scene.second_connection().await;
     let (job, lane) = (JobId::generate(), &scene.lane);
     let mut of_lane = open(&*scene.transport, EventFilter::Lane(lane.clone())).await;
     let mut of_job = open(&*other, EventFilter::Job(job)).await;
@@ -29,15 +29,16 @@ pub(super) async fn events_reach_those_who_want_them(scene: &Scene) {
         scene.send(Address::Events(topic), vec![message(id)]).await;
     }
     for expected in ["a worker here", "another job here", "the job here"] {
-        assert_eq!(next(&mut *of_lane).await, message(expected), "an event for who wants the lane");
+        assert_eq!(next(&mut *of_lane).await, message(expected), "an event of the lane");
     }
     for expected in ["the job elsewhere", "the job here"] {
-        assert_eq!(next(&mut *of_job).await, message(expected), "an event for who wants the job");
+        assert_eq!(next(&mut *of_job).await, message(expected), "an event of the job");
     }
 }
 
-/// An event is for those who listen when it is published, and an event without a listener is no error.
-pub(super) async fn events_are_not_repeated_to_who_comes_later(scene: &Scene) {
+/// An event reaches only readers that exist when it is published. An event without a reader is no
+/// error.
+pub(super) async fn events_are_not_replayed(scene: &Scene) {
     let event = Address::Events(Topic::Job(scene.lane.clone(), JobId::generate()));
     scene.send(event.clone(), vec![message("early")]).await;
     scene.publish(QueueRole::Tasks, messages(0..1)).await; // once this is stored, the event has gone by
@@ -46,13 +47,13 @@ pub(super) async fn events_are_not_repeated_to_who_comes_later(scene: &Scene) {
     assert_eq!(next(&mut *late).await, message("now"));
 }
 
-/// A reader that waits gets an event that comes later.
-pub(super) async fn a_waiting_events_reader_is_woken(scene: &Scene) {
+/// A waiting reader receives an event that is published later.
+pub(super) async fn waiting_event_reader_wakes(scene: &Scene) {
     let topic = Topic::Job(scene.lane.clone(), JobId::generate());
     let mut reader = open(&*scene.transport, EventFilter::Lane(scene.lane.clone())).await;
     for id in 0..2 {
         let publish = async {
-            sleep(QUIET).await; // so that the reader waits
+            sleep(QUIET_PERIOD).await; // so that the reader waits
             scene.send(Address::Events(topic.clone()), vec![message(id)]).await;
         };
         let (read, ()) = tokio::join!(next(&mut *reader), publish);
@@ -60,15 +61,15 @@ pub(super) async fn a_waiting_events_reader_is_woken(scene: &Scene) {
     }
 }
 
-/// A `next` that is dropped before it returned has lost no event.
-pub(super) async fn reading_events_is_cancel_safe(scene: &Scene) {
+/// A `next` that is dropped before it returns loses no event.
+pub(super) async fn event_next_is_cancel_safe(scene: &Scene) {
     let topic = Topic::Job(scene.lane.clone(), JobId::generate());
     let mut reader = open(&*scene.transport, EventFilter::Lane(scene.lane.clone())).await;
     let (mut seen, start) = (0, Instant::now());
-    assert!(reader.next().now_or_never().is_none(), "an event that nobody published");
+    assert!(reader.next().now_or_never().is_none(), "an event that was not published");
     scene.send(Address::Events(topic), messages(0..50)).await;
     while seen < 50 {
-        assert!(start.elapsed() < BOUND, "{seen} of 50 events came");
+        assert!(start.elapsed() < WAIT_BOUND, "{seen} of 50 events came");
         match reader.next().now_or_never() {
             Some(event) => {
                 assert_eq!(event.expect("an event"), message(seen), "the next event");

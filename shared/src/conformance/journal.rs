@@ -1,4 +1,5 @@
-//! Promises of the journal. Others may write to it meanwhile, so each looks at the facts of a job of its own.
+//! Promises about the journal. Other clients may write to it meanwhile, so each promise looks at
+//! the facts of a job of its own.
 
 use std::time::Duration;
 
@@ -9,14 +10,14 @@ use tokio::{
 };
 
 use super::{
-    BOUND, QUIET,
+    QUIET_PERIOD, WAIT_BOUND,
     scene::{Scene, bounded, message},
 };
 use crate::{Address, JobId, JournalEntry, JournalReader, Message, Transport};
 
-/// A reader gets everything that was in the journal when it was opened, in order; then, once, that it has caught
-/// up; then what is written later.
-pub(super) async fn the_journal_gives_what_was_there_says_so_and_follows(scene: &Scene) {
+/// A reader receives every fact that was in the journal when it was opened, in order; then
+/// `CaughtUp`, once; then later facts.
+pub(super) async fn journal_replays_then_follows(scene: &Scene) {
     let job = JobId::generate();
     let before = facts(job, ["opened", "sealed", "finished"]);
     scene.send(Address::Journal, before.clone()).await;
@@ -28,10 +29,10 @@ pub(super) async fn the_journal_gives_what_was_there_says_so_and_follows(scene: 
     }
 }
 
-/// Readers take nothing from one another: each gets everything from the start, also on another connection, and
-/// they follow together.
-pub(super) async fn every_journal_reader_starts_at_the_start(scene: &Scene) {
-    let other = scene.another().await;
+/// Readers take nothing from one another: each receives every fact from the start, also on another
+/// connection, and all of them follow.
+pub(super) async fn journal_readers_are_independent(scene: &Scene) {
+    let other = scene.second_connection().await;
     let job = JobId::generate();
     let facts = facts(job, ["opened", "sealed", "stopped"]);
     scene.send(Address::Journal, vec![facts[0].clone()]).await;
@@ -45,14 +46,14 @@ pub(super) async fn every_journal_reader_starts_at_the_start(scene: &Scene) {
     assert_eq!(follow(&mut *two, job, 1).await, facts[2..]);
 }
 
-/// A reader that waits gets a fact that comes later.
-pub(super) async fn a_waiting_journal_reader_is_woken(scene: &Scene) {
+/// A waiting reader receives a fact that is written later.
+pub(super) async fn waiting_journal_reader_wakes(scene: &Scene) {
     let job = JobId::generate();
     let mut reader = open(&*scene.transport).await;
     assert_eq!(catch_up(&mut *reader, job).await, []);
     for fact in facts(job, ["opened", "sealed"]) {
         let publish = async {
-            sleep(QUIET).await; // so that the reader waits
+            sleep(QUIET_PERIOD).await; // so that the reader waits
             scene.send(Address::Journal, vec![fact.clone()]).await;
         };
         let (read, ()) = tokio::join!(follow(&mut *reader, job, 1), publish);
@@ -60,15 +61,15 @@ pub(super) async fn a_waiting_journal_reader_is_woken(scene: &Scene) {
     }
 }
 
-/// A `next` that is dropped before it returned has lost no fact.
-pub(super) async fn reading_the_journal_is_cancel_safe(scene: &Scene) {
+/// A `next` that is dropped before it returns loses no fact.
+pub(super) async fn journal_next_is_cancel_safe(scene: &Scene) {
     let job = JobId::generate();
     let facts: Vec<_> = (0..50).map(|id| Message { job: Some(job), ..message(id) }).collect();
     let mut reader = open(&*scene.transport).await;
     scene.send(Address::Journal, facts.clone()).await;
     let (mut seen, mut caught_up, start) = (Vec::new(), 0, Instant::now());
     while seen.len() < facts.len() || caught_up == 0 {
-        assert!(start.elapsed() < BOUND, "{} of {} facts came", seen.len(), facts.len());
+        assert!(start.elapsed() < WAIT_BOUND, "{} of {} facts came", seen.len(), facts.len());
         match reader.next().now_or_never() {
             Some(Ok(JournalEntry::Fact(fact))) if fact.job == Some(job) => seen.push(fact),
             Some(Ok(JournalEntry::Fact(_))) => {}
@@ -90,7 +91,7 @@ async fn open(transport: &dyn Transport) -> Box<dyn JournalReader> {
     bounded("journal", transport.journal()).await.expect("a journal reader")
 }
 
-/// The job's facts up to where the reader has caught up.
+/// Reads the job's facts until the reader has caught up.
 async fn catch_up(reader: &mut dyn JournalReader, job: JobId) -> Vec<Message> {
     let mut facts = Vec::new();
     loop {
@@ -102,7 +103,7 @@ async fn catch_up(reader: &mut dyn JournalReader, job: JobId) -> Vec<Message> {
     }
 }
 
-/// The job's next facts, to a reader that has caught up.
+/// Reads the job's next `count` facts with a reader that has caught up.
 async fn follow(reader: &mut dyn JournalReader, job: JobId, count: usize) -> Vec<Message> {
     let mut facts = Vec::new();
     while facts.len() < count {

@@ -1,4 +1,4 @@
-//! What every transport must do, as promises that any of them can be put through.
+//! The conformance suite: the promises of [`Transport`], as checks for any implementation.
 //!
 //! ```
 //! use gristmill_shared::{conformance, memory::MemoryTransport};
@@ -13,9 +13,10 @@
 //! # }
 //! ```
 //!
-//! Each promise runs on a connection and a lane of its own, and looks at its own facts and events only, so that
-//! others may use the broker meanwhile. Every wait is bounded, by [`BOUND`] if something must happen. What a
-//! transport does not claim to do ([`Capabilities`](crate::Capabilities)) is skipped, and printed.
+//! Each promise runs on a connection and a lane of its own and looks only at its own facts and
+//! events, so other clients may use the broker meanwhile. Every wait is bounded, by [`WAIT_BOUND`]
+//! if something must happen. Promises outside the transport's [`Capabilities`](crate::Capabilities)
+//! are skipped, with a line on standard error.
 
 mod closing;
 mod competing;
@@ -36,17 +37,17 @@ use tokio::time::timeout;
 use crate::Transport;
 use scene::Scene;
 
-/// What must happen happens within this time, or the promise is broken.
-pub const BOUND: Duration = Duration::from_secs(10);
-/// What must not happen does not happen for this time, or the promise is broken.
-pub const QUIET: Duration = Duration::from_millis(300);
-/// A promise is shown within this time, or it is broken.
+/// The longest wait for something that must happen; after it the promise is broken.
+pub const WAIT_BOUND: Duration = Duration::from_secs(10);
+/// The time for which something that must not happen is watched for.
+pub const QUIET_PERIOD: Duration = Duration::from_millis(300);
+/// The longest time that one promise may take; after it the promise is broken.
 pub const PROMISE_BOUND: Duration = Duration::from_secs(60);
 
-/// Opens one more connection to the same broker, independent of those before.
+/// A function that opens one more connection to the same broker, independent of earlier ones.
 pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Arc<dyn Transport>> + Send + Sync>;
 
-/// A [`Connect`] of any async function.
+/// Makes a [`Connect`] of any async function.
 pub fn connect<T, F>(open: impl Fn() -> F + Send + Sync + 'static) -> Connect
 where
     T: Transport,
@@ -58,13 +59,13 @@ where
     })
 }
 
-/// Puts a transport through every promise, one after the other.
+/// Checks every promise, one after the other.
 ///
 /// # Panics
-/// If promises are broken: the text names them all, each with what was seen.
+/// If promises are broken. The text names all of them, each with its observation.
 pub async fn all(connect: Connect) {
     let mut broken = Vec::new();
-    for promise in PROMISES {
+    for promise in ALL_PROMISES {
         if let Err(seen) = promise.check(&connect).await {
             broken.push(format!("- {}: {seen}", promise.name));
         }
@@ -73,7 +74,7 @@ pub async fn all(connect: Connect) {
         broken.is_empty(),
         "{} of {} promises are broken:\n{}",
         broken.len(),
-        PROMISES.len(),
+        ALL_PROMISES.len(),
         broken.join("\n")
     );
 }
@@ -81,32 +82,32 @@ pub async fn all(connect: Connect) {
 /// One promise of [`Transport`].
 #[derive(Debug)]
 pub struct Promise {
-    /// The promise, as the name of the function that shows it.
+    /// The name of the function that checks the promise.
     pub name: &'static str,
-    shown: for<'a> fn(&'a Scene) -> BoxFuture<'a, ()>,
+    run: for<'a> fn(&'a Scene) -> BoxFuture<'a, ()>,
 }
 
 impl Promise {
-    /// Puts a transport to it, on a connection and a lane of its own.
+    /// Checks the promise, on a connection and a lane of its own.
     ///
     /// # Errors
-    /// What was seen instead.
+    /// If the promise is broken: the text of the failed assertion.
     pub async fn check(&self, connect: &Connect) -> Result<(), String> {
-        let show = async {
+        let check = async {
             let scene = Scene::open(connect).await;
-            let shown = AssertUnwindSafe((self.shown)(&scene)).catch_unwind().await;
+            let checked = AssertUnwindSafe((self.run)(&scene)).catch_unwind().await;
             scene.close().await;
-            shown
+            checked
         };
-        match timeout(PROMISE_BOUND, AssertUnwindSafe(show).catch_unwind()).await {
+        match timeout(PROMISE_BOUND, AssertUnwindSafe(check).catch_unwind()).await {
             Ok(Ok(Ok(()))) => Ok(()),
-            Ok(Ok(Err(panic)) | Err(panic)) => Err(text_of(&*panic)),
+            Ok(Ok(Err(panic)) | Err(panic)) => Err(panic_message(&*panic)),
             Err(_) => Err(format!("it took longer than {PROMISE_BOUND:?}")),
         }
     }
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> String {
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a text".into())
@@ -114,51 +115,51 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 
 macro_rules! promises {
     ($($module:ident::$name:ident),* $(,)?) => {
-        /// All of them.
-        pub const PROMISES: &[Promise] =
-            &[$(Promise { name: stringify!($name), shown: |scene| Box::pin($module::$name(scene)) }),*];
+        /// Every promise, in the order in which the suite checks them.
+        pub const ALL_PROMISES: &[Promise] =
+            &[$(Promise { name: stringify!($name), run: |scene| Box::pin($module::$name(scene)) }),*];
     };
 }
 
 promises![
-    publishing::properties_and_body_arrive_untouched,
-    publishing::answers_come_in_the_order_of_the_batch,
-    publishing::a_full_queue_refuses_and_later_takes_again,
-    publishing::the_largest_body_passes_and_a_larger_one_is_refused,
-    publishing::several_publishes_at_once_get_their_own_answers,
-    publishing::opening_a_lane_again_changes_nothing,
-    publishing::shards_are_made_once_and_found_by_all,
-    publishing::a_retry_ripens_after_its_time_and_not_before,
-    publishing::the_name_shows_no_password,
-    consuming::a_waiting_consumer_is_woken,
-    consuming::no_more_than_asked_for_is_received,
-    consuming::the_prefetch_bounds_what_is_unsettled,
-    consuming::settling_out_of_order_never_freezes,
-    consuming::an_ack_is_final,
-    consuming::receiving_is_cancel_safe,
-    consuming::a_missing_queue_cannot_be_consumed,
-    competing::consumers_share_and_each_message_goes_to_one,
-    competing::one_consumer_of_results_is_active_and_the_next_takes_over,
-    redelivery::a_dropped_receipt_settles_nothing,
-    redelivery::an_extended_receipt_can_still_be_settled,
-    redelivery::dropping_a_consumer_gives_back,
-    redelivery::closing_a_consumer_gives_back,
+    publishing::properties_and_body_survive,
+    publishing::answers_keep_batch_order,
+    publishing::full_queue_rejects_then_accepts,
+    publishing::body_size_limit_is_exact,
+    publishing::concurrent_publishes_get_own_answers,
+    publishing::reopening_lane_keeps_messages,
+    publishing::shards_are_created_once,
+    publishing::retry_arrives_after_its_delay,
+    publishing::name_hides_password,
+    consuming::waiting_consumer_wakes,
+    consuming::recv_respects_max,
+    consuming::prefetch_bounds_unsettled,
+    consuming::out_of_order_acks_never_stall,
+    consuming::ack_is_final,
+    consuming::recv_is_cancel_safe,
+    consuming::missing_queue_is_an_error,
+    competing::each_message_goes_to_one_consumer,
+    competing::single_active_consumer_hands_over,
+    redelivery::dropped_receipt_settles_nothing,
+    redelivery::extended_receipt_can_be_settled,
+    redelivery::dropped_consumer_requeues,
+    redelivery::closed_consumer_requeues,
     redelivery::deliveries_are_counted,
-    redelivery::a_requeued_message_comes_again,
-    redelivery::a_receipt_does_nothing_after_its_consumer,
-    closing::a_stopped_consumer_gets_what_is_here_and_then_the_end,
-    closing::a_transport_says_that_it_is_well_and_that_it_is_closed,
-    closing::closing_wakes_and_disconnects_everything,
-    closing::closing_hands_on_what_was_settled_and_gives_back_the_rest,
-    closing::closing_leaves_other_connections_alone,
-    journal::the_journal_gives_what_was_there_says_so_and_follows,
-    journal::every_journal_reader_starts_at_the_start,
-    journal::a_waiting_journal_reader_is_woken,
-    journal::reading_the_journal_is_cancel_safe,
-    events::events_reach_those_who_want_them,
-    events::events_are_not_repeated_to_who_comes_later,
-    events::a_waiting_events_reader_is_woken,
-    events::reading_events_is_cancel_safe,
+    redelivery::requeued_message_is_redelivered,
+    redelivery::stale_receipt_does_nothing,
+    closing::stopped_consumer_drains_then_ends,
+    closing::health_reports_close,
+    closing::close_disconnects_everything,
+    closing::close_keeps_acks_and_requeues_rest,
+    closing::close_spares_other_connections,
+    journal::journal_replays_then_follows,
+    journal::journal_readers_are_independent,
+    journal::waiting_journal_reader_wakes,
+    journal::journal_next_is_cancel_safe,
+    events::events_match_their_filter,
+    events::events_are_not_replayed,
+    events::waiting_event_reader_wakes,
+    events::event_next_is_cancel_safe,
 ];
 
 #[cfg(test)]
@@ -175,12 +176,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_memory_transport_keeps_every_promise() {
+    async fn memory_keeps_every_promise() {
         all(memory()).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn the_memory_transport_keeps_every_promise_on_many_threads() {
+    async fn memory_keeps_promises_in_threads() {
         all(memory()).await;
     }
 }

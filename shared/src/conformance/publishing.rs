@@ -7,7 +7,7 @@ use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    BOUND,
+    WAIT_BOUND,
     scene::{Scene, ack, answers, bounded, expect_quiet, ids, message, messages, new_lane, numbers, receive},
 };
 use crate::{
@@ -15,13 +15,13 @@ use crate::{
     Topic, Transport,
 };
 
-/// A body that is larger is not tried.
+/// The largest body that the suite sends, in bytes.
 const LARGEST_TRIED: usize = 64 << 20;
-/// What a broker's clock may differ from ours.
+/// The tolerated difference between the broker's clock and the local one.
 const CLOCK_SLACK: Duration = Duration::from_millis(50);
 
-/// Every property and the body arrive as they were published, also where they are empty.
-pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
+/// Every property and the body arrive as they were published, also empty ones.
+pub(super) async fn properties_and_body_survive(scene: &Scene) {
     let full = Message {
         id: "job/7#2".into(),
         form: "gristmill.batch.v1".into(),
@@ -55,9 +55,9 @@ pub(super) async fn properties_and_body_arrive_untouched(scene: &Scene) {
     }
 }
 
-/// The answers stand in the order of the batch, whatever becomes of each message. A message to a queue that does
-/// not exist is unroutable, and its neighbours are not harmed by it.
-pub(super) async fn answers_come_in_the_order_of_the_batch(scene: &Scene) {
+/// Answers come in the order of the batch, whatever the result of each message. A message to a
+/// queue that does not exist is unroutable and does not affect its neighbours.
+pub(super) async fn answers_keep_batch_order(scene: &Scene) {
     let tasks = Address::Queue(scene.queue(QueueRole::Tasks));
     let missing = Address::Queue(QueueRole::Tasks.of(&new_lane()));
     let event = Address::Events(Topic::Job(scene.lane.clone(), JobId::generate()));
@@ -78,19 +78,19 @@ pub(super) async fn answers_come_in_the_order_of_the_batch(scene: &Scene) {
     assert_eq!(ids(&receive(&mut *consumer, 2).await), BTreeSet::from(["1".into(), "6".into()]));
 }
 
-/// A queue that holds as much as it may refuses, loses nothing of what it stored and stores nothing of what it
-/// refused; once something is taken out, it takes again.
-pub(super) async fn a_full_queue_refuses_and_later_takes_again(scene: &Scene) {
-    // A broker may overshoot by what is under way.
+/// A full queue rejects messages, keeps all stored ones and stores no rejected one. It accepts
+/// messages again when one is taken out.
+pub(super) async fn full_queue_rejects_then_accepts(scene: &Scene) {
+    // A broker may overshoot by the messages in flight.
     let bound = u32::try_from(TASKS_MAX_MESSAGES * 3).expect("a small number");
-    const STEP: u32 = 100;
+    const BATCH_LENGTH: u32 = 100;
     let tasks = Address::Queue(scene.queue(QueueRole::Tasks));
     let mut stored = BTreeSet::new();
     let mut next = 0;
     let full = loop {
         assert!(next < bound, "{next} messages were stored in a queue that takes {TASKS_MAX_MESSAGES}");
-        let batch = messages(next..next + STEP);
-        next += STEP;
+        let batch = messages(next..next + BATCH_LENGTH);
+        next += BATCH_LENGTH;
         let sent: Vec<_> = batch.iter().map(|message| message.id.clone()).collect();
         let batch = batch.into_iter().map(|message| Outgoing { to: tasks.clone(), message }).collect();
         let answers = answers(&*scene.publisher, batch).await;
@@ -115,22 +115,23 @@ pub(super) async fn a_full_queue_refuses_and_later_takes_again(scene: &Scene) {
         taken.extend(ids(&deliveries));
         ack(deliveries);
     }
-    assert!(taken == stored, "what came out is not what was stored");
+    assert!(taken == stored, "the delivered messages are not the stored ones");
 
     let start = Instant::now();
     loop {
         let again = Outgoing { to: tasks.clone(), message: message("again") };
         match answers(&*scene.publisher, vec![again]).await.as_slice() {
             [Published::Stored] => break,
-            [Published::Rejected] if start.elapsed() < BOUND => sleep(CLOCK_SLACK).await,
+            [Published::Rejected] if start.elapsed() < WAIT_BOUND => sleep(CLOCK_SLACK).await,
             other => panic!("an emptied queue still answers {other:?}"),
         }
     }
     assert_eq!(receive(&mut *consumer, 1).await[0].message.id, "again", "a refused message was stored");
 }
 
-/// A body of `max_message` bytes arrives whole; one more byte is refused, and the connection stays.
-pub(super) async fn the_largest_body_passes_and_a_larger_one_is_refused(scene: &Scene) {
+/// A body of `max_message` bytes arrives whole. One more byte is refused, and the connection stays
+/// open.
+pub(super) async fn body_size_limit_is_exact(scene: &Scene) {
     let max = scene.transport.capabilities().max_message;
     if max > LARGEST_TRIED {
         eprintln!("skipped: bodies of {max} bytes, since more than {LARGEST_TRIED} are not tried");
@@ -153,22 +154,24 @@ pub(super) async fn the_largest_body_passes_and_a_larger_one_is_refused(scene: &
     expect_quiet(&mut *consumer, "nothing was sent but the largest body").await;
 }
 
-/// Several calls of `publish` may be under way at once, and each gets the answers to its own messages.
-pub(super) async fn several_publishes_at_once_get_their_own_answers(scene: &Scene) {
-    const CALLS: u32 = 20;
-    const EACH: u32 = 50;
+/// Several calls of `publish` may be in flight, and each returns the answers to its own messages.
+pub(super) async fn concurrent_publishes_get_own_answers(scene: &Scene) {
+    const CALL_COUNT: u32 = 20;
+    const CALL_MESSAGES: u32 = 50;
     let (missing, again) = (QueueRole::Again.of(&new_lane()), scene.queue(QueueRole::Again));
-    let other = scene.another().await;
+    let other = scene.second_connection().await;
     let other = bounded("a publisher", other.publisher()).await.expect("a publisher");
-    let calls = (0..CALLS).map(|call| {
+    let calls = (0..CALL_COUNT).map(|call| {
         // One message of each call has no queue to go to, in another place each time.
         let to = |place| if place == call { missing.clone() } else { again.clone() };
         let publisher = if call % 4 == 0 { &other } else { &scene.publisher };
-        let outgoing =
-            |place| Outgoing { to: Address::Queue(to(place)), message: message(call * EACH + place) };
-        let batch = (0..EACH).map(outgoing).collect();
+        let outgoing = |place| Outgoing {
+            to: Address::Queue(to(place)),
+            message: message(call * CALL_MESSAGES + place),
+        };
+        let batch = (0..CALL_MESSAGES).map(outgoing).collect();
         async move {
-            let expected: Vec<_> = (0..EACH)
+            let expected: Vec<_> = (0..CALL_MESSAGES)
                 .map(|place| if place == call { Published::Unroutable } else { Published::Stored })
                 .collect();
             assert_eq!(answers(&**publisher, batch).await, expected, "the answers to call {call}");
@@ -176,29 +179,30 @@ pub(super) async fn several_publishes_at_once_get_their_own_answers(scene: &Scen
     });
     join_all(calls).await;
     let mut consumer = scene.consumer(QueueRole::Again, 2_000).await;
-    let all = receive(&mut *consumer, (CALLS * (EACH - 1)) as usize).await;
-    let mut expected = numbers(0..CALLS * EACH);
-    (0..CALLS).for_each(|call| assert!(expected.remove(&(call * EACH + call).to_string())));
-    assert!(ids(&all) == expected, "what came out is not what was stored");
+    let all = receive(&mut *consumer, (CALL_COUNT * (CALL_MESSAGES - 1)) as usize).await;
+    let mut expected = numbers(0..CALL_COUNT * CALL_MESSAGES);
+    (0..CALL_COUNT).for_each(|call| assert!(expected.remove(&(call * CALL_MESSAGES + call).to_string())));
+    assert!(ids(&all) == expected, "the delivered messages are not the stored ones");
 }
 
-/// Opening a lane again, also from elsewhere, leaves what is in its queues.
-pub(super) async fn opening_a_lane_again_changes_nothing(scene: &Scene) {
+/// Opening a lane again, also on another connection, keeps the messages in its queues.
+pub(super) async fn reopening_lane_keeps_messages(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..3)).await;
     bounded("open_lane", scene.transport.open_lane(&scene.lane)).await.expect("the same lane again");
-    scene.another().await;
+    scene.second_connection().await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 10).await;
     assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
 }
 
-/// A lane has one tasks queue until somebody wants more; then everybody finds as many as there are, and they are queues
-/// of their own with the bounds of the first. What is in them stays when they are opened again.
-pub(super) async fn shards_are_made_once_and_found_by_all(scene: &Scene) {
+/// A lane has one tasks queue until a client opens more. Every client then finds the same number.
+/// Each shard is a queue of its own with the bounds of the first, and keeps its messages when it is
+/// opened again.
+pub(super) async fn shards_are_created_once(scene: &Scene) {
     let open = async |transport: &dyn Transport, at_least| {
         let at_least = Shards::new(at_least).expect("a number of shards");
         bounded("open_shards", transport.open_shards(&scene.lane, at_least)).await.expect("shards").get()
     };
-    let other = scene.another().await;
+    let other = scene.second_connection().await;
     let three = Shards::new(3).expect("a number of shards");
     let missing = Outgoing { to: Address::Queue(scene.queue(three.last())), message: message("early") };
     assert_eq!(open(&*other, 1).await, 1, "a new lane has one shard");
@@ -212,16 +216,17 @@ pub(super) async fn shards_are_made_once_and_found_by_all(scene: &Scene) {
     }
     for (at, shard) in (0..).zip(three.queues()) {
         let mut consumer = scene.consumer(shard, 10).await;
-        assert_eq!(ids(&receive(&mut *consumer, 1).await), numbers(at..at + 1), "what is in {shard:?}");
+        assert_eq!(ids(&receive(&mut *consumer, 1).await), numbers(at..at + 1), "the messages in {shard:?}");
     }
 }
 
-/// A message in a retry queue comes to `again` when its time has passed, whole, and not before.
-pub(super) async fn a_retry_ripens_after_its_time_and_not_before(scene: &Scene) {
+/// A message in a retry queue arrives unchanged in `again` when its delay has passed, and not
+/// before.
+pub(super) async fn retry_arrives_after_its_delay(scene: &Scene) {
     let mut again = scene.consumer(QueueRole::Again, 10).await;
     let delay = RetryDelay::Second.duration();
     let start = Instant::now();
-    // The longer step is not waited for: it must not come with the others.
+    // The check does not wait for the longer delay: this message must not come with the other.
     scene.publish(QueueRole::Retry(RetryDelay::TenSeconds), vec![message("later")]).await;
     let sent = Message { headers: Headers { attempt: 1, ..Headers::default() }, ..message("ripe") };
     scene.publish(QueueRole::Retry(RetryDelay::Second), vec![sent.clone()]).await;
@@ -231,11 +236,11 @@ pub(super) async fn a_retry_ripens_after_its_time_and_not_before(scene: &Scene) 
     assert!(waited + CLOCK_SLACK >= delay, "it came after {waited:?} instead of {delay:?}");
     assert!(waited < delay * 5, "it came after {waited:?} instead of {delay:?}");
     ripe.receipt.ack();
-    expect_quiet(&mut *again, "nothing else is ripe").await;
+    expect_quiet(&mut *again, "no other retry is due").await;
 }
 
-/// The name is there, and is fit for a log.
-pub(super) async fn the_name_shows_no_password(scene: &Scene) {
+/// The transport has a name that is safe to log.
+pub(super) async fn name_hides_password(scene: &Scene) {
     let name = scene.transport.to_string();
     assert!(!name.is_empty(), "the transport has no name");
     let user = name.split_once("://").map_or(&*name, |(_, rest)| rest).split_once('@').map(|(user, _)| user);

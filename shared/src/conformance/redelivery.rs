@@ -1,13 +1,14 @@
-//! Promises about what is not settled.
+//! Promises about unsettled and requeued messages.
 
 use std::collections::BTreeSet;
 
 use super::scene::{Scene, ack, bounded, expect_quiet, ids, message, messages, numbers, receive};
 use crate::{Consumer, QueueRole, Redelivery};
 
-/// A receipt that is dropped settles nothing: its delivery counts as unsettled, and comes again after its consumer.
-pub(super) async fn a_dropped_receipt_settles_nothing(scene: &Scene) {
-    if leases(scene) {
+/// Dropping a receipt settles nothing: its delivery stays unsettled, and is delivered again when
+/// its consumer closes.
+pub(super) async fn dropped_receipt_settles_nothing(scene: &Scene) {
+    if uses_leases(scene) {
         return;
     }
     scene.publish(QueueRole::Tasks, messages(0..3)).await;
@@ -19,8 +20,8 @@ pub(super) async fn a_dropped_receipt_settles_nothing(scene: &Scene) {
     assert_eq!(ids(&receive(&mut *consumer, 3).await), numbers(0..3));
 }
 
-/// Renewing a receipt settles nothing, however often, and takes nothing from the right to settle.
-pub(super) async fn an_extended_receipt_can_still_be_settled(scene: &Scene) {
+/// Extending a receipt settles nothing, any number of times. The receipt can still be settled.
+pub(super) async fn extended_receipt_can_be_settled(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..2)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 1).await;
     let mut held = receive(&mut *consumer, 1).await;
@@ -34,34 +35,34 @@ pub(super) async fn an_extended_receipt_can_still_be_settled(scene: &Scene) {
     scene.expect_empty(QueueRole::Tasks).await;
 }
 
-/// When a consumer is dropped, what it did not settle comes again and says so; what it never had says nothing.
-pub(super) async fn dropping_a_consumer_gives_back(scene: &Scene) {
-    if leases(scene) {
+/// Dropping a consumer requeues its unsettled messages. Only those are marked as redelivered.
+pub(super) async fn dropped_consumer_requeues(scene: &Scene) {
+    if uses_leases(scene) {
         return;
     }
-    let (consumer, held) = five_of_ten(scene).await;
+    let (consumer, held) = receive_five_of_ten(scene).await;
     drop(consumer);
-    expect_given_back(scene, held).await;
+    expect_redelivered(scene, held).await;
 }
 
-/// When a consumer is closed, what it did not settle comes again and says so; what it never had says nothing.
-pub(super) async fn closing_a_consumer_gives_back(scene: &Scene) {
-    if leases(scene) {
+/// Closing a consumer requeues its unsettled messages. Only those are marked as redelivered.
+pub(super) async fn closed_consumer_requeues(scene: &Scene) {
+    if uses_leases(scene) {
         return;
     }
-    let (consumer, held) = five_of_ten(scene).await;
+    let (consumer, held) = receive_five_of_ten(scene).await;
     bounded("closing a consumer", consumer.close()).await;
-    expect_given_back(scene, held).await;
+    expect_redelivered(scene, held).await;
 }
 
-async fn five_of_ten(scene: &Scene) -> (Box<dyn Consumer>, BTreeSet<String>) {
+async fn receive_five_of_ten(scene: &Scene) -> (Box<dyn Consumer>, BTreeSet<String>) {
     scene.publish(QueueRole::Tasks, messages(0..10)).await;
     let mut consumer = scene.consumer(QueueRole::Tasks, 5).await;
     let held = ids(&receive(&mut *consumer, 5).await);
     (consumer, held)
 }
 
-async fn expect_given_back(scene: &Scene, held: BTreeSet<String>) {
+async fn expect_redelivered(scene: &Scene, held: BTreeSet<String>) {
     let mut next = scene.consumer(QueueRole::Tasks, 10).await;
     let all = receive(&mut *next, 10).await;
     assert_eq!(ids(&all), numbers(0..10));
@@ -69,9 +70,9 @@ async fn expect_given_back(scene: &Scene, held: BTreeSet<String>) {
     assert_eq!(again, held, "the deliveries that say that they came before");
 }
 
-/// A delivery says how often its message was delivered before and not settled.
+/// A delivery carries the number of earlier, unsettled deliveries of its message.
 pub(super) async fn deliveries_are_counted(scene: &Scene) {
-    if leases(scene) {
+    if uses_leases(scene) {
         return;
     }
     scene.publish(QueueRole::Suspect, messages(0..1)).await;
@@ -83,8 +84,9 @@ pub(super) async fn deliveries_are_counted(scene: &Scene) {
     }
 }
 
-/// A requeued message comes again, to anybody, and says so. Nothing else does.
-pub(super) async fn a_requeued_message_comes_again(scene: &Scene) {
+/// A requeued message is delivered again, to any consumer, and is marked as redelivered. No other
+/// message is.
+pub(super) async fn requeued_message_is_redelivered(scene: &Scene) {
     scene.publish(QueueRole::Tasks, messages(0..3)).await;
     let mut first = scene.consumer(QueueRole::Tasks, 3).await;
     for delivery in receive(&mut *first, 3).await {
@@ -103,9 +105,9 @@ pub(super) async fn a_requeued_message_comes_again(scene: &Scene) {
     expect_quiet(&mut *second, "everything was settled").await;
 }
 
-/// A receipt that is settled after its consumer went does nothing: the message is somebody else's.
-pub(super) async fn a_receipt_does_nothing_after_its_consumer(scene: &Scene) {
-    if leases(scene) {
+/// Settling a receipt of a closed consumer does nothing: the message belongs to another consumer.
+pub(super) async fn stale_receipt_does_nothing(scene: &Scene) {
+    if uses_leases(scene) {
         return;
     }
     scene.publish(QueueRole::Tasks, messages(0..2)).await;
@@ -126,8 +128,8 @@ pub(super) async fn a_receipt_does_nothing_after_its_consumer(scene: &Scene) {
     assert_eq!(ids(&receive(&mut *third, 2).await), numbers(0..2));
 }
 
-/// Where a backend works by leases, nothing comes again when a consumer goes.
-fn leases(scene: &Scene) -> bool {
+/// True if redelivery is decided by leases; a closed consumer then requeues nothing.
+fn uses_leases(scene: &Scene) -> bool {
     match scene.transport.capabilities().redelivery {
         Redelivery::OnDisconnect => false,
         Redelivery::OnLease(lease) => {

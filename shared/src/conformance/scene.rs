@@ -1,4 +1,4 @@
-//! Where a promise is shown: a connection and a lane of its own, and what every promise needs to be shown.
+//! The scene of a promise: a connection and a lane of its own, with helpers for the checks.
 
 use std::{
     collections::BTreeSet,
@@ -10,12 +10,13 @@ use std::{
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{BOUND, Connect, QUIET};
+use super::{Connect, QUIET_PERIOD, WAIT_BOUND};
 use crate::{
     Address, Consumer, Delivery, JobId, Lane, Message, Outgoing, Published, Publisher, Queue, QueueRole,
     Transport,
 };
 
+/// A connection, a publisher and an open lane for one promise.
 pub(super) struct Scene {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) publisher: Arc<dyn Publisher>,
@@ -40,8 +41,8 @@ impl Scene {
         }
     }
 
-    /// A second connection, with the lane open. It is closed with the scene.
-    pub(super) async fn another(&self) -> Arc<dyn Transport> {
+    /// Opens a second connection, with the lane open. It is closed with the scene.
+    pub(super) async fn second_connection(&self) -> Arc<dyn Transport> {
         let other = bounded("a second connection", (self.connect)()).await;
         bounded("open_lane", other.open_lane(&self.lane)).await.expect("a lane");
         self.others.lock().expect("no panic").push(Arc::clone(&other));
@@ -56,12 +57,12 @@ impl Scene {
         consumer(&*self.transport, &self.queue(role), prefetch).await
     }
 
-    /// Publishes to a queue; everything is stored.
+    /// Publishes to a queue and expects every message to be stored.
     pub(super) async fn publish(&self, role: QueueRole, messages: Vec<Message>) {
         self.send(Address::Queue(self.queue(role)), messages).await;
     }
 
-    /// Publishes to anywhere; everything is stored.
+    /// Publishes to any address and expects every message to be stored.
     pub(super) async fn send(&self, to: Address, messages: Vec<Message>) {
         let batch: Vec<_> =
             messages.into_iter().map(|message| Outgoing { to: to.clone(), message }).collect();
@@ -70,7 +71,7 @@ impl Scene {
         assert_eq!(answers, vec![Published::Stored; count], "the answers to a publish to {to:?}");
     }
 
-    /// The queue holds nothing: what is published now is what comes next.
+    /// Expects an empty queue: the next delivery must be a marker that is published now.
     pub(super) async fn expect_empty(&self, role: QueueRole) {
         let marker = message(format!("marker-{}", JobId::generate()));
         self.publish(role, vec![marker.clone()]).await;
@@ -89,22 +90,22 @@ impl fmt::Debug for Scene {
     }
 }
 
-/// A lane that nobody else has.
+/// Returns a lane with a new, unique name.
 pub(super) fn new_lane() -> Lane {
     Lane::new(&format!("conformance-{}", JobId::generate())).expect("a UUID has the right characters")
 }
 
-/// What must happen soon.
+/// Awaits something that must happen within [`WAIT_BOUND`].
 pub(super) async fn bounded<F: Future>(what: &str, future: F) -> F::Output {
-    match timeout(BOUND, future).await {
+    match timeout(WAIT_BOUND, future).await {
         Ok(output) => output,
-        Err(_) => panic!("{what}: nothing within {BOUND:?}"),
+        Err(_) => panic!("{what}: nothing within {WAIT_BOUND:?}"),
     }
 }
 
-/// Nothing is delivered for a while, and why that is expected.
+/// Expects no delivery for [`QUIET_PERIOD`]. `because` gives the reason, for the panic's text.
 pub(super) async fn expect_quiet(consumer: &mut dyn Consumer, because: &str) {
-    match timeout(QUIET, consumer.recv(1)).await {
+    match timeout(QUIET_PERIOD, consumer.recv(1)).await {
         Err(_) => {}
         Ok(Ok(deliveries)) => panic!("{because}, but {:?} came", ids(&deliveries)),
         Ok(Err(error)) => panic!("{because}, but the consumer ended: {error}"),
@@ -119,13 +120,13 @@ pub(super) async fn consumer(transport: &dyn Transport, queue: &Queue, prefetch:
     bounded("consume", transport.consume(queue, prefetch)).await.expect("a consumer")
 }
 
-/// The next `count` deliveries, neither fewer nor more.
+/// Receives the next `count` deliveries, neither fewer nor more.
 pub(super) async fn receive(consumer: &mut dyn Consumer, count: usize) -> Vec<Delivery> {
     let mut all = Vec::new();
     while all.len() < count {
         let what = format!("delivery {} of {count}", all.len() + 1);
         let some = bounded(&what, consumer.recv(count - all.len())).await.expect("a delivery");
-        assert!(!some.is_empty(), "{what}: the consumer ended, though nobody stopped it");
+        assert!(!some.is_empty(), "{what}: the consumer ended without a stop");
         assert!(some.len() <= count - all.len(), "{what}: {} came instead", some.len());
         all.extend(some);
     }
@@ -148,17 +149,17 @@ pub(super) fn message(id: impl fmt::Display) -> Message {
     }
 }
 
-/// Messages whose ids are these numbers.
+/// Returns messages whose ids are these numbers.
 pub(super) fn messages(numbers: Range<u32>) -> Vec<Message> {
     numbers.map(message).collect()
 }
 
-/// The ids of [`messages`].
+/// Returns the ids of [`messages`].
 pub(super) fn numbers(numbers: Range<u32>) -> BTreeSet<String> {
     numbers.map(|number| number.to_string()).collect()
 }
 
-/// The ids of deliveries, none of which came twice.
+/// Returns the ids of deliveries, and expects each id once.
 pub(super) fn ids<'a>(deliveries: impl IntoIterator<Item = &'a Delivery>) -> BTreeSet<String> {
     let mut ids = BTreeSet::new();
     for delivery in deliveries {

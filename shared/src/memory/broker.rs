@@ -1,4 +1,4 @@
-//! What all connections share: which queues there are, and what goes where.
+//! The state that all connections share: queues and their routes, the journal, events.
 
 use std::{
     collections::HashMap,
@@ -9,35 +9,36 @@ use std::{
     time::Duration,
 };
 
-use super::{events::Events, journal::Journal, queue::WorkQueue};
+use super::{events::EventChannel, journal::StoredJournal, queue::WorkQueue};
 use crate::{Lane, Message, Published, Queue, QueueRole, Shards, TransportError};
 
-pub(super) struct Broker {
+pub(super) struct MemoryBroker {
     routes: RwLock<HashMap<Queue, Route>>,
-    pub(super) journal: Journal,
-    pub(super) events: Events,
+    pub(super) journal: StoredJournal,
+    pub(super) events: EventChannel,
     last_id: AtomicU64,
 }
 
-/// Where a queue's messages go.
+/// The destination of a queue's messages.
 enum Route {
-    /// Into the queue.
+    /// The queue itself.
     Queue(Arc<WorkQueue>),
-    /// A queue that ripens has no consumers: it is but a delay on the way into another.
-    Later(Duration, Arc<WorkQueue>),
+    /// Another queue, after a delay. A retry queue has no consumers of its own.
+    Delayed(Duration, Arc<WorkQueue>),
 }
 
-impl Broker {
+impl MemoryBroker {
     pub(super) fn new() -> Self {
         Self {
             routes: RwLock::default(),
-            journal: Journal::new(),
-            events: Events::new(),
+            journal: StoredJournal::new(),
+            events: EventChannel::new(),
             last_id: AtomicU64::new(0),
         }
     }
 
-    /// Names a connection or a consumer. A consumer's is the generation of its deliveries.
+    /// Returns a new id for a connection or a consumer. A consumer's id is the generation of its
+    /// deliveries.
     pub(super) fn next_id(&self) -> u64 {
         self.last_id.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -49,17 +50,17 @@ impl Broker {
         }
     }
 
-    /// How many there are then.
+    /// Opens shards until there are `at_least` this many, and returns the number that exist.
     pub(super) fn open_shards(&self, lane: &Lane, at_least: Shards) -> Shards {
         let mut routes = self.routes.write().unwrap_or_else(PoisonError::into_inner);
         for shard in at_least.queues() {
             open(&mut routes, shard.of(lane));
         }
-        let mut there = at_least;
-        while let Some(more) = there.one_more().filter(|more| routes.contains_key(&more.last().of(lane))) {
-            there = more;
+        let mut found = at_least;
+        while let Some(more) = found.one_more().filter(|more| routes.contains_key(&more.last().of(lane))) {
+            found = more;
         }
-        there
+        found
     }
 
     pub(super) fn publish(&self, to: &Queue, message: Message) -> Published {
@@ -67,7 +68,7 @@ impl Broker {
         match routes.get(to) {
             None => Published::Unroutable,
             Some(Route::Queue(queue)) => queue.push(message),
-            Some(Route::Later(delay, queue)) => queue.push_later(*delay, message),
+            Some(Route::Delayed(delay, queue)) => queue.push_delayed(*delay, message),
         }
     }
 
@@ -75,7 +76,7 @@ impl Broker {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         match routes.get(name) {
             Some(Route::Queue(queue)) => Ok(Arc::clone(queue)),
-            Some(Route::Later(_, target)) => Err(TransportError::Invalid(format!(
+            Some(Route::Delayed(_, target)) => Err(TransportError::Invalid(format!(
                 "{name} has no consumers: its messages ripen (hint: consume {target})"
             ))),
             None => Err(TransportError::Disconnected {
@@ -85,27 +86,27 @@ impl Broker {
         }
     }
 
-    /// Every consumer of the connection goes.
+    /// Removes every consumer of the connection.
     pub(super) fn end_connection(&self, connection: u64) {
         let routes = self.routes.read().unwrap_or_else(PoisonError::into_inner);
         for route in routes.values() {
             if let Route::Queue(queue) = route {
-                queue.leave(|seat| seat.connection.id == connection);
+                queue.remove_consumers(|consumer| consumer.connection.id == connection);
             }
         }
     }
 }
 
-/// Creates the queue if it is missing, and before it the one that it ripens to.
+/// Creates the queue if it is missing, and before it the target of its delay.
 fn open(routes: &mut HashMap<Queue, Route>, name: Queue) -> Arc<WorkQueue> {
-    if let Some(Route::Queue(queue) | Route::Later(_, queue)) = routes.get(&name) {
+    if let Some(Route::Queue(queue) | Route::Delayed(_, queue)) = routes.get(&name) {
         return Arc::clone(queue);
     }
     let spec = name.role.spec();
     let (route, queue) = match spec.ripens {
         Some((delay, target)) => {
             let target = open(routes, target.of(&name.lane));
-            (Route::Later(delay, Arc::clone(&target)), target)
+            (Route::Delayed(delay, Arc::clone(&target)), target)
         }
         None => {
             let queue = Arc::new(WorkQueue::new(name.clone(), spec));

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tokio::{sync::Notify, task::coop::consume_budget, time::timeout_at};
 
 use super::{
-    Connection, disconnected,
-    queue::{Handed, Taken, WorkQueue},
+    MemoryConnection, disconnected,
+    queue::{PendingDelivery, TakeResult, WorkQueue},
 };
 use crate::{Consumer, Delivery, Receipt, Token, TransportError};
 
@@ -19,41 +19,41 @@ pub(super) struct MemoryConsumer {
 }
 
 impl MemoryConsumer {
-    pub(super) fn join(
+    pub(super) fn subscribe(
         queue: Arc<WorkQueue>,
         generation: u64,
-        connection: Connection,
+        connection: MemoryConnection,
         prefetch: u16,
     ) -> Self {
-        let wake = queue.join(generation, connection, prefetch.max(1).into());
+        let wake = queue.add_consumer(generation, connection, prefetch.max(1).into());
         Self { queue, generation, wake }
     }
 
-    fn deliver(&self, handed: Vec<Handed>) -> Vec<Delivery> {
-        let deliver = |handed: Handed| {
-            let token = Token { generation: self.generation, tag: handed.tag };
+    fn deliver(&self, taken: Vec<PendingDelivery>) -> Vec<Delivery> {
+        let deliver = |taken: PendingDelivery| {
+            let token = Token { generation: self.generation, tag: taken.tag };
             Delivery {
-                message: Arc::unwrap_or_clone(handed.message),
-                deliveries_before: handed.deliveries_before,
+                message: Arc::unwrap_or_clone(taken.message),
+                deliveries_before: taken.deliveries_before,
                 receipt: Receipt::new(token, Arc::clone(&self.queue) as _),
             }
         };
-        handed.into_iter().map(deliver).collect()
+        taken.into_iter().map(deliver).collect()
     }
 }
 
 #[async_trait]
 impl Consumer for MemoryConsumer {
-    /// A `max` of 0 counts as 1, since an empty vector has a meaning of its own.
+    /// A `max` of 0 counts as 1, since an empty vector means the end.
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
-        consume_budget().await; // a queue that never runs dry must not keep others off the thread
+        consume_budget().await; // a queue that is never empty must not starve other tasks of the thread
         loop {
             match self.queue.take(self.generation, max.max(1)) {
-                Taken::Some(handed) => return Ok(self.deliver(handed)),
-                Taken::Stopped => return Ok(Vec::new()),
-                Taken::Gone => return Err(disconnected()),
-                Taken::Nothing(None) => self.wake.notified().await,
-                Taken::Nothing(Some(ripe_at)) => drop(timeout_at(ripe_at, self.wake.notified()).await),
+                TakeResult::Some(taken) => return Ok(self.deliver(taken)),
+                TakeResult::Stopped => return Ok(Vec::new()),
+                TakeResult::Gone => return Err(disconnected()),
+                TakeResult::Nothing(None) => self.wake.notified().await,
+                TakeResult::Nothing(Some(due_at)) => drop(timeout_at(due_at, self.wake.notified()).await),
             }
         }
     }
@@ -67,6 +67,6 @@ impl Consumer for MemoryConsumer {
 
 impl Drop for MemoryConsumer {
     fn drop(&mut self) {
-        self.queue.leave_one(self.generation);
+        self.queue.remove_consumer(self.generation);
     }
 }

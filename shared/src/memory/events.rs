@@ -1,49 +1,53 @@
-//! Events: told to whoever listens, kept for nobody.
+//! Events: broadcast to current readers, never stored.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::{Connection, broker::Broker, disconnected};
+use super::{MemoryConnection, broker::MemoryBroker, disconnected};
 use crate::{EventFilter, EventReader, Message, Published, Topic, TransportError};
 
-/// How many events may wait for the slowest reader. Beyond that it misses the oldest.
+/// The number of events that may wait for the slowest reader. Beyond that it misses the oldest.
 pub(super) const EVENTS_MAX_WAITING: usize = 8_192;
 
-type Event = Arc<(Topic, Message)>;
+type TopicMessage = Arc<(Topic, Message)>;
 
-pub(super) struct Events(broadcast::Sender<Event>);
+pub(super) struct EventChannel(broadcast::Sender<TopicMessage>);
 
-impl Events {
+impl EventChannel {
     pub(super) fn new() -> Self {
         Self(broadcast::Sender::new(EVENTS_MAX_WAITING))
     }
 
-    pub(super) fn tell(&self, topic: Topic, message: Message) -> Published {
-        let _ = self.0.send(Arc::new((topic, message))); // it fails if nobody listens, which is no failure
+    pub(super) fn send(&self, topic: Topic, message: Message) -> Published {
+        let _ = self.0.send(Arc::new((topic, message))); // fails if there is no reader, which is no error
         Published::Stored
     }
 }
 
 #[derive(Debug)]
-pub(super) struct MemoryEvents {
-    events: broadcast::Receiver<Event>,
-    connection: Connection,
+pub(super) struct MemoryEventReader {
+    events: broadcast::Receiver<TopicMessage>,
+    connection: MemoryConnection,
     filter: EventFilter,
 }
 
-impl MemoryEvents {
-    pub(super) fn listen(broker: &Broker, connection: Connection, filter: EventFilter) -> Self {
+impl MemoryEventReader {
+    pub(super) fn subscribe(
+        broker: &MemoryBroker,
+        connection: MemoryConnection,
+        filter: EventFilter,
+    ) -> Self {
         Self { events: broker.events.0.subscribe(), connection, filter }
     }
 }
 
 #[async_trait]
-impl EventReader for MemoryEvents {
+impl EventReader for MemoryEventReader {
     async fn next(&mut self) -> Result<Message, TransportError> {
         loop {
-            match self.connection.unless_closed(self.events.recv()).await? {
+            match self.connection.cancel_on_close(self.events.recv()).await? {
                 Ok(event) if self.filter.wants(&event.0) => return Ok(event.1.clone()),
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "a slow reader missed events"),

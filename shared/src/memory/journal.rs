@@ -1,4 +1,4 @@
-//! The journal: kept for all who read it, from its start or from as far back as its bounds allow.
+//! The journal: stored for every reader, from its start or as far back as its bounds allow.
 
 use std::{
     collections::VecDeque,
@@ -9,29 +9,30 @@ use std::{
 use async_trait::async_trait;
 use tokio::{sync::watch, task::coop::consume_budget};
 
-use super::{Connection, broker::Broker, lock};
+use super::{MemoryConnection, broker::MemoryBroker, lock};
 use crate::{JournalEntry, JournalReader, Message, Published, TransportError};
 
-/// How many facts the journal keeps. Beyond that the oldest go.
+/// The number of facts that the journal keeps. Beyond that it drops the oldest.
 pub(super) const JOURNAL_MAX_FACTS: usize = 100_000;
-/// How many bytes of bodies the journal keeps. Beyond that the oldest go.
+/// The total size of the bodies that the journal keeps, in bytes. Beyond that it drops the oldest
+/// facts.
 pub(super) const JOURNAL_MAX_BYTES: usize = 64 << 20;
 
-pub(super) struct Journal {
-    kept: Mutex<Kept>,
-    /// The number that the next fact will have.
+pub(super) struct StoredJournal {
+    kept: Mutex<JournalBuffer>,
+    /// The number of the next fact.
     end: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct JournalBuffer {
     facts: VecDeque<Message>,
     bytes: usize,
-    /// The number of the oldest of them.
+    /// The number of the oldest fact.
     first: u64,
 }
 
-impl Journal {
+impl StoredJournal {
     pub(super) fn new() -> Self {
         Self { kept: Mutex::default(), end: watch::Sender::new(0) }
     }
@@ -49,7 +50,7 @@ impl Journal {
         Published::Stored
     }
 
-    /// The fact with that number, or the oldest there is after it; with its own number.
+    /// Returns the fact with that number, or the oldest one after it, with its own number.
     fn read(&self, number: u64) -> Option<(u64, Message)> {
         let kept = lock(&self.kept);
         let number = number.max(kept.first);
@@ -58,17 +59,17 @@ impl Journal {
     }
 }
 
-pub(super) struct MemoryJournal {
-    broker: Arc<Broker>,
-    connection: Connection,
+pub(super) struct MemoryJournalReader {
+    broker: Arc<MemoryBroker>,
+    connection: MemoryConnection,
     end: watch::Receiver<u64>,
     next: u64,
-    /// Where the journal ended when it was opened, until that is reached and told.
+    /// The end of the journal when the reader was opened, until `CaughtUp` is returned.
     catch_up: Option<u64>,
 }
 
-impl MemoryJournal {
-    pub(super) fn open(broker: Arc<Broker>, connection: Connection) -> Self {
+impl MemoryJournalReader {
+    pub(super) fn open(broker: Arc<MemoryBroker>, connection: MemoryConnection) -> Self {
         let end = broker.journal.end.subscribe();
         let catch_up = Some(*end.borrow());
         Self { broker, connection, end, next: 0, catch_up }
@@ -76,11 +77,11 @@ impl MemoryJournal {
 }
 
 #[async_trait]
-impl JournalReader for MemoryJournal {
+impl JournalReader for MemoryJournalReader {
     async fn next(&mut self) -> Result<JournalEntry, TransportError> {
-        consume_budget().await; // a long journal must not keep others off the thread
+        consume_budget().await; // a long journal must not starve other tasks of the thread
         loop {
-            self.connection.alive()?;
+            self.connection.check_open()?;
             if self.catch_up.take_if(|end| self.next >= *end).is_some() {
                 return Ok(JournalEntry::CaughtUp);
             }
@@ -89,14 +90,14 @@ impl JournalReader for MemoryJournal {
                 return Ok(JournalEntry::Fact(fact));
             }
             let grows = self.end.wait_for(|end| *end > self.next);
-            // It can only fail if the journal is gone, and the broker holds that.
-            let _ = self.connection.unless_closed(grows).await?;
+            // Fails only if the journal is gone, and the broker holds it.
+            let _ = self.connection.cancel_on_close(grows).await?;
         }
     }
 }
 
-impl fmt::Debug for MemoryJournal {
+impl fmt::Debug for MemoryJournalReader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryJournal").field("next", &self.next).finish_non_exhaustive()
+        f.debug_struct("MemoryJournalReader").field("next", &self.next).finish_non_exhaustive()
     }
 }

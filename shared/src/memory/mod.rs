@@ -1,14 +1,15 @@
-//! The reference transport: a broker inside this process. Nothing it holds outlives the process.
+//! The reference transport: a broker inside this process. Its contents end with the process.
 //!
-//! `gristmill run` takes a whole pipeline through it, and tests that need a broker start one. It behaves like
-//! RabbitMQ where the contract leaves a choice: messages are pushed to consumers ahead of `recv`, in turn, and
-//! whatever a consumer held when it went is counted as delivered, seen or not.
+//! `gristmill run` uses it for a whole pipeline, and tests use it as their broker. Where the
+//! contract leaves a choice, it behaves like RabbitMQ: messages are pushed to consumers ahead of
+//! `recv`, round robin, and all messages that a closed consumer held count as delivered, whether
+//! `recv` returned them or not.
 //!
-//! A queue is bounded as its [`QueueSpec`](crate::QueueSpec) says. This broker never gives up on a message, so it
-//! moves none to the dead queue.
+//! A queue is bounded by its [`QueueSpec`](crate::QueueSpec). This broker never gives up on a
+//! message, so it moves none to the dead queue.
 //!
-//! Nothing here spawns a task. A lock is held for the few statements that move a message, and nobody polls: who
-//! waits is woken by what they wait for.
+//! The transport spawns no task and never polls: waiting calls are woken by notifications. A lock
+//! is held only for the few statements that move a message.
 
 mod broker;
 mod consumer;
@@ -30,39 +31,42 @@ use crate::{
     Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
     Queue, Redelivery, Shards, Transport, TransportError,
 };
-use broker::Broker;
+use broker::MemoryBroker;
 use consumer::MemoryConsumer;
-use events::MemoryEvents;
-use journal::MemoryJournal;
+use events::MemoryEventReader;
+use journal::MemoryJournalReader;
 use publisher::MemoryPublisher;
 
-/// The largest body, in bytes. What the RabbitMQ transport takes, so that a job that runs here runs there: 16 MiB less
-/// room for what travels with it.
+/// The largest body, in bytes: 16 MiB less room for the message's properties. The same as for the
+/// RabbitMQ transport, so that a job that runs here runs there.
 pub const MAX_MESSAGE: usize = (16 << 20) - (64 << 10);
 
 /// A connection to a broker inside this process.
 ///
-/// Its futures need a tokio runtime with a timer. Dropping it closes nothing: what came from it goes on.
+/// Its futures need a tokio runtime with a timer. Dropping it closes nothing: its publishers,
+/// consumers and readers go on.
 pub struct MemoryTransport {
-    broker: Arc<Broker>,
-    connection: Connection,
+    broker: Arc<MemoryBroker>,
+    connection: MemoryConnection,
 }
 
 impl MemoryTransport {
-    /// A connection to a new, empty broker, which lives as long as anything that came from it.
+    /// Returns a connection to a new, empty broker. The broker lives as long as its connections and
+    /// everything that they made.
     #[must_use]
     pub fn new() -> Arc<Self> {
-        Self::to(Arc::new(Broker::new()))
+        Self::with_broker(Arc::new(MemoryBroker::new()))
     }
 
-    /// A further connection to the same broker, with an end of its own; also if this one is closed already.
+    /// Returns a further connection to the same broker, which is closed by itself. Works on a
+    /// closed connection as well.
     #[must_use]
     pub fn connect(&self) -> Arc<Self> {
-        Self::to(Arc::clone(&self.broker))
+        Self::with_broker(Arc::clone(&self.broker))
     }
 
-    fn to(broker: Arc<Broker>) -> Arc<Self> {
-        let connection = Connection {
+    fn with_broker(broker: Arc<MemoryBroker>) -> Arc<Self> {
+        let connection = MemoryConnection {
             id: broker.next_id(),
             closed: CancellationToken::new(),
             health: watch::Sender::new(Health::Well),
@@ -71,21 +75,22 @@ impl MemoryTransport {
     }
 }
 
-/// One connection, as its parts see it.
+/// The state of one connection, shared with its publishers, consumers and readers.
 #[derive(Clone, Debug)]
-struct Connection {
+struct MemoryConnection {
     id: u64,
     closed: CancellationToken,
     health: watch::Sender<Health>,
 }
 
-impl Connection {
-    fn alive(&self) -> Result<(), TransportError> {
+impl MemoryConnection {
+    fn check_open(&self) -> Result<(), TransportError> {
         if self.closed.is_cancelled() { Err(disconnected()) } else { Ok(()) }
     }
 
-    /// What `future` gives, unless the connection is closed before. As cancel safe as `future` is.
-    async fn unless_closed<F: Future + Send>(&self, future: F) -> Result<F::Output, TransportError> {
+    /// Awaits `future`, or returns an error if the connection is closed before that. As cancel safe
+    /// as `future`.
+    async fn cancel_on_close<F: Future + Send>(&self, future: F) -> Result<F::Output, TransportError> {
         tokio::select! {
             biased;
             () = self.closed.cancelled() => Err(disconnected()),
@@ -107,39 +112,41 @@ impl Transport for MemoryTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.connection.alive()?;
+        self.connection.check_open()?;
         self.broker.open_lane(lane);
         Ok(())
     }
 
     async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.connection.alive()?;
+        self.connection.check_open()?;
         Ok(self.broker.open_shards(lane, at_least))
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.connection.alive()?;
+        self.connection.check_open()?;
         Ok(Arc::new(MemoryPublisher::new(Arc::clone(&self.broker), self.connection.clone())))
     }
 
     /// A `prefetch` of 0 counts as 1.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        self.connection.alive()?;
+        self.connection.check_open()?;
         let queue = self.broker.consumable(queue)?;
-        let consumer = MemoryConsumer::join(queue, self.broker.next_id(), self.connection.clone(), prefetch);
-        // Asked again after joining, so that a close at the same time finds the consumer or is found here.
-        self.connection.alive()?;
+        let consumer =
+            MemoryConsumer::subscribe(queue, self.broker.next_id(), self.connection.clone(), prefetch);
+        // Checked again after subscribing: a concurrent close either finds the consumer or is found
+        // here.
+        self.connection.check_open()?;
         Ok(Box::new(consumer))
     }
 
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.connection.alive()?;
-        Ok(Box::new(MemoryJournal::open(Arc::clone(&self.broker), self.connection.clone())))
+        self.connection.check_open()?;
+        Ok(Box::new(MemoryJournalReader::open(Arc::clone(&self.broker), self.connection.clone())))
     }
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.connection.alive()?;
-        Ok(Box::new(MemoryEvents::listen(&self.broker, self.connection.clone(), filter)))
+        self.connection.check_open()?;
+        Ok(Box::new(MemoryEventReader::subscribe(&self.broker, self.connection.clone(), filter)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -147,8 +154,9 @@ impl Transport for MemoryTransport {
     }
 
     async fn close(&self) {
-        // From here on its consumers are handed nothing, in no queue: else those who end one by one, since they hear of
-        // this, would hand what they held to the others, and one end would count as several deliveries.
+        // From here on its consumers receive nothing from any queue. Otherwise consumers that close
+        // one by one would pass their messages to the others of this connection, and one close
+        // would count as several deliveries.
         self.connection.closed.cancel();
         self.connection.health.send_replace(Health::Closed);
         self.broker.end_connection(self.connection.id);
@@ -174,7 +182,8 @@ fn disconnected() -> TransportError {
     }
 }
 
-/// No code under a lock here can panic between two statements that belong together, so a poisoned one is sound.
+/// Locks a mutex, also a poisoned one: no code under these locks can panic between two statements
+/// that belong together, so its data are consistent.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,20 +1,20 @@
-//! Publishing: every answer is there at once.
+//! The publisher: every answer is ready at once.
 
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use tokio::task::coop::consume_budget;
 
-use super::{Connection, MAX_MESSAGE, broker::Broker};
+use super::{MAX_MESSAGE, MemoryConnection, broker::MemoryBroker};
 use crate::{Address, Outgoing, Published, Publisher};
 
 pub(super) struct MemoryPublisher {
-    broker: Arc<Broker>,
-    connection: Connection,
+    broker: Arc<MemoryBroker>,
+    connection: MemoryConnection,
 }
 
 impl MemoryPublisher {
-    pub(super) fn new(broker: Arc<Broker>, connection: Connection) -> Self {
+    pub(super) fn new(broker: Arc<MemoryBroker>, connection: MemoryConnection) -> Self {
         Self { broker, connection }
     }
 
@@ -31,7 +31,7 @@ impl MemoryPublisher {
         match to {
             Address::Queue(queue) => self.broker.publish(&queue, message),
             Address::Journal => self.broker.journal.append(message),
-            Address::Events(topic) => self.broker.events.tell(topic, message),
+            Address::Events(topic) => self.broker.events.send(topic, message),
         }
     }
 }
@@ -39,7 +39,7 @@ impl MemoryPublisher {
 #[async_trait]
 impl Publisher for MemoryPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
-        consume_budget().await; // who publishes without an end must not keep others off the thread
+        consume_budget().await; // an endless publisher must not starve other tasks of the thread
         batch.into_iter().map(|outgoing| self.publish_one(outgoing)).collect()
     }
 }

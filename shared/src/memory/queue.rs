@@ -1,4 +1,4 @@
-//! A work queue: what waits, who consumes, and what each consumer holds.
+//! A work queue: its messages, its consumers, and the deliveries that each consumer holds.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,63 +9,63 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Connection, lock};
+use super::{MemoryConnection, lock};
 use crate::{Message, Published, Queue, QueueSpec, Settlement, Settler, Token};
 
 pub(super) struct WorkQueue {
     name: Queue,
     spec: QueueSpec,
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
 }
 
-/// At rest, either nothing is ready or no consumer has room: see [`State::hand_out`].
+/// At rest, either nothing is ready or no consumer has room: see [`QueueState::dispatch`].
 #[derive(Default)]
-struct State {
-    /// In the order of arrival, which [`Entry::tag`] keeps.
-    ready: VecDeque<Entry>,
+struct QueueState {
+    /// In the order of arrival, which [`QueuedMessage::tag`] keeps.
+    ready: VecDeque<QueuedMessage>,
     ready_bytes: u64,
-    /// By the time when they ripen, and then by arrival.
-    unripe: BTreeMap<(Instant, u64), Message>,
+    /// By the time when they become ready, then by arrival.
+    delayed: BTreeMap<(Instant, u64), Message>,
     /// The oldest first.
-    seats: Vec<Seat>,
-    /// The seat that is looked at first for the next message.
-    turn: usize,
+    consumers: Vec<ConsumerState>,
+    /// The first candidate for the next message, as an index of `consumers`.
+    next_turn: usize,
     last_tag: u64,
 }
 
-/// A message in the queue. Shared, so that it is copied for its consumer without the lock.
-struct Entry {
+/// A message in the queue. Shared, so that it is cloned for its consumer without the lock.
+struct QueuedMessage {
     tag: u64,
     message: Arc<Message>,
     deliveries_before: u32,
 }
 
-/// A consumer's place at the queue.
-pub(super) struct Seat {
+/// The state of one consumer of the queue.
+pub(super) struct ConsumerState {
     generation: u64,
-    pub(super) connection: Connection,
+    pub(super) connection: MemoryConnection,
     prefetch: usize,
     stopped: bool,
-    unsettled: BTreeMap<u64, Entry>,
-    /// Those of `unsettled` that were not taken yet.
+    unsettled: BTreeMap<u64, QueuedMessage>,
+    /// The tags of `unsettled` that `recv` has not returned yet.
     arrived: VecDeque<u64>,
     wake: Arc<Notify>,
 }
 
-/// What a consumer finds.
-pub(super) enum Taken {
+/// The result of [`WorkQueue::take`].
+pub(super) enum TakeResult {
     /// Deliveries, at least one.
-    Some(Vec<Handed>),
-    /// Nothing yet, and when that may change by itself.
+    Some(Vec<PendingDelivery>),
+    /// An empty result so far, and the time of the next delayed message, if there is one.
     Nothing(Option<Instant>),
-    /// Nothing any more: the consumer was stopped.
+    /// The consumer was stopped and has received everything.
     Stopped,
     /// The consumer's connection is closed.
     Gone,
 }
 
-/// A delivery in the making.
-pub(super) struct Handed {
+/// A delivery without its receipt.
+pub(super) struct PendingDelivery {
     pub(super) tag: u64,
     pub(super) message: Arc<Message>,
     pub(super) deliveries_before: u32,
@@ -85,26 +85,33 @@ impl WorkQueue {
             return Published::Rejected;
         }
         state.append(message);
-        state.hand_out(self.spec.single_active_consumer);
+        state.dispatch(self.spec.single_active_consumer);
         Published::Stored
     }
 
-    /// The message is pushed when `delay` has passed. Whoever consumes then does it, so that no timer runs for it.
-    pub(super) fn push_later(&self, delay: Duration, message: Message) -> Published {
+    /// Pushes the message when `delay` has passed. The next call of [`Self::take`] does that, so
+    /// that no timer is needed.
+    pub(super) fn push_delayed(&self, delay: Duration, message: Message) -> Published {
         let mut state = lock(&self.state);
         state.last_tag += 1;
         let key = (Instant::now() + delay, state.last_tag);
-        state.unripe.insert(key, message);
-        if state.unripe.first_key_value().is_some_and(|(first, _)| *first == key) {
-            state.seats.iter().for_each(|seat| seat.wake.notify_one()); // they wait for a later one
+        state.delayed.insert(key, message);
+        if state.delayed.first_key_value().is_some_and(|(first, _)| *first == key) {
+            // Their timers are set to a later time.
+            state.consumers.iter().for_each(|consumer| consumer.wake.notify_one());
         }
         Published::Stored
     }
 
-    pub(super) fn join(&self, generation: u64, connection: Connection, prefetch: usize) -> Arc<Notify> {
+    pub(super) fn add_consumer(
+        &self,
+        generation: u64,
+        connection: MemoryConnection,
+        prefetch: usize,
+    ) -> Arc<Notify> {
         let wake = Arc::new(Notify::new());
         let mut state = lock(&self.state);
-        state.seats.push(Seat {
+        state.consumers.push(ConsumerState {
             generation,
             connection,
             prefetch,
@@ -113,118 +120,128 @@ impl WorkQueue {
             arrived: VecDeque::new(),
             wake: Arc::clone(&wake),
         });
-        state.hand_out(self.spec.single_active_consumer);
+        state.dispatch(self.spec.single_active_consumer);
         wake
     }
 
-    pub(super) fn take(&self, generation: u64, max: usize) -> Taken {
+    pub(super) fn take(&self, generation: u64, max: usize) -> TakeResult {
         let mut state = lock(&self.state);
-        if state.ripen(Instant::now()) {
-            state.hand_out(self.spec.single_active_consumer);
+        if state.append_due(Instant::now()) {
+            state.dispatch(self.spec.single_active_consumer);
         }
-        let ripe_at = state.unripe.first_key_value().map(|((at, _), _)| *at);
-        let Some(seat) = state.seat(generation) else { return Taken::Gone };
-        let count = seat.arrived.len().min(max);
+        let due_at = state.delayed.first_key_value().map(|((at, _), _)| *at);
+        let Some(consumer) = state.consumer(generation) else { return TakeResult::Gone };
+        let count = consumer.arrived.len().min(max);
         if count > 0 {
-            let arrived = seat.arrived.drain(..count);
-            let handed = arrived.filter_map(|tag| seat.unsettled.get(&tag)).map(Entry::hand).collect();
-            return Taken::Some(handed);
+            let arrived = consumer.arrived.drain(..count);
+            let taken =
+                arrived.filter_map(|tag| consumer.unsettled.get(&tag)).map(QueuedMessage::deliver).collect();
+            return TakeResult::Some(taken);
         }
-        if seat.stopped { Taken::Stopped } else { Taken::Nothing(ripe_at) }
+        if consumer.stopped { TakeResult::Stopped } else { TakeResult::Nothing(due_at) }
     }
 
-    /// The consumer is handed nothing more. Answers whether it is still there.
+    /// Stops deliveries to the consumer. Returns false if the consumer is gone.
     pub(super) fn stop(&self, generation: u64) -> bool {
         let mut state = lock(&self.state);
-        let Some(seat) = state.seat(generation) else { return false };
-        seat.stopped = true;
-        state.hand_out(self.spec.single_active_consumer); // to whoever takes over
+        let Some(consumer) = state.consumer(generation) else { return false };
+        consumer.stopped = true;
+        state.dispatch(self.spec.single_active_consumer); // to the consumer that takes over
         true
     }
 
-    /// Consumers go, and what they hold comes back to its old place.
-    pub(super) fn leave(&self, goes: impl Fn(&Seat) -> bool) {
+    /// Removes the consumers that match. Their unsettled messages return to their old places in the
+    /// queue.
+    pub(super) fn remove_consumers(&self, goes: impl Fn(&ConsumerState) -> bool) {
         let mut state = lock(&self.state);
-        let gone: Vec<_> = state.seats.extract_if(.., |seat| goes(seat)).collect();
-        for seat in gone {
-            // The last first: each of the others then comes to stand before everything that is ready.
-            seat.unsettled.into_values().rev().for_each(|entry| state.put_back(entry));
-            seat.wake.notify_one();
+        let gone: Vec<_> = state.consumers.extract_if(.., |consumer| goes(consumer)).collect();
+        for consumer in gone {
+            // The newest first, so that each older one is inserted at the front of the ready
+            // messages.
+            consumer.unsettled.into_values().rev().for_each(|entry| state.requeue_entry(entry));
+            consumer.wake.notify_one();
         }
-        state.hand_out(self.spec.single_active_consumer);
+        state.dispatch(self.spec.single_active_consumer);
     }
 
-    pub(super) fn leave_one(&self, generation: u64) {
-        self.leave(|seat| seat.generation == generation);
+    pub(super) fn remove_consumer(&self, generation: u64) {
+        self.remove_consumers(|consumer| consumer.generation == generation);
     }
 }
 
-impl State {
-    fn seat(&mut self, generation: u64) -> Option<&mut Seat> {
-        self.seats.iter_mut().find(|seat| seat.generation == generation)
+impl QueueState {
+    fn consumer(&mut self, generation: u64) -> Option<&mut ConsumerState> {
+        self.consumers.iter_mut().find(|consumer| consumer.generation == generation)
     }
 
     fn append(&mut self, message: Message) {
         self.last_tag += 1;
         self.ready_bytes += message.body.len() as u64;
-        self.ready.push_back(Entry { tag: self.last_tag, message: Arc::new(message), deliveries_before: 0 });
+        self.ready.push_back(QueuedMessage {
+            tag: self.last_tag,
+            message: Arc::new(message),
+            deliveries_before: 0,
+        });
     }
 
-    fn put_back(&mut self, entry: Entry) {
+    fn requeue_entry(&mut self, entry: QueuedMessage) {
         let place = self.ready.partition_point(|other| other.tag < entry.tag);
         self.ready_bytes += entry.message.body.len() as u64;
         let deliveries_before = entry.deliveries_before.saturating_add(1);
-        self.ready.insert(place, Entry { deliveries_before, ..entry });
+        self.ready.insert(place, QueuedMessage { deliveries_before, ..entry });
     }
 
-    /// Answers whether anything was ripe.
-    fn ripen(&mut self, now: Instant) -> bool {
-        let mut ripe = false;
-        while let Some(first) = self.unripe.first_entry()
+    /// Appends the delayed messages that are due at `now`. Returns true if there were any.
+    fn append_due(&mut self, now: Instant) -> bool {
+        let mut due = false;
+        while let Some(first) = self.delayed.first_entry()
             && first.key().0 <= now
         {
             let message = first.remove();
             self.append(message);
-            ripe = true;
+            due = true;
         }
-        ripe
+        due
     }
 
-    /// Hands what is ready to the consumers that have room, in turn. Follows whatever adds messages or room.
-    fn hand_out(&mut self, single: bool) {
-        while let Some(place) = self.seat_with_room(single)
+    /// Delivers ready messages to the consumers that have room, round robin. Must be called after
+    /// every change that adds messages or room.
+    fn dispatch(&mut self, single: bool) {
+        while let Some(place) = self.consumer_with_room(single)
             && let Some(entry) = self.ready.pop_front()
         {
             self.ready_bytes -= entry.message.body.len() as u64;
-            self.turn = place + 1;
-            let seat = &mut self.seats[place];
-            if seat.arrived.is_empty() {
-                seat.wake.notify_one();
+            self.next_turn = place + 1;
+            let consumer = &mut self.consumers[place];
+            if consumer.arrived.is_empty() {
+                consumer.wake.notify_one();
             }
-            seat.arrived.push_back(entry.tag);
-            seat.unsettled.insert(entry.tag, entry);
+            consumer.arrived.push_back(entry.tag);
+            consumer.unsettled.insert(entry.tag, entry);
         }
     }
 
-    fn seat_with_room(&self, single: bool) -> Option<usize> {
+    fn consumer_with_room(&self, single: bool) -> Option<usize> {
         if single {
-            let active = self.seats.iter().position(|seat| !seat.stopped)?;
-            return self.seats[active].has_room().then_some(active);
+            let active = self.consumers.iter().position(|consumer| !consumer.stopped)?;
+            return self.consumers[active].has_room().then_some(active);
         }
-        let count = self.seats.len();
-        (self.turn..self.turn + count).map(|place| place % count).find(|&place| self.seats[place].has_room())
+        let count = self.consumers.len();
+        (self.next_turn..self.next_turn + count)
+            .map(|place| place % count)
+            .find(|&place| self.consumers[place].has_room())
     }
 }
 
-impl Seat {
+impl ConsumerState {
     fn has_room(&self) -> bool {
-        !self.stopped && self.connection.alive().is_ok() && self.unsettled.len() < self.prefetch
+        !self.stopped && self.connection.check_open().is_ok() && self.unsettled.len() < self.prefetch
     }
 }
 
-impl Entry {
-    fn hand(&self) -> Handed {
-        Handed {
+impl QueuedMessage {
+    fn deliver(&self) -> PendingDelivery {
+        PendingDelivery {
             tag: self.tag,
             message: Arc::clone(&self.message),
             deliveries_before: self.deliveries_before,
@@ -233,19 +250,19 @@ impl Entry {
 }
 
 impl Settler for WorkQueue {
-    /// A consumer that is gone, or does not hold that message, settles nothing.
+    /// Settles a delivery. Does nothing if the consumer is gone or does not hold that message.
     fn settle(&self, token: Token, how: Settlement) {
         let mut state = lock(&self.state);
-        let Some(seat) = state.seat(token.generation) else { return };
-        let Some(entry) = seat.unsettled.remove(&token.tag) else { return };
+        let Some(consumer) = state.consumer(token.generation) else { return };
+        let Some(entry) = consumer.unsettled.remove(&token.tag) else { return };
         let acked = match how {
             Settlement::Ack => Some(entry),
             Settlement::Requeue => {
-                state.put_back(entry);
+                state.requeue_entry(entry);
                 None
             }
         };
-        state.hand_out(self.spec.single_active_consumer);
+        state.dispatch(self.spec.single_active_consumer);
         drop(state);
         drop(acked); // frees the message without the lock
     }

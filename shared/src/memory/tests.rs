@@ -1,4 +1,4 @@
-//! What the memory transport promises beyond the conformance suite.
+//! Tests of the memory transport beyond the conformance suite.
 
 use std::{
     pin::pin,
@@ -27,7 +27,7 @@ async fn open() -> (Arc<MemoryTransport>, Lane) {
     (transport, lane)
 }
 
-fn to(role: QueueRole) -> Address {
+fn queue_address(role: QueueRole) -> Address {
     Address::Queue(role.of(&Lane::default()))
 }
 
@@ -40,13 +40,13 @@ fn message(id: impl fmt::Display) -> Message {
     Message { id: id.to_string(), ..Message::default() }
 }
 
-/// The ids of what comes next.
+/// Receives the next deliveries and returns their ids.
 async fn next(consumer: &mut dyn Consumer, max: usize) -> Vec<String> {
-    let deliveries = soon(consumer.recv(max)).await.unwrap();
+    let deliveries = expect_ready(consumer.recv(max)).await.unwrap();
     ids(&deliveries).into_iter().map(str::to_owned).collect()
 }
 
-async fn soon<F: Future>(future: F) -> F::Output {
+async fn expect_ready<F: Future>(future: F) -> F::Output {
     timeout(Duration::from_secs(3_600), future).await.expect("it never happened")
 }
 
@@ -55,21 +55,24 @@ fn ids(deliveries: &[Delivery]) -> Vec<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_back_takes_its_old_place() {
+async fn requeue_keeps_order() {
     let (transport, lane) = open().await;
     let tasks = QueueRole::Tasks.of(&lane);
     for id in 0..6 {
-        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+        assert_eq!(
+            publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
+            Published::Stored
+        );
     }
     let mut one = transport.consume(&tasks, 2).await.unwrap();
     let two = transport.consume(&tasks, 2).await.unwrap();
-    let mut first = soon(one.recv(2)).await.unwrap();
-    first.remove(0).receipt.requeue(); // and it comes to this consumer again, before number 4
+    let mut first = expect_ready(one.recv(2)).await.unwrap();
+    first.remove(0).receipt.requeue(); // this consumer receives it again, before number 4
     assert_eq!(next(&mut *one, 2).await, ["0"]);
     drop(one);
     drop(two);
     let mut last = transport.consume(&tasks, 6).await.unwrap();
-    let all = soon(last.recv(6)).await.unwrap();
+    let all = expect_ready(last.recv(6)).await.unwrap();
     assert_eq!(ids(&all), ["0", "1", "2", "3", "4", "5"]);
     let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered()).collect();
     assert_eq!(redelivered, [true, true, true, true, false, false]);
@@ -84,21 +87,27 @@ async fn consumers_take_turns() {
         consumers.push(transport.consume(&tasks, 100).await.unwrap());
     }
     for id in 0..30 {
-        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+        assert_eq!(
+            publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
+            Published::Stored
+        );
     }
     for consumer in &mut consumers {
-        assert_eq!(soon(consumer.recv(100)).await.unwrap().len(), 10);
+        assert_eq!(expect_ready(consumer.recv(100)).await.unwrap().len(), 10);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stopped_consumer_is_active_no_longer() {
+async fn stopped_consumer_hands_over() {
     let (transport, lane) = open().await;
     let results = QueueRole::Results.of(&lane);
     let mut active = transport.consume(&results, 1).await.unwrap();
     let mut standby = transport.consume(&results, 1).await.unwrap();
     for id in 0..2 {
-        assert_eq!(publish(&transport, to(QueueRole::Results), message(id)).await, Published::Stored);
+        assert_eq!(
+            publish(&transport, queue_address(QueueRole::Results), message(id)).await,
+            Published::Stored
+        );
     }
     assert!(standby.recv(1).now_or_never().is_none());
     active.stop().await.unwrap();
@@ -110,10 +119,13 @@ async fn a_stopped_consumer_is_active_no_longer() {
 async fn receipts_settle_from_any_thread() {
     let (transport, lane) = open().await;
     for id in 0..2 {
-        assert_eq!(publish(&transport, to(QueueRole::Tasks), message(id)).await, Published::Stored);
+        assert_eq!(
+            publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
+            Published::Stored
+        );
     }
     let mut consumer = transport.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
-    let first = soon(consumer.recv(1)).await.unwrap().remove(0);
+    let first = expect_ready(consumer.recv(1)).await.unwrap().remove(0);
     std::thread::spawn(|| first.receipt.ack()).join().unwrap();
     assert_eq!(next(&mut *consumer, 1).await, ["1"]);
 }
@@ -124,22 +136,28 @@ async fn results_are_bounded_in_bytes() {
     let body = Bytes::from(vec![0; 8 << 20]); // shared by all
     for id in 0..RESULTS_MAX_BYTES / body.len() as u64 {
         let message = Message { body: body.clone(), ..message(id) };
-        assert_eq!(publish(&transport, to(QueueRole::Results), message).await, Published::Stored);
+        assert_eq!(publish(&transport, queue_address(QueueRole::Results), message).await, Published::Stored);
     }
-    assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Rejected);
+    assert_eq!(
+        publish(&transport, queue_address(QueueRole::Results), message("more")).await,
+        Published::Rejected
+    );
     let results = QueueRole::Results.of(&Lane::default());
     let mut consumer = transport.consume(&results, 1).await.unwrap();
-    assert_eq!(soon(consumer.recv(1)).await.unwrap().len(), 1);
-    assert_eq!(publish(&transport, to(QueueRole::Results), message("more")).await, Published::Stored);
+    assert_eq!(expect_ready(consumer.recv(1)).await.unwrap().len(), 1);
+    assert_eq!(
+        publish(&transport, queue_address(QueueRole::Results), message("more")).await,
+        Published::Stored
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
+async fn shorter_retry_arrives_first() {
     let (transport, lane) = open().await;
     let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
     let start = Instant::now();
     for delay in [RetryDelay::TenMinutes, RetryDelay::Minute, RetryDelay::Second] {
-        let stored = publish(&transport, to(QueueRole::Retry(delay)), message(delay)).await;
+        let stored = publish(&transport, queue_address(QueueRole::Retry(delay)), message(delay)).await;
         assert_eq!(stored, Published::Stored);
         assert!(again.recv(1).now_or_never().is_none()); // it waits from here on
     }
@@ -151,14 +169,17 @@ async fn a_shorter_retry_overtakes_the_one_that_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_comes_first_wakes_the_consumer_of_retries() {
+async fn earliest_retry_wakes_consumer() {
     let (transport, lane) = open().await;
     let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
     let mut first = async |role| {
         let consumer = &mut *again;
         let publish = async {
             tokio::task::yield_now().await; // while the consumer waits
-            assert_eq!(publish(&transport, to(role), message(role.of(&lane))).await, Published::Stored);
+            assert_eq!(
+                publish(&transport, queue_address(role), message(role.of(&lane))).await,
+                Published::Stored
+            );
         };
         tokio::join!(next(consumer, 1), publish).0
     };
@@ -166,7 +187,8 @@ async fn whatever_comes_first_wakes_the_consumer_of_retries() {
     let start = Instant::now();
     assert_eq!(first(ready).await, ["gristmill.default.again"]);
     assert_eq!(first(ripe).await, ["gristmill.default.retry.1s"]);
-    let stored = publish(&transport, to(QueueRole::Retry(RetryDelay::Minute)), message("later")).await;
+    let stored =
+        publish(&transport, queue_address(QueueRole::Retry(RetryDelay::Minute)), message("later")).await;
     assert_eq!(stored, Published::Stored);
     assert_eq!(first(ready).await, ["gristmill.default.again"]);
     assert_eq!(first(ripe).await, ["gristmill.default.retry.1s"]);
@@ -174,14 +196,14 @@ async fn whatever_comes_first_wakes_the_consumer_of_retries() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_that_ripens_has_no_consumers() {
+async fn retry_queue_has_no_consumers() {
     let (transport, lane) = open().await;
     let error = transport.consume(&QueueRole::Retry(RetryDelay::Second).of(&lane), 1).await.unwrap_err();
     assert!(error.to_string().contains("(hint: consume gristmill.default.again)"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_empty_journal_has_caught_up_at_once() {
+async fn empty_journal_catches_up_at_once() {
     let (transport, _) = open().await;
     let mut journal = transport.journal().await.unwrap();
     assert!(matches!(journal.next().now_or_never(), Some(Ok(JournalEntry::CaughtUp))));
@@ -189,12 +211,12 @@ async fn an_empty_journal_has_caught_up_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
+async fn full_journal_drops_oldest_facts() {
     let body = Bytes::from(vec![0; MAX_MESSAGE]); // shared by all
     for (body, kept) in [(body, JOURNAL_MAX_BYTES / MAX_MESSAGE), (Bytes::new(), JOURNAL_MAX_FACTS)] {
         let (transport, _) = open().await;
         let mut slow = transport.journal().await.unwrap();
-        assert!(matches!(soon(slow.next()).await, Ok(JournalEntry::CaughtUp)));
+        assert!(matches!(expect_ready(slow.next()).await, Ok(JournalEntry::CaughtUp)));
         for id in 0..kept + 3 {
             let fact = Message { body: body.clone(), ..message(id) };
             assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
@@ -210,23 +232,23 @@ async fn a_full_journal_forgets_the_oldest_and_its_readers_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_journal_gives_no_further_facts() {
+async fn closed_journal_ends() {
     let (transport, _) = open().await;
     assert_eq!(publish(&transport, Address::Journal, message("kept")).await, Published::Stored);
     let mut journal = transport.journal().await.unwrap();
     transport.close().await;
-    assert!(soon(journal.next()).await.is_err());
+    assert!(expect_ready(journal.next()).await.is_err());
 }
 
 async fn next_fact(journal: &mut dyn JournalReader) -> String {
-    match soon(journal.next()).await.unwrap() {
+    match expect_ready(journal.next()).await.unwrap() {
         JournalEntry::Fact(fact) => fact.id,
         JournalEntry::CaughtUp => panic!("it has caught up already"),
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_events_reader_misses_the_oldest() {
+async fn slow_event_reader_misses_oldest() {
     let (transport, lane) = open().await;
     let mut slow = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
     let topic = Topic::Job(lane, JobId::generate());
@@ -234,42 +256,49 @@ async fn a_slow_events_reader_misses_the_oldest() {
         let _ = publish(&transport, Address::Events(topic.clone()), message(id)).await;
     }
     for id in 3..EVENTS_MAX_WAITING + 3 {
-        assert_eq!(soon(slow.next()).await.unwrap().id, id.to_string());
+        assert_eq!(expect_ready(slow.next()).await.unwrap().id, id.to_string());
     }
 }
 
-/// Lets go of a consumer as soon as it is woken.
-struct LetsGo(Mutex<Option<Box<dyn Consumer>>>);
+/// A waker that drops a consumer.
+struct DropOnWake(Mutex<Option<Box<dyn Consumer>>>);
 
-impl Wake for LetsGo {
+impl Wake for DropOnWake {
     fn wake(self: Arc<Self>) {
         drop(lock(&self.0).take());
     }
 }
 
+/// Messages of a closed connection go to none of its other consumers in the meantime.
 #[tokio::test(start_paused = true)]
-async fn what_a_closed_connection_held_goes_to_none_of_its_other_consumers_meanwhile() {
+async fn close_requeues_to_other_connections() {
     let (transport, lane) = open().await;
     let tasks = QueueRole::Tasks.of(&lane);
     let further = transport.connect();
     let mut holds = further.consume(&tasks, 1).await.unwrap();
-    assert_eq!(publish(&transport, to(QueueRole::Tasks), message("held")).await, Published::Stored);
+    assert_eq!(
+        publish(&transport, queue_address(QueueRole::Tasks), message("held")).await,
+        Published::Stored
+    );
     assert_eq!(next(&mut *holds, 1).await, ["held"]);
     let _has_room = further.consume(&tasks, 1).await.unwrap();
     let mut events = further.events(EventFilter::Lane(lane)).await.unwrap();
-    let mut hears = pin!(events.next()); // of the end, before the queues do
-    let waker = Waker::from(Arc::new(LetsGo(Mutex::new(Some(holds)))));
-    assert!(hears.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let mut waiting = pin!(events.next()); // learns of the close before the queues do
+    let waker = Waker::from(Arc::new(DropOnWake(Mutex::new(Some(holds)))));
+    assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     further.close().await;
     let mut heir = transport.consume(&tasks, 1).await.unwrap();
-    let again = soon(heir.recv(1)).await.unwrap();
+    let again = expect_ready(heir.recv(1)).await.unwrap();
     assert_eq!((ids(&again), again[0].deliveries_before), (vec!["held"], 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_connection_can_be_followed_by_another() {
+async fn connect_works_after_close() {
     let (transport, lane) = open().await;
-    assert_eq!(publish(&transport, to(QueueRole::Tasks), message("kept")).await, Published::Stored);
+    assert_eq!(
+        publish(&transport, queue_address(QueueRole::Tasks), message("kept")).await,
+        Published::Stored
+    );
     transport.close().await;
     let further = transport.connect();
     let mut consumer = further.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();

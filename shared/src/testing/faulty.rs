@@ -1,4 +1,4 @@
-//! A transport with faults, as a network and a broker have them.
+//! A transport that injects the faults of networks and brokers.
 
 use std::{
     fmt,
@@ -12,52 +12,54 @@ use std::{
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::Draws;
+use super::SeededRng;
 use crate::{
     Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane,
     Outgoing, Published, Publisher, Queue, Shards, Transport, TransportError,
 };
 
-/// How often what goes wrong, in thousandths: of the messages that are published, and of the calls to `recv`.
+/// The rates of faults, in thousandths of the published messages and of the calls to `recv`.
 ///
-/// A producer sends again, after an error, what it sent in the last second: it needs tries without one.
+/// After an error a producer resends the messages of the last second. At rates that are too high it
+/// never succeeds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FaultRates {
-    /// [`Published::Unknown`]; half of these messages are stored.
+    /// Messages answered with [`Published::Unknown`]; half of them are stored.
     pub unknown: u16,
-    /// [`Published::Rejected`].
+    /// Messages answered with [`Published::Rejected`].
     pub rejected: u16,
-    /// [`Published::Unroutable`], of messages for queues.
+    /// Messages for queues answered with [`Published::Unroutable`].
     pub unroutable: u16,
-    /// The consumer is disconnected for good, and what it held comes again.
+    /// Consumers that are disconnected for good. Their unsettled messages are redelivered.
     pub lost: u16,
-    /// The consumer's connection is lost and comes back: what it held comes again, and its receipts do nothing.
+    /// Consumers whose connection is lost and comes back. Their unsettled messages are redelivered,
+    /// and their old receipts do nothing.
     pub renewed: u16,
-    /// Every call takes longer, by up to this.
+    /// The longest extra delay of every call.
     pub delay: Duration,
 }
 
 impl Default for FaultRates {
-    /// Few enough that a job of some hundred messages ends, and enough that it meets each.
+    /// Rates at which a job of some hundred messages ends, and meets every fault.
     fn default() -> Self {
         let delay = Duration::from_millis(1);
         Self { unknown: 4, rejected: 50, unroutable: 2, lost: 10, renewed: 20, delay }
     }
 }
 
-/// What goes wrong on all connections that share it, and how often it did.
+/// The faults of all connections that share it: their rates and their counts.
 #[derive(Debug)]
 pub struct Faults {
     rates: FaultRates,
-    draws: Draws,
-    counts: [AtomicU64; FAULTS],
+    rng: SeededRng,
+    counts: [AtomicU64; FAULT_KINDS],
 }
 
-/// The kinds of fault, as [`FaultCounts`] lists them.
-const FAULTS: usize = 6;
+/// The number of kinds of fault, as [`FaultCounts`] lists them.
+const FAULT_KINDS: usize = 6;
 
 #[derive(Clone, Copy)]
-enum Fault {
+enum FaultKind {
     UnknownStored,
     UnknownNotStored,
     Rejected,
@@ -66,16 +68,16 @@ enum Fault {
     Renewed,
 }
 
-/// How often what went wrong.
+/// The number of injected faults, by kind.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct FaultCounts {
-    /// Messages that were stored, and the answer unknown.
+    /// Messages that were stored, with the answer unknown.
     pub unknown_stored: u64,
-    /// Messages that were not stored, and the answer unknown.
+    /// Messages that were not stored, with the answer unknown.
     pub unknown_not_stored: u64,
     /// Messages that were rejected.
     pub rejected: u64,
-    /// Messages that had no queue.
+    /// Messages that were answered as unroutable.
     pub unroutable: u64,
     /// Consumers disconnected for good.
     pub lost: u64,
@@ -84,29 +86,29 @@ pub struct FaultCounts {
 }
 
 impl Faults {
-    /// `seed` decides what goes wrong.
+    /// Creates faults at these rates. `seed` determines the sequence.
     #[must_use]
     pub fn new(seed: u64, rates: FaultRates) -> Arc<Self> {
-        Arc::new(Self { rates, draws: Draws::new(seed), counts: Default::default() })
+        Arc::new(Self { rates, rng: SeededRng::new(seed), counts: Default::default() })
     }
 
-    /// How often what went wrong so far.
+    /// Returns the number of faults so far.
     #[must_use]
     pub fn counts(&self) -> FaultCounts {
-        let of = |fault: Fault| self.counts[fault as usize].load(Ordering::Relaxed);
+        let count = |fault: FaultKind| self.counts[fault as usize].load(Ordering::Relaxed);
         FaultCounts {
-            unknown_stored: of(Fault::UnknownStored),
-            unknown_not_stored: of(Fault::UnknownNotStored),
-            rejected: of(Fault::Rejected),
-            unroutable: of(Fault::Unroutable),
-            lost: of(Fault::Lost),
-            renewed: of(Fault::Renewed),
+            unknown_stored: count(FaultKind::UnknownStored),
+            unknown_not_stored: count(FaultKind::UnknownNotStored),
+            rejected: count(FaultKind::Rejected),
+            unroutable: count(FaultKind::Unroutable),
+            lost: count(FaultKind::Lost),
+            renewed: count(FaultKind::Renewed),
         }
     }
 
-    /// Draws one of these faults, or none. Each has its chance, in thousandths.
-    fn draw<const N: usize>(&self, chances: [(Fault, u16); N]) -> Option<Fault> {
-        let mut draw = self.draws.below(1_000);
+    /// Draws one of these faults, or none. Each has a chance in thousandths.
+    fn draw<const N: usize>(&self, chances: [(FaultKind, u16); N]) -> Option<FaultKind> {
+        let mut draw = self.rng.draw_below(1_000);
         for (fault, chance) in chances {
             match draw.checked_sub(usize::from(chance)) {
                 None => {
@@ -122,14 +124,16 @@ impl Faults {
     async fn pause(&self) {
         let most = usize::try_from(self.rates.delay.as_micros()).unwrap_or(usize::MAX);
         if most > 0 {
-            tokio::time::sleep(Duration::from_micros(self.draws.below(most) as u64)).await;
+            tokio::time::sleep(Duration::from_micros(self.rng.draw_below(most) as u64)).await;
         }
     }
 }
 
-/// Any transport, but messages get lost on the way or their answers do, queues are full or gone, consumers are cut off.
+/// A wrapper around any transport that loses messages or answers, rejects messages, and disconnects
+/// consumers.
 ///
-/// A role over it ends with an error now and then, as it does when its broker goes: start it again.
+/// A role on top of it sometimes ends with an error, as it does when its broker goes away. Restart
+/// it then.
 ///
 /// ```
 /// # use gristmill_shared::{testing::{FaultRates, Faults, Faulty}, memory::MemoryTransport, *};
@@ -151,7 +155,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// `inner` with these faults.
+    /// Wraps `inner` with these faults.
     pub fn new(inner: Arc<dyn Transport>, faults: &Arc<Faults>) -> Arc<Self> {
         Arc::new(Self { inner, faults: Arc::clone(faults) })
     }
@@ -180,7 +184,7 @@ impl Transport for Faulty {
             queue: queue.clone(),
             prefetch,
             faults: Arc::clone(&self.faults),
-            state: State::Consuming,
+            state: FaultyState::Consuming,
         }))
     }
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
@@ -210,14 +214,14 @@ struct FaultyPublisher {
 }
 
 impl FaultyPublisher {
-    fn draw(&self, outgoing: &Outgoing) -> Option<Fault> {
+    fn draw(&self, outgoing: &Outgoing) -> Option<FaultKind> {
         let FaultRates { unknown, rejected, unroutable, .. } = self.faults.rates;
         let unroutable = if matches!(outgoing.to, Address::Queue(_)) { unroutable } else { 0 };
         self.faults.draw([
-            (Fault::UnknownStored, unknown / 2),
-            (Fault::UnknownNotStored, unknown - unknown / 2),
-            (Fault::Rejected, rejected),
-            (Fault::Unroutable, unroutable),
+            (FaultKind::UnknownStored, unknown / 2),
+            (FaultKind::UnknownNotStored, unknown - unknown / 2),
+            (FaultKind::Rejected, rejected),
+            (FaultKind::Unroutable, unroutable),
         ])
     }
 }
@@ -230,11 +234,11 @@ impl Publisher for FaultyPublisher {
         let mut sent = Vec::with_capacity(batch.len());
         for outgoing in batch {
             let (answer, send) = match self.draw(&outgoing) {
-                Some(Fault::UnknownStored) => (Some(Published::Unknown), true),
-                Some(Fault::UnknownNotStored) => (Some(Published::Unknown), false),
-                Some(Fault::Rejected) => (Some(Published::Rejected), false),
-                Some(Fault::Unroutable) => (Some(Published::Unroutable), false),
-                Some(Fault::Lost | Fault::Renewed) | None => (None, true),
+                Some(FaultKind::UnknownStored) => (Some(Published::Unknown), true),
+                Some(FaultKind::UnknownNotStored) => (Some(Published::Unknown), false),
+                Some(FaultKind::Rejected) => (Some(Published::Rejected), false),
+                Some(FaultKind::Unroutable) => (Some(Published::Unroutable), false),
+                Some(FaultKind::Lost | FaultKind::Renewed) | None => (None, true),
             };
             answers.push(answer);
             if send {
@@ -251,11 +255,11 @@ impl Publisher for FaultyPublisher {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
+enum FaultyState {
     Consuming,
-    /// Asked for nothing more; nothing goes wrong any more either.
+    /// Stopped; no more faults are injected.
     Stopped,
-    /// For good.
+    /// Disconnected for good.
     Lost,
 }
 
@@ -267,15 +271,15 @@ struct FaultyConsumer {
     queue: Queue,
     prefetch: u16,
     faults: Arc<Faults>,
-    state: State,
+    state: FaultyState,
 }
 
 impl FaultyConsumer {
-    fn go_wrong(&mut self) {
+    fn inject_fault(&mut self) {
         let FaultRates { lost, renewed, .. } = self.faults.rates;
-        match self.faults.draw([(Fault::Lost, lost), (Fault::Renewed, renewed)]) {
+        match self.faults.draw([(FaultKind::Lost, lost), (FaultKind::Renewed, renewed)]) {
             None => {}
-            Some(Fault::Lost) => (self.inner, self.state) = (None, State::Lost),
+            Some(FaultKind::Lost) => (self.inner, self.state) = (None, FaultyState::Lost),
             Some(_) => self.inner = None,
         }
     }
@@ -292,30 +296,31 @@ impl FaultyConsumer {
 impl Consumer for FaultyConsumer {
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
         self.faults.pause().await;
-        if self.state == State::Consuming {
-            self.go_wrong();
+        if self.state == FaultyState::Consuming {
+            self.inject_fault();
         }
-        if self.state == State::Lost {
+        if self.state == FaultyState::Lost {
             return Err(self.disconnected());
         }
         let inner = match &mut self.inner {
             Some(inner) => inner,
-            None if self.state == State::Stopped => return Ok(Vec::new()), // stopped while it was lost
+            None if self.state == FaultyState::Stopped => return Ok(Vec::new()), // stopped while disconnected
             lost => lost.insert(self.transport.consume(&self.queue, self.prefetch).await?),
         };
         let mut deliveries = inner.recv(max).await?;
         for delivery in &mut deliveries {
-            // Faults are far more frequent here than anywhere else, and no worker dies of them: they are no losses.
+            // Faults are far more frequent here than in production and kill no worker, so they must
+            // not count as losses.
             delivery.deliveries_before = delivery.deliveries_before.min(1);
         }
         Ok(deliveries)
     }
 
     async fn stop(&mut self) -> Result<(), TransportError> {
-        if self.state == State::Lost {
+        if self.state == FaultyState::Lost {
             return Err(self.disconnected());
         }
-        self.state = State::Stopped;
+        self.state = FaultyState::Stopped;
         match &mut self.inner {
             Some(inner) => inner.stop().await,
             None => Ok(()),

@@ -1,4 +1,4 @@
-//! A transport that delivers everything several times, in any order.
+//! A transport that delivers every message several times, in random order.
 
 use std::{
     fmt, mem,
@@ -12,18 +12,20 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use tokio::sync::{Notify, watch};
 
-use super::Draws;
+use super::SeededRng;
 use crate::{
     Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
     Queue, Receipt, Settlement, Settler, Shards, Token, Transport, TransportError,
 };
 
-/// Any transport, but every message of a work queue is delivered several times, and in another order.
+/// A wrapper around any transport that delivers every message of a work queue several times, in
+/// another order.
 ///
-/// What brokers do once in a while, this one does always: a pipeline, or another language's worker, that comes to the
-/// same result over it counts no task twice. The copies of a message are settled by themselves; the message is settled
-/// when all of them are: acked, unless one of them was requeued. The prefetch bounds copies, and how far the order
-/// changes: a message is passed by no more than `prefetch` others and their copies.
+/// Brokers redeliver once in a while; this one always does. A pipeline, or a worker in another
+/// language, that gives the same result over it counts no task twice. Copies are settled one by
+/// one. The message is settled with its last copy: acked, unless a copy was requeued. The prefetch
+/// bounds the unsettled copies and the reordering: at most `prefetch` messages and their copies
+/// overtake a message.
 ///
 /// ```
 /// # use gristmill_shared::{testing::Repeating, memory::MemoryTransport, *};
@@ -46,13 +48,14 @@ use crate::{
 pub struct Repeating {
     inner: Arc<dyn Transport>,
     times: usize,
-    draws: Arc<Draws>,
+    rng: Arc<SeededRng>,
 }
 
 impl Repeating {
-    /// Delivers what `inner` does, each message `times` times (0 counts as 1), in an order that `seed` decides.
+    /// Wraps `inner`. Each message is delivered `times` times (0 counts as 1), in an order that
+    /// `seed` determines.
     pub fn new(inner: Arc<dyn Transport>, times: u16, seed: u64) -> Arc<Self> {
-        Arc::new(Self { inner, times: usize::from(times).max(1), draws: Arc::new(Draws::new(seed)) })
+        Arc::new(Self { inner, times: usize::from(times).max(1), rng: Arc::new(SeededRng::new(seed)) })
     }
 }
 
@@ -75,7 +78,7 @@ impl Transport for Repeating {
         Ok(Box::new(RepeatingConsumer {
             inner: self.inner.consume(queue, prefetch).await?,
             times: self.times,
-            draws: Arc::clone(&self.draws),
+            rng: Arc::clone(&self.rng),
             prefetch: usize::from(prefetch).max(1),
             unsettled: Arc::default(),
             waiting: Vec::new(),
@@ -106,24 +109,24 @@ impl fmt::Display for Repeating {
 struct RepeatingConsumer {
     inner: Box<dyn Consumer>,
     times: usize,
-    draws: Arc<Draws>,
+    rng: Arc<SeededRng>,
     prefetch: usize,
-    unsettled: Arc<Unsettled>,
-    /// Copies that were not returned yet: of no more messages than the prefetch.
+    unsettled: Arc<UnsettledCopies>,
+    /// Copies that `recv` has not returned yet, of at most `prefetch` messages.
     waiting: Vec<Delivery>,
-    /// The inner one was stopped and has given everything.
+    /// True if the inner consumer was stopped and has returned everything.
     ended: bool,
 }
 
-/// How many returned copies are unsettled.
+/// The number of returned copies that are unsettled.
 #[derive(Debug, Default)]
-struct Unsettled {
+struct UnsettledCopies {
     count: AtomicUsize,
     fewer: Notify,
 }
 
 impl RepeatingConsumer {
-    fn take_in(&mut self, deliveries: Vec<Delivery>) {
+    fn add_copies(&mut self, deliveries: Vec<Delivery>) {
         self.ended |= deliveries.is_empty();
         for mut delivery in deliveries {
             let copies = Arc::new(Copies {
@@ -143,11 +146,11 @@ impl RepeatingConsumer {
         }
     }
 
-    fn some(&mut self, max: usize) -> Vec<Delivery> {
+    fn take_waiting(&mut self, max: usize) -> Vec<Delivery> {
         let room = self.prefetch.saturating_sub(self.unsettled.count.load(Ordering::Acquire));
         let count = max.max(1).min(room).min(self.waiting.len());
         self.unsettled.count.fetch_add(count, Ordering::AcqRel);
-        (0..count).map(|_| self.waiting.swap_remove(self.draws.below(self.waiting.len()))).collect()
+        (0..count).map(|_| self.waiting.swap_remove(self.rng.draw_below(self.waiting.len()))).collect()
     }
 }
 
@@ -155,18 +158,18 @@ impl RepeatingConsumer {
 impl Consumer for RepeatingConsumer {
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
         loop {
-            // All that is here, so that there is an order to change.
+            // Takes everything that is available, so that there is an order to change.
             if !self.ended
                 && let Some(deliveries) = self.inner.recv(self.prefetch).now_or_never()
             {
-                self.take_in(deliveries?);
+                self.add_copies(deliveries?);
             }
-            let some = self.some(max);
+            let some = self.take_waiting(max);
             if !some.is_empty() || (self.ended && self.waiting.is_empty()) {
                 return Ok(some);
             }
             tokio::select! {
-                deliveries = self.inner.recv(self.prefetch), if !self.ended => self.take_in(deliveries?),
+                deliveries = self.inner.recv(self.prefetch), if !self.ended => self.add_copies(deliveries?),
                 () = self.unsettled.fewer.notified() => {}
             }
         }
@@ -184,11 +187,11 @@ impl Consumer for RepeatingConsumer {
 /// The copies of one delivery.
 #[derive(Debug)]
 struct Copies {
-    /// The delivery's own, until it is settled.
+    /// The receipt of the original delivery, until it is settled.
     receipt: Mutex<Option<Receipt>>,
     left: AtomicUsize,
     requeue: AtomicBool,
-    unsettled: Arc<Unsettled>,
+    unsettled: Arc<UnsettledCopies>,
 }
 
 impl Settler for Copies {
@@ -219,7 +222,7 @@ mod tests {
     use super::*;
     use crate::{
         Address, Message, Outgoing, QueueRole,
-        conformance::{self, PROMISES},
+        conformance::{self, ALL_PROMISES},
         memory::MemoryTransport,
     };
 
@@ -236,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn every_message_comes_so_often_in_another_order_and_never_more_than_the_prefetch() {
+    async fn each_message_repeats_within_prefetch() {
         let (memory, queue) = numbered(100).await;
         let mut consumer = Repeating::new(memory.connect(), 3, 7).consume(&queue, 10).await.unwrap();
         let (mut times, mut order) = (BTreeMap::<String, u32>::new(), Vec::new());
@@ -257,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_is_settled_with_the_last_of_its_copies_and_requeued_if_one_was() {
+    async fn last_copy_settles_message() {
         let (memory, queue) = numbered(1).await;
         let mut consumer = Repeating::new(memory.connect(), 2, 0).consume(&queue, 5).await.unwrap();
         let mut copies = consumer.recv(5).await.unwrap();
@@ -268,16 +271,17 @@ mod tests {
         assert_eq!(consumer.recv(5).await.unwrap().len(), 2);
     }
 
-    /// What it does not keep is what it is for: copies are more messages than were published.
+    /// With one delivery each, the wrapper keeps every promise. With copies it breaks some on
+    /// purpose.
     #[tokio::test(start_paused = true)]
-    async fn once_is_no_repetition_and_keeps_every_promise() {
+    async fn single_delivery_keeps_promises() {
         let broker = MemoryTransport::new();
         let connect = conformance::connect(move || {
             let connection = Repeating::new(broker.connect(), 1, 3);
             async { connection }
         });
-        for promise in PROMISES {
-            // The order is not kept, and a receipt of its own says nothing of generations.
+        for promise in ALL_PROMISES {
+            // The wrapper reorders messages and hides generations; every promise holds regardless.
             promise.check(&connect).await.unwrap_or_else(|seen| panic!("{}: {seen}", promise.name));
         }
     }

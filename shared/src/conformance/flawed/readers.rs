@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{FutureExt, future::pending};
 use tokio::task::yield_now;
 
-use super::{Flaw, transport::Memory};
+use super::{Flaw, transport::FlawMemory};
 use crate::{EventReader, JournalEntry, JournalReader, Message, TransportError};
 
 #[derive(Debug)]
@@ -35,10 +35,10 @@ impl JournalReader for FlawedJournal {
             return Ok(JournalEntry::CaughtUp);
         }
         loop {
-            let entry = flawed(self.flaw, self.inner.next()).await?;
+            let entry = await_flawed(self.flaw, self.inner.next()).await?;
             match (&entry, self.flaw) {
                 (JournalEntry::CaughtUp, Flaw::NeverCatchesUp) => {}
-                (JournalEntry::Fact(_), Flaw::StartsAtTheEnd) if self.caught_up == 0 => {}
+                (JournalEntry::Fact(_), Flaw::StartsAtEnd) if self.caught_up == 0 => {}
                 _ => {
                     self.caught_up += u32::from(matches!(entry, JournalEntry::CaughtUp));
                     return Ok(entry);
@@ -56,7 +56,7 @@ pub(super) struct FlawedEvents {
 }
 
 impl FlawedEvents {
-    pub(super) fn new(inner: Box<dyn EventReader>, flaw: Flaw, memory: &Memory) -> Self {
+    pub(super) fn new(inner: Box<dyn EventReader>, flaw: Flaw, memory: &FlawMemory) -> Self {
         Self { inner, flaw, repeated: memory.events.lock().unwrap().clone() }
     }
 }
@@ -67,18 +67,18 @@ impl EventReader for FlawedEvents {
         if let Some(event) = self.repeated.pop_front() {
             return Ok(event);
         }
-        flawed(self.flaw, self.inner.next()).await
+        await_flawed(self.flaw, self.inner.next()).await
     }
 }
 
-/// What comes next, if it is waited for rightly.
-pub(super) async fn flawed<T>(flaw: Flaw, next: impl Future<Output = T> + Send) -> T {
+/// Awaits `next`, with the flaw if it is one of waiting.
+pub(super) async fn await_flawed<T>(flaw: Flaw, next: impl Future<Output = T> + Send) -> T {
     match flaw {
         Flaw::MissesWakeUps => match next.now_or_never() {
             Some(output) => output,
             None => pending().await,
         },
-        Flaw::LosesWhenCancelled => {
+        Flaw::LosesOnCancel => {
             let output = next.await;
             yield_now().await;
             output

@@ -1,31 +1,31 @@
-//! A consumer with one flaw, and what its receipts do.
+//! A consumer with one flaw, and the settler of its receipts.
 
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{Flaw, readers::flawed, transport::Memory};
+use super::{Flaw, readers::await_flawed, transport::FlawMemory};
 use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
 
-/// A delivery's true receipt, until it is settled.
-pub(super) type Slot = Arc<Mutex<Option<Receipt>>>;
+/// A delivery's receipt of the inner transport, until it is settled.
+pub(super) type ReceiptSlot = Arc<Mutex<Option<Receipt>>>;
 
 #[derive(Debug)]
 pub(super) struct FlawedConsumer {
     inner: Option<Box<dyn Consumer>>,
     flaw: Flaw,
-    memory: Arc<Memory>,
+    memory: Arc<FlawMemory>,
     last_tag: u64,
 }
 
 impl FlawedConsumer {
-    pub(super) fn new(inner: Box<dyn Consumer>, flaw: Flaw, memory: Arc<Memory>) -> Self {
+    pub(super) fn new(inner: Box<dyn Consumer>, flaw: Flaw, memory: Arc<FlawMemory>) -> Self {
         Self { inner: Some(inner), flaw, memory, last_tag: 0 }
     }
 
     fn deliver(&mut self, delivery: Delivery) -> Delivery {
         self.last_tag += 1;
-        let slot: Slot = Arc::new(Mutex::new(Some(delivery.receipt)));
+        let slot: ReceiptSlot = Arc::new(Mutex::new(Some(delivery.receipt)));
         let id = delivery.message.id.clone();
         self.memory.newest.lock().unwrap().insert(id.clone(), Arc::clone(&slot));
         self.memory.in_order.lock().unwrap().push_back((self.last_tag, None));
@@ -49,7 +49,7 @@ impl Consumer for FlawedConsumer {
         self.memory.held_back.lock().unwrap().drain(..).for_each(Receipt::ack);
         let inner = self.inner.as_mut().unwrap();
         let max = if self.flaw == Flaw::IgnoresMax { usize::MAX } else { max };
-        let deliveries = flawed(self.flaw, inner.recv(max)).await?;
+        let deliveries = await_flawed(self.flaw, inner.recv(max)).await?;
         Ok(deliveries.into_iter().map(|delivery| self.deliver(delivery)).collect())
     }
 
@@ -62,38 +62,38 @@ impl Consumer for FlawedConsumer {
 
     async fn close(mut self: Box<Self>) {
         let inner = self.inner.take().unwrap();
-        if self.flaw == Flaw::KeepsWhenClosed { std::mem::forget(inner) } else { inner.close().await }
+        if self.flaw == Flaw::LeaksOnClose { std::mem::forget(inner) } else { inner.close().await }
     }
 }
 
 impl Drop for FlawedConsumer {
     fn drop(&mut self) {
-        if self.flaw == Flaw::KeepsWhenDropped {
+        if self.flaw == Flaw::LeaksOnDrop {
             std::mem::forget(self.inner.take());
         }
     }
 }
 
-/// Settles one delivery.
+/// A settler of one delivery.
 #[derive(Debug)]
 struct FlawedSettler {
-    slot: Slot,
+    slot: ReceiptSlot,
     id: String,
     flaw: Flaw,
-    memory: Arc<Memory>,
+    memory: Arc<FlawMemory>,
 }
 
 impl Settler for FlawedSettler {
     fn settle(&self, token: Token, how: Settlement) {
         let newest = || self.memory.newest.lock().unwrap()[&self.id].lock().unwrap().take();
         let receipt = match self.flaw {
-            Flaw::HasNoGenerations => newest(),
+            Flaw::IgnoresGenerations => newest(),
             _ => self.slot.lock().unwrap().take(),
         };
         let Some(receipt) = receipt else { return };
         match (self.flaw, how) {
-            (Flaw::ForgetsAnAck, Settlement::Ack) if self.id == "7" => drop(receipt),
-            (Flaw::LosesAcksWhenClosed, Settlement::Ack) => {
+            (Flaw::ForgetsAck, Settlement::Ack) if self.id == "7" => drop(receipt),
+            (Flaw::LosesAcksOnClose, Settlement::Ack) => {
                 self.memory.held_back.lock().unwrap().push(receipt);
             }
             (Flaw::SettlesInOrder, _) => {
@@ -105,13 +105,13 @@ impl Settler for FlawedSettler {
                     let _ = waiting.pop_front().and_then(|(_, receipt)| receipt).map(Receipt::ack);
                 }
             }
-            (Flaw::AcksWhatIsRequeued, _) | (_, Settlement::Ack) => receipt.ack(),
+            (Flaw::AcksRequeued, _) | (_, Settlement::Ack) => receipt.ack(),
             (_, Settlement::Requeue) => receipt.requeue(),
         }
     }
 
     fn extend(&self, token: Token) {
-        if self.flaw == Flaw::AcksWhatIsExtended {
+        if self.flaw == Flaw::AcksExtended {
             self.settle(token, Settlement::Ack);
         }
     }
@@ -119,7 +119,7 @@ impl Settler for FlawedSettler {
 
 impl Drop for FlawedSettler {
     fn drop(&mut self) {
-        if self.flaw == Flaw::AcksWhatIsDropped
+        if self.flaw == Flaw::AcksDropped
             && let Some(receipt) = self.slot.lock().unwrap().take()
         {
             receipt.ack();

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::{
     Flaw,
     readers::{FlawedEvents, FlawedJournal},
-    receipts::{FlawedConsumer, Slot},
+    receipts::{FlawedConsumer, ReceiptSlot},
 };
 use crate::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane, Message,
@@ -25,34 +25,34 @@ use crate::{
 };
 
 #[derive(Debug)]
-pub(super) struct Flawed {
+pub(super) struct FlawedTransport {
     inner: Arc<dyn Transport>,
     flaw: Flaw,
-    memory: Arc<Memory>,
+    memory: Arc<FlawMemory>,
     closed: AtomicBool,
 }
 
-/// What the flawed connections of one broker remember.
+/// The shared state of all flawed connections to one broker.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct FlawMemory {
     connections: Mutex<Vec<Arc<dyn Transport>>>,
     /// The lane that was opened first.
     lane: OnceLock<Lane>,
     last_answers: Mutex<Vec<Published>>,
     rejected: Mutex<Option<Outgoing>>,
     pub(super) events: Mutex<VecDeque<Message>>,
-    pub(super) newest: Mutex<HashMap<String, Slot>>,
+    pub(super) newest: Mutex<HashMap<String, ReceiptSlot>>,
     pub(super) in_order: Mutex<VecDeque<(u64, Option<Receipt>)>>,
     pub(super) held_back: Mutex<Vec<Receipt>>,
 }
 
-impl Flawed {
-    pub(super) fn new(inner: Arc<dyn Transport>, flaw: Flaw, memory: Arc<Memory>) -> Self {
+impl FlawedTransport {
+    pub(super) fn new(inner: Arc<dyn Transport>, flaw: Flaw, memory: Arc<FlawMemory>) -> Self {
         memory.connections.lock().unwrap().push(Arc::clone(&inner));
         Self { inner, flaw, memory, closed: AtomicBool::new(false) }
     }
 
-    fn alive(&self) -> Result<(), TransportError> {
+    fn check_open(&self) -> Result<(), TransportError> {
         let (transport, reason) = ("flawed".into(), "closed".into());
         if self.closed.load(Ordering::Relaxed) {
             return Err(TransportError::Disconnected { transport, reason });
@@ -62,16 +62,16 @@ impl Flawed {
 }
 
 #[async_trait]
-impl Transport for Flawed {
+impl Transport for FlawedTransport {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.alive()?;
+        self.check_open()?;
         self.memory.lane.get_or_init(|| lane.clone());
         self.inner.open_lane(lane).await?;
-        if self.flaw == Flaw::EmptiesOnOpen {
+        if self.flaw == Flaw::PurgesOnOpen {
             let mut consumer = self.inner.consume(&QueueRole::Tasks.of(lane), 100).await?;
             while let Some(Ok(deliveries)) = consumer.recv(100).now_or_never() {
                 deliveries.into_iter().for_each(|delivery| delivery.receipt.ack());
@@ -81,21 +81,21 @@ impl Transport for Flawed {
     }
 
     async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.alive()?;
-        let there = self.inner.open_shards(lane, at_least).await?;
-        Ok(if self.flaw == Flaw::CountsOwnShards { at_least } else { there })
+        self.check_open()?;
+        let found = self.inner.open_shards(lane, at_least).await?;
+        Ok(if self.flaw == Flaw::CountsOwnShards { at_least } else { found })
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.alive()?;
+        self.check_open()?;
         let inner = self.inner.publisher().await?;
         Ok(Arc::new(FlawedPublisher { inner, flaw: self.flaw, memory: Arc::clone(&self.memory) }))
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        self.alive()?;
+        self.check_open()?;
         let queue = flawed_queue(self.flaw, queue.clone());
-        if self.flaw == Flaw::ConsumesWhatIsMissing {
+        if self.flaw == Flaw::CreatesMissingQueue {
             self.inner.open_lane(&queue.lane).await?;
         }
         let prefetch = if self.flaw == Flaw::IgnoresPrefetch { 2 * prefetch } else { prefetch };
@@ -104,12 +104,12 @@ impl Transport for Flawed {
     }
 
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.alive()?;
+        self.check_open()?;
         Ok(Box::new(FlawedJournal::new(self.inner.journal().await?, self.flaw)))
     }
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.alive()?;
+        self.check_open()?;
         let inner = self.inner.events(filter).await?;
         Ok(Box::new(FlawedEvents::new(inner, self.flaw, &self.memory)))
     }
@@ -120,9 +120,9 @@ impl Transport for Flawed {
 
     async fn close(&self) {
         match self.flaw {
-            Flaw::ClosesWithoutWaking => self.closed.store(true, Ordering::Relaxed),
-            Flaw::ClosesWithoutTelling => {}
-            Flaw::ClosesTheOthersToo => {
+            Flaw::CloseWakesNone => self.closed.store(true, Ordering::Relaxed),
+            Flaw::IgnoresClose => {}
+            Flaw::ClosesOthers => {
                 let all = self.memory.connections.lock().unwrap().split_off(0);
                 futures::future::join_all(all.iter().map(|connection| connection.close())).await;
             }
@@ -131,19 +131,21 @@ impl Transport for Flawed {
     }
 }
 
-/// The queue that is taken for that one.
+/// Returns the queue that the flaw uses in place of `queue`.
 fn flawed_queue(flaw: Flaw, mut queue: Queue) -> Queue {
     queue.role = match (flaw, queue.role) {
-        (Flaw::AlwaysOneActive, QueueRole::Tasks) => QueueRole::Results,
-        (Flaw::NeverOneActive, QueueRole::Results) => QueueRole::Tasks,
-        (Flaw::RipensAtOnce, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Again,
-        (Flaw::RipensLate, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Retry(RetryDelay::TenSeconds),
+        (Flaw::AlwaysSingleActive, QueueRole::Tasks) => QueueRole::Results,
+        (Flaw::NeverSingleActive, QueueRole::Results) => QueueRole::Tasks,
+        (Flaw::IgnoresRetryDelay, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Again,
+        (Flaw::ExtendsRetryDelay, QueueRole::Retry(RetryDelay::Second)) => {
+            QueueRole::Retry(RetryDelay::TenSeconds)
+        }
         (_, role) => role,
     };
     queue
 }
 
-impl fmt::Display for Flawed {
+impl fmt::Display for FlawedTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.flaw == Flaw::ShowsPassword {
             return f.write_str("amqp://guest:secret@broker:5672");
@@ -156,31 +158,31 @@ impl fmt::Display for Flawed {
 struct FlawedPublisher {
     inner: Arc<dyn Publisher>,
     flaw: Flaw,
-    memory: Arc<Memory>,
+    memory: Arc<FlawMemory>,
 }
 
 #[async_trait]
 impl Publisher for FlawedPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
-        let mut batch: Vec<_> = batch.into_iter().map(|outgoing| self.flawed(outgoing)).collect();
+        let mut batch: Vec<_> = batch.into_iter().map(|outgoing| self.distort(outgoing)).collect();
         let copy = batch.clone();
         let named = |id: &str| copy.iter().position(|outgoing| outgoing.message.id == id);
-        if let (Flaw::StoresWhatItRejects, Some(_)) = (self.flaw, named("again")) {
+        if let (Flaw::StoresRejected, Some(_)) = (self.flaw, named("again")) {
             batch.splice(..0, self.memory.rejected.lock().unwrap().take());
         }
-        let lost = named("500").filter(|_| self.flaw == Flaw::LosesWhatItStores);
+        let lost = named("500").filter(|_| self.flaw == Flaw::LosesStored);
         lost.map(|place| batch.remove(place));
         let mut answers = self.inner.publish(batch).await;
         match self.flaw {
             Flaw::ReversesAnswers => answers.reverse(),
-            Flaw::StoresWhatHasNoQueue => answers.fill(Published::Stored),
-            Flaw::NeverSaysFull => replace(&mut answers, &Published::Rejected, &Published::Stored),
-            Flaw::LosesWhatItStores => lost.into_iter().for_each(|at| answers.insert(at, Published::Stored)),
-            Flaw::StoresWhatItRejects if answers.len() > copy.len() => drop(answers.remove(0)),
-            Flaw::StoresWhatItRejects if answers.last() == Some(&Published::Rejected) => {
+            Flaw::ConfirmsUnroutable => answers.fill(Published::Stored),
+            Flaw::NeverRejects => replace(&mut answers, &Published::Rejected, &Published::Stored),
+            Flaw::LosesStored => lost.into_iter().for_each(|at| answers.insert(at, Published::Stored)),
+            Flaw::StoresRejected if answers.len() > copy.len() => drop(answers.remove(0)),
+            Flaw::StoresRejected if answers.last() == Some(&Published::Rejected) => {
                 *self.memory.rejected.lock().unwrap() = copy.last().cloned();
             }
-            Flaw::MixesUpCalls => {
+            Flaw::SwapsAnswers => {
                 std::mem::swap(&mut answers, &mut self.memory.last_answers.lock().unwrap());
                 if answers.is_empty() {
                     answers = vec![Published::Stored; copy.len()];
@@ -194,21 +196,21 @@ impl Publisher for FlawedPublisher {
 }
 
 impl FlawedPublisher {
-    fn flawed(&self, mut outgoing: Outgoing) -> Outgoing {
+    fn distort(&self, mut outgoing: Outgoing) -> Outgoing {
         let message = &mut outgoing.message;
         match (self.flaw, &mut outgoing.to) {
             (flaw, Address::Queue(queue)) => *queue = flawed_queue(flaw, queue.clone()),
-            (Flaw::RepeatsEvents, Address::Events(_)) => {
+            (Flaw::ReplaysEvents, Address::Events(_)) => {
                 self.memory.events.lock().unwrap().push_back(message.clone());
             }
-            (Flaw::MixesUpLanes, Address::Events(Topic::Job(lane, _) | Topic::Worker(lane, _))) => {
+            (Flaw::MixesLanes, Address::Events(Topic::Job(lane, _) | Topic::Worker(lane, _))) => {
                 *lane = self.memory.lane.get().unwrap().clone();
             }
             _ => {}
         }
         match self.flaw {
             Flaw::DropsHeaders => message.headers = Headers::default(),
-            Flaw::CutsLargeBodies => message.body.truncate(crate::memory::MAX_MESSAGE),
+            Flaw::TruncatesBodies => message.body.truncate(crate::memory::MAX_MESSAGE),
             _ => {}
         }
         outgoing
