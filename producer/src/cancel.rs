@@ -1,4 +1,4 @@
-//! Ending a job from outside.
+//! Cancellation of a job.
 
 use gristmill_shared::{
     Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, StoreError, Transport,
@@ -8,26 +8,27 @@ use gristmill_shared::{
 
 use crate::ProducerError;
 
-/// What became of the wish.
+/// The outcome of a cancellation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cancelling {
-    /// Workers stop it now, and the sink records it.
+    /// The workers are notified, and the sink records it.
     Told,
-    /// The sink records it, and then tells the workers itself: this user may not.
+    /// The sink records it and then notifies the workers, since this user may not.
     SinkTold,
-    /// It had ended before.
+    /// The job had ended before.
     HadEnded,
-    /// Nobody here knows the job, so nobody was told.
+    /// The job is unknown here, so nothing was sent.
     Unknown,
 }
 
-/// Ends a job: tells the sink, which records it, and the journal, which workers and producer follow.
+/// Cancels a job: notifies the sink, which records it, and the journal, which workers and the
+/// producer follow.
 ///
-/// The job's lane is looked up in the journal; `known` is the lane of a job that no sink has seen yet, if the caller
-/// knows it. The lane `here` is opened, so that there is a journal.
+/// The job's lane is looked up in the journal. `known` is the lane of a job that no sink has seen
+/// yet, if the caller knows it. The lane `here` is opened first, so that a journal exists.
 ///
 /// # Errors
-/// If the broker goes or does not take the messages.
+/// If the connection is lost or the broker rejects the messages.
 pub async fn cancel(
     transport: &dyn Transport,
     here: &Lane,
@@ -55,11 +56,12 @@ pub async fn cancel(
     let publisher = transport.publisher().await?;
     let cancelled = Cancelled { job, reason: reason.into() };
     let stopped = Stopped { job, round, reason: format!("cancelled: {reason}") };
-    // The sink first: were it told last and we died before, workers would skip what the sink waits for.
+    // The sink first: if it came last and this process crashed before, workers would skip tasks
+    // that the sink waits for.
     let message = cancelled.message(format!("{job}/cancelled@{round}/{app}"), app);
     let to = Address::Queue(QueueRole::Results.of(&lane));
     publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await?;
-    // The sink writes the same to the journal. Whoever may tell workers directly only makes it sooner.
+    // The sink writes the same to the journal. A user who may write there only makes it sooner.
     let message = stopped.message(format!("{job}/stopped@{round}/{app}"), app);
     match publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await {
         Ok(()) => Ok(Cancelling::Told),

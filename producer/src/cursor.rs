@@ -1,4 +1,4 @@
-//! The producer's own memory: how far a job has been sent, so that a crash costs no more than the last second.
+//! The cursor, which records how far a job has been sent. A crash costs at most the last second.
 
 use std::{
     fs, io,
@@ -13,10 +13,10 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// How many cursors a directory keeps; the oldest are removed first.
+/// The number of cursors that a directory keeps; the oldest are removed first.
 pub const CURSORS_KEPT: usize = 1_000;
 
-/// How far a job has been sent.
+/// A record of how far a job has been sent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cursor {
     /// The job.
@@ -33,21 +33,21 @@ pub struct Cursor {
     /// The build of the program that submitted the job, if that is known.
     #[serde(default)]
     pub build: Option<BuildId>,
-    /// How its tasks are treated when they fail.
+    /// The policy for tasks that fail.
     pub policy: Policy,
-    /// What it said before it started.
+    /// The job's plan.
     pub plan: Plan,
-    /// Where its tasks are sent to.
+    /// The lane that takes its tasks.
     pub lane: Lane,
-    /// Over how many of the lane's shards.
+    /// The number of the lane's shards that take its tasks.
     #[serde(default)]
     pub shards: Shards,
-    /// When it was submitted, in milliseconds since 1970.
+    /// The time of its submission, in milliseconds since 1970.
     pub submitted_ms: u64,
-    /// How many tasks a batch has, if that is fixed.
+    /// The number of tasks of a batch, if it is fixed.
     #[serde(default)]
     pub batch: Option<u32>,
-    /// All tasks before this one are stored on the broker.
+    /// The end of the prefix that is stored on the broker: all tasks before this index.
     pub confirmed: TaskIndex,
     /// The digest of those tasks.
     pub digest: SplitDigest,
@@ -56,7 +56,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// The job as the sink is told of it.
+    /// Returns the message that opens the job at the sink.
     pub(crate) fn opened(&self) -> Opened {
         let Self { job, kind, spec, policy, plan, lane, submitted_ms, version, build, .. } = self.clone();
         Opened { job, kind, spec, policy, plan, lane, submitted_ms, version, build }
@@ -68,16 +68,16 @@ impl Cursor {
 pub struct CursorDir(PathBuf);
 
 impl CursorDir {
-    /// Takes a directory, which is made when the first cursor is saved.
+    /// Uses this directory, which is created when the first cursor is saved.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// The cursor of a job.
+    /// Reads the cursor of a job.
     ///
     /// # Errors
-    /// If there is none here, or it cannot be read.
+    /// [`CursorError::None`] if there is none here; otherwise if it cannot be read.
     pub fn load(&self, job: JobId) -> Result<Cursor, CursorError> {
         let path = self.file(job);
         let text = fs::read(&path).map_err(|source| match source.kind() {
@@ -87,7 +87,8 @@ impl CursorDir {
         serde_json::from_slice(&text).map_err(|source| CursorError::Unreadable { path, source })
     }
 
-    /// Replaces a job's cursor, so that after a crash there is the old one or the new one. Blocks on the disk.
+    /// Replaces a job's cursor atomically: after a crash the old one or the new one is there.
+    /// Blocks on the disk.
     ///
     /// # Errors
     /// If the directory or the file cannot be written.
@@ -98,7 +99,8 @@ impl CursorDir {
         self.replace(&path, &text).map_err(|source| CursorError::Io { path, source })
     }
 
-    /// Takes a job's cursor for this process, until the lock is dropped or the process ends, however it does.
+    /// Locks a job's cursor for this process until the lock is dropped or the process ends in any
+    /// way.
     ///
     /// # Errors
     /// [`CursorError::Held`] if another process has it.
@@ -130,7 +132,7 @@ impl CursorDir {
                 let file = self.file(*job);
                 for file in [file.with_extension("draft"), file.with_extension("lock"), file] {
                     match fs::remove_file(file) {
-                        // Somebody else who prunes was faster.
+                        // Another process that prunes may be faster.
                         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                         _ => {}
                     }
@@ -155,17 +157,17 @@ impl CursorDir {
     }
 }
 
-/// The right to send a job and to save its cursor.
+/// The exclusive right to send a job and to save its cursor.
 #[derive(Debug)]
 pub(crate) struct CursorLock(
     #[expect(dead_code, reason = "the lock lasts as long as the file is open")] fs::File,
 );
 
-/// A cursor that cannot be read or saved.
+/// An error while a cursor is read or saved.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CursorError {
-    /// There is no such cursor.
+    /// The cursor does not exist.
     #[error(
         "no job {job} was submitted from {dir} (hint: resume it where it was submitted, or pass --state)",
         dir = .dir.display()
@@ -173,32 +175,32 @@ pub enum CursorError {
     None {
         /// The job.
         job: JobId,
-        /// Where it was looked for.
+        /// The directory that was searched.
         dir: PathBuf,
     },
-    /// Another producer has it.
+    /// Another producer holds the cursor.
     #[error(
-        "another producer is sending job {job} right now (hint: let it, wait for the job with `producer wait {job}`, or \
-         stop that one first)"
+        "another producer is sending job {job} (hint: wait for the job with `producer wait {job}`, or stop that \
+         producer first)"
     )]
     Held {
         /// The job.
         job: JobId,
     },
-    /// The file system does not let us.
+    /// The file system refused access.
     #[error("cannot use the cursor {path}", path = .path.display())]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// It is no cursor.
+    /// The file is no cursor of this version.
     #[error("{path} is no cursor of this version", path = .path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// The error of the decoder.
         source: serde_json::Error,
     },
 }
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_saved_cursor_comes_back_and_a_missing_one_says_where_it_was_looked_for() {
+    fn saved_cursor_loads_again() {
         let dir = tempfile::tempdir().unwrap();
         let cursors = CursorDir::new(dir.path().join("jobs"));
         let job = JobId::generate();
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_is_held_by_one_at_a_time() {
+    fn cursor_lock_is_exclusive() {
         let dir = tempfile::tempdir().unwrap();
         let (cursors, job) = (CursorDir::new(dir.path().join("jobs")), JobId::generate());
         let lock = cursors.lock(job).unwrap();
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_cursors_go() {
+    fn prune_removes_oldest_cursors() {
         let dir = tempfile::tempdir().unwrap();
         let cursors = CursorDir::new(dir.path());
         let jobs: Vec<_> = (0..CURSORS_KEPT + 2).map(|_| JobId::generate()).collect();

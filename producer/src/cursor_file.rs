@@ -1,65 +1,77 @@
-//! A job's cursor while the job is being sent.
+//! The cursor of a job that is being sent.
 
 use std::sync::Arc;
 
 use gristmill_shared::wire::Sealed;
 
-use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitter::Place};
+use crate::{Cursor, CursorDir, CursorError, ProducerError, cursor::CursorLock, splitter::SplitPosition};
 
-/// A cursor, and where it is kept, if it is: then nobody else has it meanwhile.
+/// A cursor and the directory that keeps it, if there is one. The cursor is locked meanwhile.
 #[derive(Debug)]
-pub(crate) struct KeptCursor {
+pub(crate) struct CursorFile {
     pub(crate) cursor: Cursor,
-    kept: Option<(CursorDir, Arc<CursorLock>)>,
+    location: Option<(CursorDir, Arc<CursorLock>)>,
 }
 
-impl KeptCursor {
-    /// Takes a cursor for this producer alone. It may have been read before that: then a little is sent twice.
-    pub(crate) fn hold(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, CursorError> {
-        let kept = dir.map(|dir| dir.lock(cursor.job).map(|lock| (dir, Arc::new(lock)))).transpose()?;
-        Ok(Self { cursor, kept })
+impl CursorFile {
+    /// Locks a cursor for this producer. If it was read before, it may be out of date: then a few
+    /// tasks are sent twice.
+    ///
+    /// # Errors
+    /// [`CursorError::Held`] if another producer has it; otherwise if it cannot be locked.
+    pub(crate) fn acquire(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, CursorError> {
+        let location = dir.map(|dir| dir.lock(cursor.job).map(|lock| (dir, Arc::new(lock)))).transpose()?;
+        Ok(Self { cursor, location })
     }
 
-    /// [`Self::hold`] of a new job's cursor, which is saved at once. The oldest of the others may go for it.
-    pub(crate) async fn begin(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, ProducerError> {
-        let kept = Self::hold(cursor, dir)?;
-        kept.with_dir(|dir, cursor| dir.save(cursor).and_then(|()| dir.prune())).await?;
-        Ok(kept)
+    /// Acquires a new job's cursor, saves it at once, and removes the oldest of the others.
+    ///
+    /// # Errors
+    /// Those of [`Self::acquire`], or if the cursor cannot be saved.
+    pub(crate) async fn create(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, ProducerError> {
+        let file = Self::acquire(cursor, dir)?;
+        file.with_dir(|dir, cursor| dir.save(cursor).and_then(|()| dir.prune())).await?;
+        Ok(file)
     }
 
-    /// Up to where everything is stored.
-    pub(crate) fn place(&self) -> Place {
-        Place { index: self.cursor.confirmed, digest: self.cursor.digest }
+    /// Returns the end of the prefix that is stored on the broker.
+    pub(crate) fn position(&self) -> SplitPosition {
+        SplitPosition { index: self.cursor.confirmed, digest: self.cursor.digest }
     }
 
-    /// Everything up to `place` is stored.
-    pub(crate) async fn advance(&mut self, place: Place) -> Result<(), ProducerError> {
-        (self.cursor.confirmed, self.cursor.digest) = (place.index, place.digest);
+    /// Saves that all tasks up to `position` are stored.
+    pub(crate) async fn advance(&mut self, position: SplitPosition) -> Result<(), ProducerError> {
+        (self.cursor.confirmed, self.cursor.digest) = (position.index, position.digest);
         self.save().await
     }
 
-    /// The split is complete.
-    pub(crate) async fn seal(&mut self, place: Place, sealed: Sealed) -> Result<(), ProducerError> {
+    /// Saves that the split is complete.
+    pub(crate) async fn seal(
+        &mut self,
+        position: SplitPosition,
+        sealed: Sealed,
+    ) -> Result<(), ProducerError> {
         self.cursor.sealed = Some(sealed);
-        self.advance(place).await
+        self.advance(position).await
     }
 
-    /// Leaves the cursor to other producers, and saves it no more.
-    pub(crate) fn let_go(&mut self) {
-        self.kept = None;
+    /// Releases the cursor to other producers. Later changes are not saved.
+    pub(crate) fn release(&mut self) {
+        self.location = None;
     }
 
     async fn save(&self) -> Result<(), ProducerError> {
         self.with_dir(CursorDir::save).await
     }
 
-    /// Off the runtime's threads, since it waits for the disk. Cancelled, it goes on, and nobody else has the cursor until it is
-    /// through: else it might replace what they save.
+    /// Calls `act` on a blocking thread, since it waits for the disk. If the future is dropped,
+    /// `act` runs on, and the lock is held until it returns: otherwise it might replace what
+    /// another producer saves.
     async fn with_dir(
         &self,
         act: impl FnOnce(&CursorDir, &Cursor) -> Result<(), CursorError> + Send + 'static,
     ) -> Result<(), ProducerError> {
-        let Some((dir, lock)) = self.kept.clone() else { return Ok(()) };
+        let Some((dir, lock)) = self.location.clone() else { return Ok(()) };
         let cursor = self.cursor.clone();
         let act = move || {
             let done = act(&dir, &cursor);
@@ -104,40 +116,41 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_job_replaces_no_cursor_that_somebody_holds() {
+    async fn create_keeps_held_cursor() {
         let dir = tempfile::tempdir().unwrap();
         let (cursors, job) = (CursorDir::new(dir.path()), JobId::generate());
-        let first = KeptCursor::begin(cursor(job, "1"), Some(cursors.clone())).await.unwrap();
-        let begin = KeptCursor::begin(cursor(job, "2"), Some(cursors.clone()));
-        assert!(matches!(begin.await, Err(ProducerError::Cursor(CursorError::Held { .. }))));
+        let first = CursorFile::create(cursor(job, "1"), Some(cursors.clone())).await.unwrap();
+        let second = CursorFile::create(cursor(job, "2"), Some(cursors.clone()));
+        assert!(matches!(second.await, Err(ProducerError::Cursor(CursorError::Held { .. }))));
         assert_eq!(cursors.load(job).unwrap().code, "1");
         drop(first);
-        KeptCursor::begin(cursor(job, "2"), Some(cursors.clone())).await.unwrap();
+        CursorFile::create(cursor(job, "2"), Some(cursors.clone())).await.unwrap();
         assert_eq!(cursors.load(job).unwrap().code, "2");
     }
 
+    /// A save that runs on after its future was dropped holds the lock until it is done.
     #[tokio::test]
-    async fn nobody_else_has_a_cursor_while_it_is_saved_even_for_one_who_has_gone() {
+    async fn dropped_save_keeps_lock() {
         let dir = tempfile::tempdir().unwrap();
         let job = JobId::generate();
         let cursor = cursor(job, "1");
-        // What is written there waits for one who reads it.
+        // A write to it blocks until it is read.
         let draft = dir.path().join(format!("{job}.draft"));
         assert!(Command::new("mkfifo").arg(&draft).status().unwrap().success());
         let cursors = CursorDir::new(dir.path());
-        let mut kept = KeptCursor::hold(cursor.clone(), Some(cursors.clone())).unwrap();
-        let place = Place { index: TaskIndex(7), digest: SplitDigest::default() };
-        assert!(kept.advance(place).now_or_never().is_none(), "it is under way");
-        drop(kept);
-        let hold = || KeptCursor::hold(cursor.clone(), Some(cursors.clone()));
-        let second = hold();
-        // Before anything is asserted: a runtime that ends waits for the thread that writes there.
+        let mut file = CursorFile::acquire(cursor.clone(), Some(cursors.clone())).unwrap();
+        let position = SplitPosition { index: TaskIndex(7), digest: SplitDigest::default() };
+        assert!(file.advance(position).now_or_never().is_none(), "it is under way");
+        drop(file);
+        let acquire = || CursorFile::acquire(cursor.clone(), Some(cursors.clone()));
+        let second = acquire();
+        // Read before the assertions: a runtime that shuts down waits for the thread that writes.
         let text = tokio::task::spawn_blocking(move || {
             File::open(&draft).and_then(|mut file| std::io::read_to_string(&mut file)).unwrap()
         });
         assert!(text.await.unwrap().contains("\"confirmed\":7"), "it went on");
         assert!(matches!(second, Err(CursorError::Held { job: held }) if held == job));
-        while hold().is_err() {
+        while acquire().is_err() {
             tokio::task::yield_now().await;
         }
     }

@@ -1,4 +1,4 @@
-//! Why a producer gives up.
+//! Errors of a producer.
 
 use std::time::Duration;
 
@@ -6,66 +6,67 @@ use gristmill_shared::{JobError, Lane, Shards, StoreError, TaskIndex, TransportE
 
 use crate::CursorError;
 
-/// Why a producer gives up.
+/// An error that ends a submission.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProducerError {
-    /// The job refused its parameters; nothing was sent.
+    /// The job refused its parameters. Nothing was sent.
     #[error("{0}")]
     Plan(JobError),
-    /// The split failed; the job has been ended and the sink says why.
+    /// The split failed. The job is ended, with the reason in its conclusion.
     #[error("{0}; the job was ended")]
     Split(JobError),
-    /// The broker is gone, or does not let us.
+    /// The connection is lost, or the broker refused access.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The broker did not take a message.
+    /// The broker did not store a message.
     #[error("a message could not be published")]
     Store(#[from] StoreError),
     /// The cursor cannot be read or saved.
     #[error(transparent)]
     Cursor(#[from] CursorError),
-    /// The job is not what it was when it was submitted.
+    /// The job differs from what was submitted.
     #[error("{0}")]
     Changed(String),
-    /// The job is to be spread over more shards than its lane has. Nothing was sent.
+    /// The job needs more shards than its lane has. Nothing was sent.
     #[error(
-        "lane {lane} has {there} of the {shards} shards that the job is to be sent to (hint: start a worker with --shards \
-         {shards} first, or run `gristmill setup --lane {lane} --shards {shards}` where workers may make none, and start the others again: a worker takes from the shards that are there when it starts)"
+        "lane {lane} has {there} of the {shards} shards that the job needs (hint: start a worker with --shards {shards} first, \
+         or run `gristmill setup --lane {lane} --shards {shards}` where workers may not create shards, and \
+         restart the other workers: a worker consumes the shards that exist when it starts)"
     )]
     TooFewShards {
         /// The job's lane.
         lane: Lane,
-        /// How many were asked for.
+        /// The number that was asked for.
         shards: Shards,
-        /// How many there are.
+        /// The number that exists.
         there: Shards,
     },
-    /// Nobody answered what tasks are missing.
+    /// The question which tasks are missing was not answered.
     #[error(
-        "no sink said within {} s which tasks are missing (hint: is one running on lane {lane}? the question waits for it; \
-         ask again when it runs)", .waited.as_secs()
+        "no sink answered within {} s which tasks are missing (hint: check that a sink serves lane {lane}; the \
+         question stays in its queue, so ask again when it runs)", .waited.as_secs()
     )]
     NoAnswer {
         /// The job's lane.
         lane: Lane,
-        /// How long.
+        /// The duration of the wait.
         waited: Duration,
     },
-    /// The operating system gives no thread.
+    /// The operating system refused a thread.
     #[error("cannot start the thread that splits")]
     Thread(#[source] std::io::Error),
     /// A defect of the producer itself.
-    #[error("the thread that splits died; this is a defect of the producer, not of the job")]
+    #[error("the thread that splits ended unexpectedly; this is a defect of the producer, not of the job")]
     Died,
 }
 
 impl ProducerError {
-    /// The split gives other tasks than it gave, among the first so many.
+    /// Returns the error for a split whose first `among` tasks differ from those that were sent.
     pub(crate) fn split_changed(among: TaskIndex) -> Self {
         Self::Changed(format!(
             "the job's split gives other tasks than it gave before, somewhere in its first {among} (hint: its input or the \
-             program changed; cancel it and submit it anew)"
+             program changed; cancel it and submit it again)"
         ))
     }
 }

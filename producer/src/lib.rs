@@ -1,4 +1,4 @@
-//! Splits a job lazily, publishes its tasks confirmed and within bounds, and seals it.
+//! Splits a job lazily, publishes its tasks with confirms and within bounds, and seals it.
 //!
 //! ```text
 //! split (thread, user code) ──▶ packed batches (bounded) ──▶ sending (async, window) ──▶ tasks

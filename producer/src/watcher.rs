@@ -1,4 +1,4 @@
-//! Following a job from outside: events for the bar, the journal for the answer.
+//! Watching a job: events for its progress, the journal for its end.
 
 use std::{future::pending, sync::Arc};
 
@@ -9,85 +9,86 @@ use gristmill_shared::{
 };
 use tokio::sync::mpsc;
 
-/// News of one job.
+/// An update on one job.
 #[derive(Debug, Clone)]
 pub enum News {
     /// The sink knows the job.
     Opened(Box<Opened>),
-    /// It moved. Best effort; nothing depends on it.
+    /// The job made progress. Best effort: no other update depends on it.
     Progress(Progress),
-    /// A round is under way in which failed tasks are sent again.
+    /// A round has begun in which failed tasks are sent again.
     Reopened(Round),
-    /// It stalls, or stalled when that was written: no outcome has come for a while.
+    /// The job stalls, or stalled when this was written: no outcome arrived for a while.
     Stalled(Missing),
-    /// The journal has been read to its present end: what was not told before is not known yet.
+    /// The journal has been read to its present end: what was not reported before is not known yet.
     CaughtUp,
-    /// It has ended. The last news.
+    /// The job has ended. The last update.
     Finished(Box<Finished>),
 }
 
-/// Follows one job, from its beginning.
+/// A watcher of one job, from its beginning.
 #[derive(Debug)]
 pub struct Watch {
     job: JobId,
-    journal: Journal,
-    /// Nobody tells of progress if nobody asks.
+    journal: FactSource,
+    /// The reader of progress events; `None` if the caller does not want them.
     events: Option<Box<dyn EventReader>>,
-    /// Whether the journal has been read to what was its end at the start.
+    /// True once the journal has been read to what was its end at the start.
     caught_up: bool,
-    /// The last round that was begun, as far as it has been read.
+    /// The last round that has begun, as far as the journal has been read.
     round: Round,
-    /// How that round ended; told once everything has been read, since a later round may follow.
+    /// The end of that round. It is returned once the journal has been read, since a later round
+    /// may follow.
     ended: Option<Finished>,
-    /// The end that was told.
-    told: Option<Box<Finished>>,
+    /// The end that was returned.
+    returned: Option<Box<Finished>>,
 }
 
-/// A job's outcome that cannot be had.
+/// An error while a job's outcome is awaited.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OutcomeError {
-    /// The connection is gone.
+    /// The connection is lost.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The job has ended, but its report is not at hand.
+    /// The job has ended, but its report is not available.
     #[error(transparent)]
     Report(#[from] NoReport),
 }
 
-/// What the journal says.
+/// A source of journal entries.
 #[derive(Debug)]
-enum Journal {
-    Own(Box<dyn JournalReader>),
-    /// Of this job alone, and only what is new, from somebody who reads it anyway; if something was missed, the journal
-    /// itself tells.
-    Heard(mpsc::Receiver<Message>, Arc<dyn Transport>),
+enum FactSource {
+    Reader(Box<dyn JournalReader>),
+    /// A subscription to new facts of this job alone, at a shared reader of the journal. If it
+    /// missed one, the watcher reads the journal itself.
+    Subscription(mpsc::Receiver<Message>, Arc<dyn Transport>),
 }
 
-impl Journal {
-    /// Cancel safe.
+impl FactSource {
+    /// Waits for the next entry. Cancel safe.
     async fn next(&mut self) -> Result<JournalEntry, TransportError> {
-        if let Self::Heard(heard, transport) = self {
-            if let Some(fact) = heard.recv().await {
+        if let Self::Subscription(facts, transport) = self {
+            if let Some(fact) = facts.recv().await {
                 return Ok(JournalEntry::Fact(fact));
             }
-            *self = Self::Own(transport.journal().await?);
+            *self = Self::Reader(transport.journal().await?);
         }
         match self {
-            Self::Own(journal) => journal.next().await,
-            Self::Heard(..) => pending().await, // it has just been replaced
+            Self::Reader(journal) => journal.next().await,
+            Self::Subscription(..) => pending().await, // unreachable: it was just replaced
         }
     }
 }
 
 impl Watch {
-    /// Begins to follow. Open it before the job is sent to miss no event.
+    /// Starts to watch a job. A watcher that is opened before the job is sent misses no event.
     ///
     /// # Errors
-    /// If the connection is gone.
+    /// If the connection is lost.
     pub async fn open(transport: &dyn Transport, job: JobId) -> Result<Self, TransportError> {
         let events = transport.events(EventFilter::Job(job)).await?;
-        let journal = Journal::Own(transport.journal().await?);
+        let journal = FactSource::Reader(transport.journal().await?);
         Ok(Self {
             job,
             journal,
@@ -95,30 +96,34 @@ impl Watch {
             caught_up: false,
             round: Round(0),
             ended: None,
-            told: None,
+            returned: None,
         })
     }
 
-    /// Follows a job of which nothing is in the journal yet.
-    pub(crate) fn of_new(job: JobId, heard: mpsc::Receiver<Message>, transport: Arc<dyn Transport>) -> Self {
-        let journal = Journal::Heard(heard, transport);
-        Self { job, journal, events: None, caught_up: true, round: Round(0), ended: None, told: None }
+    /// Watches a job of which nothing is in the journal yet.
+    pub(crate) fn for_new_job(
+        job: JobId,
+        facts: mpsc::Receiver<Message>,
+        transport: Arc<dyn Transport>,
+    ) -> Self {
+        let journal = FactSource::Subscription(facts, transport);
+        Self { job, journal, events: None, caught_up: true, round: Round(0), ended: None, returned: None }
     }
 
-    /// Waits for the end of a round after this one, which is known to have ended.
+    /// Ignores this round, which is known to have ended, and waits for the end of a later one.
     #[must_use]
     pub fn after(self, round: Round) -> Self {
         Self { round: Round(round.0.saturating_add(1)), ..self }
     }
 
-    /// Whether the journal has been read to what was its end at the start.
+    /// Returns true once the journal has been read to what was its end at the start.
     #[must_use]
     pub fn has_caught_up(&self) -> bool {
         self.caught_up
     }
 
-    /// Waits for the end and returns the job's outcome, typed. Also after the end was told. Cancel
-    /// safe.
+    /// Waits for the end and returns the job's typed outcome. May be called again after the end.
+    /// Cancel safe.
     ///
     /// # Errors
     /// [`OutcomeError::Report`] if the job has ended without a report that fits `J`.
@@ -126,8 +131,8 @@ impl Watch {
         Ok(self.finished().await?.outcome::<J>()?)
     }
 
-    /// Waits for the end and returns the job's report, typed: a partial one if tasks failed or the
-    /// job was ended from outside; [`Watch::outcome`] says so. Cancel safe.
+    /// Waits for the end and returns the job's typed report. The report is partial if tasks failed
+    /// or the job was cancelled, which [`Watch::outcome`] reveals. Cancel safe.
     ///
     /// # Errors
     /// The errors of [`Watch::outcome`].
@@ -135,13 +140,14 @@ impl Watch {
         Ok(self.finished().await?.report::<J>()?)
     }
 
-    /// Waits for the end, whatever comes before. Also after the end was told. Cancel safe.
+    /// Waits for the end and skips all other updates. May be called again after the end. Cancel
+    /// safe.
     ///
     /// # Errors
-    /// If the connection goes.
+    /// If the connection is lost.
     pub async fn finished(&mut self) -> Result<Finished, TransportError> {
-        if let Some(told) = &self.told {
-            return Ok(Finished::clone(told));
+        if let Some(returned) = &self.returned {
+            return Ok(Finished::clone(returned));
         }
         loop {
             if let News::Finished(finished) = self.next().await? {
@@ -150,17 +156,17 @@ impl Watch {
         }
     }
 
-    /// The next news; after [`News::Finished`] there is none. Cancel safe.
+    /// Waits for the next update. Never returns after [`News::Finished`]. Cancel safe.
     ///
     /// # Errors
-    /// If the connection goes.
+    /// If the connection is lost.
     pub async fn next(&mut self) -> Result<News, TransportError> {
         loop {
             if self.caught_up
                 && let Some(finished) = self.ended.take()
             {
                 let finished = Box::new(finished);
-                self.told = Some(finished.clone());
+                self.returned = Some(finished.clone());
                 return Ok(News::Finished(finished));
             }
             tokio::select! {
@@ -175,8 +181,8 @@ impl Watch {
                         Ok(Fact::Opened(opened)) if opened.job == self.job => {
                             return Ok(News::Opened(Box::new(opened)));
                         }
-                        Ok(Fact::Finished(finished)) if finished.job == self.job => self.end(finished),
-                        Ok(Fact::Reopened(reopened)) if reopened.job == self.job && self.reopen(reopened.round) => {
+                        Ok(Fact::Finished(finished)) if finished.job == self.job => self.record_end(finished),
+                        Ok(Fact::Reopened(reopened)) if reopened.job == self.job && self.record_reopen(reopened.round) => {
                             return Ok(News::Reopened(reopened.round));
                         }
                         Ok(Fact::Missing(missing)) if missing.job == self.job && missing.since_ms.is_some() => {
@@ -187,23 +193,23 @@ impl Watch {
                 },
                 event = next_event(self.events.as_mut()) => match Event::decode(&event?) {
                     Ok(Event::Progress(progress)) => return Ok(News::Progress(progress)),
-                    Ok(Event::Finished(finished)) if finished.job == self.job => self.end(finished),
+                    Ok(Event::Finished(finished)) if finished.job == self.job => self.record_end(finished),
                     _ => {}
                 },
             }
         }
     }
 
-    /// The last round's end counts; entries may repeat, also late.
-    fn end(&mut self, finished: Finished) {
+    /// Records the end of a round if it is the latest one. Entries may repeat, also late.
+    fn record_end(&mut self, finished: Finished) {
         if finished.round >= self.round {
-            self.round = finished.round; // an older one may be read later
+            self.round = finished.round; // the entry of an older round may be read later
             self.ended = Some(finished);
         }
     }
 
-    /// Whether that is the round that is under way; entries may repeat, also late.
-    fn reopen(&mut self, round: Round) -> bool {
+    /// Returns true if this round is the one in progress. Entries may repeat, also late.
+    fn record_reopen(&mut self, round: Round) -> bool {
         self.round = self.round.max(round);
         self.ended.take_if(|ended| ended.round < round);
         self.round == round && self.ended.is_none()

@@ -1,4 +1,4 @@
-//! Sending tasks again that have no outcome, because the broker lost them, say.
+//! Resending of tasks that have no outcome, for example because the broker lost them.
 
 use std::{future::pending, ops::Range, sync::Arc, time::Duration};
 
@@ -8,40 +8,44 @@ use gristmill_shared::{
 };
 use tokio::time::timeout;
 
-use super::send::Sent;
+use super::send::SendOutcome;
 use crate::{
     ProducerError, Submission,
-    splitter::{self, Part},
+    splitter::{self, SplitSelection},
 };
 
-/// How long the sink may take to say what is missing. It answers within a second, unless results wait before the
-/// question.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
-/// How often the sink is asked for more ranges; each answer has a thousand. What is left then is for the next time.
+/// The longest wait for the sink's answer. It answers within a second, unless results wait before
+/// the request in its queue.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The most requests to the sink in one call. Each answer has up to a thousand ranges; what is left
+/// then is for the next call.
 const ANSWERS_MAX: u32 = 100;
 
-/// What [`Submission::send_missing`] came to.
+/// The result of [`Submission::send_missing`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MissingReport {
-    /// How many tasks were sent again, and are stored on the broker.
+    /// The number of tasks that were sent again and are stored on the broker.
     pub sent: u64,
-    /// How many are missing beyond those: the job was stopped, or there were too many ranges.
+    /// The number of tasks that are missing beyond those: the job was stopped, or there were too
+    /// many ranges.
     pub left: u64,
 }
 
 impl Submission {
-    /// Asks the sink which tasks have no outcome, and sends those of them again that were sent before. What is not lost
-    /// is then run twice, and counts once.
+    /// Asks the sink which tasks have no outcome, and sends those again that were sent before. A
+    /// task that was not lost then runs twice and counts once.
     ///
-    /// Dropping the future is harmless; what was sent by then is sent.
+    /// Cancel safe: tasks that were sent before the future is dropped stay sent.
     ///
     /// # Errors
-    /// [`ProducerError::NoAnswer`] if no sink answers within a minute; [`ProducerError::Changed`] if the split gives other
-    /// tasks than those that were sent, before anything is sent. Otherwise if the broker goes.
+    /// [`ProducerError::NoAnswer`] if no sink answers within a minute; [`ProducerError::Changed`]
+    /// if the split yields other tasks than those that were sent, before anything is sent;
+    /// otherwise if the connection is lost.
     pub async fn send_missing(&mut self) -> Result<MissingReport, ProducerError> {
-        // A broker that lost tasks may have lost the seal too; without it the sink may not know how many tasks there are.
+        // A broker that lost tasks may have lost the seal too. Without it the sink may not know the
+        // number of tasks.
         if let Some(sealed) = self.cursor().sealed.clone() {
-            self.tell_sink(&sealed, "sealed").await?;
+            self.send_to_sink(&sealed, "sealed").await?;
         }
         let mut journal = self.producer.transport.journal().await?;
         while !matches!(journal.next().await?, JournalEntry::CaughtUp) {}
@@ -49,25 +53,28 @@ impl Submission {
         let (mut report, mut from) = (MissingReport::default(), TaskIndex(0));
         for answer in 0..ANSWERS_MAX {
             let missing = self.audit(&mut *journal, from, answer).await?;
-            let ranges = below(&missing, known);
+            let ranges = ranges_below(&missing, known);
             let listed: u64 = ranges.iter().map(|range| range.end - range.start).sum();
             if answer == 0 && listed > 0 {
-                self.refuse_other_version(&missing)?;
-                self.refuse_if_changed().await?;
+                self.check_version(&missing)?;
+                self.check_unchanged().await?;
             }
             report.left = 0;
             if let Some(last) = ranges.last() {
                 from = TaskIndex(last.end);
-                let sent = match self.send_part(Part::Ranges(ranges), missing.round, pending()).await {
-                    Ok(Sent::All(..)) => listed,
-                    Ok(Sent::Stopped(sent) | Sent::Interrupted(sent)) => sent,
-                    // The split did not fail before: the job is as it was, and is not ended for that.
-                    Err(ProducerError::Split(error)) => {
-                        return Err(ProducerError::Changed(error.to_string()));
-                    }
-                    Err(ProducerError::Changed(_)) => return Err(ProducerError::split_changed(known)),
-                    Err(error) => return Err(error),
-                };
+                let sent =
+                    match self.send_selection(SplitSelection::Ranges(ranges), missing.round, pending()).await
+                    {
+                        Ok(SendOutcome::All(..)) => listed,
+                        Ok(SendOutcome::Stopped(sent) | SendOutcome::Interrupted(sent)) => sent,
+                        // The split did not fail before: the job is unchanged, and is not ended for
+                        // that.
+                        Err(ProducerError::Split(error)) => {
+                            return Err(ProducerError::Changed(error.to_string()));
+                        }
+                        Err(ProducerError::Changed(_)) => return Err(ProducerError::split_changed(known)),
+                        Err(error) => return Err(error),
+                    };
                 report.sent += sent;
                 report.left = missing.tasks.saturating_sub(sent);
                 if sent < listed {
@@ -76,22 +83,22 @@ impl Submission {
             }
             let all: u64 = missing.ranges.iter().map(|(_, count)| count).sum();
             if all == missing.tasks || listed < all {
-                report.left = 0; // the rest was never sent
+                report.left = 0; // the other tasks were never sent
                 return Ok(report);
             }
         }
         Ok(report)
     }
 
-    /// What is missing from `from` on: the answer to a question that is asked now.
+    /// Asks the sink which tasks are missing from `from` on, and waits for the answer.
     async fn audit(
         &self,
         journal: &mut dyn JournalReader,
         from: TaskIndex,
         number: u32,
     ) -> Result<Missing, ProducerError> {
-        let part = format!("audit/{}#{number}", self.producer.app);
-        self.tell_sink(&Audit { job: self.id(), from }, &part).await?;
+        let id_suffix = format!("audit/{}#{number}", self.producer.app);
+        self.send_to_sink(&Audit { job: self.id(), from }, &id_suffix).await?;
         let answer = async {
             loop {
                 if let JournalEntry::Fact(message) = journal.next().await?
@@ -102,11 +109,12 @@ impl Submission {
                 }
             }
         };
-        let no_answer = |_| ProducerError::NoAnswer { lane: self.cursor().lane.clone(), waited: ANSWER_MAX };
-        timeout(ANSWER_MAX, answer).await.map_err(no_answer)?
+        let no_answer =
+            |_| ProducerError::NoAnswer { lane: self.cursor().lane.clone(), waited: ANSWER_TIMEOUT };
+        timeout(ANSWER_TIMEOUT, answer).await.map_err(no_answer)?
     }
 
-    fn refuse_other_version(&self, missing: &Missing) -> Result<(), ProducerError> {
+    fn check_version(&self, missing: &Missing) -> Result<(), ProducerError> {
         let (here, wanted) = (self.job.version(), missing.version);
         if here == wanted {
             return Ok(());
@@ -118,9 +126,9 @@ impl Submission {
         )))
     }
 
-    pub(crate) async fn refuse_if_changed(&self) -> Result<(), ProducerError> {
-        let (job, place) = (Arc::clone(&self.job), self.kept.place());
-        let checked = tokio::task::spawn_blocking(move || splitter::is_unchanged(&*job, place)).await;
+    pub(crate) async fn check_unchanged(&self) -> Result<(), ProducerError> {
+        let (job, position) = (Arc::clone(&self.job), self.cursor_file.position());
+        let checked = tokio::task::spawn_blocking(move || splitter::is_unchanged(&*job, position)).await;
         match checked.map_err(|_| ProducerError::Died)? {
             Ok(true) => Ok(()),
             Ok(false) => Err(ProducerError::split_changed(self.cursor().confirmed)),
@@ -129,8 +137,8 @@ impl Submission {
     }
 }
 
-/// The ranges, as far as they lie below `known`.
-fn below(missing: &Missing, known: TaskIndex) -> Vec<Range<u64>> {
+/// Returns the ranges, cut off at `known`.
+fn ranges_below(missing: &Missing, known: TaskIndex) -> Vec<Range<u64>> {
     let ranges =
         missing.ranges.iter().map(|(first, count)| first.0..first.0.saturating_add(*count).min(known.0));
     ranges.filter(|range| !range.is_empty()).collect()

@@ -1,4 +1,4 @@
-//! Publishes what the split gives, confirmed, within the window, and notes how far it got.
+//! Publishing of split batches with confirms, within the window, and the record of how far it got.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,122 +18,124 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
     ProducerError,
-    cursor_file::KeptCursor,
-    splitter::{BATCHES_AHEAD, Packed, Place, Split},
+    cursor_file::CursorFile,
+    splitter::{BATCHES_AHEAD, PackedBatch, SplitEvent, SplitPosition},
     window::Window,
 };
 
-/// How often the cursor is saved while batches are sent.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
-/// How long a producer that leaves waits for the broker to confirm what is on its way. What is not confirmed by then is
-/// sent again by whoever resumes.
-const LEAVE_GRACE: Duration = Duration::from_secs(5);
+/// The interval at which the cursor is saved while batches are sent.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The time that an interrupted producer waits for outstanding confirms. A batch that is not
+/// confirmed by then is sent again when the job is resumed.
+const INTERRUPT_GRACE: Duration = Duration::from_secs(5);
 
-/// How a split ended.
+/// The end of a split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SplitEnd {
-    /// Every task is stored on the broker and the job is sealed.
+    /// All tasks are stored on the broker and the job is sealed.
     Sealed,
     /// The job ended before its split did.
     Stopped,
-    /// The producer was told to leave. The job goes on where its cursor is.
+    /// The producer was interrupted. The job can be resumed from its cursor.
     Interrupted,
 }
 
-/// What a split came to.
+/// The result of sending a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SplitReport {
-    /// How it ended.
+    /// The end of the split.
     pub end: SplitEnd,
-    /// How many tasks are stored on the broker.
+    /// The number of tasks that are stored on the broker.
     pub sent: u64,
 }
 
-/// What has been sent when [`send_all`] ends.
+/// The result of [`send_all`].
 #[derive(Debug)]
-pub(crate) enum Sent {
-    /// Everything: this many tasks with this digest.
+pub(crate) enum SendOutcome {
+    /// Everything was sent: this number of tasks with this digest.
     All(u64, SplitDigest),
-    /// The job was stopped after so many tasks.
+    /// The job was stopped after this number of tasks.
     Stopped(u64),
-    /// We were told to leave after so many tasks.
+    /// The producer was interrupted after this number of tasks.
     Interrupted(u64),
 }
 
-/// Where to send, and until when.
+/// The destination of batches, and the signals that end the sending.
 #[derive(Debug)]
-pub(crate) struct Sending<'a, L> {
-    /// The queues that take batches, in turn; one at least.
+pub(crate) struct SendContext<'a, L> {
+    /// The queues that take batches in turn; at least one.
     pub(crate) to: &'a [Address],
     pub(crate) publisher: &'a dyn Publisher,
-    /// Nobody needs the job's tasks any more.
+    /// The signal that the job's tasks are not needed any more.
     pub(crate) stop: &'a StopSignal,
-    /// When this resolves, nothing more is sent.
-    pub(crate) leave: L,
+    /// The signal after which nothing more is sent.
+    pub(crate) interrupt: L,
 }
 
-/// What is noted of what is stored.
+/// A record of what is stored on the broker.
 #[derive(Debug)]
-pub(crate) enum Note<'a> {
-    /// The place up to which everything is, in a cursor that is saved about once a second.
-    Place(Confirmed, &'a mut KeptCursor),
-    /// How many tasks.
+pub(crate) enum SendProgress<'a> {
+    /// The end of the stored prefix, in a cursor that is saved about once a second.
+    Cursor(ConfirmedPrefix, &'a mut CursorFile),
+    /// The number of tasks.
     Count(u64),
 }
 
-impl<'a> Note<'a> {
-    pub(crate) fn place(cursor: &'a mut KeptCursor) -> Self {
-        Self::Place(Confirmed::new(cursor.place()), cursor)
+impl<'a> SendProgress<'a> {
+    pub(crate) fn in_cursor(cursor: &'a mut CursorFile) -> Self {
+        Self::Cursor(ConfirmedPrefix::new(cursor.position()), cursor)
     }
 
-    fn add(&mut self, packed: &Packed) {
+    fn add(&mut self, packed: &PackedBatch) {
         match self {
-            Self::Place(confirmed, _) => confirmed.add(packed),
+            Self::Cursor(confirmed, _) => confirmed.add(packed),
             Self::Count(tasks) => *tasks += u64::from(packed.count),
         }
     }
 
     fn tasks(&self) -> u64 {
         match self {
-            Self::Place(confirmed, _) => confirmed.place.index.0,
+            Self::Cursor(confirmed, _) => confirmed.position.index.0,
             Self::Count(tasks) => *tasks,
         }
     }
 
     async fn save(&mut self) -> Result<(), ProducerError> {
         match self {
-            Self::Place(confirmed, cursor) => cursor.advance(confirmed.place).await,
+            Self::Cursor(confirmed, cursor) => cursor.advance(confirmed.position).await,
             Self::Count(_) => Ok(()),
         }
     }
 }
 
-/// Sends until the split ends, the job is stopped, or we are told to leave; then it waits, for a moment, for what is on
-/// its way.
+/// Sends until the split ends, the job is stopped, or the producer is interrupted. An interrupted
+/// producer waits at most [`INTERRUPT_GRACE`] for outstanding confirms.
 pub(crate) async fn send_all(
-    splits: flume::Receiver<Split>,
-    Sending { to, publisher, stop, leave }: Sending<'_, impl Future<Output = ()>>,
-    mut note: Note<'_>,
-) -> Result<Sent, ProducerError> {
-    let start = TaskIndex(note.tasks());
+    events: flume::Receiver<SplitEvent>,
+    SendContext { to, publisher, stop, interrupt }: SendContext<'_, impl Future<Output = ()>>,
+    mut progress: SendProgress<'_>,
+) -> Result<SendOutcome, ProducerError> {
+    let start = TaskIndex(progress.tasks());
     let mut next_to = to.iter().cycle();
-    let mut leave = pin!(leave);
-    let mut leaving: Option<Instant> = None;
+    let mut interrupt = pin!(interrupt);
+    let mut grace_ends: Option<Instant> = None;
     let mut window = Window::new();
-    let mut lots = FuturesUnordered::new();
+    let mut groups = FuturesUnordered::new();
     let (mut in_flight, mut bytes_in_flight) = (0, 0);
-    let mut ready = VecDeque::new(); // split, and not sent; BATCHES_AHEAD at most
+    let mut ready = VecDeque::new(); // split but not sent; at most BATCHES_AHEAD
     let mut refused = VecDeque::new();
     let mut pause_ends = Instant::now();
     let mut end = None;
-    // Not from now on: the first tick would be waited for, and timers round up to a millisecond.
-    let mut saves = tokio::time::interval_at(Instant::now() + SAVE_EVERY, SAVE_EVERY);
+    // The first tick is an interval away: an immediate one would cost a millisecond, to which
+    // timers round up.
+    let mut saves = tokio::time::interval_at(Instant::now() + SAVE_INTERVAL, SAVE_INTERVAL);
     saves.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let mut lot = Vec::new();
-        let may_send = leaving.is_none() && Instant::now() >= pause_ends;
+        let mut group = Vec::new();
+        let may_send = grace_ends.is_none() && Instant::now() >= pause_ends;
         let room = loop {
-            let queue: &mut VecDeque<Packed> = if refused.is_empty() { &mut ready } else { &mut refused };
+            let queue: &mut VecDeque<PackedBatch> =
+                if refused.is_empty() { &mut ready } else { &mut refused };
             let room = queue
                 .front()
                 .is_some_and(|packed| window.has_room(in_flight, bytes_in_flight, packed.message.body.len()));
@@ -142,44 +144,44 @@ pub(crate) async fn send_all(
                 Some(packed) => {
                     in_flight += 1;
                     bytes_in_flight += packed.message.body.len();
-                    // What one shard refused goes to the next one.
-                    lot.push((packed, next_to.next().expect("a lane has a shard").clone()));
+                    // A batch that one shard rejected goes to the next shard.
+                    group.push((packed, next_to.next().expect("a lane has a shard").clone()));
                 }
                 None => break room,
             }
         };
-        if !lot.is_empty() {
-            lots.push(send(lot, publisher));
+        if !group.is_empty() {
+            groups.push(publish_group(group, publisher));
         }
         PRODUCER_UNCONFIRMED.set([], in_flight as f64);
         PRODUCER_UNCONFIRMED_BYTES.set([], bytes_in_flight as f64);
-        if leaving.is_some_and(|until| in_flight == 0 || Instant::now() >= until) {
-            note.save().await?;
-            return Ok(Sent::Interrupted(note.tasks()));
+        if grace_ends.is_some_and(|until| in_flight == 0 || Instant::now() >= until) {
+            progress.save().await?;
+            return Ok(SendOutcome::Interrupted(progress.tasks()));
         }
         let all_sent = in_flight == 0 && ready.is_empty() && refused.is_empty();
-        if let Some(Split::End(total, digest)) = end
+        if let Some(SplitEvent::End(total, digest)) = end
             && all_sent
         {
-            return Ok(Sent::All(total, digest));
+            return Ok(SendOutcome::All(total, digest));
         }
-        let splits_on = ready.is_empty() && end.is_none() && leaving.is_none();
-        let pause_or_grace_ends = leaving.unwrap_or(pause_ends);
+        let wants_split = ready.is_empty() && end.is_none() && grace_ends.is_none();
+        let pause_or_grace_ends = grace_ends.unwrap_or(pause_ends);
         tokio::select! {
             biased;
-            () = stop.stopped() => return Ok(Sent::Stopped(note.tasks())),
-            () = &mut leave, if leaving.is_none() => leaving = Some(Instant::now() + LEAVE_GRACE),
-            Some(lot) = lots.next() => {
+            () = stop.stopped() => return Ok(SendOutcome::Stopped(progress.tasks())),
+            () = &mut interrupt, if grace_ends.is_none() => grace_ends = Some(Instant::now() + INTERRUPT_GRACE),
+            Some(group) = groups.next() => {
                 let refused_before = refused.len();
-                for (packed, to, answer) in lot {
+                for (packed, to, answer) in group {
                     in_flight -= 1;
                     bytes_in_flight -= packed.message.body.len();
                     match answer {
                         Some(Published::Stored) => {
                             PRODUCER_BATCHES.add(["stored"], 1);
                             PRODUCER_TASKS.add([], packed.count.into());
-                            window.stored();
-                            note.add(&packed);
+                            window.grow();
+                            progress.add(&packed);
                         }
                         Some(Published::Rejected) => {
                             PRODUCER_BATCHES.add(["refused"], 1);
@@ -192,57 +194,57 @@ pub(crate) async fn send_all(
                     }
                 }
                 if refused.len() > refused_before {
-                    pause_ends = Instant::now() + window.refused(); // once for those that were refused together
+                    pause_ends = Instant::now() + window.shrink(); // once for all that were rejected together
                 }
             }
-            () = tokio::time::sleep_until(pause_or_grace_ends), if room || leaving.is_some() => {}
-            split = splits.recv_async(), if splits_on => {
+            () = tokio::time::sleep_until(pause_or_grace_ends), if room || grace_ends.is_some() => {}
+            split = events.recv_async(), if wants_split => {
                 let split = split.map_err(|flume::RecvError::Disconnected| ProducerError::Died)?;
-                for split in iter::once(split).chain(splits.try_iter()).take(BATCHES_AHEAD) {
+                for split in iter::once(split).chain(events.try_iter()).take(BATCHES_AHEAD) {
                     match split {
-                        Split::Batch(packed) => ready.push_back(*packed),
-                        Split::Failed(error) => return Err(ProducerError::Split(error)),
-                        Split::Changed => return Err(ProducerError::split_changed(start)),
-                        last @ Split::End(..) => end = Some(last),
+                        SplitEvent::Batch(packed) => ready.push_back(*packed),
+                        SplitEvent::Failed(error) => return Err(ProducerError::Split(error)),
+                        SplitEvent::Changed => return Err(ProducerError::split_changed(start)),
+                        last @ SplitEvent::End(..) => end = Some(last),
                     }
                 }
             }
             _ = saves.tick() => {
                 reached(FailPoint::ProducerConfirmed);
-                note.save().await?;
+                progress.save().await?;
             }
         }
     }
 }
 
-/// Sends batches together; the answer to each.
-async fn send(
-    lot: Vec<(Packed, Address)>,
+/// Publishes batches together and returns the answer to each.
+async fn publish_group(
+    group: Vec<(PackedBatch, Address)>,
     publisher: &dyn Publisher,
-) -> Vec<(Packed, Address, Option<Published>)> {
+) -> Vec<(PackedBatch, Address, Option<Published>)> {
     let outgoing =
-        |(packed, to): &(Packed, Address)| Outgoing { to: to.clone(), message: packed.message.clone() };
-    let mut answers = publisher.publish(lot.iter().map(outgoing).collect()).await.into_iter();
-    lot.into_iter().map(|(packed, to)| (packed, to, answers.next())).collect()
+        |(packed, to): &(PackedBatch, Address)| Outgoing { to: to.clone(), message: packed.message.clone() };
+    let mut answers = publisher.publish(group.iter().map(outgoing).collect()).await.into_iter();
+    group.into_iter().map(|(packed, to)| (packed, to, answers.next())).collect()
 }
 
-/// How far everything is stored, when answers come in any order.
+/// The end of the prefix that is stored without a gap, while confirms arrive in any order.
 #[derive(Debug)]
-pub(crate) struct Confirmed {
-    place: Place,
-    beyond: BTreeMap<TaskIndex, Place>,
+pub(crate) struct ConfirmedPrefix {
+    position: SplitPosition,
+    beyond: BTreeMap<TaskIndex, SplitPosition>,
 }
 
-impl Confirmed {
-    fn new(place: Place) -> Self {
-        Self { place, beyond: BTreeMap::new() }
+impl ConfirmedPrefix {
+    fn new(position: SplitPosition) -> Self {
+        Self { position, beyond: BTreeMap::new() }
     }
 
-    fn add(&mut self, packed: &Packed) {
-        let end = Place { index: packed.first.plus(packed.count.into()), digest: packed.digest };
+    fn add(&mut self, packed: &PackedBatch) {
+        let end = SplitPosition { index: packed.first.plus(packed.count.into()), digest: packed.digest };
         self.beyond.insert(packed.first, end);
-        while let Some(end) = self.beyond.remove(&self.place.index) {
-            self.place = end;
+        while let Some(end) = self.beyond.remove(&self.position.index) {
+            self.position = end;
         }
     }
 }
@@ -254,19 +256,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_place_moves_only_over_what_is_stored_without_a_gap() {
-        let batch = |first, count| Packed {
+    fn prefix_stops_at_gap() {
+        let batch = |first, count| PackedBatch {
             first: TaskIndex(first),
             count,
             digest: SplitDigest::default(),
             message: Message::default(),
             _span: tracing::Span::none(),
         };
-        let mut confirmed = Confirmed::new(Place::default());
+        let mut confirmed = ConfirmedPrefix::new(SplitPosition::default());
         confirmed.add(&batch(10, 5));
-        assert_eq!(confirmed.place.index.0, 0);
+        assert_eq!(confirmed.position.index.0, 0);
         confirmed.add(&batch(0, 10));
-        assert_eq!(confirmed.place.index.0, 15);
+        assert_eq!(confirmed.position.index.0, 15);
         assert!(confirmed.beyond.is_empty());
     }
 }

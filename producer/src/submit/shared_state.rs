@@ -1,4 +1,5 @@
-//! What the jobs of one producer share: lanes that are open, one reader of the journal, and one listener to ends for each lane.
+//! The state that the jobs of one producer share: open lanes, one reader of the journal, and one
+//! subscription to ends for each lane.
 
 use std::{
     collections::BTreeMap,
@@ -17,19 +18,22 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::ProducerError;
 
-/// Made when they are first needed, and kept for as long as the producer or one of its submissions lives.
+/// Shared state, created on demand and kept until the producer and its submissions are dropped.
 #[derive(Debug, Default)]
-pub(crate) struct Commons {
-    /// Those that are open, and how many shards are known to be there.
+pub(crate) struct ProducerShared {
+    /// The open lanes, and the number of their shards as far as it is known.
     lanes: Mutex<BTreeMap<Lane, Shards>>,
-    following: OnceLock<Following>,
-    /// Who listens to which lane; nobody where that was refused.
-    listening: tokio::sync::Mutex<BTreeMap<Lane, Option<AbortOnDropHandle<()>>>>,
+    follower: OnceLock<JournalFollower>,
+    /// The task that reads the ends of each lane; `None` where the subscription was refused.
+    end_listeners: tokio::sync::Mutex<BTreeMap<Lane, Option<AbortOnDropHandle<()>>>>,
 }
 
-impl Commons {
-    /// Opens a lane, the first time, and sees whether it has so many shards. It makes none, since nobody might take from
-    /// them.
+impl ProducerShared {
+    /// Opens a lane once, and checks that it has enough shards. It creates none, since there may be
+    /// no worker that takes from them.
+    ///
+    /// # Errors
+    /// [`ProducerError::TooFewShards`], or if the broker fails.
     pub(crate) async fn open_lane(
         &self,
         transport: &dyn Transport,
@@ -51,32 +55,33 @@ impl Commons {
         Ok(())
     }
 
-    /// The journal's reader, on the runtime that asks first. After a lane was opened, which makes the journal.
-    pub(crate) fn following(&self, transport: &Arc<dyn Transport>) -> &Following {
-        self.following.get_or_init(|| Following::start(Arc::clone(transport)))
+    /// Returns the follower of the journal, which runs on the runtime that asks first. The journal
+    /// exists once a lane was opened.
+    pub(crate) fn follower(&self, transport: &Arc<dyn Transport>) -> &JournalFollower {
+        self.follower.get_or_init(|| JournalFollower::start(Arc::clone(transport)))
     }
 
-    /// Has the board hear of the ends of a lane's jobs as they are told live, which is sooner than the journal can be read.
-    /// It need not succeed, since the journal tells everything.
-    pub(crate) async fn listen(&self, transport: &Arc<dyn Transport>, lane: &Lane) {
-        let mut listening = self.listening.lock().await;
-        if listening.contains_key(lane) {
+    /// Subscribes the job board to the ends of a lane's jobs as they are published live, sooner
+    /// than the journal can be read. Best effort, since the journal has every end.
+    pub(crate) async fn subscribe_ends(&self, transport: &Arc<dyn Transport>, lane: &Lane) {
+        let mut end_listeners = self.end_listeners.lock().await;
+        if end_listeners.contains_key(lane) {
             return;
         }
-        let hearing = match transport.events(EventFilter::Lane(lane.clone())).await {
+        let listener = match transport.events(EventFilter::Lane(lane.clone())).await {
             Ok(events) => {
-                let board = Arc::clone(&self.following(transport).board);
-                Some(AbortOnDropHandle::new(tokio::spawn(hear_ends(events, board))))
+                let board = Arc::clone(&self.follower(transport).board);
+                Some(AbortOnDropHandle::new(tokio::spawn(forward_ends(events, board))))
             }
             Err(error) => {
-                tracing::debug!(%lane, %error, "ends of jobs are not heard live; the journal tells them");
+                tracing::debug!(%lane, %error, "cannot subscribe to the ends of jobs; reading them from the journal");
                 if error.is_retryable() {
                     return; // the next job tries again
                 }
                 None
             }
         };
-        listening.insert(lane.clone(), hearing);
+        end_listeners.insert(lane.clone(), listener);
     }
 
     fn lanes(&self) -> MutexGuard<'_, BTreeMap<Lane, Shards>> {
@@ -84,40 +89,40 @@ impl Commons {
     }
 }
 
-/// Follows the journal in the background, until the last clone is dropped.
+/// A background reader of the journal, which runs until the last clone is dropped.
 #[derive(Debug, Clone)]
-pub(crate) struct Following {
+pub(crate) struct JournalFollower {
     pub(crate) board: Arc<JobBoard>,
-    /// Why it ended; nothing if its runtime did.
-    end: Shared<BoxFuture<'static, Option<TransportError>>>,
+    /// The reason of its end; `None` if its runtime was shut down.
+    termination: Shared<BoxFuture<'static, Option<TransportError>>>,
 }
 
-impl Following {
+impl JournalFollower {
     fn start(transport: Arc<dyn Transport>) -> Self {
         let (board, following) = JobBoard::start(transport);
         let following = AbortOnDropHandle::new(tokio::spawn(following));
-        Self { board, end: following.map(Result::ok).boxed().shared() }
+        Self { board, termination: following.map(Result::ok).boxed().shared() }
     }
 
-    /// Waits until it knows which jobs had ended when it began.
+    /// Waits until the follower knows which jobs had ended when it began.
     ///
     /// # Errors
     /// If the journal cannot be read.
     pub(crate) async fn caught_up(&self) -> Result<(), ProducerError> {
         tokio::select! {
             () = self.board.caught_up() => Ok(()),
-            lost = self.lost() => Err(lost),
+            lost = self.connection_lost() => Err(lost),
         }
     }
 
-    /// Waits until the journal cannot be followed any more.
-    pub(crate) async fn lost(&self) -> ProducerError {
-        self.end.clone().await.map_or(ProducerError::Died, ProducerError::from)
+    /// Waits until the journal cannot be followed any more, and returns the reason.
+    pub(crate) async fn connection_lost(&self) -> ProducerError {
+        self.termination.clone().await.map_or(ProducerError::Died, ProducerError::from)
     }
 }
 
-/// Until the connection goes, which the journal's reader says.
-async fn hear_ends(mut events: Box<dyn EventReader>, board: Arc<JobBoard>) {
+/// Forwards ends to the job board until the connection is lost, which the follower reports.
+async fn forward_ends(mut events: Box<dyn EventReader>, board: Arc<JobBoard>) {
     while let Ok(event) = events.next().await {
         if event.form == Finished::FORM {
             board.hear(&event);

@@ -1,4 +1,4 @@
-//! What the tests share: a job that counts, and what waits in the queues.
+//! Common parts of the tests: a job that counts, and a drain of the queues.
 
 use std::{future::Future, ops::ControlFlow, time::Duration};
 
@@ -10,9 +10,9 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Counts to `tasks`; may fail on its way, or plan something else.
+/// A job that counts to `tasks`. It may fail on its way, or plan another number.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) tasks: u64,
@@ -57,14 +57,14 @@ pub(crate) fn options(batch: u32) -> SubmitOptions {
 }
 
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 pub(crate) async fn consume(transport: &dyn Transport, role: QueueRole) -> Box<dyn Consumer> {
     transport.consume(&role.of(&Lane::default()), 500).await.unwrap()
 }
 
-/// Everything that waits in a queue.
+/// Consumes all messages that are ready in a queue.
 pub(crate) async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<Message> {
     let mut consumer = consume(transport, role).await;
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! A producer that submits many jobs: what they share, and that each hears of its own end.
+//! A producer that submits many jobs: their shared state, and the end of each.
 
 use std::{
     fmt,
@@ -35,7 +35,7 @@ impl Job for One {
     type Report = ();
 
     fn plan(&self) -> Result<Plan, JobError> {
-        Ok(Plan::of(1)) // so few are not worth measuring, and no job listens to events of its own
+        Ok(Plan::of(1)) // not worth measuring: no job subscribes to events of its own
     }
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         std::iter::once(Ok(0))
@@ -48,41 +48,41 @@ impl Job for One {
     }
 }
 
-/// Counts what it is asked for.
+/// A transport that counts what is opened.
 #[derive(Debug)]
-struct Counting {
+struct CountingTransport {
     inner: Arc<MemoryTransport>,
     lanes: AtomicUsize,
     journals: AtomicUsize,
     events: AtomicUsize,
-    /// Whether it lets nobody listen to events.
-    deaf: bool,
+    /// True if subscriptions to events are refused.
+    events_forbidden: bool,
 }
 
-impl Counting {
+impl CountingTransport {
     fn new() -> Arc<Self> {
-        Self::made(false)
+        Self::with_events_forbidden(false)
     }
 
-    fn made(deaf: bool) -> Arc<Self> {
+    fn with_events_forbidden(events_forbidden: bool) -> Arc<Self> {
         let [lanes, journals, events] = [0; 3].map(AtomicUsize::new);
-        Arc::new(Self { inner: MemoryTransport::new(), lanes, journals, events, deaf })
+        Arc::new(Self { inner: MemoryTransport::new(), lanes, journals, events, events_forbidden })
     }
 
-    /// How often a lane, the journal and the events were opened.
+    /// Returns how often a lane, the journal and the events were opened.
     fn opened(&self) -> [usize; 3] {
         [&self.lanes, &self.journals, &self.events].map(|number| number.load(Ordering::Relaxed))
     }
 }
 
-impl fmt::Display for Counting {
+impl fmt::Display for CountingTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl Transport for Counting {
+impl Transport for CountingTransport {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -106,7 +106,7 @@ impl Transport for Counting {
     }
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.events.fetch_add(1, Ordering::Relaxed);
-        if self.deaf {
+        if self.events_forbidden {
             let (transport, lacks) = (self.to_string(), "the right to listen".into());
             return Err(TransportError::Forbidden { transport, lacks });
         }
@@ -124,18 +124,18 @@ async fn submit(producer: &Producer) -> (Submission, Watch) {
     within(producer.open_watched(erase(One), SubmitOptions::default())).await.unwrap()
 }
 
-/// Writes into the journal as a sink would.
-async fn tell(transport: &dyn Transport, fact: impl Form) {
-    tell_to(transport, Address::Journal, fact).await;
+/// Writes into the journal as a sink does.
+async fn publish_fact(transport: &dyn Transport, fact: impl Form) {
+    publish_to(transport, Address::Journal, fact).await;
 }
 
-/// Tells the end of a job live, and writes nothing into the journal.
-async fn tell_live(transport: &dyn Transport, finished: Finished) {
+/// Publishes the end of a job as an event, and writes nothing into the journal.
+async fn publish_live_end(transport: &dyn Transport, finished: Finished) {
     let topic = Topic::Job(Lane::default(), finished.job);
-    tell_to(transport, Address::Events(topic), finished).await;
+    publish_to(transport, Address::Events(topic), finished).await;
 }
 
-async fn tell_to(transport: &dyn Transport, to: Address, fact: impl Form) {
+async fn publish_to(transport: &dyn Transport, to: Address, fact: impl Form) {
     let publisher = transport.publisher().await.unwrap();
     let message = fact.message(JobId::generate().to_string(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
@@ -156,91 +156,94 @@ fn finished(job: JobId, round: u32, text: &str) -> Finished {
     }
 }
 
+/// Jobs share a lane and a reader of the journal, and each watch gets the end of its own job.
 #[tokio::test]
-async fn many_jobs_share_a_lane_and_a_reader_and_each_hears_of_its_own_end() {
-    let transport = Counting::new();
+async fn jobs_share_lane_and_reader() {
+    let transport = CountingTransport::new();
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (first, mut first_watch) = submit(&producer).await;
     let (second, mut second_watch) = submit(&producer.clone()).await;
     let (a, b) = (first.id(), second.id());
     within(first.send()).await.unwrap();
     within(second.send()).await.unwrap();
-    tell(&*transport, finished(b, 0, "of the second")).await;
-    tell(&*transport, finished(a, 0, "of the first")).await;
+    publish_fact(&*transport, finished(b, 0, "of the second")).await;
+    publish_fact(&*transport, finished(a, 0, "of the first")).await;
     assert_eq!(within(first_watch.finished()).await.unwrap().conclusion.text, "of the first");
     assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
     assert_eq!(transport.opened(), [1, 1, 1]);
 }
 
 #[tokio::test]
-async fn an_end_that_is_told_live_need_not_be_in_the_journal_yet() {
-    let transport = Counting::new();
+async fn live_end_precedes_journal() {
+    let transport = CountingTransport::new();
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (first, mut first_watch) = submit(&producer).await;
     let (second, mut second_watch) = submit(&producer).await;
     let mut own = within(Watch::open(&*transport, second.id())).await.unwrap();
-    tell_live(&*transport, finished(second.id(), 0, "of the second")).await;
+    publish_live_end(&*transport, finished(second.id(), 0, "of the second")).await;
     assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
     assert_eq!(within(own.finished()).await.unwrap().conclusion.text, "of the second");
-    // And the journal, which tells it again, changes nothing.
-    tell_live(&*transport, finished(first.id(), 0, "of the first")).await;
-    tell(&*transport, finished(first.id(), 0, "of the first")).await;
+    // The same end in the journal changes nothing.
+    publish_live_end(&*transport, finished(first.id(), 0, "of the first")).await;
+    publish_fact(&*transport, finished(first.id(), 0, "of the first")).await;
     assert_eq!(within(first_watch.finished()).await.unwrap().conclusion.text, "of the first");
 }
 
+/// A live end of an earlier round that arrives late does not end the present round.
 #[tokio::test]
-async fn an_end_of_a_round_that_is_over_ends_no_later_one_when_it_is_told_live_late() {
-    let transport = Counting::new();
+async fn late_end_of_old_round_ignored() {
+    let transport = CountingTransport::new();
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (submission, _) = submit(&producer).await;
     let job = submission.id();
-    tell(&*transport, finished(job, 0, "at first")).await;
-    tell(&*transport, Reopened { job, round: Round(1), version: 0 }).await;
+    publish_fact(&*transport, finished(job, 0, "at first")).await;
+    publish_fact(&*transport, Reopened { job, round: Round(1), version: 0 }).await;
     let mut watch = within(Watch::open(&*transport, job)).await.unwrap();
     while !matches!(within(watch.next()).await.unwrap(), News::CaughtUp) {}
-    tell_live(&*transport, finished(job, 0, "at first")).await;
-    tell_live(&*transport, finished(job, 1, "again")).await;
+    publish_live_end(&*transport, finished(job, 0, "at first")).await;
+    publish_live_end(&*transport, finished(job, 1, "again")).await;
     assert_eq!(within(watch.finished()).await.unwrap().conclusion.text, "again");
 }
 
+/// A producer that may not subscribe to events reads ends in the journal.
 #[tokio::test]
-async fn who_may_not_listen_to_events_reads_the_end_in_the_journal() {
-    let transport = Counting::made(true);
+async fn forbidden_events_use_journal() {
+    let transport = CountingTransport::with_events_forbidden(true);
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (first, mut watch) = submit(&producer).await;
     let _second = submit(&producer).await;
-    tell(&*transport, finished(first.id(), 0, "from the journal")).await;
+    publish_fact(&*transport, finished(first.id(), 0, "from the journal")).await;
     assert_eq!(within(watch.finished()).await.unwrap().conclusion.text, "from the journal");
     assert_eq!(transport.opened()[2], 1, "it is not tried again for each job");
 }
 
 #[tokio::test]
-async fn a_watch_that_missed_something_finds_it_in_the_journal() {
-    let transport = Counting::new();
+async fn lagging_watch_reads_journal() {
+    let transport = CountingTransport::new();
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (lagging, mut lagging_watch) = submit(&producer).await;
     let (next, mut next_watch) = submit(&producer).await;
     let (a, b) = (lagging.id(), next.id());
     for round in 1..=FACTS_MAX_WAITING {
-        tell(&*transport, Reopened { job: a, round: Round(round as u32), version: 0 }).await;
+        publish_fact(&*transport, Reopened { job: a, round: Round(round as u32), version: 0 }).await;
     }
-    tell(&*transport, finished(a, FACTS_MAX_WAITING as u32, "after many rounds")).await;
-    tell(&*transport, finished(b, 0, "next")).await;
-    within(next_watch.finished()).await.unwrap(); // so everything before has been told
+    publish_fact(&*transport, finished(a, FACTS_MAX_WAITING as u32, "after many rounds")).await;
+    publish_fact(&*transport, finished(b, 0, "next")).await;
+    within(next_watch.finished()).await.unwrap(); // all earlier facts have been delivered then
     assert_eq!(transport.opened()[1], 1);
     assert_eq!(within(lagging_watch.finished()).await.unwrap().conclusion.text, "after many rounds");
     assert_eq!(transport.opened()[1], 2);
 }
 
 #[tokio::test]
-async fn a_watch_outlives_its_producer() {
-    let transport = Counting::new();
+async fn watch_outlives_producer() {
+    let transport = CountingTransport::new();
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (submission, mut watch) = submit(&producer).await;
     let job = submission.id();
     within(submission.send()).await.unwrap();
     drop(producer);
-    tell(&*transport, finished(job, 0, "later")).await;
+    publish_fact(&*transport, finished(job, 0, "later")).await;
     let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
     assert_eq!(end.conclusion.text, "later");
 }

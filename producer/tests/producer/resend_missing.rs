@@ -1,4 +1,4 @@
-//! What is sent again of what has no outcome.
+//! Resending of tasks that have no outcome.
 
 use std::sync::Arc;
 
@@ -12,11 +12,12 @@ use gristmill_shared::{
 
 use crate::harness::{Count, consume, count, drain, first_and_count, options, within};
 
-/// The ranges that are missing from an index on, as first index and number, and how many tasks are in all.
-type WhatIsMissing = fn(u64) -> (Vec<(u64, u64)>, u64);
+/// The ranges that are missing from an index on, as first index and number, and the number of
+/// missing tasks in all.
+type MissingRangesFrom = fn(u64) -> (Vec<(u64, u64)>, u64);
 
-/// A sink that knows only what is missing.
-async fn answer_audits(transport: Arc<dyn Transport>, missing: WhatIsMissing) {
+/// A sink that answers audits and nothing else.
+async fn answer_audits(transport: Arc<dyn Transport>, missing: MissingRangesFrom) {
     let mut results = consume(&*transport, QueueRole::Results).await;
     let publisher = transport.publisher().await.unwrap();
     loop {
@@ -34,8 +35,8 @@ async fn answer_audits(transport: Arc<dyn Transport>, missing: WhatIsMissing) {
     }
 }
 
-/// A job of ten tasks that was sent and sealed, and whose messages are gone.
-async fn sent_in_vain(
+/// Submits a job of ten tasks, which are sent and sealed, and then loses its messages.
+async fn submit_and_lose_tasks(
     transport: &Arc<dyn Transport>,
     cursors: &CursorDir,
 ) -> (Producer, Registry, gristmill_producer::Cursor) {
@@ -50,9 +51,9 @@ async fn sent_in_vain(
 }
 
 #[tokio::test]
-async fn exactly_what_is_missing_is_sent_again_in_the_present_round() {
+async fn only_missing_tasks_are_resent() {
     let (transport, dir) = (MemoryTransport::new() as Arc<dyn Transport>, tempfile::tempdir().unwrap());
-    let (producer, registry, cursor) = sent_in_vain(&transport, &CursorDir::new(dir.path())).await;
+    let (producer, registry, cursor) = submit_and_lose_tasks(&transport, &CursorDir::new(dir.path())).await;
     let sink = tokio::spawn(answer_audits(Arc::clone(&transport), |from| match from {
         0 => (vec![(1, 1), (4, 3)], 6),
         7 => (vec![(8, 2)], 2),
@@ -69,9 +70,9 @@ async fn exactly_what_is_missing_is_sent_again_in_the_present_round() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_again_of_a_split_that_gives_other_tasks() {
+async fn changed_split_resends_nothing() {
     let (transport, dir) = (MemoryTransport::new() as Arc<dyn Transport>, tempfile::tempdir().unwrap());
-    let (producer, registry, cursor) = sent_in_vain(&transport, &CursorDir::new(dir.path())).await;
+    let (producer, registry, cursor) = submit_and_lose_tasks(&transport, &CursorDir::new(dir.path())).await;
     let sink = tokio::spawn(answer_audits(Arc::clone(&transport), |_| (vec![(0, 10)], 10)));
     let other = gristmill_producer::Cursor { digest: gristmill_shared::SplitDigest::default(), ..cursor };
     let mut submission = within(producer.resume(&registry, other)).await.unwrap();
@@ -82,11 +83,11 @@ async fn nothing_is_sent_again_of_a_split_that_gives_other_tasks() {
 }
 
 #[tokio::test]
-async fn what_was_never_sent_is_not_sent_as_missing() {
+async fn unsent_tasks_are_not_missing() {
     let (transport, dir) = (MemoryTransport::new() as Arc<dyn Transport>, tempfile::tempdir().unwrap());
-    let (producer, registry, cursor) = sent_in_vain(&transport, &CursorDir::new(dir.path())).await;
+    let (producer, registry, cursor) = submit_and_lose_tasks(&transport, &CursorDir::new(dir.path())).await;
     let sink = tokio::spawn(answer_audits(Arc::clone(&transport), |_| (vec![(3, 97)], 97)));
-    // As after a crash at the very beginning.
+    // The cursor after a crash at the very beginning.
     let fresh = gristmill_producer::Cursor {
         confirmed: TaskIndex(0),
         digest: gristmill_shared::SplitDigest::default(),
@@ -101,7 +102,7 @@ async fn what_was_never_sent_is_not_sent_as_missing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_question_that_nobody_answers_ends_in_an_error() {
+async fn unanswered_audit_fails() {
     let (transport, dir) = (MemoryTransport::new() as Arc<dyn Transport>, tempfile::tempdir().unwrap());
     let cursors = CursorDir::new(dir.path());
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors, "1");

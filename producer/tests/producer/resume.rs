@@ -1,4 +1,4 @@
-//! How a split goes on where it was interrupted.
+//! Resuming of an interrupted split.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,8 +13,9 @@ use gristmill_shared::{
 
 use crate::harness::{Count, count, drain, first_and_count, options, seal, within};
 
+/// An interrupted job resumes at its cursor and ends in the same seal.
 #[tokio::test]
-async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
+async fn resumed_job_has_same_seal() {
     let dir = tempfile::tempdir().unwrap();
     let cursors = CursorDir::new(dir.path());
     let total = TASKS_MAX_MESSAGES + 500;
@@ -25,7 +26,7 @@ async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
     let submission = producer.open(erase(count(total)), options(1)).await.unwrap();
     let job = submission.id();
-    // The queue fills up, the cursor is saved, and then the producer is no more.
+    // The queue fills up, the cursor is saved, and then the producer is dropped.
     let saved = async {
         loop {
             let cursor = cursors.load(job).unwrap();
@@ -52,7 +53,7 @@ async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
     assert_eq!(after.last(), Some(&(total - 1, 1)));
     let resumed_seal = seal(&drain(&*transport, QueueRole::Results).await);
 
-    // Once sealed, resuming repeats the seal and nothing else.
+    // A sealed job that is resumed repeats the seal and nothing else.
     let again = producer.resume(&registry, cursors.load(job).unwrap()).await.unwrap();
     within(again.send()).await.unwrap();
     assert!(drain(&*transport, QueueRole::Tasks).await.is_empty());
@@ -65,21 +66,22 @@ async fn an_interrupted_job_goes_on_at_its_cursor_and_ends_in_the_same_seal() {
     assert_eq!(seal(&drain(&*whole, QueueRole::Results).await), resumed_seal);
 }
 
+/// Batches of a resumed job are sized by the measurements that the sink has.
 #[tokio::test]
-async fn batches_of_a_resumed_job_are_sized_by_what_the_sink_knows_of_it() {
+async fn resume_sizes_by_ledger() {
     let dir = tempfile::tempdir().unwrap();
     let cursors = CursorDir::new(dir.path());
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
     let submission = producer.open(erase(count(200_000)), SubmitOptions::default()).await.unwrap();
     let job = submission.id();
-    drop(submission); // it has the cursor
+    drop(submission); // releases the cursor
     drain(&*transport, QueueRole::Results).await;
     let mut registry = Registry::default();
     registry.register::<Count>().unwrap();
 
     let resumed = producer.resume(&registry, cursors.load(job).unwrap()).await.unwrap();
-    // The sink hears of it, and tells what it has: a million tasks of a microsecond.
+    // The sink reports what its ledger has: a million tasks of a microsecond.
     assert_eq!(drain(&*transport, QueueRole::Results).await.len(), 1);
     let account = Account { done: 1_000_000, ..Account::default() };
     let progress = Progress { job, account, sealed: false, busy_us: 1_000_000 };
@@ -95,14 +97,14 @@ async fn batches_of_a_resumed_job_are_sized_by_what_the_sink_knows_of_it() {
 }
 
 #[tokio::test]
-async fn a_job_whose_split_changed_is_not_gone_on_with() {
+async fn changed_split_is_not_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let cursors = CursorDir::new(dir.path());
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
     let submission = producer.open(erase(count(10)), options(1)).await.unwrap();
     let mut cursor = cursors.load(submission.id()).unwrap();
-    drop(submission); // it has the cursor
+    drop(submission); // releases the cursor
     cursor.confirmed = TaskIndex(5); // with the digest of no tasks
     let mut registry = Registry::default();
     registry.register::<Count>().unwrap();
@@ -113,11 +115,11 @@ async fn a_job_whose_split_changed_is_not_gone_on_with() {
 }
 
 #[tokio::test]
-async fn a_producer_that_leaves_has_saved_where_it_is() {
+async fn interrupt_saves_cursor() {
     let (transport, dir) = (MemoryTransport::new() as Arc<dyn Transport>, tempfile::tempdir().unwrap());
     let cursors = CursorDir::new(dir.path());
     let producer = Producer::new(Arc::clone(&transport), "test").cursors(cursors.clone(), "1");
-    // More batches than the queue takes.
+    // More batches than the queue holds.
     let mut submission = producer.open(erase(count(5_000)), options(1)).await.unwrap();
     let id = submission.id();
     let mut registry = Registry::default();

@@ -1,4 +1,4 @@
-//! What a producer sends, and when it stops.
+//! The messages that a producer sends, and the end of its sending.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::harness::{Count, consume, count, drain, first_and_count, options, seal, within};
 
 #[tokio::test]
-async fn a_job_is_opened_sent_in_order_and_sealed() {
+async fn job_sent_in_order_and_sealed() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let producer = Producer::new(Arc::clone(&transport), "test");
     let submission = producer.open(erase(count(10)), options(4)).await.unwrap();
@@ -29,7 +29,7 @@ async fn a_job_is_opened_sent_in_order_and_sealed() {
 }
 
 #[tokio::test]
-async fn a_refused_plan_sends_nothing() {
+async fn refused_plan_sends_nothing() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let producer = Producer::new(Arc::clone(&transport), "test");
@@ -38,8 +38,9 @@ async fn a_refused_plan_sends_nothing() {
     assert!(drain(&*transport, QueueRole::Results).await.is_empty());
 }
 
+/// The backlog is bounded by the queue, and no task is lost or sent twice when it is full.
 #[tokio::test]
-async fn the_backlog_is_bounded_and_nothing_is_lost_when_the_queue_is_full() {
+async fn full_queue_bounds_backlog() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let total = TASKS_MAX_MESSAGES * 3;
     let submission =
@@ -59,8 +60,9 @@ async fn the_backlog_is_bounded_and_nothing_is_lost_when_the_queue_is_full() {
     assert!(seen.iter().all(|times| *times == 1), "refused messages were stored, or sent twice");
 }
 
+/// A failed split and a wrong plan abort the job, which is never sealed.
 #[tokio::test]
-async fn a_failing_split_and_a_wrong_plan_abort_the_job_and_never_seal_it() {
+async fn failed_split_aborts_job() {
     let failing = Count { fail_at: Some(5), ..count(10) };
     let wrong = Count { plan: Some(11), ..count(10) };
     let panicking = Count { panic: true, ..count(10) };
@@ -73,15 +75,15 @@ async fn a_failing_split_and_a_wrong_plan_abort_the_job_and_never_seal_it() {
         let submission =
             Producer::new(Arc::clone(&transport), "test").open(erase(job), options(2)).await.unwrap();
         assert!(matches!(within(submission.send()).await, Err(ProducerError::Split(_))));
-        let told = drain(&*transport, QueueRole::Results).await;
-        assert_eq!(told.len(), 2);
-        let last = ToSink::decode(&told[1]).unwrap();
+        let messages = drain(&*transport, QueueRole::Results).await;
+        assert_eq!(messages.len(), 2);
+        let last = ToSink::decode(&messages[1]).unwrap();
         assert!(matches!(&last, ToSink::Aborted(aborted) if aborted.reason == reason), "{last:?}");
     }
 }
 
 #[tokio::test]
-async fn a_stopped_job_is_not_split_to_its_end() {
+async fn stopped_job_ends_split() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let endless = count(u64::MAX);
     let submission =
@@ -90,19 +92,19 @@ async fn a_stopped_job_is_not_split_to_its_end() {
     let sending = tokio::spawn(submission.send());
     let mut consumer = consume(&*transport, QueueRole::Tasks).await;
     within(consumer.recv(1)).await.unwrap();
-    let told =
+    let outcome =
         cancel(&*transport, &Lane::default(), job, Some(Lane::default()), "enough", "test").await.unwrap();
-    assert_eq!(told, Cancelling::Told);
+    assert_eq!(outcome, Cancelling::Told);
     assert_eq!(within(sending).await.unwrap().unwrap().end, SplitEnd::Stopped);
-    let told = drain(&*transport, QueueRole::Results).await;
+    let messages = drain(&*transport, QueueRole::Results).await;
     assert!(
-        matches!(&ToSink::decode(&told[1]).unwrap(), ToSink::Cancelled(cancelled) if cancelled.reason == "enough")
+        matches!(&ToSink::decode(&messages[1]).unwrap(), ToSink::Cancelled(cancelled) if cancelled.reason == "enough")
     );
-    assert_eq!(told.len(), 2, "it was sealed");
+    assert_eq!(messages.len(), 2, "it was sealed");
 }
 
 #[tokio::test]
-async fn while_nothing_is_measured_every_task_travels_alone() {
+async fn unmeasured_tasks_travel_alone() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let producer = Producer::new(Arc::clone(&transport), "test");
     let submission = producer.open(erase(count(900)), SubmitOptions::default()).await.unwrap();

@@ -1,4 +1,4 @@
-//! How a job is spread over several queues of tasks.
+//! A job that is spread over several queues of tasks.
 
 use std::sync::Arc;
 
@@ -9,8 +9,9 @@ use gristmill_shared::{
 
 use crate::harness::{Count, consume, count, drain, first_and_count, options, within};
 
+/// Batches go to existing shards in turn, also after the job is resumed.
 #[tokio::test]
-async fn a_job_is_spread_over_shards_that_are_there_also_when_it_is_resumed() {
+async fn shards_take_batches_in_turn() {
     let dir = tempfile::tempdir().unwrap();
     let cursors = CursorDir::new(dir.path());
     let mut registry = Registry::default();
@@ -24,7 +25,10 @@ async fn a_job_is_spread_over_shards_that_are_there_also_when_it_is_resumed() {
     transport.open_shards(&Lane::default(), Shards::new(2).unwrap()).await.unwrap();
     let refused = producer.open(erase(count(9)), options.clone()).await.unwrap_err();
     assert!(refused.to_string().starts_with("lane default has 2 of the 3 shards"), "{refused}");
-    assert!(drain(&*transport, QueueRole::Results).await.is_empty(), "the sink was told of a refused job");
+    assert!(
+        drain(&*transport, QueueRole::Results).await.is_empty(),
+        "a refused job was announced to the sink"
+    );
 
     transport.open_shards(&Lane::default(), three).await.unwrap();
     let firsts = async || {
@@ -45,9 +49,9 @@ async fn a_job_is_spread_over_shards_that_are_there_also_when_it_is_resumed() {
     assert_eq!(firsts().await, in_turn, "resumed");
 }
 
-/// A shard that nobody takes from does not hold up the others for ever.
+/// A full shard without a consumer does not block the other shards.
 #[tokio::test]
-async fn what_a_full_shard_refuses_goes_to_another() {
+async fn full_shard_yields_to_others() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let two = Shards::new(2).unwrap();
     transport.open_lane(&Lane::default()).await.unwrap();

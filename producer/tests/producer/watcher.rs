@@ -1,4 +1,4 @@
-//! Who follows a job and who ends it.
+//! Watching and cancelling a job.
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::harness::{count, drain, within};
 
 #[tokio::test]
-async fn a_watch_sees_the_end_of_the_last_round_only() {
+async fn watch_returns_last_round_end() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
@@ -51,7 +51,7 @@ async fn a_watch_sees_the_end_of_the_last_round_only() {
     assert_eq!(end.conclusion.text, "second");
 }
 
-/// A job whose report is nothing.
+/// A job whose report may be null.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Silent;
 
@@ -73,11 +73,11 @@ impl Job for Silent {
 }
 
 #[tokio::test]
-async fn a_watch_returns_the_typed_report() {
+async fn watch_returns_typed_report() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
-    let told = async |kind: &str, report: Option<&str>, report_bytes| {
+    let watch_finished = async |kind: &str, report: Option<&str>, report_bytes| {
         let finished = Finished {
             job: JobId::generate(),
             kind: Kind::new(kind).unwrap(),
@@ -93,12 +93,15 @@ async fn a_watch_returns_the_typed_report() {
         publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
         Watch::open(&*transport, finished.job).await.unwrap()
     };
-    let mut watch = told("silent", Some("42"), None).await;
+    let mut watch = watch_finished("silent", Some("42"), None).await;
     assert_eq!(within(watch.report::<Silent>()).await.unwrap(), Some(42));
-    let outcome = within(watch.outcome::<Silent>()).await.unwrap(); // once more
+    let outcome = within(watch.outcome::<Silent>()).await.unwrap(); // again, after the end
     assert_eq!((outcome.report, outcome.failures[&TaskIndex(7)].as_str()), (Some(42), "cold"));
-    // A report that is null is one.
-    assert_eq!(within(told("silent", Some("null"), None).await.report::<Silent>()).await.unwrap(), None);
+    // A report that is null is a report.
+    assert_eq!(
+        within(watch_finished("silent", Some("null"), None).await.report::<Silent>()).await.unwrap(),
+        None
+    );
 
     for (kind, report, bytes, why) in [
         ("silent", None, Some(300_000), "takes 300000 bytes, more than the journal carries"),
@@ -106,13 +109,13 @@ async fn a_watch_returns_the_typed_report() {
         ("silent", Some("\"42\""), None, "does not fit kind silent"),
         ("loud", Some("42"), None, "is of kind loud, not silent"),
     ] {
-        let error = within(told(kind, report, bytes).await.outcome::<Silent>()).await.unwrap_err();
+        let error = within(watch_finished(kind, report, bytes).await.outcome::<Silent>()).await.unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
     }
 }
 
 #[tokio::test]
-async fn cancelling_a_job_that_has_ended_says_so() {
+async fn cancel_after_end_is_reported() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
@@ -130,8 +133,8 @@ async fn cancelling_a_job_that_has_ended_says_so() {
     };
     let message = finished.message("1".into(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
-    let told = cancel(&*transport, &Lane::default(), job, None, "late", "test").await.unwrap();
-    assert_eq!(told, Cancelling::HadEnded);
+    let outcome = cancel(&*transport, &Lane::default(), job, None, "late", "test").await.unwrap();
+    assert_eq!(outcome, Cancelling::HadEnded);
     let mut journal = transport.journal().await.unwrap();
     while let JournalEntry::Fact(message) = journal.next().await.unwrap() {
         assert!(!matches!(Fact::decode(&message).unwrap(), Fact::Stopped(Stopped { .. })));
@@ -139,26 +142,28 @@ async fn cancelling_a_job_that_has_ended_says_so() {
 }
 
 #[tokio::test]
-async fn cancelling_a_job_that_nobody_knows_tells_nobody() {
+async fn cancel_of_unknown_job_sends_nothing() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
-    let told = cancel(&*transport, &Lane::default(), JobId::generate(), None, "typo", "test").await.unwrap();
-    assert_eq!(told, Cancelling::Unknown);
+    let outcome =
+        cancel(&*transport, &Lane::default(), JobId::generate(), None, "typo", "test").await.unwrap();
+    assert_eq!(outcome, Cancelling::Unknown);
     assert!(drain(&*transport, QueueRole::Results).await.is_empty());
 }
 
+/// A cancellation goes to the lane of the job, not to the lane at hand.
 #[tokio::test]
-async fn cancelling_reaches_the_lane_of_the_job_and_not_the_one_at_hand() {
+async fn cancel_uses_lane_of_job() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let night: Lane = "night".parse().unwrap();
     let options = SubmitOptions { lane: night.clone(), ..SubmitOptions::default() };
     let submission =
         Producer::new(Arc::clone(&transport), "test").open(erase(count(5)), options).await.unwrap();
-    let told = cancel(&*transport, &Lane::default(), submission.id(), Some(night.clone()), "no", "test")
+    let outcome = cancel(&*transport, &Lane::default(), submission.id(), Some(night.clone()), "no", "test")
         .await
         .unwrap();
-    assert_eq!(told, Cancelling::Told);
+    assert_eq!(outcome, Cancelling::Told);
     assert!(drain(&*transport, QueueRole::Results).await.is_empty());
     let mut consumer = transport.consume(&QueueRole::Results.of(&night), 10).await.unwrap();
-    let told = within(consumer.recv(10)).await.unwrap();
-    assert!(matches!(ToSink::decode(&told[1].message).unwrap(), ToSink::Cancelled(_)));
+    let messages = within(consumer.recv(10)).await.unwrap();
+    assert!(matches!(ToSink::decode(&messages[1].message).unwrap(), ToSink::Cancelled(_)));
 }
