@@ -1,6 +1,6 @@
-//! Floats to JSON and back, and the check that all of them are finite. Whether serde_json keeps
-//! their bits is decided when it is built, so the other figures take another build
-//! (docs/performance.md).
+//! Benchmarks of floats to JSON and back, and of the check that all of them are finite. A
+//! build-time feature of serde_json decides if their bits survive, so the other figures need
+//! another build (docs/performance.md).
 
 use std::hint::black_box;
 
@@ -9,7 +9,8 @@ use gristmill_shared::{DoneTasks, TaskIndex, fold::ExactSum};
 
 const FLOAT_COUNT: usize = 10_000;
 
-/// Floats from 0 to 1 with all bits of their mantissas in use, as computations give them.
+/// Returns floats from 0 to 1 with all bits of their mantissas in use, like results of
+/// computations.
 fn floats() -> Vec<f64> {
     let steps = std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |bits: &u64| {
         Some(bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407))
@@ -35,7 +36,7 @@ fn wire(criterion: &mut Criterion) {
     group.bench_function("encode and check", |bencher| {
         bencher.iter(|| DoneTasks::of(TaskIndex(0), black_box(&floats)).bytes());
     });
-    // Every other one is a `null` that the check must look at twice.
+    // Every other value is a `null`, which the check must walk a second time.
     let holes: Vec<Option<f64>> =
         floats.iter().enumerate().map(|(place, float)| (place % 2 == 0).then_some(*float)).collect();
     group.bench_function("encode and check, half of them null", |bencher| {

@@ -1,9 +1,9 @@
-//! Refuses floats that JSON cannot carry.
+//! The check that refuses floats that JSON cannot carry.
 //!
-//! JSON has no NaN and no infinity: serde_json writes them as `null`, which may decode as something
-//! else (`Some(NaN)` becomes `None`). A `null` in the encoded bytes is the only trace of such a
-//! float, so only values whose bytes contain the word are walked a second time, by a serializer
-//! that writes nothing and names the float.
+//! JSON has no NaN and no infinity: serde_json writes them as `null`, which may decode as another
+//! value (`Some(NaN)` becomes `None`). A `null` in the encoded bytes is the only trace of such a
+//! float. So values whose bytes contain the word are serialized a second time, by a serializer that
+//! writes nothing and names the float.
 
 use std::fmt;
 
@@ -41,26 +41,26 @@ pub(crate) fn check(name: &str, value: &(impl Serialize + ?Sized), json: &[u8]) 
     if memchr::memmem::find(json, b"null").is_none() {
         return Ok(());
     }
-    match value.serialize(Finder) {
-        Err(Found::Float { mut path, value }) => {
+    match value.serialize(FiniteChecker) {
+        Err(WalkError::Float { mut path, value }) => {
             path.insert_str(0, name);
             Err(NotFinite { path, value })
         }
-        // The value was encoded before, so an error of its own `Serialize` has been told already.
-        Ok(()) | Err(Found::Other) => Ok(()),
+        // The value was encoded before, so an error of its own `Serialize` was reported already.
+        Ok(()) | Err(WalkError::Other) => Ok(()),
     }
 }
 
-/// Ends the walk through a value.
+/// The error that ends the walk through a value.
 #[derive(Debug)]
-enum Found {
+enum WalkError {
     Float { path: String, value: &'static str },
     Other,
 }
 
-impl Found {
+impl WalkError {
     /// Puts a part in front of the path.
-    fn below(self, part: impl FnOnce() -> String) -> Self {
+    fn prefix_path(self, part: impl FnOnce() -> String) -> Self {
         match self {
             Self::Float { path, value } => Self::Float { path: part() + &path, value },
             Self::Other => Self::Other,
@@ -68,15 +68,15 @@ impl Found {
     }
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for WalkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the search for floats that are not finite ended")
     }
 }
 
-impl std::error::Error for Found {}
+impl std::error::Error for WalkError {}
 
-impl ser::Error for Found {
+impl ser::Error for WalkError {
     fn custom<T: fmt::Display>(_: T) -> Self {
         Self::Other
     }
@@ -84,37 +84,37 @@ impl ser::Error for Found {
 
 /// A serializer that writes nothing and fails at the first float that is not finite.
 #[derive(Debug, Clone, Copy)]
-struct Finder;
+struct FiniteChecker;
 
-fn float(value: f64) -> Result<(), Found> {
+fn check_float(value: f64) -> Result<(), WalkError> {
     let value = match value {
         finite if finite.is_finite() => return Ok(()),
         nan if nan.is_nan() => "NaN",
         positive if positive > 0.0 => "infinite",
         _ => "negatively infinite",
     };
-    Err(Found::Float { path: String::new(), value })
+    Err(WalkError::Float { path: String::new(), value })
 }
 
-/// Methods that take a value without floats.
+/// Implements methods of a serializer for values without floats.
 macro_rules! no_floats {
     ($($method:ident($($argument:ty),*);)*) => {
-        $(fn $method(self, $(_: $argument),*) -> Result<(), Found> {
+        $(fn $method(self, $(_: $argument),*) -> Result<(), WalkError> {
             Ok(())
         })*
     };
 }
 
-impl Serializer for Finder {
+impl Serializer for FiniteChecker {
     type Ok = ();
-    type Error = Found;
-    type SerializeSeq = Elements;
-    type SerializeTuple = Elements;
-    type SerializeTupleStruct = Elements;
-    type SerializeTupleVariant = Elements;
-    type SerializeMap = Entries;
-    type SerializeStruct = Fields;
-    type SerializeStructVariant = Fields;
+    type Error = WalkError;
+    type SerializeSeq = SequenceWalk;
+    type SerializeTuple = SequenceWalk;
+    type SerializeTupleStruct = SequenceWalk;
+    type SerializeTupleVariant = SequenceWalk;
+    type SerializeMap = MapWalk;
+    type SerializeStruct = StructWalk;
+    type SerializeStructVariant = StructWalk;
 
     no_floats! {
         serialize_bool(bool);
@@ -137,15 +137,15 @@ impl Serializer for Finder {
         serialize_unit_variant(&'static str, u32, &'static str);
     }
 
-    fn serialize_f32(self, value: f32) -> Result<(), Found> {
-        float(value.into())
+    fn serialize_f32(self, value: f32) -> Result<(), WalkError> {
+        check_float(value.into())
     }
 
-    fn serialize_f64(self, value: f64) -> Result<(), Found> {
-        float(value)
+    fn serialize_f64(self, value: f64) -> Result<(), WalkError> {
+        check_float(value)
     }
 
-    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), Found> {
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<(), WalkError> {
         value.serialize(self)
     }
 
@@ -153,7 +153,7 @@ impl Serializer for Finder {
         self,
         _: &'static str,
         value: &T,
-    ) -> Result<(), Found> {
+    ) -> Result<(), WalkError> {
         value.serialize(self)
     }
 
@@ -163,20 +163,20 @@ impl Serializer for Finder {
         _: u32,
         variant: &'static str,
         value: &T,
-    ) -> Result<(), Found> {
-        value.serialize(self).map_err(|found| found.below(|| format!(".{variant}")))
+    ) -> Result<(), WalkError> {
+        value.serialize(self).map_err(|found| found.prefix_path(|| format!(".{variant}")))
     }
 
-    fn serialize_seq(self, _: Option<usize>) -> Result<Elements, Found> {
-        Ok(Elements::default())
+    fn serialize_seq(self, _: Option<usize>) -> Result<SequenceWalk, WalkError> {
+        Ok(SequenceWalk::default())
     }
 
-    fn serialize_tuple(self, _: usize) -> Result<Elements, Found> {
-        Ok(Elements::default())
+    fn serialize_tuple(self, _: usize) -> Result<SequenceWalk, WalkError> {
+        Ok(SequenceWalk::default())
     }
 
-    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<Elements, Found> {
-        Ok(Elements::default())
+    fn serialize_tuple_struct(self, _: &'static str, _: usize) -> Result<SequenceWalk, WalkError> {
+        Ok(SequenceWalk::default())
     }
 
     fn serialize_tuple_variant(
@@ -185,16 +185,16 @@ impl Serializer for Finder {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Elements, Found> {
-        Ok(Elements { variant: Some(variant), next: 0 })
+    ) -> Result<SequenceWalk, WalkError> {
+        Ok(SequenceWalk { variant: Some(variant), next: 0 })
     }
 
-    fn serialize_map(self, _: Option<usize>) -> Result<Entries, Found> {
-        Ok(Entries::default())
+    fn serialize_map(self, _: Option<usize>) -> Result<MapWalk, WalkError> {
+        Ok(MapWalk::default())
     }
 
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Fields, Found> {
-        Ok(Fields { variant: None })
+    fn serialize_struct(self, _: &'static str, _: usize) -> Result<StructWalk, WalkError> {
+        Ok(StructWalk { variant: None })
     }
 
     fn serialize_struct_variant(
@@ -203,43 +203,45 @@ impl Serializer for Finder {
         _: u32,
         variant: &'static str,
         _: usize,
-    ) -> Result<Fields, Found> {
-        Ok(Fields { variant: Some(variant) })
+    ) -> Result<StructWalk, WalkError> {
+        Ok(StructWalk { variant: Some(variant) })
     }
 }
 
-/// The name of an enum's variant, as a part of a path.
+/// Returns the name of an enum's variant as a part of a path.
 fn variant_part(variant: Option<&'static str>) -> String {
     variant.map_or_else(String::new, |variant| format!(".{variant}"))
 }
 
 /// The elements of a sequence or tuple.
 #[derive(Debug, Default)]
-struct Elements {
+struct SequenceWalk {
     variant: Option<&'static str>,
     next: usize,
 }
 
-impl Elements {
-    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+impl SequenceWalk {
+    fn element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WalkError> {
         let (variant, place) = (self.variant, self.next);
         self.next += 1;
-        value.serialize(Finder).map_err(|found| found.below(|| format!("{}[{place}]", variant_part(variant))))
+        value
+            .serialize(FiniteChecker)
+            .map_err(|found| found.prefix_path(|| format!("{}[{place}]", variant_part(variant))))
     }
 }
 
 /// Implements a trait of serde whose one method takes a sequence's next element.
 macro_rules! elements {
     ($($interface:ident::$method:ident;)*) => {
-        $(impl ser::$interface for Elements {
+        $(impl ser::$interface for SequenceWalk {
             type Ok = ();
-            type Error = Found;
+            type Error = WalkError;
 
-            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
+            fn $method<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WalkError> {
                 self.element(value)
             }
 
-            fn end(self) -> Result<(), Found> {
+            fn end(self) -> Result<(), WalkError> {
                 Ok(())
             }
         })*
@@ -255,70 +257,72 @@ elements! {
 
 /// The entries of a map.
 #[derive(Debug, Default)]
-struct Entries {
+struct MapWalk {
     key: String,
 }
 
-/// A map's key as a part of a path: `["name"]`, `[7]`.
+/// Returns a map's key as a part of a path: `["name"]`, `[7]`.
 fn key_part<K: Serialize + ?Sized>(key: &K) -> String {
     format!("[{}]", serde_json::to_string(key).unwrap_or_default())
 }
 
-impl ser::SerializeMap for Entries {
+impl ser::SerializeMap for MapWalk {
     type Ok = ();
-    type Error = Found;
+    type Error = WalkError;
 
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), Found> {
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), WalkError> {
         self.key = key_part(key);
         Ok(())
     }
 
-    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), Found> {
-        value.serialize(Finder).map_err(|found| found.below(|| std::mem::take(&mut self.key)))
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), WalkError> {
+        value.serialize(FiniteChecker).map_err(|found| found.prefix_path(|| std::mem::take(&mut self.key)))
     }
 
     fn serialize_entry<K: Serialize + ?Sized, V: Serialize + ?Sized>(
         &mut self,
         key: &K,
         value: &V,
-    ) -> Result<(), Found> {
-        value.serialize(Finder).map_err(|found| found.below(|| key_part(key)))
+    ) -> Result<(), WalkError> {
+        value.serialize(FiniteChecker).map_err(|found| found.prefix_path(|| key_part(key)))
     }
 
-    fn end(self) -> Result<(), Found> {
+    fn end(self) -> Result<(), WalkError> {
         Ok(())
     }
 }
 
 /// The fields of a struct.
 #[derive(Debug)]
-struct Fields {
+struct StructWalk {
     variant: Option<&'static str>,
 }
 
-impl Fields {
-    fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), Found> {
+impl StructWalk {
+    fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), WalkError> {
         let variant = self.variant;
-        value.serialize(Finder).map_err(|found| found.below(|| format!("{}.{name}", variant_part(variant))))
+        value
+            .serialize(FiniteChecker)
+            .map_err(|found| found.prefix_path(|| format!("{}.{name}", variant_part(variant))))
     }
 }
 
 /// Implements a trait of serde whose one method takes a struct's next field.
 macro_rules! fields {
     ($($interface:ident;)*) => {
-        $(impl ser::$interface for Fields {
+        $(impl ser::$interface for StructWalk {
             type Ok = ();
-            type Error = Found;
+            type Error = WalkError;
 
             fn serialize_field<T: Serialize + ?Sized>(
                 &mut self,
                 name: &'static str,
                 value: &T,
-            ) -> Result<(), Found> {
+            ) -> Result<(), WalkError> {
                 self.field(name, value)
             }
 
-            fn end(self) -> Result<(), Found> {
+            fn end(self) -> Result<(), WalkError> {
                 Ok(())
             }
         })*

@@ -12,9 +12,8 @@ const SUM_WORDS: usize = 34;
 
 /// The exact sum of any number of floats, rounded once, when it is read.
 ///
-/// Neither the order of the terms nor how they were grouped changes a bit of it, and terms that
-/// cancel each other leave nothing behind. Takes 280 bytes; as JSON, a text of 20 to 70 characters
-/// as a rule.
+/// Its bits do not depend on the order or the grouping of the terms, and terms that cancel each
+/// other leave no rest. Takes 280 bytes; as JSON usually a text of 20 to 70 characters.
 ///
 /// A term that is not finite makes the sum [not finite](Self::is_finite), as IEEE 754 has it: an
 /// infinity stays, and a NaN, or infinities of both signs, make it NaN for good. Likewise a sum
@@ -31,34 +30,34 @@ const SUM_WORDS: usize = 34;
 pub struct ExactSum {
     /// Two's complement, the lowest word first.
     words: [u64; SUM_WORDS],
-    beyond: Beyond,
+    class: SumClass,
 }
 
-/// The part of a sum that is not finite.
+/// The class of a sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Beyond {
+enum SumClass {
     #[default]
-    Nothing,
-    Positive,
-    Negative,
+    Finite,
+    PositiveInfinity,
+    NegativeInfinity,
     Nan,
 }
 
-impl Beyond {
-    fn of(value: f64) -> Self {
+impl SumClass {
+    fn from_float(value: f64) -> Self {
         match value {
-            finite if finite.is_finite() => Self::Nothing,
+            finite if finite.is_finite() => Self::Finite,
             nan if nan.is_nan() => Self::Nan,
-            positive if positive > 0.0 => Self::Positive,
-            _ => Self::Negative,
+            positive if positive > 0.0 => Self::PositiveInfinity,
+            _ => Self::NegativeInfinity,
         }
     }
 
-    fn and(self, other: Self) -> Self {
+    fn combine(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Nothing, other) | (other, Self::Nothing) => other,
-            (Self::Positive, Self::Positive) => Self::Positive,
-            (Self::Negative, Self::Negative) => Self::Negative,
+            (Self::Finite, other) | (other, Self::Finite) => other,
+            (Self::PositiveInfinity, Self::PositiveInfinity) => Self::PositiveInfinity,
+            (Self::NegativeInfinity, Self::NegativeInfinity) => Self::NegativeInfinity,
             _ => Self::Nan,
         }
     }
@@ -66,7 +65,7 @@ impl Beyond {
 
 impl Default for ExactSum {
     fn default() -> Self {
-        Self { words: [0; SUM_WORDS], beyond: Beyond::Nothing }
+        Self { words: [0; SUM_WORDS], class: SumClass::Finite }
     }
 }
 
@@ -74,7 +73,7 @@ impl ExactSum {
     /// Adds one term.
     pub fn add(&mut self, term: f64) {
         if !term.is_finite() {
-            return self.add_beyond(Beyond::of(term));
+            return self.add_class(SumClass::from_float(term));
         }
         if !self.is_finite() {
             return;
@@ -101,19 +100,19 @@ impl ExactSum {
         let was_negative = self.is_negative();
         add(&mut self.words, other.words);
         self.note_overflow(was_negative, other.is_negative());
-        self.add_beyond(other.beyond);
+        self.add_class(other.class);
     }
 
-    /// The nearest float to the exact sum; of two that are as near, the one with an even mantissa.
+    /// Returns the float nearest to the exact sum; on a tie, the one with an even mantissa.
     /// A sum beyond [`f64::MAX`] by half a unit in its last place or more is an infinity, as in
     /// IEEE 754. A sum of nothing, and of terms that cancel, is `0.0` and never `-0.0`.
     #[must_use]
     pub fn value(&self) -> f64 {
-        match self.beyond {
-            Beyond::Nothing => {}
-            Beyond::Positive => return f64::INFINITY,
-            Beyond::Negative => return f64::NEG_INFINITY,
-            Beyond::Nan => return f64::NAN,
+        match self.class {
+            SumClass::Finite => {}
+            SumClass::PositiveInfinity => return f64::INFINITY,
+            SumClass::NegativeInfinity => return f64::NEG_INFINITY,
+            SumClass::Nan => return f64::NAN,
         }
         let magnitude = self.magnitude();
         let Some(top) = top_bit(&magnitude) else { return 0.0 };
@@ -129,29 +128,33 @@ impl ExactSum {
         if self.is_negative() { -rounded } else { rounded }
     }
 
-    /// Returns whether all terms were finite, and the sum is as well. Its [value](Self::value) may
-    /// be infinite nevertheless, if no float is as large.
+    /// True if all terms and the sum are finite. Its [value](Self::value) may still be infinite, if
+    /// the sum exceeds the largest float.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        self.beyond == Beyond::Nothing
+        self.class == SumClass::Finite
     }
 
     fn is_negative(&self) -> bool {
         self.words[SUM_WORDS - 1] >> 63 == 1
     }
 
-    /// Two numbers of one sign whose sum has the other sign did not fit.
+    /// Records an overflow: two numbers of one sign whose sum has the other sign did not fit.
     fn note_overflow(&mut self, was_negative: bool, term_is_negative: bool) {
         if was_negative == term_is_negative && self.is_negative() != was_negative {
-            self.add_beyond(if was_negative { Beyond::Negative } else { Beyond::Positive });
+            self.add_class(if was_negative {
+                SumClass::NegativeInfinity
+            } else {
+                SumClass::PositiveInfinity
+            });
         }
     }
 
-    /// Nothing that is finite changes a sum that is not, so its words are cleared and equal sums
-    /// are equal.
-    fn add_beyond(&mut self, beyond: Beyond) {
-        self.beyond = self.beyond.and(beyond);
-        if self.beyond != Beyond::Nothing {
+    /// Adds a term's class. Clears the words of a sum that is not finite, since no finite term
+    /// changes it; equal sums then compare as equal.
+    fn add_class(&mut self, class: SumClass) {
+        self.class = self.class.combine(class);
+        if self.class != SumClass::Finite {
             self.words = [0; SUM_WORDS];
         }
     }
@@ -194,7 +197,7 @@ fn subtract<const N: usize>(words: &mut [u64], parts: [u64; N]) {
     }
 }
 
-/// The place of the highest bit that is set.
+/// Returns the place of the highest bit that is set.
 fn top_bit(words: &[u64]) -> Option<usize> {
     let place = words.iter().rposition(|word| *word != 0)?;
     Some(place * 64 + words[place].ilog2() as usize)
@@ -204,14 +207,14 @@ fn bit(words: &[u64], place: usize) -> bool {
     words[place / 64] >> (place % 64) & 1 == 1
 }
 
-/// The 64 bits from `low` on.
+/// Returns the 64 bits from `low` on.
 fn bits_from(words: &[u64], low: usize) -> u64 {
     let word = |place: usize| words.get(place).copied().unwrap_or(0);
     let both = u128::from(word(low / 64 + 1)) << 64 | u128::from(word(low / 64));
     (both >> (low % 64)) as u64
 }
 
-/// Returns whether a bit below `place` is set.
+/// True if a bit below `place` is set.
 fn has_bits_below(words: &[u64], place: usize) -> bool {
     let (whole, rest) = words.split_at(place / 64);
     whole.iter().any(|word| *word != 0) || rest[0] & ((1 << (place % 64)) - 1) != 0
@@ -253,11 +256,11 @@ impl fmt::Debug for ExactSum {
 /// hexadecimal; `0`, `inf`, `-inf` or `nan` for what has no words.
 impl fmt::Display for ExactSum {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.beyond {
-            Beyond::Nothing => {}
-            Beyond::Positive => return f.write_str("inf"),
-            Beyond::Negative => return f.write_str("-inf"),
-            Beyond::Nan => return f.write_str("nan"),
+        match self.class {
+            SumClass::Finite => {}
+            SumClass::PositiveInfinity => return f.write_str("inf"),
+            SumClass::NegativeInfinity => return f.write_str("-inf"),
+            SumClass::Nan => return f.write_str("nan"),
         }
         let magnitude = self.magnitude();
         let used = magnitude.iter().position(|word| *word != 0).zip(top_bit(&magnitude));
@@ -269,14 +272,14 @@ impl fmt::Display for ExactSum {
 }
 
 impl ExactSum {
-    /// Reads a sum as it displays itself.
+    /// Parses the text of `Display`.
     fn read(text: &str) -> Option<Self> {
-        let beyond = |beyond| Some(Self { beyond, ..Self::default() });
+        let class = |class| Some(Self { class, ..Self::default() });
         match text {
             "0" => return Some(Self::default()),
-            "inf" => return beyond(Beyond::Positive),
-            "-inf" => return beyond(Beyond::Negative),
-            "nan" => return beyond(Beyond::Nan),
+            "inf" => return class(SumClass::PositiveInfinity),
+            "-inf" => return class(SumClass::NegativeInfinity),
+            "nan" => return class(SumClass::Nan),
             _ => {}
         }
         let (negative, rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
@@ -289,7 +292,7 @@ impl ExactSum {
         for (place, word) in (low..).zip(digits.as_bytes().rchunks(16)) {
             *magnitude.get_mut(place)? = u64::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
         }
-        let mut sum = Self { words: magnitude, beyond: Beyond::Nothing };
+        let mut sum = Self { words: magnitude, class: SumClass::Finite };
         if sum.is_negative() {
             return None;
         }

@@ -12,7 +12,7 @@ use crate::TaskIndex;
 /// The level of the largest block: it covers all indices that there may be.
 const LEVEL_MAX: u32 = TaskIndex::LIMIT.ilog2();
 
-/// Merges the values of tasks in a fixed shape, whatever order they arrive in.
+/// A reduction of the values of tasks in a fixed shape, whatever their order of arrival.
 ///
 /// The values of indices 0 and 1 merge as soon as both are there, those of 2 and 3 likewise, then
 /// both pairs, and so on: always two neighbouring blocks of one size, the left one first. Blocks
@@ -24,7 +24,8 @@ const LEVEL_MAX: u32 = TaskIndex::LIMIT.ilog2();
 /// value for each index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree<T> {
-    /// Blocks by their first index: the level, which is the logarithm of the size, and the value.
+    /// The blocks by their first index: the level, which is the logarithm of the size, and the
+    /// value.
     blocks: BTreeMap<u64, (u32, T)>,
 }
 
@@ -54,14 +55,15 @@ impl<T> Tree<T> {
         self.blocks.insert(first, (level, value));
     }
 
-    /// Returns whether the value of this task was added.
+    /// True if the value of this task was added.
     #[must_use]
     pub fn contains(&self, index: TaskIndex) -> bool {
         let before = self.blocks.range(..=index.0).next_back();
         before.is_some_and(|(first, (level, _))| index.0 - first < 1 << level)
     }
 
-    /// Everything merged: the blocks that wait, from left to right. `None` if nothing was added.
+    /// Returns all values merged: the waiting blocks, from left to right. `None` if nothing was
+    /// added.
     #[must_use]
     pub fn total(&self, merge: impl FnMut(T, T) -> T) -> Option<T>
     where
@@ -70,14 +72,13 @@ impl<T> Tree<T> {
         self.blocks.values().map(|(_, value)| value.clone()).reduce(merge)
     }
 
-    /// The number of values in memory.
+    /// Returns the number of values in memory.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Returns whether a block lies within the indices, at a multiple of its size, behind all
-    /// others.
+    /// True if a block lies within the indices, at a multiple of its size, behind all others.
     fn fits_behind(&self, first: u64, level: u32) -> bool {
         let size = |level: u32| 1_u64 << level;
         let behind = self.blocks.last_key_value().map_or(0, |(last, (level, _))| last + size(*level));
@@ -97,13 +98,13 @@ impl<T: Serialize> Serialize for Tree<T> {
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tree<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Blocks(PhantomData))
+        deserializer.deserialize_seq(TreeVisitor(PhantomData))
     }
 }
 
-struct Blocks<T>(PhantomData<T>);
+struct TreeVisitor<T>(PhantomData<T>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Blocks<T> {
+impl<'de, T: Deserialize<'de>> Visitor<'de> for TreeVisitor<T> {
     type Value = Tree<T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,14 +142,14 @@ mod tests {
     }
 
     #[test]
-    fn siblings_merge_and_the_rest_in_order() {
+    fn siblings_merge_in_order() {
         assert_eq!(tree([]).total(join), None);
         assert_eq!(tree([5, 0, 4, 3, 2, 1]).total(join).unwrap(), "(((01)(23))(45))");
         assert_eq!(tree([6, 3, 2, 1]).total(join).unwrap(), "((1(23))6)");
     }
 
     #[test]
-    fn an_index_counts_once() {
+    fn index_counts_once() {
         let mut twice = tree([0, 1, 2]);
         twice.add(TaskIndex(1), "again".into(), join);
         twice.add(TaskIndex(TaskIndex::LIMIT), "beyond".into(), join);

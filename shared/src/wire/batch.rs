@@ -1,4 +1,4 @@
-//! Consecutive tasks of one job: what a producer sends and a worker takes.
+//! Batches: consecutive tasks of one job, sent by a producer to a worker.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 use super::{Form, Malformed, Opened, form, is_zero};
 use crate::{BuildId, Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent, finite};
 
-/// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index `first` on.
+/// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index
+/// `first` on.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Batch<'a> {
     /// The job.
@@ -18,19 +19,20 @@ pub struct Batch<'a> {
     /// The job's parameters.
     #[serde(borrow)]
     pub spec: &'a RawValue,
-    /// How its tasks are treated when they fail.
+    /// The retry policy of its tasks.
     pub policy: Policy,
     /// The round these tasks belong to.
     pub round: Round,
     /// Reserved for pipelines of several stages; 0.
     #[serde(default)]
     pub stage: u32,
-    /// How often these tasks had failed when this round began: attempt numbers go on, the budget starts afresh.
+    /// The number of failures of these tasks before this round began. Attempt numbers continue from
+    /// it; the budget of attempts starts again.
     #[serde(default)]
     pub spent: u32,
     /// The first task's index.
     pub first: TaskIndex,
-    /// How many tasks there are. A body whose `tasks` has another length is malformed.
+    /// The number of tasks. A body whose `tasks` has another length is malformed.
     pub count: u32,
     /// A JSON array of the tasks.
     #[serde(borrow)]
@@ -47,7 +49,7 @@ pub struct Batch<'a> {
 form!(Batch<'_>, "gristmill.batch.v1");
 
 impl<'a> Batch<'a> {
-    /// The `count` tasks of a job from index `first` on, as they are sent in round 0.
+    /// Creates the batch of `count` tasks of a job from index `first` on, for round 0.
     #[must_use]
     pub fn new(job: &'a Opened, first: TaskIndex, count: u32, tasks: &'a RawValue) -> Self {
         Self {
@@ -66,7 +68,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Some of the batch's tasks as a batch of their own: `count` of them from index `first` on.
+    /// Returns a batch of some of the tasks: `count` of them from index `first` on.
     #[must_use]
     pub fn derive<'b>(&self, first: TaskIndex, count: u32, tasks: &'b RawValue) -> Batch<'b>
     where
@@ -75,20 +77,19 @@ impl<'a> Batch<'a> {
         Batch { first, count, tasks, ..self.clone() }
     }
 
-    /// Whether a task that has now failed `failures` times is tried again.
+    /// True if a task that has now failed `failures` times may be retried.
     #[must_use]
     pub fn tries_again(&self, failures: u32) -> bool {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
-    /// Returns the wait of such a task before that: the delays start afresh with each round, as the
-    /// budget does.
+    /// Returns the delay before that retry. Delays start again with each round, as the budget does.
     #[must_use]
     pub fn retry_delay(&self, failures: u32) -> Duration {
         self.policy.retry_delay(failures.saturating_sub(self.spent))
     }
 
-    /// The tasks one by one, encoded.
+    /// Returns the encoded tasks, one by one.
     ///
     /// # Errors
     /// If `tasks` is no array of `count` elements.
@@ -101,7 +102,7 @@ impl<'a> Batch<'a> {
         Ok(tasks)
     }
 
-    /// Some tasks, encoded, as the `tasks` of a batch of their own.
+    /// Packs encoded tasks as the `tasks` of a batch.
     #[must_use]
     pub fn pack(tasks: &[&RawValue]) -> Box<RawValue> {
         serde_json::value::to_raw_value(tasks).expect("what is JSON already is an array of it")
@@ -111,8 +112,8 @@ impl<'a> Batch<'a> {
         Malformed::new(format_args!("the batch says it has {} tasks, but has {found}", self.count))
     }
 
-    /// Packs the batch. `headers` say how often its tasks have failed before; they go on from message to message, and so
-    /// does the trace, which begins here if there is none.
+    /// Packs the batch into a message. `headers` carry the number of earlier failures from message
+    /// to message, and the trace, which begins here if there is none.
     #[must_use]
     pub fn to_message(&self, mut headers: Headers, app: &str) -> Message {
         let Self { job, first, count, round, .. } = self;
@@ -122,7 +123,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Tasks as they come out of a split: a growing JSON array.
+/// A growing JSON array of tasks, filled by a split.
 #[derive(Debug, Clone, Default)]
 pub struct PackedTasks {
     json: Vec<u8>,
@@ -130,13 +131,13 @@ pub struct PackedTasks {
 }
 
 impl PackedTasks {
-    /// How many tasks are in it.
+    /// Returns the number of tasks.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// How large it is, encoded.
+    /// Returns the encoded size in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.json.len()
@@ -161,7 +162,7 @@ impl PackedTasks {
         Ok(&self.json[start..])
     }
 
-    /// The array.
+    /// Returns the finished array.
     #[must_use]
     pub fn finish(mut self) -> Box<RawValue> {
         if self.count == 0 {

@@ -1,4 +1,4 @@
-//! Live news, best effort: nobody waits for an event and nothing depends on one.
+//! Events: live updates, best effort. No role waits for an event or depends on one.
 
 use std::time::Duration;
 
@@ -7,39 +7,40 @@ use serde::{Deserialize, Serialize};
 use super::{Finished, Form, Malformed, Missing, decode, form};
 use crate::{Account, JobId, Kind, Lane, Message, TaskIndex, WorkerId};
 
-/// `gristmill.progress.v1`: how far a job is, from the sink, a few times a second while it moves.
+/// `gristmill.progress.v1`: the progress of a job, from the sink, a few times a second while
+/// outcomes come in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The job.
     pub job: JobId,
-    /// How many tasks have which outcome.
+    /// The number of tasks by outcome.
     pub account: Account,
-    /// Whether the split is complete, so that `account.total` is final.
+    /// True if the split is complete, so that `account.total` is final.
     pub sealed: bool,
-    /// How long the finished tasks took, together, in microseconds of one slot.
+    /// The total run time of the finished tasks, in microseconds of one slot.
     #[serde(default)]
     pub busy_us: u64,
 }
 
 form!(Progress, "gristmill.progress.v1");
 
-/// `gristmill.worker.v1`: a worker is alive, every few seconds.
+/// `gristmill.worker.v1`: the heartbeat of a worker, sent every few seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerBeat {
-    /// Who.
+    /// The worker.
     pub worker: WorkerId,
     /// The lane it serves.
     pub lane: Lane,
-    /// How many tasks it can run at a time.
+    /// The number of tasks it can run at a time.
     pub slots: u32,
-    /// How many of its slots are running a batch.
+    /// The number of its slots that are running a batch.
     pub busy: u32,
-    /// Tasks with an output, since it started.
+    /// The number of tasks with an output, since it started.
     pub done: u64,
-    /// Tries that ended in an error, since it started.
+    /// The number of attempts that ended in an error, since it started.
     pub errors: u64,
-    /// The tasks that have held a thread for at least the time between two beats, the longest
-    /// running first, at most [`RUNNING_MAX_TASKS`].
+    /// The tasks that have held a thread for at least the interval between two heartbeats, the
+    /// longest running first, at most [`RUNNING_MAX_TASKS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub running: Vec<RunningTask>,
 }
@@ -60,30 +61,30 @@ pub struct RunningTask {
     pub count: u32,
     /// The task that runs.
     pub index: TaskIndex,
-    /// The number of the try: 1 for the first.
+    /// The number of the attempt: 1 for the first.
     pub attempt: u32,
     /// The number of the slot, from 0 on.
     pub slot: u32,
-    /// The time when it began, or was first seen to run, in milliseconds since 1970.
+    /// The time when it began, or was first observed, in milliseconds since 1970.
     pub since_ms: u64,
-    /// True if its thread has lost the slot, which other tasks use since then.
+    /// True if its thread has lost the slot to other tasks.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stuck: bool,
-    /// True if the job was stopped or has ended, so that the task is of no use any more.
+    /// True if the job was stopped or has ended, so that the task is no longer needed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub stopped: bool,
 }
 
 impl RunningTask {
-    /// Returns for how long the task had held its thread at `at_ms`, by the worker's clock, in
-    /// whole seconds.
+    /// Returns the time for which the task had held its thread at `at_ms`, by the worker's clock,
+    /// in whole seconds.
     #[must_use]
     pub fn age(&self, at_ms: u64) -> Duration {
         Duration::from_secs(at_ms.saturating_sub(self.since_ms) / 1_000)
     }
 
-    /// Describes for people what the task held at `at_ms`, for how long, and whether its job goes
-    /// on.
+    /// Describes for people the slot or thread that the task held at `at_ms`, the time, and whether
+    /// its job has ended.
     #[must_use]
     pub fn describe(&self, worker: &WorkerId, at_ms: u64) -> String {
         let Self { job, kind, index, slot, stuck, stopped, .. } = self;
@@ -102,24 +103,24 @@ fn is_false(value: &bool) -> bool {
 
 form!(WorkerBeat, "gristmill.worker.v1", jobless);
 
-/// Everything that may come as an event.
+/// An event, of any type.
 #[derive(Debug)]
 pub enum Event {
-    /// A job moved.
+    /// A job made progress.
     Progress(Progress),
     /// A worker is alive.
     Worker(WorkerBeat),
-    /// A job stalls. The journal has it too.
+    /// A job stalls. Also a fact of the journal.
     Missing(Missing),
-    /// A job has ended. The journal has it too, under the same id, a little later.
+    /// A job has ended. Also a fact of the journal, with the same id, a little later.
     Finished(Finished),
 }
 
 impl Event {
-    /// Reads an event.
+    /// Decodes an event.
     ///
     /// # Errors
-    /// [`Malformed`] if it is none of these; readers pass over it.
+    /// [`Malformed`] if it is of none of these types; readers skip it.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
             Progress::FORM => decode(message).map(Self::Progress),
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn heartbeat_without_long_tasks_keeps_its_form() {
+    fn idle_heartbeat_omits_long_tasks() {
         assert_eq!(beat(Vec::new()).get("running"), None);
         let named = &beat(vec![task(0)])["running"][0];
         assert_eq!((named.get("stuck"), named.get("stopped")), (None, None));

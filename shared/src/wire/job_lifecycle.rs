@@ -1,4 +1,5 @@
-//! What a producer tells the sink about a job as a whole, through the results queue, as durably as results.
+//! Messages about a job as a whole, sent by a producer to the sink through the results queue, as
+//! durable as results.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -6,7 +7,8 @@ use serde_json::value::RawValue;
 use super::{form, is_zero};
 use crate::{BuildId, JobId, Kind, Lane, Plan, Policy, TaskIndex};
 
-/// `gristmill.opened.v1`: a job begins. Sent before its first task; the sink repeats it in the journal.
+/// `gristmill.opened.v1`: a job begins. Sent before its first task. The sink repeats it in the
+/// journal.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Opened {
     /// The job.
@@ -15,13 +17,13 @@ pub struct Opened {
     pub kind: Kind,
     /// Its parameters, at most 16 KiB.
     pub spec: Box<RawValue>,
-    /// How its tasks are treated when they fail.
+    /// The retry policy of its tasks.
     pub policy: Policy,
-    /// How many tasks there will be, if that is known.
+    /// The number of tasks, if it is known in advance.
     pub plan: Plan,
     /// The lane its tasks are sent to.
     pub lane: Lane,
-    /// When it was submitted, in milliseconds since 1970.
+    /// The time of the submission, in milliseconds since 1970.
     pub submitted_ms: u64,
     /// The [version](crate::Job::VERSION) of the job's code.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -33,12 +35,13 @@ pub struct Opened {
 
 form!(Opened, "gristmill.opened.v1");
 
-/// `gristmill.sealed.v1`: the split is complete. Repeating it is harmless; a different seal fails the job.
+/// `gristmill.sealed.v1`: the split is complete. Repeating it is harmless. A different seal fails
+/// the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sealed {
     /// The job.
     pub job: JobId,
-    /// How many tasks there are.
+    /// The number of all tasks.
     pub total: u64,
     /// The digest of all tasks, see [`SplitDigest`](crate::SplitDigest).
     pub digest: String,
@@ -51,18 +54,18 @@ form!(Sealed, "gristmill.sealed.v1");
 pub struct Aborted {
     /// The job.
     pub job: JobId,
-    /// Why.
+    /// The error.
     pub reason: String,
 }
 
 form!(Aborted, "gristmill.aborted.v1");
 
-/// `gristmill.cancelled.v1`: somebody ends the job.
+/// `gristmill.cancelled.v1`: a user cancels the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cancelled {
     /// The job.
     pub job: JobId,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
@@ -73,24 +76,24 @@ form!(Cancelled, "gristmill.cancelled.v1");
 pub struct Reopen {
     /// The job.
     pub job: JobId,
-    /// Which of the failed tasks; none means all.
+    /// The failed tasks to send again; none means all.
     #[serde(default)]
     pub indices: Vec<TaskIndex>,
-    /// The new round belongs to the sink's version of the job, if that is another one. Otherwise
-    /// the sink refuses.
+    /// True if the new round may belong to the sink's version of the job when that is another one.
+    /// Otherwise the sink refuses.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub adopt_version: bool,
 }
 
 form!(Reopen, "gristmill.reopen.v1");
 
-/// `gristmill.audit.v1`: somebody wants to know which tasks have no outcome. The sink answers with a
+/// `gristmill.audit.v1`: a client asks for the tasks without an outcome. The sink answers with a
 /// [`Missing`](super::Missing) in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// The job.
     pub job: JobId,
-    /// From which task on.
+    /// The first task to check.
     #[serde(default)]
     pub from: TaskIndex,
 }

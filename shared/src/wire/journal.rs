@@ -1,4 +1,4 @@
-//! Facts about jobs that everybody can read from the start: the journal.
+//! The journal: facts about jobs, which any client can read from the start.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{Form, Malformed, Opened, decode, form, is_zero};
 use crate::{Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId};
 
-/// `gristmill.finished.v1`: the job has ended; here is what it came to.
+/// `gristmill.finished.v1`: the job has ended, with this result.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Finished {
     /// The job.
@@ -17,9 +17,9 @@ pub struct Finished {
     pub kind: Kind,
     /// The round it ended in.
     pub round: Round,
-    /// How many tasks have which outcome.
+    /// The number of tasks by outcome.
     pub account: Account,
-    /// What the user reads.
+    /// The answer for the user.
     pub conclusion: Conclusion,
     /// The builds that worked on the job, if there were several, or if outcomes of one were
     /// refused.
@@ -45,7 +45,7 @@ pub const FINISHED_REPORT_MAX_BYTES: usize = 256 << 10;
 /// lists all.
 pub const FINISHED_MAX_FAILURES: usize = 16;
 
-/// A task that failed for good, as the end of its job tells.
+/// A task that failed for good, as [`Finished`] lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailureNote {
     /// The task.
@@ -54,10 +54,11 @@ pub struct FailureNote {
     pub reason: String,
 }
 
-/// The longest reason of a [`FailureNote`], in bytes. With all of them an end stays below 16 KiB.
+/// The longest reason of a [`FailureNote`], in bytes. All notes of one [`Finished`] stay below 16
+/// KiB.
 pub const FAILURE_NOTE_MAX_BYTES: usize = 512;
 
-/// Reads a value that is there, also if it is `null`.
+/// Reads a field that is present, also if its value is `null`.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::deserialize(deserializer).map(Some)
 }
@@ -70,12 +71,12 @@ pub struct BuildShare {
     /// The version.
     #[serde(default)]
     pub version: u32,
-    /// The build; none if the worker did not say.
+    /// The build; none if the worker did not report one.
     #[serde(default)]
     pub build: Option<BuildId>,
-    /// Outcomes of it that count.
+    /// The number of its outcomes that count.
     pub counted: u64,
-    /// Outcomes of it that were refused.
+    /// The number of its outcomes that were refused.
     #[serde(default)]
     pub refused: u64,
 }
@@ -94,14 +95,15 @@ impl fmt::Display for BuildShare {
     }
 }
 
-/// `gristmill.stopped.v1`: nobody needs the rest of this round; skip what is queued, stop what runs.
+/// `gristmill.stopped.v1`: the rest of this round is not needed. Workers skip queued batches and
+/// stop running ones.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
     /// The job.
     pub job: JobId,
-    /// The round, and with it all before.
+    /// The round; earlier rounds are stopped as well.
     pub round: Round,
-    /// Why, for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
@@ -121,44 +123,45 @@ pub struct Reopened {
 
 form!(Reopened, "gristmill.reopened.v1");
 
-/// `gristmill.missing.v1`: which tasks have no outcome; because none has come for a while, or because somebody
-/// [asked](super::Audit).
+/// `gristmill.missing.v1`: the tasks without an outcome. The sink sends it if no outcome has come
+/// for a while, or as the answer to an [`Audit`](super::Audit).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Missing {
     /// The job.
     pub job: JobId,
-    /// The round it is in, in which missing tasks are to be sent again.
+    /// The current round, in which missing tasks are to be sent again.
     pub round: Round,
-    /// When the last outcome came, in milliseconds since 1970, if the job stalls; none in the answer to an audit.
+    /// The time of the last outcome, in milliseconds since 1970, if the job stalls; none in the
+    /// answer to an audit.
     #[serde(default)]
     pub since_ms: Option<u64>,
-    /// Tasks before this one were not looked at.
+    /// The first task that was checked.
     pub from: TaskIndex,
-    /// Which tasks: pairs of first index and number, ascending, the first [`MISSING_MAX_RANGES`].
+    /// The tasks: pairs of first index and number, ascending, the first [`MISSING_MAX_RANGES`].
     pub ranges: Vec<(TaskIndex, u64)>,
-    /// How many tasks are missing from `from` on, in all.
+    /// The number of all tasks that are missing from `from` on.
     pub tasks: u64,
     /// The [version](crate::Job::VERSION) of the job's code in this round.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub version: u32,
 }
 
-/// How many ranges of missing tasks one [`Missing`] names.
+/// The most ranges of missing tasks that one [`Missing`] names.
 pub const MISSING_MAX_RANGES: usize = 1_000;
 
 form!(Missing, "gristmill.missing.v1");
 
-/// `gristmill.refused.v1`: outcomes of these tasks came from code that may not work on the job, and
-/// do not count. The job's producer sends the tasks again.
+/// `gristmill.refused.v1`: outcomes of these tasks do not count, since their code may not work on
+/// the job. The job's producer sends the tasks again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {
     /// The job.
     pub job: JobId,
-    /// The round it is in, in which the tasks are to be sent again.
+    /// The current round, in which the tasks are to be sent again.
     pub round: Round,
     /// The worker that ran them last.
     pub worker: WorkerId,
-    /// The reason why the outcomes were refused, for people.
+    /// The reason of the refusal, for people.
     pub reason: String,
     /// The tasks: pairs of first index and number, ascending, at most [`MISSING_MAX_RANGES`].
     pub ranges: Vec<(TaskIndex, u64)>,
@@ -166,23 +169,24 @@ pub struct Refused {
 
 form!(Refused, "gristmill.refused.v1");
 
-/// `gristmill.serving.v1`: a sink with this ledger serves the lane. A sink with another one keeps away.
+/// `gristmill.serving.v1`: a sink with this ledger serves the lane. A sink with another ledger must
+/// not serve it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serving {
     /// The lane.
     pub lane: Lane,
     /// The ledger.
     pub ledger: LedgerId,
-    /// Where it is, for people.
+    /// The location of the ledger, for people.
     pub place: String,
 }
 
 form!(Serving, "gristmill.serving.v1", jobless);
 
-/// Everything that may stand in the journal.
+/// A fact of the journal, of any type.
 #[derive(Debug)]
 pub enum Fact {
-    /// The sink knows of the job.
+    /// The sink knows the job.
     Opened(Opened),
     /// The job has ended.
     Finished(Finished),
@@ -199,10 +203,10 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// Reads an entry of the journal.
+    /// Decodes an entry of the journal.
     ///
     /// # Errors
-    /// [`Malformed`] if it is none of these; readers pass over it.
+    /// [`Malformed`] if it is of none of these types; readers skip it.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
             Opened::FORM => decode(message).map(Self::Opened),
@@ -222,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_carries_its_report_and_failures() {
+    fn finished_carries_report_and_failures() {
         let json = concat!(
             r#"{"job":"0193a1c2-7b40-7d10-8e5a-6f2b1c9d4e3f","kind":"count","round":0,"#,
             r#""account":{"total":2,"done":1,"failed":1,"skipped":0,"duplicates":0,"late":0,"stopped":null},"#,

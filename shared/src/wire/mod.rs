@@ -1,7 +1,8 @@
-//! The wire format: everything that is serialised to a broker is one of the types in here.
+//! The wire format: the types of all bodies that are serialised to a broker.
 //!
-//! A message's `form` (the AMQP property `type`) says which of them its body is. Bodies are JSON, unknown fields
-//! are ignored, and a changed byte breaks the golden tests, which read the examples of `docs/protocol.md`.
+//! A message's `form` (the AMQP property `type`) names the type of its body. Bodies are JSON,
+//! unknown fields are ignored, and a changed byte breaks the golden tests, which read the examples
+//! of `docs/protocol.md`.
 
 mod batch;
 mod events;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{JobId, Message, message::Headers};
 
-/// The largest spec, encoded: it travels with every batch.
+/// The largest spec, encoded, in bytes: it travels with every batch.
 pub const SPEC_MAX_BYTES: usize = 16 << 10;
 /// A batch is closed when its encoded tasks reach this size.
 pub const BATCH_MAX_BYTES: usize = 64 << 10;
@@ -40,18 +41,18 @@ pub const OUTPUT_MAX_BYTES: usize = 1 << 20;
 /// A result message is closed when its encoded outputs reach this size.
 pub const RESULTS_MESSAGE_BYTES: usize = 256 << 10;
 
-/// What every body says of itself.
+/// The content type of every body.
 const CONTENT_TYPE: &str = "application/json";
 
-/// How a body may say that it is not packed; some clients name its characters here.
-const PLAIN: [&str; 3] = ["", "identity", "utf-8"];
+/// The content encodings of a body that is not compressed; some clients put the character set here.
+const PLAIN_ENCODINGS: [&str; 3] = ["", "identity", "utf-8"];
 
-/// A type with a place on the wire.
+/// A type that is sent as the body of a message.
 pub trait Form: Serialize {
-    /// The name of the format, with its version.
+    /// The name of the message type, with its version.
     const FORM: &'static str;
 
-    /// The job a value belongs to, if any.
+    /// Returns the job of the value, if it has one.
     fn job(&self) -> Option<JobId>;
 
     /// Packs the value into a message with this id, published by `app`.
@@ -66,15 +67,15 @@ pub trait Form: Serialize {
             content_type: CONTENT_TYPE.into(),
             content_encoding: String::new(),
             headers: Headers::default(),
-            body: body.into_boxed_slice().into(), // many may be held, none with room that it does not need
+            body: body.into_boxed_slice().into(), // many bodies may be held, so none has spare capacity
         }
     }
 }
 
-/// Reads a body as the form it must have.
+/// Decodes a body as the type it must have.
 ///
 /// # Errors
-/// [`Malformed`] if the message has another form or the body does not fit it.
+/// [`Malformed`] if the message has another type or the body does not decode.
 pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, Malformed> {
     if message.form != F::FORM {
         return Err(Malformed::new(format_args!(
@@ -83,36 +84,37 @@ pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, 
             F::FORM
         )));
     }
-    if !PLAIN.contains(&message.content_encoding.as_str()) {
+    if !PLAIN_ENCODINGS.contains(&message.content_encoding.as_str()) {
         return Err(Malformed::new(format_args!("unknown content-encoding {:?}", message.content_encoding)));
     }
     serde_json::from_slice(&message.body)
         .map_err(|error| Malformed::new(format_args!("the body is no {}: {error}", F::FORM)))
 }
 
-/// A message that is none of ours, and why. It goes to the dead queue.
+/// The reason why a message cannot be read. The message goes to the dead queue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Malformed {
-    /// What does not fit, at most [`REASON_MAX_BYTES`].
+    /// The reason for people, at most [`REASON_MAX_BYTES`].
     pub reason: String,
 }
 
 impl Malformed {
-    /// Says what does not fit; cut to what the wire allows, since a decoder may quote all of what it was given.
+    /// Creates the error. Cuts the reason to [`REASON_MAX_BYTES`], since a decoder may quote its
+    /// whole input.
     #[must_use]
     pub fn new(reason: impl fmt::Display) -> Self {
         Self { reason: clip_reason(&reason.to_string()).into_owned() }
     }
 }
 
-/// Returns whether a number has the value that an absent field stands for.
+/// True if a number has the value that an absent field stands for.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// Milliseconds since 1970, for people to read.
+/// Returns the milliseconds since 1970, for people to read.
 #[must_use]
 pub fn now_ms() -> u64 {
     SystemTime::now()
@@ -120,7 +122,7 @@ pub fn now_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Implements [`Form`] for a type that has a field `job`, or for one that has none.
+/// Implements [`Form`] for a type with a field `job`, or, with `jobless`, for one without.
 macro_rules! form {
     ($Type:ty, $name:literal) => {
         impl $crate::wire::Form for $Type {

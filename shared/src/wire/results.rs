@@ -1,4 +1,4 @@
-//! Outcomes of tasks: what a worker sends and the sink folds.
+//! Results: outcomes of tasks, sent by workers and folded by the sink.
 
 use std::borrow::Cow;
 
@@ -8,19 +8,20 @@ use serde_json::value::RawValue;
 use super::{Aborted, Audit, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form, is_zero};
 use crate::{BuildId, JobId, Message, Round, TaskIndex, WorkerId};
 
-/// The longest reason of a failure; what is longer is cut.
+/// The longest reason of a failure, in bytes. Longer ones are cut.
 pub const REASON_MAX_BYTES: usize = 4 << 10;
 
-/// `gristmill.results.v1`: outcomes of tasks of one job. Several may settle one batch.
+/// `gristmill.results.v1`: outcomes of tasks of one job. Several of these messages may belong to
+/// one batch.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Results<'a> {
     /// The job.
     pub job: JobId,
     /// The round the tasks were sent in.
     pub round: Round,
-    /// Who ran them.
+    /// The worker that ran them.
     pub worker: WorkerId,
-    /// How long they took, together, in microseconds of one slot.
+    /// The total run time of the tasks, in microseconds of one slot.
     #[serde(default)]
     pub busy_us: u64,
     /// Outputs of consecutive tasks.
@@ -45,13 +46,12 @@ form!(Results<'_>, "gristmill.results.v1");
 pub struct DoneSpan<'a> {
     /// The first task's index.
     pub first: TaskIndex,
-    /// How many outputs there are. A span whose `outputs` has another length is malformed.
+    /// The number of outputs. A span whose `outputs` has another length is malformed.
     pub count: u32,
     /// A JSON array of the outputs.
     #[serde(borrow)]
     pub outputs: &'a RawValue,
-    /// A JSON array of the tasks themselves, as many as outputs; if the job folds them or keeps
-    /// them.
+    /// A JSON array of the tasks themselves, as many as outputs, if the job folds or keeps them.
     #[serde(default, borrow, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<&'a RawValue>,
 }
@@ -61,12 +61,12 @@ pub struct DoneSpan<'a> {
 pub struct FailedTask<'a> {
     /// The task's index.
     pub index: TaskIndex,
-    /// Why, at most [`REASON_MAX_BYTES`].
+    /// The error, at most [`REASON_MAX_BYTES`].
     #[serde(borrow)]
     pub reason: Cow<'a, str>,
-    /// How often it was tried, over all rounds, and ended in an error of its own.
+    /// The number of attempts, over all rounds, that ended in an error of the task itself.
     pub attempts: u32,
-    /// How often its worker died.
+    /// The number of times that its worker crashed.
     #[serde(default)]
     pub losses: u32,
     /// The task itself, so that it can be shown and sent again.
@@ -74,56 +74,56 @@ pub struct FailedTask<'a> {
     pub task: &'a RawValue,
 }
 
-/// Cuts a reason to what the wire allows.
+/// Cuts a reason to [`REASON_MAX_BYTES`].
 #[must_use]
 pub fn clip_reason(reason: &str) -> Cow<'_, str> {
     clip_text(reason, REASON_MAX_BYTES)
 }
 
-/// Cuts a text to at most `max_bytes`, which is more than the mark of the cut takes, and marks the
-/// cut.
+/// Cuts a text to at most `max_bytes` and marks the cut. `max_bytes` must exceed the length of the
+/// mark.
 #[must_use]
 pub fn clip_text(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if text.len() <= max_bytes {
         return text.into();
     }
-    const MARK: &str = " … (cut)";
-    let mut end = max_bytes.saturating_sub(MARK.len());
+    const CUT_MARK: &str = " … (cut)";
+    let mut end = max_bytes.saturating_sub(CUT_MARK.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    format!("{}{MARK}", &text[..end]).into()
+    format!("{}{CUT_MARK}", &text[..end]).into()
 }
 
-/// How many bytes a text takes as JSON, where some characters take six.
+/// Returns the size of a text as JSON, in bytes; some characters take six.
 pub(crate) fn encoded_len(text: &str) -> usize {
     serde_json::to_string(text).map_or(text.len(), |json| json.len())
 }
 
-/// Everything that may come to a sink on a lane's results queue.
+/// A message to a sink on a lane's results queue, of any type.
 #[derive(Debug)]
 pub enum ToSink<'a> {
     /// Outcomes.
     Results(Results<'a>),
     /// A job begins.
     Opened(Opened),
-    /// Its split is complete.
+    /// The split of a job is complete.
     Sealed(Sealed),
-    /// Its split failed.
+    /// The split of a job failed.
     Aborted(Aborted),
-    /// Somebody ends it.
+    /// A user cancels a job.
     Cancelled(Cancelled),
-    /// Its failed tasks are to be sent again.
+    /// Failed tasks of a job are to be sent again.
     Reopen(Reopen),
-    /// Somebody wants to know what is missing.
+    /// A client asks for the missing tasks of a job.
     Audit(Audit),
 }
 
 impl<'a> ToSink<'a> {
-    /// Reads a message from the results queue.
+    /// Decodes a message from the results queue.
     ///
     /// # Errors
-    /// [`Malformed`] if it is none of these.
+    /// [`Malformed`] if it is of none of these types.
     pub fn decode(message: &'a Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
             Results::FORM => decode(message).map(Self::Results),
@@ -137,7 +137,7 @@ impl<'a> ToSink<'a> {
         }
     }
 
-    /// The job it is about.
+    /// Returns the job of the message.
     #[must_use]
     pub fn job(&self) -> JobId {
         match self {
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_reason_is_cut_between_characters() {
+    fn long_reason_is_cut_between_chars() {
         let long = "ä".repeat(REASON_MAX_BYTES);
         let cut = clip_reason(&long);
         assert!(cut.len() <= REASON_MAX_BYTES && cut.ends_with("(cut)"));

@@ -1,4 +1,4 @@
-//! The sum against exact decimal arithmetic, and at the edges of what floats are.
+//! Tests of the sum against exact decimal arithmetic, and at the edges of the range of floats.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn read(sum: &ExactSum) -> ExactSum {
     serde_json::from_str(&serde_json::to_string(sum).unwrap()).unwrap()
 }
 
-/// The sum by exact decimals, column by column, rounded by the standard library's parser.
+/// Returns the sum by exact decimals, column by column, rounded by the standard library's parser.
 fn oracle(terms: &[f64]) -> f64 {
     let mut columns = vec![0_i64; 320 + DECIMAL_PLACES];
     for term in terms {
@@ -38,7 +38,7 @@ fn oracle(terms: &[f64]) -> f64 {
     if negative { -rounded } else { rounded }
 }
 
-/// Digits from 0 to 9 in all columns but the highest, which has the sign.
+/// Carries, so that all columns but the highest, which has the sign, are digits from 0 to 9.
 fn carry(columns: &mut [i64]) {
     for place in 1..columns.len() {
         let (digit, carried) = (columns[place - 1].rem_euclid(10), columns[place - 1].div_euclid(10));
@@ -52,7 +52,7 @@ fn assert_bits(found: f64, expected: f64, of: &[f64]) {
 }
 
 #[test]
-fn sums_at_the_edges_are_exact() {
+fn edge_sums_are_exact() {
     let tiny = f64::from_bits(1);
     let max = f64::MAX;
     let half_ulp_of_max = 2_f64.powi(970);
@@ -87,7 +87,7 @@ fn sums_at_the_edges_are_exact() {
 }
 
 #[test]
-fn terms_that_are_not_finite_have_a_state() {
+fn nonfinite_terms_have_a_class() {
     let (inf, nan) = (f64::INFINITY, f64::NAN);
     for (terms, text) in [
         (&[1.0, inf, 2.0][..], "inf"),
@@ -110,7 +110,7 @@ fn terms_that_are_not_finite_have_a_state() {
 }
 
 #[test]
-fn a_sum_that_does_not_fit_is_infinite() {
+fn overflowing_sum_is_infinite() {
     for (term, expected) in [(f64::MAX, f64::INFINITY), (-f64::MAX, f64::NEG_INFINITY)] {
         let mut doubled = sum(&[term]);
         for doubling in 0..200 {
@@ -123,7 +123,7 @@ fn a_sum_that_does_not_fit_is_infinite() {
 }
 
 #[test]
-fn a_sum_as_text_is_short_and_checked() {
+fn text_form_is_short_and_checked() {
     assert_eq!(sum(&[1.0]).to_string(), "16:4000000000000");
     assert_eq!(sum(&[-3.0, 0.5]).to_string(), "-16:a000000000000");
     assert_eq!(sum(&[]).to_string(), "0");
@@ -134,7 +134,7 @@ fn a_sum_as_text_is_short_and_checked() {
     }
 }
 
-/// Any finite float: all bit patterns, and those whose sums are hard.
+/// Generates any finite float: all bit patterns, and those whose sums are hard.
 fn floats() -> impl Strategy<Value = f64> {
     let all = any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |float| float.is_finite());
     let subnormal = any::<u64>().prop_map(|bits| f64::from_bits(bits & !(0x7ff << 52)));
@@ -144,7 +144,7 @@ fn floats() -> impl Strategy<Value = f64> {
 
 proptest! {
     #[test]
-    fn every_order_and_grouping_has_the_exact_sum(
+    fn order_and_grouping_do_not_matter(
         terms in prop::collection::vec(floats(), 0..12),
         cancelled in any::<bool>(),
         seed in any::<u64>(),
