@@ -1,5 +1,6 @@
-//! The wire format is what `docs/protocol.md` shows: its examples are the exact bytes, and its tables of fields,
-//! queues and bounds are those of the code. Whoever changes a byte changes that page, and sees who is surprised.
+//! Golden tests of the wire format against `docs/protocol.md`: its examples are the exact bytes,
+//! and its tables of fields, queues and bounds are those of the code. A changed byte needs a change
+//! of that page, which shows clients that may break.
 
 #[path = "golden/page.rs"]
 mod page;
@@ -13,15 +14,16 @@ use gristmill_shared::{
     TaskIndex, erase,
     wire::{self, Batch, Event, Fact, PackedTasks, ToSink},
 };
-use page::{Page, Table};
+use page::{Page, PageTable};
 use serde_json::{Value, json, value::RawValue};
 use values::Golden;
 
-/// Fields that hold what is the kind's own affair, or one of several shapes: nothing of ours is inside.
-const OPAQUE: [&str; 5] = ["spec", "tasks", "outputs", "task", "fail_fast"];
+/// Fields whose content belongs to the kind, or has one of several shapes. The tests do not descend
+/// into them.
+const OPAQUE_FIELDS: [&str; 5] = ["spec", "tasks", "outputs", "task", "fail_fast"];
 
 #[test]
-fn every_form_has_an_example_here_and_on_the_page() {
+fn every_type_has_an_example() {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/wire");
     let mut in_source = BTreeMap::new();
     let mut by_hand = 0;
@@ -44,7 +46,7 @@ fn every_form_has_an_example_here_and_on_the_page() {
 }
 
 #[test]
-fn the_examples_are_the_exact_bytes_both_ways() {
+fn examples_are_exact_both_ways() {
     let page = Page::read();
     for golden in values::all() {
         let example = &page.examples[golden.form];
@@ -53,12 +55,13 @@ fn the_examples_are_the_exact_bytes_both_ways() {
     }
 }
 
+/// Unknown fields are ignored on every level, and the order of fields does not matter.
 #[test]
-fn unknown_fields_are_ignored_on_every_level_and_the_order_of_fields_does_not_matter() {
+fn unknown_fields_are_ignored() {
     fn extend(value: &mut Value) -> u32 {
         match value {
             Value::Object(fields) => {
-                let inner = fields.iter_mut().filter(|(key, _)| !OPAQUE.contains(&key.as_str()));
+                let inner = fields.iter_mut().filter(|(key, _)| !OPAQUE_FIELDS.contains(&key.as_str()));
                 let extended = inner.map(|(_, field)| extend(field)).sum::<u32>();
                 fields.insert("a_later_field".into(), json!({"first": [1, null]}));
                 extended + 1
@@ -76,8 +79,9 @@ fn unknown_fields_are_ignored_on_every_level_and_the_order_of_fields_does_not_ma
     assert!(extended > 20, "objects within objects are extended too, but only {extended} were");
 }
 
+/// The tables list every field, and the value that an absent one stands for.
 #[test]
-fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
+fn tables_list_fields_and_defaults() {
     let page = Page::read();
     for golden in values::all() {
         let example = parse(&golden.body);
@@ -92,8 +96,8 @@ fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
                 );
             }
             for field in described.iter().filter(|field| !object.contains_key(**field)) {
-                // The example has its default, which is left out. A form that does not know the
-                // field passes over every value.
+                // The field has its default in the example, which is left out. A type that does not
+                // know the field ignores every value.
                 let known = ["\"?\"", "7", "[7]"].iter().any(|value| {
                     let mut changed = example.clone();
                     let object = changed.pointer_mut(&at).and_then(Value::as_object_mut).unwrap();
@@ -128,12 +132,12 @@ fn the_tables_say_which_fields_there_are_and_what_an_absent_one_stands_for() {
     }
 }
 
-/// The places of an example's objects, each with the table that describes it.
-fn objects<'a>(page: &'a Page, value: &Value, at: &str, name: &str) -> Vec<(String, &'a Table)> {
+/// Returns the paths of an example's objects, each with the table that describes it.
+fn objects<'a>(page: &'a Page, value: &Value, at: &str, name: &str) -> Vec<(String, &'a PageTable)> {
     match value {
         Value::Object(fields) => {
             let mut found = vec![(at.to_owned(), page.table(name))];
-            for (key, field) in fields.iter().filter(|(key, _)| !OPAQUE.contains(&key.as_str())) {
+            for (key, field) in fields.iter().filter(|(key, _)| !OPAQUE_FIELDS.contains(&key.as_str())) {
                 found.extend(objects(page, field, &format!("{at}/{key}"), key));
             }
             found
@@ -146,8 +150,9 @@ fn objects<'a>(page: &'a Page, value: &Value, at: &str, name: &str) -> Vec<(Stri
     }
 }
 
+/// A body of another type or version is refused, and a compressed one as well.
 #[test]
-fn another_type_or_version_and_a_packed_body_are_not_read() {
+fn other_types_and_versions_are_refused() {
     for golden in values::all() {
         let message = golden.message(&golden.body);
         assert!((golden.recode)(&message).is_ok());
@@ -163,7 +168,7 @@ fn another_type_or_version_and_a_packed_body_are_not_read() {
 }
 
 #[test]
-fn each_form_is_read_where_the_page_says_that_it_travels() {
+fn types_are_read_where_documented() {
     let page = Page::read();
     let forms = page.table("Forms");
     let travels: BTreeMap<_, _> = forms.column(0).map(plain).zip(forms.column(1)).collect();
@@ -181,18 +186,19 @@ fn each_form_is_read_where_the_page_says_that_it_travels() {
     assert_eq!(travels.len(), values::all().len());
 }
 
+/// A batch's id has its indices, round and attempt.
 #[test]
-fn a_batch_is_named_by_its_indices_its_round_and_its_attempt() {
+fn batch_id_matches_the_page() {
     let message = values::batch().to_message(Headers { attempt: 1, ..Headers::default() }, "app");
     assert_eq!(message.id, Page::read().texts["id of gristmill.batch.v1"]);
     assert_eq!(message.headers.attempt, 1);
 }
 
 #[test]
-fn the_digest_is_that_of_the_page() {
+fn digest_matches_the_page() {
     #[derive(serde::Serialize, serde::Deserialize)]
-    struct AsItIs(#[serde(skip)] Vec<Box<RawValue>>);
-    impl Job for AsItIs {
+    struct RawTasks(#[serde(skip)] Vec<Box<RawValue>>);
+    impl Job for RawTasks {
         const KIND: &'static str = "as-it-is";
         type Task = Box<RawValue>;
         type Output = ();
@@ -207,10 +213,10 @@ fn the_digest_is_that_of_the_page() {
             ControlFlow::Continue(())
         }
     }
-    /// The digest of the tasks from index `from` on, as if there were no others.
+    /// Returns the digest of the tasks from index `from` on alone.
     fn digest(tasks: &[Box<RawValue>], from: u64) -> String {
         let (mut packed, mut digest) = (PackedTasks::default(), SplitDigest::default());
-        let job = erase(AsItIs(tasks.to_vec()));
+        let job = erase(RawTasks(tasks.to_vec()));
         let limit = BatchLimit { tasks: u32::MAX, bytes: usize::MAX };
         job.split_from(TaskIndex(from)).unwrap().split_into(&mut packed, &mut digest, limit).unwrap();
         digest.to_string()
@@ -230,7 +236,7 @@ fn the_digest_is_that_of_the_page() {
 }
 
 #[test]
-fn the_queues_are_those_of_the_code() {
+fn queues_match_the_code() {
     let page = Page::read();
     let queues = page.table("Queues");
     let mut described: Vec<_> = queues.column(0).map(|name| plain(name).to_owned()).collect();
@@ -261,7 +267,7 @@ fn the_queues_are_those_of_the_code() {
 }
 
 #[test]
-fn the_bounds_are_those_of_the_code() {
+fn bounds_match_the_code() {
     let page = Page::read();
     let bounds = page.table("Bounds");
     let described: Vec<_> =
@@ -294,7 +300,7 @@ fn parse(json: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }
 
-/// The text of a cell that is set as code.
+/// Returns the text of a cell without its code marks.
 fn plain(cell: &str) -> &str {
     cell.trim_matches('`')
 }

@@ -1,4 +1,4 @@
-//! Async tasks: several of a batch in flight on one slot.
+//! Tests of async tasks: several tasks of a batch in flight on one slot.
 
 use std::{
     future::pending,
@@ -24,46 +24,46 @@ const LONG_WAIT: Duration = Duration::from_secs(600);
 
 /// The behaviour of a task.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-enum Act {
+enum TaskScript {
     Sleep(u64),
     Hang,
     Panic,
-    /// Blocks its thread until the test has looked.
+    /// Blocks its thread until the test has observed it.
     Block,
-    /// Waits until this many are in flight; its output is the most that were there.
+    /// Waits until this many tasks are in flight; its output is the maximum so far.
     Meet(u32),
 }
 
 static TASKS_BLOCKED: (Mutex<bool>, std::sync::Condvar) = (Mutex::new(true), std::sync::Condvar::new());
 
 #[derive(Serialize, Deserialize, Default)]
-struct Acts {
+struct ScriptedJob {
     #[serde(skip)]
     here: AtomicU32,
     #[serde(skip)]
     most: AtomicU32,
 }
 
-impl Job for Acts {
+impl Job for ScriptedJob {
     const KIND: &'static str = "acts";
     const IN_FLIGHT: u32 = IN_FLIGHT;
-    type Task = Act;
+    type Task = TaskScript;
     type Output = u64;
     type Report = u64;
 
-    fn split(&self) -> impl Iterator<Item = Result<Act, JobError>> + Send {
-        (0..20).map(|number| Ok(Act::Sleep(number % 3)))
+    fn split(&self) -> impl Iterator<Item = Result<TaskScript, JobError>> + Send {
+        (0..20).map(|number| Ok(TaskScript::Sleep(number % 3)))
     }
 
-    async fn process_async(&self, act: Act, cx: &TaskContext) -> Result<u64, TaskError> {
+    async fn process_async(&self, act: TaskScript, cx: &TaskContext) -> Result<u64, TaskError> {
         match act {
-            Act::Sleep(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
-            Act::Hang => pending().await,
-            Act::Panic => panic!("as asked"),
-            Act::Block => {
+            TaskScript::Sleep(millis) => tokio::time::sleep(Duration::from_millis(millis)).await,
+            TaskScript::Hang => pending().await,
+            TaskScript::Panic => panic!("as asked"),
+            TaskScript::Block => {
                 drop(TASKS_BLOCKED.1.wait_while(TASKS_BLOCKED.0.lock().unwrap(), |blocked| *blocked).unwrap())
             }
-            Act::Meet(others) => {
+            TaskScript::Meet(others) => {
                 let here = self.here.fetch_add(1, Ordering::SeqCst) + 1;
                 self.most.fetch_max(here, Ordering::SeqCst);
                 while self.most.load(Ordering::SeqCst) < others {
@@ -84,11 +84,11 @@ impl Job for Acts {
 }
 
 /// The outcomes of a batch: each chunk's outputs and failures by index.
-type Handed = Vec<(Outputs, Failures)>;
-type Outputs = Vec<(u64, serde_json::Value)>;
-type Failures = Vec<(u64, Trouble)>;
+type ChunkOutcomes = Vec<(IndexedOutputs, IndexedFailures)>;
+type IndexedOutputs = Vec<(u64, serde_json::Value)>;
+type IndexedFailures = Vec<(u64, Trouble)>;
 
-fn flatten(chunk: Chunk) -> (Outputs, Failures) {
+fn flatten(chunk: Chunk) -> (IndexedOutputs, IndexedFailures) {
     let outputs = chunk.done.into_iter().flat_map(|done| {
         let first = done.first.0;
         let outputs: Vec<serde_json::Value> = serde_json::from_str(done.into_outputs().get()).unwrap();
@@ -98,14 +98,14 @@ fn flatten(chunk: Chunk) -> (Outputs, Failures) {
     (outputs.collect(), failed.collect())
 }
 
-/// Runs a batch of these tasks on this thread; `handed` hears of each chunk as it leaves.
+/// Runs a batch of these tasks on this thread. Calls `on_chunk` after each chunk.
 fn run(
-    acts: &[Act],
+    acts: &[TaskScript],
     timeout_ms: Option<u64>,
     stop: StopSignal,
     running: &RunningIndex,
-    mut handed: impl FnMut(&Handed) + Send,
-) -> (u32, Handed) {
+    mut on_chunk: impl FnMut(&ChunkOutcomes) + Send,
+) -> (u32, ChunkOutcomes) {
     let tasks = to_raw_value(acts).unwrap();
     let batch = Batch {
         job: JobId::generate(),
@@ -122,38 +122,38 @@ fn run(
         tasks: &tasks,
     };
     let mut chunks = Vec::new();
-    let mut hand_on = |chunk| {
+    let mut emit = |chunk| {
         chunks.push(flatten(chunk));
-        handed(&chunks);
+        on_chunk(&chunks);
     };
     let cx = TaskContext::new(batch.job, batch.first, 0, stop);
-    let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut hand_on);
-    let ran = erase(Acts::default()).process_batch(&batch, &mut run.noting(running)).unwrap();
+    let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut emit);
+    let ran = erase(ScriptedJob::default()).process_batch(&batch, &mut run.noting(running)).unwrap();
     (ran, chunks)
 }
 
-fn run_to_the_end(acts: &[Act], timeout_ms: Option<u64>) -> (u32, Handed) {
+fn run_unstopped(acts: &[TaskScript], timeout_ms: Option<u64>) -> (u32, ChunkOutcomes) {
     run(acts, timeout_ms, StopSignal::new(), &RunningIndex::default(), |_| {})
 }
 
 #[test]
 fn outcomes_leave_in_index_order() {
-    let acts: Vec<_> = (0..40).map(|place| Act::Sleep((40 - place) % 7 * 5)).collect();
-    let (ran, handed) = run_to_the_end(&acts, None);
+    let acts: Vec<_> = (0..40).map(|place| TaskScript::Sleep((40 - place) % 7 * 5)).collect();
+    let (ran, handed) = run_unstopped(&acts, None);
     let indices: Vec<_> = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index).collect();
     assert_eq!((ran, indices), (40, (0..40).collect()));
 }
 
 #[test]
-fn in_flight_tasks_reach_their_bound_and_no_more() {
-    let (_, handed) = run_to_the_end(&[Act::Meet(IN_FLIGHT); 12], None);
+fn in_flight_reaches_its_bound() {
+    let (_, handed) = run_unstopped(&[TaskScript::Meet(IN_FLIGHT); 12], None);
     let most = handed.iter().flat_map(|(done, _)| done).map(|(_, most)| most.as_u64().unwrap()).max();
     assert_eq!(most, Some(IN_FLIGHT.into()));
 }
 
-/// The indices of a batch that have an output, and its failures.
-fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Failures) {
-    let (ran, handed) = run_to_the_end(acts, timeout_ms);
+/// Returns the indices of a batch that have an output, and its failures.
+fn outcomes(acts: &[TaskScript], timeout_ms: Option<u64>) -> (Vec<u64>, IndexedFailures) {
+    let (ran, handed) = run_unstopped(acts, timeout_ms);
     assert_eq!(ran as usize, acts.len());
     let done = handed.iter().flat_map(|(done, _)| done).map(|(index, _)| *index);
     (done.collect(), handed.iter().flat_map(|(_, failed)| failed.clone()).collect())
@@ -161,37 +161,46 @@ fn outcomes(acts: &[Act], timeout_ms: Option<u64>) -> (Vec<u64>, Failures) {
 
 #[test]
 fn each_task_has_its_own_deadline() {
-    let (done, failed) = outcomes(&[Act::Sleep(1), Act::Hang, Act::Sleep(2), Act::Sleep(3)], Some(2_000));
+    let (done, failed) = outcomes(
+        &[TaskScript::Sleep(1), TaskScript::Hang, TaskScript::Sleep(2), TaskScript::Sleep(3)],
+        Some(2_000),
+    );
     assert_eq!((done, failed), (vec![0, 2, 3], vec![(1, Trouble::TimedOut)]));
 }
 
 #[test]
 fn panic_fails_its_own_task_alone() {
-    let (done, failed) = outcomes(&[Act::Sleep(1), Act::Panic, Act::Sleep(2)], None);
+    let (done, failed) = outcomes(&[TaskScript::Sleep(1), TaskScript::Panic, TaskScript::Sleep(2)], None);
     assert_eq!((done, failed), (vec![0, 2], vec![(1, Trouble::Failed("panic: as asked".into()))]));
 }
 
+/// A stop ends tasks that hang. Chunks of the tasks before them leave first.
 #[test]
-fn stop_ends_tasks_that_hang_and_chunks_flow_before() {
+fn stop_ends_hanging_tasks() {
     let stop = StopSignal::new();
     let stopping = stop.clone();
     let began = Instant::now();
     // Stopped by the first chunk, which must leave though the task after it hangs.
-    let (ran, handed) =
-        run(&[Act::Sleep(0), Act::Hang, Act::Sleep(0)], None, stop, &RunningIndex::default(), move |_| {
+    let (ran, handed) = run(
+        &[TaskScript::Sleep(0), TaskScript::Hang, TaskScript::Sleep(0)],
+        None,
+        stop,
+        &RunningIndex::default(),
+        move |_| {
             stopping.stop();
-        });
+        },
+    );
     assert_eq!((ran, handed.len()), (1, 1), "{handed:?}");
     assert_eq!(handed[0].0, [(0, json!(0))]);
     assert!(began.elapsed() < LONG_WAIT, "{:?}", began.elapsed());
 }
 
 #[test]
-fn task_that_blocks_the_thread_is_noted() {
+fn blocking_task_is_recorded() {
     let running = Arc::new(RunningIndex::default());
     let noted = Arc::clone(&running);
     let slot = std::thread::spawn(move || {
-        run(&[Act::Hang, Act::Block], Some(1_000), StopSignal::new(), &noted, |_| {})
+        run(&[TaskScript::Hang, TaskScript::Block], Some(1_000), StopSignal::new(), &noted, |_| {})
     });
     let began = Instant::now();
     // Task 0 was polled first and hangs as well, but it is task 1 that holds the thread.
@@ -207,15 +216,15 @@ fn task_that_blocks_the_thread_is_noted() {
 
 #[test]
 fn async_job_runs_locally() {
-    let outcome = run_local(&Acts::default(), Repeat(2)).unwrap();
+    let outcome = run_local(&ScriptedJob::default(), Repeat(2)).unwrap();
     assert_eq!(outcome.report, 190);
 }
 
-/// Writes neither form of `process`.
+/// A job that implements neither form of `process`.
 #[derive(Serialize, Deserialize)]
-struct Neither;
+struct UnimplementedJob;
 
-impl Job for Neither {
+impl Job for UnimplementedJob {
     const KIND: &'static str = "neither";
     type Task = u64;
     type Output = u64;
@@ -230,9 +239,9 @@ impl Job for Neither {
 }
 
 #[test]
-fn job_without_process_fails_with_a_hint() {
+fn job_without_process_gets_a_hint() {
     let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
-    let Trouble::Rejected(why) = Neither.process(1, &cx).unwrap_err().into_trouble() else {
+    let Trouble::Rejected(why) = UnimplementedJob.process(1, &cx).unwrap_err().into_trouble() else {
         panic!("it would be tried again")
     };
     assert!(why.contains("kind neither") && why.contains("hint: write one of them"), "{why}");

@@ -1,4 +1,5 @@
-//! `run_local` prepares a job's state as a worker does, and folds with tasks as a sink does.
+//! Tests that `run_local` prepares a job's state as a worker does, and folds with tasks as a sink
+//! does.
 
 use std::{
     ops::ControlFlow,
@@ -13,13 +14,13 @@ use serde::{Deserialize, Serialize};
 
 static PREPARE_CALLS: AtomicU32 = AtomicU32::new(0);
 
-/// Squares words' lengths by a table that its first `prepare` fails to open.
+/// A job that squares words' lengths by a table; its first `prepare` fails to open the table.
 #[derive(Serialize, Deserialize)]
 struct Lengths {
     words: Vec<String>,
 }
 
-struct Table(Vec<usize>);
+struct SquareTable(Vec<usize>);
 
 impl Job for Lengths {
     const KIND: &'static str = "lengths";
@@ -35,13 +36,13 @@ impl Job for Lengths {
         if PREPARE_CALLS.fetch_add(1, Ordering::SeqCst) == 0 {
             return Err("the table is locked".into());
         }
-        Ok(State::new(Table((0..100).map(|n| n * n).collect())))
+        Ok(State::new(SquareTable((0..100).map(|n| n * n).collect())))
     }
     fn process(&self, word: String, cx: &TaskContext) -> Result<usize, TaskError> {
         if cx.state::<String>().is_ok() {
             return Err(TaskError::reject("a state of another type was read"));
         }
-        Ok(cx.state::<Table>()?.0[word.len()])
+        Ok(cx.state::<SquareTable>()?.0[word.len()])
     }
     fn collect(&self, _: &mut Self::Report, index: TaskIndex, _: usize) -> ControlFlow<()> {
         panic!("task {index} was folded without its task")
@@ -59,10 +60,10 @@ impl Job for Lengths {
     }
 }
 
-/// Each output comes with the task that it came of, however batches are cut, and the state is
-/// opened once for all of them.
+/// Each output is folded with its own task, whatever the batches, and the state is opened once for
+/// all of them.
 #[test]
-fn tasks_are_folded_with_their_outputs() {
+fn tasks_fold_with_outputs() {
     let words: Vec<String> = (0..50).map(|length| "\"ä".repeat(length % 9)).collect();
     let expected: Vec<_> =
         (0..).zip(&words).map(|(index, word)| (index, word.clone(), word.len() * word.len())).collect();
@@ -73,11 +74,11 @@ fn tasks_are_folded_with_their_outputs() {
     assert_eq!(PREPARE_CALLS.load(Ordering::SeqCst), 2);
 }
 
-/// A job without state, as all were before there was any.
+/// A job without state.
 #[derive(Serialize, Deserialize)]
-struct Plain;
+struct StatelessJob;
 
-impl Job for Plain {
+impl Job for StatelessJob {
     const KIND: &'static str = "plain";
     type Task = u64;
     type Output = u64;
@@ -96,13 +97,13 @@ impl Job for Plain {
 }
 
 #[test]
-fn job_without_state_changes_no_line() {
-    assert_eq!(run_local(&Plain, Repeat(2)).unwrap().report, 45);
+fn stateless_job_runs() {
+    assert_eq!(run_local(&StatelessJob, Repeat(2)).unwrap().report, 45);
 }
 
 /// Spans with and without tasks stay apart; others join, outputs and tasks alike.
 #[test]
-fn tasks_join_as_their_outputs_do() {
+fn tasks_join_like_outputs() {
     let span =
         |first, outputs: &[u32], tasks: &[&str]| DoneTasks::of(TaskIndex(first), outputs).with_tasks(tasks);
     let mut joined = span(3, &[30, 40], &["c", "d"]);

@@ -1,24 +1,24 @@
-//! What the tests need of `docs/protocol.md`: its examples, its tables, its texts.
+//! The parts of `docs/protocol.md` that the tests need: its examples, tables and texts.
 
 use std::{collections::BTreeMap, fs};
 
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
+const PROTOCOL_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
 
-/// The page, taken apart.
+/// The parsed page.
 #[derive(Default)]
 pub(crate) struct Page {
     /// The one line of each block that begins with "```json NAME".
     pub(crate) examples: BTreeMap<String, String>,
     /// The lines of each block that begins with "```text NAME".
     pub(crate) texts: BTreeMap<String, String>,
-    tables: BTreeMap<String, Table>,
+    tables: BTreeMap<String, PageTable>,
 }
 
 /// The rows of the only table under a heading, without its head.
 #[derive(Default)]
-pub(crate) struct Table(Vec<Vec<String>>);
+pub(crate) struct PageTable(Vec<Vec<String>>);
 
-impl Table {
+impl PageTable {
     pub(crate) fn column(&self, number: usize) -> impl Iterator<Item = &str> {
         self.0.iter().map(move |row| row[number].as_str())
     }
@@ -26,7 +26,7 @@ impl Table {
 
 impl Page {
     pub(crate) fn read() -> Self {
-        let text = fs::read_to_string(PATH).unwrap();
+        let text = fs::read_to_string(PROTOCOL_PATH).unwrap();
         let mut page = Self::default();
         let mut heading = String::new();
         let mut lines = text.lines();
@@ -58,8 +58,8 @@ impl Page {
         assert_eq!(before, None, "there are two blocks {info}");
     }
 
-    /// The table under the heading with this name.
-    pub(crate) fn table(&self, heading: &str) -> &Table {
+    /// Returns the table under the heading with this name.
+    pub(crate) fn table(&self, heading: &str) -> &PageTable {
         self.tables.get(heading).unwrap_or_else(|| panic!("the page has no table under {heading:?}"))
     }
 }

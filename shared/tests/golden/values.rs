@@ -1,4 +1,4 @@
-//! One value of each form, as the page shows it.
+//! A value of each wire type, as the page shows it.
 
 use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
@@ -10,7 +10,7 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-/// A form with its example.
+/// A wire type with its example.
 pub(crate) struct Golden {
     /// The Rust type, as it is written in `form!`.
     pub(crate) type_name: &'static str,
@@ -37,7 +37,7 @@ fn body(value: &impl Form) -> String {
     String::from_utf8(value.message("id".into(), "app").body.to_vec()).unwrap()
 }
 
-/// The example of a batch.
+/// Returns the example of a batch.
 pub(crate) fn batch() -> Batch<'static> {
     Batch {
         job: job(),
@@ -55,7 +55,7 @@ pub(crate) fn batch() -> Batch<'static> {
     }
 }
 
-/// The example of each form.
+/// Returns the example of each wire type.
 pub(crate) fn all() -> Vec<Golden> {
     let job = job();
     vec![
