@@ -1,10 +1,10 @@
-//! What others may see of a process: its metrics, whether it lives, and whether the broker works for it.
+//! The HTTP endpoint of a process for its metrics, its liveness and its readiness.
 //!
 //! ```text
-//! GET /metrics   everything that is counted, in the text format of Prometheus
-//! GET /healthz   200 as long as the process runs; whatever part of a role dies ends the process
-//! GET /readyz    200 while the broker takes messages and delivers them, else 503 with the reason; of a sink, only
-//!                once it has its lane
+//! GET /metrics   all metrics, in the text format of Prometheus
+//! GET /healthz   200 as long as the process runs; a failed part of a role ends the process
+//! GET /readyz    200 while the broker accepts and delivers messages, else 503 with the reason;
+//!                of a sink, only once it has claimed its lane
 //! ```
 
 mod http;
@@ -24,29 +24,29 @@ use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
-    http::{Answer, CODE_NOT_FOUND, CODE_OK, CODE_UNAVAILABLE},
-    readiness::Weather,
-    recorder::Book,
+    http::{CODE_NOT_FOUND, CODE_OK, CODE_UNAVAILABLE, HttpResponse},
+    readiness::Readiness,
+    recorder::PrometheusRecorder,
 };
 use crate::{Exit, exit::Failure};
 
-/// The text format of Prometheus.
-const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
-const PLAIN: &str = "text/plain; charset=utf-8";
+/// The media type of Prometheus' text format.
+const PROMETHEUS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+const PLAIN_MEDIA_TYPE: &str = "text/plain; charset=utf-8";
 
-/// A window into this process. It closes when this is dropped.
+/// A server of metrics and readiness. It stops when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Window {
-    weather: Arc<Mutex<Weather>>,
-    _serving: AbortOnDropHandle<()>,
-    following: Option<AbortOnDropHandle<()>>,
+    readiness: Arc<Mutex<Readiness>>,
+    _server: AbortOnDropHandle<()>,
+    health_follower: Option<AbortOnDropHandle<()>>,
 }
 
 impl Window {
-    /// Begins to count, and answers at this address from now on. Once in a process.
+    /// Installs the recorder and serves at this address from now on. Once in a process.
     ///
     /// # Errors
-    /// If nobody can listen there.
+    /// If the address cannot be bound, or a recorder is installed already.
     pub(crate) async fn open(address: &str, role: &str, version: &str) -> Result<Self, Failure> {
         let cannot = |error| {
             Failure::usage(format_args!(
@@ -56,71 +56,78 @@ impl Window {
         };
         let listener = TcpListener::bind(address).await.map_err(cannot)?;
         let address = listener.local_addr().map_err(cannot)?;
-        let book = Arc::new(Book::of(role));
-        metrics::set_global_recorder(Arc::clone(&book))
-            .map_err(|_| Failure::new(Exit::Bug, "metrics are counted twice"))?;
+        let recorder = Arc::new(PrometheusRecorder::for_role(role));
+        metrics::set_global_recorder(Arc::clone(&recorder))
+            .map_err(|_| Failure::new(Exit::Bug, "a metrics recorder is installed already"))?;
         BUILD_INFO.set([version, role], 1.0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         START_TIME.set([], now.as_secs_f64().round());
-        let weather = Arc::new(Mutex::new(Weather::new(Instant::now())));
-        let pane = Pane { book, weather: Arc::clone(&weather) };
-        let serving = http::serve(listener, move |path| pane.answer(path));
+        let readiness = Arc::new(Mutex::new(Readiness::new(Instant::now())));
+        let sources = MetricsSources { recorder, readiness: Arc::clone(&readiness) };
+        let server = http::serve(listener, move |path| sources.respond(path));
         tracing::info!("metrics are at http://{address}/metrics");
-        Ok(Self { weather, _serving: AbortOnDropHandle::new(tokio::spawn(serving)), following: None })
+        Ok(Self { readiness, _server: AbortOnDropHandle::new(tokio::spawn(server)), health_follower: None })
     }
 
-    /// Shows the process as not ready, for this reason, however the broker is; with none, as ready as the broker is.
-    pub(crate) fn wait_for(&self, to_do: Option<&'static str>) {
-        lock(&self.weather).wait_for(to_do);
+    /// Reports the process as not ready for this reason, however the broker is. With `None` its
+    /// readiness is that of the broker.
+    pub(crate) fn wait_for(&self, pending_step: Option<&'static str>) {
+        lock(&self.readiness).set_pending(pending_step);
     }
 
-    /// Shows how this transport is, from now on.
+    /// Follows the health of this transport from now on.
     pub(crate) fn follow(&mut self, transport: &dyn Transport) {
-        let (mut health, weather) = (transport.health(), Arc::clone(&self.weather));
+        let (mut health, readiness) = (transport.health(), Arc::clone(&self.readiness));
         let follow = async move {
             loop {
-                lock(&weather).turn(health.borrow_and_update().clone(), Instant::now());
+                lock(&readiness).set_health(health.borrow_and_update().clone(), Instant::now());
                 if health.changed().await.is_err() {
-                    return; // the transport has gone, and so will the process
+                    return; // the transport was dropped, and the process ends
                 }
             }
         };
-        self.following = Some(AbortOnDropHandle::new(tokio::spawn(follow)));
+        self.health_follower = Some(AbortOnDropHandle::new(tokio::spawn(follow)));
     }
 }
 
-/// What is seen through the window.
+/// The state that the server reports.
 #[derive(Debug)]
-struct Pane {
-    book: Arc<Book>,
-    weather: Arc<Mutex<Weather>>,
+struct MetricsSources {
+    recorder: Arc<PrometheusRecorder>,
+    readiness: Arc<Mutex<Readiness>>,
 }
 
-impl Pane {
-    fn answer(&self, path: &str) -> Answer {
+impl MetricsSources {
+    fn respond(&self, path: &str) -> HttpResponse {
         match path {
             "/metrics" => {
-                lock(&self.weather).count(Instant::now());
-                Answer { code: CODE_OK, media: EXPOSITION, body: self.book.to_string() }
+                lock(&self.readiness).update_metrics(Instant::now());
+                HttpResponse {
+                    code: CODE_OK,
+                    media_type: PROMETHEUS_MEDIA_TYPE,
+                    body: self.recorder.to_string(),
+                }
             }
-            "/healthz" => Answer { code: CODE_OK, media: PLAIN, body: "alive\n".into() },
+            "/healthz" => {
+                HttpResponse { code: CODE_OK, media_type: PLAIN_MEDIA_TYPE, body: "alive\n".into() }
+            }
             "/readyz" => {
-                let trouble = lock(&self.weather).trouble();
-                let (code, body) = match trouble {
+                let reason = lock(&self.readiness).not_ready_reason();
+                let (code, body) = match reason {
                     None => (CODE_OK, "ready\n".into()),
                     Some(why) => (CODE_UNAVAILABLE, format!("{why}\n")),
                 };
-                Answer { code, media: PLAIN, body }
+                HttpResponse { code, media_type: PLAIN_MEDIA_TYPE, body }
             }
-            _ => Answer {
+            _ => HttpResponse {
                 code: CODE_NOT_FOUND,
-                media: PLAIN,
+                media_type: PLAIN_MEDIA_TYPE,
                 body: "expected /metrics, /healthz or /readyz\n".into(),
             },
         }
     }
 }
 
-fn lock(weather: &Mutex<Weather>) -> MutexGuard<'_, Weather> {
-    weather.lock().unwrap_or_else(PoisonError::into_inner) // nothing under the lock panics
+fn lock(readiness: &Mutex<Readiness>) -> MutexGuard<'_, Readiness> {
+    readiness.lock().unwrap_or_else(PoisonError::into_inner) // nothing under the lock panics
 }

@@ -1,4 +1,4 @@
-//! How the broker has been to this process, as metrics.
+//! The readiness of a process and the health of its broker, as metrics.
 
 use std::time::{Duration, Instant};
 
@@ -7,55 +7,62 @@ use gristmill_shared::{
     meter::{BROKER_AWAY, BROKER_BLOCKED, BROKER_RECONNECTS, BROKER_STATE},
 };
 
-/// How the broker is, and was.
+/// The present health of the broker, and the time spent in past outages.
 #[derive(Debug)]
-pub(super) struct Weather {
-    /// Nothing while a first connection is made.
-    now: Option<Health>,
-    /// What this process has yet to do before it is ready, once the broker works.
-    to_do: Option<&'static str>,
-    since: Instant,
+pub(super) struct Readiness {
+    /// `None` until the first connection is made.
+    health: Option<Health>,
+    /// The step that the process must still take before it is ready, once the broker works.
+    pending_step: Option<&'static str>,
+    counted_until: Instant,
     blocked: Duration,
     away: Duration,
 }
 
-const STATES: [&str; 6] = ["connecting", "well", "blocked", "interrupted", "away", "closed"];
+const STATE_LABELS: [&str; 6] = ["connecting", "well", "blocked", "interrupted", "away", "closed"];
 
-impl Weather {
+impl Readiness {
     pub(super) fn new(now: Instant) -> Self {
-        Self { now: None, to_do: None, since: now, blocked: Duration::ZERO, away: Duration::ZERO }
+        Self {
+            health: None,
+            pending_step: None,
+            counted_until: now,
+            blocked: Duration::ZERO,
+            away: Duration::ZERO,
+        }
     }
 
-    /// It is this from now on.
-    pub(super) fn turn(&mut self, health: Health, now: Instant) {
+    /// Sets the health from `now` on.
+    pub(super) fn set_health(&mut self, health: Health, now: Instant) {
         let back = matches!(health, Health::Well | Health::Blocked(_) | Health::Interrupted(_));
-        if back && matches!(self.now, Some(Health::Away(_))) {
+        if back && matches!(self.health, Some(Health::Away(_))) {
             BROKER_RECONNECTS.add([], 1);
         }
-        self.pass(now);
-        self.now = Some(health);
+        self.accumulate(now);
+        self.health = Some(health);
     }
 
-    /// Not ready, for this reason, however the broker is; with none, as ready as the broker is.
-    pub(super) fn wait_for(&mut self, to_do: Option<&'static str>) {
-        self.to_do = to_do;
+    /// Sets the reason why the process is not ready, however the broker is; `None` if there is
+    /// none.
+    pub(super) fn set_pending(&mut self, pending_step: Option<&'static str>) {
+        self.pending_step = pending_step;
     }
 
-    /// Counts what there is to count, up to now.
-    pub(super) fn count(&mut self, now: Instant) {
-        self.pass(now);
-        for state in STATES {
-            BROKER_STATE.set([state], f64::from(u8::from(state == self.state())));
+    /// Updates the metrics up to `now`.
+    pub(super) fn update_metrics(&mut self, now: Instant) {
+        self.accumulate(now);
+        for state in STATE_LABELS {
+            BROKER_STATE.set([state], f64::from(u8::from(state == self.state_label())));
         }
         BROKER_BLOCKED.reach([], self.blocked.as_secs());
         BROKER_AWAY.reach([], self.away.as_secs());
     }
 
-    /// Why this process is not ready, if it is not.
-    pub(super) fn trouble(&self) -> Option<String> {
-        match &self.now {
+    /// Returns the reason why this process is not ready, if it is not.
+    pub(super) fn not_ready_reason(&self) -> Option<String> {
+        match &self.health {
             None => Some("the broker is not connected yet".into()),
-            Some(Health::Well) => self.to_do.map(Into::into),
+            Some(Health::Well) => self.pending_step.map(Into::into),
             Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
             Some(Health::Interrupted(why)) => Some(format!("the broker does not deliver: {why}")),
             Some(Health::Away(why)) => Some(format!("the connection to the broker is lost: {why}")),
@@ -63,8 +70,8 @@ impl Weather {
         }
     }
 
-    fn state(&self) -> &'static str {
-        match &self.now {
+    fn state_label(&self) -> &'static str {
+        match &self.health {
             None => "connecting",
             Some(Health::Well) => "well",
             Some(Health::Blocked(_)) => "blocked",
@@ -74,43 +81,44 @@ impl Weather {
         }
     }
 
-    fn pass(&mut self, now: Instant) {
-        let passed = now.saturating_duration_since(self.since);
-        match self.now {
+    fn accumulate(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.counted_until);
+        match self.health {
             Some(Health::Blocked(_)) => self.blocked += passed,
             Some(Health::Away(_)) => self.away += passed,
             None | Some(Health::Well | Health::Interrupted(_) | Health::Closed) => {}
         }
-        self.since = now;
+        self.counted_until = now;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::recorder::Book;
+    use crate::observe::recorder::PrometheusRecorder;
 
+    /// Outages count while they last and stop when they end.
     #[test]
-    fn outages_are_counted_while_they_last_and_when_they_end() {
-        let book = Book::of("worker");
+    fn outages_count_until_they_end() {
+        let recorder = PrometheusRecorder::for_role("worker");
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        metrics::with_local_recorder(&book, || {
-            let mut weather = Weather::new(start);
-            weather.wait_for(Some("the table is not laid"));
-            assert!(weather.trouble().is_some_and(|why| why.contains("not connected")));
-            weather.turn(Health::Well, at(1));
-            assert_eq!(weather.trouble().as_deref(), Some("the table is not laid"));
-            weather.wait_for(None);
-            assert_eq!(weather.trouble(), None);
-            weather.turn(Health::Interrupted("no queue".into()), at(1));
-            assert!(weather.trouble().is_some_and(|why| why.contains("no queue")));
-            weather.turn(Health::Blocked("low on memory".into()), at(2));
-            assert!(weather.trouble().is_some_and(|why| why.contains("low on memory")));
-            weather.turn(Health::Away("gone".into()), at(5));
-            assert!(weather.trouble().is_some_and(|why| why.contains("gone")));
-            weather.count(at(9));
-            let text = book.to_string();
+        metrics::with_local_recorder(&recorder, || {
+            let mut readiness = Readiness::new(start);
+            readiness.set_pending(Some("the lane is not claimed"));
+            assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("not connected")));
+            readiness.set_health(Health::Well, at(1));
+            assert_eq!(readiness.not_ready_reason().as_deref(), Some("the lane is not claimed"));
+            readiness.set_pending(None);
+            assert_eq!(readiness.not_ready_reason(), None);
+            readiness.set_health(Health::Interrupted("no queue".into()), at(1));
+            assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("no queue")));
+            readiness.set_health(Health::Blocked("low on memory".into()), at(2));
+            assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("low on memory")));
+            readiness.set_health(Health::Away("gone".into()), at(5));
+            assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("gone")));
+            readiness.update_metrics(at(9));
+            let text = recorder.to_string();
             for line in [
                 "gristmill_broker_state{state=\"away\"} 1",
                 "gristmill_broker_state{state=\"well\"} 0",
@@ -120,9 +128,9 @@ mod tests {
             ] {
                 assert!(text.lines().any(|other| other == line), "{line}: {text}");
             }
-            weather.turn(Health::Well, at(10));
-            weather.count(at(20));
-            let text = book.to_string();
+            readiness.set_health(Health::Well, at(10));
+            readiness.update_metrics(at(20));
+            let text = recorder.to_string();
             assert!(text.contains("gristmill_broker_away_seconds_total 5\n"), "{text}");
             assert!(text.contains("gristmill_broker_reconnects_total 1\n"), "{text}");
         });

@@ -1,4 +1,4 @@
-//! As much of HTTP as the exporter needs: a POST, and its answer.
+//! The part of HTTP that the exporter needs: a POST and its response.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -9,14 +9,14 @@ use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use ureq::Agent;
 
-/// The largest answer that is read. A good one is empty.
+/// The largest response that is read. A successful one is empty.
 const ANSWER_MAX_BYTES: u64 = 64 << 10;
 
-/// Why the last POST came to nothing: the exporter only says that it did.
+/// The reason why the last POST failed. The exporter reports only that it did.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Trouble(Arc<Mutex<Option<String>>>);
+pub(super) struct LastHttpError(Arc<Mutex<Option<String>>>);
 
-impl Trouble {
+impl LastHttpError {
     pub(super) fn take(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -26,21 +26,21 @@ impl Trouble {
     }
 }
 
-/// Blocks while it asks: the exporter's thread does nothing else.
+/// An HTTP client that blocks: the exporter's thread has nothing else to do.
 #[derive(Debug)]
-pub(super) struct Post {
+pub(super) struct OtlpHttpClient {
     agent: Agent,
-    trouble: Trouble,
+    last_error: LastHttpError,
 }
 
-impl Post {
-    pub(super) fn new(answer_max: Duration, trouble: Trouble) -> Self {
+impl OtlpHttpClient {
+    pub(super) fn new(timeout: Duration, last_error: LastHttpError) -> Self {
         let config = Agent::config_builder()
-            .timeout_global(Some(answer_max))
-            .http_status_as_error(false) // the exporter knows what they mean
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false) // the exporter interprets them
             .max_redirects(0)
             .build();
-        Self { agent: config.into(), trouble }
+        Self { agent: config.into(), last_error }
     }
 
     fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, ureq::Error> {
@@ -52,10 +52,10 @@ impl Post {
 }
 
 #[async_trait]
-impl HttpClient for Post {
+impl HttpClient for OtlpHttpClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         self.post(request).map_err(|error| {
-            self.trouble.set(error.to_string());
+            self.last_error.set(error.to_string());
             error.into()
         })
     }

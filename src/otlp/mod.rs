@@ -1,7 +1,7 @@
-//! What `--otlp` does: spans of batches and results go to a collector, by OTLP over HTTP.
+//! Export of spans of batches and results to a collector, by OTLP over HTTP, for `--otlp`.
 //!
-//! A span costs its slot a place in a bounded queue, or nothing if that is full. A thread of its own sends; a collector that
-//! is away costs nothing but spans, and is told of once until it is back.
+//! A span takes a place in a bounded queue, and is dropped if the queue is full. A thread of its
+//! own exports. While the collector is unreachable only spans are lost, and one warning is logged.
 
 mod http_client;
 mod spans;
@@ -26,104 +26,104 @@ use opentelemetry_sdk::{
 use tracing_subscriber::{Layer, Registry};
 
 use self::{
-    http_client::{Post, Trouble},
-    spans::Spans,
+    http_client::{LastHttpError, OtlpHttpClient},
+    spans::SpanLayer,
 };
 
-/// How many spans may wait to be sent, at some 600 bytes each; further ones are lost, and counted.
-const QUEUE_MAX: usize = 8_192;
-/// How many go together, if so many wait.
-const TOGETHER_MAX: usize = 512;
-/// How long a span waits for others to go with.
-const LINGER: Duration = Duration::from_secs(1);
-/// How long a collector may take to answer. What it has not taken by then is not sent again.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// How long a program that ends waits for its last spans to be taken.
-const FLUSH_MAX: Duration = Duration::from_secs(2);
+/// The most spans that wait, at some 600 bytes each. Further spans are lost and counted.
+const QUEUE_MAX_SPANS: usize = 8_192;
+/// The most spans in one request.
+const BATCH_MAX_SPANS: usize = 512;
+/// The longest wait of a span for others in the same request.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
+/// The time limit of a request. Spans that are not delivered by then are not sent again.
+const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit for the last spans when the program ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where OTLP over HTTP takes spans, below the collector's address.
-const PATH: &str = "/v1/traces";
+/// The path of the collector for spans, below its address.
+const TRACES_PATH: &str = "/v1/traces";
 
-/// Whose spans they are.
+/// The service that the spans belong to.
 #[derive(Debug)]
 pub(crate) struct Service<'a> {
-    /// What it is called, unless `OTEL_SERVICE_NAME` says otherwise.
+    /// Its name, unless `OTEL_SERVICE_NAME` overrides it.
     pub(crate) name: String,
     pub(crate) version: &'static str,
     pub(crate) host: &'a str,
 }
 
-/// Spans on their way to a collector.
+/// An export of spans to a collector.
 #[derive(Debug)]
 pub(crate) struct Export {
     url: String,
     processor: Arc<BatchSpanProcessor>,
-    tally: Arc<Tally>,
+    stats: Arc<ExportStats>,
 }
 
-/// How many spans have ended, and how many of them a collector has taken.
+/// The number of spans that ended, and of those that were delivered to the collector.
 #[derive(Debug, Default)]
-struct Tally {
+struct ExportStats {
     ended: AtomicU64,
-    taken: AtomicU64,
+    delivered: AtomicU64,
 }
 
-impl Tally {
-    fn lost(&self) -> (u64, u64) {
+impl ExportStats {
+    fn lost_and_ended(&self) -> (u64, u64) {
         let ended = self.ended.load(Ordering::Relaxed);
-        (ended.saturating_sub(self.taken.load(Ordering::Relaxed)), ended)
+        (ended.saturating_sub(self.delivered.load(Ordering::Relaxed)), ended)
     }
 }
 
 impl Export {
-    /// Begins to send to the collector at this URL. Nobody is asked whether it is there.
+    /// Starts to export to the collector at this URL, without checking that it is reachable.
     ///
     /// # Errors
-    /// If it is no URL of a collector, with the reason.
+    /// If the URL is not that of a collector, with the reason.
     pub(crate) fn begin(url: &str, service: Service<'_>) -> Result<Self, String> {
-        let url = whole(url)?;
-        let tally = Arc::new(Tally::default());
-        let trouble = Trouble::default();
+        let url = traces_url(url)?;
+        let stats = Arc::new(ExportStats::default());
+        let last_error = LastHttpError::default();
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_http_client(Post::new(ANSWER_MAX, trouble.clone()))
+            .with_http_client(OtlpHttpClient::new(COLLECTOR_TIMEOUT, last_error.clone()))
             .with_endpoint(&url)
             .with_protocol(Protocol::HttpBinary)
-            .with_timeout(ANSWER_MAX)
-            .with_retry_policy(RetryPolicy::disabled()) // the queue does not wait for one that is away
+            .with_timeout(COLLECTOR_TIMEOUT)
+            .with_retry_policy(RetryPolicy::disabled()) // a retry would hold up the queue
             .build()
             .map_err(|error| error.to_string())?;
-        let sender = Sender {
+        let sender = SpanSender {
             exporter,
             url: url.clone(),
-            trouble,
-            tally: Arc::clone(&tally),
-            away: AtomicBool::new(false),
+            last_error,
+            stats: Arc::clone(&stats),
+            unreachable: AtomicBool::new(false),
         };
         let bounds = BatchConfigBuilder::default()
-            .with_max_queue_size(QUEUE_MAX)
-            .with_max_export_batch_size(TOGETHER_MAX)
-            .with_scheduled_delay(LINGER)
+            .with_max_queue_size(QUEUE_MAX_SPANS)
+            .with_max_export_batch_size(BATCH_MAX_SPANS)
+            .with_scheduled_delay(BATCH_DELAY)
             .build();
         let mut processor = BatchSpanProcessor::new(sender, bounds);
         processor.set_resource(&service.resource());
-        Ok(Self { url, processor: Arc::new(processor), tally })
+        Ok(Self { url, processor: Arc::new(processor), stats })
     }
 
-    /// What takes the spans, whatever else is logged.
+    /// Returns the layer that takes the spans, independent of the log level.
     pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
-        Box::new(Spans::new(Arc::clone(&self.processor), Arc::clone(&self.tally)).filtered())
+        Box::new(SpanLayer::new(Arc::clone(&self.processor), Arc::clone(&self.stats)).filtered())
     }
 
-    /// Says where they go.
+    /// Logs the destination of the spans.
     pub(crate) fn announce(&self) {
         tracing::info!("spans go to {}", self.url);
     }
 
-    /// Waits for the last spans, for a moment. Blocks.
+    /// Waits at most [`FLUSH_TIMEOUT`] for the last spans. Blocks.
     pub(crate) fn end(self) {
-        let _ = self.processor.shutdown_with_timeout(FLUSH_MAX); // what did not go is counted
-        let (lost, ended) = self.tally.lost();
+        let _ = self.processor.shutdown_with_timeout(FLUSH_TIMEOUT); // undelivered spans are counted
+        let (lost, ended) = self.stats.lost_and_ended();
         if lost > 0 {
             tracing::warn!("{lost} of {ended} spans did not get to {}", self.url);
         }
@@ -131,7 +131,8 @@ impl Export {
 }
 
 impl Service<'_> {
-    /// What `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say comes first.
+    /// Returns the attributes of the service. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`
+    /// take precedence.
     fn resource(&self) -> Resource {
         let ours = [
             KeyValue::new("service.name", self.name.clone()),
@@ -148,50 +149,50 @@ impl Service<'_> {
     }
 }
 
-/// Where exactly spans go, if this is a collector's URL.
-fn whole(url: &str) -> Result<String, String> {
-    const EXPECTED: &str = "expected http://HOST:PORT, as http://127.0.0.1:4318";
+/// Returns the collector's URL for spans, or the reason why this is not a collector's URL.
+fn traces_url(url: &str) -> Result<String, String> {
+    const EXPECTED_URL: &str = "expected http://HOST:PORT, as http://127.0.0.1:4318";
     let Some(place) = url.strip_prefix("http://") else {
         return Err(match url.starts_with("https://") {
-            true => format!("{EXPECTED}; for https:// let a collector nearby speak TLS"),
-            false => EXPECTED.into(),
+            true => format!("{EXPECTED_URL}; for https:// run a local collector that speaks TLS"),
+            false => EXPECTED_URL.into(),
         });
     };
     let host = place.split('/').next().unwrap_or_default();
     if host.contains('@') {
-        return Err("what opens a collector's door is a header: OTEL_EXPORTER_OTLP_HEADERS".into());
+        return Err("credentials belong in a header: set OTEL_EXPORTER_OTLP_HEADERS".into());
     }
     if host.is_empty() || host.starts_with(':') {
-        return Err(EXPECTED.into());
+        return Err(EXPECTED_URL.into());
     }
     let base = url.trim_end_matches('/');
-    Ok(if base.ends_with(PATH) { base.into() } else { format!("{base}{PATH}") })
+    Ok(if base.ends_with(TRACES_PATH) { base.into() } else { format!("{base}{TRACES_PATH}") })
 }
 
-/// Sends, and says once when nobody takes it.
+/// An exporter that logs once when the collector becomes unreachable.
 #[derive(Debug)]
-struct Sender {
+struct SpanSender {
     exporter: SpanExporter,
     url: String,
-    trouble: Trouble,
-    tally: Arc<Tally>,
-    away: AtomicBool,
+    last_error: LastHttpError,
+    stats: Arc<ExportStats>,
+    unreachable: AtomicBool,
 }
 
-impl trace::SpanExporter for Sender {
+impl trace::SpanExporter for SpanSender {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len() as u64;
         let sent = self.exporter.export(batch).await;
         match &sent {
             Ok(()) => {
-                self.tally.taken.fetch_add(spans, Ordering::Relaxed);
-                if self.away.swap(false, Ordering::Relaxed) {
+                self.stats.delivered.fetch_add(spans, Ordering::Relaxed);
+                if self.unreachable.swap(false, Ordering::Relaxed) {
                     tracing::info!("spans go to {} again", self.url);
                 }
             }
             Err(error) => {
-                let why = self.trouble.take().unwrap_or_else(|| error.to_string());
-                if !self.away.swap(true, Ordering::Relaxed) {
+                let why = self.last_error.take().unwrap_or_else(|| error.to_string());
+                if !self.unreachable.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         "spans cannot go to {}: {why}; they are lost until they can, all else goes on",
                         self.url
@@ -212,14 +213,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_collectors_url_is_where_spans_go_or_refused() {
+    fn collector_url_is_checked() {
         for (url, expected) in [
             ("http://collector:4318", "http://collector:4318/v1/traces"),
             ("http://[::1]:4318/", "http://[::1]:4318/v1/traces"),
             ("http://collector/otel", "http://collector/otel/v1/traces"),
             ("http://collector:4318/v1/traces", "http://collector:4318/v1/traces"),
         ] {
-            assert_eq!(whole(url).as_deref(), Ok(expected));
+            assert_eq!(traces_url(url).as_deref(), Ok(expected));
         }
         for (url, why) in [
             ("collector:4318", "http://HOST"),
@@ -228,7 +229,7 @@ mod tests {
             ("http://:4318", "http://HOST"),
             ("http://me:secret@collector", "OTEL_EXPORTER_OTLP_HEADERS"),
         ] {
-            assert!(whole(url).is_err_and(|error| error.contains(why)), "{url}");
+            assert!(traces_url(url).is_err_and(|error| error.contains(why)), "{url}");
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Our spans, as OpenTelemetry knows them. Their ids are those that travel in `traceparent`: they stand in a span's fields
-//! `trace_id`, `span_id` and `parent_id`, and the roles that write them know nothing of this.
+//! Conversion of spans to those of OpenTelemetry. Their ids are those in `traceparent`, which the
+//! roles write to a span's fields `trace_id`, `span_id` and `parent_id`; the roles do not know of
+//! OpenTelemetry.
 
 use std::{
     fmt,
@@ -20,67 +21,67 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, filter::filter_fn, layer::Context, registry::LookupSpan};
 
-use super::Tally;
+use super::ExportStats;
 
-/// The field by which a span says that it travels, and is to be recorded.
+/// The field of a span that is to be exported.
 const SPAN_ID: &str = "span_id";
 
-/// Gives spans to the processor when they end.
-pub(super) struct Spans {
+/// A layer that passes spans to the processor when they end.
+pub(super) struct SpanLayer {
     processor: Arc<BatchSpanProcessor>,
-    tally: Arc<Tally>,
+    stats: Arc<ExportStats>,
     scope: InstrumentationScope,
 }
 
-impl Spans {
-    pub(super) fn new(processor: Arc<BatchSpanProcessor>, tally: Arc<Tally>) -> Self {
-        Self { processor, tally, scope: InstrumentationScope::builder("gristmill").build() }
+impl SpanLayer {
+    pub(super) fn new(processor: Arc<BatchSpanProcessor>, stats: Arc<ExportStats>) -> Self {
+        Self { processor, stats, scope: InstrumentationScope::builder("gristmill").build() }
     }
 
-    /// It, for the spans that travel and for nothing else, whatever is logged.
+    /// Restricts the layer to spans that are to be exported, independent of the log level.
     pub(super) fn filtered<S>(self) -> impl Layer<S> + Send + Sync
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        self.with_filter(filter_fn(travels).with_max_level_hint(LevelFilter::DEBUG))
+        self.with_filter(filter_fn(has_span_id).with_max_level_hint(LevelFilter::DEBUG))
     }
 }
 
-fn travels(metadata: &Metadata<'_>) -> bool {
+fn has_span_id(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.fields().field(SPAN_ID).is_some()
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for SpanLayer {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = SpanFields::default();
         attributes.record(&mut fields);
-        let begun = fields.begin(attributes.metadata().name(), self.scope.clone());
-        if let (Some(span), Some(begun)) = (context.span(id), begun) {
-            span.extensions_mut().insert(begun);
+        let span_data = fields.into_span_data(attributes.metadata().name(), self.scope.clone());
+        if let (Some(span), Some(span_data)) = (context.span(id), span_data) {
+            span.extensions_mut().insert(span_data);
         }
     }
 
     fn on_close(&self, id: Id, context: Context<'_, S>) {
         let ended = context.span(&id).and_then(|span| span.extensions_mut().remove::<SpanData>());
         if let Some(span) = ended {
-            self.tally.ended.fetch_add(1, Ordering::Relaxed);
+            self.stats.ended.fetch_add(1, Ordering::Relaxed);
             self.processor.on_end(SpanData { end_time: SystemTime::now(), ..span });
         }
     }
 }
 
-/// What a span says of itself when it begins.
+/// The fields of a span at its start.
 #[derive(Default)]
-struct Fields {
+struct SpanFields {
     trace: Option<TraceId>,
     span: Option<SpanId>,
     parent: Option<SpanId>,
     others: Vec<KeyValue>,
 }
 
-impl Fields {
-    /// Nothing if it is not to be recorded.
-    fn begin(self, name: &'static str, scope: InstrumentationScope) -> Option<SpanData> {
+impl SpanFields {
+    /// Returns the started span, or `None` if it is not to be exported.
+    fn into_span_data(self, name: &'static str, scope: InstrumentationScope) -> Option<SpanData> {
         let now = SystemTime::now();
         Some(SpanData {
             span_context: SpanContext::new(
@@ -90,7 +91,7 @@ impl Fields {
                 false,
                 TraceState::default(),
             ),
-            // What has a parent took a message, what has none sends one.
+            // A span with a parent consumes a message, one without publishes one.
             span_kind: if self.parent.is_some() { SpanKind::Consumer } else { SpanKind::Producer },
             parent_span_id: self.parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: self.parent.is_some(),
@@ -111,7 +112,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for SpanFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "trace_id" => self.trace = TraceId::from_hex(value).ok(),

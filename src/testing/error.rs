@@ -1,4 +1,4 @@
-//! What can go wrong with a private node.
+//! Errors of a private node.
 
 use std::io;
 use std::process::ExitStatus;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::node_dir::PACKAGED_SERVER;
 
-/// Why there is no private node, or why it did not do what was asked of it.
+/// An error while a private node is started or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LocalBrokerError {
@@ -17,56 +17,56 @@ pub enum LocalBrokerError {
     )]
     NotInstalled,
     /// The node ended while it was being started.
-    #[error("{what} ended before the node was ready (starts tried: {tries}); its last words:\n{log}")]
+    #[error("{what} ended before the node was ready (starts tried: {tries}); its last output:\n{log}")]
     Ended {
-        /// Which process ended.
+        /// The process that ended.
         what: &'static str,
-        /// How often it was tried.
+        /// The number of starts.
         tries: u32,
-        /// The end of the node's output and log.
+        /// The last lines of the node's output and log.
         log: String,
     },
     /// The node neither became ready nor ended.
-    #[error("rabbitmq-server was not ready within {} s and is killed; its last words:\n{log}", waited.as_secs())]
+    #[error("rabbitmq-server was not ready within {} s and is killed; its last output:\n{log}", waited.as_secs())]
     NotReady {
-        /// For how long we waited.
+        /// The duration of the wait.
         waited: Duration,
-        /// The end of the node's output and log.
+        /// The last lines of the node's output and log.
         log: String,
     },
-    /// The node did not stop in order.
+    /// The node did not shut down gracefully.
     #[error("rabbitmq-server did not stop within {} s and was killed (hint: is it paused?)", waited.as_secs())]
     NotStopped {
-        /// For how long we waited.
+        /// The duration of the wait.
         waited: Duration,
     },
     /// The node is down.
-    #[error("cannot {asked} the node: it is down (hint: restart it first)")]
+    #[error("cannot {operation} the node: it is down (hint: restart it first)")]
     NotRunning {
-        /// What was asked of it.
-        asked: &'static str,
+        /// The operation that was requested.
+        operation: &'static str,
     },
     /// A tool failed.
-    #[error("{command}: {status}: {said}")]
+    #[error("{command}: {status}: {output}")]
     Ctl {
-        /// Its name and its arguments.
+        /// The name of the tool and its arguments.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it printed.
-        said: String,
+        /// Its output.
+        output: String,
     },
-    /// The system refused something.
-    #[error("cannot {doing}")]
+    /// The operating system refused an operation.
+    #[error("cannot {operation}")]
     System {
-        /// What was being done.
-        doing: &'static str,
-        /// Why not.
+        /// The operation.
+        operation: &'static str,
+        /// The reason.
         source: io::Error,
     },
 }
 
-/// Says what was being done when the system refused.
-pub(super) fn cannot(doing: &'static str) -> impl FnOnce(io::Error) -> LocalBrokerError {
-    move |source| LocalBrokerError::System { doing, source }
+/// Returns a function that adds the operation to an error of the operating system.
+pub(super) fn cannot(operation: &'static str) -> impl FnOnce(io::Error) -> LocalBrokerError {
+    move |source| LocalBrokerError::System { operation, source }
 }

@@ -8,34 +8,35 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::error::{LocalBrokerError, cannot};
-use super::node::{Node, Woke};
-use super::node_dir::{Installation, Place, Ports, TlsFiles};
+use super::node::{Node, NodeWaitOutcome};
+use super::node_dir::{Installation, NodeDir, Ports, TlsFiles};
 use super::watchdog::Watchdog;
 
-/// How long a node may take until it accepts connections. It needs about five seconds on two idle cores, and a minute has not
-/// been enough on two that many others wanted.
-const START_BOUND: Duration = Duration::from_secs(180);
+/// The time limit for a node until it accepts connections. It needs about five seconds on two idle
+/// cores. On two busy cores a minute was not enough.
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// How long a node may take to stop in order. It needs about one second.
-const STOP_BOUND: Duration = Duration::from_secs(30);
+/// The time limit for a graceful shutdown of a node. It needs about one second.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often a start is tried, each time with new ports and a new directory: a port may be taken between our look
-/// at it and the node's own.
+/// The most attempts to start a node, each with new ports and a new directory: a port may be taken
+/// between the check and the bind by the node.
 const START_TRIES: u32 = 3;
 
-/// How long `rabbitmqctl` may take for one command, in seconds.
-const CTL_BOUND_SECONDS: &str = "60";
+/// The time limit of one `rabbitmqctl` command, in seconds.
+const CTL_TIMEOUT_SECONDS: &str = "60";
 
-/// How many lines of a node's output, and of its log, an error shows.
-const LOG_LINES: usize = 20;
+/// The number of lines of a node's output, and of its log, that an error shows.
+const LOG_TAIL_LINES: usize = 20;
 
-/// A RabbitMQ node of one's own: own name, own directory, own ports on 127.0.0.1, own port mapper, no plugins.
+/// A private RabbitMQ node: own name, own directory, own ports on 127.0.0.1, own port mapper, no
+/// plugins.
 ///
-/// It disturbs no other node on the machine and needs nothing of one. All methods block; none may be called on a
-/// thread that runs async code.
+/// It neither disturbs nor uses any other node on the machine. All methods block; none may be
+/// called on a thread that runs async code.
 ///
-/// Dropping it kills the node and removes its directory, also in a panic. The same happens, within moments, when
-/// this process ends without dropping it, be it by `kill -9`: a watchdog process sees to that.
+/// Dropping it kills the node and removes its directory, also in a panic. If this process ends
+/// without dropping it, also by `kill -9`, a watchdog process does the same within moments.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), gristmill::testing::LocalBrokerError> {
@@ -49,31 +50,33 @@ const LOG_LINES: usize = 20;
 #[derive(Debug)]
 pub struct LocalBroker {
     installation: Installation,
-    place: Place,
+    node_dir: NodeDir,
     version: String,
     /// `None` while the node is down.
     node: Option<Node>,
     /// The node's port mapper, and the leader of the group that the watchdog kills.
     epmd: Child,
-    /// Last, so that it is dropped last.
+    /// The last field, since fields are dropped in order.
     _watchdog: Watchdog,
 }
 
 impl LocalBroker {
-    /// Starts a node and waits until it accepts connections: at most 3 min, and with new ports, up to three times,
-    /// if it ends before that.
+    /// Starts a node and waits until it accepts connections, at most 3 min. If it ends before that,
+    /// starts it with new ports, up to three times in all.
     ///
     /// # Errors
-    /// No RabbitMQ on this machine, or it does not start; the error ends with the node's last words.
+    /// If there is no RabbitMQ on this machine, or it does not start. The error ends with the
+    /// node's last output.
     pub fn start() -> Result<Self, LocalBrokerError> {
         Self::start_anywhere(None)
     }
 
-    /// Starts a node that speaks TLS too, see [`tls_port`](Self::tls_port). Clients who have a
+    /// Starts a node that also speaks TLS, see [`tls_port`](Self::tls_port). A client with a
     /// certificate may log in by it (EXTERNAL), as the user whom its CN names.
     ///
     /// # Errors
-    /// As [`start`](Self::start); without the plugin `rabbitmq_auth_mechanism_ssl` it does not start.
+    /// The errors of [`start`](Self::start). Without the plugin `rabbitmq_auth_mechanism_ssl` the
+    /// node does not start.
     pub fn start_with_tls(tls: &TlsFiles) -> Result<Self, LocalBrokerError> {
         Self::start_anywhere(Some(tls))
     }
@@ -81,24 +84,24 @@ impl LocalBroker {
     fn start_anywhere(tls: Option<&TlsFiles>) -> Result<Self, LocalBrokerError> {
         let installation = Installation::find().ok_or(LocalBrokerError::NotInstalled)?;
         let ports = || Ports::pick().map_err(cannot("find free ports"));
-        Self::start_with(&installation, tls, START_BOUND, ports)
+        Self::start_with(&installation, tls, START_TIMEOUT, ports)
     }
 
-    /// Tries until a node stays up.
+    /// Retries until a node stays up.
     fn start_with(
         installation: &Installation,
         tls: Option<&TlsFiles>,
-        bound: Duration,
+        timeout: Duration,
         mut ports: impl FnMut() -> Result<Ports, LocalBrokerError>,
     ) -> Result<Self, LocalBrokerError> {
         let mut tries = 1;
         loop {
-            match Self::try_start(installation, tls, bound, ports()?) {
+            match Self::try_start(installation, tls, timeout, ports()?) {
                 Err(LocalBrokerError::Ended { .. }) if tries < START_TRIES => tries += 1,
                 Err(LocalBrokerError::Ended { what, log, .. }) => {
                     return Err(LocalBrokerError::Ended { what, tries, log });
                 }
-                settled => return settled,
+                result => return result,
             }
         }
     }
@@ -106,104 +109,110 @@ impl LocalBroker {
     fn try_start(
         installation: &Installation,
         tls: Option<&TlsFiles>,
-        bound: Duration,
+        timeout: Duration,
         ports: Ports,
     ) -> Result<Self, LocalBrokerError> {
-        let place = Place::create(ports).map_err(cannot("make the node's directory"))?;
-        let mut watchdog = Watchdog::over(&place.dir).map_err(cannot("start the watchdog"))?;
-        place.furnish(tls).map_err(cannot("fill the node's directory"))?;
+        let node_dir = NodeDir::create(ports).map_err(cannot("make the node's directory"))?;
+        let mut watchdog = Watchdog::spawn(&node_dir.dir).map_err(cannot("start the watchdog"))?;
+        node_dir.write_config(tls).map_err(cannot("fill the node's directory"))?;
         let epmd = spawn_epmd(&place, &mut watchdog).map_err(cannot("start epmd"))?;
         let mut broker = Self {
             installation: installation.clone(),
-            place,
+            node_dir,
             version: String::new(),
             node: None,
             epmd,
             _watchdog: watchdog,
         };
-        broker.start_node(bound)?;
-        // If another mapper had our port, the node has found that one: not ours, and gone at any time.
+        broker.start_node(timeout)?;
+        // If another mapper took our port, the node has registered there. It is not ours, and may
+        // end at any time.
         if broker.epmd.try_wait().map_err(cannot("look at epmd"))?.is_some() {
-            return Err(LocalBrokerError::Ended { what: "epmd", tries: 1, log: broker.last_words() });
+            return Err(LocalBrokerError::Ended { what: "epmd", tries: 1, log: broker.log_tail() });
         }
         Ok(broker)
     }
 
-    fn start_node(&mut self, bound: Duration) -> Result<(), LocalBrokerError> {
+    fn start_node(&mut self, timeout: Duration) -> Result<(), LocalBrokerError> {
         let group =
             i32::try_from(self.epmd.id()).map_err(io::Error::other).map_err(cannot("use a process id"))?;
-        let node = Node::spawn(&self.installation.server, &self.place, group);
+        let node = Node::spawn(&self.installation.server, &self.node_dir, group);
         let node = self.node.insert(node.map_err(cannot("run rabbitmq-server"))?);
-        let woke = node.wait_ready(bound).map_err(cannot("read what the node prints"))?;
-        if woke == Woke::Ready {
+        let outcome = node.wait_ready(timeout).map_err(cannot("read what the node prints"))?;
+        if outcome == NodeWaitOutcome::Ready {
             node.version().unwrap_or("of unknown version").clone_into(&mut self.version);
             return Ok(());
         }
-        let log = self.last_words();
+        let log = self.log_tail();
         self.kill()?;
-        Err(match woke {
-            Woke::Late => LocalBrokerError::NotReady { waited: bound, log },
-            Woke::Ready | Woke::Ended => LocalBrokerError::Ended { what: "rabbitmq-server", tries: 1, log },
+        Err(match outcome {
+            NodeWaitOutcome::TimedOut => LocalBrokerError::NotReady { waited: timeout, log },
+            NodeWaitOutcome::Ready | NodeWaitOutcome::Exited => {
+                LocalBrokerError::Ended { what: "rabbitmq-server", tries: 1, log }
+            }
         })
     }
 
-    /// Its address, `amqp://guest:guest@127.0.0.1:PORT`; the same for as long as it lives, restarts included.
+    /// Returns its address, `amqp://guest:guest@127.0.0.1:PORT`, which restarts do not change.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}", self.place.ports.amqp)
+        format!("amqp://guest:guest@127.0.0.1:{}", self.node_dir.ports.amqp)
     }
 
-    /// Where it speaks TLS on 127.0.0.1, if it was started so.
+    /// Returns its TLS port on 127.0.0.1, if it was started with TLS.
     #[must_use]
     pub fn tls_port(&self) -> u16 {
-        self.place.ports.amqps
+        self.node_dir.ports.amqps
     }
 
-    /// Gives it other certificates, which it shows to whoever connects from now on. Its ports stay as they are.
+    /// Replaces its certificates. New connections see the new ones. The ports stay as they are.
     ///
     /// # Errors
-    /// The files cannot be copied, or the node is down.
+    /// If the files cannot be copied, or the node is down.
     pub fn renew_tls(&self, tls: &TlsFiles) -> Result<(), LocalBrokerError> {
-        self.place.copy_tls(tls).map_err(cannot("copy certificates"))?;
+        self.node_dir.copy_tls(tls).map_err(cannot("copy certificates"))?;
         self.ctl(&["eval", "ssl:clear_pem_cache()."]).map(drop)
     }
 
-    /// Its version, as `3.10.8`.
+    /// Returns its version, such as `3.10.8`.
     #[must_use]
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The node's process, a child of this one; `None` while it is down.
+    /// Returns the id of the node's process, a child of this one; `None` while it is down.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.node.as_ref().map(Node::pid)
     }
 
-    /// Runs `rabbitmqctl` with these arguments against this node and returns what it printed, without its chatter.
+    /// Runs `rabbitmqctl` with these arguments against this node and returns its output, without
+    /// progress messages.
     ///
     /// # Errors
-    /// It could not be run, or it failed (as it does while the node is down or paused); bounded by 60 s.
+    /// If it cannot be run, or if it fails, as it does while the node is down or paused. Bounded by
+    /// 60 s.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String, LocalBrokerError> {
-        let mut ctl = self.place.command(&self.installation.ctl);
-        ctl.args(["--quiet", "--timeout", CTL_BOUND_SECONDS]);
+        let mut ctl = self.node_dir.command(&self.installation.ctl);
+        ctl.args(["--quiet", "--timeout", CTL_TIMEOUT_SECONDS]);
         run(ctl, "rabbitmqctl", arguments)
     }
 
-    /// Runs a script that speaks to this node through `$RABBITMQCTL`, and returns what it printed.
+    /// Runs a script that uses `$RABBITMQCTL` for this node, and returns its output.
     ///
     /// # Errors
-    /// It could not be run, or it failed; not bounded.
+    /// If it cannot be run, or if it fails. Not bounded in time.
     pub fn script(&self, path: &Path, arguments: &[&str]) -> Result<String, LocalBrokerError> {
-        let mut script = self.place.command(path);
+        let mut script = self.node_dir.command(path);
         script.env("RABBITMQCTL", &self.installation.ctl);
         run(script, &path.display().to_string(), arguments)
     }
 
-    /// Kills the node with SIGKILL and returns when it is dead and its ports are closed. Nothing if it is down.
+    /// Kills the node with SIGKILL. Returns when it is dead and its ports are closed. Does nothing
+    /// if it is down.
     ///
     /// # Errors
-    /// The system refused; not to be expected.
+    /// If the operating system refuses, which is not expected.
     pub fn kill(&mut self) -> Result<(), LocalBrokerError> {
         match self.node.take() {
             Some(mut node) => node.kill().map_err(cannot("kill the node")),
@@ -211,60 +220,63 @@ impl LocalBroker {
         }
     }
 
-    /// Stops the node in order and returns when it has ended, within 30 s. Nothing if it is down.
+    /// Shuts the node down gracefully. Returns when it has ended, within 30 s. Does nothing if it
+    /// is down.
     ///
     /// # Errors
-    /// It did not stop in time, as a paused node does; it is killed then.
+    /// If it does not stop in time, as a paused node does not. It is killed then.
     pub fn stop(&mut self) -> Result<(), LocalBrokerError> {
         let Some(mut node) = self.node.take() else { return Ok(()) };
-        match node.stop(STOP_BOUND).map_err(cannot("stop the node"))? {
-            Woke::Ready | Woke::Ended => Ok(()),
-            Woke::Late => {
+        match node.stop(STOP_TIMEOUT).map_err(cannot("stop the node"))? {
+            NodeWaitOutcome::Ready | NodeWaitOutcome::Exited => Ok(()),
+            NodeWaitOutcome::TimedOut => {
                 node.kill().map_err(cannot("kill the node"))?;
-                Err(LocalBrokerError::NotStopped { waited: STOP_BOUND })
+                Err(LocalBrokerError::NotStopped { waited: STOP_TIMEOUT })
             }
         }
     }
 
-    /// Starts the node again on the same ports and with the same data, after it was stopped in order if it was up.
-    /// Returns when it accepts connections.
+    /// Starts the node again on the same ports and with the same data. Shuts it down gracefully
+    /// first if it is up. Returns when it accepts connections.
     ///
     /// # Errors
-    /// As [`stop`](Self::stop) and [`start`](Self::start), but with a single try.
+    /// The errors of [`stop`](Self::stop) and [`start`](Self::start), but after a single attempt.
     pub fn restart(&mut self) -> Result<(), LocalBrokerError> {
         self.stop()?;
-        self.start_node(START_BOUND)
+        self.start_node(START_TIMEOUT)
     }
 
-    /// Freezes the node with SIGSTOP: its connections stay open and nothing answers from when this returns.
+    /// Freezes the node with SIGSTOP. Its connections stay open, and it answers nothing from the
+    /// return of this call on.
     ///
     /// # Errors
-    /// It is down.
+    /// If it is down.
     pub fn pause(&mut self) -> Result<(), LocalBrokerError> {
-        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { asked: "pause" })?;
+        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { operation: "pause" })?;
         node.freeze().map_err(cannot("pause the node"))
     }
 
-    /// Lets a paused node go on; nothing if it is not paused.
+    /// Resumes a paused node. Does nothing if it is not paused.
     ///
     /// # Errors
-    /// It is down.
+    /// If it is down.
     pub fn resume(&mut self) -> Result<(), LocalBrokerError> {
-        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { asked: "resume" })?;
+        let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { operation: "resume" })?;
         node.signal("CONT").map_err(cannot("resume the node"))
     }
 
-    /// The last lines that the node printed, and those of its log.
-    fn last_words(&self) -> String {
+    /// Returns the last lines of the node's output and of its log.
+    fn log_tail(&self) -> String {
         let printed = self.node.as_ref().map_or("", Node::printed);
-        let log = fs::read_to_string(self.place.log()).unwrap_or_default();
+        let log = fs::read_to_string(self.node_dir.log()).unwrap_or_default();
         format!("{}\n{}", last_lines(printed), last_lines(&log))
     }
 }
 
 impl Drop for LocalBroker {
     fn drop(&mut self) {
-        // Each may be dead already, and there is nobody to tell. The watchdog finds nothing left but the directory.
+        // Each may be dead already, so errors are ignored. The watchdog then only removes the
+        // directory.
         let _ = self.kill();
         let _ = self.epmd.kill();
         let _ = self.epmd.wait();
@@ -276,20 +288,20 @@ fn run(mut command: Command, name: &str, arguments: &[&str]) -> Result<String, L
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = [output.stderr, output.stdout].concat();
+    let text = [output.stderr, output.stdout].concat();
     Err(LocalBrokerError::Ctl {
         command: format!("{name} {}", arguments.join(" ")),
         status: output.status,
-        said: String::from_utf8_lossy(&said).into_owned(),
+        output: String::from_utf8_lossy(&text).into_owned(),
     })
 }
 
-/// Starts a port mapper for this node alone, as the leader of a new process group. It starts in earnest only when
-/// the watchdog knows the group, so that there is no moment at which our death would leave it behind.
-/// It needs no wait: a node that does not find its mapper ends, and is tried again.
-fn spawn_epmd(place: &Place, watchdog: &mut Watchdog) -> io::Result<Child> {
-    let port = place.ports.epmd.to_string();
-    let mut epmd = place
+/// Starts a port mapper for this node alone, as the leader of a new process group. The mapper is
+/// executed only after the watchdog knows the group, so that a crash of this process never leaves
+/// it behind. No wait is needed: a node that does not find its mapper ends, and is started again.
+fn spawn_epmd(node_dir: &NodeDir, watchdog: &mut Watchdog) -> io::Result<Child> {
+    let port = node_dir.ports.epmd.to_string();
+    let mut epmd = node_dir
         .command("sh")
         .args(["-c", "read -r _ && exec \"$@\"", "sh", "epmd", "-port", &port])
         .stdin(Stdio::piped())
@@ -297,15 +309,15 @@ fn spawn_epmd(place: &Place, watchdog: &mut Watchdog) -> io::Result<Child> {
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
-    watchdog.guard(epmd.id())?;
-    // Taking it closes it at the end of the statement.
+    watchdog.watch_group(epmd.id())?;
+    // The pipe is closed at the end of the statement, when the taken end is dropped.
     epmd.stdin.take().map_or(Ok(()), |mut gate| writeln!(gate, "go"))?;
     Ok(epmd)
 }
 
 fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
 #[cfg(test)]

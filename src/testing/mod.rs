@@ -1,4 +1,5 @@
-//! What tests and fault drills stand on: runs of a job without a broker or over a bad one, and a private RabbitMQ that may be killed.
+//! Support for tests and fault drills: runs of a job without a broker or over a faulty one, and a
+//! private RabbitMQ that may be killed.
 
 mod error;
 mod local_broker;

@@ -1,4 +1,4 @@
-//! One run of a RabbitMQ node, as a child process.
+//! A process of a RabbitMQ node.
 
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -10,36 +10,36 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
-use super::node_dir::Place;
+use super::node_dir::NodeDir;
 
-/// What a node prints when its listeners are open.
-const READY: &str = " completed with ";
+/// The text that a node prints once its listeners are open.
+const READY_MARKER: &str = " completed with ";
 
-/// How much of a node's output is kept in memory, in bytes; it prints about 3 KiB.
-const OUTPUT_KEPT: usize = 64 * 1024;
+/// The most bytes of a node's output that are kept. A node prints about 3 KiB.
+const OUTPUT_MAX_BYTES: usize = 64 * 1024;
 
 /// A node that was started and not yet waited for.
 #[derive(Debug)]
 pub(super) struct Node {
     child: Child,
-    /// Its stdout and stderr: they say when it is ready, and their end says that it is gone.
+    /// Its stdout and stderr. They report that it is ready; their end reports that it has ended.
     output: UnixStream,
     printed: String,
 }
 
-/// Why a wait for a node's output came to its end.
+/// The reason why a wait for a node's output ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Woke {
+pub(super) enum NodeWaitOutcome {
     Ready,
-    Ended,
-    Late,
+    Exited,
+    TimedOut,
 }
 
 impl Node {
-    /// Starts the node in `place`, as a member of the process group `group`.
-    pub(super) fn spawn(server: &Path, place: &Place, group: i32) -> io::Result<Self> {
+    /// Starts the node in `node_dir`, as a member of the process group `group`.
+    pub(super) fn spawn(server: &Path, node_dir: &NodeDir, group: i32) -> io::Result<Self> {
         let (output, theirs) = UnixStream::pair()?;
-        let child = place
+        let child = node_dir
             .command(server)
             .stdin(Stdio::null())
             .stdout(OwnedFd::from(theirs.try_clone()?))
@@ -49,66 +49,67 @@ impl Node {
         Ok(Self { child, output, printed: String::new() })
     }
 
-    /// Blocks until the node takes connections, or has ended, or `bound` has passed.
-    pub(super) fn wait_ready(&mut self, bound: Duration) -> io::Result<Woke> {
-        let deadline = Instant::now() + bound;
+    /// Blocks until the node accepts connections, has ended, or `timeout` has passed.
+    pub(super) fn wait_ready(&mut self, timeout: Duration) -> io::Result<NodeWaitOutcome> {
+        let deadline = Instant::now() + timeout;
         loop {
-            if self.printed.contains(READY) {
-                return Ok(Woke::Ready);
+            if self.printed.contains(READY_MARKER) {
+                return Ok(NodeWaitOutcome::Ready);
             }
-            if let Some(woke) = self.read(deadline)? {
-                return Ok(woke);
+            if let Some(outcome) = self.read(deadline)? {
+                return Ok(outcome);
             }
         }
     }
 
-    /// Blocks until the node has ended, at most for `bound`.
-    fn wait_end(&mut self, bound: Duration) -> io::Result<Woke> {
-        let deadline = Instant::now() + bound;
+    /// Blocks until the node has ended, at most for `timeout`.
+    fn wait_end(&mut self, timeout: Duration) -> io::Result<NodeWaitOutcome> {
+        let deadline = Instant::now() + timeout;
         loop {
-            if let Some(woke) = self.read(deadline)? {
-                return Ok(woke);
+            if let Some(outcome) = self.read(deadline)? {
+                return Ok(outcome);
             }
         }
     }
 
-    /// Takes in what the node prints next; says so if there is nothing more to wait for.
-    fn read(&mut self, deadline: Instant) -> io::Result<Option<Woke>> {
+    /// Reads the next output. Returns an outcome if there is nothing more to wait for.
+    fn read(&mut self, deadline: Instant) -> io::Result<Option<NodeWaitOutcome>> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Ok(Some(Woke::Late));
+            return Ok(Some(NodeWaitOutcome::TimedOut));
         }
         self.output.set_read_timeout(Some(left))?;
         let mut buffer = [0; 4096];
         match self.output.read(&mut buffer) {
-            Ok(0) => return Ok(Some(Woke::Ended)),
-            Ok(length) if self.printed.len() < OUTPUT_KEPT => {
+            Ok(0) => return Ok(Some(NodeWaitOutcome::Exited)),
+            Ok(length) if self.printed.len() < OUTPUT_MAX_BYTES => {
                 self.printed.push_str(&String::from_utf8_lossy(&buffer[..length]));
             }
             Ok(_) => {}
-            Err(error) if is_lateness(&error) => {}
+            Err(error) if is_timeout(&error) => {}
             Err(error) => return Err(error),
         }
         Ok(None)
     }
 
-    /// Asks the node to end in order. `Late` if it still runs after `bound`.
-    pub(super) fn stop(&mut self, bound: Duration) -> io::Result<Woke> {
+    /// Asks the node to shut down. Returns `TimedOut` if it still runs after `timeout`.
+    pub(super) fn stop(&mut self, timeout: Duration) -> io::Result<NodeWaitOutcome> {
         self.signal("TERM")?;
-        let woke = self.wait_end(bound)?;
-        if woke == Woke::Ended {
+        let outcome = self.wait_end(timeout)?;
+        if outcome == NodeWaitOutcome::Exited {
             self.child.wait()?;
         }
-        Ok(woke)
+        Ok(outcome)
     }
 
-    /// Ends the node at once. Its sockets are closed when this returns; its data is as it was.
+    /// Kills the node. Its sockets are closed when this returns; its data stays as it was.
     pub(super) fn kill(&mut self) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop)
     }
 
-    /// Sends a signal by the shell, as our own code is free of `unsafe`. The node can't have been waited for.
+    /// Sends a signal through the shell, since our own code is free of `unsafe`. The node must not
+    /// have been waited for.
     pub(super) fn signal(&self, name: &str) -> io::Result<()> {
         let pid = self.child.id().to_string();
         let status = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status()?;
@@ -119,7 +120,7 @@ impl Node {
         }
     }
 
-    /// Stops all of its threads; they stand still when this returns, or the node has ended.
+    /// Stops all of its threads. When this returns they stand still, or the node has ended.
     pub(super) fn freeze(&self) -> io::Result<()> {
         self.signal("STOP")?;
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
@@ -129,23 +130,23 @@ impl Node {
         Ok(())
     }
 
-    /// Its process.
+    /// Returns its process id.
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it has printed so far.
+    /// Returns its output so far.
     pub(super) fn printed(&self) -> &str {
         &self.printed
     }
 
-    /// The version in its banner: the word after "RabbitMQ", which may be coloured.
+    /// Returns the version in its banner: the word after "RabbitMQ", which may be coloured.
     pub(super) fn version(&self) -> Option<&str> {
         let banner = self.printed.lines().find(|line| line.contains("RabbitMQ"))?;
         banner.split_whitespace().last().filter(|word| word.starts_with(|first: char| first.is_ascii_digit()))
     }
 }
 
-fn is_lateness(error: &io::Error) -> bool {
+fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
 }

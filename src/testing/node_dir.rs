@@ -1,4 +1,4 @@
-//! Where a private node lives: the installation it runs from, its directory, its ports, its environment.
+//! The directory of a private node, its installation, its ports and its environment.
 
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher};
@@ -10,23 +10,25 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{env, fs, hash, io};
 
-/// Debian's and Red Hat's script itself. The one in their PATH is a wrapper that wants to become another user.
+/// The server script of Debian and Red Hat. The one in their PATH is a wrapper that changes the
+/// user.
 pub(super) const PACKAGED_SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
-/// Names another server to start nodes from; its `rabbitmqctl` lies beside it.
-const CHOSEN_SERVER: &str = "GRISTMILL_RABBITMQ_SERVER";
+/// The environment variable that names another server. Its `rabbitmqctl` must lie beside it.
+const SERVER_VARIABLE: &str = "GRISTMILL_RABBITMQ_SERVER";
 
-/// Ports are taken from here. It lies below the range from which systems give ports to outgoing connections:
-/// a client that dials a killed node's port again and again must never be given that very port as its own.
+/// The range of ports. It lies below the range of outgoing connections: a client that reconnects to
+/// a killed node's port must never be given that very port as its own.
 const PORT_RANGE: Range<u16> = 10_000..30_000;
 
-/// How many ports are looked at before there are none.
+/// The most ports that are tried.
 const PORT_TRIES: u32 = 100;
 
-/// The free disk below which a node refuses messages; its default of 50 MB is meant for bigger tasks.
-const CONFIG: &str = "disk_free_limit.absolute = 10MB\n";
+/// The free disk below which a node blocks publishers. The default of 50 MB is too much for a node
+/// of this size.
+const NODE_CONFIG: &str = "disk_free_limit.absolute = 10MB\n";
 
-/// A RabbitMQ on this machine.
+/// An installation of RabbitMQ on this machine.
 #[derive(Clone, Debug)]
 pub(super) struct Installation {
     pub(super) server: PathBuf,
@@ -34,17 +36,18 @@ pub(super) struct Installation {
 }
 
 impl Installation {
-    /// The one at `GRISTMILL_RABBITMQ_SERVER` if that is set, else the packaged one, else the first in PATH.
+    /// Returns the one at `GRISTMILL_RABBITMQ_SERVER` if that is set, else the packaged one, else
+    /// the first in PATH.
     pub(super) fn find() -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         let in_path = env::split_paths(&path).map(|dir| dir.join("rabbitmq-server"));
         let found = std::iter::once(PathBuf::from(PACKAGED_SERVER)).chain(in_path).find(|it| it.is_file());
-        let server = env::var_os(CHOSEN_SERVER).map(PathBuf::from).or(found)?;
+        let server = env::var_os(SERVER_VARIABLE).map(PathBuf::from).or(found)?;
         Some(Self { ctl: server.with_file_name("rabbitmqctl"), server })
     }
 }
 
-/// With what certificates a node speaks TLS. All files are PEM, and are copied.
+/// The certificates of a node that speaks TLS. All files are PEM, and are copied.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
     /// The CAs that may have signed the certificates of clients.
@@ -53,7 +56,7 @@ pub struct TlsFiles {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
-    /// Whether clients must have a certificate too.
+    /// True if clients must have a certificate too.
     pub mutual: bool,
 }
 
@@ -67,7 +70,8 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Four ports that are free at this moment; whoever uses them must be ready to find one taken.
+    /// Picks four ports that are free at this moment. Another process may take one before the node
+    /// binds it.
     pub(super) fn pick() -> io::Result<Self> {
         let span = u64::from(PORT_RANGE.end - PORT_RANGE.start);
         let listeners: Vec<TcpListener> = (0..PORT_TRIES)
@@ -86,16 +90,16 @@ impl Ports {
     }
 }
 
-/// A node's own directory and everything that it and its tools are told by environment variables.
+/// The directory of a node, and the environment of the node and its tools.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct NodeDir {
     pub(super) dir: PathBuf,
     pub(super) ports: Ports,
     node: String,
 }
 
-impl Place {
-    /// Makes the directory, open to this user alone. Whoever calls removes it again.
+impl NodeDir {
+    /// Creates the directory, accessible to this user alone. The caller removes it.
     pub(super) fn create(ports: Ports) -> io::Result<Self> {
         let id = random();
         let dir = env::temp_dir().join(format!("gristmill-broker-{}-{id:016x}", std::process::id()));
@@ -103,8 +107,8 @@ impl Place {
         Ok(Self { dir, ports, node: format!("gristmill-{id:016x}@localhost") })
     }
 
-    /// Puts into the directory what a node must find there, among it a cookie of its own.
-    pub(super) fn furnish(&self, tls: Option<&TlsFiles>) -> io::Result<()> {
+    /// Writes the node's configuration, its plugins, its certificates and a cookie of its own.
+    pub(super) fn write_config(&self, tls: Option<&TlsFiles>) -> io::Result<()> {
         let plugins = if tls.is_some() { "[rabbitmq_auth_mechanism_ssl].\n" } else { "[].\n" };
         fs::write(self.dir.join("enabled_plugins"), plugins)?;
         let tls = match tls {
@@ -114,14 +118,14 @@ impl Place {
             }
             None => String::new(),
         };
-        fs::write(self.dir.join("rabbitmq.conf"), CONFIG.to_owned() + &tls)?;
+        fs::write(self.dir.join("rabbitmq.conf"), NODE_CONFIG.to_owned() + &tls)?;
         let mut cookie = fs::OpenOptions::new();
         let mut cookie =
             cookie.write(true).create_new(true).mode(0o400).open(self.dir.join(".erlang.cookie"))?;
         write!(cookie, "{:016X}{:016X}", random(), random())
     }
 
-    /// Copies the files to where the node reads them.
+    /// Copies the certificates to the paths in the configuration.
     pub(super) fn copy_tls(&self, TlsFiles { ca, cert, key, .. }: &TlsFiles) -> io::Result<()> {
         for (from, to) in [(ca, "ca.pem"), (cert, "cert.pem"), (key, "key.pem")] {
             fs::copy(from, self.dir.join(to))?;
@@ -129,7 +133,8 @@ impl Place {
         Ok(())
     }
 
-    /// Clients who have a certificate may log in by it, as the user whom its CN names.
+    /// Returns the configuration for TLS. A client with a certificate may log in by it, as the user
+    /// whom its CN names.
     fn tls_config(&self, mutual: bool) -> String {
         let (port, dir) = (self.ports.amqps, self.dir.display());
         format!(
@@ -145,7 +150,7 @@ impl Place {
         )
     }
 
-    /// A command in this place: in its directory, and with nothing of our own environment but PATH.
+    /// Returns a command that runs in this directory, with nothing of our own environment but PATH.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let Ports { amqp, distribution, epmd, .. } = self.ports;
         let mut command = Command::new(program);
@@ -153,13 +158,13 @@ impl Place {
             .current_dir(&self.dir)
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
-            .env("HOME", &self.dir) // the cookie is there
+            .env("HOME", &self.dir) // for the cookie
             .env("LANG", "C.UTF-8")
             .env("ERL_CRASH_DUMP_SECONDS", "0")
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", epmd.to_string())
-            .env("ERL_FLAGS", "-start_epmd false") // else each tool may leave a daemon behind
-            .env("RABBITMQ_ALLOW_INPUT", "1") // the script then becomes the node, and our child is the node itself
+            .env("ERL_FLAGS", "-start_epmd false") // otherwise each tool may leave a daemon behind
+            .env("RABBITMQ_ALLOW_INPUT", "1") // the script then executes the node, which becomes our child
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                 "-noinput -kernel inet_dist_use_interface {127,0,0,1}",
@@ -180,13 +185,13 @@ impl Place {
         command
     }
 
-    /// The file that the node logs to.
+    /// Returns the path of the node's log.
     pub(super) fn log(&self) -> PathBuf {
         self.dir.join("log").join(format!("{}.log", self.node))
     }
 }
 
-/// Sixty-four random bits, from the seed that the standard library gives each hash map.
+/// Returns 64 random bits, from the seed that the standard library gives each hash map.
 fn random() -> u64 {
     hash::RandomState::new().build_hasher().finish()
 }

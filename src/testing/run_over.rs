@@ -1,4 +1,5 @@
-//! A whole job over any transport: a producer, a worker and a sink in this process, started again when they fall.
+//! A whole job over any transport: a producer, a worker and a sink in this process, which are
+//! restarted when their transport fails.
 
 use std::{
     future::Future,
@@ -21,60 +22,61 @@ use gristmill_sink::{LedgerPlace, LedgerReader, Sink, SinkConfig, SinkError};
 use gristmill_worker::{Worker, WorkerError};
 use tokio_util::sync::CancellationToken;
 
-/// How often the roles of one run are started again, all together, before the transport is called unusable.
+/// The most restarts in one run, of all roles together. After that the transport counts as
+/// unusable.
 const RESTARTS_MAX: u32 = 1_000;
 
-/// How long a role waits for files that are still held, each time.
+/// The pause before a role whose files are still locked is restarted.
 const HELD_PAUSE: Duration = Duration::from_millis(10);
 
-/// How many tasks a batch has: few, so that a small job has many messages.
-const BATCH: u32 = 5;
+/// The number of tasks of a batch. It is small, so that a small job has many messages.
+const BATCH_TASKS: u32 = 5;
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug)]
 pub struct FleetEnd {
     /// The job's id; its ledger is the file `ledger` in the run's directory.
     pub job: JobId,
-    /// How many tasks have which outcome, and what was ignored.
+    /// The number of tasks with each outcome, and of ignored outcomes.
     pub account: Account,
-    /// What the user would read.
+    /// The conclusion, as a user reads it.
     pub conclusion: Conclusion,
-    /// Whether the ledger proves that every task has exactly one outcome.
+    /// True if the ledger proves that every task has exactly one outcome.
     pub verified: bool,
-    /// How often a role ended because of its transport, and was started again.
+    /// The number of restarts of a role because of its transport.
     pub restarts: u32,
 }
 
-/// Why a run came to nothing.
+/// An error that ends a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FleetError {
     /// The job's kind cannot be registered.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The producer's own reason, which is not the transport.
+    /// An error of the producer other than of its transport.
     #[error(transparent)]
     Producer(#[from] ProducerError),
-    /// The cursor was not written, or not read.
+    /// The cursor cannot be written or read.
     #[error(transparent)]
     Cursor(#[from] CursorError),
-    /// The worker's own reason.
+    /// An error of the worker.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// The sink's own reason.
+    /// An error of the sink.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// The journal was not readable.
+    /// The journal cannot be read.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// Its outcome is not in the ledger, though its end is in the journal.
+    /// The job's end is in the journal, but its outcome is not in the ledger.
     #[error("job {0} ended, but the ledger does not say how")]
     Unknown(JobId),
 }
 
 impl FleetError {
-    /// Whether the files of the role before are not let go of yet: a process that another thread is just starting holds
-    /// all that we hold, until it runs its own program.
+    /// True if the files of the role before are still locked. A process that another thread is just
+    /// starting holds all our locks until it executes its own program.
     fn is_held(&self) -> bool {
         matches!(
             self,
@@ -84,8 +86,8 @@ impl FleetError {
         )
     }
 
-    /// Whether the transport is to blame, and a new connection may help.
-    fn is_the_transports(&self) -> bool {
+    /// True if the transport failed, so that a new connection may help.
+    fn is_transport_error(&self) -> bool {
         match self {
             Self::Transport(_)
             | Self::Producer(ProducerError::Transport(_) | ProducerError::Store(_))
@@ -101,12 +103,13 @@ impl FleetError {
     }
 }
 
-/// Runs a job to its end with a producer, a worker of two slots and a sink, each on connections of its own that
-/// `connect` opens to one and the same broker, on a lane of their own. A role that ends because of its connection is started again with the
-/// next one, up to 1,000 times in all; ledger and cursor are kept in `state`, a directory of this run alone.
+/// Runs a job to its end with a producer, a worker of two slots and a sink. Each has connections of
+/// its own, which `connect` opens to the same broker, and all use a lane of their own. A role that
+/// ends because of its connection is restarted with the next one, up to 1,000 times in all. Ledger
+/// and cursor are kept in `state`, a directory of this run alone.
 ///
-/// So a job or a transport of one's own can be put through anything: the account and the conclusion must come out the
-/// same. The tasks of failed tries wait for seconds, as they do for users.
+/// This tests a job or a transport under faults: the account and the conclusion must not change. As
+/// in production, tasks of failed attempts wait for seconds.
 ///
 /// ```
 /// use gristmill::{prelude::*, testing::{FaultRates, Faults, Faulty, Repeating, run_over}};
@@ -115,8 +118,12 @@ impl FleetError {
 /// # impl Job for Squares {
 /// #     const KIND: &'static str = "squares";
 /// #     type Task = u64; type Output = u64; type Report = u64;
-/// #     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send { (0..self.below).map(Ok) }
-/// #     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> { Ok(task * task) }
+/// #     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
+/// #         (0..self.below).map(Ok)
+/// #     }
+/// #     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+/// #         Ok(task * task)
+/// #     }
 /// #     fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
 /// #         *report += output;
 /// #         ControlFlow::Continue(())
@@ -150,16 +157,16 @@ where
     let mut registry = Registry::default();
     registry.register::<J>()?;
     let (restarts, ended, opened) = (AtomicU32::new(0), CancellationToken::new(), OnceLock::new());
-    let keeper = Keeper { connect, restarts: &restarts };
+    let restarter = Restarter { connect, restarts: &restarts };
     let (ledger, cursors) = (state.join("ledger"), CursorDir::new(state.join("jobs")));
     let job = erase(job);
     let lane = Lane::new(&format!("fleet-{}", JobId::generate())).expect("a UUID has the right characters");
     let app = WorkerId::new("fleet").expect("a name of the right characters");
-    // What the roles borrow each time they are started.
+    // References that the roles copy each time they are started.
     let (registry, ended, opened, ledger, cursors) = (&registry, &ended, &opened, &ledger, &cursors);
     let (job, lane, app) = (&job, &lane, &app);
 
-    let sinking = keeper.keep(|transport| {
+    let sinking = restarter.run_restarting(|transport| {
         async move {
             let sink = Sink::open(SinkConfig {
                 registry: registry.clone(),
@@ -174,7 +181,7 @@ where
         }
         .boxed()
     });
-    let working = keeper.keep(|transport| {
+    let working = restarter.run_restarting(|transport| {
         async move {
             let slots = NonZeroU16::MIN.saturating_add(1);
             let worker = Worker::new(registry.clone(), app.clone()).lane(lane.clone()).slots(slots);
@@ -183,16 +190,16 @@ where
         }
         .boxed()
     });
-    let sending = keeper.keep(|transport| {
+    let sending = restarter.run_restarting(|transport| {
         async move {
             let producer = Producer::new(transport, app.as_str()).cursors(cursors.clone(), "");
             let options =
-                SubmitOptions { lane: lane.clone(), batch: Some(BATCH), ..SubmitOptions::default() };
+                SubmitOptions { lane: lane.clone(), batch: Some(BATCH_TASKS), ..SubmitOptions::default() };
             let submission = match opened.get() {
                 None => producer.open(Arc::clone(job), options).await?,
                 Some(id) => producer.resume(registry, cursors.load(*id)?).await?,
             };
-            let _ = opened.set(submission.id()); // it is resumed from then on
+            let _ = opened.set(submission.id()); // from then on the job is resumed
             submission.send().await?;
             Ok(())
         }
@@ -201,8 +208,8 @@ where
     let submitting = async {
         sending.await?;
         let id = *opened.get().ok_or(ProducerError::Died)?;
-        keeper
-            .keep(|transport| {
+        restarter
+            .run_restarting(|transport| {
                 async move {
                     let mut watch = Watch::open(&*transport, id).await?;
                     while !matches!(watch.next().await?, News::Finished(_)) {}
@@ -227,18 +234,18 @@ where
     })
 }
 
-/// Starts roles again.
-struct Keeper<'a, C> {
+/// Restarts roles whose transport failed.
+struct Restarter<'a, C> {
     connect: C,
     restarts: &'a AtomicU32,
 }
 
-impl<C, F> Keeper<'_, C>
+impl<C, F> Restarter<'_, C>
 where
     C: Fn() -> F + Sync,
     F: Future<Output = Result<Arc<dyn Transport>, TransportError>> + Send,
 {
-    async fn keep<'r>(
+    async fn run_restarting<'r>(
         &self,
         role: impl Fn(Arc<dyn Transport>) -> BoxFuture<'r, Result<(), FleetError>> + Send + Sync,
     ) -> Result<(), FleetError> {
@@ -248,12 +255,12 @@ where
             transport.close().await;
             match ended {
                 Err(error)
-                    if (error.is_the_transports() || error.is_held())
+                    if (error.is_transport_error() || error.is_held())
                         && self.restarts.fetch_add(1, Ordering::Relaxed) < RESTARTS_MAX =>
                 {
-                    tracing::debug!(%error, "a role is started again");
+                    tracing::debug!(%error, "restarting a role");
                     if error.is_held() {
-                        tokio::time::sleep(HELD_PAUSE).await; // nothing tells when
+                        tokio::time::sleep(HELD_PAUSE).await; // nothing notifies of the release
                     }
                 }
                 ended => return ended,

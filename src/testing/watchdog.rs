@@ -1,15 +1,17 @@
-//! A shell that outlives this process by a moment and clears up after it, however it ended.
+//! A shell that outlives this process by a moment and cleans up after it, however it ended.
 
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// Its argument: the directory. Its input: the process group to kill, then nothing until we are gone; the system
-/// closes the pipe for us if we can't. It keeps our stderr open, so that whoever reads that to its end (a pipe
-/// behind `cargo test`) knows that everything is gone. Killing takes a moment, hence the tries; they are bounded, as
-/// there are systems on which nobody waits for orphans, and then their group never goes away.
-const SCRIPT: &str = r#"
+/// The watchdog's shell script. Its argument is the directory. Its input is the process group to
+/// kill, and then nothing until this process ends; the operating system closes the pipe if this
+/// process cannot. It keeps our stderr open, so that a reader of stderr to its end (a pipe behind
+/// `cargo test`) knows that everything is gone. Killing takes a moment, hence the attempts. They
+/// are bounded, since on some systems no process waits for orphans, and their group never
+/// disappears.
+const WATCHDOG_SCRIPT: &str = r#"
 trap '' HUP INT TERM
 read -r group
 while read -r _; do :; done
@@ -21,7 +23,8 @@ done
 exec rm -rf -- "$1"
 "#;
 
-/// Kills a process group and removes a directory as soon as it is dropped, or this process ends in any other way.
+/// A watchdog. It kills a process group and removes a directory when it is dropped, or when this
+/// process ends in any other way.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     shell: Child,
@@ -30,10 +33,11 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches over `dir`; there is no group yet. In a process group of its own, out of reach of a Ctrl-C.
-    pub(super) fn over(dir: &Path) -> io::Result<Self> {
+    /// Starts a watchdog of `dir`, which has no group yet. It runs in a process group of its own,
+    /// so that a Ctrl-C does not reach it.
+    pub(super) fn spawn(dir: &Path) -> io::Result<Self> {
         let mut shell = Command::new("sh")
-            .args(["-c", SCRIPT, "gristmill-watchdog"])
+            .args(["-c", WATCHDOG_SCRIPT, "gristmill-watchdog"])
             .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -43,8 +47,8 @@ impl Watchdog {
         Ok(Self { shell, pipe })
     }
 
-    /// Names the process group. Called once, before the group does anything.
-    pub(super) fn guard(&mut self, group: u32) -> io::Result<()> {
+    /// Sets the process group. Called once, before the group does anything.
+    pub(super) fn watch_group(&mut self, group: u32) -> io::Result<()> {
         self.pipe.as_mut().map_or(Ok(()), |pipe| writeln!(pipe, "{group}"))
     }
 }
@@ -53,7 +57,7 @@ impl Drop for Watchdog {
     /// Returns when the group and the directory are gone, after 5 s at most.
     fn drop(&mut self) {
         self.pipe = None;
-        // It ends by itself, and there is nobody to tell.
+        // The shell ends by itself, and an error could not be reported.
         let _ = self.shell.wait();
     }
 }

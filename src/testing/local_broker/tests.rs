@@ -1,4 +1,4 @@
-//! Private nodes: how they start, what faults do to them, and that nothing is left of them.
+//! Private nodes: start, faults, and cleanup.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
@@ -10,19 +10,19 @@ use std::{env, panic, thread};
 
 use super::*;
 
-/// How long a node that runs may take to answer a greeting.
-const ANSWER_BOUND: Duration = Duration::from_secs(20);
+/// The time limit for a running node to answer a greeting.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long a node that is paused is listened to.
-const SILENCE: Duration = Duration::from_secs(1);
+/// The time for which a paused node must not answer.
+const PAUSED_SILENCE: Duration = Duration::from_secs(1);
 
-/// Tells the copy of this test program that is to be killed to hold a broker.
-const HOLD: &str = "GRISTMILL_HOLD_A_BROKER";
+/// The environment variable that makes a copy of this test program hold a broker.
+const HOLD_VARIABLE: &str = "GRISTMILL_HOLD_A_BROKER";
 
-/// Says hello in AMQP 0-9-1; the first byte of the answer is the type of a method frame.
-fn greet(port: u16, bound: Duration) -> io::Result<u8> {
+/// Sends the AMQP 0-9-1 header. The first byte of the answer is the type of a method frame.
+fn greet(port: u16, timeout: Duration) -> io::Result<u8> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(bound))?;
+    stream.set_read_timeout(Some(timeout))?;
     stream.write_all(b"AMQP\0\0\x09\x01")?;
     let mut first = [0];
     stream.read_exact(&mut first)?;
@@ -40,33 +40,33 @@ fn assert_nothing_left(ports: Ports, dir: &Path) {
 }
 
 #[test]
-fn a_broker_answers_falls_silent_while_paused_and_stops() {
+fn broker_pauses_and_stops() {
     let mut broker = LocalBroker::start().unwrap();
-    let port = broker.place.ports.amqp;
+    let port = broker.node_dir.ports.amqp;
     assert_eq!(broker.url(), format!("amqp://guest:guest@127.0.0.1:{port}"));
-    assert_eq!(greet(port, ANSWER_BOUND).unwrap(), 1);
+    assert_eq!(greet(port, ANSWER_TIMEOUT).unwrap(), 1);
     assert_eq!(broker.ctl(&["version"]).unwrap().trim(), broker.version());
     let error = broker.ctl(&["list_everything"]).unwrap_err().to_string();
     assert!(error.starts_with("rabbitmqctl list_everything: exit status: 64"), "{error}");
 
     broker.pause().unwrap();
-    let silence = greet(port, SILENCE).unwrap_err();
+    let silence = greet(port, PAUSED_SILENCE).unwrap_err();
     assert!(matches!(silence.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{silence}");
     broker.resume().unwrap();
-    assert_eq!(greet(port, ANSWER_BOUND).unwrap(), 1);
+    assert_eq!(greet(port, ANSWER_TIMEOUT).unwrap(), 1);
 
     broker.stop().unwrap();
     assert!(!is_open(port));
-    broker.stop().unwrap(); // of a stopped one: nothing
+    broker.stop().unwrap(); // does nothing
 }
 
 #[test]
-fn a_broker_that_was_killed_or_restarted_comes_back_at_its_address_with_its_data() {
+fn restart_keeps_address_and_data() {
     let mut broker = LocalBroker::start().unwrap();
     let url = broker.url();
     broker.ctl(&["add_vhost", "first"]).unwrap();
     broker.kill().unwrap();
-    assert!(!is_open(broker.place.ports.amqp));
+    assert!(!is_open(broker.node_dir.ports.amqp));
     assert!(matches!(broker.pause(), Err(LocalBrokerError::NotRunning { .. })));
     assert!(matches!(broker.ctl(&["list_vhosts"]), Err(LocalBrokerError::Ctl { .. })));
     broker.restart().unwrap();
@@ -76,23 +76,24 @@ fn a_broker_that_was_killed_or_restarted_comes_back_at_its_address_with_its_data
     let vhosts = broker.ctl(&["list_vhosts"]).unwrap();
     assert!(vhosts.contains("first") && vhosts.contains("second"), "{vhosts}");
     assert_eq!(broker.url(), url);
-    assert_eq!(greet(broker.place.ports.amqp, ANSWER_BOUND).unwrap(), 1);
+    assert_eq!(greet(broker.node_dir.ports.amqp, ANSWER_TIMEOUT).unwrap(), 1);
 }
 
+/// A broker that meets another's ports takes others, and its end leaves the other alone.
 #[test]
-fn a_broker_that_meets_anothers_ports_takes_others_and_its_end_leaves_the_other_alone() {
+fn port_clash_leaves_other_broker() {
     let other = LocalBroker::start().unwrap();
-    let theirs = other.place.ports;
+    let theirs = other.node_dir.ports;
     let free = || Ports::pick().unwrap();
     let mut ports =
         vec![free(), Ports { amqp: theirs.amqp, ..free() }, Ports { epmd: theirs.epmd, ..free() }];
     let next = || Ok(ports.pop().unwrap());
-    let broker = LocalBroker::start_with(&Installation::find().unwrap(), None, START_BOUND, next).unwrap();
+    let broker = LocalBroker::start_with(&Installation::find().unwrap(), None, START_TIMEOUT, next).unwrap();
     assert!(ports.is_empty(), "neither of the clashes was met");
     broker.ctl(&["add_vhost", "only_here"]).unwrap();
     assert!(!other.ctl(&["list_vhosts"]).unwrap().contains("only_here"));
 
-    let (ports, dir) = (broker.place.ports, broker.place.dir.clone());
+    let (ports, dir) = (broker.node_dir.ports, broker.node_dir.dir.clone());
     assert!(is_open(ports.amqp) && is_open(ports.epmd) && dir.exists());
     panic::catch_unwind(panic::AssertUnwindSafe(move || {
         let _held = broker;
@@ -100,24 +101,24 @@ fn a_broker_that_meets_anothers_ports_takes_others_and_its_end_leaves_the_other_
     }))
     .unwrap_err();
     assert_nothing_left(ports, &dir);
-    assert_eq!(greet(theirs.amqp, ANSWER_BOUND).unwrap(), 1);
+    assert_eq!(greet(theirs.amqp, ANSWER_TIMEOUT).unwrap(), 1);
     other.ctl(&["list_vhosts"]).unwrap();
 }
 
-/// Runs this very test in a second process, which only holds a broker, and kills that with SIGKILL.
+/// Runs this very test in a second process, which only holds a broker, and kills it with SIGKILL.
 #[test]
-fn a_killed_process_leaves_nothing() {
-    if env::var_os(HOLD).is_some() {
+fn killed_process_leaves_nothing() {
+    if env::var_os(HOLD_VARIABLE).is_some() {
         let broker = LocalBroker::start().unwrap();
-        let Ports { amqp, distribution, epmd, .. } = broker.place.ports;
-        println!("\nheld {amqp} {distribution} {epmd} {}", broker.place.dir.display());
-        thread::park_timeout(START_BOUND); // to be killed in
+        let Ports { amqp, distribution, epmd, .. } = broker.node_dir.ports;
+        println!("\nheld {amqp} {distribution} {epmd} {}", broker.node_dir.dir.display());
+        thread::park_timeout(START_TIMEOUT); // until it is killed
         return;
     }
     let (stderr, theirs) = UnixStream::pair().unwrap();
     let mut child = Command::new(env::current_exe().unwrap())
-        .args(["a_killed_process_leaves_nothing", "--nocapture"])
-        .env(HOLD, "1")
+        .args(["killed_process_leaves_nothing", "--nocapture"])
+        .env(HOLD_VARIABLE, "1")
         .stdout(Stdio::piped())
         .stderr(OwnedFd::from(theirs))
         .spawn()
@@ -132,36 +133,36 @@ fn a_killed_process_leaves_nothing() {
 
     child.kill().unwrap();
     child.wait().unwrap();
-    // The watchdog holds this stream's other end until it is done.
-    stderr.set_read_timeout(Some(STOP_BOUND)).unwrap();
+    // The watchdog holds the other end of this stream until it is done.
+    stderr.set_read_timeout(Some(STOP_TIMEOUT)).unwrap();
     io::copy(&mut { stderr }, &mut io::sink()).unwrap();
     assert_nothing_left(ports, &dir);
 }
 
 #[test]
-fn a_server_that_does_not_start_is_tried_again_and_quoted() {
+fn failed_start_is_retried() {
     let home = tempfile::tempdir().unwrap();
-    let error = start_fake(home.path(), "echo the disk is on fire", START_BOUND);
+    let error = start_fake(home.path(), "echo the disk is on fire", START_TIMEOUT);
     assert_eq!(
         error.to_string(),
-        "rabbitmq-server ended before the node was ready (starts tried: 3); its last words:\nthe disk is on fire\n"
+        "rabbitmq-server ended before the node was ready (starts tried: 3); its last output:\nthe disk is on fire\n"
     );
 }
 
 #[test]
-fn a_server_that_hangs_is_given_up_and_quoted() {
+fn hanging_start_times_out() {
     let home = tempfile::tempdir().unwrap();
     let error = start_fake(home.path(), "echo still thinking; exec sleep 100", Duration::from_secs(1));
     assert_eq!(
         error.to_string(),
-        "rabbitmq-server was not ready within 1 s and is killed; its last words:\nstill thinking\n"
+        "rabbitmq-server was not ready within 1 s and is killed; its last output:\nstill thinking\n"
     );
 }
 
-fn start_fake(home: &Path, script: &str, bound: Duration) -> LocalBrokerError {
+fn start_fake(home: &Path, script: &str, timeout: Duration) -> LocalBrokerError {
     let server = home.join("rabbitmq-server");
     fs::write(&server, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&server, fs::Permissions::from_mode(0o755)).unwrap();
     let installation = Installation { ctl: server.clone(), server };
-    LocalBroker::start_with(&installation, None, bound, || Ok(Ports::pick().unwrap())).unwrap_err()
+    LocalBroker::start_with(&installation, None, timeout, || Ok(Ports::pick().unwrap())).unwrap_err()
 }
