@@ -1,7 +1,7 @@
-//! Names the build of the programs of this package by a hash of all that they are made of.
+//! Names the build of this package's programs by a hash of all their sources.
 //!
-//! These are several executables of one build, whose bytes differ. The hash of an executable, which
-//! names the build of any other program, would tell them apart.
+//! The programs are several executables of one build, and their bytes differ. The hash of an
+//! executable, which names the build of any other program, would tell them apart.
 
 use std::{
     fs,
@@ -35,8 +35,8 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes in a file, or all files of a folder in the order of their names. A missing file counts as
-/// empty: a package has no lock file of its own where another one depends on it.
+/// Hashes a file, or all files of a folder in the order of their names. A missing file counts as
+/// empty: a package that another one depends on has no lock file of its own.
 fn hash(path: &Path, hasher: &mut DefaultHasher) -> io::Result<()> {
     if path.is_dir() {
         let entries = fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path()));

@@ -1,4 +1,4 @@
-//! A program: the kinds of job it knows, and the roles it can take.
+//! The program: the kinds of job that it knows, and the roles that it can take.
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -18,10 +18,10 @@ pub struct App {
     pub(crate) build: Option<&'static str>,
 }
 
-/// What a program is.
+/// The roles of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Every role is a subcommand, and `run` is all of them at once.
+    /// Every role as a subcommand, and `run`, which is all of them in one process.
     All,
     /// Splits jobs.
     Producer,
@@ -32,7 +32,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// Its subcommand, if it is one role alone.
+    /// Returns the subcommand of a single role, None for [`Role::All`].
     pub(crate) fn name(self) -> Option<&'static str> {
         match self {
             Self::All => None,
@@ -43,7 +43,7 @@ impl Role {
     }
 }
 
-/// A kind of job on the command line.
+/// The command line of a kind of job.
 #[derive(Debug, Clone)]
 pub(crate) struct KindArgs {
     pub(crate) command: Command,
@@ -57,7 +57,7 @@ impl Default for App {
 }
 
 impl App {
-    /// A program that knows no kind yet.
+    /// Returns a program that knows no kind yet.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -69,28 +69,31 @@ impl App {
         }
     }
 
-    /// Names the build of the program, 1 to 63 of `a-z`, `0-9` and `-`: for several executables
-    /// that are built together, as one for each role. Defaults to a hash of the executable.
+    /// Names the build of the program, 1 to 63 of `a-z`, `0-9` and `-`. Needed for several
+    /// executables that are built together, such as one for each role. Defaults to a hash of the
+    /// executable.
     #[must_use]
     pub fn build(self, build: &'static str) -> Self {
         Self { build: Some(build), ..self }
     }
 
-    /// The program's own version, for `--version` and for cursors: a job is resumed by the version that submitted it.
-    /// Defaults to Gristmill's.
+    /// Sets the program's own version, for `--version` and for cursors: a job is resumed by the
+    /// version that submitted it. Defaults to Gristmill's version.
     #[must_use]
     pub fn version(self, version: &'static str) -> Self {
         Self { version, ..self }
     }
 
-    /// A program that knows the built-in kinds: `crack`, `primes` and `spin`.
+    /// Returns a program that knows the built-in kinds: `crack`, `primes` and `spin`.
     #[must_use]
     pub fn with_built_in_jobs() -> Self {
         Self::new().job::<Crack>().job::<Primes>().job::<Spin>()
     }
 
-    /// Adds a kind. The job's fields are its flags. Adding a kind twice makes [`App::main`] fail, and so does a flag that
-    /// Gristmill has itself on `run` or `producer submit`, by its id, its long or short name, or an alias.
+    /// Adds a kind. The job's fields are its flags.
+    ///
+    /// [`App::main`] fails if a kind is added twice, or if one of its flags has the id, the long or
+    /// short name, or an alias of a flag that Gristmill has itself on `run` or `producer submit`.
     #[must_use]
     pub fn job<J: Job + clap::Args>(mut self) -> Self {
         match self.registry.register::<J>() {
@@ -103,13 +106,13 @@ impl App {
         self
     }
 
-    /// Reads the command line and does what it says, in every role. For the end of a `main`.
+    /// Parses the command line and runs it, with every role. Call it at the end of `main`.
     #[must_use]
     pub fn main(self) -> ExitCode {
         self.main_as(Role::All)
     }
 
-    /// Reads the command line of a program that has one role.
+    /// Parses the command line of a program that has one role, and runs it.
     #[must_use]
     pub fn main_as(self, role: Role) -> ExitCode {
         cli::main(self, role).into()

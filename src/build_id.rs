@@ -1,4 +1,4 @@
-//! The build of this program.
+//! The build id of this program.
 
 use std::{fs::File, sync::OnceLock};
 
@@ -6,7 +6,7 @@ use gristmill_shared::{BuildId, InvalidName};
 
 static BUILD_ID: OnceLock<Option<BuildId>> = OnceLock::new();
 
-/// Names the build, before [`build_id`] is asked for the first time; later it has no effect.
+/// Names the build. Has no effect after the first call of [`build_id`].
 ///
 /// # Errors
 /// If the name has other characters than a build id, or is too long.
@@ -16,9 +16,9 @@ pub(crate) fn name_build(name: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
-/// Returns the name that was given, or else the id of the running executable, which is read once.
-/// None if it cannot be read, which the log says; then the builds that work on a job cannot be told
-/// apart.
+/// Returns the given name, or else the id of the running executable, which is read once. None if
+/// the executable cannot be read: a warning is logged, and the builds that work on a job cannot be
+/// told apart.
 pub(crate) fn build_id() -> Option<BuildId> {
     let read = || {
         let opened = std::env::current_exe().and_then(File::open);

@@ -1,4 +1,4 @@
-//! How a program ends: a documented code, and one or two lines that say why.
+//! The end of a program: a documented exit code, and one or two lines with the reason.
 
 use std::{fmt, process::ExitCode};
 
@@ -9,23 +9,24 @@ use gristmill_worker::WorkerError;
 
 use crate::library::PipelineError;
 
-/// The exit codes of every program of ours.
+/// The exit codes of every program of Gristmill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All is well.
+    /// Success.
     Ok = 0,
-    /// The job finished, but with failed tasks or with no answer; or a ledger does not add up; or a doctor found a problem.
+    /// The job finished with failed tasks or without an answer, or a ledger does not add up, or
+    /// `doctor` found a problem.
     Incomplete = 1,
     /// The command line, the environment or a file named there is not usable.
     Usage = 2,
-    /// The broker cannot be reached, or does not let us, or was lost for longer than `--give-up-after`.
+    /// The broker is unreachable, refuses access, or was lost for longer than `--give-up-after`.
     Broker = 3,
     /// A defect of the program.
     Bug = 4,
-    /// Too many of a worker's threads are stuck in tasks that do not end; start it again.
+    /// Too many of a worker's threads are stuck in tasks that do not end; restart the worker.
     Stuck = 5,
-    /// SIGINT or SIGTERM came, and what was under way was not ended in order.
+    /// SIGINT or SIGTERM arrived, and work in progress was not ended in order.
     Interrupted = 130,
 }
 
@@ -35,31 +36,31 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command did not do what it was asked.
+/// The reason why a command failed, with its exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
-    why: String,
+    message: String,
 }
 
 impl Failure {
-    pub(crate) fn new(exit: Exit, why: impl fmt::Display) -> Self {
-        Self { exit, why: why.to_string() }
+    pub(crate) fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, message: message.to_string() }
     }
 
-    /// The same, and this.
-    pub(crate) fn and(self, more: impl fmt::Display) -> Self {
-        Self { exit: self.exit, why: format!("{}{more}", self.why) }
+    /// Appends to the message.
+    pub(crate) fn append(self, text: impl fmt::Display) -> Self {
+        Self { exit: self.exit, message: format!("{}{text}", self.message) }
     }
 
-    pub(crate) fn usage(why: impl fmt::Display) -> Self {
-        Self::new(Exit::Usage, why)
+    pub(crate) fn usage(message: impl fmt::Display) -> Self {
+        Self::new(Exit::Usage, message)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.why)
+        f.write_str(&self.message)
     }
 }
 
@@ -87,7 +88,7 @@ impl From<TransportError> for Failure {
             }
             _ => "",
         };
-        Self { exit, why: format!("{}{hint}", error_chain(&error)) }
+        Self { exit, message: format!("{}{hint}", error_chain(&error)) }
     }
 }
 

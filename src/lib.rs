@@ -1,7 +1,7 @@
-//! Gristmill divides one big job over a fleet and counts every task exactly once, whatever dies.
+//! Gristmill divides one big job over a fleet and counts every task exactly once, whatever crashes.
 //!
-//! Write one [`Job`](prelude::Job), give it to an [`App`], and the program that comes out has every role: producer,
-//! worker, sink, and `run`, which is all of them in one process.
+//! Write one [`Job`](prelude::Job) and give it to an [`App`]: the resulting program has every role,
+//! producer, worker and sink, and `run`, which is all of them in one process.
 //!
 //! ```no_run
 //! # use gristmill::prelude::*;
@@ -10,23 +10,27 @@
 //! # impl Job for Primes {
 //! #     const KIND: &'static str = "my-primes";
 //! #     type Task = (); type Output = (); type Report = ();
-//! #     fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send { std::iter::empty() }
+//! #     fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send {
+//! #         std::iter::empty()
+//! #     }
 //! #     fn process(&self, _: (), _: &TaskContext) -> Result<(), TaskError> { Ok(()) }
-//! #     fn collect(&self, _: &mut (), _: TaskIndex, _: ()) -> ControlFlow<()> { ControlFlow::Continue(()) }
+//! #     fn collect(&self, _: &mut (), _: TaskIndex, _: ()) -> ControlFlow<()> {
+//! #         ControlFlow::Continue(())
+//! #     }
 //! # }
 //! fn main() -> std::process::ExitCode {
 //!     gristmill::App::new().job::<Primes>().main()
 //! }
 //! ```
 //!
-//! A job's own tests need no broker: [`testing::run_local`] delivers every task several times, in any order, and the
-//! report must not change.
+//! A job's own tests need no broker: [`testing::run_local`] delivers every task several times, in
+//! any order, and the report must not change.
 //!
 //! # Jobs from code
 //!
-//! [`run`] runs a whole job in the calling process, as a call of rayon would. [`Client`] submits
-//! jobs over a broker, for a service that stays, which may be a worker and a sink as well. Both
-//! return an [`Outcome`] with the typed report.
+//! [`run`] runs a whole job in the calling process, like a call of rayon. [`Client`] submits jobs
+//! over a broker, for a long-running service, which may be a worker and a sink as well. Both return
+//! an [`Outcome`] with the typed report.
 
 mod app;
 mod build_id;
@@ -56,7 +60,7 @@ pub use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
 pub use library::{Client, Error, JobHandle, RunOptions, run};
 
-/// What a job is written with.
+/// The names that a job's code needs.
 pub mod prelude {
     pub use std::ops::ControlFlow;
 

@@ -1,61 +1,61 @@
-//! JSON values as rows of a table, in CSV (RFC 4180).
+//! JSON values as rows of a CSV table (RFC 4180).
 
 use std::{collections::HashMap, fmt};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The most columns that one kind of value has: more than people read, and a row of them is still
+/// The maximum number of columns of one kind of value: more than people read, while a row is still
 /// small.
 const CSV_MAX_COLUMNS: usize = 1_000;
 
-/// The columns of values that are shown under one name: `output` for plain values, `output.FIELD`
-/// for the fields of objects, `output.0` for the elements of arrays.
+/// The columns of the values with one name: `output` for plain values, `output.FIELD` for fields of
+/// objects, `output.0` for elements of arrays.
 #[derive(Debug)]
-pub(crate) struct Columns {
+pub(crate) struct CsvColumns {
     name: &'static str,
     names: Vec<String>,
-    places: HashMap<String, usize>,
-    /// There are too many: each value stands in one column, as JSON.
-    whole: bool,
+    positions: HashMap<String, usize>,
+    /// True if there are too many columns: each value is one column, as JSON.
+    as_json: bool,
 }
 
-impl Columns {
+impl CsvColumns {
     pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, names: Vec::new(), places: HashMap::new(), whole: false }
+        Self { name, names: Vec::new(), positions: HashMap::new(), as_json: false }
     }
 
-    /// Makes columns for what this value needs and has none yet, in that order.
-    pub(crate) fn learn(&mut self, value: &RawValue) {
-        if self.whole {
+    /// Adds the columns that this value needs and that do not exist yet, in the order of the value.
+    pub(crate) fn add_columns(&mut self, value: &RawValue) {
+        if self.as_json {
             return;
         }
-        for (column, _) in parts(self.name, value) {
-            if !self.places.contains_key(&column) {
-                self.places.insert(column.clone(), self.names.len());
+        for (column, _) in flatten(self.name, value) {
+            if !self.positions.contains_key(&column) {
+                self.positions.insert(column.clone(), self.names.len());
                 self.names.push(column);
             }
         }
         if self.names.len() > CSV_MAX_COLUMNS {
-            *self = Self { names: vec![self.name.into()], whole: true, ..Self::new(self.name) };
+            *self = Self { names: vec![self.name.into()], as_json: true, ..Self::new(self.name) };
         }
     }
 
-    /// The cells of the first line.
+    /// Returns the cells of the header line.
     pub(crate) fn names(&self) -> impl Iterator<Item = String> {
-        self.names.iter().map(|name| quoted(name))
+        self.names.iter().map(|name| quote(name))
     }
 
-    /// The cells of a value; a column that it does not have is empty.
+    /// Returns the cells of a value; columns that it does not have are empty.
     pub(crate) fn cells(&self, value: Option<&RawValue>) -> Vec<String> {
         let mut cells = vec![String::new(); self.names.len()];
         match value {
             None => {}
-            Some(value) if self.whole => cells[0] = quoted(value.get()),
+            Some(value) if self.as_json => cells[0] = quote(value.get()),
             Some(value) => {
-                for (column, part) in parts(self.name, value) {
-                    if let Some(place) = self.places.get(&column) {
-                        cells[*place] = cell(part);
+                for (column, part) in flatten(self.name, value) {
+                    if let Some(position) = self.positions.get(&column) {
+                        cells[*position] = cell(part);
                     }
                 }
             }
@@ -64,29 +64,34 @@ impl Columns {
     }
 }
 
-/// The parts of a value that stand in columns of their own, with those columns' names.
-fn parts<'a>(name: &str, value: &'a RawValue) -> Vec<(String, &'a RawValue)> {
+/// Splits a value into its columns, each with its name.
+fn flatten<'a>(name: &str, value: &'a RawValue) -> Vec<(String, &'a RawValue)> {
     let json = value.get();
     match json.as_bytes().first() {
         Some(b'{') => {
-            let Ok(Fields(fields)) = serde_json::from_str::<Fields<'a>>(json) else { return Vec::new() };
+            let Ok(JsonFields(fields)) = serde_json::from_str::<JsonFields<'a>>(json) else {
+                return Vec::new();
+            };
             fields.into_iter().map(|(field, value)| (format!("{name}.{field}"), value)).collect()
         }
         Some(b'[') => {
             let Ok(elements) = serde_json::from_str::<Vec<&RawValue>>(json) else { return Vec::new() };
-            (0..).zip(elements).map(|(place, value): (usize, _)| (format!("{name}.{place}"), value)).collect()
+            (0..)
+                .zip(elements)
+                .map(|(position, value): (usize, _)| (format!("{name}.{position}"), value))
+                .collect()
         }
         _ => vec![(name.into(), value)],
     }
 }
 
-/// The fields of an object in their order, each value as it was written: a number keeps its digits.
-struct Fields<'a>(Vec<(String, &'a RawValue)>);
+/// The fields of an object in their order. Values keep their JSON text: numbers keep their digits.
+struct JsonFields<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for JsonFields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
+        struct FieldsVisitor;
+        impl<'de> Visitor<'de> for FieldsVisitor {
             type Value = Vec<(String, &'de RawValue)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,26 +106,26 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
                 Ok(fields)
             }
         }
-        deserializer.deserialize_map(Object).map(Self)
+        deserializer.deserialize_map(FieldsVisitor).map(Self)
     }
 }
 
-/// A text as it is, null as nothing, all else as JSON. A text that is empty has quotes, unlike
-/// null.
+/// Returns a string as it is, null as nothing, any other value as JSON. An empty string is quoted,
+/// unlike null.
 fn cell(value: &RawValue) -> String {
     match value.get() {
         "null" => String::new(),
         json if json.starts_with('"') => match serde_json::from_str::<String>(json) {
             Ok(text) if text.is_empty() => "\"\"".into(),
-            Ok(text) => quoted(&text),
-            Err(_) => quoted(json), // half of a surrogate pair, which is no text in UTF-8
+            Ok(text) => quote(&text),
+            Err(_) => quote(json), // a lone surrogate, which UTF-8 cannot encode
         },
-        json => quoted(json),
+        json => quote(json),
     }
 }
 
-/// In quotes if the format needs them.
-fn quoted(text: &str) -> String {
+/// Quotes the text if CSV requires it.
+fn quote(text: &str) -> String {
     if text.contains([',', '"', '\r', '\n']) {
         format!("\"{}\"", text.replace('"', "\"\""))
     } else {
@@ -137,8 +142,8 @@ mod tests {
     }
 
     fn table(values: &[&str]) -> Vec<String> {
-        let mut columns = Columns::new("output");
-        values.iter().for_each(|value| columns.learn(&raw(value)));
+        let mut columns = CsvColumns::new("output");
+        values.iter().for_each(|value| columns.add_columns(&raw(value)));
         let names = columns.names().collect::<Vec<_>>().join(",");
         let rows = values.iter().map(|value| columns.cells(Some(&raw(value))).join(","));
         [names].into_iter().chain(rows).collect()
@@ -151,13 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_quotes_has_them() {
+    fn special_characters_are_quoted() {
         let rows = table(&[r#""a,b""#, r#""say \"a\"""#, r#""two\r\nlines""#, r#""\ud800""#]);
         assert_eq!(rows[1..], ["\"a,b\"", "\"say \"\"a\"\"\"", "\"two\r\nlines\"", "\"\"\"\\ud800\"\"\""]);
     }
 
     #[test]
-    fn objects_and_arrays_are_flattened_one_level() {
+    fn objects_flatten_one_level() {
         let rows = table(&[r#"{"n":1,"at":{"x":2}}"#, r#"{"n":3,"why, then":[4,5]}"#, "[6]", "8"]);
         assert_eq!(rows[0], "output.n,output.at,\"output.why, then\",output.0,output");
         assert_eq!(rows[1..], ["1,\"{\"\"x\"\":2}\",,,", "3,,\"[4,5]\",,", ",,,6,", ",,,,8"]);

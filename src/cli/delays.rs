@@ -1,13 +1,13 @@
-//! The waits before next tries, as they are given on the command line.
+//! The retry delays as the command line gives them.
 
 use std::{str::FromStr, time::Duration};
 
 use gristmill_shared::{RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
 
-/// The shortest wait: that of the shortest step of the retry ladder.
+/// The shortest delay: the shortest step of the retry ladder.
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
 
-/// Waits before the second, third, ... try, `1s,5s,1m`; the last one repeats.
+/// The delays before the second, third, ... attempt, as `1s,5s,1m`; the last one repeats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RetryDelays {
     pub(crate) millis: Vec<u64>,
@@ -18,7 +18,7 @@ impl FromStr for RetryDelays {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let millis: Vec<u64> =
-            text.split(',').map(|part| millis_of(part.trim())).collect::<Result<_, _>>()?;
+            text.split(',').map(|part| parse_delay_ms(part.trim())).collect::<Result<_, _>>()?;
         if millis.len() > RETRY_DELAYS_MAX {
             return Err(format!(
                 "{} delays are listed, expected at most {RETRY_DELAYS_MAX} (hint: the last one repeats)",
@@ -29,7 +29,7 @@ impl FromStr for RetryDelays {
     }
 }
 
-fn millis_of(text: &str) -> Result<u64, String> {
+fn parse_delay_ms(text: &str) -> Result<u64, String> {
     let expected = "expected delays from 1s to 24h, with commas between them, as 1s,5s,1m";
     match humantime::parse_duration(text) {
         Ok(delay) if (RETRY_DELAY_MIN..=RETRY_DELAY_MAX).contains(&delay) => {

@@ -1,4 +1,4 @@
-//! `doctor`: looks the broker over, and says what to do.
+//! `doctor`: examines the broker, and prints findings with hints.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use gristmill_amqp::{Finding, Part, Verdict};
 use serde::Serialize;
 
 use super::{
-    Context, Outcome,
+    CommandResult, Context,
     flags::{BrokerFlags, LaneFlags, process_id},
     print, print_json,
 };
 use crate::{Exit, connect, exit::Failure};
 
-/// Look the broker over: version, rights, queues, limits, workers
+/// Examine the broker: version, rights, queues, limits, workers
 ///
-/// Checks the version, alarms, rights, queues and their arguments, limits, and who is on the lane.
+/// Checks the version, alarms, rights, queues and their arguments, limits, and the lane's members.
 ///
-/// Prints a line for each check: `ok`, `warning`, `problem`, or `unseen` for what cannot be seen from here. Makes and
-/// changes nothing, and takes no message from anybody. Exits 1 if there is a problem.
+/// Prints a line for each check: `ok`, `warning`, `problem`, or `unseen` if it cannot be checked
+/// from here. Changes nothing and takes no messages. Exits 1 if there is a problem.
 #[derive(Debug, Args)]
 struct DoctorFlags {
     #[command(flatten)]
@@ -26,7 +26,7 @@ struct DoctorFlags {
     #[command(flatten)]
     lane: LaneFlags,
 
-    /// The part whose rights this user must have [default: those of any]
+    /// The role whose rights this user must have [default: any role]
     #[arg(long, value_name = "ROLE")]
     role: Option<RoleFlag>,
 
@@ -43,16 +43,16 @@ enum RoleFlag {
     Sink,
 }
 
-/// What `--json` prints.
+/// The JSON document that `--json` prints.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     problems: usize,
-    findings: Vec<Line<'a>>,
+    findings: Vec<FindingLine<'a>>,
 }
 
-/// A finding, on one line.
+/// A finding, as a line of text or of JSON.
 #[derive(Serialize)]
-struct Line<'a> {
+struct FindingLine<'a> {
     check: &'a str,
     verdict: String,
     found: &'a str,
@@ -66,11 +66,11 @@ pub(crate) fn command() -> Command {
     )
 }
 
-pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = DoctorFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let part = flags.role.map(Part::from);
     let name = process_id("doctor");
-    let examined = context.unless_interrupted(async {
+    let examined = context.or_interrupted(async {
         Ok(connect::examine(
             &flags.broker.broker,
             &flags.broker.access(),
@@ -82,9 +82,9 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     });
     let findings = examined.await?;
     let problems = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count();
-    let lines = findings.iter().map(Line::from);
+    let lines = findings.iter().map(FindingLine::from);
     if flags.json {
-        print_json(&Report { problems, findings: lines.collect() })?;
+        print_json(&DoctorReport { problems, findings: lines.collect() })?;
     } else {
         for line in lines {
             print(line)?;
@@ -104,7 +104,7 @@ impl From<RoleFlag> for Part {
     }
 }
 
-impl<'a> From<&'a Finding> for Line<'a> {
+impl<'a> From<&'a Finding> for FindingLine<'a> {
     fn from(finding: &'a Finding) -> Self {
         Self {
             check: &finding.check,
@@ -115,7 +115,7 @@ impl<'a> From<&'a Finding> for Line<'a> {
     }
 }
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for FindingLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<8} {:<17} {}", self.verdict, self.check, self.found)?;
         match self.hint {

@@ -1,51 +1,52 @@
-//! `drill`: does to a fleet what may happen to one, and prints the account.
+//! `drill`: runs a fault drill on a fleet, and prints the account.
 
 use std::time::Duration;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 
-use super::{Context, Outcome, flags::AccessFlags, print, print_json, say};
+use super::{CommandResult, Context, flags::AccessFlags, print, print_json, print_status};
 use crate::{
     Exit,
-    connect::connect_for,
+    connect::connect_with,
     drill::{self, DrillError, Fault, Fleet, Plan},
     exit::Failure,
 };
 
-/// Hold a fault drill on a fleet, and prove that nothing was lost
+/// Run a fault drill on a fleet, and prove that nothing was lost
 ///
 /// Kills, pauses, drains and restarts a fleet at work.
 ///
-/// Starts a sink, workers and a producer as processes of their own, on a RabbitMQ that it starts from the local
-/// installation, and gives them jobs. For the given time it does to them, and to that RabbitMQ, what follows from the
-/// seed; then it lets the jobs end and prints the account. Exits 0 only if every task was counted exactly once *and* the
-/// faults really happened, else 1.
+/// Starts a sink, workers and a producer as separate processes, on a RabbitMQ that it starts from
+/// the local installation, and submits jobs. For the given time it injects the faults that follow
+/// from the seed into the processes and that RabbitMQ; then it lets the jobs end and prints the
+/// account. Exits 0 only if every task was counted exactly once *and* the faults really happened,
+/// else 1.
 #[derive(Debug, Args)]
 struct DrillFlags {
-    /// For how long faults come
+    /// The time for which faults are injected
     #[arg(long, default_value_t = 60, value_name = "S", value_parser = clap::value_parser!(u64).range(10..=86_400))]
     seconds: u64,
 
-    /// Decides which faults come when [default: another each time]
+    /// The seed of the schedule of faults [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// How many workers
+    /// The number of workers
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     workers: u16,
 
-    /// How many tasks each worker runs at a time
+    /// The number of tasks that each worker runs at a time
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     slots: u16,
 
-    /// Use this broker, on a lane of its own, and do nothing to it [default: one of its own]
+    /// Use this broker, on a separate lane, without broker faults [default: a private broker]
     #[arg(long, value_name = "URL")]
     broker: Option<String>,
 
     #[command(flatten)]
     access: AccessFlags,
 
-    /// Print which faults would come, and do nothing
+    /// Print the schedule of faults and exit
     #[arg(long)]
     plan: bool,
 
@@ -61,7 +62,7 @@ pub(crate) fn command() -> Command {
     )
 }
 
-pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = DrillFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let seed = flags.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let length = Duration::from_secs(flags.seconds);
@@ -73,20 +74,20 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         return Ok(Exit::Ok);
     }
     if let Some(url) = &flags.broker {
-        // Before a fleet is started that would wait for it in vain.
+        // Before a fleet is started that could not reach it.
         let reached = context
-            .unless_interrupted(async { Ok(connect_for(url, &flags.access.access(), "drill", None).await?) });
+            .or_interrupted(async { Ok(connect_with(url, &flags.access.access(), "drill", None).await?) });
         reached.await?.close().await;
     }
     let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
-    say(format_args!(
+    print_status(format_args!(
         "seed {seed}: {} faults of {types} types in {} s (see them with --plan)",
         plan.faults.len(),
         flags.seconds
     ));
     let broker = flags.broker.map(|url| (url, flags.access.variables()));
     let fleet = Fleet { broker, workers: flags.workers, slots: flags.slots };
-    let account = drill::hold(fleet, plan, context.signals.first()).await?;
+    let account = drill::hold(fleet, plan, context.signals.wait_first()).await?;
     if flags.json {
         print_json(&account)?;
     } else {

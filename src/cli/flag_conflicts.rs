@@ -1,4 +1,4 @@
-//! Flags of a job that Gristmill has itself: the two would be read as one.
+//! Detection of job flags that conflict with flags of Gristmill itself.
 
 use clap::{Arg, Command};
 
@@ -6,16 +6,18 @@ use super::kinds::Kinds;
 use crate::exit::Failure;
 
 /// The commands that take a job's flags.
-const TAKE_JOBS: [&[&str]; 2] = [&["run"], &["producer", "submit"]];
+const JOB_COMMANDS: [&[&str]; 2] = [&["run"], &["producer", "submit"]];
 
-/// Refuses a kind with a name that is taken. `whole` is the command line of the program with every role.
+/// Refuses kinds whose flags conflict with Gristmill's. `whole` is the command line of the program
+/// with every role.
 ///
 /// # Errors
-/// Says which kind, and which name.
-pub(super) fn refuse(kinds: &Kinds, whole: &Command) -> Result<(), Failure> {
-    let taken: Vec<_> = TAKE_JOBS.iter().flat_map(|path| handed_down(whole, path)).flat_map(names).collect();
+/// A usage error that names the kind and the conflicting flag.
+pub(super) fn refuse_conflicts(kinds: &Kinds, whole: &Command) -> Result<(), Failure> {
+    let taken: Vec<_> =
+        JOB_COMMANDS.iter().flat_map(|path| inherited_flags(whole, path)).flat_map(flag_names).collect();
     for kind in kinds.commands() {
-        if let Some(name) = clash(kind, &taken) {
+        if let Some(name) = find_conflict(kind, &taken) {
             return Err(Failure::usage(format_args!(
                 "the job `{}` has {name}, which Gristmill has itself (hint: rename it)",
                 kind.get_name()
@@ -25,8 +27,8 @@ pub(super) fn refuse(kinds: &Kinds, whole: &Command) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The flags that this command and those above it give to its subcommands.
-fn handed_down<'a>(whole: &'a Command, path: &[&str]) -> Vec<&'a Arg> {
+/// Returns the flags that the command at `path` and its ancestors pass on to subcommands.
+fn inherited_flags<'a>(whole: &'a Command, path: &[&str]) -> Vec<&'a Arg> {
     let mut flags = Vec::new();
     let mut here = Some(whole);
     let mut below = path.iter();
@@ -37,18 +39,19 @@ fn handed_down<'a>(whole: &'a Command, path: &[&str]) -> Vec<&'a Arg> {
     flags
 }
 
-/// The first name of the command's flags, or of its subcommands', that is taken.
-fn clash(command: &Command, taken: &[String]) -> Option<String> {
-    // Clap gives this one to each command, but to those that want none.
+/// Returns the first conflicting name of a flag of the command or its subcommands.
+fn find_conflict(command: &Command, taken: &[String]) -> Option<String> {
+    // Clap adds this flag to every command that does not disable it.
     let help = Arg::new("help").short('h').long("help");
-    let helps = if command.is_disable_help_flag_set() { Vec::new() } else { names(&help) };
-    let mut own = command.get_arguments().flat_map(names);
+    let helps = if command.is_disable_help_flag_set() { Vec::new() } else { flag_names(&help) };
+    let mut own = command.get_arguments().flat_map(flag_names);
     own.find(|name| taken.contains(name) || helps.contains(name))
-        .or_else(|| command.get_subcommands().find_map(|below| clash(below, taken)))
+        .or_else(|| command.get_subcommands().find_map(|below| find_conflict(below, taken)))
 }
 
-/// All names of a flag, as they are told: what is typed, and what clap keeps its value under.
-fn names(arg: &Arg) -> Vec<String> {
+/// Returns all names of a flag as error messages show them: long and short names, aliases, and the
+/// id under which clap stores its value.
+fn flag_names(arg: &Arg) -> Vec<String> {
     let longs = arg.get_long().into_iter().chain(arg.get_all_aliases().unwrap_or_default());
     let shorts = arg.get_short().into_iter().chain(arg.get_all_short_aliases().unwrap_or_default());
     let longs = longs.map(|long| format!("a flag --{long}"));
@@ -66,18 +69,18 @@ mod tests {
             |command| KindArgs { command, parse: |_| Err(clap::Error::new(clap::error::ErrorKind::Io)) };
         let kinds = Kinds(kinds.into_iter().map(kind).collect());
         let whole = super::super::command(Role::All, &kinds, "1");
-        refuse(&kinds, &whole).err().map(|failure| failure.to_string())
+        refuse_conflicts(&kinds, &whole).err().map(|failure| failure.to_string())
     }
 
     #[test]
-    fn a_flag_that_gristmill_has_is_refused_by_each_of_its_names() {
+    fn each_name_of_own_flag_conflicts() {
         let long = |name: &'static str| Arg::new(name).long(name);
         for (arg, name) in [
             (long("json"), "a flag --json"),     // of `run` and `submit`
             (long("state"), "a flag --state"),   // of `run` and `producer`
             (long("wait"), "a flag --wait"),     // of `submit` alone
             (long("log"), "a flag --log"),       // of the program
-            (long("config"), "a flag --config"), // likewise
+            (long("config"), "a flag --config"), // of the program
             (long("help"), "a flag --help"),     // of clap
             (Arg::new("lots").long("lots").alias("slots"), "a flag --slots"),
             (Arg::new("height").short('h'), "a flag -h"),
@@ -85,16 +88,16 @@ mod tests {
             (Arg::new("tls_ca").long("authority"), "a parameter with the id tls_ca"),
             (Arg::new("lane"), "a parameter with the id lane"),
         ] {
-            let told = format!("the job `odd` has {name}, which Gristmill has itself (hint: rename it)");
+            let message = format!("the job `odd` has {name}, which Gristmill has itself (hint: rename it)");
             let odd = Command::new("odd").arg(arg);
-            assert_eq!(refused(vec![Command::new("even"), odd.clone()]), Some(told.clone()));
+            assert_eq!(refused(vec![Command::new("even"), odd.clone()]), Some(message.clone()));
             let below = Command::new("odd").subcommand(odd);
-            assert_eq!(refused(vec![below]), Some(told), "below");
+            assert_eq!(refused(vec![below]), Some(message), "below");
         }
     }
 
     #[test]
-    fn what_reaches_no_job_is_free() {
+    fn other_commands_flags_are_free() {
         let own_help = Arg::new("help").short('h').long("help");
         let odd = Command::new("odd").disable_help_flag(true).arg(own_help);
         // The program's own version, and flags of other commands.
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_kinds_have_no_such_flag() {
+    fn built_in_kinds_do_not_conflict() {
         let (kinds, _) = App::with_built_in_jobs().into_parts().unwrap();
         assert_eq!(refused(kinds.into_iter().map(|kind| kind.command).collect()), None);
     }

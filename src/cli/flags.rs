@@ -11,16 +11,17 @@ use gristmill_shared::{
 
 use super::{delays::RetryDelays, log::LogFormat};
 use crate::{
-    connect::{Access, connect_for, connect_to_declare},
+    connect::{Access, connect_to_declare, connect_with},
     exit::Failure,
-    library::processors,
+    library::processor_count,
 };
 
-/// Where the broker is.
+/// The connection to the broker.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BrokerFlags {
-    /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but is better kept where
-    /// other users do not see it: GRISTMILL_PASSWORD, or a file that GRISTMILL_PASSWORD_FILE names
+    /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but
+    /// is better kept where other users cannot read it: GRISTMILL_PASSWORD, or a file named by
+    /// GRISTMILL_PASSWORD_FILE
     #[arg(
         long,
         global = true,
@@ -34,23 +35,26 @@ pub(crate) struct BrokerFlags {
     #[command(flatten)]
     access: AccessFlags,
 
-    /// How long a broker that was lost is waited for, as `10m`; then the program ends with code 3 [default: for ever]
+    /// The time to wait for a lost broker, such as `10m`; then the program exits with code 3
+    /// [default: no limit]
     #[arg(long, global = true, env = "GRISTMILL_GIVE_UP_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     give_up_after: Option<Duration>,
 }
 
-/// What opens the door besides the URL.
+/// The credentials that are not in the broker's URL.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AccessFlags {
-    /// The password of the broker URL's user
+    /// The password of the user in the broker's URL
     #[arg(long, global = true, env = "GRISTMILL_PASSWORD", hide_env_values = true, hide = true)]
-    password: Option<Secret>,
+    password: Option<SecretText>,
 
-    /// The CAs that may have signed the broker's certificate, PEM, for `amqps://` [default: those of the system]
+    /// The CAs that may have signed the broker's certificate, PEM, for `amqps://` [default: those
+    /// of the system]
     #[arg(long, global = true, env = "GRISTMILL_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 
-    /// Our certificate for the broker, PEM; where the broker's URL names no user, it says who we are (EXTERNAL)
+    /// The client certificate for the broker, PEM; it authenticates this program where the broker's
+    /// URL names no user (EXTERNAL)
     #[arg(long, global = true, env = "GRISTMILL_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
@@ -59,17 +63,17 @@ pub(crate) struct AccessFlags {
     tls_key: Option<PathBuf>,
 }
 
-/// What `Debug` does not show.
+/// A text that `Debug` does not show.
 #[derive(Clone)]
-struct Secret(String);
+struct SecretText(String);
 
-impl From<String> for Secret {
+impl From<String> for SecretText {
     fn from(text: String) -> Self {
         Self(text)
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
@@ -85,7 +89,7 @@ impl AccessFlags {
         }
     }
 
-    /// The same, for a process of ours that is started elsewhere.
+    /// Returns the credentials as environment variables, for a child process. Paths are absolute.
     pub(crate) fn variables(&self) -> Vec<(&'static str, OsString)> {
         let path =
             |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone()).into_os_string();
@@ -100,37 +104,37 @@ impl AccessFlags {
 }
 
 impl BrokerFlags {
-    /// What opens the door besides the URL.
+    /// Returns the credentials that are not in the URL.
     pub(crate) fn access(&self) -> Access {
         self.access.access()
     }
 
-    /// Connects as `role`, and gives the name that goes with it.
+    /// Connects as `role`; returns the transport and the id of this process.
     pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
         let app = process_id(role);
         let transport =
-            connect_for(&self.broker, &self.access.access(), app.as_str(), self.give_up_after).await?;
+            connect_with(&self.broker, &self.access.access(), app.as_str(), self.give_up_after).await?;
         Ok((transport, app))
     }
 
-    /// Connects as the operator, who makes lanes.
+    /// Connects as the operator, who declares lanes.
     pub(crate) async fn connect_to_declare(&self) -> Result<Arc<dyn Transport>, Failure> {
         Ok(connect_to_declare(&self.broker, &self.access.access(), process_id("setup").as_str()).await?)
     }
 }
 
-/// How much is logged, to stderr.
+/// The level and the format of the log on stderr.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LogFlags {
-    /// Log more: -v for what happens, -vv for every failed try
+    /// Log more: -v for main events, -vv for every failed attempt
     #[arg(short, long, global = true, action = ArgAction::Count)]
     verbose: u8,
 
-    /// What to log, for instance `gristmill_worker=debug`; overrides -v
+    /// The log filter, such as `gristmill_worker=debug`; overrides -v
     #[arg(long, global = true, env = "GRISTMILL_LOG", value_name = "FILTER")]
     log: Option<String>,
 
-    /// How it is logged: as text, or as JSON, one object a line
+    /// The log format: text, or JSON with one object a line
     #[arg(
         long,
         global = true,
@@ -156,7 +160,7 @@ impl LogFlags {
     }
 }
 
-/// Which lane.
+/// The lane to work on.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct LaneFlags {
     /// The lane: a set of queues with its own workers and its own sink
@@ -164,41 +168,42 @@ pub(crate) struct LaneFlags {
     pub(crate) lane: Lane,
 }
 
-/// How many tasks at a time.
+/// The number of tasks that run at a time.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SlotFlags {
-    /// How many tasks to run at a time, each on a thread of its own [default: one per processor]
-    #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = slots)]
+    /// The number of tasks to run at a time, each on a thread of its own [default: one per
+    /// processor]
+    #[arg(long, global = true, env = "GRISTMILL_SLOTS", value_name = "N", value_parser = parse_slots)]
     slots: Option<NonZeroU16>,
 
-    /// The time for which a task may go on after its job was stopped, 10s or 1m for instance; then
-    /// its slot gets another thread
+    /// The time that a task may run on after its job was stopped, such as 10s or 1m; then its slot
+    /// gets another thread
     #[arg(
         long,
         global = true,
         env = "GRISTMILL_STOP_GRACE",
         value_name = "DURATION",
-        value_parser = time_limit,
+        value_parser = parse_time_limit,
         default_value = "10s"
     )]
     pub(crate) stop_grace: Duration,
 }
 
-fn slots(text: &str) -> Result<NonZeroU16, String> {
+fn parse_slots(text: &str) -> Result<NonZeroU16, String> {
     text.parse().map_err(|_| "expected a number from 1 to 65535".into())
 }
 
 impl SlotFlags {
     pub(crate) fn slots(&self) -> NonZeroU16 {
-        self.slots.unwrap_or_else(processors)
+        self.slots.unwrap_or_else(processor_count)
     }
 }
 
-/// How a job is sent.
+/// The policy and the batch size of a submitted job.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SubmitFlags {
-    /// How many tasks travel in one message [default: as many as take a slot about 100 ms, by how long they
-    /// are measured to take: thousands of tiny ones, one long one]
+    /// The number of tasks in one message [default: as many as take a slot about 100 ms, by
+    /// measured duration: thousands of tiny ones, one long one]
     #[arg(
         long,
         global = true,
@@ -219,43 +224,45 @@ pub(crate) struct SubmitFlags {
     )]
     max_attempts: u32,
 
-    /// How long one task may take, 30s or 5m for instance; one that takes longer has failed, and is tried again
-    /// [default: no limit]
-    #[arg(long, global = true, env = "GRISTMILL_TASK_TIMEOUT", value_name = "DURATION", value_parser = time_limit)]
+    /// The time limit of one task, such as 30s or 5m; a task that takes longer has failed, and is
+    /// retried [default: no limit]
+    #[arg(long, global = true, env = "GRISTMILL_TASK_TIMEOUT", value_name = "DURATION", value_parser = parse_time_limit)]
     task_timeout: Option<Duration>,
 
-    /// End the job when so many tasks have failed for good: a number, 10, or a share of all, 5% [default: never]
+    /// End the job when this number of tasks have failed for good: a number, 10, or a share of all,
+    /// 5% [default: never]
     #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
 
-    /// Let only workers of this very build run the tasks [default: every build with the kind's
+    /// Let only workers of exactly this build run the tasks [default: every build with the kind's
     /// version]
     #[arg(long, global = true)]
     same_build: bool,
 
-    /// The waits of a failed task before its second, third, ... try, from 1s to 24h each, at most
-    /// 16 of them; the last one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
+    /// The delays before a failed task's second, third, ... attempt, from 1s to 24h each, at most
+    /// 16; the last one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
     #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
     retry_delays: Option<RetryDelays>,
 
     /// The part of the job that the ledger keeps: the report; every output as well; or every output
-    /// with its task, which then travels twice. See `sink outputs` [default: what the kind says,
-    /// the report as a rule]
+    /// with its task, which is then sent twice. See `sink outputs` [default: the kind's choice,
+    /// usually the report]
     #[arg(long, global = true, env = "GRISTMILL_KEEP", value_name = "report|outputs|tasks")]
     keep: Option<Keep>,
 }
 
-/// Half of how long RabbitMQ lets a message stay unsettled, if nobody has told it otherwise (`consumer_timeout`).
-const LONG_TASK: Duration = Duration::from_secs(15 * 60);
+/// Half of RabbitMQ's default `consumer_timeout`, after which the broker takes back an unsettled
+/// message.
+const LONG_TASK_TIME: Duration = Duration::from_secs(15 * 60);
 
 impl SubmitFlags {
-    /// What somebody should know who sends tasks that may take so long over a broker.
-    pub(crate) fn warning(&self) -> Option<String> {
-        let limit = self.task_timeout.filter(|limit| *limit > LONG_TASK)?;
+    /// Returns a warning if tasks may run into the broker's `consumer_timeout`.
+    pub(crate) fn long_task_warning(&self) -> Option<String> {
+        let limit = self.task_timeout.filter(|limit| *limit > LONG_TASK_TIME)?;
         Some(format!(
-            "a task may take {} (--task-timeout), but RabbitMQ takes a message back after 30 min unless it is \
-             told otherwise: the task would then run again elsewhere, and in the end count as one that kills its \
-             workers (hint: set consumer_timeout on the broker to at least {}, or split into shorter tasks)",
+            "a task may take {} (--task-timeout), but by default RabbitMQ takes back a message after 30 min: the \
+             task would then run again elsewhere, and finally count as poison (hint: set consumer_timeout on the \
+             broker to at least {}, or split into shorter tasks)",
             humantime::format_duration(limit),
             humantime::format_duration(limit.saturating_mul(2)),
         ))
@@ -276,8 +283,8 @@ impl SubmitFlags {
     }
 }
 
-/// A time that is worth a limit.
-fn time_limit(text: &str) -> Result<Duration, String> {
+/// Parses a time limit of at least 1 ms.
+fn parse_time_limit(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(limit) if limit < Duration::from_millis(1) => Err("expected at least 1ms".into()),
         Ok(limit) => Ok(limit),
@@ -285,13 +292,13 @@ fn time_limit(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How a process is named in messages and on the broker.
+/// Returns a new id for this process, for messages and for the broker's list of connections.
 pub(crate) fn process_id(role: &str) -> WorkerId {
-    WorkerId::generate(&format!("{role}-{}", host()))
+    WorkerId::generate(&format!("{role}-{}", host_name()))
 }
 
-/// What this machine is called.
-pub(crate) fn host() -> String {
+/// Returns the host name of this machine.
+pub(crate) fn host_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match host.trim() {
         "" => format!("host-{}", now_ms() % 1_000_000),

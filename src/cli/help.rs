@@ -1,5 +1,5 @@
-//! The layout of `-h` and `--help`: a kind's own flags first, common ones under headings, `-h` on
-//! one screen.
+//! The layout of `-h` and `--help`: a kind's own flags come first, shared ones under headings, and
+//! `-h` fits one screen.
 
 use std::collections::BTreeMap;
 
@@ -18,29 +18,28 @@ use super::{
 const LIST_COLUMNS: usize = 78;
 /// The width of their titles, in columns.
 const TITLE_COLUMNS: usize = 10;
-/// The heading of flags that say how a job is sent and waited for.
+/// The heading of flags about sending a job and waiting for it.
 const JOB_HEADING: &str = "Job options";
 /// The end of every heading.
 const HEADING_END: &str = " options";
-/// The most flags under one heading; the places of the next one begin there.
+/// The maximum number of flags under one heading; the places of the next heading begin there.
 const HEADING_PLACES: usize = 100;
 
-/// The heading of each flag that several commands share, and its place among all of them, by the
-/// flag's id.
-type Places = BTreeMap<String, (&'static str, usize)>;
+/// The heading of each shared flag and its place among all of them, by the flag's id.
+type FlagPlaces = BTreeMap<String, (&'static str, usize)>;
 
-/// Arranges the help of a command and of all below it.
+/// Arranges the help of a command and of its subcommands.
 ///
 /// A flag without a heading belongs to the command alone, or to the kind of job: it comes first,
-/// and `-h` explains it. Every other flag has a heading and is only named by `-h`, so that `-h`
-/// fits a screen:
+/// and `-h` explains it. Every other flag has a heading, and `-h` only names it, so that `-h` fits
+/// one screen:
 ///
-/// - a flag that several commands share has that of its [group](groups);
-/// - any further flag of a command that takes kinds has [`JOB_HEADING`];
-/// - any further flag of a command with other subcommands has one with the command's name.
+/// - a flag that several commands share has the heading of its [group](shared_flags);
+/// - any other flag of a command that takes kinds has [`JOB_HEADING`];
+/// - any other flag of a command with other subcommands has a heading with the command's name.
 pub(super) fn arrange(command: Command) -> Command {
-    let mut places = Places::new();
-    for ((heading, group), number) in groups().into_iter().zip(1..) {
+    let mut places = FlagPlaces::new();
+    for ((heading, group), number) in shared_flags().into_iter().zip(1..) {
         for (arg, place) in group.get_arguments().zip(HEADING_PLACES * number..) {
             places.insert(arg.get_id().to_string(), (heading, place));
         }
@@ -48,11 +47,11 @@ pub(super) fn arrange(command: Command) -> Command {
     arrange_below(command, &places, &[])
 }
 
-/// The flags that several commands share, by their headings, in the order in which `-h` names them.
-fn groups() -> [(&'static str, Command); 4] {
+/// Returns the shared flags by their headings, in the order in which `-h` names them.
+fn shared_flags() -> [(&'static str, Command); 4] {
     let none = || Command::new("group");
     let process = StateFlags::augment_args(SlotFlags::augment_args(none()));
-    let process = ConfigFlags::augment_args(otlp::add_to_itself(MetricsFlags::augment_args(process)));
+    let process = ConfigFlags::augment_args(otlp::add_local_flag(MetricsFlags::augment_args(process)));
     [
         (JOB_HEADING, SubmitFlags::augment_args(none())),
         ("Broker options", LaneFlags::augment_args(BrokerFlags::augment_args(none()))),
@@ -61,61 +60,61 @@ fn groups() -> [(&'static str, Command); 4] {
     ]
 }
 
-/// Undoes for a page what makes `-h` short: a page explains every flag.
-pub(super) fn in_full(command: Command) -> Command {
+/// Shows every flag of a command for a manual page, as if `-h` were not shortened.
+pub(super) fn show_all_flags(command: Command) -> Command {
     let text = command.get_after_long_help().filter(|text| !text.to_string().is_empty()).cloned();
     let command = command.after_help(Resettable::from(text)).after_long_help(None::<&str>);
-    command.mut_args(|arg| arg.hide_short_help(false)).mut_subcommands(in_full)
+    command.mut_args(|arg| arg.hide_short_help(false)).mut_subcommands(show_all_flags)
 }
 
-/// `inherited` are the global flags of the commands above.
-fn arrange_below(command: Command, places: &Places, inherited: &[Arg]) -> Command {
-    // `help` is a command of a whole program; elsewhere it costs a line, and `--help` says the
+/// Arranges a command and its subcommands. `inherited` are the global flags of the ancestors.
+fn arrange_below(command: Command, places: &FlagPlaces, inherited: &[Arg]) -> Command {
+    // `help` is a command of a whole program only: elsewhere it costs a line, and `--help` says the
     // same.
     let is_whole = command.find_subcommand("sink").is_some();
     let command = command.disable_help_subcommand(!is_whole);
     let takes_kinds = command.get_subcommand_value_name() == Some(kinds::VALUE_NAME);
     let own_heading = match command.get_name() {
         _ if takes_kinds => Some(JOB_HEADING.to_owned()),
-        name if command.has_subcommands() => Some(heading_of(name)),
+        name if command.has_subcommands() => Some(command_heading(name)),
         _ => None,
     };
     let mut own_places = 0..;
     let command = command.mut_args(|arg| match (places.get(arg.get_id().as_str()), &own_heading) {
-        (Some((heading, place)), _) => placed(arg, (*heading).to_owned(), *place),
-        (None, Some(heading)) => placed(arg, heading.clone(), own_places.next().unwrap_or_default()),
+        (Some((heading, place)), _) => place_flag(arg, (*heading).to_owned(), *place),
+        (None, Some(heading)) => place_flag(arg, heading.clone(), own_places.next().unwrap_or_default()),
         (None, None) => arg.help_heading(None::<&str>),
     });
     let own = command.get_arguments().cloned();
     let all: Vec<Arg> = own.chain(inherited.iter().cloned()).collect();
     let globals: Vec<Arg> = all.iter().filter(|arg| arg.is_global_set()).cloned().collect();
     let command = command.mut_subcommands(|below| {
-        if takes_kinds { with_list(below, &globals) } else { arrange_below(below, places, &globals) }
+        if takes_kinds { append_flag_list(below, &globals) } else { arrange_below(below, places, &globals) }
     });
-    // Examples are for --help.
+    // Only --help shows examples.
     let long = command.get_after_long_help().or_else(|| command.get_after_help()).cloned();
-    let command = with_list(command.after_help(None::<&str>), &all);
+    let command = append_flag_list(command.after_help(None::<&str>), &all);
     match long {
         Some(long) => command.after_long_help(long),
         None => command.after_long_help(""),
     }
 }
 
-/// Gives a flag its heading and its place.
-fn placed(arg: Arg, heading: String, place: usize) -> Arg {
+/// Sets the heading and the place of a flag, and hides it from the explanations of `-h`.
+fn place_flag(arg: Arg, heading: String, place: usize) -> Arg {
     arg.help_heading(heading).display_order(place).hide_short_help(true)
 }
 
-/// The heading of a command's own flags.
-fn heading_of(command: &str) -> String {
+/// Returns the heading of a command's own flags.
+fn command_heading(command: &str) -> String {
     let (first, rest) = command.split_at_checked(1).unwrap_or_default();
     format!("{}{rest}{HEADING_END}", first.to_uppercase())
 }
 
-/// Lets `-h` end with the names of the flags that it does not explain. A kind's own text stays
+/// Appends the names of the flags that `-h` does not explain to its text. A kind's own text stays
 /// before them.
-fn with_list(command: Command, flags: &[Arg]) -> Command {
-    let Some(list) = list(flags) else { return command };
+fn append_flag_list(command: Command, flags: &[Arg]) -> Command {
+    let Some(list) = flag_list(flags) else { return command };
     let long = command.get_after_long_help().or_else(|| command.get_after_help()).cloned();
     let short = match command.get_after_help() {
         Some(text) => format!("{text}\n\n{list}"),
@@ -125,9 +124,9 @@ fn with_list(command: Command, flags: &[Arg]) -> Command {
     command.after_long_help(long.unwrap_or_default())
 }
 
-/// The names of the flags that `-h` does not explain, a line for each heading; nothing if there are
-/// none.
-fn list(flags: &[Arg]) -> Option<String> {
+/// Returns the names of the flags that `-h` does not explain, a line for each heading, or None if
+/// there are none.
+fn flag_list(flags: &[Arg]) -> Option<String> {
     let mut listed: Vec<_> =
         flags.iter().filter(|arg| arg.is_hide_short_help_set() && !arg.is_hide_set()).collect();
     listed.sort_by_key(|arg| arg.get_display_order());

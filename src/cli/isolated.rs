@@ -1,4 +1,4 @@
-//! The child process of a slot with `worker --isolate`: this program, started by itself.
+//! The child process of a slot with `worker --isolate`: another instance of this program.
 
 use std::{
     env,
@@ -15,27 +15,26 @@ use gristmill_worker::serve_isolated;
 use rustix::{io::fcntl_dupfd_cloexec, stdio};
 
 use super::{
-    Outcome,
+    CommandResult,
     flags::LogFlags,
     log::{self, LogFormat},
     program_name,
-    progress_bar::Bar,
+    progress_bar::ProgressDisplay,
 };
 use crate::{Exit, Role, exit::Failure};
 
-/// The first argument of a child. Two more say what it logs and in which format. Internal: no other
-/// program starts one.
+/// The first argument of a child. Two more give its log filter and log format. Internal: only a
+/// worker starts children.
 const CHILD_FLAG: &str = "--isolated-child";
 
-/// This program's own file, also after another version has taken its place.
+/// The file of this program, even after another version has replaced it on disk.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// The lowest number of the descriptors that the child's two pipes get: the standard ones are for
-/// user code.
+/// The lowest file descriptor of the child's two pipes: the standard ones are for user code.
 const PIPE_FD_MIN: i32 = 3;
 
-/// Starts this program as a child that logs as this process does. Of the environment it gets no
-/// `GRISTMILL_…`.
+/// Returns the command that starts this program as a child with the log settings of this process.
+/// The child gets no `GRISTMILL_…` variables.
 pub(super) fn command(matches: &ArgMatches) -> Result<Command, Failure> {
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let format = logging.format().to_possible_value();
@@ -44,18 +43,18 @@ pub(super) fn command(matches: &ArgMatches) -> Result<Command, Failure> {
     Ok(Command::new(OWN_PROGRAM).name(program_name()).args([CHILD_FLAG, &filter, &format]))
 }
 
-/// The arguments after the flag, if this process is a child.
-pub(super) fn requested() -> Option<Vec<OsString>> {
+/// Returns the arguments after the flag, if this process is a child.
+pub(super) fn child_args() -> Option<Vec<OsString>> {
     let mut args = env::args_os().skip(1);
     (args.next()? == CHILD_FLAG).then(|| args.collect())
 }
 
-/// Runs the batches that the worker sends, until it sends no more.
-pub(super) fn serve(registry: Registry, args: &[OsString]) -> Outcome {
+/// Runs the batches that the worker sends, until the worker closes the pipe.
+pub(super) fn serve_child(registry: Registry, args: &[OsString]) -> CommandResult {
     let text = |place: usize| args.get(place).and_then(|arg| arg.to_str()).unwrap_or_default();
-    let format = log::choose(LogFormat::from_str(text(1), false).unwrap_or_default());
+    let format = log::fix_format(LogFormat::from_str(text(1), false).unwrap_or_default());
     let filter = Some(text(0).to_owned()).filter(|filter| !filter.is_empty());
-    log::init(filter, format, Role::Worker, &Bar::hidden(), None);
+    log::init(filter, format, Role::Worker, &ProgressDisplay::hidden(), None);
     let (requests, answers) = take_pipes().map_err(|error| {
         Failure::usage(format_args!(
             "{CHILD_FLAG}: cannot take over the worker's pipes: {error} (hint: only a worker starts this)"
@@ -68,8 +67,8 @@ pub(super) fn serve(registry: Registry, args: &[OsString]) -> Outcome {
     }
 }
 
-/// Takes the pipes of standard input and output, so that user code finds an empty input, prints
-/// into the log, and passes neither pipe on to processes of its own.
+/// Takes over the pipes of standard input and output. User code then has an empty input, prints
+/// into the log, and passes neither pipe on to its own processes.
 fn take_pipes() -> io::Result<(File, File)> {
     let requests: OwnedFd = fcntl_dupfd_cloexec(io::stdin().as_fd(), PIPE_FD_MIN)?;
     let answers: OwnedFd = fcntl_dupfd_cloexec(io::stdout().as_fd(), PIPE_FD_MIN)?;

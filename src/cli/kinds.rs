@@ -11,15 +11,15 @@ use gristmill_shared::{AnyJob, Job as _};
 
 use crate::{app::KindArgs, exit::Failure};
 
-/// How the place of a kind is named in usage lines.
+/// The placeholder of a kind in usage lines.
 pub(super) const VALUE_NAME: &str = "KIND";
 
-/// The kinds a program knows.
+/// The kinds that a program knows.
 #[derive(Debug)]
 pub(crate) struct Kinds(pub(crate) Vec<KindArgs>);
 
 impl Kinds {
-    /// Gives `command` a subcommand for each kind.
+    /// Adds a subcommand for each kind to `command`.
     pub(crate) fn add_to(&self, command: Command) -> Command {
         command
             .subcommand_required(true)
@@ -30,33 +30,33 @@ impl Kinds {
             .subcommands(self.commands().cloned())
     }
 
-    /// What each is on the command line.
+    /// Returns the subcommand of each kind.
     pub(crate) fn commands(&self) -> impl Iterator<Item = &Command> {
         self.0.iter().map(|kind| &kind.command)
     }
 
-    /// Whether they are the built-in kinds and no others, as in our own programs.
-    pub(crate) fn are_built_in(&self) -> bool {
+    /// True if these are exactly the built-in kinds, as in Gristmill's own programs.
+    pub(crate) fn is_built_in(&self) -> bool {
         self.commands().map(Command::get_name).eq([Crack::KIND, Primes::KIND, Spin::KIND])
     }
 
-    /// Whether this is one of them.
-    pub(crate) fn know(&self, name: &str) -> bool {
+    /// True if the program knows this kind.
+    pub(crate) fn contains(&self, name: &str) -> bool {
         self.commands().any(|kind| kind.get_name() == name)
     }
 
-    /// The job that the subcommand and its flags describe.
-    pub(crate) fn job(&self, matches: &ArgMatches) -> Result<Arc<dyn AnyJob>, Failure> {
+    /// Parses the job that the subcommand and its flags describe.
+    pub(crate) fn parse_job(&self, matches: &ArgMatches) -> Result<Arc<dyn AnyJob>, Failure> {
         let (name, matches) =
             matches.subcommand().ok_or_else(|| Failure::usage("no kind of job was named"))?;
         let kind = self.0.iter().find(|kind| kind.command.get_name() == name);
         let kind =
             kind.ok_or_else(|| Failure::usage(format_args!("no job of kind {name:?} is known here")))?;
-        (kind.parse)(matches).map_err(|error| Failure::usage(super::brief(&error)))
+        (kind.parse)(matches).map_err(|error| Failure::usage(super::one_line(&error)))
     }
 
-    /// If the command line named a kind that is not known: a line that says which there are.
-    pub(crate) fn unknown(&self, error: &clap::Error) -> Option<Failure> {
+    /// Returns the failure for an unknown kind, with the known ones; None for any other error.
+    pub(crate) fn unknown_kind(&self, error: &clap::Error) -> Option<Failure> {
         if error.kind() != ErrorKind::InvalidSubcommand {
             return None;
         }

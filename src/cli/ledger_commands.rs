@@ -1,4 +1,5 @@
-//! Reading a ledger: `sink jobs`, `show`, `failures`, `outputs`, `export`, `verify`, `dead`, `prune`.
+//! The commands that read a ledger: `sink jobs`, `show`, `failures`, `outputs`, `export`, `verify`,
+//! `dead`, `prune`.
 
 use std::{
     path::Path,
@@ -14,25 +15,25 @@ use gristmill_sink::{FailureRow, JobState, JobSummary, JobView, LedgerReader, Pr
 use indicatif::HumanCount;
 
 use super::{
-    Outcome, outputs, print, print_json, say,
+    CommandResult, output_rows, print, print_json, print_status,
     stall_text::{ranges_text, stall_hint},
-    stdout::Lines,
+    stdout::StdoutLines,
     wait::builds_text,
     warn,
 };
 use crate::{Exit, exit::Failure};
 
 #[derive(Debug, Subcommand)]
-pub(crate) enum Reading {
+pub(crate) enum LedgerSubcommand {
     /// List all jobs, the newest first
     ///
-    /// STOPPED is one that ended early, because it had its answer or was cancelled.
+    /// A STOPPED job ended early, because it had its answer or was cancelled.
     Jobs {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Show one job: how far it is, or how it ended
+    /// Show the progress or the end of one job
     Show {
         /// The job's id
         job: JobId,
@@ -50,21 +51,20 @@ pub(crate) enum Reading {
     },
     /// Print a job's outputs, one a line, for jobs that keep them
     ///
-    /// A kind keeps outputs by itself, or by `submit --keep`. A line has the index, a tab, and the
-    /// output as JSON. With --csv the first line has the columns' names. An output that is an
-    /// object has a column for each of its fields, `output.NAME`; an array one for each element,
+    /// Jobs keep outputs if their kind does, or with `submit --keep`. A line has the index, a tab,
+    /// and the output as JSON. With --csv the first line has the columns' names. An output that is
+    /// an object has a column for each of its fields, `output.NAME`; an array one for each element,
     /// `output.0`; any other value has the column `output`. Tasks likewise. The columns are those
     /// that any row needs, up to 1,000 each, in the order of their first use; if there are more,
-    /// whole values stand in `output` or `task` as JSON. Texts stand as they are, null as nothing,
-    /// and what lies deeper as JSON.
+    /// each value is one column, `output` or `task`, as JSON. Strings are printed as they are, null
+    /// as nothing, and nested values as JSON.
     Outputs {
         /// The job's id
         job: JobId,
-        /// In the order of the split, not of arrival
+        /// Print in the order of the split, not of arrival
         #[arg(long)]
         ordered: bool,
-        /// With the tasks that they came of, between index and output; of a job submitted with
-        /// --keep tasks
+        /// Print the tasks as well, between index and output; for jobs submitted with --keep tasks
         #[arg(long)]
         with_tasks: bool,
         /// Print JSON, one output a line
@@ -76,17 +76,18 @@ pub(crate) enum Reading {
     },
     /// Print everything about a job as JSON, one object a line
     ///
-    /// Shows one moment. First {"job":…}, which is what `sink show --json` prints; then
-    /// {"failure":…} for each failed task, as `sink failures --json` prints it, by index; then
-    /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them; and at
-    /// last {"end":{"failures":1,"outputs":9}}: without it something was cut off.
+    /// Shows one moment. First {"job":…}, as `sink show --json` prints it; then {"failure":…} for
+    /// each failed task, as `sink failures --json` prints it, by index; then
+    /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them;
+    /// finally {"end":{"failures":1,"outputs":9}}: without this line the export is incomplete.
     Export {
         /// The job's id
         job: JobId,
     },
     /// Prove from the ledger that every task has exactly one outcome
     ///
-    /// Counts from the stored set of tasks, not from counters. Exits 1 and lists the gaps if a task has none.
+    /// Counts from the stored set of tasks, not from counters. Exits 1 and lists the gaps if a task
+    /// has no outcome.
     Verify {
         /// The job's id
         job: JobId,
@@ -94,7 +95,7 @@ pub(crate) enum Reading {
         #[arg(long)]
         json: bool,
     },
-    /// List the messages that were none of ours, the newest first
+    /// List the messages that are not Gristmill's, the newest first
     Dead {
         /// Print JSON
         #[arg(long)]
@@ -103,10 +104,10 @@ pub(crate) enum Reading {
     /// Forget jobs that have ended
     #[command(group(clap::ArgGroup::new("rule").required(true).multiple(true)))]
     Prune {
-        /// Those that ended longer ago than this, for instance 30d
+        /// Forget jobs that ended longer ago than this, such as 30d
         #[arg(long, group = "rule", value_name = "AGE", value_parser = humantime::parse_duration)]
         older_than: Option<Duration>,
-        /// All but so many, those that ended last
+        /// Keep only this number of jobs, those that ended last
         #[arg(long, group = "rule", value_name = "JOBS")]
         keep: Option<usize>,
         /// Print JSON
@@ -115,53 +116,54 @@ pub(crate) enum Reading {
     },
 }
 
-/// Blocks on the file; there is nothing else to do meanwhile.
-pub(crate) fn main(ledger: &Path, reading: &Reading) -> Outcome {
-    if let Reading::Prune { older_than, keep, json } = reading {
+/// Runs a command on the ledger file. Blocking: the process has no other work.
+pub(crate) fn main(ledger: &Path, command: &LedgerSubcommand) -> CommandResult {
+    if let LedgerSubcommand::Prune { older_than, keep, json } = command {
         let report = prune(ledger, PruneRule { older_than: *older_than, keep: *keep })?;
         if *json {
             print_json(&report)?;
         } else {
-            say(format_args!("{} jobs forgotten, {} left", report.pruned, report.left));
+            print_status(format_args!("{} jobs forgotten, {} left", report.pruned, report.left));
         }
         return Ok(Exit::Ok);
     }
     let ledger_name = ledger;
     let ledger = LedgerReader::open(ledger)?;
-    match reading {
-        Reading::Jobs { json } => jobs(&ledger, *json),
-        Reading::Show { job, json } => match ledger.job(*job)? {
-            Some(view) => show(&view, *json),
+    match command {
+        LedgerSubcommand::Jobs { json } => list_jobs(&ledger, *json),
+        LedgerSubcommand::Show { job, json } => match ledger.job(*job)? {
+            Some(view) => show_job(&view, *json),
             None => Err(Failure::usage(format_args!(
                 "the ledger {} has no job {job} (hint: see `sink jobs`)",
                 ledger_name.display()
             ))),
         },
-        Reading::Failures { job, json } => failures(&ledger, *job, *json),
-        Reading::Outputs { job, ordered, with_tasks, json, csv } => {
-            let form = match (json, csv) {
-                (true, _) => output_rows::Form::Json,
-                (_, true) => output_rows::Form::Csv,
-                _ => output_rows::Form::Text,
+        LedgerSubcommand::Failures { job, json } => list_failures(&ledger, *job, *json),
+        LedgerSubcommand::Outputs { job, ordered, with_tasks, json, csv } => {
+            let format = match (json, csv) {
+                (true, _) => output_rows::OutputFormat::Json,
+                (_, true) => output_rows::OutputFormat::Csv,
+                _ => output_rows::OutputFormat::Text,
             };
-            let selection = output_rows::Selection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
-            output_rows::print(&ledger, selection, form)
+            let selection =
+                output_rows::OutputSelection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
+            output_rows::print_outputs(&ledger, selection, format)
         }
-        Reading::Export { job } => export(&ledger, *job),
-        Reading::Verify { job, json } => verify(&ledger, *job, *json),
-        Reading::Dead { json } => dead(&ledger, *json),
-        Reading::Prune { .. } => Ok(Exit::Ok),
+        LedgerSubcommand::Export { job } => export_job(&ledger, *job),
+        LedgerSubcommand::Verify { job, json } => verify_job(&ledger, *job, *json),
+        LedgerSubcommand::Dead { json } => list_dead(&ledger, *json),
+        LedgerSubcommand::Prune { .. } => Ok(Exit::Ok),
     }
 }
 
-fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
+fn list_jobs(ledger: &LedgerReader, json: bool) -> CommandResult {
     let jobs = ledger.jobs()?;
     if json {
         print_json(&jobs)?;
         return Ok(Exit::Ok);
     }
     if jobs.is_empty() {
-        say("no jobs");
+        print_status("no jobs");
     } else {
         print(format_args!(
             "{:36}  {:10}  {:8}  {:>21}  {:>6}  {:19}",
@@ -169,8 +171,8 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
         ))?;
     }
     for JobSummary { job, kind, state, account, submitted_ms, .. } in jobs {
-        let done = format!("{}/{}", account.done, of_total(&account));
-        let submitted = utc(submitted_ms);
+        let done = format!("{}/{}", account.done, total_text(&account));
+        let submitted = format_utc(submitted_ms);
         print(format_args!(
             "{job}  {:10}  {state:8}  {done:>21}  {:>6}  {}",
             kind.as_str(),
@@ -191,17 +193,17 @@ fn jobs(ledger: &LedgerReader, json: bool) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// To the second.
-fn utc(ms: u64) -> String {
+/// Formats a time to the second.
+fn format_utc(ms: u64) -> String {
     let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_millis(ms));
     time.to_string().replace('T', " ").trim_end_matches('Z').into()
 }
 
-fn of_total(account: &Account) -> String {
+fn total_text(account: &Account) -> String {
     account.total.map_or_else(|| "?".into(), |total| total.to_string())
 }
 
-fn show(view: &JobView, json: bool) -> Outcome {
+fn show_job(view: &JobView, json: bool) -> CommandResult {
     if json {
         print_json(view)?;
         return Ok(Exit::Ok);
@@ -221,19 +223,19 @@ fn show(view: &JobView, json: bool) -> Outcome {
     print(format_args!("lane       {lane}, round {round}"))?;
     let split = if *sealed { "" } else { ", split not finished" };
     print(format_args!("state      {state}{split}"))?;
-    print(format_args!("submitted  {} UTC", utc(*submitted_ms)))?;
+    print(format_args!("submitted  {} UTC", format_utc(*submitted_ms)))?;
     if let Some(finished_ms) = finished_ms {
         let took = Duration::from_millis(finished_ms.saturating_sub(*submitted_ms));
         print(format_args!(
             "ended      {} UTC, {} later",
-            utc(*finished_ms),
+            format_utc(*finished_ms),
             humantime::format_duration(took)
         ))?;
     }
     if let Some(why) = &account.stopped {
         print(format_args!("stopped    {why}"))?;
     }
-    code(view)?;
+    print_code(view)?;
     print(format_args!("tasks      {} of {total} have an outcome{share}", count(outcomes)))?;
     print(format_args!(
         "outcomes   {} done, {} failed, {} skipped; {} duplicates and {} late ones ignored",
@@ -245,26 +247,27 @@ fn show(view: &JobView, json: bool) -> Outcome {
     ))?;
     print(format_args!("slot time  {:.3} s", *busy_us as f64 / 1e6))?;
     if let Some(since_ms) = stalled_ms {
-        stalled(view, *since_ms)?;
+        print_stall(view, *since_ms)?;
     }
     if let Some(conclusion) = &view.conclusion {
         let what = if conclusion.answered { "answer   " } else { "no answer" };
         print(format_args!("{what}  {}", conclusion.text))?;
     }
     if stalled_ms.is_some() {
-        say(format_args!("({})", stall_hint(*job, *sealed)));
+        print_status(format_args!("({})", stall_hint(*job, *sealed)));
     }
     if view.dead_messages > 0 {
         warn(format_args!(
-            "this lane had {} dead messages, of whatever job (hint: see `sink dead`)",
+            "this lane had {} dead messages, of any job (hint: see `sink dead`)",
             count(view.dead_messages)
         ));
     }
     Ok(Exit::Ok)
 }
 
-/// The job's code: its version, the build that submitted it, and those that worked on it.
-fn code(view: &JobView) -> Outcome {
+/// Prints the job's code: its version, the build that submitted it, and the builds that worked on
+/// it.
+fn print_code(view: &JobView) -> CommandResult {
     let build = view.build.as_ref().map_or("an unnamed build", |build| build.as_str());
     if view.version > 0 || view.build.is_some() {
         print(format_args!("code       version {}, submitted by {build}", view.version))?;
@@ -280,7 +283,7 @@ fn code(view: &JobView) -> Outcome {
         print(format_args!("refused    {}", ranges_text(ranges, view.refused.tasks)))?;
         if view.summary.state == JobState::Running {
             let job = view.summary.job;
-            say(format_args!(
+            print_status(format_args!(
                 "(outcomes of those tasks were refused; a producer that waits sends them again, else \
                  `producer resume {job} --missing` does)"
             ));
@@ -289,8 +292,8 @@ fn code(view: &JobView) -> Outcome {
     Ok(Exit::Ok)
 }
 
-/// A job that stalls: since when, and what is missing.
-fn stalled(view: &JobView, since_ms: u64) -> Outcome {
+/// Prints the duration of a job's stall, and its missing tasks.
+fn print_stall(view: &JobView, since_ms: u64) -> CommandResult {
     let silence = Duration::from_secs(now_ms().saturating_sub(since_ms) / 1_000);
     let silence = humantime::format_duration(silence);
     let Some(missing) = view.missing.as_ref().filter(|missing| missing.tasks > 0) else {
@@ -305,33 +308,33 @@ fn stalled(view: &JobView, since_ms: u64) -> Outcome {
     Ok(Exit::Ok)
 }
 
-fn failures(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
+fn list_failures(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult {
     let mut any = false;
-    let mut out = Lines::new();
+    let mut out = StdoutLines::new();
     ledger.failures(job, &mut |failure| {
         any = true;
         if json {
-            return out.json(&failure);
+            return out.write_json(&failure);
         }
         let FailureRow { index, reason, attempts, losses, worker, .. } = &failure;
         let worker = worker.as_ref().map_or("-", |worker| worker.as_str());
-        out.line(format_args!("{index}\tattempts: {attempts}\tlosses: {losses}\t{worker}\t{reason}"))
+        out.write_line(format_args!("{index}\tattempts: {attempts}\tlosses: {losses}\t{worker}\t{reason}"))
     })?;
-    out.end()?;
+    out.finish()?;
     if !any {
-        say("no task of this job failed");
+        print_status("no task of this job failed");
     }
     Ok(Exit::Ok)
 }
 
-fn export(ledger: &LedgerReader, job: JobId) -> Outcome {
-    let mut out = Lines::new();
-    ledger.export(job, &mut |row| out.json(&row))?;
-    out.end()?;
+fn export_job(ledger: &LedgerReader, job: JobId) -> CommandResult {
+    let mut out = StdoutLines::new();
+    ledger.export(job, &mut |row| out.write_json(&row))?;
+    out.finish()?;
     Ok(Exit::Ok)
 }
 
-fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
+fn verify_job(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult {
     let verification = ledger.verify(job)?;
     if json {
         print_json(&verification)?;
@@ -352,15 +355,15 @@ fn verify(ledger: &LedgerReader, job: JobId, json: bool) -> Outcome {
             builds_text(&verification.builds).into_iter().for_each(warn);
         }
         if verification.ok {
-            say("every task has exactly one outcome");
+            print_status("every task has exactly one outcome");
         } else if verification.problems.is_empty() {
-            say("the job is not at its end");
+            print_status("the job has not finished");
         }
     }
     Ok(if verification.ok { Exit::Ok } else { Exit::Incomplete })
 }
 
-fn dead(ledger: &LedgerReader, json: bool) -> Outcome {
+fn list_dead(ledger: &LedgerReader, json: bool) -> CommandResult {
     let dead = ledger.dead()?;
     if json {
         print_json(&dead)?;
@@ -371,10 +374,10 @@ fn dead(ledger: &LedgerReader, json: bool) -> Outcome {
         print(format_args!("{origin}\t{} bytes\t{}", message.bytes, message.reason))?;
     }
     if dead.messages.is_empty() {
-        say("no dead messages");
+        print_status("no dead messages");
     }
     if dead.dropped > 0 {
-        say(format_args!("{} older ones are no longer kept", dead.dropped));
+        print_status(format_args!("{} older ones are no longer kept", dead.dropped));
     }
     Ok(Exit::Ok)
 }

@@ -1,4 +1,4 @@
-//! Logs go to stderr, above the bar if there is one.
+//! The log on stderr, above the progress bar if there is one.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -20,41 +20,42 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use super::progress_bar::Bar;
+use super::progress_bar::ProgressDisplay;
 use crate::Role;
 
-/// How stderr is written, once that is known.
-static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+/// The format of stderr, set once.
+static LOG_FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
-/// How it is logged.
+/// The format of stderr.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// For machines: everything on stderr is an object on a line of its own.
+    /// JSON for machines: everything on stderr is an object on a line of its own.
     Json,
 }
 
-/// What is said outside of the log.
+/// The level of a message that is printed outside of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Said {
-    /// For the person at the terminal.
-    News,
-    /// Also, and they should look at something.
+pub(super) enum MessageLevel {
+    /// Information for the person at the terminal.
+    Status,
+    /// A warning for the person at the terminal.
     Warning,
-    /// Why the program ends.
+    /// The reason why the program ends.
     Error,
 }
 
-/// Says something on stderr, in the format of the log. Nobody is left to tell if stderr is closed.
-pub(super) fn say(what: Said, text: &dyn Display) {
-    let (level, mark) = match what {
-        Said::News => ("INFO", ""),
-        Said::Warning => ("WARN", "warning: "),
-        Said::Error => ("ERROR", "error: "),
+/// Prints a message to stderr, in the format of the log. Ignores errors, for instance if stderr is
+/// closed.
+pub(super) fn print_message(level: MessageLevel, text: &dyn Display) {
+    let (level, mark) = match level {
+        MessageLevel::Status => ("INFO", ""),
+        MessageLevel::Warning => ("WARN", "warning: "),
+        MessageLevel::Error => ("ERROR", "error: "),
     };
-    let _ = match FORMAT.get() {
+    let _ = match LOG_FORMAT.get() {
         Some(LogFormat::Json) => {
             let line = serde_json::json!({
                 "timestamp": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
@@ -68,29 +69,30 @@ pub(super) fn say(what: Said, text: &dyn Display) {
     };
 }
 
-// What lapin has to say of a connection we say ourselves, once.
-/// What an operator should know of a worker or a sink, unless they say otherwise.
+// `lapin=off`: transports/amqp logs every connection problem itself, once.
+/// The default log filter of a worker or a sink.
 const SERVER_FILTER: &str =
     "warn,lapin=off,gristmill=info,gristmill_worker=info,gristmill_sink=info,gristmill_amqp=info";
-/// What somebody who submits or runs a job should know besides the bar, unless they say otherwise.
+/// The default log filter of programs that submit or run a job: the bar shows the rest.
 const CLIENT_FILTER: &str = "warn,lapin=off";
 
-/// From now on all that is said is said so, unless another way was chosen before: a process logs in one way.
-pub(crate) fn choose(format: LogFormat) -> LogFormat {
-    *FORMAT.get_or_init(|| format)
+/// Sets the format of stderr for the rest of the process, and returns it. Later calls have no
+/// effect.
+pub(crate) fn fix_format(format: LogFormat) -> LogFormat {
+    *LOG_FORMAT.get_or_init(|| format)
 }
 
-/// Somebody else who hears what happens.
-type Listener = Box<dyn Layer<Registry> + Send + Sync>;
+/// Another layer that receives events and spans.
+type ExtraLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Starts to log, panics too. A filter that cannot be read is told, and the default used; it is for the log alone, not for
-/// `listener`.
+/// Starts the log, and logs panics. An invalid filter is reported and replaced by the default. The
+/// filter applies to the log only, not to `extra`.
 pub(crate) fn init(
     filter: Option<String>,
     format: LogFormat,
     role: Role,
-    bar: &Bar,
-    listener: Option<Listener>,
+    bar: &ProgressDisplay,
+    extra: Option<ExtraLayer>,
 ) {
     let default = match role {
         Role::Worker | Role::Sink => SERVER_FILTER,
@@ -104,11 +106,12 @@ pub(crate) fn init(
         }
         None => EnvFilter::new(default),
     };
-    subscriber(filter, format, bar, listener).init();
+    build_subscriber(filter, format, bar, extra).init();
     std::panic::set_hook(Box::new(log_panic));
 }
 
-/// Says where it panicked, once; what comes of it says whoever catches it. A backtrace only if RUST_BACKTRACE asks for it.
+/// Logs a panic once, with its location; code that catches the panic reports the consequence.
+/// Includes a backtrace only if RUST_BACKTRACE requests it.
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = thread::current();
     let backtrace = Backtrace::capture();
@@ -123,33 +126,33 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     );
 }
 
-fn subscriber(
+fn build_subscriber(
     filter: EnvFilter,
     format: LogFormat,
-    bar: &Bar,
-    listener: Option<Listener>,
+    bar: &ProgressDisplay,
+    extra: Option<ExtraLayer>,
 ) -> impl Subscriber + Send + Sync {
     let colours =
         io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let log = fmt::layer().with_writer(AboveTheBar(bar.clone()));
+    let log = fmt::layer().with_writer(StderrAboveBar(bar.clone()));
     let log = match format {
         LogFormat::Text => log.with_ansi(colours).with_filter(filter).boxed(),
         LogFormat::Json => log.json().with_filter(filter).boxed(),
     };
-    tracing_subscriber::registry().with(listener).with(log)
+    tracing_subscriber::registry().with(extra).with(log)
 }
 
 #[derive(Clone)]
-struct AboveTheBar(Bar);
+struct StderrAboveBar(ProgressDisplay);
 
-impl<'a> MakeWriter<'a> for AboveTheBar {
+impl<'a> MakeWriter<'a> for StderrAboveBar {
     type Writer = Self;
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
 }
 
-impl Write for AboveTheBar {
+impl Write for StderrAboveBar {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.0.suspend(|| io::stderr().write(text))
     }
@@ -166,16 +169,16 @@ mod tests {
 
     use super::*;
 
-    /// A span of which nobody wants to know then costs one look at a number.
+    /// A disabled span then costs only one comparison of levels.
     #[test]
-    fn nothing_is_looked_at_more_closely_than_somebody_wants() {
-        let level = |listener| {
+    fn level_hint_follows_filters() {
+        let level = |extra| {
             let filter = EnvFilter::new(SERVER_FILTER);
-            subscriber(filter, LogFormat::Text, &Bar::hidden(), listener).max_level_hint()
+            build_subscriber(filter, LogFormat::Text, &ProgressDisplay::hidden(), extra).max_level_hint()
         };
         assert_eq!(level(None), Some(LevelFilter::INFO));
         let spans = filter_fn(|metadata| metadata.is_span()).with_max_level_hint(LevelFilter::DEBUG);
-        let listener = tracing_subscriber::layer::Identity::new().with_filter(spans);
-        assert_eq!(level(Some(listener.boxed())), Some(LevelFilter::DEBUG));
+        let extra = tracing_subscriber::layer::Identity::new().with_filter(spans);
+        assert_eq!(level(Some(extra.boxed())), Some(LevelFilter::DEBUG));
     }
 }

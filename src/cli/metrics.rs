@@ -1,4 +1,4 @@
-//! `--metrics`: what others may see of this process.
+//! `--metrics`: the HTTP endpoint for metrics, liveness and readiness.
 
 use clap::Args;
 use gristmill_shared::Transport;
@@ -6,45 +6,48 @@ use gristmill_shared::Transport;
 use super::Context;
 use crate::{exit::Failure, observe::Window};
 
-/// Why a sink is not ready at first.
+/// The reason why a starting sink is not ready.
 pub(crate) const LANE_NOT_CLAIMED: &str = "the lane is not claimed yet";
 
-/// Where others may look.
+/// The address of the metrics endpoint.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MetricsFlags {
-    /// Answer at HOST:PORT, as 127.0.0.1:9400, while this serves or sends: /metrics for Prometheus, /healthz, /readyz (200
-    /// while the broker works); to whoever can connect, so choose the address with care
+    /// Serve HTTP at HOST:PORT, such as 127.0.0.1:9400, while this command serves or sends:
+    /// /metrics for Prometheus, /healthz, /readyz (200 while the broker works); anyone who can
+    /// connect can read it, so choose the address with care
     #[arg(long, global = true, env = "GRISTMILL_METRICS", value_name = "ADDR")]
     metrics: Option<String>,
 }
 
-/// A window, if one was asked for.
+/// The metrics endpoint, if one is configured.
 #[derive(Debug)]
-pub(crate) struct Watched(Option<Window>);
+pub(crate) struct MetricsEndpoint(Option<Window>);
 
 impl MetricsFlags {
-    /// Opens the window; before the broker is asked for, so that one who waits for it can be seen to.
+    /// Opens the endpoint. Called before connecting, so that a program that waits for the broker
+    /// can be observed.
     ///
     /// # Errors
-    /// If nobody can listen there.
-    pub(crate) async fn open(&self, context: &Context, role: &str) -> Result<Watched, Failure> {
-        Ok(Watched(match &self.metrics {
+    /// If the address cannot be listened on.
+    pub(crate) async fn open(&self, context: &Context, role: &str) -> Result<MetricsEndpoint, Failure> {
+        Ok(MetricsEndpoint(match &self.metrics {
             Some(address) => Some(Window::open(address, role, context.version).await?),
             None => None,
         }))
     }
 }
 
-impl Watched {
-    /// Not ready, for this reason, however the broker is; with none, as ready as the broker is.
-    pub(crate) fn wait_for(&self, to_do: Option<&'static str>) {
+impl MetricsEndpoint {
+    /// Marks this process as not ready, for this reason, regardless of the broker. With None,
+    /// readiness follows the broker.
+    pub(crate) fn set_not_ready(&self, to_do: Option<&'static str>) {
         if let Some(window) = &self.0 {
             window.wait_for(to_do);
         }
     }
 
-    /// Shows how this transport is, from now on.
-    pub(crate) fn follow(&mut self, transport: &dyn Transport) {
+    /// Reports the health of this transport from now on.
+    pub(crate) fn watch_transport(&mut self, transport: &dyn Transport) {
         if let Some(window) = &mut self.0 {
             window.follow(transport);
         }

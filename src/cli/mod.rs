@@ -1,4 +1,4 @@
-//! The command line: what can be said, and who does it.
+//! The command line: parsing, logging setup, and dispatch to one module per command.
 
 mod config;
 mod csv;
@@ -39,82 +39,81 @@ use gristmill_shared::{Job as _, Registry};
 use tokio::runtime::Runtime;
 
 use self::{
-    config::{ConfigFlags, Stop},
+    config::{ConfigError, ConfigFlags},
     flags::LogFlags,
     kinds::Kinds,
-    log::Said,
-    progress_bar::Bar,
+    log::MessageLevel,
+    progress_bar::ProgressDisplay,
     signals::Signals,
 };
 use crate::{App, Exit, Role, build_id::name_build, exit::Failure};
 
-/// What every command is given.
+/// The state that every command is given.
 pub(crate) struct Context {
     kinds: Kinds,
     registry: Registry,
     version: &'static str,
-    bar: Bar,
+    bar: ProgressDisplay,
     signals: Signals,
 }
 
-type Outcome = Result<Exit, Failure>;
+type CommandResult = Result<Exit, Failure>;
 
 impl Context {
-    /// What must not be left half done is done outside of this.
-    async fn unless_interrupted<T>(
-        &self,
-        what: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+    /// Waits for `work`, or fails with [`Exit::Interrupted`] at the first signal. Work that must
+    /// not be left incomplete is awaited outside of this.
+    async fn or_interrupted<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         tokio::select! {
-            done = what => done,
-            () = self.signals.first() => Err(Failure::new(Exit::Interrupted, "interrupted")),
+            done = work => done,
+            () = self.signals.wait_first() => Err(Failure::new(Exit::Interrupted, "interrupted")),
         }
     }
 }
 
-/// Does what the command line says.
+/// Parses the command line, runs the command, and returns the exit code. A panic is [`Exit::Bug`].
 pub(crate) fn main(app: App, role: Role) -> Exit {
     match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(app, role))) {
         Ok(Ok(exit)) => exit,
-        Ok(Err(failure)) => complain(failure.exit, &failure),
-        Err(_) => complain(Exit::Bug, &"this is a defect: the panic above"), // the hook has told it
+        Ok(Err(failure)) => report_failure(failure.exit, &failure),
+        Err(_) => report_failure(Exit::Bug, &"this is a defect: the panic above"), // the hook has logged it
     }
 }
 
-fn complain(exit: Exit, why: &dyn Display) -> Exit {
-    log::say(Said::Error, why);
+fn report_failure(exit: Exit, why: &dyn Display) -> Exit {
+    log::print_message(MessageLevel::Error, why);
     exit
 }
 
-fn try_main(app: App, role: Role) -> Outcome {
-    gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // nothing, but in our own tests
+fn try_main(app: App, role: Role) -> CommandResult {
+    gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // only in our own tests
     let version = app.version;
     if let Some(build) = app.build {
         name_build(build).map_err(|error| Failure::new(Exit::Bug, error))?;
     }
     let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
-    if let Some(args) = isolated::requested() {
-        return isolated::serve(registry, &args);
+    if let Some(args) = isolated::child_args() {
+        return isolated::serve_child(registry, &args);
     }
     let kinds = Kinds(kinds);
     let whole = command(Role::All, &kinds, version);
-    flag_conflicts::refuse(&kinds, &whole)?;
+    flag_conflicts::refuse_conflicts(&kinds, &whole)?;
     let own = command(role, &kinds, version).name(program_name());
     let configured = match config::read(own, whole, role.name()) {
         Ok(configured) => configured,
-        Err(Stop::CommandLine(error)) => return explain(&error, &kinds),
-        Err(Stop::Beneath(failure)) => return Err(failure),
+        Err(ConfigError::CommandLine(error)) => return explain(&error, &kinds),
+        Err(ConfigError::LowerSource(failure)) => return Err(failure),
     };
     let matches = &configured.matches;
     if ConfigFlags::from_arg_matches(matches).map_err(Failure::usage)?.print_config {
         configured.warnings.iter().for_each(warn);
-        print(config::show(&configured))?;
+        print(config::config_text(&configured))?;
         return Ok(Exit::Ok);
     }
-    let bar = Bar::hidden();
-    let serves = if role == Role::All { matches.subcommand_name().map_or(role, named) } else { role };
+    let bar = ProgressDisplay::hidden();
+    let serves =
+        if role == Role::All { matches.subcommand_name().map_or(role, subcommand_role) } else { role };
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let format = log::choose(logging.format()); // before anything is said
+    let format = log::fix_format(logging.format()); // before anything is printed
     let export = otlp::begin(matches, serves, version)?;
     log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::Export::layer));
     if let Some(export) = &export {
@@ -128,18 +127,18 @@ fn try_main(app: App, role: Role) -> Outcome {
         let context = Context { kinds, registry, version, bar, signals };
         tokio::select! {
             done = dispatch(role, &context, matches) => done,
-            () = interrupted.second() => Ok(Exit::Interrupted),
+            () = interrupted.wait_second() => Ok(Exit::Interrupted),
         }
     });
-    runtime.shutdown_background(); // a task that does not end must not keep the program
+    runtime.shutdown_background(); // a task that does not end must not block the exit
     if let Some(export) = export {
         export.end();
     }
     done
 }
 
-/// The role that a subcommand of the whole program takes.
-fn named(subcommand: &str) -> Role {
+/// Returns the role of a subcommand of the whole program.
+fn subcommand_role(subcommand: &str) -> Role {
     match subcommand {
         "producer" => Role::Producer,
         "worker" => Role::Worker,
@@ -148,13 +147,13 @@ fn named(subcommand: &str) -> Role {
     }
 }
 
-/// What this program is called.
+/// Returns the name under which this program was called.
 fn program_name() -> String {
     let path = std::env::args_os().next().unwrap_or_default();
     Path::new(&path).file_name().map_or("gristmill".into(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The whole command line of a program with this role.
+/// Builds the whole command line of a program with this role.
 fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     let command = match role {
         Role::Producer => producer::command(kinds),
@@ -162,22 +161,22 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
         Role::Sink => sink::command(),
         Role::All => Command::new("gristmill")
             .about("Divides one big job over a fleet and counts every task exactly once")
-            .after_help(format!("{EXAMPLES}\n\n{EXIT_CODES}"))
+            .after_help(format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"))
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
             .subcommands([setup::command(), doctor::command()])
-            .subcommands(kinds.know(Spin::KIND).then(drill::command)) // what a drill submits
+            .subcommands(kinds.contains(Spin::KIND).then(drill::command)) // the kind that a drill submits
             .subcommands(generate::commands()),
     };
     let command = match role {
-        _ if kinds.are_built_in() => command,
+        _ if kinds.is_built_in() => command,
         Role::All => without_examples(command, kinds).after_help(EXIT_CODES),
         Role::Producer | Role::Worker | Role::Sink => without_examples(command, kinds),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
     let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
-    // The flags' own text is not the program's.
+    // The about text of the shared flags is not the program's.
     let command = command.about(about.unwrap_or_default());
     help::arrange(match long_about {
         Some(long_about) => command.long_about(long_about),
@@ -185,14 +184,15 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
     })
 }
 
-/// The command without our examples, which name our programs and our kinds; the kinds' own text stays.
+/// Removes our examples, which name our programs and kinds. Help texts of the kinds themselves
+/// stay.
 fn without_examples(command: Command, kinds: &Kinds) -> Command {
     command.after_help(None::<&str>).mut_subcommands(|below| {
-        if kinds.know(below.get_name()) { below } else { without_examples(below, kinds) }
+        if kinds.contains(below.get_name()) { below } else { without_examples(below, kinds) }
     })
 }
 
-const EXAMPLES: &str = "\
+const PROGRAM_EXAMPLES: &str = "\
 Examples:
   # All in one process, with no broker:
   gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4
@@ -206,7 +206,7 @@ Examples:
 const EXIT_CODES: &str = "\
 Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 5 a worker's threads are stuck, 130 interrupted";
 
-async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcome {
+async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> CommandResult {
     match role {
         Role::Producer => producer::main(context, matches).await,
         Role::Worker => worker::main(context, matches).await,
@@ -219,50 +219,50 @@ async fn dispatch(role: Role, context: &Context, matches: &ArgMatches) -> Outcom
             Some(("doctor", matches)) => doctor::main(context, matches).await,
             Some(("setup", matches)) => setup::main(context, matches).await,
             Some(("drill", matches)) => drill::main(context, matches).await,
-            Some(("completions", matches)) => generate::completions(context, matches),
-            Some(("man", matches)) => generate::manual(context, matches),
-            _ => Err(Failure::new(Exit::Bug, "a subcommand nobody does")),
+            Some(("completions", matches)) => generate::write_completions(context, matches),
+            Some(("man", matches)) => generate::write_manual(context, matches),
+            _ => Err(Failure::new(Exit::Bug, "a subcommand without a handler")),
         },
     }
 }
 
-/// Help goes to stdout and is no error; what is wrong is told in a line or two, without the usage.
-fn explain(error: &clap::Error, kinds: &Kinds) -> Outcome {
+/// Prints help to stdout, which is no error. Other errors become a line or two without the usage.
+fn explain(error: &clap::Error, kinds: &Kinds) -> CommandResult {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = error.print(); // nobody is left to tell if it cannot be printed
+            let _ = error.print(); // a closed stdout cannot be reported
             Ok(Exit::Ok)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
             Ok(Exit::Usage)
         }
-        _ => Err(kinds.unknown(error).unwrap_or_else(|| Failure::usage(brief(error)))),
+        _ => Err(kinds.unknown_kind(error).unwrap_or_else(|| Failure::usage(one_line(error)))),
     }
 }
 
-/// What clap says of an error, less the usage and on one line.
-fn brief(error: &clap::Error) -> String {
+/// Returns the message of a clap error on one line, without the usage.
+fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let said = text.split("\n\nUsage:").next().unwrap_or_default();
-    let said = said.split("\n\nFor more information").next().unwrap_or_default();
-    let said = said.strip_prefix("error: ").unwrap_or(said);
-    let words: Vec<_> = said.split_whitespace().collect();
-    let said = words.join(" ");
-    if said.contains("(hint: ") { said } else { said + " (hint: try --help)" }
+    let message = text.split("\n\nUsage:").next().unwrap_or_default();
+    let message = message.split("\n\nFor more information").next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let words: Vec<_> = message.split_whitespace().collect();
+    let message = words.join(" ");
+    if message.contains("(hint: ") { message } else { message + " (hint: try --help)" }
 }
 
-/// Prints a result. A reader that has gone is no error; a result that cannot be written is one.
+/// Prints a result. A closed pipe is no error; any other failed write is one.
 ///
 /// # Errors
-/// If stdout is a full disk, for instance.
+/// If stdout cannot be written, for instance because the disk is full.
 fn print(result: impl Display) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    written(writeln!(out, "{result}").and_then(|()| out.flush()))
+    check_written(writeln!(out, "{result}").and_then(|()| out.flush()))
 }
 
-/// What writing a result came to.
-fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+/// Converts the result of a write to stdout: a closed pipe is no error.
+fn check_written(result: std::io::Result<()>) -> Result<(), Failure> {
     match result {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Failure::usage(format_args!("cannot write the result to stdout: {error}")))
@@ -276,12 +276,12 @@ fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
     print(serde_json::to_string(result).map_err(|error| Failure::new(Exit::Bug, error))?)
 }
 
-/// Says something to the person at the terminal.
-fn say(news: impl Display) {
-    log::say(Said::News, &news);
+/// Prints a status message to stderr, for the person at the terminal.
+fn print_status(text: impl Display) {
+    log::print_message(MessageLevel::Status, &text);
 }
 
-/// Says something on stderr that somebody should look at.
-fn warn(news: impl Display) {
-    log::say(Said::Warning, &news);
+/// Prints a warning to stderr.
+fn warn(text: impl Display) {
+    log::print_message(MessageLevel::Warning, &text);
 }

@@ -1,31 +1,31 @@
-//! `--otlp`: where spans go, in a program that was built with the feature `otlp`.
+//! `--otlp`: the export of spans, in a program that was built with the feature `otlp`.
 
 use std::env;
 
 use clap::{Arg, ArgMatches, Command};
 
-use super::{flags::host, warn};
+use super::{flags::host_name, warn};
 pub(crate) use crate::otlp::Export;
 use crate::otlp::Service;
 use crate::{Role, exit::Failure};
 
-const ID: &str = "otlp";
-/// What is taken if nothing is said.
-const STANDARD: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const FLAG_ID: &str = "otlp";
+/// The variable that names the collector if the flag is not given.
+const STANDARD_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// Gives the flag to a command that takes a role, whatever its subcommands say of how.
-pub(crate) fn add_to(command: Command) -> Command {
+/// Adds the flag to a command that takes a role, and to its subcommands.
+pub(crate) fn add_global_flag(command: Command) -> Command {
     command.arg(flag().global(true))
 }
 
-/// Gives it to a command that takes a role by itself: its subcommands take none.
-pub(crate) fn add_to_itself(command: Command) -> Command {
+/// Adds the flag to a command that takes a role itself, but not to its subcommands.
+pub(crate) fn add_local_flag(command: Command) -> Command {
     command.arg(flag())
 }
 
 fn flag() -> Arg {
-    Arg::new(ID)
-        .long(ID)
+    Arg::new(FLAG_ID)
+        .long(FLAG_ID)
         .env("GRISTMILL_OTLP")
         .value_name("URL")
         .help(
@@ -34,10 +34,10 @@ fn flag() -> Arg {
         )
 }
 
-/// Begins to export, if the command takes a role and somebody wants its spans.
+/// Starts the export, if the command takes a role and a collector is configured.
 ///
 /// # Errors
-/// If they cannot go there.
+/// If `--otlp` has an unusable URL. An unusable [`STANDARD_VARIABLE`] is only a warning.
 pub(crate) fn begin(
     matches: &ArgMatches,
     role: Role,
@@ -47,22 +47,23 @@ pub(crate) fn begin(
     while let Some((_, next)) = here.subcommand() {
         here = next;
     }
-    let Ok(said) = here.try_get_one::<String>(ID) else { return Ok(None) }; // it has no such flag
+    let Ok(given) = here.try_get_one::<String>(FLAG_ID) else { return Ok(None) }; // no such flag
     let name = role.name().map_or_else(|| "gristmill".into(), |role| format!("gristmill-{role}"));
-    let begin = |url: &str| Export::begin(url, Service { name, version, host: &host() });
-    if let Some(url) = said {
+    let begin = |url: &str| Export::begin(url, Service { name, version, host: &host_name() });
+    if let Some(url) = given {
         return begin(url).map(Some).map_err(|why| Failure::usage(format_args!("--otlp {url:?}: {why}")));
     }
-    let Some(url) = standard() else { return Ok(None) };
-    // It was not said to us, but to all programs here.
-    let export =
-        begin(&url).inspect_err(|why| warn(format_args!("no spans are sent: {STANDARD} {url:?}: {why}")));
+    let Some(url) = standard_endpoint() else { return Ok(None) };
+    // The variable is meant for all programs on this machine, not for Gristmill alone.
+    let export = begin(&url)
+        .inspect_err(|why| warn(format_args!("no spans are sent: {STANDARD_VARIABLE} {url:?}: {why}")));
     Ok(export.ok())
 }
 
-/// Where all programs here send their spans, unless they are told not to.
-fn standard() -> Option<String> {
-    let told = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
-    let disabled = told("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
-    told(STANDARD).filter(|_| !disabled)
+/// Returns the collector's URL from the environment, unless OpenTelemetry is disabled there.
+fn standard_endpoint() -> Option<String> {
+    let variable_value = |variable| env::var(variable).ok().filter(|value| !value.is_empty());
+    let disabled =
+        variable_value("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    variable_value(STANDARD_VARIABLE).filter(|_| !disabled)
 }

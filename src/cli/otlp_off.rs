@@ -1,11 +1,11 @@
-//! A program that was built without the feature `otlp` exports nothing.
+//! The stand-in for `otlp.rs` in a program that was built without the feature: it exports nothing.
 
 use clap::{ArgMatches, Command};
 use tracing_subscriber::{Layer, Registry};
 
 use crate::{Role, exit::Failure};
 
-/// There is none.
+/// The export of spans, which does not exist in this build.
 #[derive(Debug)]
 pub(crate) enum Export {}
 
@@ -23,13 +23,13 @@ impl Export {
     }
 }
 
-/// There is no flag.
-pub(crate) fn add_to(command: Command) -> Command {
+/// Returns the command unchanged: there is no flag.
+pub(crate) fn add_global_flag(command: Command) -> Command {
     command
 }
 
-/// Likewise.
-pub(crate) fn add_to_itself(command: Command) -> Command {
+/// Returns the command unchanged: there is no flag.
+pub(crate) fn add_local_flag(command: Command) -> Command {
     command
 }
 

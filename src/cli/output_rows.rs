@@ -1,36 +1,40 @@
-//! `sink outputs`: the outputs of a job as lines of text, of JSON, or of CSV.
+//! `sink outputs`: prints the outputs of a job as lines of text, of JSON, or of CSV.
 
 use std::{cell::RefCell, ops::ControlFlow};
 
 use gristmill_shared::JobId;
 use gristmill_sink::{LedgerReader, OutputRow, SinkError};
 
-use super::{Outcome, csv::Columns, stdout::Lines};
+use super::{CommandResult, csv::CsvColumns, stdout::StdoutLines};
 use crate::{Exit, exit::Failure};
 
-/// The form of a printed row.
+/// The format of a printed row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// Index, tab, task and tab if it is asked for, output.
+pub(crate) enum OutputFormat {
+    /// Index, tab, optionally task and tab, output.
     Text,
-    /// An object a line.
+    /// One object a line.
     Json,
-    /// A table, with the names of its columns in the first line.
+    /// A table with a header line.
     Csv,
 }
 
 /// The rows and columns to print.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Selection {
+pub(crate) struct OutputSelection {
     pub(crate) job: JobId,
-    /// In the order of the split, not of arrival.
+    /// True for the order of the split, false for the order of arrival.
     pub(crate) ordered: bool,
-    /// The tasks as well.
+    /// True to print the tasks as well.
     pub(crate) with_tasks: bool,
 }
 
-pub(crate) fn print(ledger: &LedgerReader, selection: Selection, form: Form) -> Outcome {
-    let Selection { job, with_tasks, .. } = selection;
+pub(crate) fn print_outputs(
+    ledger: &LedgerReader,
+    selection: OutputSelection,
+    format: OutputFormat,
+) -> CommandResult {
+    let OutputSelection { job, with_tasks, .. } = selection;
     if let Some(view) = ledger.job(job)? {
         if !view.keeps_outputs {
             return Err(Failure::usage(format_args!(
@@ -45,39 +49,48 @@ pub(crate) fn print(ledger: &LedgerReader, selection: Selection, form: Form) -> 
             )));
         }
     }
-    let mut out = Lines::new();
-    match form {
-        Form::Text => text(ledger, selection, &mut out)?,
-        Form::Json => {
-            let mut each =
-                |row: OutputRow<'_>| out.json(&OutputRow { task: row.task.filter(|_| with_tasks), ..row });
+    let mut out = StdoutLines::new();
+    match format {
+        OutputFormat::Text => write_text(ledger, selection, &mut out)?,
+        OutputFormat::Json => {
+            let mut each = |row: OutputRow<'_>| {
+                out.write_json(&OutputRow { task: row.task.filter(|_| with_tasks), ..row })
+            };
             ledger.output_rows(job, selection.ordered, &mut [&mut each])?;
         }
-        Form::Csv => csv(ledger, selection, &mut out)?,
+        OutputFormat::Csv => write_csv(ledger, selection, &mut out)?,
     }
-    out.end()?;
+    out.finish()?;
     Ok(Exit::Ok)
 }
 
-fn text(ledger: &LedgerReader, selection: Selection, out: &mut Lines) -> Result<(), SinkError> {
+fn write_text(
+    ledger: &LedgerReader,
+    selection: OutputSelection,
+    out: &mut StdoutLines,
+) -> Result<(), SinkError> {
     let mut each = |OutputRow { index, task, output }: OutputRow<'_>| {
         if selection.with_tasks {
             let task = task.map_or("null", |task| task.get());
-            out.line(format_args!("{index}\t{task}\t{output}"))
+            out.write_line(format_args!("{index}\t{task}\t{output}"))
         } else {
-            out.line(format_args!("{index}\t{output}"))
+            out.write_line(format_args!("{index}\t{output}"))
         }
     };
     ledger.output_rows(selection.job, selection.ordered, &mut [&mut each])
 }
 
-/// Reads all rows twice: the columns must be known before the first line.
-fn csv(ledger: &LedgerReader, selection: Selection, out: &mut Lines) -> Result<(), SinkError> {
-    let columns = RefCell::new((Columns::new("task"), Columns::new("output")));
+/// Prints CSV. Reads all rows twice: the columns must be known before the first line.
+fn write_csv(
+    ledger: &LedgerReader,
+    selection: OutputSelection,
+    out: &mut StdoutLines,
+) -> Result<(), SinkError> {
+    let columns = RefCell::new((CsvColumns::new("task"), CsvColumns::new("output")));
     let mut learn = |row: OutputRow<'_>| {
         let (tasks, outputs) = &mut *columns.borrow_mut();
-        row.task.into_iter().for_each(|task| tasks.learn(task));
-        outputs.learn(row.output);
+        row.task.into_iter().for_each(|task| tasks.add_columns(task));
+        outputs.add_columns(row.output);
         ControlFlow::Continue(())
     };
     let mut named = false;
@@ -86,7 +99,7 @@ fn csv(ledger: &LedgerReader, selection: Selection, out: &mut Lines) -> Result<(
         if !std::mem::replace(&mut named, true) {
             let tasks = tasks.names().filter(|_| selection.with_tasks);
             let names: Vec<_> = ["index".into()].into_iter().chain(tasks).chain(outputs.names()).collect();
-            let _ = out.line(format_args!("{}\r", names.join(",")));
+            let _ = out.write_line(format_args!("{}\r", names.join(",")));
         }
         let Some(row) = row else { return ControlFlow::Continue(()) };
         let mut cells = vec![row.index.to_string()];
@@ -94,10 +107,10 @@ fn csv(ledger: &LedgerReader, selection: Selection, out: &mut Lines) -> Result<(
             cells.extend(tasks.cells(row.task));
         }
         cells.extend(outputs.cells(Some(row.output)));
-        out.line(format_args!("{}\r", cells.join(",")))
+        out.write_line(format_args!("{}\r", cells.join(",")))
     };
     let mut write = |row: OutputRow<'_>| each(Some(row));
     ledger.output_rows(selection.job, selection.ordered, &mut [&mut learn, &mut write])?;
-    let _ = each(None); // the names, if there was no row
+    let _ = each(None); // the header line, if there was no row
     Ok(())
 }

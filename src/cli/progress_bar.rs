@@ -1,4 +1,4 @@
-//! How far a job is, for the person who waits.
+//! The progress of a job, shown on stderr.
 
 use std::{
     fmt::Write as _,
@@ -10,36 +10,41 @@ use std::{
 use gristmill_shared::{Plan, wire::Progress};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-/// Where stderr is no terminal, a line is printed this often instead.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+/// Interval of progress lines if stderr is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A progress bar on a terminal, a line now and then elsewhere.
+/// A progress bar on a terminal; elsewhere a line every [`LINE_INTERVAL`].
 #[derive(Debug, Clone)]
-pub(crate) struct Bar {
+pub(crate) struct ProgressDisplay {
     bar: ProgressBar,
-    lines: Arc<Mutex<Lines>>,
+    lines: Arc<Mutex<StatusLines>>,
 }
 
 #[derive(Debug)]
-struct Lines {
+struct StatusLines {
     began: Instant,
     last: Instant,
-    /// What there is to say beside the numbers.
+    /// Text that follows the numbers.
     notes: String,
     trouble: Option<String>,
 }
 
-impl Bar {
-    /// A bar that nobody sees yet.
+impl ProgressDisplay {
+    /// Returns a bar that is not shown yet.
     pub(crate) fn hidden() -> Self {
         let now = Instant::now();
         Self {
             bar: ProgressBar::hidden(),
-            lines: Arc::new(Mutex::new(Lines { began: now, last: now, notes: String::new(), trouble: None })),
+            lines: Arc::new(Mutex::new(StatusLines {
+                began: now,
+                last: now,
+                notes: String::new(),
+                trouble: None,
+            })),
         }
     }
 
-    /// Shows the bar of a job that said this of itself.
+    /// Shows the bar of a job with this plan.
     pub(crate) fn begin(&self, plan: &Plan) {
         if !io::stderr().is_terminal() {
             return;
@@ -54,7 +59,7 @@ impl Bar {
         self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
-    /// The job moved.
+    /// Updates the bar, or prints a line if one is due.
     pub(crate) fn update(&self, progress: &Progress) {
         let account = &progress.account;
         if let (Some(total), None) = (account.total, self.bar.length()) {
@@ -64,7 +69,7 @@ impl Bar {
         let is_first = self.bar.position() == 0;
         self.bar.set_position(account.done + account.failed + account.skipped);
         if is_first {
-            self.bar.reset_eta(); // what was done before we looked says nothing of the rate
+            self.bar.reset_eta(); // earlier tasks say nothing about the rate
         }
         let mut notes = String::new();
         if account.failed > 0 {
@@ -81,47 +86,47 @@ impl Bar {
         }
     }
 
-    /// The broker is in trouble, or no longer.
-    pub(crate) fn trouble(&self, trouble: Option<String>) {
+    /// Sets or clears the note about a broker problem.
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
         let mut lines = self.lines();
         if lines.trouble == trouble {
             return;
         }
         lines.trouble = trouble;
         let style =
-            if lines.trouble.is_some() { style_in_trouble() } else { style(self.bar.length().is_some()) };
+            if lines.trouble.is_some() { trouble_style() } else { style(self.bar.length().is_some()) };
         self.bar.set_style(style);
         self.show(&lines);
         if lines.trouble.is_none() {
-            self.bar.reset_eta(); // which would otherwise count the time in which nothing could happen
-            self.suspend(|| super::say("the broker is well again")); // that it was not, the log has said
+            self.bar.reset_eta(); // without the time of the outage
+            self.suspend(|| super::print_status("the broker is well again")); // the log reported the loss
         }
     }
 
-    fn show(&self, lines: &Lines) {
+    fn show(&self, lines: &StatusLines) {
         let trouble = lines.trouble.as_ref().map(|trouble| format!(", {trouble}")).unwrap_or_default();
         self.bar.set_message(format!("{}{trouble}", lines.notes));
     }
 
-    fn lines(&self) -> MutexGuard<'_, Lines> {
+    fn lines(&self) -> MutexGuard<'_, StatusLines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the bar away.
+    /// Hides the bar.
     pub(crate) fn end(&self) {
         self.bar.finish_and_clear();
         self.bar.set_draw_target(ProgressDrawTarget::hidden());
     }
 
-    /// Prints something without tearing the bar.
+    /// Runs `print` while the bar is cleared.
     pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         self.bar.suspend(print)
     }
 }
 
-impl Lines {
+impl StatusLines {
     fn print(&mut self, progress: &Progress) {
-        if self.last.elapsed() < LINE_EVERY {
+        if self.last.elapsed() < LINE_INTERVAL {
             return;
         }
         self.last = Instant::now();
@@ -130,12 +135,15 @@ impl Lines {
         let total = account.total.map_or_else(|| "?".into(), |total| HumanCount(total).to_string());
         let (spent, notes) = (self.began.elapsed(), &self.notes);
         let rate = ended as f64 / spent.as_secs_f64();
-        super::say(format_args!("[{spent:.0?}] {}/{total} tasks ({rate:.0}/s){notes}", HumanCount(ended)));
+        super::print_status(format_args!(
+            "[{spent:.0?}] {}/{total} tasks ({rate:.0}/s){notes}",
+            HumanCount(ended)
+        ));
     }
 }
 
-/// Without a rate and an end, of which nothing is known.
-fn style_in_trouble() -> ProgressStyle {
+/// Returns a style without rate and ETA, which are unknown while the broker has a problem.
+fn trouble_style() -> ProgressStyle {
     ProgressStyle::with_template("[{elapsed}] {human_pos} {prefix}{msg}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
 }

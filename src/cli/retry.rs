@@ -11,30 +11,29 @@ use gristmill_shared::{
 use gristmill_sink::{JobState, LedgerReader};
 
 use super::{
-    Context, Outcome,
+    CommandResult, Context,
     flags::BrokerFlags,
-    say,
-    wait::{self, Known},
+    print_status,
+    wait::{self, JobOrigin},
     warn,
 };
 use crate::{Exit, exit::Failure};
 
-/// For so long a sink may be busy with other things before we say that none has taken it up.
-const TAKEN_UP_WITHIN: Duration = Duration::from_secs(10);
+/// The time after which a status message says that no sink has taken the retry up.
+const TAKE_UP_TIME: Duration = Duration::from_secs(10);
 
-/// Send a job's failed tasks again; the job is then under way once more
+/// Send a job's failed tasks again; the job then runs again
 ///
-/// Attempt numbers go on, and each task may fail `--max-attempts` times anew. A sink must be running on the job's lane;
-/// it alone writes the ledger.
+/// Attempt numbers continue, and each task may fail another `--max-attempts` times. A sink must be
+/// running on the job's lane; it alone writes the ledger.
 #[derive(Debug, Args)]
-pub(crate) struct Retry {
+pub(crate) struct RetryFlags {
     /// The job's id
     job: JobId,
-    /// Which tasks [default: all that failed]
+    /// The tasks to retry [default: all that failed]
     #[arg(value_name = "INDEX")]
     indices: Vec<u64>,
-    /// Run them with the sink's version of the job's code, if it is not the job's: to end a job
-    /// with a mended program
+    /// Run them with the sink's version of the job's code, to end a job with a repaired program
     #[arg(long)]
     adopt_version: bool,
     /// Wait for the job's end and print its answer
@@ -45,8 +44,13 @@ pub(crate) struct Retry {
     json: bool,
 }
 
-pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags, retry: &Retry) -> Outcome {
-    let Retry { job, indices, adopt_version, wait, json } = retry;
+pub(crate) async fn main(
+    context: &Context,
+    ledger: &Path,
+    broker: &BrokerFlags,
+    retry: &RetryFlags,
+) -> CommandResult {
+    let RetryFlags { job, indices, adopt_version, wait, json } = retry;
     let reader = LedgerReader::open(ledger)?;
     let Some(view) = reader.job(*job)? else {
         let ledger = ledger.display();
@@ -66,7 +70,7 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         )));
     }
     if summary.account.failed == 0 {
-        say("no task of this job failed");
+        print_status("no task of this job failed");
         return Ok(Exit::Ok);
     }
     if let Some(here) = context.registry.version(&summary.kind).filter(|here| *here != view.version)
@@ -80,8 +84,8 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     }
     let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
-    all_failed(&reader, *job, &indices)?;
-    let (transport, app) = context.unless_interrupted(broker.connect("sink")).await?;
+    check_all_failed(&reader, *job, &indices)?;
+    let (transport, app) = context.or_interrupted(broker.connect("sink")).await?;
     let what = if indices.is_empty() { "all that failed".into() } else { format!("{} tasks", indices.len()) };
     let asked = async {
         transport.open_lane(&summary.lane).await?;
@@ -92,28 +96,30 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
         publish_until_stored(&*transport.publisher().await?, vec![Outgoing { to, message }]).await?;
         Ok::<_, Failure>(watch)
     };
-    let mut watch = context.unless_interrupted(asked).await?;
+    let mut watch = context.or_interrupted(asked).await?;
     let done = if *wait {
-        let known = Known::Submitted(view.plan.clone());
+        let known = JobOrigin::SubmittedHere(view.plan.clone());
         let finished =
-            context.unless_interrupted(wait::to_the_end(context, &*transport, watch, *job, known)).await;
+            context.or_interrupted(wait::wait_until_finished(context, &*transport, watch, *job, known)).await;
         context.bar.end();
         let why = format!("list them with `sink failures {job} --lane {}`", summary.lane);
         finished.and_then(|finished| wait::conclude(&finished, *json, &why))
     } else {
         let taken_up = async {
-            match tokio::time::timeout(TAKEN_UP_WITHIN, begun(&mut watch)).await {
+            match tokio::time::timeout(TAKE_UP_TIME, wait_reopened(&mut watch)).await {
                 Ok(begun) => Ok(begun.map(|()| true)?),
                 Err(_) => Ok(false),
             }
         };
-        if context.unless_interrupted(taken_up).await? {
-            say(format_args!("the sink sends {what} again (hint: `producer wait {job}` waits for the end)"));
+        if context.or_interrupted(taken_up).await? {
+            print_status(format_args!(
+                "the sink sends {what} again (hint: `producer wait {job}` waits for the end)"
+            ));
         } else {
             warn(format_args!(
                 "no sink has taken this up within {} s; it is kept on the broker until one runs on lane {} (hint: \
-                 until then `producer wait {job}` tells of the end before)",
-                TAKEN_UP_WITHIN.as_secs(),
+                 until then `producer wait {job}` reports the previous end)",
+                TAKE_UP_TIME.as_secs(),
                 summary.lane
             ));
         }
@@ -123,14 +129,14 @@ pub(crate) async fn main(context: &Context, ledger: &Path, broker: &BrokerFlags,
     done
 }
 
-/// Waits until the sink has begun the round after, which may be over by then.
-async fn begun(watch: &mut Watch) -> Result<(), TransportError> {
+/// Waits until the sink has begun the next round. That round may already be over.
+async fn wait_reopened(watch: &mut Watch) -> Result<(), TransportError> {
     while !matches!(watch.next().await?, News::Reopened(_) | News::Finished(_)) {}
     Ok(())
 }
 
-/// Refuses tasks that did not fail or are not kept: the sink would send none of them, and only its log would say so.
-fn all_failed(reader: &LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
+/// Refuses tasks that did not fail or are not kept: the sink would skip them and only log it.
+fn check_all_failed(reader: &LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
     let mut some = false;
     let mut others: BTreeSet<_> = indices.iter().copied().collect();
     reader.failures(job, &mut |failure| {

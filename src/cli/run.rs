@@ -13,28 +13,28 @@ use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Outcome,
+    CommandResult, Context,
     flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
     isolated,
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
-    otlp, say,
+    otlp, print_status,
     state_dir::StateFlags,
-    wait::{self, Known},
+    wait::{self, JobOrigin},
     warn,
 };
 use crate::{
     Exit,
     build_id::build_id,
-    connect::connect_for,
+    connect::connect_with,
     exit::Failure,
-    library::{Leaving, Pipeline, RUN_RETRY_DELAYS_MS},
+    library::{Pipeline, PipelineShutdown, RUN_RETRY_DELAYS_MS},
 };
 
 /// Run a whole job in this process: producer, workers and sink
 ///
-/// Needs nothing else. With --broker the job runs over that broker, so that workers elsewhere
-/// can join; this process is then the lane's sink, so take a --lane that no other sink serves.
+/// Needs no other process. With --broker the job runs over that broker, so that workers elsewhere
+/// can join; this process is then the lane's sink, so choose a --lane that no other sink serves.
 #[derive(Debug, Args)]
 struct RunFlags {
     /// Print the end as JSON
@@ -52,7 +52,7 @@ struct RunFlags {
     #[command(flatten)]
     slots: SlotFlags,
     #[command(flatten)]
-    how: SubmitFlags,
+    submit_flags: SubmitFlags,
     #[command(flatten)]
     metrics: MetricsFlags,
     /// Run the batches of each slot in a child process of its own, as `worker --isolate` does
@@ -62,7 +62,7 @@ struct RunFlags {
 
 impl RunFlags {
     fn options(&self, lane: &Lane) -> SubmitOptions {
-        let mut options = self.how.options(lane);
+        let mut options = self.submit_flags.options(lane);
         if options.policy.retry_delays_ms.is_empty() {
             options.policy.retry_delays_ms = RUN_RETRY_DELAYS_MS.to_vec();
         }
@@ -71,31 +71,31 @@ impl RunFlags {
 }
 
 pub(crate) fn command(kinds: &Kinds) -> Command {
-    kinds.add_to(otlp::add_to(RunFlags::augment_args(Command::new("run")))).after_help(
+    kinds.add_to(otlp::add_global_flag(RunFlags::augment_args(Command::new("run")))).after_help(
         "Examples:\n  gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4\n  \
          gristmill run primes --limit 100000000 --slots 4",
     )
 }
 
-pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = RunFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let job = context.kinds.job(matches)?;
+    let job = context.kinds.parse_job(matches)?;
     job.plan().map_err(Failure::usage)?; // before anything is started
     if flags.broker.is_some() {
-        flags.how.warning().into_iter().for_each(warn);
+        flags.submit_flags.long_task_warning().into_iter().for_each(warn);
     }
-    let mut watched = flags.metrics.open(context, "run").await?;
-    watched.wait_for(Some(LANE_NOT_CLAIMED));
+    let mut metrics = flags.metrics.open(context, "run").await?;
+    metrics.set_not_ready(Some(LANE_NOT_CLAIMED));
     let app = process_id("run");
     let lane = flags.lane.lane.clone();
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
         None => (MemoryTransport::new(), LedgerPlace::Memory),
         Some(url) => {
-            let transport = connect_for(url, &flags.access.access(), app.as_str(), None).await?;
+            let transport = connect_with(url, &flags.access.access(), app.as_str(), None).await?;
             (transport, LedgerPlace::File(flags.state.ledger(&lane)?))
         }
     };
-    watched.follow(&*transport);
+    metrics.watch_transport(&*transport);
     let sink = Sink::open(SinkConfig {
         registry: context.registry.clone(),
         lane: lane.clone(),
@@ -104,10 +104,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         app: app.clone(),
         stall_after: None,
     })?;
-    // Before a job is opened, which would be left behind on a lane of another ledger.
+    // Before a job is opened: a failed claim would leave it on a lane of another ledger.
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
-    let sink = context.unless_interrupted(claim).await?;
-    watched.wait_for(None);
+    let sink = context.or_interrupted(claim).await?;
+    metrics.set_not_ready(None);
     let worker = Worker::new(context.registry.clone(), app.clone())
         .build(build_id())
         .lane(lane.clone())
@@ -115,41 +115,42 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         .stop_grace(flags.slots.stop_grace);
     let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
 
-    let leaving = match flags.broker {
-        None => Leaving::AtOnce,
-        Some(_) => Leaving::Settled, // else others would run again what is held here
+    let shutdown = match flags.broker {
+        None => PipelineShutdown::Immediate,
+        Some(_) => PipelineShutdown::Graceful, // else other workers would run the held batches again
     };
     let opened = OnceLock::new();
     let submitting = async {
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
         let mut submission = producer.open(job, flags.options(&lane)).await?;
         let (id, plan) = (submission.id(), submission.plan().clone());
-        let _ = opened.set(id); // there is one job
+        let _ = opened.set(id); // set only once: there is one job
         if flags.broker.is_some() {
-            say(format_args!("job {id}"));
+            print_status(format_args!("job {id}"));
         }
         let watch = Watch::open(&*transport, id).await?;
-        let known = if flags.broker.is_some() { Known::SentHere(plan) } else { Known::RunHere(plan) };
-        let over = CancellationToken::new();
+        let known =
+            if flags.broker.is_some() { JobOrigin::SentHere(plan) } else { JobOrigin::InProcess(plan) };
+        let finished_token = CancellationToken::new();
         let sending = async {
             submission.send_until(pending()).await?;
-            Ok::<_, Failure>(submission.send_refused_until(over.cancelled()).await?)
+            Ok::<_, Failure>(submission.send_refused_until(finished_token.cancelled()).await?)
         };
         let following = async {
-            let finished = wait::to_the_end(context, &*transport, watch, id, known).await?;
-            over.cancel();
+            let finished = wait::wait_until_finished(context, &*transport, watch, id, known).await?;
+            finished_token.cancel();
             Ok(finished)
         };
         let ((), finished) = futures::try_join!(sending, following)?;
         Ok::<_, Failure>(finished)
     };
     let pipeline = Pipeline { transport: Arc::clone(&transport), sink, worker };
-    let all = pipeline.serve(leaving, submitting);
+    let all = pipeline.serve(shutdown, submitting);
     let done = tokio::select! {
         finished = all => finished,
-        () = context.signals.first() => {
+        () = context.signals.wait_first() => {
             context.bar.end();
-            // Its tasks would stay on the broker, and nobody would end it.
+            // Cancels the job: otherwise its tasks would stay on the broker.
             if let (Some(_), Some(job)) = (&flags.broker, opened.get()) {
                 cancel(&*transport, &lane, *job, Some(lane.clone()), "interrupted", app.as_str()).await?;
             }
@@ -160,7 +161,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
     transport.close().await;
     let finished = done?;
     let why = match flags.broker {
-        None => "the first are told above, and with -vv all of them".into(),
+        None => "the first are logged above, and with -vv all of them".into(),
         Some(_) => format!("list them with `sink failures {} --lane {lane}`", finished.job),
     };
     wait::conclude(&finished, flags.json, &why)

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first asks a program to leave in order, the second makes it leave at once.
+//! SIGINT and SIGTERM: the first shuts a program down gracefully, the second immediately.
 
 use std::io;
 
@@ -7,12 +7,12 @@ use tokio::{
     sync::watch,
 };
 
-/// How often a signal has come.
+/// The number of signals that have arrived.
 #[derive(Debug, Clone)]
 pub(crate) struct Signals(watch::Receiver<u32>);
 
 impl Signals {
-    /// Listens from now on. Only inside a runtime.
+    /// Starts to listen for signals. Must be called inside a runtime.
     pub(crate) fn listen() -> io::Result<Self> {
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -33,19 +33,19 @@ impl Signals {
     }
 
     /// Waits for the first signal.
-    pub(crate) async fn first(&self) {
-        self.count(1).await;
+    pub(crate) async fn wait_first(&self) {
+        self.wait_count(1).await;
     }
 
     /// Waits for the second signal.
-    pub(crate) async fn second(&self) {
-        self.count(2).await;
+    pub(crate) async fn wait_second(&self) {
+        self.wait_count(2).await;
     }
 
-    async fn count(&self, wanted: u32) {
+    async fn wait_count(&self, wanted: u32) {
         let mut receiver = self.0.clone();
         if receiver.wait_for(|count| *count >= wanted).await.is_err() {
-            // Nobody listens to signals any more; none will come.
+            // The listener has ended; no more signals will arrive.
             std::future::pending::<()>().await;
         }
     }

@@ -6,22 +6,21 @@ use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
 use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
 
 use super::{
-    Context, Outcome,
+    CommandResult, Context,
     flags::{BrokerFlags, LaneFlags},
-    ledger_commands::{self, Reading},
+    ledger_commands::{self, LedgerSubcommand},
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
-    otlp,
-    retry::{self, Retry},
-    say,
+    otlp, print_status,
+    retry::{self, RetryFlags},
     state_dir::StateFlags,
 };
 use crate::{Exit, exit::Failure};
 
 /// Fold the results of a lane, each task once; or read the ledger
 ///
-/// A sink serves all jobs of its lane. The subcommands read the ledger, also while a sink runs.
+/// A sink serves all jobs of its lane. The subcommands read the ledger, even while a sink runs.
 ///
-/// SIGTERM or Ctrl-C: takes nothing more, commits and acknowledges what it has, and exits 0.
+/// SIGTERM or Ctrl-C: stops consuming, commits and acknowledges what it has, and exits 0.
 #[derive(Debug, Args)]
 struct SinkFlags {
     #[command(flatten)]
@@ -41,26 +40,26 @@ struct SinkFlags {
     #[arg(long)]
     adopt: bool,
 
-    /// Say that a job stalls when no outcome has come for this long, for instance 5m [default: 1m
-    /// or longer]
+    /// The time without an outcome after which a job is reported as stalled, such as 5m [default:
+    /// 1m or longer]
     ///
-    /// By default 1m, or 10 times the time that a task takes or the longest pause so far, if that
-    /// is longer.
+    /// By default 1m, or 10 times the duration of a task or the longest pause so far, if that is
+    /// longer.
     #[arg(long, env = "GRISTMILL_STALL_AFTER", value_name = "DURATION", value_parser = humantime::parse_duration)]
     stall_after: Option<Duration>,
 }
 
 pub(crate) fn command() -> Command {
-    let retry = Retry::augment_args(Command::new("retry"));
-    let command =
-        Reading::augment_subcommands(SinkFlags::augment_args(Command::new("sink"))).subcommand(retry);
-    otlp::add_to_itself(command).args_conflicts_with_subcommands(false).after_help(
+    let retry = RetryFlags::augment_args(Command::new("retry"));
+    let command = LedgerSubcommand::augment_subcommands(SinkFlags::augment_args(Command::new("sink")))
+        .subcommand(retry);
+    otlp::add_local_flag(command).args_conflicts_with_subcommands(false).after_help(
         "Examples:\n  sink --ledger /var/lib/gristmill/default.ledger\n  sink jobs\n  sink show JOB --json\n  \
          sink verify JOB\n  sink retry JOB --wait",
     )
 }
 
-pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
+pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = SinkFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let lane = flags.lane.lane.clone();
     let ledger = match &flags.ledger {
@@ -68,17 +67,20 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         None => flags.state.ledger(&lane)?,
     };
     if let Some(matches) = matches.subcommand_matches("retry") {
-        let retry = Retry::from_arg_matches(matches).map_err(Failure::usage)?;
+        let retry = RetryFlags::from_arg_matches(matches).map_err(Failure::usage)?;
         return retry::main(context, &ledger, &flags.broker, &retry).await;
     }
     if matches.subcommand().is_some() {
-        return ledger_commands::main(&ledger, &Reading::from_arg_matches(matches).map_err(Failure::usage)?);
+        return ledger_commands::main(
+            &ledger,
+            &LedgerSubcommand::from_arg_matches(matches).map_err(Failure::usage)?,
+        );
     }
-    let mut watched = flags.metrics.open(context, "sink").await?;
-    watched.wait_for(Some(LANE_NOT_CLAIMED));
+    let mut metrics = flags.metrics.open(context, "sink").await?;
+    metrics.set_not_ready(Some(LANE_NOT_CLAIMED));
     // The broker first: a sink that cannot serve leaves no new ledger behind.
-    let (transport, app) = context.unless_interrupted(flags.broker.connect("sink")).await?;
-    watched.follow(&*transport);
+    let (transport, app) = context.or_interrupted(flags.broker.connect("sink")).await?;
+    metrics.watch_transport(&*transport);
     let config = SinkConfig {
         registry: context.registry.clone(),
         lane,
@@ -88,8 +90,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
         stall_after: flags.stall_after,
     };
     let leave = async {
-        context.signals.first().await;
-        say("leaving: committing what is here (once more to stop at once)");
+        context.signals.wait_first().await;
+        print_status("leaving: committing what is here (once more to stop at once)");
     };
     let serving = async {
         let mut leave = pin!(leave);
@@ -98,11 +100,11 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> Outcome {
             () = &mut leave => return Ok(SinkReport::default()),
             claimed = sink.claim(Arc::clone(&transport)) => claimed?,
         };
-        watched.wait_for(None);
+        metrics.set_not_ready(None);
         claimed.run_until(leave).await
     };
     let served: Result<_, SinkError> = serving.await;
     transport.close().await;
-    say(format_args!("stopped: {}", served?));
+    print_status(format_args!("stopped: {}", served?));
     Ok(Exit::Ok)
 }

@@ -1,4 +1,4 @@
-//! The tasks that hold the slots of a lane, for the message that a job stalls.
+//! The tasks that hold the slots of a lane, for the message about a stalled job.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,18 +8,19 @@ use gristmill_shared::{
 };
 use tokio::time::{Instant, timeout_at};
 
-/// Time for which heartbeats are listened to: longer than from one to the next, which is 2 s.
+/// Time for which heartbeats are collected: longer than their interval of 2 s.
 const LISTEN_TIME: Duration = Duration::from_secs(3);
-/// Least age of a task that is named because it holds a slot.
-const HELD_LONG: Duration = Duration::from_secs(10);
-/// Number of tasks that are named; the rest are counted.
-const HELD_SHOWN: usize = 5;
-/// Number of workers that are listened to; the tasks of others are not named.
+/// Minimum age of a task that is reported to hold a slot.
+const HELD_AGE_MIN: Duration = Duration::from_secs(10);
+/// Maximum number of tasks that are named; the rest are counted.
+const HELD_SHOWN_MAX: usize = 5;
+/// Maximum number of workers whose tasks are collected; the tasks of others are not named.
 const WORKERS_MAX: usize = 1_000;
 
-/// Listens to the lane's workers for [`LISTEN_TIME`] and describes the tasks that hold a slot for
-/// long, the longest first. Best effort: empty if nothing is heard.
-pub(crate) async fn held_slots(transport: &dyn Transport, lane: Lane) -> Vec<String> {
+/// Collects the heartbeats of the lane's workers for [`LISTEN_TIME`] and describes the tasks that
+/// have held a slot for [`HELD_AGE_MIN`], the longest first. Best effort: empty if no heartbeat
+/// arrives.
+pub(crate) async fn describe_slot_holders(transport: &dyn Transport, lane: Lane) -> Vec<String> {
     let until = Instant::now() + LISTEN_TIME;
     let Ok(Ok(mut events)) = timeout_at(until, transport.events(EventFilter::Lane(lane))).await else {
         return Vec::new();
@@ -37,13 +38,14 @@ pub(crate) async fn held_slots(transport: &dyn Transport, lane: Lane) -> Vec<Str
 }
 
 fn describe<'a>(beats: impl Iterator<Item = &'a (WorkerBeat, u64)>) -> Vec<String> {
-    let holds = |task: &RunningTask, sent_ms| !task.stuck && task.age(sent_ms) >= HELD_LONG;
+    let holds = |task: &RunningTask, sent_ms| !task.stuck && task.age(sent_ms) >= HELD_AGE_MIN;
     let mut held: Vec<_> = beats
         .flat_map(|(beat, sent_ms)| beat.running.iter().map(move |task| (task, &beat.worker, *sent_ms)))
         .filter(|(task, _, sent_ms)| holds(task, *sent_ms))
         .collect();
     held.sort_by_key(|(task, _, sent_ms)| std::cmp::Reverse(task.age(*sent_ms)));
-    let more = held.len().saturating_sub(HELD_SHOWN);
-    let named = held.iter().take(HELD_SHOWN).map(|(task, worker, sent_ms)| task.describe(worker, *sent_ms));
+    let more = held.len().saturating_sub(HELD_SHOWN_MAX);
+    let named =
+        held.iter().take(HELD_SHOWN_MAX).map(|(task, worker, sent_ms)| task.describe(worker, *sent_ms));
     named.chain((more > 0).then(|| format!("{more} more tasks hold a slot"))).collect()
 }

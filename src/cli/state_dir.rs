@@ -1,4 +1,4 @@
-//! Where a program keeps what it must not forget.
+//! The directory of a program's persistent state.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,8 @@ use crate::exit::Failure;
 /// The state directory.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct StateFlags {
-    /// Where ledgers and cursors are kept [default: gristmill in XDG_STATE_HOME, else ~/.local/state/gristmill]
+    /// The directory of ledgers and cursors [default: gristmill in XDG_STATE_HOME, else
+    /// ~/.local/state/gristmill]
     #[arg(long, global = true, env = "GRISTMILL_STATE", value_name = "DIR")]
     state: Option<PathBuf>,
 }
@@ -26,12 +27,12 @@ impl StateFlags {
             .ok_or_else(|| Failure::usage("no place for state: HOME is not set (hint: pass --state DIR)"))
     }
 
-    /// The cursors of the jobs that were submitted here.
+    /// Returns the directory of the cursors of jobs that were submitted here.
     pub(crate) fn cursors(&self) -> Result<CursorDir, Failure> {
         Ok(CursorDir::new(self.dir()?.join("jobs")))
     }
 
-    /// The ledger of a lane's sink, unless another is named.
+    /// Returns the default path of the ledger of a lane's sink.
     pub(crate) fn ledger(&self, lane: &Lane) -> Result<PathBuf, Failure> {
         Ok(self.dir()?.join(format!("{lane}.ledger")))
     }

@@ -1,4 +1,4 @@
-//! Results of many lines.
+//! Results of many lines, written to stdout.
 
 use std::{
     fmt::Display,
@@ -8,44 +8,44 @@ use std::{
 
 use serde::Serialize;
 
-use super::written;
+use super::check_written;
 use crate::exit::Failure;
 
-/// Lines on stdout, many of them; ends quietly if nobody reads them any more.
-pub(crate) struct Lines {
+/// A buffered writer of lines to stdout. A closed pipe ends the output without an error.
+pub(crate) struct StdoutLines {
     out: BufWriter<StdoutLock<'static>>,
     result: io::Result<()>,
 }
 
-impl Lines {
+impl StdoutLines {
     pub(crate) fn new() -> Self {
         Self { out: BufWriter::new(io::stdout().lock()), result: Ok(()) }
     }
 
-    /// Writes one; answers whether anybody wants more.
-    pub(crate) fn line(&mut self, line: impl Display) -> ControlFlow<()> {
+    /// Writes a line. Returns `Break` if stdout is closed or failed.
+    pub(crate) fn write_line(&mut self, line: impl Display) -> ControlFlow<()> {
         self.result = writeln!(self.out, "{line}");
-        self.goes_on()
+        self.flow()
     }
 
-    /// Writes one, as JSON.
-    pub(crate) fn json(&mut self, row: &impl Serialize) -> ControlFlow<()> {
+    /// Writes a row as a line of JSON. Returns `Break` if stdout is closed or failed.
+    pub(crate) fn write_json(&mut self, row: &impl Serialize) -> ControlFlow<()> {
         self.result = serde_json::to_writer(&mut self.out, row).map_err(io::Error::from);
         if self.result.is_ok() {
             self.result = writeln!(self.out);
         }
-        self.goes_on()
+        self.flow()
     }
 
-    fn goes_on(&self) -> ControlFlow<()> {
+    fn flow(&self) -> ControlFlow<()> {
         if self.result.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
-    /// Writes what is left.
+    /// Flushes the buffer.
     ///
     /// # Errors
-    /// If something could not be written, but not because nobody reads it.
-    pub(crate) fn end(mut self) -> Result<(), Failure> {
-        written(self.result.and_then(|()| self.out.flush()))
+    /// If a line could not be written, except because the pipe was closed.
+    pub(crate) fn finish(mut self) -> Result<(), Failure> {
+        check_written(self.result.and_then(|()| self.out.flush()))
     }
 }

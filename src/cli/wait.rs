@@ -1,4 +1,4 @@
-//! Waiting for a job's end: the bar while it runs, then the answer.
+//! Waiting for a job's end: shows the progress bar, then prints the answer.
 
 use std::{future::pending, time::Duration};
 
@@ -12,123 +12,123 @@ use indicatif::HumanCount;
 use tokio::time::Instant;
 
 use super::{
-    Context, Outcome, print, print_json, say,
-    slot_holders::held_slots,
+    CommandResult, Context, print, print_json, print_status,
+    slot_holders::describe_slot_holders,
     stall_text::{ranges_text, stall_hint},
     warn,
 };
 use crate::{Exit, exit::Failure};
 
-/// When nothing is heard of a job for so long, something may be the matter; if nothing ever was,
-/// its id is wrong.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Time without events of a job after which a message explains the likely reason. If there was
+/// never an event, the job's id is wrong.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whether the job is known to exist.
-pub(crate) enum Known {
-    /// This process does all of it.
-    RunHere(Plan),
-    /// This process sends it.
+/// The source of the knowledge that the job exists.
+pub(crate) enum JobOrigin {
+    /// This process splits, runs and folds the job.
+    InProcess(Plan),
+    /// This process sends the job.
     SentHere(Plan),
-    /// It was submitted here; if nothing is heard of it, no sink is running.
-    Submitted(Plan),
-    /// Somebody says so.
-    Claimed,
+    /// The job was submitted on this machine; without events, no sink is running.
+    SubmittedHere(Plan),
+    /// The user gave the id.
+    Unconfirmed,
 }
 
-/// Follows a job to its end. Says what may be the matter if nothing is heard of it.
-pub(crate) async fn to_the_end(
+/// Waits for a job's end and returns it. Prints the likely reason if there are no events.
+pub(crate) async fn wait_until_finished(
     context: &Context,
     transport: &dyn Transport,
     mut watch: Watch,
     job: JobId,
-    known: Known,
+    origin: JobOrigin,
 ) -> Result<Finished, Failure> {
-    let submitted = match &known {
-        Known::RunHere(plan) | Known::SentHere(plan) | Known::Submitted(plan) => {
+    let submitted = match &origin {
+        JobOrigin::InProcess(plan) | JobOrigin::SentHere(plan) | JobOrigin::SubmittedHere(plan) => {
             context.bar.begin(plan);
             true
         }
-        Known::Claimed => false,
+        JobOrigin::Unconfirmed => false,
     };
-    let (mut heard, mut stalled) = (Heard::Nothing, None);
-    let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE));
-    // Listened for only after a stall was told, for a moment.
+    let (mut last_seen, mut stalled) = (LastSeen::Nothing, None);
+    let mut silence = std::pin::pin!(tokio::time::sleep(SILENCE_LIMIT));
+    // Collected for a moment after each message about a stall.
     let (mut lane, mut held): (_, Option<BoxFuture<'_, Vec<String>>>) = (None, None);
-    let mut listening = false; // until the journal has been read
+    let mut silence_armed = false; // true once the journal has been read
     let mut health = transport.health();
-    context.bar.trouble(trouble(&health.borrow_and_update()));
+    context.bar.set_trouble(health_note(&health.borrow_and_update()));
     loop {
-        let news = tokio::select! {
-            news = watch.next() => news?,
+        let update = tokio::select! {
+            update = watch.next() => update?,
             Ok(()) = health.changed() => {
-                context.bar.trouble(trouble(&health.borrow_and_update()));
-                // Nothing could be heard meanwhile.
-                listening |= watch.has_caught_up();
-                silence.as_mut().reset(Instant::now() + SILENCE);
+                context.bar.set_trouble(health_note(&health.borrow_and_update()));
+                // No events could arrive during the outage.
+                silence_armed |= watch.has_caught_up();
+                silence.as_mut().reset(Instant::now() + SILENCE_LIMIT);
                 continue;
             }
-            () = &mut silence, if listening && matches!(*health.borrow(), Health::Well | Health::Interrupted(_)) => {
-                if heard == Heard::Nothing && !submitted {
+            () = &mut silence, if silence_armed && matches!(*health.borrow(), Health::Well | Health::Interrupted(_)) => {
+                if last_seen == LastSeen::Nothing && !submitted {
                     return Err(Failure::usage(format_args!(
                         "no job {job} is known on this broker (hint: check the id and the broker; if it was just \
                          submitted, no sink is running on its lane)"
                     )));
                 }
-                let what = stalled.take().map(|missing| stall_text(&missing));
-                context.bar.suspend(|| say(what.unwrap_or_else(|| heard.what_may_be_the_matter(job, &known))));
-                listening = false; // once for each silence
-                held = lane.clone().map(|lane| Box::pin(held_slots(transport, lane)) as _);
+                let what = stalled.take().map(|missing| missing_text(&missing));
+                context.bar.suspend(|| print_status(what.unwrap_or_else(|| last_seen.silence_text(job, &origin))));
+                silence_armed = false; // once for each silent period
+                held = lane.clone().map(|lane| Box::pin(describe_slot_holders(transport, lane)) as _);
                 continue;
             }
-            holders = finished_or_pending(&mut held) => {
+            holders = await_or_pending(&mut held) => {
                 held = None;
-                context.bar.suspend(|| holders.iter().for_each(say));
+                context.bar.suspend(|| holders.iter().for_each(print_status));
                 continue;
             }
         };
-        match news {
+        match update {
             News::Opened(opened) => {
                 lane = Some(opened.lane.clone());
-                if !submitted && heard == Heard::Nothing {
+                if !submitted && last_seen == LastSeen::Nothing {
                     context.bar.begin(&opened.plan);
                 }
-                if heard == Heard::Nothing {
-                    heard = Heard::OfTheSink; // it is told again at each resume
+                if last_seen == LastSeen::Nothing {
+                    last_seen = LastSeen::Opened; // each resume repeats this event
                 }
             }
             News::Progress(progress) => {
-                heard = if progress.sealed { Heard::OfTasks } else { Heard::OfTheSplit };
+                last_seen = if progress.sealed { LastSeen::Outcomes } else { LastSeen::Splitting };
                 context.bar.update(&progress);
                 (stalled, held) = (None, None);
             }
             News::CaughtUp | News::Reopened(_) => {}
             News::Stalled(missing) if watch.has_caught_up() => {
-                context.bar.suspend(|| say(stall_text(&missing)));
+                context.bar.suspend(|| print_status(missing_text(&missing)));
                 stalled = None;
-                held = lane.clone().map(|lane| Box::pin(held_slots(transport, lane)) as _);
+                held = lane.clone().map(|lane| Box::pin(describe_slot_holders(transport, lane)) as _);
             }
-            // It may have gone on since; that is known when nothing is heard of it.
+            // An old stall: the job may have progressed since. Reported only if no events follow.
             News::Stalled(missing) => stalled = Some(missing),
             News::Finished(finished) => {
                 context.bar.end();
                 return Ok(*finished);
             }
         }
-        listening |= watch.has_caught_up();
-        silence.as_mut().reset(Instant::now() + SILENCE);
+        silence_armed |= watch.has_caught_up();
+        silence.as_mut().reset(Instant::now() + SILENCE_LIMIT);
     }
 }
 
-/// Waits for the future, or for ever if there is none. Cancel safe.
-async fn finished_or_pending<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
+/// Waits for the future, or forever if there is none. Cancel safe.
+async fn await_or_pending<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
     match future {
         Some(future) => future.await,
         None => pending().await,
     }
 }
 
-/// How the job ended, if it has, as far as the journal knows.
-pub(crate) async fn ended(transport: &dyn Transport, job: JobId) -> Result<Option<Finished>, Failure> {
+/// Returns the end of a job that the journal knows to have ended, else None.
+pub(crate) async fn finished_job(transport: &dyn Transport, job: JobId) -> Result<Option<Finished>, Failure> {
     let mut watch = Watch::open(transport, job).await?;
     loop {
         match watch.next().await? {
@@ -139,8 +139,8 @@ pub(crate) async fn ended(transport: &dyn Transport, job: JobId) -> Result<Optio
     }
 }
 
-/// What the sink says of a job that gets no outcomes; once for each time.
-fn stall_text(missing: &Missing) -> String {
+/// Returns the text about a stall that the sink has reported.
+fn missing_text(missing: &Missing) -> String {
     let Missing { job, ranges, tasks, .. } = missing;
     let hint = stall_hint(*job, *tasks > 0);
     if *tasks == 0 {
@@ -150,63 +150,63 @@ fn stall_text(missing: &Missing) -> String {
     format!("no outcome for a while; missing: {} ({hint})", ranges_text(ranges, *tasks))
 }
 
-/// What keeps the broker from its work, for the bar.
-fn trouble(health: &Health) -> Option<String> {
+/// Returns the note of the progress bar about a broker that does not work.
+fn health_note(health: &Health) -> Option<String> {
     match health {
         Health::Well => None,
         Health::Blocked(why) => Some(format!("broker blocked: {why}")),
         Health::Interrupted(why) => Some(why.clone()),
         Health::Away(_) => Some("broker lost, connecting again".into()),
-        Health::Closed => Some("broker given up".into()),
+        Health::Closed => Some("broker lost, reconnection given up".into()),
     }
 }
 
-/// What has been heard of a job, last.
+/// The last kind of event of a job.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Heard {
+enum LastSeen {
     Nothing,
-    OfTheSink,
-    OfTheSplit,
-    OfTasks,
+    Opened,
+    Splitting,
+    Outcomes,
 }
 
-impl Heard {
-    fn what_may_be_the_matter(self, job: JobId, known: &Known) -> String {
-        let seconds = SILENCE.as_secs();
-        let sent_here = matches!(known, Known::SentHere(_));
+impl LastSeen {
+    fn silence_text(self, job: JobId, origin: &JobOrigin) -> String {
+        let seconds = SILENCE_LIMIT.as_secs();
+        let sent_here = matches!(origin, JobOrigin::SentHere(_));
         match self {
-            _ if matches!(known, Known::RunHere(_)) => {
+            _ if matches!(origin, JobOrigin::InProcess(_)) => {
                 format!(
-                    "no outcome for {seconds} s (hint: tasks are long, or have failed and wait to be tried again)"
+                    "no outcome for {seconds} s (hint: tasks are long, or have failed and wait for a retry)"
                 )
             }
             Self::Nothing => "no sink has taken up the job yet; its tasks and results wait on the broker \
                               (hint: start one with `sink`)"
                 .into(),
-            Self::OfTheSink if !sent_here => format!(
-                "no outcome has come for {seconds} s (hint: `sink show {job}` says how far the job is. Are a worker and the \
+            Self::Opened if !sent_here => format!(
+                "no outcome has come for {seconds} s (hint: `sink show {job}` shows the progress of the job. Are a worker and the \
                  sink running? Is its producer? If its split is not finished, `producer resume {job}` where it was submitted)"
             ),
-            Self::OfTheSink => {
+            Self::Opened => {
                 "no outcome has come yet (hint: is a worker running on the job's lane, or busy with an \
-                                earlier job? is the sink? `gristmill doctor` says who is there)"
+                                earlier job? is the sink? `gristmill doctor` shows who is there)"
                     .into()
             }
-            Self::OfTheSplit if !sent_here => format!(
+            Self::Splitting if !sent_here => format!(
                 "no outcome for {seconds} s, and the split is not finished (hint: are a worker and the sink running? is \
                  the job's producer? if not, `producer resume {job}` where it was submitted)"
             ),
-            Self::OfTheSplit | Self::OfTasks => format!(
-                "no outcome for {seconds} s (hint: long tasks, an earlier job on its lane, tasks that wait to be tried again, \
-                 no worker, or no sink; `gristmill doctor` says who is there)"
+            Self::Splitting | Self::Outcomes => format!(
+                "no outcome for {seconds} s (hint: long tasks, an earlier job on its lane, tasks that wait for a retry, \
+                 no worker, or no sink; `gristmill doctor` shows who is there)"
             ),
         }
     }
 }
 
-/// Prints what a job came to: the answer on stdout, everything else on stderr. `why` says how to
-/// see why tasks failed.
-pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
+/// Prints the end of a job: the answer on stdout, everything else on stderr. `why` is the hint
+/// about the reasons of failed tasks.
+pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> CommandResult {
     let account = &finished.account;
     let count = |number| HumanCount(number).to_string();
     let mut summary = format!("{} of ", count(account.done));
@@ -225,7 +225,7 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     if let Some(why) = &account.stopped {
         summary += &format!("; stopped early: {why}");
     }
-    say(summary);
+    print_status(summary);
     if account.failed > 0 {
         let tasks = if account.failed == 1 { "task" } else { "tasks" };
         warn(format_args!("{} {tasks} failed (hint: {why})", count(account.failed)));
@@ -236,7 +236,7 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     if json {
         if let Some(bytes) = finished.report_bytes {
             let job = finished.job;
-            say(format_args!(
+            print_status(format_args!(
                 "the report takes {} bytes, too many to travel (hint: `sink show {job} --json` prints it)",
                 count(bytes)
             ));
@@ -245,13 +245,14 @@ pub(crate) fn conclude(finished: &Finished, json: bool, why: &str) -> Outcome {
     } else if finished.conclusion.answered {
         print(&finished.conclusion.text)?;
     } else {
-        say(&finished.conclusion.text);
+        print_status(&finished.conclusion.text);
     }
     Ok(if finished.conclusion.answered && account.failed == 0 { Exit::Ok } else { Exit::Incomplete })
 }
 
-/// Names the builds that worked on a job; none if there is nothing to say. `builds` are those of a
-/// [`Finished`], which has them only if it was not the submitter's build alone.
+/// Returns a warning that names the builds that worked on a job, or None if `builds` is empty.
+/// `builds` come from a [`Finished`], which has them only if another build than the submitter's
+/// took part.
 pub(super) fn builds_text(builds: &[BuildShare]) -> Option<String> {
     let what = match builds.len() {
         0 => return None,

@@ -1,4 +1,4 @@
-//! Jobs over a broker from a process that stays.
+//! Jobs over a broker, submitted by a long-running process.
 
 use std::{fmt, future::pending, marker::PhantomData, sync::Arc};
 
@@ -8,18 +8,18 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::task::JoinHandle;
 
-use super::{Error, processors};
+use super::{Error, processor_count};
 use crate::{
     build_id::build_id,
-    connect::{Access, connect_for},
+    connect::{Access, connect_with},
 };
 
-/// A connection to a broker, for a service that submits jobs, and may be a worker and a sink of its
-/// lane as well.
+/// A connection to a broker, for a service that submits jobs and may be a worker and the sink of
+/// its lane as well.
 ///
-/// Its jobs share what can be shared: the lane, and the reader of the journal, are opened for the
-/// first job, so that a later small job is with a worker after one round to the broker. Clones
-/// share the connection. A connection that is lost comes back by itself.
+/// The jobs of a client share the lane and the reader of the journal, which are opened for the
+/// first job. The tasks of a later small job reach a worker after one round trip to the broker.
+/// Clones share the connection. A lost connection is restored automatically.
 ///
 /// ```
 /// use gristmill::{Client, LedgerPlace, MemoryTransport, Registry, prelude::*};
@@ -72,17 +72,17 @@ impl Client {
         Self::connect_with(url, &Access::default()).await
     }
 
-    /// [`Client::connect`], with a password or certificates that are not in the URL.
+    /// Connects like [`Client::connect`], with a password or certificates that are not in the URL.
     ///
     /// # Errors
     /// The errors of [`Client::connect`], or if a file cannot be read.
     pub async fn connect_with(url: &str, access: &Access) -> Result<Self, Error> {
         let app = WorkerId::generate("client");
-        let transport = connect_for(url, access, app.as_str(), None).await?;
+        let transport = connect_with(url, access, app.as_str(), None).await?;
         Ok(Self::new(transport, app))
     }
 
-    /// Returns a client of a transport that is connected already.
+    /// Returns a client that uses a connected transport.
     #[must_use]
     pub fn over(transport: Arc<dyn Transport>) -> Self {
         Self::new(transport, WorkerId::generate("client"))
@@ -93,7 +93,7 @@ impl Client {
         Self { transport, producer, app, lane: Lane::default() }
     }
 
-    /// Works on this lane. Defaults to the lane `default`.
+    /// Sets the lane. Defaults to the lane `default`.
     #[must_use]
     pub fn lane(self, lane: Lane) -> Self {
         Self { lane, ..self }
@@ -105,25 +105,26 @@ impl Client {
         Arc::clone(&self.transport)
     }
 
-    /// Returns the options of [`Client::submit`], to be changed for [`Client::submit_with`].
+    /// Returns the default options of [`Client::submit`], to be changed for
+    /// [`Client::submit_with`].
     #[must_use]
     pub fn options(&self) -> SubmitOptions {
         SubmitOptions { lane: self.lane.clone(), ..SubmitOptions::default() }
     }
 
-    /// Submits a job and returns when the broker has stored that it is open. Its tasks are split
-    /// and sent in the background, on the runtime that calls.
+    /// Submits a job and returns when the broker has stored its opening. The tasks are split and
+    /// sent in the background, on the runtime of the caller.
     ///
     /// The job is a value, or an [`Arc`] if the caller keeps it: then name its type,
     /// `submit::<MyJob>(arc)`. Dropping the future may leave the job open without its tasks.
     ///
     /// # Errors
-    /// [`Error::Producer`] if the job refuses its parameters, or the broker goes.
+    /// [`Error::Producer`] if the job refuses its parameters, or the connection is lost.
     pub async fn submit<J: Job>(&self, job: impl Into<Arc<J>>) -> Result<JobHandle<J>, Error> {
         self.submit_with(job, self.options()).await
     }
 
-    /// [`Client::submit`], with options, which name the lane, too.
+    /// Submits like [`Client::submit`], with options, which also name the lane.
     ///
     /// # Errors
     /// The errors of [`Client::submit`].
@@ -153,35 +154,39 @@ impl Client {
         self.submit(job).await?.wait().await
     }
 
-    /// Waits for the end of a job that was submitted anywhere, and returns its outcome; also if it
-    /// has ended long ago. Waits without end for an id that no job has. Cancel safe.
+    /// Waits for the end of any job, submitted anywhere, and returns its outcome, even if it ended
+    /// long ago. Waits forever for an unknown id. Cancel safe.
     ///
     /// # Errors
-    /// [`Error::Report`] if the job has ended without a report that fits `J`; otherwise if the
-    /// connection goes.
+    /// [`Error::Report`] if the job ended without a report that fits `J`; otherwise if the
+    /// connection is lost.
     pub async fn wait<J: Job>(&self, job: JobId) -> Result<Outcome<J::Report>, Error> {
         self.transport.open_lane(&self.lane).await?;
         Ok(Watch::open(&*self.transport, job).await?.outcome::<J>().await?)
     }
 
-    /// Ends a job: workers drop what is queued and stop what runs. `reason` is for the record.
+    /// Cancels a job: workers drop its queued tasks and stop the running ones. `reason` is for the
+    /// record.
     ///
     /// # Errors
-    /// If the broker goes or does not take the messages.
+    /// If the connection is lost, or the broker does not accept the messages.
     pub async fn cancel(&self, job: JobId, reason: &str) -> Result<Cancelling, Error> {
         let Self { transport, app, lane, .. } = self;
         Ok(cancel(&**transport, lane, job, Some(lane.clone()), reason, app.as_str()).await?)
     }
 
-    /// Returns a worker for the client's lane with one slot per processor, which works
-    /// while [`run_until`](Worker::run_until) is awaited, which takes [`Client::transport`].
+    /// Returns a worker for the client's lane with one slot per processor. It works while
+    /// [`run_until`](Worker::run_until) is awaited, which takes [`Client::transport`].
     #[must_use]
     pub fn worker(&self, registry: Registry) -> Worker {
-        Worker::new(registry, self.app.clone()).build(build_id()).lane(self.lane.clone()).slots(processors())
+        Worker::new(registry, self.app.clone())
+            .build(build_id())
+            .lane(self.lane.clone())
+            .slots(processor_count())
     }
 
-    /// Opens a ledger, or makes it, and returns the sink for the client's lane, of which a lane has
-    /// one. The sink serves while [`run_until`](Sink::run_until) is awaited, which takes
+    /// Opens or creates a ledger, and returns the sink for the client's lane; a lane has one sink.
+    /// The sink serves while [`run_until`](Sink::run_until) is awaited, which takes
     /// [`Client::transport`]. Blocking.
     ///
     /// # Errors
@@ -198,8 +203,8 @@ impl Client {
         Ok(Sink::open(config)?)
     }
 
-    /// Closes the connection for all clones, and for workers and sinks on it, which should have
-    /// ended before.
+    /// Closes the connection for all clones, and for its workers and sinks, which should have ended
+    /// before.
     pub async fn close(self) {
         self.transport.close().await;
     }
@@ -207,7 +212,8 @@ impl Client {
 
 /// A job that a [`Client`] has submitted.
 ///
-/// Dropping it changes nothing: the tasks are sent on, and the job can be waited for by its id.
+/// Dropping the handle changes nothing: the tasks are still sent, and the job can be waited for by
+/// its id.
 pub struct JobHandle<J> {
     id: JobId,
     client: Client,
@@ -223,12 +229,12 @@ impl<J: Job> JobHandle<J> {
         self.id
     }
 
-    /// Waits for the job's end and returns its outcome. Dropping the future leaves the job as it
-    /// is; [`Client::wait`] waits for it again.
+    /// Waits for the job's end and returns its outcome. Dropping the future does not affect the
+    /// job; [`Client::wait`] waits for it again.
     ///
     /// # Errors
-    /// [`Error::Producer`] if the job could not be split or sent; [`Error::Report`] if it has ended
-    /// without a report; otherwise if the connection goes.
+    /// [`Error::Producer`] if the job could not be split or sent; [`Error::Report`] if it ended
+    /// without a report; otherwise if the connection is lost.
     pub async fn wait(self) -> Result<Outcome<J::Report>, Error> {
         let Self { mut watch, sending, .. } = self;
         let sent = async {
@@ -242,12 +248,12 @@ impl<J: Job> JobHandle<J> {
         Ok(finished.outcome::<J>()?)
     }
 
-    /// Ends the job, as [`Client::cancel`] does.
+    /// Cancels the job, like [`Client::cancel`].
     ///
     /// # Errors
     /// The errors of [`Client::cancel`].
     pub fn cancel(&self, reason: &str) -> impl Future<Output = Result<Cancelling, Error>> + Send + use<J> {
-        // The future may be sent to another thread, which the handle may not be lent to.
+        // The future may be sent to another thread; a borrow of the handle may not.
         let (client, id, reason) = (self.client.clone(), self.id, reason.to_owned());
         async move { client.cancel(id, &reason).await }
     }

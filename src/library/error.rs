@@ -11,30 +11,30 @@ use super::PipelineError;
 
 /// The reason why [`run`](crate::run) or a [`Client`](crate::Client) gives no outcome.
 ///
-/// A job that ends with failed tasks or without an answer is none of these: its
+/// A job that ends with failed tasks or without an answer is not an error: its
 /// [`Outcome`](crate::Outcome) says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The broker cannot be reached, or the connection is gone.
+    /// The broker cannot be reached, or the connection is lost.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The job was refused, or could not be split or sent.
     #[error(transparent)]
     Producer(#[from] ProducerError),
-    /// The worker in this process ended before it was told to.
+    /// The worker in this process ended early.
     #[error(transparent)]
     Worker(#[from] WorkerError),
     /// The sink in this process cannot serve its lane.
     #[error(transparent)]
     Sink(#[from] SinkError),
-    /// The job's kind has a name that cannot travel.
+    /// The job's kind has a name that cannot be transmitted.
     #[error(transparent)]
     Kind(#[from] RegisterError),
-    /// The job has ended, but its report is not at hand.
+    /// The job has ended, but its report is not available.
     #[error(transparent)]
     Report(#[from] NoReport),
-    /// The operating system gives no thread.
+    /// The operating system could not start a thread.
     #[error("cannot start the threads that run the job")]
     Thread(#[source] io::Error),
     /// A defect of Gristmill.

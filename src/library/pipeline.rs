@@ -1,4 +1,4 @@
-//! A sink and a worker in this process, for as long as one job runs.
+//! A sink and a worker in this process, for the duration of one job.
 
 use std::{future::Future, pin::pin, sync::Arc};
 
@@ -14,7 +14,7 @@ pub(crate) struct Pipeline {
     pub(crate) worker: Worker,
 }
 
-/// The end of a role before that of the job.
+/// The reasons why a role ended before the job did.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PipelineError {
     #[error(transparent)]
@@ -25,23 +25,23 @@ pub(crate) enum PipelineError {
     EndedEarly,
 }
 
-/// The treatment of the roles when the job has ended.
+/// The shutdown of the roles after the job has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Leaving {
-    /// They settle what they hold, and running tasks are waited for within the worker's grace.
-    Settled,
-    /// They are dropped.
-    AtOnce,
+pub(crate) enum PipelineShutdown {
+    /// The roles settle what they hold, and the worker waits for running tasks within its grace.
+    Graceful,
+    /// The roles are dropped.
+    Immediate,
 }
 
 impl Pipeline {
     /// Serves the lane until `job` has resolved. Dropping the future drops the roles.
     ///
     /// # Errors
-    /// That of `job`, or [`PipelineError`] if a role ends first.
+    /// The error of `job`, or [`PipelineError`] if a role ends first.
     pub(crate) async fn serve<T, E: From<PipelineError>>(
         self,
-        leaving: Leaving,
+        shutdown: PipelineShutdown,
         job: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let Self { transport, sink, worker } = self;
@@ -63,7 +63,7 @@ impl Pipeline {
             }
         };
         job_ended.cancel();
-        if leaving == Leaving::Settled {
+        if shutdown == PipelineShutdown::Graceful {
             roles.await?;
         }
         Ok(ended)

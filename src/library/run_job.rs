@@ -1,4 +1,4 @@
-//! A whole job in the calling process.
+//! Running a whole job in the calling process.
 
 use std::{num::NonZeroU16, sync::Arc, thread, time::Duration};
 
@@ -13,17 +13,18 @@ use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::runtime::Builder;
 
-use super::{Error, Pipeline, pipeline::Leaving};
+use super::{Error, Pipeline, pipeline::PipelineShutdown};
 use crate::build_id::build_id;
 
-/// The threads of a run that move messages. Tasks, `split` and `collect` have threads of their own.
+/// The number of threads that move messages. Tasks, `split` and `collect` have threads of their
+/// own.
 const RUNTIME_THREADS: usize = 2;
-/// Time that tasks may run on after the job's end, before their threads are left behind. A task
-/// that calls `cx.check()` ends at once.
+/// The grace for running tasks after the job's end; then their threads are abandoned. A task that
+/// calls `cx.check()` ends at once.
 const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// The waits before next tries in one process, in milliseconds: a server that is down is given up
-/// after 17 s, and not after the 11 minutes that a fleet allows.
+/// The delays before retries in one process, in milliseconds: a server that is down is given up
+/// after 17 s, instead of the 11 minutes that a fleet allows.
 pub(crate) const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
 
 /// Options of [`run`].
@@ -40,10 +41,10 @@ pub struct RunOptions {
     /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
     /// processor.
     pub slots: Option<NonZeroU16>,
-    /// The treatment of tasks that fail. Defaults to that of `gristmill run`.
+    /// The retry policy and limits of tasks. Defaults to the policy of `gristmill run`.
     pub policy: Policy,
-    /// The number of tasks in a batch, 1 to 10,000. By default it follows from the time that tasks
-    /// are measured to take.
+    /// The number of tasks in a batch, 1 to 10,000. By default it follows from the measured
+    /// duration of tasks.
     pub batch: Option<u32>,
 }
 
@@ -55,21 +56,21 @@ impl Default for RunOptions {
 }
 
 impl RunOptions {
-    /// Runs `slots` tasks at a time; 0 stands for one per processor.
+    /// Sets the number of tasks that run at a time; 0 means one per processor.
     #[must_use]
     pub fn slots(self, slots: u16) -> Self {
         Self { slots: NonZeroU16::new(slots), ..self }
     }
 
-    /// Lets a task fail `max_attempts` times before it has failed for good; 0 counts as 1.
+    /// Sets the number of failed attempts after which a task has failed for good; 0 counts as 1.
     #[must_use]
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.policy.max_attempts = max_attempts.max(1);
         self
     }
 
-    /// Waits this long before a failed task's second, third, … try; the last one repeats. None at all
-    /// stands for 1 s, 10 s, 1 min and 10 min.
+    /// Sets the delays before a failed task's second, third, … attempt; the last one repeats. An
+    /// empty list means 1 s, 10 s, 1 min and 10 min.
     #[must_use]
     pub fn retry_delays(mut self, delays: &[Duration]) -> Self {
         let millis = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
@@ -77,7 +78,7 @@ impl RunOptions {
         self
     }
 
-    /// Fails a try that takes longer than `limit`, in milliseconds and at least one.
+    /// Sets the time limit of an attempt, in milliseconds and at least one. A longer attempt fails.
     #[must_use]
     pub fn task_timeout(mut self, limit: Duration) -> Self {
         self.policy.task_timeout_ms = Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1));
@@ -91,32 +92,31 @@ impl RunOptions {
         self
     }
 
-    /// Puts `tasks` tasks into each batch; a number outside 1 to 10,000 counts as the nearest of
-    /// them.
+    /// Sets the number of tasks in a batch, clamped to 1 to 10,000.
     #[must_use]
     pub fn batch(self, tasks: u32) -> Self {
         Self { batch: Some(tasks.clamp(1, BATCH_MAX_TASKS)), ..self }
     }
 }
 
-/// Runs a whole job in this process, on threads of its own, and returns its outcome: what
-/// `gristmill run` does, from code. No broker, no file, and no command line are needed.
+/// Runs a whole job in this process, on threads of its own, and returns its outcome, like
+/// `gristmill run`. No broker, file or command line is needed.
 ///
-/// The job's tasks are spread over the slots, tried again if they fail, and counted exactly once.
-/// `process`, `split` and `collect` see the very value that is given, also fields that are
-/// `#[serde(skip)]`. Tasks and outputs are encoded as JSON on their way, so a task should take some
-/// 10 µs or more; batches follow from that.
+/// The job's tasks are spread over the slots, retried if they fail, and counted exactly once.
+/// `process`, `split` and `collect` get the very value that is passed, including fields that are
+/// `#[serde(skip)]`. Tasks and outputs are encoded as JSON, so a task should take about 10 µs or
+/// more; the batch size follows from that.
 ///
 /// The job is a value, or an [`Arc`] if the caller keeps it: then name its type, `run::<MyJob>(arc,
 /// options)`.
 ///
 /// The call blocks until the job has ended. From async code, call it within
-/// `tokio::task::spawn_blocking`. When it returns, no thread of the run is left, but those of tasks
-/// that run on for 2 s after the job's early end.
+/// `tokio::task::spawn_blocking`. When it returns, no thread of the run is left, except those of
+/// tasks that still run 2 s after the job's early end.
 ///
 /// # Errors
-/// [`Error`] if the job refuses its parameters or cannot be split. Failed tasks, and a search in
-/// vain, are no errors: see [`Outcome::into_answer`].
+/// [`Error`] if the job refuses its parameters or cannot be split. Failed tasks and an unsuccessful
+/// search are no errors: see [`Outcome::into_answer`].
 ///
 /// # Examples
 ///
@@ -148,14 +148,14 @@ impl RunOptions {
 /// ```
 pub fn run<J: Job>(job: impl Into<Arc<J>>, options: RunOptions) -> Result<Outcome<J::Report>, Error> {
     let job = erase_shared::<J>(job.into());
-    // A thread of its own, since a runtime may be running on this one.
+    // A separate thread, since a runtime may be running on this one.
     let thread = thread::Builder::new().name("gristmill-run".into());
-    let running = thread.spawn(move || run_here(job, options)).map_err(Error::Thread)?;
+    let running = thread.spawn(move || run_on_runtime(job, options)).map_err(Error::Thread)?;
     let finished = running.join().unwrap_or_else(|panic| Err(Error::Defect(panic_text(&*panic))))?;
     Ok(finished.outcome::<J>()?)
 }
 
-fn run_here(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished, Error> {
+fn run_on_runtime(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished, Error> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
         .enable_time()
@@ -179,7 +179,7 @@ async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Fini
         stall_after: None,
     })?;
     let sink = sink.claim(Arc::clone(&transport)).await?;
-    let slots = options.slots.unwrap_or_else(processors);
+    let slots = options.slots.unwrap_or_else(processor_count);
     let worker = Worker::new(registry, app.clone())
         .build(build_id())
         .slots(slots)
@@ -196,13 +196,13 @@ async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Fini
             futures::try_join!(sending, async { watch.finished().await.map_err(Error::from) })?;
         Ok::<_, Error>(finished)
     };
-    let finished = pipeline.serve(Leaving::Settled, submitting).await;
+    let finished = pipeline.serve(PipelineShutdown::Graceful, submitting).await;
     transport.close().await;
     finished
 }
 
-/// The number of processors that this process may use.
-pub(crate) fn processors() -> NonZeroU16 {
+/// Returns the number of processors that this process may use.
+pub(crate) fn processor_count() -> NonZeroU16 {
     let found = thread::available_parallelism().map_or(1, usize::from);
     NonZeroU16::new(u16::try_from(found).unwrap_or(u16::MAX)).unwrap_or(NonZeroU16::MIN)
 }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn default_waits_are_those_of_the_command() {
+    fn default_delays_match_command() {
         assert_eq!(waits(&RunOptions::default()), [1, 1, 5, 10]);
         let options = RunOptions::default().retry_delays(&[Duration::from_secs(2)]);
         assert_eq!(waits(&options), [2, 2, 2, 2]);

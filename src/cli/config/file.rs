@@ -1,4 +1,4 @@
-//! The configuration file: TOML, whose keys are the names of flags.
+//! The configuration file: TOML, with the names of flags as keys.
 
 use std::{ops::Range, path::Path};
 
@@ -8,30 +8,32 @@ use toml::{
 };
 
 use super::{
-    nearest,
-    settings::{Said, Setting, Settings, read},
+    nearest_name,
+    settings::{ConfigValue, Setting, Settings, read_text},
 };
 use crate::exit::Failure;
 
 impl Settings {
-    /// Reads the file, and gives what it says to `role`. All of it is checked, also what is for others.
+    /// Reads the file and returns the settings that apply to `role`. Checks the whole file,
+    /// including the tables of other roles.
     ///
     /// # Errors
-    /// With file and line: no TOML, an unknown key, a value that the flag would not take.
-    pub(super) fn read_file(&self, path: &Path, role: Option<&str>) -> Result<Vec<Said>, Failure> {
+    /// With file and line, if the file is not TOML, or has an unknown key or a value that the flag
+    /// would refuse.
+    pub(super) fn read_file(&self, path: &Path, role: Option<&str>) -> Result<Vec<ConfigValue>, Failure> {
         let name = path.display().to_string();
-        let text = read(path).map_err(|why| {
+        let text = read_text(path).map_err(|why| {
             let hint = "it is named by --config or GRISTMILL_CONFIG";
             Failure::usage(format_args!("cannot read the configuration file {name}: {why} (hint: {hint})"))
         })?;
         self.parse(&name, &text, role).map_err(Failure::usage)
     }
 
-    fn parse(&self, name: &str, text: &str, role: Option<&str>) -> Result<Vec<Said>, String> {
-        let place = Place { name, text };
+    fn parse(&self, name: &str, text: &str, role: Option<&str>) -> Result<Vec<ConfigValue>, String> {
+        let file = NamedText { name, text };
         let table = DeTable::parse(text).map_err(|error| {
             let span = error.span().unwrap_or_default();
-            place.at(
+            file.locate(
                 span,
                 &format!("{} (hint: expected TOML, `slots = 8`)", error.message().replace('\n', ", ")),
             )
@@ -42,57 +44,59 @@ impl Settings {
             match value.get_ref() {
                 DeValue::Table(own) if is_role => {
                     for (own_key, value) in own {
-                        let said = self.said(&place, Some(key.get_ref()), own_key, value)?;
-                        for_role.extend((role == Some(key.get_ref())).then_some(said));
+                        let value = self.parse_setting(&file, Some(key.get_ref()), own_key, value)?;
+                        for_role.extend((role == Some(key.get_ref())).then_some(value));
                     }
                 }
                 other if is_role => {
                     let (role, found) = (key.get_ref(), other.type_str());
                     let why = format!("`{role}` is of type {found}, expected a table (hint: [{role}])");
-                    return Err(place.at(key.span(), &why));
+                    return Err(file.locate(key.span(), &why));
                 }
-                DeValue::Table(_) => return Err(place.at(key.span(), &self.unknown_table(key.get_ref()))),
-                _ => for_all.push(self.said(&place, None, key, value)?),
+                DeValue::Table(_) => return Err(file.locate(key.span(), &self.unknown_table(key.get_ref()))),
+                _ => for_all.push(self.parse_setting(&file, None, key, value)?),
             }
         }
-        for_all.retain(|said| for_role.iter().all(|own| own.key != said.key));
+        for_all.retain(|value| for_role.iter().all(|own| own.key != value.key));
         Ok([for_all, for_role].concat())
     }
 
-    /// One line of the file.
-    fn said(
+    /// Parses one setting of the file.
+    fn parse_setting(
         &self,
-        place: &Place<'_>,
+        file: &NamedText<'_>,
         table: Option<&str>,
         key: &Spanned<DeString<'_>>,
         value: &Spanned<DeValue<'_>>,
-    ) -> Result<Said, String> {
-        let wrong = |why: String| place.at(key.span(), &why);
+    ) -> Result<ConfigValue, String> {
+        let locate_error = |why: String| file.locate(key.span(), &why);
         let name: &str = key.get_ref();
-        let setting = self.find(name).ok_or_else(|| wrong(self.unknown(table, name)))?;
-        if let Some(role) = table.filter(|role| !setting.is_of(role)) {
+        let setting = self.find(name).ok_or_else(|| locate_error(self.unknown_key(table, name)))?;
+        if let Some(role) = table.filter(|role| !setting.applies_to(role)) {
             let roles = setting.roles.join(", ");
-            return Err(wrong(format!("`{role}` has no setting `{name}` (hint: it is one of {roles})")));
+            return Err(locate_error(format!(
+                "`{role}` has no setting `{name}` (hint: it is one of {roles})"
+            )));
         }
-        let value = said_value(setting, value.get_ref()).map_err(wrong)?;
-        setting.check(&value).map_err(wrong)?;
-        let origin = format!("{}:{}", place.name, place.line(&key.span()));
-        Ok(Said { key: name.into(), value, origin })
+        let value = value_text(setting, value.get_ref()).map_err(locate_error)?;
+        setting.check(&value).map_err(locate_error)?;
+        let origin = format!("{}:{}", file.name, file.line_number(&key.span()));
+        Ok(ConfigValue { key: name.into(), value, origin })
     }
 
     fn unknown_table(&self, name: &str) -> String {
         let roles = self.roles.join(", ");
-        let near = nearest(self.roles.iter().map(String::as_str), name);
+        let near = nearest_name(self.roles.iter().map(String::as_str), name);
         let near = near.map(|near| format!("; did you mean `[{near}]`?")).unwrap_or_default();
         format!("unknown table `[{name}]`{near} (hint: a table is for one command: {roles})")
     }
 
-    fn unknown(&self, table: Option<&str>, name: &str) -> String {
-        let is_there = |setting: &&Setting| table.is_none_or(|role| setting.is_of(role));
+    fn unknown_key(&self, table: Option<&str>, name: &str) -> String {
+        let is_there = |setting: &&Setting| table.is_none_or(|role| setting.applies_to(role));
         let keys = self.all.iter().filter(is_there).map(|setting| setting.key.as_str());
         let tables = self.roles.iter().filter(|_| table.is_none()).map(String::as_str);
         let known: Vec<_> = keys.chain(tables).collect();
-        match nearest(known.iter().copied(), name) {
+        match nearest_name(known.iter().copied(), name) {
             Some(near) => {
                 format!("unknown key `{name}`; did you mean `{near}`? (hint: --help lists them)")
             }
@@ -101,8 +105,8 @@ impl Settings {
     }
 }
 
-/// A value as it would stand on the command line.
-fn said_value(setting: &Setting, value: &DeValue<'_>) -> Result<String, String> {
+/// Returns a value as the command line would write it.
+fn value_text(setting: &Setting, value: &DeValue<'_>) -> Result<String, String> {
     let (key, found) = (&setting.key, value.type_str());
     match value {
         DeValue::Boolean(on) if setting.is_switch() => Ok(on.to_string()),
@@ -120,20 +124,20 @@ fn said_value(setting: &Setting, value: &DeValue<'_>) -> Result<String, String> 
     }
 }
 
-/// A text with a name.
-struct Place<'a> {
+/// A text with its name, for error messages.
+struct NamedText<'a> {
     name: &'a str,
     text: &'a str,
 }
 
-impl Place<'_> {
-    fn line(&self, span: &Range<usize>) -> usize {
+impl NamedText<'_> {
+    fn line_number(&self, span: &Range<usize>) -> usize {
         let before = self.text.as_bytes().iter().take(span.start);
         1 + before.filter(|byte| **byte == b'\n').count()
     }
 
-    fn at(&self, span: Range<usize>, why: &str) -> String {
-        format!("{}:{}: {why}", self.name, self.line(&span))
+    fn locate(&self, span: Range<usize>, why: &str) -> String {
+        format!("{}:{}: {why}", self.name, self.line_number(&span))
     }
 }
 
@@ -149,28 +153,37 @@ mod tests {
         let adopt = arg!(--adopt).env("T_ADOPT");
         let worker = Command::new("worker").args([lane(), slots, arg!(--once)]);
         let sink = Command::new("sink").args([lane(), adopt]);
-        Settings::of(&Command::new("all").arg(arg!(--log <FILTER>).env("T_LOG")).subcommands([worker, sink]))
+        Settings::from_command(
+            &Command::new("all").arg(arg!(--log <FILTER>).env("T_LOG")).subcommands([worker, sink]),
+        )
     }
 
     fn parse(text: &str, role: &str) -> Result<Vec<(String, String, String)>, String> {
-        let said = settings().parse("f.toml", text, Some(role))?;
-        Ok(said.into_iter().map(|said| (said.key, said.value, said.origin)).collect())
+        let values = settings().parse("f.toml", text, Some(role))?;
+        Ok(values.into_iter().map(|value| (value.key, value.value, value.origin)).collect())
     }
 
     #[test]
-    fn a_table_is_for_one_role_and_comes_before_what_is_for_all() {
+    fn role_table_precedes_top_level() {
         let text = "log = \"info\"\nlane = \"day\"\n\n[worker]\nlane = \"night\"\nslots = 0x10\n[sink]\nadopt = true\n";
-        let said = |key: &str, value: &str, line: u8| (key.into(), value.into(), format!("f.toml:{line}"));
+        let expected =
+            |key: &str, value: &str, line: u8| (key.into(), value.into(), format!("f.toml:{line}"));
         let mut worker = parse(text, "worker").unwrap();
         worker.sort();
-        assert_eq!(worker, [said("lane", "night", 5), said("log", "info", 1), said("slots", "16", 6)]);
+        assert_eq!(
+            worker,
+            [expected("lane", "night", 5), expected("log", "info", 1), expected("slots", "16", 6)]
+        );
         let mut sink = parse(text, "sink").unwrap();
         sink.sort();
-        assert_eq!(sink, [said("adopt", "true", 8), said("lane", "day", 2), said("log", "info", 1)]);
+        assert_eq!(
+            sink,
+            [expected("adopt", "true", 8), expected("lane", "day", 2), expected("log", "info", 1)]
+        );
     }
 
     #[test]
-    fn what_is_wrong_is_told_with_its_line() {
+    fn errors_name_their_line() {
         for (text, parts) in [
             ("\nslot = 8", ["f.toml:2: unknown key `slot`", "did you mean `slots`?"]),
             ("once = true", ["unknown key `once`", "known are lane, slots"]), // which has no variable

@@ -1,8 +1,8 @@
 //! Configuration: flags, then environment variables, then a file, then defaults.
 //!
-//! The flags are the only list of what can be configured: a flag with an environment variable is a *setting*, and its
-//! name is its key in the file. What the file says becomes the flag's default before the command line is read, so that
-//! clap does the rest.
+//! The flags are the only list of settings: a flag with an environment variable is a *setting*, and
+//! its name is its key in the file. Values of the file become the defaults of flags before the
+//! command line is parsed; clap does the rest.
 
 mod environment;
 mod file;
@@ -16,86 +16,94 @@ use clap::{
     parser::ValueSource,
 };
 
-use self::settings::{Said, Settings};
-pub(crate) use self::show::show;
-use super::ledger_commands::Reading;
+use self::settings::{ConfigValue, Settings};
+pub(crate) use self::show::config_text;
+use super::ledger_commands::LedgerSubcommand;
 use crate::{connect, exit::Failure};
 
-/// Where else settings come from.
+/// The flags about the configuration itself.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConfigFlags {
-    /// Read settings from this file, as `slots = 8`: keys are the names of flags that have an environment variable, tables
-    /// such as `[worker]` are for one role; flags and environment come first [default: none is read]
+    /// Read settings from this file, as `slots = 8`: keys are the names of flags that have an
+    /// environment variable, tables such as `[worker]` are for one role; flags and environment take
+    /// precedence [default: no file]
     #[arg(long, global = true, env = "GRISTMILL_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// Print the settings of this command, and where each comes from, and do nothing
+    /// Print the settings of this command, and the source of each, and exit
     #[arg(long, global = true)]
     pub(crate) print_config: bool,
 }
 
-/// Why there are no matches.
-pub(crate) enum Stop {
-    /// The command line: wrong, or help was asked for.
+/// The reasons why the command line gives no configuration.
+pub(crate) enum ConfigError {
+    /// An error on the command line, or a request for help.
     CommandLine(clap::Error),
-    /// What is beneath it.
-    Beneath(Failure),
+    /// An error in a source of lower precedence.
+    LowerSource(Failure),
 }
 
-impl From<Failure> for Stop {
+impl From<Failure> for ConfigError {
     fn from(failure: Failure) -> Self {
-        Self::Beneath(failure)
+        Self::LowerSource(failure)
     }
 }
 
-/// What was said on the command line and beneath it.
+/// The resolved settings: from the command line and from the sources of lower precedence.
 #[derive(Debug)]
-pub(crate) struct Configured {
+pub(crate) struct ResolvedConfig {
     pub(crate) matches: ArgMatches,
     command: Command,
-    /// What was said beneath the environment.
-    beneath: Vec<Said>,
-    /// What somebody may have meant otherwise.
+    /// Values from sources of lower precedence than the environment.
+    lower_precedence: Vec<ConfigValue>,
+    /// Warnings about likely mistakes.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads the command line, and beneath it the environment, files with secrets and the configuration file.
+/// Reads the command line, and with lower precedence the environment, files with secrets and the
+/// configuration file.
 ///
-/// `whole` is the command line of the program with every role: a file is for all of them. `role` names this one, if it
-/// is not the subcommand that says so.
-pub(crate) fn read(command: Command, whole: Command, role: Option<&str>) -> Result<Configured, Stop> {
-    let settings = Settings::of(&whole);
+/// `whole` is the command line of the program with every role: the file may have settings for all
+/// of them. `role` is the role of this program, or None if the subcommand gives it.
+pub(crate) fn read(
+    command: Command,
+    whole: Command,
+    role: Option<&str>,
+) -> Result<ResolvedConfig, ConfigError> {
+    let settings = Settings::from_command(&whole);
     let words: Vec<OsString> = std::env::args_os().collect();
-    // Somebody who asks what is configured need not say what to do.
-    let command = if words.iter().any(|word| word == "--print-config") { relaxed(command) } else { command };
+    // --print-config needs no subcommand and no required flags.
+    let command =
+        if words.iter().any(|word| word == "--print-config") { without_required(command) } else { command };
     let parse =
-        |command: &Command| changed(command.clone(), &without_empty_variables).try_get_matches_from(&words);
-    let first = parse(&command).map_err(|error| located(error, &settings))?;
+        |command: &Command| map_flags(command.clone(), &without_empty_variables).try_get_matches_from(&words);
+    let first = parse(&command).map_err(|error| locate_error(error, &settings))?;
 
-    let mut beneath = match first.get_one::<PathBuf>("config") {
+    let mut lower_precedence = match first.get_one::<PathBuf>("config") {
         Some(path) => settings.read_file(path, role.or(first.subcommand_name()))?,
         None => Vec::new(),
     };
-    for said in settings.read_secrets()? {
-        beneath.retain(|other| other.key != said.key);
-        beneath.push(said);
+    for secret in settings.read_secrets()? {
+        lower_precedence.retain(|other| other.key != secret.key);
+        lower_precedence.push(secret);
     }
-    let with_defaults = |arg: Arg| match beneath.iter().find(|said| settings::key(&arg) == Some(&said.key)) {
-        Some(said) => arg.default_value(said.value.clone()),
-        None => arg,
-    };
-    let command = changed(command, &with_defaults);
-    let matches = parse(&command).map_err(Stop::CommandLine)?;
+    let with_defaults =
+        |arg: Arg| match lower_precedence.iter().find(|value| settings::key(&arg) == Some(&value.key)) {
+            Some(value) => arg.default_value(value.value.clone()),
+            None => arg,
+        };
+    let command = map_flags(command, &with_defaults);
+    let matches = parse(&command).map_err(ConfigError::CommandLine)?;
     let names = std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned());
-    let warnings = environment::unknown(&settings, names);
-    let configured = Configured { matches, command, beneath, warnings };
-    configured.refuse_seen_passwords()?;
+    let warnings = environment::unknown_variables(&settings, names);
+    let configured = ResolvedConfig { matches, command, lower_precedence, warnings };
+    configured.refuse_exposed_passwords()?;
     configured.refuse_broken_urls()?;
     Ok(configured)
 }
 
-impl Configured {
-    /// The settings of the command that was given, and where they were looked for.
+impl ResolvedConfig {
+    /// Returns the settings of the given command, with the matches that hold their values.
     fn settings(&self) -> Vec<(&Arg, &ArgMatches)> {
         let mut found = Vec::new();
         let mut here = Some((&self.command, &self.matches));
@@ -109,7 +117,7 @@ impl Configured {
         found
     }
 
-    fn refuse_seen_passwords(&self) -> Result<(), Failure> {
+    fn refuse_exposed_passwords(&self) -> Result<(), Failure> {
         for (arg, matches) in self.settings() {
             if arg.is_hide_set()
                 && matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
@@ -124,13 +132,14 @@ impl Configured {
         Ok(())
     }
 
-    /// Here, where it is known who said it, rather than when the broker is asked for. Whoever only reads a ledger asks none.
+    /// Refuses a broker URL that cannot be used, and names its source, which is unknown when the
+    /// program connects later. Commands that only read a ledger do not check it.
     fn refuse_broken_urls(&self) -> Result<(), Failure> {
         let mut deepest = self.matches.subcommand();
         while let Some(below) = deepest.and_then(|(_, matches)| matches.subcommand()) {
             deepest = Some(below);
         }
-        if deepest.is_some_and(|(name, _)| Reading::has_subcommand(name)) {
+        if deepest.is_some_and(|(name, _)| LedgerSubcommand::has_subcommand(name)) {
             return Ok(());
         }
         let Some((arg, matches)) = self.settings().into_iter().find(|(arg, _)| arg.get_id() == "broker")
@@ -143,22 +152,22 @@ impl Configured {
             .map_err(|error| Failure::usage(format_args!("{}: {error}", self.origin(arg, matches))))
     }
 
-    /// Where the value of a setting was said.
+    /// Returns the source of a setting's value.
     fn origin(&self, arg: &Arg, matches: &ArgMatches) -> String {
         let key = settings::key(arg).unwrap_or_default();
         match matches.value_source(arg.get_id().as_str()) {
             Some(ValueSource::CommandLine) => format!("--{key}"),
             Some(ValueSource::EnvVariable) => settings::env(arg),
             _ => {
-                let beneath = self.beneath.iter().find(|said| said.key == key);
-                beneath.map_or_else(|| "default".into(), |said| said.origin.clone())
+                let value = self.lower_precedence.iter().find(|value| value.key == key);
+                value.map_or_else(|| "default".into(), |value| value.origin.clone())
             }
         }
     }
 }
 
-/// Of these names the one that is nearest to what somebody wrote, if it is near.
-fn nearest<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
+/// Returns the known name that is most similar to the written one, if it is similar enough.
+fn nearest_name<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
     known
         .map(|known| (strsim::damerau_levenshtein(known, written), known))
         .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
@@ -167,33 +176,33 @@ fn nearest<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'
 }
 
 /// Changes all flags of a command and its subcommands.
-fn changed(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
-    command.mut_args(change).mut_subcommands(|subcommand| changed(subcommand, change))
+fn map_flags(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
+    command.mut_args(change).mut_subcommands(|subcommand| map_flags(subcommand, change))
 }
 
-/// Nothing is required of somebody who only asks.
-fn relaxed(command: Command) -> Command {
+/// Makes all flags and subcommands optional.
+fn without_required(command: Command) -> Command {
     command
         .subcommand_required(false)
         .arg_required_else_help(false)
         .mut_args(|arg| arg.required(false))
-        .mut_subcommands(relaxed)
+        .mut_subcommands(without_required)
 }
 
-/// An empty variable is as good as none: a compose file cannot leave one out.
+/// Ignores an empty variable: a compose file cannot leave a variable out.
 fn without_empty_variables(arg: Arg) -> Arg {
     let is_empty = arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
     if is_empty { arg.env(Resettable::Reset) } else { arg }
 }
 
-/// Says where a value came from that was not on the command line.
-fn located(error: clap::Error, settings: &Settings) -> Stop {
+/// Adds the environment variable to the error of a value that came from it.
+fn locate_error(error: clap::Error, settings: &Settings) -> ConfigError {
     if !matches!(error.kind(), ErrorKind::InvalidValue | ErrorKind::ValueValidation) {
-        return Stop::CommandLine(error);
+        return ConfigError::CommandLine(error);
     }
-    match settings.variable_of(&error) {
-        Some(variable) => Failure::usage(format_args!("{variable}: {}", super::brief(&error))).into(),
-        None => Stop::CommandLine(error),
+    match settings.source_variable(&error) {
+        Some(variable) => Failure::usage(format_args!("{variable}: {}", super::one_line(&error))).into(),
+        None => ConfigError::CommandLine(error),
     }
 }
 
@@ -212,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_has_one_name_and_means_the_same_in_every_role() {
+    fn settings_agree_across_roles() {
         let whole = whole();
         let mut by_key = std::collections::BTreeMap::<_, &Arg>::new();
         for arg in all_args(&whole).into_iter().filter(|arg| arg.get_env().is_some()) {
@@ -232,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn no_setting_is_required_so_that_a_file_may_be_the_one_to_say_it() {
+    fn no_setting_is_required() {
         let whole = whole();
         let settings = all_args(&whole).into_iter().filter(|arg| settings::key(arg).is_some());
         assert_eq!(settings.filter(|arg| arg.is_required_set()).count(), 0);

@@ -1,14 +1,14 @@
-//! `--print-config`: the settings, as a configuration file that says where each comes from.
+//! `--print-config`: the settings, as a configuration file with the source of each value.
 
 use clap::{Arg, ArgMatches};
 
-use super::{Configured, settings};
+use super::{ResolvedConfig, settings};
 
-/// What stands for a secret.
-const HIDDEN: &str = "***";
+/// The replacement of a secret.
+const HIDDEN_SECRET: &str = "***";
 
-/// A line for each setting of the command that was given: its value, and where it was said.
-pub(crate) fn show(configured: &Configured) -> String {
+/// Returns a line for each setting of the given command: its value and its source.
+pub(crate) fn config_text(configured: &ResolvedConfig) -> String {
     let mut lines: Vec<_> = configured
         .settings()
         .into_iter()
@@ -21,32 +21,32 @@ pub(crate) fn show(configured: &Configured) -> String {
     lines.join("\n")
 }
 
-fn line(configured: &Configured, arg: &Arg, matches: &ArgMatches) -> Option<(String, String)> {
+fn line(configured: &ResolvedConfig, arg: &Arg, matches: &ArgMatches) -> Option<(String, String)> {
     let (key, id) = (settings::key(arg)?, arg.get_id().as_str());
-    let said = matches.get_raw(id).and_then(|mut values| values.next());
-    let Some(said) = said else { return Some((format!("# {key}"), "not set".into())) };
+    let raw = matches.get_raw(id).and_then(|mut values| values.next());
+    let Some(raw) = raw else { return Some((format!("# {key}"), "not set".into())) };
     let origin = configured.origin(arg, matches);
-    let said = said.to_string_lossy();
-    let value = if settings::is_secret(arg) { redacted(&said) } else { said.into_owned() };
-    Some((format!("{key} = {}", literal(&value)), origin))
+    let raw = raw.to_string_lossy();
+    let value = if settings::is_secret(arg) { redact(&raw) } else { raw.into_owned() };
+    Some((format!("{key} = {}", toml_literal(&value)), origin))
 }
 
-/// A TOML value.
-fn literal(value: &str) -> String {
+/// Returns a value as TOML.
+fn toml_literal(value: &str) -> String {
     match value.parse::<i64>() {
         Ok(number) => number.to_string(),
-        // What JSON escapes, TOML escapes so as well.
+        // TOML uses the escapes of JSON.
         Err(_) => serde_json::Value::from(value).to_string(),
     }
 }
 
-/// What of a secret may be seen: of a URL all but the password, of anything else nothing.
-fn redacted(secret: &str) -> String {
-    let Some((scheme, rest)) = secret.split_once("://") else { return HIDDEN.into() };
-    // A password that is not escaped may have anything in it.
+/// Redacts a secret: a URL is shown without its password, any other value is hidden.
+fn redact(secret: &str) -> String {
+    let Some((scheme, rest)) = secret.split_once("://") else { return HIDDEN_SECRET.into() };
+    // An unescaped password may contain any character.
     let Some((user, place)) = rest.rsplit_once('@') else { return secret.into() };
     match user.split_once(':') {
-        Some((user, _)) => format!("{scheme}://{user}:{HIDDEN}@{place}"),
+        Some((user, _)) => format!("{scheme}://{user}:{HIDDEN_SECRET}@{place}"),
         None => secret.into(),
     }
 }
@@ -56,20 +56,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_url_all_but_the_password_is_shown() {
-        assert_eq!(redacted("amqp://me:secret@host:5/v?heartbeat=3"), "amqp://me:***@host:5/v?heartbeat=3");
-        assert_eq!(redacted("amqp://me:sec/r@e:t@host/v"), "amqp://me:***@host/v");
-        assert_eq!(redacted("amqps://host"), "amqps://host");
-        assert_eq!(redacted("amqps://me@host"), "amqps://me@host");
+    fn url_password_is_redacted() {
+        assert_eq!(redact("amqp://me:secret@host:5/v?heartbeat=3"), "amqp://me:***@host:5/v?heartbeat=3");
+        assert_eq!(redact("amqp://me:sec/r@e:t@host/v"), "amqp://me:***@host/v");
+        assert_eq!(redact("amqps://host"), "amqps://host");
+        assert_eq!(redact("amqps://me@host"), "amqps://me@host");
         for none in ["secret", "me:secret@host"] {
-            assert_eq!(redacted(none), "***");
+            assert_eq!(redact(none), "***");
         }
     }
 
     #[test]
-    fn a_value_is_one_of_toml() {
-        assert_eq!(literal("8"), "8");
-        assert_eq!(literal("30s"), "\"30s\"");
-        assert_eq!(literal("a\"b\\c\n"), r#""a\"b\\c\n""#);
+    fn values_print_as_toml() {
+        assert_eq!(toml_literal("8"), "8");
+        assert_eq!(toml_literal("30s"), "\"30s\"");
+        assert_eq!(toml_literal("a\"b\\c\n"), r#""a\"b\\c\n""#);
     }
 }
