@@ -6,15 +6,14 @@ use tokio::{io::AsyncReadExt as _, net::unix::pipe::Receiver};
 
 use crate::command::StdoutBound;
 
-/// Bytes that are read at a time: what a pipe holds.
+/// The size of a read, in bytes: the capacity of a pipe.
 const READ_BYTES: usize = 64 << 10;
 
-/// A command wrote more than its bound.
+/// The error of a command that wrote more bytes than this bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TooMuch(pub(crate) usize);
+pub(crate) struct OutputExceeded(pub(crate) usize);
 
-/// The bytes of a pipe, at most as many as the bound says. A tail takes up to twice its bound while
-/// it is read.
+/// The bytes of a pipe, up to the bound. A tail takes up to twice its bound while it is read.
 #[derive(Debug)]
 pub(crate) struct Capture {
     bound: StdoutBound,
@@ -27,12 +26,12 @@ impl Capture {
         Self { bound, bytes: Vec::new(), omitted: 0 }
     }
 
-    /// Reads to the end of file, or until the bound is exceeded. Cancel safe: what was read is
-    /// kept.
+    /// Reads to the end of file, or until the bound is exceeded. Cancel safe: bytes that were read
+    /// are kept.
     ///
     /// # Errors
-    /// If the bound is an error and is exceeded. A pipe that cannot be read is at its end.
-    pub(crate) async fn read(&mut self, mut pipe: Receiver) -> Result<(), TooMuch> {
+    /// If a maximum is exceeded. A pipe that cannot be read counts as ended.
+    pub(crate) async fn read(&mut self, mut pipe: Receiver) -> Result<(), OutputExceeded> {
         let mut buffer = Vec::with_capacity(READ_BYTES);
         loop {
             buffer.clear();
@@ -46,9 +45,9 @@ impl Capture {
     }
 
     /// Adds bytes.
-    fn push(&mut self, bytes: &[u8]) -> Result<(), TooMuch> {
+    fn push(&mut self, bytes: &[u8]) -> Result<(), OutputExceeded> {
         match self.bound {
-            StdoutBound::Max(max) if self.bytes.len() + bytes.len() > max => return Err(TooMuch(max)),
+            StdoutBound::Max(max) if self.bytes.len() + bytes.len() > max => return Err(OutputExceeded(max)),
             StdoutBound::Max(_) => self.bytes.extend_from_slice(bytes),
             StdoutBound::Tail(tail) => {
                 self.bytes.extend_from_slice(bytes);
@@ -66,7 +65,7 @@ impl Capture {
         self.omitted += extra as u64;
     }
 
-    /// The bytes, and the number of those before them that were dropped.
+    /// Returns the bytes, and the number of bytes before them that were dropped.
     pub(crate) fn finish(mut self) -> (Vec<u8>, u64) {
         if let StdoutBound::Tail(tail) = self.bound {
             self.trim(tail);
@@ -80,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tail_counts_what_it_drops() {
+    fn tail_counts_dropped_bytes() {
         let mut tail = Capture::new(StdoutBound::Tail(10));
         for _ in 0..3 {
             tail.push(&[b'x'; READ_BYTES - 1]).unwrap();
@@ -91,10 +90,10 @@ mod tests {
     }
 
     #[test]
-    fn a_maximum_is_exact() {
+    fn maximum_is_exact() {
         let mut bounded = Capture::new(StdoutBound::Max(4));
         assert_eq!(bounded.push(b"1234"), Ok(()));
-        assert_eq!(bounded.push(b"5"), Err(TooMuch(4)));
+        assert_eq!(bounded.push(b"5"), Err(OutputExceeded(4)));
         assert_eq!(bounded.finish(), (b"1234".to_vec(), 0));
     }
 }

@@ -12,25 +12,25 @@ use std::{
 
 use crate::leash;
 
-/// Bytes of standard output that a command may write by default: far more than a task's output may
-/// have, and little enough for every slot to hold.
+/// The bytes of standard output that a command may write by default: far more than a task's output
+/// may have, and few enough for every slot to hold.
 pub const STDOUT_MAX_BYTES: usize = 8 << 20;
 
-/// Bytes of standard error that are kept, the last ones: enough for a backtrace.
+/// The number of last bytes of standard error that are kept: enough for a backtrace.
 pub const STDERR_TAIL_BYTES: usize = 64 << 10;
 
-/// Prefix of the environment variables that a command does not inherit, since the broker's password
-/// is among them.
+/// The prefix of environment variables that a command does not inherit; the broker's password is
+/// among them.
 const PRIVATE_PREFIX: &str = "GRISTMILL_";
 
-/// Search path of a program if the environment has no `PATH`.
+/// The search path of a program if the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// A command to run.
 ///
 /// A command inherits the environment of this process except variables that begin with
-/// `GRISTMILL_`. Its standard input is empty unless [`Command::stdin`] gives one. No shell takes
-/// part unless the program is one.
+/// `GRISTMILL_`. Its standard input is empty unless [`Command::stdin`] sets one. No shell is used
+/// unless the program is one.
 #[derive(Debug, Clone)]
 pub struct Command {
     program: OsString,
@@ -53,8 +53,8 @@ pub(crate) enum StdoutBound {
 }
 
 impl Command {
-    /// A command without arguments. A name without a slash is searched in the command's `PATH`; a
-    /// relative path is relative to [`Command::dir`].
+    /// Creates a command without arguments. A name without a slash is searched in the command's
+    /// `PATH`; a relative path is relative to [`Command::dir`].
     #[must_use]
     pub fn new(program: impl Into<OsString>) -> Self {
         Self {
@@ -83,7 +83,7 @@ impl Command {
         self
     }
 
-    /// Sets argument 0, the name under which the program sees itself. Defaults to the program.
+    /// Sets argument 0, the program's own name. Defaults to the program.
     #[must_use]
     pub fn name(self, name: impl Into<OsString>) -> Self {
         Self { name: Some(name.into()), ..self }
@@ -115,33 +115,33 @@ impl Command {
         Self { dir: Some(dir.into()), ..self }
     }
 
-    /// Gives these bytes on standard input, and the end of file after them.
+    /// Writes these bytes to standard input, followed by the end of file.
     #[must_use]
     pub fn stdin(self, bytes: impl Into<Vec<u8>>) -> Self {
         Self { stdin: bytes.into(), ..self }
     }
 
-    /// Accepts at most this many bytes on standard output: one more ends the command with an error.
-    /// Defaults to [`STDOUT_MAX_BYTES`].
+    /// Sets the most bytes of standard output; one more ends the command with an error. Defaults to
+    /// [`STDOUT_MAX_BYTES`].
     #[must_use]
     pub fn stdout_max(self, bytes: usize) -> Self {
         Self { stdout: StdoutBound::Max(bytes), ..self }
     }
 
-    /// Keeps the last bytes of standard output, this many, and counts the bytes before them.
+    /// Keeps this number of last bytes of standard output, and counts the bytes before them.
     #[must_use]
     pub fn stdout_tail(self, bytes: usize) -> Self {
         Self { stdout: StdoutBound::Tail(bytes), ..self }
     }
 
-    /// The program as it was given, for messages.
-    pub(crate) fn shown(&self) -> String {
+    /// Returns the program as it was given, for messages.
+    pub(crate) fn program_text(&self) -> String {
         self.program.display().to_string()
     }
 
-    /// The command for the standard library, in a process group of its own and with its three
-    /// streams piped. Uses no feature for which the standard library would fork: the copy of a
-    /// large worker would cost milliseconds.
+    /// Builds the standard library's command, in a process group of its own, with standard output
+    /// and standard error piped. Uses no feature for which the standard library would fork: copying
+    /// a large worker costs milliseconds.
     ///
     /// # Errors
     /// If the program is not in `PATH`.
@@ -171,7 +171,7 @@ impl Command {
         Ok(command)
     }
 
-    /// The program's file. A bare name becomes an absolute path.
+    /// Returns the program's file. A bare name becomes an absolute path.
     fn find(&self) -> io::Result<PathBuf> {
         let program = Path::new(&self.program);
         if self.program.as_encoded_bytes().contains(&b'/') {

@@ -1,4 +1,4 @@
-//! A child process that leads a process group, and the end of the whole group.
+//! A child process that leads a process group, and the termination of the whole group.
 
 use std::{
     io,
@@ -18,22 +18,22 @@ use tokio::{
 
 use crate::{command::Command, leash};
 
-/// Time between SIGTERM and SIGKILL. Fits into the time that a task has after its time limit.
+/// The time between SIGTERM and SIGKILL. It fits into the time that a task has after its time
+/// limit.
 pub const KILL_DELAY: Duration = Duration::from_secs(1);
 
-/// Time that a group may take to die of SIGKILL before its caller waits no longer: it may hang in
-/// the kernel.
+/// The longest wait for a group to die of SIGKILL, since it may hang in the kernel.
 const REAP_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Watches over children; carries nothing else.
+/// The runtime that watches child processes, and runs nothing else.
 static CHILD_RUNTIME: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
     Builder::new_multi_thread().worker_threads(1).thread_name("commands").enable_all().build()
 });
 
-/// The runtime on which child processes are watched: one thread, started at first use, never ended.
+/// Returns the runtime that watches child processes: one thread, started at first use, never ended.
 ///
 /// # Errors
-/// If the operating system gave no thread or no descriptor at first use.
+/// If the operating system provided no thread or no descriptor at first use.
 pub fn runtime() -> io::Result<&'static Handle> {
     match &*CHILD_RUNTIME {
         Ok(runtime) => Ok(runtime.handle()),
@@ -52,7 +52,7 @@ pub struct ChildGroup {
 /// The pipes of a child.
 #[derive(Debug)]
 pub struct Streams {
-    /// Its standard input, if one was asked for.
+    /// Its standard input, if one was requested.
     pub stdin: Option<Sender>,
     /// Its standard output.
     pub stdout: Receiver,
@@ -60,6 +60,7 @@ pub struct Streams {
     pub stderr: Receiver,
 }
 
+/// The first process of a group, not reaped yet.
 #[derive(Debug)]
 struct Leader {
     child: Child,
@@ -72,8 +73,8 @@ impl ChildGroup {
     /// Starts the command, with an open standard input if `has_stdin`, else an empty one.
     ///
     /// # Errors
-    /// If the program is not found or cannot be run, or if the operating system gives no process or
-    /// descriptor.
+    /// If the program is not found or cannot be run, or if the operating system provides no process
+    /// or descriptor.
     pub fn spawn(command: &Command, has_stdin: bool) -> io::Result<Self> {
         let _context = runtime()?.enter();
         leash::ensure()?;
@@ -100,7 +101,7 @@ impl ChildGroup {
         let exit = pidfd_open(group, PidfdFlags::empty()).map_err(|error| {
             io::Error::new(error.kind(), format!("pidfd_open: {error} (hint: it needs Linux 5.3)"))
         })?;
-        let exit = watched(exit)?;
+        let exit = watch_exit(exit)?;
         let missing = || io::Error::other("the child has no pipe");
         let stdin = child.stdin.take().map(|pipe| Sender::from_owned_fd(pipe.into())).transpose()?;
         let stdout = Receiver::from_owned_fd(child.stdout.take().ok_or_else(missing)?.into())?;
@@ -108,13 +109,13 @@ impl ChildGroup {
         Ok((group, exit, Streams { stdin, stdout, stderr }))
     }
 
-    /// The process id of the leader, which is also the id of the group.
+    /// Returns the process id of the leader, which is also the id of the group.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.leader.as_ref().map_or(0, |leader| leader.child.id())
     }
 
-    /// The pipes of the child, at the first call.
+    /// Returns the pipes of the child, at the first call only.
     pub fn take_streams(&mut self) -> Option<Streams> {
         self.streams.take()
     }
@@ -128,18 +129,18 @@ impl ChildGroup {
 
     /// Sends SIGTERM to the group and SIGKILL after [`KILL_DELAY`], and waits for the leader's
     /// exit. Returns early if it does not die of SIGKILL within a second. Cancel safe: dropping the
-    /// group goes on.
+    /// group continues the termination.
     pub async fn terminate(&self) {
         if let Some(leader) = &self.leader {
             leader.terminate().await;
         }
     }
 
-    /// Kills the rest of the group, and reaps the leader if it has exited. Else the background
-    /// does.
+    /// Kills the rest of the group, and reaps the leader if it has exited. Otherwise it is reaped
+    /// in the background.
     ///
     /// # Errors
-    /// If the leader has not exited, or the operating system does not tell its status.
+    /// If the leader has not exited, or the operating system does not return its status.
     pub fn finish(mut self) -> io::Result<ExitStatus> {
         match self.leader.take() {
             Some(leader) if leader.has_exited() => leader.reap(),
@@ -158,15 +159,15 @@ impl Drop for ChildGroup {
         runtime.spawn(async move {
             leader.terminate().await;
             leader.exited().await;
-            let _ = leader.reap(); // its status is of no use
+            let _ = leader.reap(); // its status is not needed
         });
     }
 }
 
 impl Leader {
     async fn exited(&self) {
-        // The descriptor stays readable. An error means that the runtime has gone, which it never
-        // does.
+        // The descriptor stays readable. An error means that the runtime has ended, which never
+        // happens.
         let _ = self.exit.readable().await;
     }
 
@@ -176,9 +177,9 @@ impl Leader {
         waitid(WaitId::Pid(self.group), options).is_ok_and(|status| status.is_some())
     }
 
-    /// The leader is not reaped, so the group's number is its own.
+    /// Sends a signal to the group. The leader is not reaped, so the number is still this group's.
     fn signal(&self, signal: Signal) {
-        let _ = kill_process_group(self.group, signal); // a group that has ended needs none
+        let _ = kill_process_group(self.group, signal); // an ended group needs none
     }
 
     async fn terminate(&self) {
@@ -189,7 +190,8 @@ impl Leader {
         }
     }
 
-    /// The order matters: the group's number may be another's as soon as the leader is reaped.
+    /// Kills the rest of the group and reaps the leader, in this order: the group's number may be
+    /// reused as soon as the leader is reaped.
     fn reap(mut self) -> io::Result<ExitStatus> {
         self.signal(Signal::KILL);
         leash::remove(self.group);
@@ -201,7 +203,7 @@ impl Leader {
     deprecated,
     reason = "the replacement is unsafe for descriptors that may be closed; an OwnedFd is not"
 )]
-fn watched(exit: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+fn watch_exit(exit: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(exit, Interest::READABLE)
 }
 

@@ -11,14 +11,15 @@ use std::{
 
 use rustix::process::Pid;
 
-/// Environment variable by which the shell finds processes that are in none of the groups: a
-/// command that was started and not added yet, and one that has left its group by `setsid`.
+/// The environment variable by which the shell finds processes outside the groups: a command that
+/// was started and not added yet, and one that has left its group by `setsid`.
 const MARK_VARIABLE: &str = "GRISTMILL_LEASH";
 
-/// Reads `+GROUP` and `-GROUP` lines; its argument is the mark of this process. Its input ends when
-/// this process ends, even by SIGKILL. Then it sends SIGTERM to all groups that are left and to all
-/// processes with the mark, and SIGKILL one second later. The script closes the descriptors that it
-/// may have inherited, as far as a POSIX shell can name them, and stays in no folder.
+/// The script of the leash. Reads `+GROUP` and `-GROUP` lines; its argument is the mark of this
+/// process. Its input ends when this process ends, even by SIGKILL. It then sends SIGTERM to all
+/// remaining groups and to all processes with the mark, and SIGKILL one second later. It closes the
+/// descriptors that it may have inherited, as far as a POSIX shell can name them, and runs in `/`,
+/// so that it keeps no folder in use.
 const LEASH_SCRIPT: &str = r#"trap '' HUP INT QUIT TERM
 exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-
 mark=$1
@@ -43,10 +44,10 @@ signal TERM
 sleep 1
 signal KILL"#;
 
-/// The one leash of this process.
+/// The only leash of this process.
 static CURRENT_LEASH: Mutex<Option<Leash>> = Mutex::new(None);
 
-/// The shell, and the groups that it knows.
+/// A running shell, and the groups that it knows.
 #[derive(Debug)]
 struct Leash {
     shell: Child,
@@ -65,14 +66,13 @@ impl Leash {
             .process_group(0)
             .spawn()?;
         let lines = shell.stdin.take().ok_or_else(|| io::Error::other("the shell has no input"))?;
-        // A shell that was paused fills its pipe. A write then fails, and the next shell takes
-        // over.
+        // The pipe of a paused shell fills up. A write then fails, and the next shell takes over.
         rustix::io::ioctl_fionbio(&lines, true)?;
         Ok(Self { shell, lines, groups: BTreeSet::new() })
     }
 
-    /// Another shell in place of this one, which is dead or does not read. The old one is killed
-    /// first, since it would end the groups at the end of its input.
+    /// Replaces this shell, which is dead or does not read. Kills it first, since it would end the
+    /// groups at the end of its input.
     fn restart(&mut self) -> io::Result<()> {
         let _ = self.shell.kill(); // it may be dead
         self.shell.wait()?;
@@ -85,7 +85,7 @@ impl Leash {
         Ok(())
     }
 
-    /// Writes a line, shorter than what a pipe takes in one piece.
+    /// Writes a line, which is short enough for an atomic write to a pipe.
     fn write(&mut self, sign: char, group: Pid) -> io::Result<()> {
         let line = format!("{sign}{}\n", group.as_raw_nonzero());
         if self.lines.write_all(line.as_bytes()).is_err() {
@@ -96,52 +96,52 @@ impl Leash {
     }
 }
 
-/// The variable that every command of this process has in its environment, with a value that no
-/// other process gives.
+/// Returns the variable in the environment of every command of this process, with a value that is
+/// unique to this process.
 pub(crate) fn mark_variable() -> (&'static str, &'static str) {
     (MARK_VARIABLE, mark())
 }
 
 fn mark() -> &'static str {
-    static MARK: OnceLock<String> = OnceLock::new();
-    MARK.get_or_init(|| {
-        // The number of a process comes again, but not with the same time.
+    static PROCESS_MARK: OnceLock<String> = OnceLock::new();
+    PROCESS_MARK.get_or_init(|| {
+        // A process id may be reused, but not with the same start time.
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         format!("{}-{}", std::process::id(), started.as_nanos())
     })
 }
 
-/// Starts the shell unless it runs.
+/// Starts the shell unless it is running.
 ///
 /// # Errors
-/// If the operating system gives no process, or there is no `/bin/sh`.
+/// If the operating system provides no process, or there is no `/bin/sh`.
 pub(crate) fn ensure() -> io::Result<()> {
-    with(|_| Ok(()))
+    with_leash(|_| Ok(()))
 }
 
-/// Ends this group when this process dies.
+/// Adds a group, which the shell ends when this process dies.
 ///
 /// # Errors
 /// The same as [`ensure`].
 pub(crate) fn add(group: Pid) -> io::Result<()> {
-    with(|leash| {
+    with_leash(|leash| {
         leash.write('+', group)?;
         leash.groups.insert(group.as_raw_nonzero().get());
         Ok(())
     })
 }
 
-/// Forgets this group. Must be called while the number cannot be another group's: before the leader
-/// is reaped.
+/// Removes a group. Must be called before its leader is reaped, while the number cannot be another
+/// group's.
 pub(crate) fn remove(group: Pid) {
-    let removed = with(|leash| {
+    let removed = with_leash(|leash| {
         leash.groups.remove(&group.as_raw_nonzero().get());
         leash.write('-', group)
     });
-    drop(removed); // without a shell no group is known to it
+    drop(removed); // without a shell there is no group to remove
 }
 
-fn with<T>(act: impl FnOnce(&mut Leash) -> io::Result<T>) -> io::Result<T> {
+fn with_leash<T>(act: impl FnOnce(&mut Leash) -> io::Result<T>) -> io::Result<T> {
     let mut leash = CURRENT_LEASH.lock().unwrap_or_else(PoisonError::into_inner);
     let leash = match &mut *leash {
         Some(leash) => leash,

@@ -4,11 +4,11 @@
 //! The group gets SIGTERM, and SIGKILL one second later, when the job is stopped, when the task's
 //! deadline passes, and when the worker takes the task from its thread. When the command has
 //! exited, the rest of its group is killed. If the worker itself dies, even of SIGKILL, a separate
-//! `sh` ends all groups that are left, and all processes whose environment has the worker's mark,
+//! `sh` ends all remaining groups, and all processes whose environment has the worker's mark,
 //! `GRISTMILL_LEASH`.
 //!
 //! A process that leaves its group by `setsid` outlives its command, and ends with the worker. One
-//! that clears its environment as well is not reached.
+//! that clears its environment as well survives.
 //!
 //! ```
 //! use gristmill_process::{Command, RunCommand};

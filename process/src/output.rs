@@ -4,11 +4,11 @@ use std::{os::unix::process::ExitStatusExt as _, process::ExitStatus};
 
 use gristmill_shared::TaskError;
 
-/// Bytes of standard error that an error of [`CommandOutput::ok`] has, the last ones: a reason
-/// travels and is stored with each failed task.
+/// The number of last bytes of standard error in an error of [`CommandOutput::ok`]. A reason is
+/// sent and stored with each failed task, so it must be short.
 const REASON_TAIL_BYTES: usize = 2 << 10;
 
-/// The result of a command that has exited by itself.
+/// The result of a command that has exited on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CommandOutput {
@@ -18,16 +18,17 @@ pub struct CommandOutput {
     pub status: ExitStatus,
     /// Standard output.
     pub stdout: Vec<u8>,
-    /// Number of bytes before `stdout` that were dropped. 0 unless the command asked for a tail.
+    /// The number of bytes before `stdout` that were dropped. 0 unless the command asked for a
+    /// tail.
     pub stdout_omitted: u64,
     /// The last bytes of standard error.
     pub stderr: Vec<u8>,
-    /// Number of bytes before `stderr` that were dropped.
+    /// The number of bytes before `stderr` that were dropped.
     pub stderr_omitted: u64,
 }
 
 impl CommandOutput {
-    /// The output if the exit code is 0.
+    /// Returns the output if the exit code is 0.
     ///
     /// # Errors
     /// A failure that can be retried, with the exit code or the signal and the end of standard
@@ -40,10 +41,10 @@ impl CommandOutput {
         Err(TaskError::failed(format_args!("the command `{}` {reason}", self.program)))
     }
 
-    /// Standard output as text.
+    /// Returns standard output as text.
     ///
     /// # Errors
-    /// If it is no UTF-8.
+    /// If it is not UTF-8.
     pub fn stdout_text(&self) -> Result<&str, TaskError> {
         std::str::from_utf8(&self.stdout).map_err(|error| {
             TaskError::failed(format_args!("the standard output of `{}` is no UTF-8: {error}", self.program))
@@ -51,7 +52,7 @@ impl CommandOutput {
     }
 }
 
-/// The end of a process as a predicate, with the end of its standard error: `exited with code 3: no
+/// Describes the exit of a process, with the end of its standard error: `exited with code 3: no
 /// such file`, `was killed by signal 9`. `omitted` is the number of bytes before `stderr` that were
 /// dropped.
 #[must_use]
@@ -64,7 +65,7 @@ pub fn exit_reason(status: ExitStatus, stderr: &[u8], omitted: u64) -> String {
     ended + &tail_of(stderr, omitted)
 }
 
-/// `: ` and the end of standard error, marked if bytes are missing; nothing if there is none.
+/// Returns `: ` and the end of standard error, marked if bytes are missing; empty if there is none.
 fn tail_of(stderr: &[u8], omitted: u64) -> String {
     let start = stderr.len().saturating_sub(REASON_TAIL_BYTES);
     let omitted = omitted + start as u64;
@@ -81,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_stderr_is_marked() {
+    fn long_stderr_is_marked() {
         assert_eq!(tail_of(b" \n", 0), "");
         assert_eq!(tail_of(b"no\n", 0), ": no");
         assert_eq!(tail_of(b"a\0b", 7), ": [7 bytes before] a\u{fffd}b");

@@ -1,4 +1,4 @@
-//! `cx.run`: a command for a task, which ends with the task.
+//! `cx.run`: commands that end with their task.
 
 use std::{
     future::{Future, pending},
@@ -15,24 +15,24 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    capture::{Capture, TooMuch},
+    capture::{Capture, OutputExceeded},
     command::{Command, STDERR_TAIL_BYTES, StdoutBound},
     group::{ChildGroup, Streams, runtime},
     output::CommandOutput,
 };
 
-/// Time for which the pipes are read after the group has ended: a process that has left the group
-/// may hold them open.
+/// The time for which the pipes are read after the group has ended: a process that has left the
+/// group may hold them open.
 const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
 
-/// Runs commands for a task. An extension of [`TaskContext`].
+/// An extension of [`TaskContext`] that runs commands for a task.
 pub trait RunCommand {
     /// Runs a command and waits until it has exited and its output is read. Blocks the calling
     /// thread.
     ///
     /// # Errors
-    /// The error of [`TaskContext::check`], if the job is stopped or the deadline passes: the
-    /// command's process group gets SIGTERM then, and SIGKILL one second later. A failure that can
+    /// The error of [`TaskContext::check`], if the job is stopped or the deadline passes. The
+    /// command's process group then gets SIGTERM, and SIGKILL one second later. A failure that can
     /// be retried, if the program cannot be started or writes more than its bound. An exit code
     /// other than 0 is no error here, see [`CommandOutput::ok`].
     fn run(&self, command: Command) -> Result<CommandOutput, TaskError>;
@@ -48,56 +48,57 @@ pub trait RunCommand {
 impl RunCommand for TaskContext {
     fn run(&self, command: Command) -> Result<CommandOutput, TaskError> {
         let running = start(self, command)?;
-        running.result.recv().unwrap_or_else(|_| Err(watcher_gone()))
+        running.result.recv().unwrap_or_else(|_| Err(watcher_lost()))
     }
 
     async fn run_async(&self, command: Command) -> Result<CommandOutput, TaskError> {
         let running = start(self, command)?;
-        running.result.recv_async().await.unwrap_or_else(|_| Err(watcher_gone()))
+        running.result.recv_async().await.unwrap_or_else(|_| Err(watcher_lost()))
     }
 }
 
 /// A command that is watched on the runtime. Dropping it ends the command.
-struct Running {
+struct RunningCommand {
     result: flume::Receiver<Result<CommandOutput, TaskError>>,
     _dropped: DropGuard,
 }
 
-fn start(cx: &TaskContext, command: Command) -> Result<Running, TaskError> {
+fn start(cx: &TaskContext, command: Command) -> Result<RunningCommand, TaskError> {
     cx.check()?;
-    let program = command.shown();
+    let program = command.program_text();
     let cannot = |error| TaskError::failed(format_args!("cannot run `{program}`: {error}"));
     let group = ChildGroup::spawn(&command, !command.stdin.is_empty()).map_err(cannot)?;
     let dropped = CancellationToken::new();
     let (sender, result) = flume::bounded(1);
-    let watch = Watch { cx: cx.clone(), program: program.clone(), dropped: dropped.clone() };
+    let watch = CommandWatch { cx: cx.clone(), program: program.clone(), dropped: dropped.clone() };
     let Command { stdin, stdout, .. } = command;
     runtime().map_err(cannot)?.spawn(async move {
         let result = watch.run(group, &stdin, stdout).await;
         let _ = sender.send_async(result).await; // the caller may have gone
     });
-    Ok(Running { result, _dropped: dropped.drop_guard() })
+    Ok(RunningCommand { result, _dropped: dropped.drop_guard() })
 }
 
-fn watcher_gone() -> TaskError {
+fn watcher_lost() -> TaskError {
     TaskError::failed("a command was lost; this is a defect of gristmill-process")
 }
 
-/// The end of a command.
-enum End {
+/// The reason for the end of a command.
+enum CommandEnd {
     Exit,
-    TooMuch(TooMuch),
+    Exceeded(OutputExceeded),
     /// The task must end.
     Interrupt,
 }
 
-struct Watch {
+/// The watcher of one command.
+struct CommandWatch {
     cx: TaskContext,
     program: String,
     dropped: CancellationToken,
 }
 
-impl Watch {
+impl CommandWatch {
     async fn run(
         &self,
         mut group: ChildGroup,
@@ -105,50 +106,50 @@ impl Watch {
         bound: StdoutBound,
     ) -> Result<CommandOutput, TaskError> {
         let Some(Streams { stdin, stdout: out, stderr: err }) = group.take_streams() else {
-            return Err(watcher_gone());
+            return Err(watcher_lost());
         };
         let mut stdout = Capture::new(bound);
         let mut stderr = Capture::new(StdoutBound::Tail(STDERR_TAIL_BYTES));
         let (end, status) = {
             let mut streams = pin!(async {
-                tokio::try_join!(feed(stdin, input), stdout.read(out), stderr.read(err)).map(drop)
+                tokio::try_join!(write_input(stdin, input), stdout.read(out), stderr.read(err)).map(drop)
             });
             let mut at_end = false;
             let end = tokio::select! {
                 biased;
-                () = self.interrupted() => End::Interrupt,
-                too_much = exceeded(&mut streams, &mut at_end) => End::TooMuch(too_much),
-                () = group.exited() => End::Exit,
+                () = self.wait_interrupted() => CommandEnd::Interrupt,
+                excess = wait_exceeded(&mut streams, &mut at_end) => CommandEnd::Exceeded(excess),
+                () = group.exited() => CommandEnd::Exit,
             };
             match end {
-                // Its last words find room in the pipes meanwhile.
-                End::Interrupt => tokio::select! {
+                // The pipes are read meanwhile, so that the command can write while it ends.
+                CommandEnd::Interrupt => tokio::select! {
                     () = group.terminate() => {}
                     () = async {
-                        exceeded(&mut streams, &mut at_end).await;
+                        wait_exceeded(&mut streams, &mut at_end).await;
                         pending().await
                     } => {}
                 },
-                End::TooMuch(_) => group.terminate().await,
-                End::Exit => {}
+                CommandEnd::Exceeded(_) => group.terminate().await,
+                CommandEnd::Exit => {}
             }
             let status = group.finish();
             match end {
-                End::Exit if !at_end => match timeout(DRAIN_PATIENCE, &mut streams).await {
-                    Ok(Err(too_much)) => (End::TooMuch(too_much), status),
-                    Ok(Ok(())) | Err(_) => (End::Exit, status),
+                CommandEnd::Exit if !at_end => match timeout(DRAIN_PATIENCE, &mut streams).await {
+                    Ok(Err(excess)) => (CommandEnd::Exceeded(excess), status),
+                    Ok(Ok(())) | Err(_) => (CommandEnd::Exit, status),
                 },
                 end => (end, status),
             }
         };
         let program = &self.program;
         match end {
-            End::Exit => {}
-            End::Interrupt => {
+            CommandEnd::Exit => {}
+            CommandEnd::Interrupt => {
                 self.cx.check()?;
-                return Err(watcher_gone()); // the caller has dropped it, and reads no result
+                return Err(watcher_lost()); // the caller has dropped the command and reads no result
             }
-            End::TooMuch(TooMuch(max)) => {
+            CommandEnd::Exceeded(OutputExceeded(max)) => {
                 return Err(TaskError::failed(format_args!(
                     "the command `{program}` wrote more than {max} bytes on its standard output and was ended (hint: \
                      raise the bound with Command::stdout_max, or keep the end with Command::stdout_tail)"
@@ -162,8 +163,8 @@ impl Watch {
         Ok(CommandOutput { program: program.clone(), status, stdout, stdout_omitted, stderr, stderr_omitted })
     }
 
-    /// Waits until the task must end, or its caller has gone.
-    async fn interrupted(&self) {
+    /// Waits until the task must end, or its caller is gone.
+    async fn wait_interrupted(&self) {
         let deadline = async {
             match self.cx.deadline() {
                 Some(deadline) => sleep_until(deadline.into()).await,
@@ -178,23 +179,23 @@ impl Watch {
     }
 }
 
-/// Reads and writes until the bound is exceeded. Never returns if all streams end before that.
-async fn exceeded(
-    mut streams: impl Future<Output = Result<(), TooMuch>> + Unpin,
+/// Reads and writes until the bound is exceeded. Pending forever if all streams end before that.
+async fn wait_exceeded(
+    mut streams: impl Future<Output = Result<(), OutputExceeded>> + Unpin,
     at_end: &mut bool,
-) -> TooMuch {
+) -> OutputExceeded {
     if !*at_end {
         let result = (&mut streams).await;
         *at_end = true;
-        if let Err(too_much) = result {
-            return too_much;
+        if let Err(excess) = result {
+            return excess;
         }
     }
     pending().await
 }
 
 /// Writes the input and closes it. A program that does not read all of its input is no error.
-async fn feed(stdin: Option<Sender>, input: &[u8]) -> Result<(), TooMuch> {
+async fn write_input(stdin: Option<Sender>, input: &[u8]) -> Result<(), OutputExceeded> {
     if let Some(mut stdin) = stdin {
         let _ = stdin.write_all(input).await;
     }

@@ -1,4 +1,4 @@
-//! Commands of a task, with real child processes.
+//! Tests of commands of a task, with real child processes.
 
 mod find;
 
@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use find::{is_running, until_gone, until_running};
+use find::{is_running, wait_gone, wait_running};
 use gristmill_process::{Command, CommandOutput, KILL_DELAY, RunCommand, STDERR_TAIL_BYTES};
 use gristmill_shared::{JobId, StopSignal, TaskContext, TaskError, TaskIndex, Trouble};
 
@@ -31,7 +31,7 @@ fn failure<T: std::fmt::Debug>(result: Result<T, TaskError>) -> String {
 }
 
 /// Runs the command on a thread, and stops the job as soon as `when` resolves.
-fn stopped_when(command: Command, when: impl FnOnce()) -> (Trouble, Duration) {
+fn stop_when(command: Command, when: impl FnOnce()) -> (Trouble, Duration) {
     let stop = StopSignal::new();
     let cx = context(&stop);
     let running = std::thread::spawn(move || cx.run(command));
@@ -58,7 +58,7 @@ fn unread_input_is_no_error() {
 }
 
 #[test]
-fn exit_codes_and_signals_are_told() {
+fn exit_codes_and_signals_are_reported() {
     let output = run(shell("echo out; echo why >&2; exit 3")).unwrap();
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(3), b"out\n".as_slice()));
     assert_eq!(failure(output.ok()), "the command `sh` exited with code 3: why");
@@ -78,7 +78,7 @@ fn missing_program_names_its_path() {
 }
 
 #[test]
-fn environment_and_folder_are_the_commands_own() {
+fn command_has_own_environment() {
     let dir = tempfile::tempdir().unwrap();
     let shown = |command: Command| run(command).unwrap().ok().unwrap().stdout_text().unwrap().to_owned();
     let place = shown(Command::new("pwd").dir(dir.path()));
@@ -96,7 +96,7 @@ fn too_much_output_ends_the_command() {
     let reason = failure(run(shell(script)));
     assert!(reason.contains("wrote more than 8388608 bytes") && reason.contains("stdout_max"), "{reason}");
     assert!(began.elapsed() < Duration::from_secs(30));
-    until_gone("60.4201");
+    wait_gone("60.4201");
 }
 
 #[test]
@@ -111,21 +111,21 @@ fn tail_of_large_output_is_marked() {
 }
 
 #[test]
-fn stop_ends_the_whole_group() {
+fn stop_ends_the_group() {
     let (trouble, took) =
-        stopped_when(shell("sleep 60.4202 & sleep 60.4203"), || until_running(&["60.4202", "60.4203"]));
+        stop_when(shell("sleep 60.4202 & sleep 60.4203"), || wait_running(&["60.4202", "60.4203"]));
     assert_eq!(trouble, Trouble::Stopped);
     assert!(took < KILL_DELAY, "SIGTERM was enough, but it took {took:?}");
-    until_gone("60.4202");
-    until_gone("60.4203");
+    wait_gone("60.4202");
+    wait_gone("60.4203");
 }
 
 #[test]
-fn ignored_sigterm_is_followed_by_sigkill() {
-    let (trouble, took) = stopped_when(shell("trap '' TERM; sleep 60.4204"), || until_running(&["60.4204"]));
+fn sigkill_follows_ignored_sigterm() {
+    let (trouble, took) = stop_when(shell("trap '' TERM; sleep 60.4204"), || wait_running(&["60.4204"]));
     assert_eq!(trouble, Trouble::Stopped);
     assert!(took >= KILL_DELAY && took < KILL_DELAY * 10, "{took:?}");
-    until_gone("60.4204");
+    wait_gone("60.4204");
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn deadline_times_the_task_out() {
     let trouble = cx.run(Command::new("sleep").arg("60.4205")).unwrap_err().into_trouble();
     assert_eq!(trouble, Trouble::TimedOut);
     assert!(began.elapsed() < Duration::from_secs(30));
-    until_gone("60.4205");
+    wait_gone("60.4205");
 }
 
 #[test]
@@ -150,18 +150,18 @@ fn stopped_task_starts_nothing() {
 
 /// A grandchild that holds the pipe is killed when the command has exited, and delays nothing.
 #[test]
-fn background_process_ends_with_its_command() {
+fn background_process_ends() {
     let began = Instant::now();
     let output = run(shell("sleep 60.4206 & echo hi")).unwrap();
     assert_eq!(output.stdout, b"hi\n");
     assert!(began.elapsed() < Duration::from_secs(30));
-    until_gone("60.4206");
+    wait_gone("60.4206");
 }
 
-/// A process in a session of its own is not reached, but its hold on the pipe costs 200 ms and no
-/// more.
+/// A process in a session of its own survives, but its hold on the pipe delays the task by at most
+/// 200 ms.
 #[test]
-fn escaped_process_does_not_hold_the_task() {
+fn escaped_process_delays_no_task() {
     let dir = tempfile::tempdir().unwrap();
     let began = Instant::now();
     let script =
@@ -177,12 +177,12 @@ async fn dropped_future_ends_the_command() {
     let running = cx.run_async(Command::new("sleep").arg("60.4208"));
     tokio::select! {
         _ = running => panic!("it ended"),
-        found = tokio::task::spawn_blocking(|| until_running(&["60.4208"])) => found.unwrap(),
+        found = tokio::task::spawn_blocking(|| wait_running(&["60.4208"])) => found.unwrap(),
     }
-    tokio::task::spawn_blocking(|| until_gone("60.4208")).await.unwrap();
+    tokio::task::spawn_blocking(|| wait_gone("60.4208")).await.unwrap();
 }
 
-/// In a runtime as well, which it blocks.
+/// A command also runs within a runtime, whose thread it blocks.
 #[tokio::test]
 async fn command_runs_within_async_code() {
     let cx = context(&StopSignal::new());
@@ -191,13 +191,13 @@ async fn command_runs_within_async_code() {
 }
 
 #[test]
-fn commands_leave_no_descriptor_and_no_zombie() {
+fn commands_leak_nothing() {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    // In a process of its own: the other tests of this one open descriptors, too.
+    // In a process of its own, since the other tests of this one open descriptors as well.
     if std::env::var_os("COUNTS_DESCRIPTORS").is_none() {
         let tests = std::env::current_exe().unwrap();
         let alone = std::process::Command::new(tests)
-            .args(["--exact", "commands_leave_no_descriptor_and_no_zombie"])
+            .args(["--exact", "commands_leak_nothing"])
             .env("COUNTS_DESCRIPTORS", "1")
             .output()
             .unwrap();
@@ -211,21 +211,21 @@ fn commands_leave_no_descriptor_and_no_zombie() {
         failure(run(Command::new("/nowhere/x")));
     }
     assert_eq!(descriptors(), before);
-    // The leash alone is left.
+    // Only the leash is left.
     assert_eq!(find::children_of(std::process::id()).len(), 1);
 }
 
 #[test]
-fn what_is_looked_for_is_found() {
+fn find_sees_a_process() {
     let mut sleeping = std::process::Command::new("sleep").arg("60.4209").spawn().unwrap();
-    until_running(&["60.4209"]);
+    wait_running(&["60.4209"]);
     assert!(is_running("60.4209"));
     sleeping.kill().unwrap();
     sleeping.wait().unwrap();
     assert!(!is_running("60.4209"));
 }
 
-/// The trait's futures are for any runtime.
+/// Compiles only if the trait's futures are `Send`.
 fn _is_send(cx: &TaskContext) -> impl Future<Output = Result<CommandOutput, TaskError>> + Send {
     cx.run_async(Command::new("true"))
 }

@@ -1,4 +1,4 @@
-//! Processes by an exact argument, in `/proc`.
+//! A search for processes by an exact argument, in `/proc`.
 
 use std::{
     fs,
@@ -7,7 +7,7 @@ use std::{
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Returns whether a process has exactly this argument.
+/// True if a process has exactly this argument.
 pub(crate) fn is_running(argument: &str) -> bool {
     processes().any(|pid| {
         let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -15,17 +15,17 @@ pub(crate) fn is_running(argument: &str) -> bool {
     })
 }
 
-/// Waits until each argument has a process.
-pub(crate) fn until_running(arguments: &[&str]) {
-    until(arguments.join(" "), || arguments.iter().all(|argument| is_running(argument)));
+/// Waits until each argument belongs to a process.
+pub(crate) fn wait_running(arguments: &[&str]) {
+    wait_for(arguments.join(" "), || arguments.iter().all(|argument| is_running(argument)));
 }
 
-/// Waits until no process has the argument.
-pub(crate) fn until_gone(argument: &str) {
-    until(format!("no {argument}"), || !is_running(argument));
+/// Waits until no process has this argument.
+pub(crate) fn wait_gone(argument: &str) {
+    wait_for(format!("no {argument}"), || !is_running(argument));
 }
 
-/// The children of a process, zombies among them.
+/// Returns the children of a process, including zombies.
 pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let parent_of = |pid: &u32| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -38,10 +38,10 @@ fn processes() -> impl Iterator<Item = u32> {
     fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// Waits until it is so. Polls, since no signal comes from processes that are not our children.
-fn until(what: String, is_so: impl Fn() -> bool) {
+/// Waits until the condition holds. Polls, since processes that are not children send no signal.
+fn wait_for(what: String, condition: impl Fn() -> bool) {
     let began = Instant::now();
-    while !is_so() {
+    while !condition() {
         assert!(began.elapsed() < WAIT_MAX, "waited {WAIT_MAX:?} for {what}");
         std::thread::park_timeout(Duration::from_millis(5));
     }
