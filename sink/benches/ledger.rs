@@ -1,7 +1,7 @@
-//! What the sink does alone: telling fresh tasks from those that it has, and folding, committing and acknowledging
+//! The sink alone: telling fresh tasks from known ones, and folding, committing and acknowledging
 //! results. `cargo bench -p gristmill-sink`.
 
-// The set is nobody's business outside of the sink, so it is measured as a part of this program.
+// The set is private to the sink, so it is compiled into this program.
 #[path = "../src/index_set.rs"]
 #[expect(dead_code, unused_imports, reason = "the sink uses more of it, and its tests run there")]
 mod index_set;
@@ -25,18 +25,18 @@ use tokio::runtime::Runtime;
 criterion_group!(ledger, dedupe, commit);
 criterion_main!(ledger);
 
-/// How many tasks each job has.
-const TASKS: u64 = 100_000;
-/// How many of them a message has: one alone, a usual number, the most.
-const SIZES: [u64; 3] = [1, 100, 10_000];
+/// Tasks of each job.
+const TASK_COUNT: u64 = 100_000;
+/// Tasks of each message: one alone, a usual number, the most.
+const MESSAGE_TASK_COUNTS: [u64; 3] = [1, 100, 10_000];
 /// Messages that are sent to the sink at a time.
-const TOGETHER: usize = 256;
+const MESSAGES_AT_ONCE: usize = 256;
 
-/// Spans of so many tasks, of which every other has come before.
+/// Folds spans of equal size, of which every other one is a repetition.
 fn dedupe(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("dedupe");
-    group.throughput(Throughput::Elements(TASKS));
-    for size in SIZES {
+    group.throughput(Throughput::Elements(TASK_COUNT));
+    for size in MESSAGE_TASK_COUNTS {
         group.bench_with_input(BenchmarkId::from_parameter(size), &size, |bencher, size| {
             bencher.iter(|| {
                 let mut set = IndexSet::default();
@@ -46,42 +46,49 @@ fn dedupe(criterion: &mut Criterion) {
                     }
                 }
                 let changed = set.take_changed().count();
-                assert!(set.len() == TASKS && changed > 0, "{} of {TASKS}, {changed} changed", set.len());
+                assert!(
+                    set.len() == TASK_COUNT && changed > 0,
+                    "{} of {TASK_COUNT}, {changed} changed",
+                    set.len()
+                );
             });
         });
     }
 }
 
-/// A whole job's results through the sink and into a ledger on disk: decoded, folded, committed and acknowledged.
+/// Passes a whole job's results through the sink into a ledger on disk: decoded, folded, committed
+/// and acknowledged.
 fn commit(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("commit");
     group.sample_size(10);
-    for size in SIZES {
-        let tasks = TASKS.min(size * 1_000);
+    for size in MESSAGE_TASK_COUNTS {
+        let tasks = TASK_COUNT.min(size * 1_000);
         group.throughput(Throughput::Elements(tasks));
         group.bench_with_input(BenchmarkId::from_parameter(size), &size, |bencher, size| {
             let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
-            let scene = runtime.block_on(Scene::start());
-            bencher.iter(|| runtime.block_on(scene.fold(Count { tasks }, *size)));
+            let sink = runtime.block_on(BenchSink::start());
+            bencher.iter(|| runtime.block_on(sink.fold(SumJob { tasks }, *size)));
         });
     }
 }
 
 fn spans(size: u64) -> impl Iterator<Item = Range<u64>> {
-    (0..TASKS).step_by(usize::try_from(size).unwrap_or(1)).map(move |first| first..TASKS.min(first + size))
+    (0..TASK_COUNT)
+        .step_by(usize::try_from(size).unwrap_or(1))
+        .map(move |first| first..TASK_COUNT.min(first + size))
 }
 
 /// A sink with a ledger on disk, whose results come from here instead of from workers.
-struct Scene {
+struct BenchSink {
     transport: Arc<dyn Transport>,
     _dir: tempfile::TempDir,
 }
 
-impl Scene {
+impl BenchSink {
     async fn start() -> Self {
         let dir = tempfile::tempdir().expect("there is room for a ledger");
         let mut registry = Registry::default();
-        registry.register::<Count>().expect("it is the first");
+        registry.register::<SumJob>().expect("it is the first");
         let transport: Arc<dyn Transport> = MemoryTransport::new();
         let sink = Sink::open(SinkConfig {
             registry,
@@ -97,14 +104,14 @@ impl Scene {
         Self { transport, _dir: dir }
     }
 
-    /// Sends all that a job's producer and workers would send the sink, and waits for the end that it tells.
-    async fn fold(&self, count: Count, size: u64) {
+    /// Sends all messages of a job's producer and workers to the sink, and waits for the end.
+    async fn fold(&self, count: SumJob, size: u64) {
         let (job, tasks) = (JobId::generate(), count.tasks);
         let messages = messages(job, count, size);
         let publisher = self.transport.publisher().await.expect("nobody closes it");
         let mut journal = self.transport.journal().await.expect("nobody closes it");
         let sent = async {
-            for some in messages.chunks(TOGETHER) {
+            for some in messages.chunks(MESSAGES_AT_ONCE) {
                 let to = || Address::Queue(QueueRole::Results.of(&Lane::default()));
                 let some = some.iter().map(|message| Outgoing { to: to(), message: message.clone() });
                 publish_until_stored(&*publisher, some.collect()).await.expect("it takes everything");
@@ -126,11 +133,11 @@ impl Scene {
     }
 }
 
-fn messages(job: JobId, count: Count, size: u64) -> Vec<Message> {
+fn messages(job: JobId, count: SumJob, size: u64) -> Vec<Message> {
     let (tasks, erased): (_, Arc<dyn AnyJob>) = (count.tasks, erase(count));
     let opened = Opened {
         job,
-        kind: Kind::new(Count::KIND).expect("a kind that is registered"),
+        kind: Kind::new(SumJob::KIND).expect("a kind that is registered"),
         spec: erased.spec().expect("it is small"),
         policy: Policy::default(),
         plan: erased.plan().expect("it has one"),
@@ -169,11 +176,11 @@ fn bench() -> WorkerId {
 
 /// Adds up its outputs.
 #[derive(Debug, Serialize, Deserialize)]
-struct Count {
+struct SumJob {
     tasks: u64,
 }
 
-impl Job for Count {
+impl Job for SumJob {
     const KIND: &'static str = "count";
     type Task = u64;
     type Output = u64;

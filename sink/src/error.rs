@@ -1,12 +1,12 @@
-//! Why a sink, or a look into a ledger, ends in an error.
+//! Errors of a sink and of a ledger's readers.
 
 use std::{io, path::PathBuf};
 
 use gristmill_shared::{JobId, Lane, LedgerId, StoreError, TransportError};
 
-/// Why a sink ends before it is told to, or why a ledger cannot be read.
+/// The error that ended a sink, or that prevents reading a ledger.
 ///
-/// Whatever it is: results that were not committed were not acknowledged, and come again.
+/// In each case, uncommitted results were not acknowledged and are redelivered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SinkError {
@@ -15,48 +15,48 @@ pub enum SinkError {
     NotALedger {
         /// The file.
         path: PathBuf,
-        /// What it is instead.
+        /// A description of the actual content.
         why: String,
     },
-    /// There is no such file. Only for readers; a sink makes one.
+    /// There is no such file. Only for readers; a sink creates one.
     #[error("there is no ledger {} (hint: a sink makes it when it first starts; run this where that sink is, or name its file with --ledger)", .path.display())]
     Missing {
         /// The file.
         path: PathBuf,
     },
-    /// The file, or the folder it is in, cannot be written.
+    /// The file, or the folder it is in, is not writable.
     #[error("cannot write the ledger {}: {why} (hint: a sink writes the file and beside it)", .path.display())]
     ReadOnly {
         /// The ledger.
         path: PathBuf,
-        /// What cannot be written.
+        /// The obstacle.
         why: String,
     },
-    /// SQLite keeps no write-ahead log there.
+    /// SQLite keeps no write-ahead log at this location.
     #[error(
         "the ledger {} cannot have a write-ahead log where it is, SQLite stays with {mode:?} (hint: put it on a \
-         disk of this machine; network file systems do not do)", .path.display()
+         disk of this machine; network file systems are not supported)", .path.display()
     )]
-    NoLog {
+    NoWriteAheadLog {
         /// The ledger.
         path: PathBuf,
         /// The journal mode that SQLite answers.
         mode: String,
     },
-    /// Another sink works with it.
+    /// Another sink uses the ledger.
     #[error("the ledger {} is held by another sink ({holder}) (hint: one sink serves a lane; stop that one, or serve another lane with --lane)", .path.display())]
     Held {
         /// The ledger.
         path: PathBuf,
-        /// What the other one wrote of itself.
+        /// The holder's own note in the lock file.
         holder: String,
     },
-    /// Another version made it. It was not touched.
+    /// The ledger was made by another version. It was not touched.
     #[error(
         "the ledger {} has version {found}, and this program reads version {known} only (hint: use the gristmill that \
          made it, or name another file)", .path.display()
     )]
-    OtherVersion {
+    UnsupportedVersion {
         /// The ledger.
         path: PathBuf,
         /// Its version.
@@ -64,24 +64,25 @@ pub enum SinkError {
         /// The version known here.
         known: i64,
     },
-    /// The operating system refuses something.
+    /// The operating system denied an operation.
     #[error("cannot {doing} {}", .path.display())]
     Access {
         /// The file.
         path: PathBuf,
-        /// What was tried.
+        /// The operation.
         doing: &'static str,
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// SQLite fails: the disk is full, the file is damaged. Nothing of the unfinished transaction is kept.
+    /// SQLite failed: the disk is full, or the file is damaged. The unfinished transaction is
+    /// discarded.
     #[error("the ledger {place} fails while {doing}")]
     Ledger {
         /// The ledger.
         place: String,
-        /// What was tried.
+        /// The operation.
         doing: &'static str,
-        /// What it said.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
     /// The ledger has no such job.
@@ -92,13 +93,13 @@ pub enum SinkError {
         /// The id.
         job: JobId,
     },
-    /// The ledger has a running job that this program cannot fold. Nothing was changed.
+    /// The ledger has a running job that this program cannot fold. Nothing has changed.
     #[error(
         "the ledger {} has a running job that this program cannot fold: {job}: {why}; the sink does not start, and the \
          job stays as it is (hint: start the sink of the program that submitted it, and let the job end or cancel it \
          while that sink runs)", .path.display()
     )]
-    OtherCode {
+    IncompatibleJob {
         /// The ledger.
         path: PathBuf,
         /// The job.
@@ -106,34 +107,37 @@ pub enum SinkError {
         /// The part that does not fit, and the reason.
         why: String,
     },
-    /// Another ledger has the lane's jobs.
+    /// Another ledger serves the lane.
     #[error(
         "lane {lane} is served with another ledger: {place} (hint: use that one; or --adopt takes the lane over, \
-         and jobs that are under way there do not end)"
+         and jobs that run there never end)"
     )]
-    OtherLedger {
+    LaneClaimed {
         /// The lane.
         lane: Lane,
-        /// That ledger.
+        /// The other ledger.
         ledger: LedgerId,
-        /// Where it is.
+        /// Its location.
         place: String,
     },
-    /// Another sink took the lane while this one served it.
-    #[error("lane {lane} was taken over with another ledger: {place}; this sink leaves it")]
+    /// Another sink took the lane over while this one served it.
+    #[error("lane {lane} was taken over with another ledger: {place}; this sink stops")]
     TakenOver {
         /// The lane.
         lane: Lane,
-        /// Where the other ledger is.
+        /// The location of the other ledger.
         place: String,
     },
-    /// The broker is gone, or does not let us.
+    /// The connection to the broker was lost, or the broker denies access.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The broker did not take a fact. It is kept in the ledger, and published when a sink starts again.
-    #[error("a message of the sink cannot be handed on; it is kept and goes out when the sink starts again")]
+    /// The broker did not confirm a fact. The ledger keeps it, and it is published when a sink next
+    /// starts.
+    #[error(
+        "the broker did not confirm a fact; the ledger keeps it, and the next start of the sink publishes it"
+    )]
     Store(#[from] StoreError),
-    /// The operating system gives no thread.
+    /// The operating system cannot start the thread.
     #[error("cannot start the ledger's thread")]
     Thread(#[source] io::Error),
     /// A defect of the sink itself.

@@ -1,4 +1,4 @@
-//! A set of task indices, stored piece by piece: only what changed is written.
+//! A set of task indices, stored in containers: only changed ones are written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,12 +8,14 @@ use std::{
 
 use roaring::RoaringBitmap;
 
-/// How many indices one container covers: what a roaring bitmap keeps in one piece, 8 KiB at most.
+/// Bits of an index within its container: the size of a container of a roaring bitmap, at most 8
+/// KiB.
 const CONTAINER_BITS: u32 = 16;
-/// The last place in a container.
-const LAST: u32 = (1 << CONTAINER_BITS) - 1;
+/// The last position in a container.
+const LAST_PLACE: u32 = (1 << CONTAINER_BITS) - 1;
 
-/// A set of task indices in containers of 65,536, that knows which of them changed since they were saved.
+/// A set of task indices in containers of 65,536 that tracks which of them changed since they were
+/// saved.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct IndexSet {
     containers: BTreeMap<u64, RoaringBitmap>,
@@ -22,12 +24,12 @@ pub(crate) struct IndexSet {
 }
 
 impl IndexSet {
-    /// How many indices are in it.
+    /// Returns the number of indices in the set.
     pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
-    /// One past the highest index.
+    /// Returns one past the highest index.
     pub(crate) fn end(&self) -> u64 {
         let highest = self.containers.iter().next_back().and_then(|(key, bits)| Some((key, bits.max()?)));
         highest.map_or(0, |(key, place)| (key << CONTAINER_BITS) + u64::from(place) + 1)
@@ -38,8 +40,8 @@ impl IndexSet {
         self.containers.get(&key).is_some_and(|bits| bits.contains(place))
     }
 
-    /// The parts of `range` that are not in the set, ascending and as long as possible. Takes as long as the set is
-    /// large there, however long the range is.
+    /// Returns the parts of `range` that are not in the set, ascending and maximal. The cost
+    /// depends on the size of the set there, not on the length of the range.
     pub(crate) fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         if range.is_empty() {
@@ -50,7 +52,7 @@ impl IndexSet {
         for (&key, bits) in self.containers.range(first >> CONTAINER_BITS..=last >> CONTAINER_BITS) {
             let base = key << CONTAINER_BITS;
             let from = if first > base { locate(first).1 } else { 0 };
-            let to = if last >> CONTAINER_BITS == key { locate(last).1 } else { LAST };
+            let to = if last >> CONTAINER_BITS == key { locate(last).1 } else { LAST_PLACE };
             let mut present = bits.range(from..=to);
             while let Some(run) = present.next_range() {
                 push_range(&mut missing, next..base + u64::from(*run.start()));
@@ -61,7 +63,7 @@ impl IndexSet {
         missing
     }
 
-    /// The indices as ranges, ascending; two of different containers may touch.
+    /// Returns the indices as ascending ranges; two of different containers may touch.
     pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.containers.iter().flat_map(|(key, bits)| {
             let base = key << CONTAINER_BITS;
@@ -84,21 +86,21 @@ impl IndexSet {
         }
     }
 
-    /// Adds a container as it was saved. Only for a set that is being loaded.
+    /// Adds a saved container. Only for a set that is being loaded.
     ///
     /// # Errors
     /// If the bytes are no bitmap.
     pub(crate) fn load(&mut self, key: u64, bytes: &[u8]) -> io::Result<()> {
         let bits = RoaringBitmap::deserialize_from(bytes)?;
-        if bits.is_empty() || bits.max().is_some_and(|place| place > LAST) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a container that is none of ours"));
+        if bits.is_empty() || bits.max().is_some_and(|place| place > LAST_PLACE) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a container of this set"));
         }
         self.len += bits.len();
         self.containers.insert(key, bits);
         Ok(())
     }
 
-    /// The containers that changed since the last call, to be saved under their keys.
+    /// Takes the containers that changed since the last call, to be saved under their keys.
     pub(crate) fn take_changed(&mut self) -> impl Iterator<Item = (u64, Vec<u8>)> {
         std::mem::take(&mut self.changed).into_iter().filter_map(|key| {
             let bits = self.containers.get_mut(&key)?;
@@ -110,7 +112,7 @@ impl IndexSet {
     }
 }
 
-/// Appends a range, joined to the last one if it follows on it. Empty ranges are left out.
+/// Appends a range, joined to the last one if it is adjacent. Empty ranges are skipped.
 pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         _ if range.is_empty() => {}
@@ -119,7 +121,8 @@ pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     }
 }
 
-/// The parts of `range` that are in neither set, ascending: the first `most` of them, and how many indices all have.
+/// Returns the parts of `range` that are in neither set, ascending: the first `most` of them, and
+/// the number of indices in all.
 pub(crate) fn gaps(
     done: &IndexSet,
     failed: &BTreeSet<u64>,
@@ -141,17 +144,17 @@ pub(crate) fn gaps(
 }
 
 fn locate(index: u64) -> (u64, u32) {
-    let place = u32::try_from(index & u64::from(LAST)).expect("16 bits fit into 32");
+    let place = u32::try_from(index & u64::from(LAST_PLACE)).expect("16 bits fit into 32");
     (index >> CONTAINER_BITS, place)
 }
 
-/// The range, cut at the borders of containers.
+/// Splits the range at the borders of containers.
 fn pieces(range: Range<u64>) -> impl Iterator<Item = (u64, RangeInclusive<u32>)> {
     let keys = if range.is_empty() { 0..0 } else { locate(range.start).0..locate(range.end - 1).0 + 1 };
     let (first, last) = (keys.start, keys.end.saturating_sub(1));
     keys.map(move |key| {
         let from = if key == first { locate(range.start).1 } else { 0 };
-        let to = if key == last { locate(range.end - 1).1 } else { LAST };
+        let to = if key == last { locate(range.end - 1).1 } else { LAST_PLACE };
         (key, from..=to)
     })
 }
@@ -171,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn behaves_like_a_set_of_numbers(ranges in ranges(), asked in ranges()) {
+        fn index_set_matches_model(ranges in ranges(), asked in ranges()) {
             let (mut set, mut model) = (IndexSet::default(), BTreeSet::new());
             for range in ranges {
                 set.insert(range.clone());
@@ -189,7 +192,7 @@ mod tests {
         }
 
         #[test]
-        fn what_changed_is_all_that_needs_saving(first in ranges(), second in ranges()) {
+        fn changed_containers_restore_set(first in ranges(), second in ranges()) {
             let (mut set, mut saved) = (IndexSet::default(), BTreeMap::new());
             for ranges in [first, second] {
                 ranges.into_iter().for_each(|range| set.insert(range));
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_container_is_small() {
+    fn full_container_is_small() {
         let mut set = IndexSet::default();
         set.insert(0..65_536);
         let (_, bytes) = set.take_changed().next().unwrap();
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_of_a_huge_range_is_found_by_what_is_there() {
+    fn missing_of_huge_range_is_fast() {
         let (mut set, end) = (IndexSet::default(), 1 << 60);
         set.insert(70_000..70_003);
         set.insert(end / 2..end / 2 + 1);
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn gaps_are_what_is_in_neither_set() {
+    fn gaps_are_in_neither_set() {
         let (mut done, failed) = (IndexSet::default(), BTreeSet::from([0, 5, 6, 9]));
         done.insert(3..5);
         assert_eq!(gaps(&done, &failed, 0..12, 9), (vec![1..3, 7..9, 10..12], 6));
@@ -234,14 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_world_is_an_index_too() {
+    fn index_set_holds_largest_index() {
         let mut set = IndexSet::default();
         set.insert(u64::MAX - 2..u64::MAX);
         assert_eq!((set.len(), set.end()), (2, u64::MAX));
     }
 
     #[test]
-    fn bytes_that_are_no_bitmap_are_refused() {
+    fn invalid_bitmap_is_refused() {
         assert!(IndexSet::default().load(0, b"no bitmap").is_err());
     }
 }

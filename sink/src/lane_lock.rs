@@ -1,4 +1,4 @@
-//! One ledger serves a lane: two would each see half of the results.
+//! Exclusive ownership of a lane: with two ledgers, each would receive half of the results.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,30 +11,30 @@ use tokio::time::sleep;
 
 use crate::SinkError;
 
-/// How often a sink that serves repeats its claim. The journal forgets after days, earlier if much is told in it, and
-/// a claim that is forgotten keeps nobody away.
-const REPEATED_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Time between two publications of the claim while the sink serves. The journal drops facts after
+/// days, earlier under load, and a claim that was dropped no longer protects the lane.
+const CLAIM_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A claim on a lane, as the journal has it.
+/// A claim on a lane, published in the journal.
 #[derive(Debug)]
-pub(crate) struct Claim {
+pub(crate) struct LaneLock {
     lane: Lane,
-    /// The claim itself. It keeps its id when it is repeated; each start of a sink makes one of its own.
+    /// The claim itself. Repetitions keep its id; each start of a sink has a new one.
     message: Message,
-    /// The id of the claim that stood before.
+    /// The id of the claim that this one replaced.
     before: Option<String>,
-    /// Has read everything before our claim.
+    /// The journal, read up to this claim.
     journal: Box<dyn JournalReader>,
     publisher: Arc<dyn Publisher>,
 }
 
-impl Claim {
-    /// Claims the lane: reads who claimed it last, and writes that it is us now; also if it was us, since we see only
-    /// what follows on a claim.
+impl LaneLock {
+    /// Claims the lane: reads the last claim from the journal and publishes a new one, even if the
+    /// last claim is of the same ledger, since only claims that follow one's own are noticed.
     ///
     /// # Errors
-    /// [`SinkError::OtherLedger`] if it is served with another ledger, unless we `adopt` it.
-    pub(crate) async fn stake(
+    /// [`SinkError::LaneClaimed`] if another ledger serves the lane, unless `adopt` is set.
+    pub(crate) async fn acquire(
         transport: &dyn Transport,
         publisher: Arc<dyn Publisher>,
         serving: Serving,
@@ -43,7 +43,7 @@ impl Claim {
         let mut journal = transport.journal().await?;
         let mut last = None;
         while let JournalEntry::Fact(message) = journal.next().await? {
-            if let Some(claim) = claim_in(&message, &serving.lane) {
+            if let Some(claim) = decode_claim(&message, &serving.lane) {
                 last = Some((message.id, claim));
             }
         }
@@ -52,23 +52,23 @@ impl Claim {
             && ledger != serving.ledger
         {
             if !adopt {
-                return Err(SinkError::OtherLedger { lane, ledger, place });
+                return Err(SinkError::LaneClaimed { lane, ledger, place });
             }
             tracing::warn!(%lane, place, "took the lane over");
         }
         let message = serving.message(LedgerId::generate().to_string(), app);
-        write(&*publisher, &message).await?;
+        publish_claim(&*publisher, &message).await?;
         Ok(Self { lane: serving.lane, message, before, journal, publisher })
     }
 
-    /// Waits until somebody else claims the lane, and says so; or until the journal cannot be read or written any
-    /// more. Repeats the claim meanwhile.
-    pub(crate) async fn until_lost(self) -> SinkError {
+    /// Repeats the claim until another sink claims the lane, or until the journal cannot be read or
+    /// written. Returns that error.
+    pub(crate) async fn wait_lost(self) -> SinkError {
         let Self { lane, message, before, mut journal, publisher } = self;
         let repeat = async {
             loop {
-                sleep(REPEATED_EVERY).await;
-                if let Err(error) = write(&*publisher, &message).await {
+                sleep(CLAIM_INTERVAL).await;
+                if let Err(error) = publish_claim(&*publisher, &message).await {
                     return error.into();
                 }
             }
@@ -81,12 +81,12 @@ impl Claim {
                     Ok(JournalEntry::CaughtUp) => continue,
                     Err(error) => return error.into(),
                 };
-                let Some(Serving { lane, place, .. }) = claim_in(&fact, &lane) else { continue };
+                let Some(Serving { lane, place, .. }) = decode_claim(&fact, &lane) else { continue };
                 if fact.id == message.id {
                     ours_seen = true;
                 } else if ours_seen && before.as_ref() != Some(&fact.id) {
-                    // One that was claimed at the same time, but before us, sees our claim and leaves; and so does
-                    // the one before us, even if it has just repeated its own.
+                    // A sink that claimed at the same time but earlier sees this claim and leaves;
+                    // so does the previous owner, even if it has just repeated its own claim.
                     return SinkError::TakenOver { lane, place };
                 }
             }
@@ -98,15 +98,15 @@ impl Claim {
     }
 }
 
-/// The claim on `lane` that the fact is, if it is one.
-fn claim_in(fact: &Message, lane: &Lane) -> Option<Serving> {
+/// Returns the claim on `lane` that the fact holds, if any.
+fn decode_claim(fact: &Message, lane: &Lane) -> Option<Serving> {
     match Fact::decode(fact) {
         Ok(Fact::Serving(serving)) if serving.lane == *lane => Some(serving),
         _ => None,
     }
 }
 
-async fn write(publisher: &dyn Publisher, claim: &Message) -> Result<(), StoreError> {
+async fn publish_claim(publisher: &dyn Publisher, claim: &Message) -> Result<(), StoreError> {
     publish_until_stored(publisher, vec![Outgoing { to: Address::Journal, message: claim.clone() }]).await
 }
 
@@ -117,17 +117,17 @@ mod tests {
 
     use super::*;
 
-    async fn stake(transport: &MemoryTransport, ledger: &LedgerId) -> Claim {
+    async fn acquire(transport: &MemoryTransport, ledger: &LedgerId) -> LaneLock {
         transport.open_lane(&Lane::default()).await.unwrap();
         let serving = Serving { lane: Lane::default(), ledger: ledger.clone(), place: ledger.to_string() };
         let publisher = transport.publisher().await.unwrap();
-        Claim::stake(transport, publisher, serving, (true, "test")).await.unwrap()
+        LaneLock::acquire(transport, publisher, serving, (true, "test")).await.unwrap()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_claim_is_repeated_before_the_journal_forgets_it() {
+    async fn claim_is_repeated_daily() {
         let (transport, ledger) = (MemoryTransport::new(), LedgerId::generate());
-        let claim = stake(&transport, &ledger).await;
+        let claim = acquire(&transport, &ledger).await;
         let (mut journal, began) = (transport.journal().await.unwrap(), Instant::now());
         let read = async {
             let mut ids = Vec::new();
@@ -139,25 +139,26 @@ mod tests {
             ids
         };
         let ids = tokio::select! {
-            ids = timeout(REPEATED_EVERY * 4, read) => ids.expect("it was not repeated"),
-            error = claim.until_lost() => panic!("{error}"),
+            ids = timeout(CLAIM_INTERVAL * 4, read) => ids.expect("it was not repeated"),
+            error = claim.wait_lost() => panic!("{error}"),
         };
         assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-        assert_eq!(began.elapsed().as_secs(), 3 * REPEATED_EVERY.as_secs());
+        assert_eq!(began.elapsed().as_secs(), 3 * CLAIM_INTERVAL.as_secs());
     }
 
+    /// The last claim owns the lane, even if the previous owner repeats its own.
     #[tokio::test(start_paused = true)]
-    async fn the_last_claim_has_the_lane_whatever_the_one_before_repeats() {
+    async fn last_claim_wins() {
         let (transport, [ours, theirs]) = (MemoryTransport::new(), [(); 2].map(|()| LedgerId::generate()));
-        let first = stake(&transport, &ours).await;
+        let first = acquire(&transport, &ours).await;
         let (repeating, repeated) = (Arc::clone(&first.publisher), first.message.clone());
-        let second = stake(&transport, &theirs).await;
-        write(&*repeating, &repeated).await.unwrap();
-        let error = timeout(REPEATED_EVERY / 2, first.until_lost()).await.unwrap();
+        let second = acquire(&transport, &theirs).await;
+        publish_claim(&*repeating, &repeated).await.unwrap();
+        let error = timeout(CLAIM_INTERVAL / 2, first.wait_lost()).await.unwrap();
         assert!(
             matches!(&error, SinkError::TakenOver { place, .. } if *place == theirs.to_string()),
             "{error}"
         );
-        timeout(REPEATED_EVERY / 2, second.until_lost()).await.unwrap_err();
+        timeout(CLAIM_INTERVAL / 2, second.wait_lost()).await.unwrap_err();
     }
 }

@@ -1,8 +1,9 @@
 //! The sink: folds results into reports, each task once, and keeps the ledger.
 //!
-//! Results come in on the broker's side ([`Sink::run_until`]) and are handed to one thread, which folds them and
-//! commits them in groups; only what is committed is acknowledged, and what follows from it is published from the
-//! ledger, again and again until the broker has it. So it does not matter when the sink is killed.
+//! Results arrive on the broker's side ([`Sink::run_until`]) and pass to one thread, which folds
+//! them and commits them in groups. Only committed results are acknowledged, and their consequences
+//! are published from the ledger, repeatedly until the broker confirms them. A sink can therefore
+//! be killed at any time.
 
 mod engine;
 mod error;
@@ -17,7 +18,7 @@ mod tests;
 
 pub use error::SinkError;
 pub use ledger::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader,
+    DeadMessages, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader,
     MissingTasks, OutputPass, OutputRow, ParkedJob, ParkedMessages, PruneReport, PruneRule, Verification,
     prune,
 };

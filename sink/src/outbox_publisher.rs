@@ -1,4 +1,4 @@
-//! Publishes what the ledger's outbox holds, and tells progress.
+//! Publication of the ledger's outbox and of progress events.
 
 use std::mem;
 
@@ -13,79 +13,85 @@ use gristmill_shared::{
 
 use crate::{
     SinkError,
-    engine::ledger_thread::Errand,
-    ledger::outbox_rows::{Answered, OutboxBatch, Refused},
+    engine::ledger_thread::LedgerCommand,
+    ledger::outbox_rows::{OutboxAnswer, OutboxBatch, RefusedRow},
 };
 
-/// How many lots of ends may be on their way as events. Further ones are read in the journal alone.
-const LIVE_MAX: usize = 4;
+/// Groups of job ends that may be in flight as events. Further ends are in the journal only.
+const LIVE_MAX_GROUPS: usize = 4;
 
-/// Publishes each batch until the broker has answered all of it, and says what it answered; ends when the clerk has gone
-/// and nothing is on its way. A full queue holds up its own target only. Ends are told live as well, once; nobody depends on that.
+/// Publishes each batch until the broker has answered all of it, and reports the answers. Returns
+/// when the ledger thread has ended and nothing is in flight. A full queue delays its own target
+/// only. Job ends are also published once as events, best effort.
 ///
 /// # Errors
-/// If something cannot be stored for a reason that waiting does not mend.
-pub(crate) async fn empty_outbox(
+/// If a row cannot be stored for a reason that waiting does not resolve.
+pub(crate) async fn drain_outbox(
     batches: Receiver<OutboxBatch>,
-    errands: Sender<Errand>,
+    commands: Sender<LedgerCommand>,
     publisher: &dyn Publisher,
 ) -> Result<(), SinkError> {
     let (mut in_flight, mut live) = (FuturesUnordered::new(), FuturesUnordered::new());
     loop {
         tokio::select! {
             Some(answered) = in_flight.next() => {
-                // A clerk who has gone strikes them next time, and readers know the repetition by its id.
-                let _ = errands.send_async(Errand::Answered(answered?)).await;
+                // If the ledger thread has ended, the next one deletes the rows; readers detect the
+                // repetition by its id.
+                let _ = commands.send_async(LedgerCommand::OutboxAnswered(answered?)).await;
             }
             batch = batches.recv_async(), if !batches.is_disconnected() || !batches.is_empty() => {
                 if let Ok(mut batch) = batch {
                     reached(FailPoint::SinkTelling);
                     let ends = mem::take(&mut batch.live);
-                    if !ends.is_empty() && live.len() < LIVE_MAX {
+                    if !ends.is_empty() && live.len() < LIVE_MAX_GROUPS {
                         live.push(publisher.publish(ends));
                     }
-                    in_flight.push(publish(batch, publisher));
+                    in_flight.push(publish_batch(batch, publisher));
                 }
             }
-            Some(_) = live.next() => {} // nobody waits for an event
+            Some(_) = live.next() => {} // events are best effort
             else => return Ok(()),
         }
     }
 }
 
-/// Publishes the rows together, which keeps their order. Those that the broker refuses at first are tried again alone,
-/// and so come later than what was to follow on them.
-async fn publish(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<Answered, SinkError> {
+/// Publishes the rows together, which keeps their order. Rows that the broker rejects at first are
+/// retried one by one, and so arrive after the rows that follow them.
+async fn publish_batch(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<OutboxAnswer, SinkError> {
     let OutboxBatch { target, rows, .. } = batch;
     let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
     if answers.len() != rows.len() {
-        return Err(StoreError::Lost.into()); // of some of them nobody knows
+        return Err(StoreError::Lost.into()); // the fate of some is unknown
     }
-    let mut answered = Answered { target, stored: Vec::with_capacity(rows.len()), refused: Vec::new() };
+    let mut answered = OutboxAnswer { target, stored: Vec::with_capacity(rows.len()), refused: Vec::new() };
     for ((row, outgoing), answer) in rows.into_iter().zip(answers) {
         let message = outgoing.message.clone();
         let refusal = match answer {
             Published::Stored => None,
             Published::Refused(why) => Some(why),
             Published::Denied(why) => return Err(StoreError::Denied { to: outgoing.to, why }.into()),
-            // The next try ends well, or says what is wrong.
+            // The retry succeeds, or returns the reason.
             Published::Rejected | Published::Unroutable | Published::Unknown => {
                 publish_until_answered(publisher, vec![outgoing]).await?.pop().map(|(_, why)| why)
             }
         };
         match refusal {
             None => answered.stored.push(row),
-            Some(why) => answered.refused.push(Refused { row, message, why }),
+            Some(why) => answered.refused.push(RefusedRow { row, message, why }),
         }
     }
     Ok(answered)
 }
 
-/// Tells progress and stalls to whoever listens, until the clerk has gone.
-pub(crate) async fn tell(news: Receiver<Vec<(Topic, Event)>>, publisher: &dyn Publisher, app: &WorkerId) {
+/// Publishes progress and stalls as events until the ledger thread has ended.
+pub(crate) async fn publish_events(
+    events: Receiver<Vec<(Topic, Event)>>,
+    publisher: &dyn Publisher,
+    app: &WorkerId,
+) {
     let app = app.as_str();
-    while let Ok(news) = news.recv_async().await {
-        let events = news.into_iter().map(|(topic, event)| {
+    while let Ok(events) = events.recv_async().await {
+        let events = events.into_iter().map(|(topic, event)| {
             let message = match event {
                 Event::Progress(progress) => progress.message(format!("{}/progress", progress.job), app),
                 Event::Missing(missing) => missing.message(format!("{}/missing", missing.job), app),
@@ -94,7 +100,7 @@ pub(crate) async fn tell(news: Receiver<Vec<(Topic, Event)>>, publisher: &dyn Pu
             };
             Outgoing { to: Address::Events(topic), message }
         });
-        drop(publisher.publish(events.collect()).await); // nobody waits for an event
+        drop(publisher.publish(events.collect()).await); // events are best effort
     }
 }
 
@@ -106,17 +112,17 @@ mod tests {
     use gristmill_shared::{Lane, Message, QueueRole};
 
     use super::*;
-    use crate::ledger::outbox_rows::Target;
+    use crate::ledger::outbox_rows::OutboxTarget;
 
-    /// Answers as it was told to, call by call, and then always that it has stored; notes the ids of every call.
+    /// Answers call by call from a script, then always `Stored`; records the ids of every call.
     #[derive(Debug, Default)]
-    struct Scripted {
+    struct ScriptedPublisher {
         answers: Mutex<Vec<Vec<Published>>>,
         calls: Mutex<Vec<Vec<String>>>,
     }
 
     #[async_trait]
-    impl Publisher for Scripted {
+    impl Publisher for ScriptedPublisher {
         async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
             let ids = batch.iter().map(|outgoing| outgoing.message.id.clone()).collect();
             self.calls.lock().unwrap().push(ids);
@@ -129,17 +135,18 @@ mod tests {
         let row = |row: i64| {
             (row, Outgoing { to: to.clone(), message: Message { id: row.to_string(), ..Message::default() } })
         };
-        OutboxBatch { target: Target::Tasks, rows: (1..=4).map(row).collect(), live: Vec::new() }
+        OutboxBatch { target: OutboxTarget::Tasks, rows: (1..=4).map(row).collect(), live: Vec::new() }
     }
 
-    async fn publish_with(answers: Vec<Vec<Published>>) -> (Result<Answered, SinkError>, Vec<String>) {
-        let publisher = Scripted { answers: Mutex::new(answers), ..Scripted::default() };
-        let end = publish(batch(), &publisher).await;
+    async fn publish_with(answers: Vec<Vec<Published>>) -> (Result<OutboxAnswer, SinkError>, Vec<String>) {
+        let publisher = ScriptedPublisher { answers: Mutex::new(answers), ..ScriptedPublisher::default() };
+        let end = publish_batch(batch(), &publisher).await;
         (end, publisher.calls.into_inner().unwrap().iter().map(|ids| ids.join(" ")).collect())
     }
 
+    /// Rows are published together; only those that were rejected are published again.
     #[tokio::test]
-    async fn rows_go_out_together_and_only_what_was_rejected_goes_again() {
+    async fn rejected_rows_are_retried() {
         use Published::{Refused, Rejected, Stored};
         let (end, calls) = publish_with(Vec::new()).await;
         assert_eq!((end.unwrap().stored, calls), (vec![1, 2, 3, 4], vec!["1 2 3 4".to_owned()]));
@@ -150,8 +157,9 @@ mod tests {
         assert_eq!(calls, ["1 2 3 4", "1", "4"]);
     }
 
+    /// Rows refused at first or on the retry do not count as stored.
     #[tokio::test]
-    async fn what_is_refused_at_once_or_later_is_not_taken_for_stored() {
+    async fn refused_rows_are_not_stored() {
         use Published::{Refused, Rejected, Stored};
         let refused = || Refused("too large".into());
         // The last answer comes first.
@@ -164,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waiting_does_not_mend_is_an_error() {
+    async fn lasting_failure_is_an_error() {
         use Published::{Stored, Unknown, Unroutable};
         for (answer, expected) in [(Unknown, "lost"), (Unroutable, "gristmill.default.tasks does not exist")]
         {

@@ -1,4 +1,4 @@
-//! The sink as a whole: what it is made of, and how it starts and leaves.
+//! The sink as a whole: its parts, its start and its shutdown.
 
 use std::{
     convert::Infallible,
@@ -21,38 +21,39 @@ use tokio::{sync::watch, time::timeout};
 use crate::{
     LedgerPlace, SinkError,
     engine::{
-        Clerk,
-        ledger_thread::{self, DEAD_PREFETCH, Desk, Errand, RESULTS_PREFETCH},
+        LedgerEngine,
+        ledger_thread::{self, DEAD_PREFETCH, LedgerCommand, LedgerHandle, RESULTS_PREFETCH},
     },
-    lane_lock::Claim,
-    ledger::{Ledger, Record, outbox_rows},
+    lane_lock::LaneLock,
+    ledger::{JobRecord, Ledger, outbox_rows},
     outbox_publisher,
 };
 
-/// How many deliveries are handed to the clerk at a time.
+/// Deliveries handed to the ledger thread at a time.
 const DELIVERIES_MAX: usize = 64;
-/// How long a leaving sink waits for the broker to take what the ledger's outbox holds. What is left goes out when a
-/// sink starts with this ledger again.
+/// Time that a sink which shuts down waits for the broker to confirm the rows of the ledger's
+/// outbox. The rest goes out when a sink next starts with this ledger.
 const OUTBOX_GRACE: Duration = Duration::from_secs(5);
 
-/// What a sink is made of.
+/// Settings of a [`Sink`].
 #[derive(Debug, Clone)]
 pub struct SinkConfig {
-    /// The kinds of job it can fold. A job of another kind ends at once, visibly.
+    /// The kinds of job that the sink can fold. A job of another kind ends at once, visibly.
     pub registry: Registry,
-    /// The lane it serves, alone.
+    /// The lane that the sink serves. It has no other sink.
     pub lane: Lane,
-    /// Where its ledger is.
+    /// The location of the ledger.
     pub ledger: LedgerPlace,
-    /// Whether it may take the lane from a sink with another ledger.
+    /// True if the sink may take the lane over from a sink with another ledger.
     pub adopt: bool,
-    /// What its messages say they come from.
+    /// The sender that the sink's messages name.
     pub app: WorkerId,
-    /// After how long without an outcome a job is said to stall; none for as long as suits the job, a minute or more.
+    /// Time without an outcome after which a job counts as stalled. `None` adapts it to the job,
+    /// with a minimum of one minute.
     pub stall_after: Option<Duration>,
 }
 
-/// A sink with an open ledger: folds the results of a lane's jobs, and says how they ended.
+/// A sink with an open ledger: folds the results of a lane's jobs and concludes the jobs.
 #[derive(Debug)]
 pub struct Sink {
     registry: Registry,
@@ -61,29 +62,29 @@ pub struct Sink {
     app: WorkerId,
     ledger: Ledger,
     stall_after: Option<Duration>,
-    /// Where an earlier sink wanted to send what the ledger's outbox still holds.
+    /// The lanes that rows of the ledger's outbox, left by an earlier sink, are addressed to.
     outbox_lanes: Vec<Lane>,
 }
 
-/// A sink that has a lane for its own, and serves it as soon as it is [run](ClaimedSink::run_until).
+/// A sink that owns its lane. [`run_until`](ClaimedSink::run_until) serves it.
 #[derive(Debug)]
 pub struct ClaimedSink {
     sink: Sink,
     transport: Arc<dyn Transport>,
     publisher: Arc<dyn Publisher>,
-    claim: Claim,
+    lane_lock: LaneLock,
 }
 
-/// What a sink did.
+/// Counts of a sink's work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SinkReport {
-    /// Messages taken in from the results queue.
+    /// Messages received from the results queue.
     pub messages: u64,
     /// Tasks that got an outcome.
     pub tasks: u64,
     /// Jobs that ended.
     pub jobs_ended: u64,
-    /// Messages taken in from the dead queue.
+    /// Messages received from the dead queue.
     pub dead: u64,
 }
 
@@ -95,31 +96,32 @@ impl fmt::Display for SinkReport {
 }
 
 impl Sink {
-    /// Opens the ledger, or makes it, and holds it until the sink is dropped or ends. Blocking.
+    /// Opens or creates the ledger, and locks it until the sink is dropped or ends. Blocking.
     ///
     /// # Errors
-    /// If the file is no ledger, cannot be written, or is held by another sink, or if it has a
+    /// If the file is not a ledger, is not writable, or is held by another sink, or if it has a
     /// running job of the lane whose code is registered in another version, or whose parameters do
-    /// not decode. Then nothing was changed.
+    /// not decode. Nothing has changed then.
     pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
         let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
         let ledger = Ledger::open(ledger)?;
-        refuse_other_code(&ledger, &registry, &lane)?;
-        let outbox_lanes = ledger.read("the outbox is read", outbox_rows::lanes)?;
+        check_running_jobs(&ledger, &registry, &lane)?;
+        let outbox_lanes = ledger.read("the outbox is read", outbox_rows::load_lanes)?;
         Ok(Self { registry, lane, adopt, app, ledger, stall_after, outbox_lanes })
     }
 
-    /// What tells its ledger from all others.
+    /// Returns the unique id of the ledger.
     #[must_use]
     pub fn ledger_id(&self) -> &LedgerId {
         self.ledger.id()
     }
 
-    /// Makes the lane's queues where they are missing, and claims the lane for this ledger. Nothing is taken from it
-    /// yet. Dropping the future leaves at once; the claim may stand then.
+    /// Creates the lane's queues where they are missing, and claims the lane for this ledger.
+    /// Consumes nothing yet. Dropping the future stops at once; the claim may have been published
+    /// then.
     ///
     /// # Errors
-    /// If the lane belongs to another ledger, or the broker goes.
+    /// If the lane belongs to another ledger, or the connection to the broker is lost.
     pub async fn claim(self, transport: Arc<dyn Transport>) -> Result<ClaimedSink, SinkError> {
         transport.open_lane(&self.lane).await?;
         for lane in &self.outbox_lanes {
@@ -132,15 +134,15 @@ impl Sink {
             place: format!("{} of {}", self.ledger.place(), self.app),
         };
         let who = (self.adopt, self.app.as_str());
-        let claim = Claim::stake(&*transport, Arc::clone(&publisher), serving, who).await?;
-        Ok(ClaimedSink { sink: self, transport, publisher, claim })
+        let lane_lock = LaneLock::acquire(&*transport, Arc::clone(&publisher), serving, who).await?;
+        Ok(ClaimedSink { sink: self, transport, publisher, lane_lock })
     }
 
-    /// [Claims](Sink::claim) the lane and [serves](ClaimedSink::run_until) it until `shutdown` resolves, which may be
-    /// before it has begun to.
+    /// [Claims](Sink::claim) the lane and [serves](ClaimedSink::run_until) it until `shutdown`
+    /// resolves, possibly before the claim.
     ///
     /// # Errors
-    /// Those of the two.
+    /// The errors of both.
     pub async fn run_until(
         self,
         transport: Arc<dyn Transport>,
@@ -155,10 +157,10 @@ impl Sink {
     }
 }
 
-/// Makes sure that the running jobs of known kinds can be folded.
-fn refuse_other_code(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Result<(), SinkError> {
-    let running = ledger.read("jobs are read", |connection| Record::load_running(connection, lane))?;
-    for Record { opened, version, .. } in running {
+/// Checks that this program can fold the running jobs of known kinds.
+fn check_running_jobs(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Result<(), SinkError> {
+    let running = ledger.read("jobs are read", |connection| JobRecord::load_running(connection, lane))?;
+    for JobRecord { opened, version, .. } in running {
         let why = match registry.open(&opened.kind, version, &opened.spec) {
             Ok(_) | Err(OpenError::UnknownKind) => continue,
             Err(error) => error.to_string(),
@@ -167,21 +169,23 @@ fn refuse_other_code(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Resul
             LedgerPlace::File(path) => path.clone(),
             LedgerPlace::Memory => PathBuf::from("in memory"),
         };
-        return Err(SinkError::OtherCode { path, job: opened.job, why });
+        return Err(SinkError::IncompatibleJob { path, job: opened.job, why });
     }
     Ok(())
 }
 
 impl ClaimedSink {
-    /// Serves the lane until `shutdown` resolves; then takes nothing more, commits what it has and acknowledges it.
+    /// Serves the lane until `shutdown` resolves; then consumes no more, commits and acknowledges
+    /// what it has.
     ///
-    /// Dropping the future leaves at once: what was handed over is still committed, and what was not acknowledged
-    /// comes again.
+    /// Dropping the future stops at once: deliveries that were handed over are still committed, and
+    /// unacknowledged ones are redelivered.
     ///
     /// # Errors
-    /// [`SinkError`] if the broker goes, the ledger fails, or another ledger takes the lane over.
+    /// [`SinkError`] if the connection to the broker is lost, the ledger fails, or another ledger
+    /// takes the lane over.
     pub async fn run_until(self, shutdown: impl Future<Output = ()> + Send) -> Result<SinkReport, SinkError> {
-        let Self { sink, transport, publisher, claim } = self;
+        let Self { sink, transport, publisher, lane_lock } = self;
         let Sink { registry, lane, app, ledger, stall_after, .. } = sink;
         let mut shutdown = pin!(shutdown);
         let consumers = async {
@@ -194,36 +198,40 @@ impl ClaimedSink {
         };
         tracing::info!(%lane, ledger = %ledger.place(), %transport, "serving");
 
-        let clerk = Clerk::new(ledger, registry, lane, app.clone()).stall_after(stall_after);
-        let Desk { errands, outbox, news, end } = ledger_thread::start(clerk)?;
-        let mut outbox = pin!(outbox_publisher::empty_outbox(outbox, errands.clone(), &*publisher).fuse());
-        let mut news = pin!(outbox_publisher::tell(news, &*publisher, &app));
-        // Nothing is wrong if we are told to leave; or the clerk has gone, who says why himself.
+        let engine = LedgerEngine::new(ledger, registry, lane, app.clone()).stall_after(stall_after);
+        let LedgerHandle { commands, outbox, events, end } = ledger_thread::spawn(engine)?;
+        let mut outbox = pin!(outbox_publisher::drain_outbox(outbox, commands.clone(), &*publisher).fuse());
+        let mut events = pin!(outbox_publisher::publish_events(events, &*publisher, &app));
+        // `None` if `shutdown` resolved, or if the ledger thread has ended: `end` has its reason
+        // then.
         let wrong = tokio::select! {
             () = &mut shutdown => None,
-            wrong = receive(&mut *results, &errands, Errand::Take) => wrong,
-            wrong = receive(&mut *dead, &errands, Errand::TakeDead) => wrong,
-            wrong = claim.until_lost() => Some(wrong),
+            wrong = forward_deliveries(&mut *results, &commands, LedgerCommand::Results) => wrong,
+            wrong = forward_deliveries(&mut *dead, &commands, LedgerCommand::Dead) => wrong,
+            wrong = lane_lock.wait_lost() => Some(wrong),
             stored = &mut outbox => stored.err(),
-            () = &mut news => None,
-            never = follow_health(transport.health(), &errands) => match never {},
+            () = &mut events => None,
+            never = forward_health(transport.health(), &commands) => match never {},
         };
 
-        // The consumers stay until the clerk has acknowledged: dropping them hands back what is not.
-        let _ = errands.send_async(Errand::Leave).await; // fails if he has gone
-        let report = end.await.unwrap_or_else(|_| Err(SinkError::Died("it ended without a word".into())));
+        // The consumers stay open until the ledger thread has acknowledged: dropping them requeues
+        // the rest.
+        let _ = commands.send_async(LedgerCommand::Shutdown).await; // fails if the thread has ended
+        let report = end.await.unwrap_or_else(|_| Err(SinkError::Died("it ended without a result".into())));
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
         let report = report?;
         results.close().await;
         dead.close().await;
-        drop(errands);
+        drop(commands);
         if !outbox.is_terminated() {
             match timeout(OUTBOX_GRACE, outbox).await {
                 Ok(stored) => stored?,
                 Err(_) => {
-                    tracing::warn!("the broker does not take all facts; they go out when a sink starts again")
+                    tracing::warn!(
+                        "the broker has not confirmed all facts; the next start of the sink publishes them"
+                    )
                 }
             }
         }
@@ -231,27 +239,31 @@ impl ClaimedSink {
     }
 }
 
-/// Hands deliveries to the clerk; answers why that ended. Nothing if the clerk has gone, who says why himself.
-async fn receive(
+/// Forwards deliveries to the ledger thread. Returns the error that ended it, or `None` if the
+/// ledger thread has ended, which reports its own reason.
+async fn forward_deliveries(
     consumer: &mut dyn Consumer,
-    errands: &Sender<Errand>,
-    errand: impl Fn(Vec<Delivery>) -> Errand + Send,
+    commands: &Sender<LedgerCommand>,
+    command: impl Fn(Vec<Delivery>) -> LedgerCommand + Send,
 ) -> Option<SinkError> {
     loop {
         match consumer.recv(DELIVERIES_MAX).await {
-            Ok(deliveries) => errands.send_async(errand(deliveries)).await.ok()?,
+            Ok(deliveries) => commands.send_async(command(deliveries)).await.ok()?,
             Err(error) => return Some(error.into()),
         }
     }
 }
 
-/// Lets the clerk know whether the broker works.
-async fn follow_health(mut health: watch::Receiver<Health>, errands: &Sender<Errand>) -> Infallible {
+/// Reports to the ledger thread whether the broker works.
+async fn forward_health(mut health: watch::Receiver<Health>, commands: &Sender<LedgerCommand>) -> Infallible {
     loop {
-        // Who has no queue to take from, because somebody deleted it, is the first who must be told of missing tasks.
+        // `Interrupted` includes a missing queue: if it was deleted, the report of missing tasks
+        // matters most.
         let works = matches!(*health.borrow_and_update(), Health::Well | Health::Interrupted(_));
-        if errands.send_async(Errand::Broker { works }).await.is_err() || health.changed().await.is_err() {
-            return pending().await; // somebody else knows why it is over
+        if commands.send_async(LedgerCommand::BrokerHealth { works }).await.is_err()
+            || health.changed().await.is_err()
+        {
+            return pending().await; // `end` has the reason
         }
     }
 }

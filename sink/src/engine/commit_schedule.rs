@@ -1,77 +1,86 @@
-//! When to commit: at once when a job ends, soon otherwise, but never so often that committing is all that is done.
+//! The schedule of commits: at once when a job ends, soon otherwise, and within a tenth of the time
+//! in the long run.
 
 use std::time::{Duration, Instant};
 
-/// How soon something is to be committed.
+/// The urgency of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
-    /// Nobody waits for it.
-    AtLeisure,
-    /// It is progress.
-    Soon,
-    /// Somebody waits for it: it ends a job, or answers a question.
-    Now,
+    /// Only clean-up of the outbox, which delays no one.
+    Lazy,
+    /// Progress, which may wait for more.
+    Batched,
+    /// A job's end or the answer to a question, which a caller waits for.
+    Immediate,
 }
 
-/// After a commit is rested so many times as long as it took, so that committing takes a tenth of the time.
-const REST: u32 = 9;
-/// So much rest may be owed before a commit waits for it: enough for the few messages of a small job to be committed as
-/// they come.
-const OWED_MAX: Duration = Duration::from_millis(100);
-/// So long may progress wait for what else comes. A job of a few short tasks ends within that time, and is committed once.
-const SOON: Duration = Duration::from_millis(10);
-/// And so much of the time for which its jobs have been running, if that is longer: who has waited for seconds does not mind,
-/// and each commit costs a write to the disk here, and one on the broker for its acks.
-const SHARE: u32 = 50;
-/// But no longer than this, so that progress is seen each second whatever else it waits for.
-const SOON_MAX: Duration = Duration::from_millis(200);
-/// Under load, commits of progress are at least this far apart.
-const APART_MIN: Duration = Duration::from_millis(20);
-/// However long commits take, the next one does not wait longer than this.
-const APART_MAX: Duration = Duration::from_millis(50);
+/// Idle time after a commit, as a multiple of its duration: commits use at most a tenth of the
+/// time.
+const REST_RATIO: u32 = 9;
+/// Idle time that may be owed before a commit waits for it: enough to commit the few messages of a
+/// small job as they come.
+const REST_DEBT_MAX: Duration = Duration::from_millis(100);
+/// Minimum time that progress waits for more. A job of a few short tasks ends within it and needs
+/// one commit.
+const PROGRESS_DELAY_MIN: Duration = Duration::from_millis(10);
+/// Divisor of the running time of the jobs: progress may also wait for this fraction of it. A
+/// caller that has waited for seconds does not notice, and each commit costs a disk write here and,
+/// for its acks, one on the broker.
+const RUNNING_TIME_DIVISOR: u32 = 50;
+/// Maximum time that progress waits, so that it is visible each second despite further delays.
+const PROGRESS_DELAY_MAX: Duration = Duration::from_millis(200);
+/// Minimum time between commits of progress under load.
+const COMMIT_GAP_MIN: Duration = Duration::from_millis(20);
+/// Maximum wait for the next commit, however long commits take.
+const COMMIT_GAP_MAX: Duration = Duration::from_millis(50);
 
-/// When the last commit was, and what rest is owed.
+/// The time of the last commit, and the idle time owed since.
 #[derive(Debug)]
-pub(crate) struct Pace {
-    last: Instant,
-    /// Until when all rest that is owed would be taken.
-    rested: Instant,
-    /// How long progress may wait.
-    soon: Duration,
-    /// Since when something waits to be committed that somebody cares for.
-    waits_since: Option<Instant>,
+pub(crate) struct CommitSchedule {
+    last_commit: Instant,
+    /// The time at which all owed idle time has passed.
+    rest_until: Instant,
+    /// Time that progress may wait.
+    progress_delay: Duration,
+    /// The time since which a commit that is not lazy has been pending.
+    pending_since: Option<Instant>,
 }
 
-impl Pace {
+impl CommitSchedule {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { last: now, rested: now, soon: SOON, waits_since: None }
+        Self { last_commit: now, rest_until: now, progress_delay: PROGRESS_DELAY_MIN, pending_since: None }
     }
 
-    /// A commit ended.
-    pub(crate) fn committed(&mut self, began: Instant, ended: Instant) {
-        let rested = self.rested.max(began) + (ended - began) * (REST + 1);
-        self.rested = rested.min(ended + OWED_MAX + APART_MAX);
-        (self.last, self.waits_since) = (ended, None);
+    /// Records a commit and the idle time that it owes.
+    pub(crate) fn record_commit(&mut self, began: Instant, ended: Instant) {
+        let rested = self.rest_until.max(began) + (ended - began) * (REST_RATIO + 1);
+        self.rest_until = rested.min(ended + REST_DEBT_MAX + COMMIT_GAP_MAX);
+        (self.last_commit, self.pending_since) = (ended, None);
     }
 
-    /// There is something to commit. What nobody waits for does not start the clock: else what comes after it would be
-    /// committed without the company that it should wait for.
-    /// The jobs whose progress it is have been running since `running` at least.
-    pub(crate) fn waits(&mut self, urgency: Urgency, running: Instant, now: Instant) {
-        if urgency > Urgency::AtLeisure {
-            self.waits_since.get_or_insert(now);
-            self.soon = (now.saturating_duration_since(running) / SHARE).clamp(SOON, SOON_MAX);
+    /// Notes that a commit is pending. A lazy one does not start the clock; otherwise later
+    /// progress would be committed before it has waited for more. `running` is the earliest time
+    /// since which the jobs with progress have all been running.
+    pub(crate) fn note_pending(&mut self, urgency: Urgency, running: Instant, now: Instant) {
+        if urgency > Urgency::Lazy {
+            self.pending_since.get_or_insert(now);
+            self.progress_delay = (now.saturating_duration_since(running) / RUNNING_TIME_DIVISOR)
+                .clamp(PROGRESS_DELAY_MIN, PROGRESS_DELAY_MAX);
         }
     }
 
-    /// When the next commit is due, if there is something to commit; `idle` if no message waits.
+    /// Returns when the pending commit is due; `idle` if no command waits.
     pub(crate) fn due(&self, urgency: Urgency, idle: bool) -> Instant {
-        let rested = self.rested.checked_sub(OWED_MAX).unwrap_or(self.last);
+        let rested = self.rest_until.checked_sub(REST_DEBT_MAX).unwrap_or(self.last_commit);
         match urgency {
-            Urgency::Now => rested.max(self.last),
-            Urgency::Soon if idle => rested.max(self.waits_since.unwrap_or(self.last) + self.soon),
-            Urgency::Soon => rested.max(self.last + self.soon.clamp(APART_MIN, APART_MAX)),
-            Urgency::AtLeisure => self.rested.max(self.last + APART_MAX),
+            Urgency::Immediate => rested.max(self.last_commit),
+            Urgency::Batched if idle => {
+                rested.max(self.pending_since.unwrap_or(self.last_commit) + self.progress_delay)
+            }
+            Urgency::Batched => {
+                rested.max(self.last_commit + self.progress_delay.clamp(COMMIT_GAP_MIN, COMMIT_GAP_MAX))
+            }
+            Urgency::Lazy => self.rest_until.max(self.last_commit + COMMIT_GAP_MAX),
         }
     }
 }
@@ -80,68 +89,73 @@ impl Pace {
 mod tests {
     use super::*;
 
-    const MS: Duration = Duration::from_millis(1);
+    const ONE_MS: Duration = Duration::from_millis(1);
 
-    /// Commits that take so long each, as soon as they are due: how long each waited.
+    /// Commits of equal cost, each as soon as it is due. Returns how long each waited.
     fn waits(cost: Duration, urgency: Urgency, idle: bool) -> Vec<Duration> {
-        let mut now = Instant::now() + 10 * OWED_MAX;
-        let mut pace = Pace::new(now);
+        let mut now = Instant::now() + 10 * REST_DEBT_MAX;
+        let mut schedule = CommitSchedule::new(now);
         let mut wait = || {
-            pace.waits(urgency, now, now);
-            let due = pace.due(urgency, idle).max(now);
+            schedule.note_pending(urgency, now, now);
+            let due = schedule.due(urgency, idle).max(now);
             let waited = due - now;
             now = due + cost;
-            pace.committed(due, now);
+            schedule.record_commit(due, now);
             waited
         };
         (0..100).map(|_| wait()).collect()
     }
 
+    /// A few ends are committed at once; many use a tenth of the time.
     #[test]
-    fn a_few_ends_follow_one_another_at_once_and_many_take_a_tenth_of_the_time() {
+    fn ends_commit_at_once_within_limit() {
         for idle in [true, false] {
-            let waits = waits(2 * MS, Urgency::Now, idle);
+            let waits = waits(2 * ONE_MS, Urgency::Immediate, idle);
             assert_eq!(waits[..5], [Duration::ZERO; 5]);
-            assert_eq!(waits[10..], [18 * MS; 90]);
+            assert_eq!(waits[10..], [18 * ONE_MS; 90]);
         }
     }
 
+    /// Progress waits for more of it, longer under load.
     #[test]
-    fn progress_waits_for_company_and_longer_while_there_is_some() {
+    fn progress_commits_are_batched() {
         for (cost, when_idle, under_load) in [(1, 10, 20), (4, 36, 36), (100, 50, 50)] {
-            let steady = |idle| waits(cost * MS, Urgency::Soon, idle)[50..].to_vec();
-            assert_eq!(steady(true), [when_idle * MS; 50], "{cost} ms");
-            assert_eq!(steady(false), [under_load * MS; 50], "{cost} ms");
+            let steady = |idle| waits(cost * ONE_MS, Urgency::Batched, idle)[50..].to_vec();
+            assert_eq!(steady(true), [when_idle * ONE_MS; 50], "{cost} ms");
+            assert_eq!(steady(false), [under_load * ONE_MS; 50], "{cost} ms");
         }
     }
 
+    /// A lazy commit is due when all owed idle time has passed.
     #[test]
-    fn what_nobody_waits_for_is_committed_when_all_rest_is_taken() {
+    fn lazy_commit_waits_for_full_rest() {
         let now = Instant::now();
-        let mut pace = Pace::new(now);
-        let due = |pace: &Pace| pace.due(Urgency::AtLeisure, true) - now;
-        assert_eq!(due(&pace), APART_MAX);
-        pace.committed(now, now + 10 * MS);
-        assert_eq!(due(&pace), 100 * MS);
+        let mut schedule = CommitSchedule::new(now);
+        let due = |schedule: &CommitSchedule| schedule.due(Urgency::Lazy, true) - now;
+        assert_eq!(due(&schedule), COMMIT_GAP_MAX);
+        schedule.record_commit(now, now + 10 * ONE_MS);
+        assert_eq!(due(&schedule), 100 * ONE_MS);
     }
 
+    /// Progress of jobs that have been running for longer may wait for longer.
     #[test]
-    fn the_longer_its_jobs_have_been_running_the_longer_progress_may_wait() {
-        let now = Instant::now() + 100_000 * MS;
+    fn long_jobs_commit_less_often() {
+        let now = Instant::now() + 100_000 * ONE_MS;
         let waits = |running: u32| {
-            let mut pace = Pace::new(now);
-            pace.waits(Urgency::Soon, now - running * MS, now);
-            (pace.due(Urgency::Soon, true) - now).as_millis()
+            let mut schedule = CommitSchedule::new(now);
+            schedule.note_pending(Urgency::Batched, now - running * ONE_MS, now);
+            (schedule.due(Urgency::Batched, true) - now).as_millis()
         };
         assert_eq!([0, 400, 900, 4_500, 10_000, 90_000].map(waits), [10, 10, 18, 90, 200, 200]);
     }
 
+    /// A lazy change does not shorten the wait of later progress.
     #[test]
-    fn what_nobody_waits_for_takes_no_time_from_what_comes_after_it() {
-        let now = Instant::now() + 10 * OWED_MAX;
-        let mut pace = Pace::new(now);
-        pace.waits(Urgency::AtLeisure, now, now);
-        pace.waits(Urgency::Soon, now, now + 9 * MS);
-        assert_eq!(pace.due(Urgency::Soon, true) - now, 9 * MS + SOON);
+    fn lazy_change_starts_no_clock() {
+        let now = Instant::now() + 10 * REST_DEBT_MAX;
+        let mut schedule = CommitSchedule::new(now);
+        schedule.note_pending(Urgency::Lazy, now, now);
+        schedule.note_pending(Urgency::Batched, now, now + 9 * ONE_MS);
+        assert_eq!(schedule.due(Urgency::Batched, true) - now, 9 * ONE_MS + PROGRESS_DELAY_MIN);
     }
 }

@@ -1,39 +1,39 @@
-//! Messages that were none of ours: recorded for people, told in the log.
+//! Dead messages: recorded in the ledger for people, and logged.
 
 use gristmill_shared::{Message, meter::SINK_DEAD};
 use rusqlite::Transaction;
 
-use super::log_limiter::Seldom;
+use super::log_limiter::LogLimiter;
 use crate::ledger::dead_rows;
 
-/// The way of dead messages into the ledger.
+/// Dead messages on their way into the ledger.
 #[derive(Debug, Default)]
-pub(super) struct DeadLetters {
-    /// Since the last commit.
+pub(super) struct DeadRecorder {
+    /// Messages since the last commit, each with its reason.
     staged: Vec<(String, Message)>,
-    /// By where they came from, and what they said they were.
-    seldom: Seldom<(Option<String>, String)>,
+    /// Keyed by origin and message type.
+    log_limiter: LogLimiter<(Option<String>, String)>,
 }
 
-impl DeadLetters {
-    /// Keeps a message and the reason why it is dead.
-    pub(super) fn record(&mut self, message: &Message, why_no_batch: String) {
-        let reason = message.headers.reason.clone().unwrap_or(why_no_batch);
+impl DeadRecorder {
+    /// Records a message and the reason why it is dead.
+    pub(super) fn record(&mut self, message: &Message, decode_error: String) {
+        let reason = message.headers.reason.clone().unwrap_or(decode_error);
         let origin = message.headers.origin.as_deref();
-        if self.seldom.is_due((message.headers.origin.clone(), message.form.clone())) {
+        if self.log_limiter.should_log((message.headers.origin.clone(), message.form.clone())) {
             let (id, form, bytes) = (&message.id, &message.form, message.body.len());
-            tracing::warn!(origin, id, form, bytes, reason, "recorded a message that is none of ours");
+            tracing::warn!(origin, id, form, bytes, reason, "recorded a dead message");
         }
         SINK_DEAD.add([], 1);
         self.staged.push((reason, message.clone()));
     }
 
-    /// Whether there is something to save.
+    /// True if there is something to save.
     pub(super) fn has_changed(&self) -> bool {
         !self.staged.is_empty()
     }
 
-    /// Writes what changed, within the bounds.
+    /// Writes the changes, within the bounds.
     pub(super) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         if self.staged.is_empty() {
             return Ok(());
@@ -41,6 +41,6 @@ impl DeadLetters {
         for (reason, message) in self.staged.drain(..) {
             dead_rows::insert(transaction, &reason, &message)?;
         }
-        dead_rows::keep_bounds(transaction).map(drop)
+        dead_rows::drop_oldest(transaction).map(drop)
     }
 }

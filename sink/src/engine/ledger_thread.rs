@@ -1,4 +1,5 @@
-//! The clerk's thread: messages come in over a bounded channel, acknowledgements and what is to be published go out.
+//! The ledger's thread: receives commands over a bounded channel, acknowledges messages, and emits
+//! outbox batches and events.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,150 +11,159 @@ use flume::{Receiver, RecvTimeoutError, Sender};
 use gristmill_shared::{Delivery, Topic, panic_text, wire::Event};
 use tokio::sync::oneshot;
 
-use super::{Clerk, Committed, commit_schedule::Pace};
+use super::{CommitResult, LedgerEngine, commit_schedule::CommitSchedule};
 use crate::{
     SinkError, SinkReport,
-    ledger::outbox_rows::{Answered, OutboxBatch, Target},
+    ledger::outbox_rows::{OutboxAnswer, OutboxBatch, OutboxTarget},
 };
 
-/// How many result messages the sink holds without having acknowledged them. A commit comes every 20 to 50 ms under load,
-/// or when half of them are here, so that 256 keep ten thousand messages a second coming. A worker's message has at most
-/// 256 KiB and one output of at most 1 MiB: 320 MiB in all, far less as a rule. Only messages that are none of ours can
-/// be larger, up to what the transport takes.
+/// Result messages that the sink holds unacknowledged. A commit comes every 20 to 50 ms under load,
+/// or when half of them are here, so 256 sustain ten thousand messages a second. A worker's message
+/// has at most 256 KiB and one output of at most 1 MiB: 320 MiB in all, usually far less. Only
+/// foreign messages can be larger, up to the transport's limit.
 pub(crate) const RESULTS_PREFETCH: u16 = 256;
-/// How many dead messages the sink holds without having acknowledged them: 17 MiB of batches, or 16 times the largest
+/// Dead messages that the sink holds unacknowledged: 17 MiB of batches, or 16 times the largest
 /// message that the transport takes.
 pub(crate) const DEAD_PREFETCH: u16 = 16;
-/// A commit is due at once when this many messages wait for it, so that the broker never runs out of what it may send.
-const HELD_MAX: usize = RESULTS_PREFETCH as usize / 2;
-/// How many errands may wait for the clerk.
-const ERRANDS_MAX: usize = 8;
-/// How many lots of progress may wait to be told. Further ones are not told.
-const NEWS_MAX: usize = 4;
+/// Unacknowledged messages that make a commit due at once, so that the broker never exhausts the
+/// prefetch.
+const UNACKED_MAX: usize = RESULTS_PREFETCH as usize / 2;
+/// Commands that may wait for the ledger thread.
+const COMMANDS_MAX: usize = 8;
+/// Groups of events that may wait for publication. Further ones are dropped.
+const EVENT_GROUPS_MAX: usize = 4;
 
-/// What the clerk is asked to do.
+/// A request to the ledger thread.
 #[derive(Debug)]
-pub(crate) enum Errand {
-    /// Take in results.
-    Take(Vec<Delivery>),
-    /// Take in dead messages.
-    TakeDead(Vec<Delivery>),
-    /// Know what the broker says to rows of the outbox.
-    Answered(Answered),
-    /// Know whether the broker works just now.
-    Broker { works: bool },
-    /// Commit what was taken in, and go home.
-    Leave,
+pub(crate) enum LedgerCommand {
+    /// Fold result messages.
+    Results(Vec<Delivery>),
+    /// Process dead messages.
+    Dead(Vec<Delivery>),
+    /// Apply the broker's answer to rows of the outbox.
+    OutboxAnswered(OutboxAnswer),
+    /// Note whether the broker works at the moment.
+    BrokerHealth { works: bool },
+    /// Commit what was received, and end.
+    Shutdown,
 }
 
-/// The ends of a clerk's channels that the others hold.
+/// The caller's side of the ledger thread's channels.
 #[derive(Debug)]
-pub(crate) struct Desk {
-    pub(crate) errands: Sender<Errand>,
+pub(crate) struct LedgerHandle {
+    pub(crate) commands: Sender<LedgerCommand>,
     pub(crate) outbox: Receiver<OutboxBatch>,
-    pub(crate) news: Receiver<Vec<(Topic, Event)>>,
-    /// What the clerk says when it goes, or why it fell.
+    pub(crate) events: Receiver<Vec<(Topic, Event)>>,
+    /// The report of the thread when it ends, or its error.
     pub(crate) end: oneshot::Receiver<Result<SinkReport, SinkError>>,
 }
 
-/// Sets a clerk to work on a thread of its own, since user code runs there. It goes when it is asked to, when nobody
-/// can ask it anything any more, or when it fails.
-pub(crate) fn start(clerk: Clerk) -> Result<Desk, SinkError> {
-    let (errands, asked) = flume::bounded(ERRANDS_MAX);
-    // Of each target at most one batch is on its way, so this channel is never full.
-    let (outbox_in, outbox) = flume::bounded(Target::ALL.len());
-    let (news_in, news) = flume::bounded(NEWS_MAX);
+/// Starts the engine on its own thread, since it runs user code. The thread ends on
+/// [`LedgerCommand::Shutdown`], when all senders are dropped, or on an error.
+pub(crate) fn spawn(engine: LedgerEngine) -> Result<LedgerHandle, SinkError> {
+    let (commands, received) = flume::bounded(COMMANDS_MAX);
+    // At most one batch of each target is in flight, so this channel is never full.
+    let (outbox_in, outbox) = flume::bounded(OutboxTarget::ALL.len());
+    let (events_in, events) = flume::bounded(EVENT_GROUPS_MAX);
     let (end_in, end) = oneshot::channel();
     let work = move || {
-        let outlets = Outlets { outbox: outbox_in, news: news_in };
-        let ended = catch_unwind(AssertUnwindSafe(|| serve(clerk, &asked, &outlets)));
+        let outputs = EngineOutputs { outbox: outbox_in, events: events_in };
+        let ended = catch_unwind(AssertUnwindSafe(|| run(engine, &received, &outputs)));
         let ended = ended.unwrap_or_else(|panic| Err(SinkError::Died(panic_text(&*panic))));
-        let _ = end_in.send(ended); // nobody may be there to hear it
+        let _ = end_in.send(ended); // the receiver may be gone
     };
     thread::Builder::new().name("ledger".into()).spawn(work).map_err(SinkError::Thread)?;
-    Ok(Desk { errands, outbox, news, end })
+    Ok(LedgerHandle { commands, outbox, events, end })
 }
 
-struct Outlets {
+struct EngineOutputs {
     outbox: Sender<OutboxBatch>,
-    news: Sender<Vec<(Topic, Event)>>,
+    events: Sender<Vec<(Topic, Event)>>,
 }
 
-fn serve(mut clerk: Clerk, asked: &Receiver<Errand>, outlets: &Outlets) -> Result<SinkReport, SinkError> {
-    let mut pace = Pace::new(Instant::now());
-    clerk.watch_running()?;
-    // Before anything comes in: what an earlier sink left in the outbox.
-    clerk = commit(clerk, &mut pace, outlets)?;
+fn run(
+    mut engine: LedgerEngine,
+    commands: &Receiver<LedgerCommand>,
+    outputs: &EngineOutputs,
+) -> Result<SinkReport, SinkError> {
+    let mut schedule = CommitSchedule::new(Instant::now());
+    engine.watch_running()?;
+    // Before any message: the outbox rows of an earlier sink.
+    engine = commit(engine, &mut schedule, outputs)?;
     loop {
-        let errand = match due(&clerk, &pace, asked.is_empty()) {
-            Some(due) => asked.recv_deadline(due),
-            None => asked.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        let command = match next_deadline(&engine, &schedule, commands.is_empty()) {
+            Some(due) => commands.recv_deadline(due),
+            None => commands.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        match errand {
-            Ok(Errand::Take(deliveries)) => {
+        match command {
+            Ok(LedgerCommand::Results(deliveries)) => {
                 for delivery in deliveries {
-                    clerk.take(delivery)?;
-                    if clerk.held() >= HELD_MAX {
-                        clerk = commit(clerk, &mut pace, outlets)?;
+                    engine.accept_result(delivery)?;
+                    if engine.unacked() >= UNACKED_MAX {
+                        engine = commit(engine, &mut schedule, outputs)?;
                     }
                 }
             }
-            Ok(Errand::TakeDead(deliveries)) => {
-                deliveries.into_iter().try_for_each(|delivery| clerk.take_dead(delivery))?;
+            Ok(LedgerCommand::Dead(deliveries)) => {
+                deliveries.into_iter().try_for_each(|delivery| engine.accept_dead(delivery))?;
             }
-            Ok(Errand::Answered(answered)) => {
-                clerk.answered(answered)?;
-                hand_out(clerk.outbox()?, outlets); // what was committed meanwhile need not wait for the next commit
+            Ok(LedgerCommand::OutboxAnswered(answered)) => {
+                engine.apply_answer(answered)?;
+                send_outbox(engine.next_outbox()?, outputs); // rows committed meanwhile
             }
-            Ok(Errand::Broker { works }) => clerk.broker_works(works),
+            Ok(LedgerCommand::BrokerHealth { works }) => engine.set_broker_works(works),
             Err(RecvTimeoutError::Timeout) => {}
-            Ok(Errand::Leave) | Err(RecvTimeoutError::Disconnected) => {
-                return Ok(commit(clerk, &mut pace, outlets)?.report());
+            Ok(LedgerCommand::Shutdown) | Err(RecvTimeoutError::Disconnected) => {
+                return Ok(commit(engine, &mut schedule, outputs)?.report());
             }
         }
-        if clerk.stalls_due().is_some_and(|due| Instant::now() >= due) {
-            clerk.find_stalls()?;
+        if engine.stalls_due().is_some_and(|due| Instant::now() >= due) {
+            engine.find_stalls()?;
         }
-        if clerk.outbox_due().is_some_and(|due| Instant::now() >= due) {
-            hand_out(clerk.outbox()?, outlets);
+        if engine.outbox_due().is_some_and(|due| Instant::now() >= due) {
+            send_outbox(engine.next_outbox()?, outputs);
         }
-        if let Some(urgency) = clerk.urgency() {
+        if let Some(urgency) = engine.urgency() {
             let now = Instant::now();
-            pace.waits(urgency, clerk.running_since().unwrap_or(now), now);
-            if now >= pace.due(urgency, asked.is_empty()) {
-                clerk = commit(clerk, &mut pace, outlets)?;
+            schedule.note_pending(urgency, engine.running_since().unwrap_or(now), now);
+            if now >= schedule.due(urgency, commands.is_empty()) {
+                engine = commit(engine, &mut schedule, outputs)?;
             }
         }
-        tell(&mut clerk, outlets);
+        send_events(&mut engine, outputs);
     }
 }
 
-/// When the clerk has something to do even if nobody asks.
-fn due(clerk: &Clerk, pace: &Pace, idle: bool) -> Option<Instant> {
-    let commit = clerk.urgency().map(|urgency| pace.due(urgency, idle));
-    let due = [commit, clerk.news_due(), clerk.stalls_due(), clerk.outbox_due()];
+/// Returns the time at which the engine has work even without a command.
+fn next_deadline(engine: &LedgerEngine, schedule: &CommitSchedule, idle: bool) -> Option<Instant> {
+    let commit = engine.urgency().map(|urgency| schedule.due(urgency, idle));
+    let due = [commit, engine.events_due(), engine.stalls_due(), engine.outbox_due()];
     due.into_iter().flatten().min()
 }
 
-fn commit(clerk: Clerk, pace: &mut Pace, outlets: &Outlets) -> Result<Clerk, SinkError> {
+fn commit(
+    engine: LedgerEngine,
+    schedule: &mut CommitSchedule,
+    outputs: &EngineOutputs,
+) -> Result<LedgerEngine, SinkError> {
     let began = Instant::now();
-    let (mut clerk, Committed { receipts, outbox }) = clerk.commit()?;
-    pace.committed(began, Instant::now());
-    hand_out(outbox, outlets); // first, since somebody waits for it
+    let (mut engine, CommitResult { receipts, outbox }) = engine.commit()?;
+    schedule.record_commit(began, Instant::now());
+    send_outbox(outbox, outputs); // first, since callers wait for it
     receipts.into_iter().for_each(gristmill_shared::Receipt::ack);
-    tell(&mut clerk, outlets);
-    Ok(clerk)
+    send_events(&mut engine, outputs);
+    Ok(engine)
 }
 
-fn hand_out(outbox: Vec<OutboxBatch>, outlets: &Outlets) {
+fn send_outbox(outbox: Vec<OutboxBatch>, outputs: &EngineOutputs) {
     for batch in outbox {
-        let _ = outlets.outbox.try_send(batch); // if nobody publishes any more, it goes out next time
+        let _ = outputs.outbox.try_send(batch); // without a publisher, the next start sends it
     }
 }
 
-fn tell(clerk: &mut Clerk, outlets: &Outlets) {
-    if clerk.news_due().is_some_and(|due| Instant::now() >= due) {
-        let _ = outlets.news.try_send(clerk.take_news()); // nobody waits for an event
+fn send_events(engine: &mut LedgerEngine, outputs: &EngineOutputs) {
+    if engine.events_due().is_some_and(|due| Instant::now() >= due) {
+        let _ = outputs.events.try_send(engine.take_events()); // events are best effort
     }
 }
 
@@ -167,25 +177,27 @@ mod tests {
     use crate::{
         LedgerPlace, LedgerReader,
         ledger::Ledger,
-        tests::toy_jobs::{Submitted, all_refused, app, delivery, garbage, registry},
+        tests::toy_jobs::{SubmittedJob, all_refused, app, delivery, garbage, registry},
     };
 
+    /// Refused facts are sent again, and refused dead messages are recorded, without any other
+    /// command.
     #[test]
-    fn what_the_broker_refuses_goes_out_again_or_is_recorded_though_nothing_else_happens() {
+    fn refused_rows_are_resent_when_idle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
-        let desk = start(Clerk::new(ledger, registry(), Lane::default(), app())).unwrap();
-        let messages = [Submitted::toy().opened(), garbage()];
-        desk.errands.send(Errand::Take(messages.map(delivery).into())).unwrap();
-        let handed_out = || desk.outbox.recv_timeout(Duration::from_secs(20)).expect("nothing goes out");
+        let handle = spawn(LedgerEngine::new(ledger, registry(), Lane::default(), app())).unwrap();
+        let messages = [SubmittedJob::toy().opened(), garbage()];
+        handle.commands.send(LedgerCommand::Results(messages.map(delivery).into())).unwrap();
+        let handed_out = || handle.outbox.recv_timeout(Duration::from_secs(20)).expect("nothing goes out");
         let first = [handed_out(), handed_out()];
-        assert_eq!([first[0].target, first[1].target], [Target::Journal, Target::Dead]);
+        assert_eq!([first[0].target, first[1].target], [OutboxTarget::Journal, OutboxTarget::Dead]);
         for batch in &first {
-            desk.errands.send(Errand::Answered(all_refused(batch))).unwrap();
+            handle.commands.send(LedgerCommand::OutboxAnswered(all_refused(batch))).unwrap();
         }
         let again = handed_out();
-        assert_eq!((again.target, again.rows[0].0), (Target::Journal, first[0].rows[0].0));
+        assert_eq!((again.target, again.rows[0].0), (OutboxTarget::Journal, first[0].rows[0].0));
         assert_eq!(LedgerReader::open(&path).unwrap().dead().unwrap().messages.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! A flood of the same trouble is one line in the log.
+//! Rate limit of repeated log lines.
 
 use std::{
     collections::HashMap,
@@ -6,29 +6,29 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The same trouble is told this often at most.
-const EVERY: Duration = Duration::from_secs(60);
-/// How many kinds of trouble are told apart; beyond that the memory of them begins anew.
-const MAX_KINDS: usize = 1_000;
+/// Minimum time between two log lines of one key.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Keys that are tracked; beyond that the record is cleared.
+const KEYS_MAX: usize = 1_000;
 
-/// Remembers what was told lately.
+/// The time of the last log line of each key.
 #[derive(Debug)]
-pub(super) struct Seldom<K>(HashMap<K, Instant>);
+pub(super) struct LogLimiter<K>(HashMap<K, Instant>);
 
-impl<K> Default for Seldom<K> {
+impl<K> Default for LogLimiter<K> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: Eq + Hash> Seldom<K> {
-    /// Whether this is to be told now.
-    pub(super) fn is_due(&mut self, kind: K) -> bool {
+impl<K: Eq + Hash> LogLimiter<K> {
+    /// True if a line of this key should be logged now; counts it as logged.
+    pub(super) fn should_log(&mut self, kind: K) -> bool {
         let now = Instant::now();
-        if self.0.get(&kind).is_some_and(|told| now.duration_since(*told) < EVERY) {
+        if self.0.get(&kind).is_some_and(|told| now.duration_since(*told) < LOG_INTERVAL) {
             return false;
         }
-        if self.0.len() >= MAX_KINDS {
+        if self.0.len() >= KEYS_MAX {
             self.0.clear();
         }
         self.0.insert(kind, now);
@@ -41,11 +41,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_is_told_once_in_a_while() {
-        let mut seldom = Seldom::default();
-        assert_eq!([1, 2, 1, 2].map(|kind| seldom.is_due(kind)), [true, true, false, false]);
+    fn repeated_lines_are_limited() {
+        let mut log_limiter = LogLimiter::default();
+        assert_eq!([1, 2, 1, 2].map(|kind| log_limiter.should_log(kind)), [true, true, false, false]);
         assert!(
-            (0..2 * MAX_KINDS).all(|kind| seldom.0.len() <= MAX_KINDS && (seldom.is_due(kind) || kind <= 2))
+            (0..2 * KEYS_MAX)
+                .all(|kind| log_limiter.0.len() <= KEYS_MAX && (log_limiter.should_log(kind) || kind <= 2))
         );
     }
 }

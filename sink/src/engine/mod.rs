@@ -1,5 +1,5 @@
-//! The clerk: takes in messages, and enters them into the ledger in groups. The only one who changes anything; works
-//! on one thread, and knows nothing of the broker.
+//! The single writer of the ledger: folds messages and commits them in groups. Runs on one thread
+//! and does not use the broker.
 
 mod commit_schedule;
 mod dead_recorder;
@@ -31,27 +31,28 @@ pub(crate) use outbox::Outbox;
 
 use crate::{
     LedgerPlace, SinkError, SinkReport,
-    job::Job,
+    job::ActiveJob,
     ledger::{
-        Ledger, Record,
-        outbox_rows::{Answered, OutboxBatch},
+        JobRecord, Ledger,
+        outbox_rows::{OutboxAnswer, OutboxBatch},
     },
 };
 use commit_schedule::Urgency;
-use dead_recorder::DeadLetters;
+use dead_recorder::DeadRecorder;
 use parking::Parking;
-use progress::News;
-use stalls::Stalls;
+use progress::ProgressThrottle;
+use stalls::StallDetector;
 
-/// How many jobs are kept in memory between two commits; beyond that those that rest are loaded again when they move.
-const JOBS_IN_MEMORY: usize = 1_000;
+/// Jobs kept in memory between two commits. Beyond that all are dropped and loaded again on their
+/// next message.
+const JOBS_MAX_IN_MEMORY: usize = 1_000;
 
 /// The largest report that a job's end carries if the ledger is in memory, in bytes: there is no
 /// other place to read it. Together with a conclusion of 1 MiB, escaped, it fits a message of every
 /// transport.
 const UNKEPT_REPORT_MAX_BYTES: usize = 8 << 20;
 
-/// The largest report that a job's end carries, in bytes.
+/// Returns the largest report that a job's end carries, in bytes.
 fn report_max_bytes(ledger: &Ledger) -> usize {
     match ledger.place() {
         LedgerPlace::File(_) => FINISHED_REPORT_MAX_BYTES,
@@ -59,41 +60,41 @@ fn report_max_bytes(ledger: &Ledger) -> usize {
     }
 }
 
-/// Folds messages into jobs, and commits what came of it.
+/// Folds messages into jobs, and commits the changes.
 ///
-/// Whatever fails, fails the clerk as a whole: what is in memory is thrown away with it, and the messages, which were
-/// not acknowledged, come again.
+/// Any error ends the engine as a whole: its memory is discarded, and the messages, which were not
+/// acknowledged, are redelivered.
 #[derive(Debug)]
-pub(crate) struct Clerk {
+pub(crate) struct LedgerEngine {
     ledger: Ledger,
     registry: Registry,
     lane: Lane,
     app: WorkerId,
-    jobs: HashMap<JobId, Job>,
+    jobs: HashMap<JobId, ActiveJob>,
     outbox: Outbox,
     parking: Parking,
-    dead: DeadLetters,
-    news: News,
-    stalls: Stalls,
+    dead: DeadRecorder,
+    progress: ProgressThrottle,
+    stalls: StallDetector,
     /// Stalls that are not committed.
     stalled: Vec<(Topic, Missing)>,
-    /// Of messages that are not committed.
+    /// Receipts of messages that are not committed.
     receipts: Vec<Receipt>,
-    /// Since when the youngest of the jobs has been running that they are about.
+    /// The time since which the youngest job with uncommitted results has been running.
     running_since: Option<Instant>,
     report: SinkReport,
 }
 
-/// What follows from a commit.
+/// The consequences of a commit.
 #[derive(Debug, Default)]
-pub(crate) struct Committed {
-    /// To be acknowledged.
+pub(crate) struct CommitResult {
+    /// Receipts to acknowledge.
     pub(crate) receipts: Vec<Receipt>,
-    /// To be published; [`Clerk::answered`] wants to know what became of it.
+    /// Batches to publish; their answers go to [`LedgerEngine::apply_answer`].
     pub(crate) outbox: Vec<OutboxBatch>,
 }
 
-impl Clerk {
+impl LedgerEngine {
     pub(crate) fn new(ledger: Ledger, registry: Registry, lane: Lane, app: WorkerId) -> Self {
         Self {
             registry,
@@ -103,9 +104,9 @@ impl Clerk {
             app,
             jobs: HashMap::new(),
             parking: Parking::default(),
-            dead: DeadLetters::default(),
-            news: News::default(),
-            stalls: Stalls::new(None),
+            dead: DeadRecorder::default(),
+            progress: ProgressThrottle::default(),
+            stalls: StallDetector::new(None),
             stalled: Vec::new(),
             receipts: Vec::new(),
             running_since: None,
@@ -113,48 +114,51 @@ impl Clerk {
         }
     }
 
-    /// Decides how long a job may go without an outcome before it is said to stall.
+    /// Sets the time without an outcome after which a job counts as stalled.
     pub(crate) fn stall_after(self, after: Option<Duration>) -> Self {
-        Self { stalls: Stalls::new(after), ..self }
+        Self { stalls: StallDetector::new(after), ..self }
     }
 
-    /// Watches the jobs that an earlier sink left running; before anything is taken in.
+    /// Watches the jobs that an earlier sink left running. Called before the first message.
     pub(crate) fn watch_running(&mut self) -> Result<(), SinkError> {
         let lane = &self.lane;
         let running =
-            self.ledger.read("jobs are read", |connection| Record::load_running(connection, lane))?;
+            self.ledger.read("jobs are read", |connection| JobRecord::load_running(connection, lane))?;
         let now = Instant::now();
-        for Record { opened, counts, stalled_ms, .. } in running {
+        for JobRecord { opened, counts, stalled_ms, .. } in running {
             self.stalls.watch(opened.job, counts.mean_time(), stalled_ms.is_some(), now);
         }
-        self.stalls.count();
-        self.outbox.count(&self.ledger)
+        self.stalls.update_gauges();
+        self.outbox.load_row_count(&self.ledger)
     }
 
-    /// Whether the broker works just now: while it does not, no job is said to stall.
-    pub(crate) fn broker_works(&mut self, works: bool) {
-        self.stalls.suspend(!works, Instant::now());
+    /// Notes whether the broker works. While it does not, no job counts as stalled.
+    pub(crate) fn set_broker_works(&mut self, works: bool) {
+        self.stalls.set_suspended(!works, Instant::now());
     }
 
-    /// When a job may be found to stall.
+    /// Returns the earliest time at which a job can stall.
     pub(crate) fn stalls_due(&self) -> Option<Instant> {
         self.stalls.due()
     }
 
-    /// Finds jobs that have had no outcome for too long, and says what is missing.
+    /// Marks jobs that have had no outcome for too long, and reports their missing tasks.
     pub(crate) fn find_stalls(&mut self) -> Result<(), SinkError> {
-        let stalled = self.stalls.look(Instant::now());
-        self.stalls.count();
+        let stalled = self.stalls.find_stalled(Instant::now());
+        self.stalls.update_gauges();
         for (id, since_ms) in stalled {
             self.load(id)?;
-            let stalled = self.jobs.get_mut(&id).and_then(|job| job.stall(since_ms, &mut self.outbox));
+            let stalled = self.jobs.get_mut(&id).and_then(|job| job.mark_stalled(since_ms, &mut self.outbox));
             self.stalled.extend(stalled);
         }
         Ok(())
     }
 
-    /// Takes in a message from the results queue.
-    pub(crate) fn take(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
+    /// Folds a message from the results queue.
+    pub(crate) fn accept_result(
+        &mut self,
+        Delivery { message, receipt, .. }: Delivery,
+    ) -> Result<(), SinkError> {
         self.report.messages += 1;
         SINK_MESSAGES.add([QueueRole::Results.as_str()], 1);
         self.receipts.push(receipt);
@@ -170,67 +174,71 @@ impl Clerk {
         self.fold(&message)
     }
 
-    /// Takes in a message from the dead queue.
-    pub(crate) fn take_dead(&mut self, Delivery { message, receipt, .. }: Delivery) -> Result<(), SinkError> {
+    /// Processes a message from the dead queue.
+    pub(crate) fn accept_dead(
+        &mut self,
+        Delivery { message, receipt, .. }: Delivery,
+    ) -> Result<(), SinkError> {
         self.report.dead += 1;
         SINK_MESSAGES.add([QueueRole::Dead.as_str()], 1);
         self.receipts.push(receipt);
-        self.bury(&message)
+        self.process_dead(&message)
     }
 
-    /// The broker has answered what was handed out. What it refuses is kept and goes out again; but a message for the dead
-    /// queue is dealt with as if it had come from there.
-    pub(crate) fn answered(&mut self, answered: Answered) -> Result<(), SinkError> {
-        let dead = self.outbox.answered(answered, Instant::now());
-        dead.iter().try_for_each(|message| self.bury(message))
+    /// Applies the broker's answer to a batch of the outbox. Refused rows are kept and sent again
+    /// later, but a refused dead message is processed as if it had come from the dead queue.
+    pub(crate) fn apply_answer(&mut self, answered: OutboxAnswer) -> Result<(), SinkError> {
+        let dead = self.outbox.apply_answer(answered, Instant::now());
+        dead.iter().try_for_each(|message| self.process_dead(message))
     }
 
-    /// How many messages wait for a commit.
-    pub(crate) fn held(&self) -> usize {
+    /// Returns the number of messages that wait for a commit.
+    pub(crate) fn unacked(&self) -> usize {
         self.receipts.len()
     }
 
-    /// How soon what there is to commit is to be committed; nothing if there is nothing.
+    /// Returns the urgency of a commit, or `None` if there is nothing to commit.
     pub(crate) fn urgency(&self) -> Option<Urgency> {
-        (self.held() > 0).then_some(Urgency::Soon).max(self.outbox.urgency())
+        (self.unacked() > 0).then_some(Urgency::Batched).max(self.outbox.urgency())
     }
 
-    /// Since when the youngest of the jobs has been running whose progress is to be committed; nothing if all that is to be
-    /// committed is something else.
+    /// Returns the time since which the youngest job with uncommitted results has been running, or
+    /// `None` if only other changes are pending.
     pub(crate) fn running_since(&self) -> Option<Instant> {
         self.running_since
     }
 
-    /// What has been committed and can go out now.
-    pub(crate) fn outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
-        self.outbox.next(&self.ledger, Instant::now())
+    /// Returns the committed batches that can be published now.
+    pub(crate) fn next_outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
+        self.outbox.next_batches(&self.ledger, Instant::now())
     }
 
-    /// When what the broker refused may go out again.
+    /// Returns when refused rows may be sent again.
     pub(crate) fn outbox_due(&self) -> Option<Instant> {
         self.outbox.due()
     }
 
-    /// Writes all that was taken in. After an error nothing of it is in the ledger, and there is no clerk any more.
-    pub(crate) fn commit(mut self) -> Result<(Self, Committed), SinkError> {
+    /// Commits all changes. After an error none of them is in the ledger, and the engine is
+    /// consumed.
+    pub(crate) fn commit(mut self) -> Result<(Self, CommitResult), SinkError> {
         self.save()?;
-        let outbox = self.outbox()?;
+        let outbox = self.next_outbox()?;
         let receipts = mem::take(&mut self.receipts);
         self.running_since = None;
-        Ok((self, Committed { receipts, outbox }))
+        Ok((self, CommitResult { receipts, outbox }))
     }
 
-    /// When there is progress to tell.
-    pub(crate) fn news_due(&self) -> Option<Instant> {
-        self.news.due()
+    /// Returns when events are due.
+    pub(crate) fn events_due(&self) -> Option<Instant> {
+        self.progress.due()
     }
 
-    /// Progress that is to be told now.
-    pub(crate) fn take_news(&mut self) -> Vec<(Topic, Event)> {
-        self.news.take()
+    /// Takes the events that are due now.
+    pub(crate) fn take_events(&mut self) -> Vec<(Topic, Event)> {
+        self.progress.take()
     }
 
-    /// What was done so far.
+    /// Returns the counts of the work so far.
     pub(crate) fn report(&self) -> SinkReport {
         self.report
     }
@@ -242,7 +250,7 @@ impl Clerk {
         };
         if let Err(malformed) = folded {
             let origin = QueueRole::Results.of(&self.lane).to_string();
-            self.outbox.dead(message, malformed.reason, origin);
+            self.outbox.push_dead(message, malformed.reason, origin);
         }
         Ok(())
     }
@@ -266,41 +274,41 @@ impl Clerk {
         let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
         match body {
             ToSink::Results(results) => {
-                self.running_since = self.running_since.max(Some(job.since()));
-                let folded = job.results(&results, outbox);
+                self.running_since = self.running_since.max(Some(job.in_memory_since()));
+                let folded = job.fold_results(&results, outbox);
                 reached(FailPoint::SinkFolded);
                 return Ok(folded);
             }
-            ToSink::Sealed(sealed) => return Ok(job.sealed(sealed.into(), outbox)),
+            ToSink::Sealed(sealed) => return Ok(job.apply_seal(sealed.into(), outbox)),
             ToSink::Opened(opened) => {
-                let findings = job.findings(&self.ledger, outbox.report_max_bytes())?;
-                job.opened_again(&opened, findings, outbox);
+                let details = job.end_details(&self.ledger, outbox.report_max_bytes())?;
+                job.open_again(&opened, details, outbox);
             }
-            ToSink::Aborted(aborted) => job.aborted(&aborted.reason, outbox),
-            ToSink::Cancelled(cancelled) => job.cancelled(&cancelled.reason, outbox),
+            ToSink::Aborted(aborted) => job.abort(&aborted.reason, outbox),
+            ToSink::Cancelled(cancelled) => job.cancel(&cancelled.reason, outbox),
             ToSink::Reopen(_) | ToSink::Audit(_) => {}
         }
         Ok(Ok(()))
     }
 
-    /// Makes sure that the job is in memory; answers whether there is one.
+    /// Loads the job unless it is in memory. Returns whether the ledger knows it.
     fn load(&mut self, id: JobId) -> Result<bool, SinkError> {
         if self.jobs.contains_key(&id) {
             return Ok(true);
         }
-        let job = Job::load(&self.ledger, id, &self.registry, &mut self.outbox)?;
+        let job = ActiveJob::load(&self.ledger, id, &self.registry, &mut self.outbox)?;
         Ok(job.is_some_and(|job| self.jobs.insert(id, job).is_none()))
     }
 
     fn open(&mut self, opened: Opened) -> Result<Result<(), Malformed>, SinkError> {
         let id = opened.job;
-        match Job::open(opened, &self.registry, &mut self.outbox) {
+        match ActiveJob::open(opened, &self.registry, &mut self.outbox) {
             Ok(job) => drop(self.jobs.insert(id, job)),
             Err(malformed) => return Ok(Err(malformed)),
         }
-        for message in self.parking.leave(id, &self.ledger)? {
+        for message in self.parking.take_parked(id, &self.ledger)? {
             if decode::<Batch<'_>>(&message).is_ok() {
-                self.bury(&message)?;
+                self.process_dead(&message)?;
             } else {
                 self.fold(&message)?;
             }
@@ -308,15 +316,15 @@ impl Clerk {
         Ok(Ok(()))
     }
 
-    /// A batch that nobody can work with is given up, anything else is recorded.
-    fn bury(&mut self, message: &Message) -> Result<(), SinkError> {
-        if let Err(malformed) = self.give_up(message)? {
+    /// Fails the tasks of a batch that no worker can process, and records any other message.
+    fn process_dead(&mut self, message: &Message) -> Result<(), SinkError> {
+        if let Err(malformed) = self.fail_dead_batch(message)? {
             self.dead.record(message, malformed.reason);
         }
         Ok(())
     }
 
-    fn give_up(&mut self, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
+    fn fail_dead_batch(&mut self, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
         let batch = match decode::<Batch<'_>>(message) {
             Ok(batch) => batch,
             Err(malformed) => return Ok(Err(malformed)),
@@ -326,11 +334,11 @@ impl Clerk {
             return Ok(Ok(()));
         }
         let Some(job) = self.jobs.get_mut(&batch.job) else { return Ok(Ok(())) };
-        Ok(job.given_up(&batch, &message.headers, &mut self.outbox))
+        Ok(job.fail_batch(&batch, &message.headers, &mut self.outbox))
     }
 
-    /// A request about a job that is not known is not parked: what failed of it is not known either, and what waits for
-    /// a job is folded in one commit with it.
+    /// Reopens a job. A request about an unknown job is not parked: its failures are unknown too,
+    /// and messages parked for a job are folded in one commit with its opening.
     fn reopen(&mut self, reopen: &Reopen) -> Result<(), SinkError> {
         self.save()?; // a job is reopened as it is in the ledger
         let id = reopen.job;
@@ -347,20 +355,22 @@ impl Clerk {
         Ok(())
     }
 
-    /// A question about a job that is not known is not parked either: an answer that comes late answers nothing.
+    /// Answers an audit. A question about an unknown job is not parked either: a late answer helps
+    /// no one.
     fn audit(&mut self, audit: &Audit) -> Result<(), SinkError> {
         let id = audit.job;
         self.load(id)?;
         match self.jobs.get(&id) {
-            Some(job) => self.outbox.fact(&job.missing(audit.from)),
-            None => tracing::warn!(job = %id, "nothing is known of a job that somebody asks about"),
+            Some(job) => self.outbox.push_fact(&job.missing_tasks(audit.from)),
+            None => tracing::warn!(job = %id, "an audit asks about a job that this ledger does not know"),
         }
         Ok(())
     }
 
     fn save(&mut self) -> Result<(), SinkError> {
-        let Self { ledger, registry, jobs, outbox, parking, dead, news, stalls, stalled, report, .. } = self;
-        let mut changed: Vec<&mut Job> = jobs.values_mut().filter(|job| job.has_changed()).collect();
+        let Self { ledger, registry, jobs, outbox, parking, dead, progress, stalls, stalled, report, .. } =
+            self;
+        let mut changed: Vec<&mut ActiveJob> = jobs.values_mut().filter(|job| job.has_changed()).collect();
         changed.iter_mut().for_each(|job| job.prepare(outbox));
         if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
             return Ok(());
@@ -382,27 +392,27 @@ impl Clerk {
         report.tasks += tasks;
         let now = Instant::now();
         for (job, moved) in changed.into_iter().zip(moved) {
-            job.count(registry);
+            job.record_metrics(registry);
             if job.has_ended() {
                 stalls.forget(job.id());
             } else {
                 stalls.watch(job.id(), job.mean_time(), false, now);
                 if moved > 0 {
-                    stalls.moved(job.id(), job.mean_time(), now);
+                    stalls.record_progress(job.id(), job.mean_time(), now);
                 }
             }
-            if let Some(told) = job.news() {
+            if let Some(told) = job.progress() {
                 if job.has_ended() {
                     report.jobs_ended += 1;
                     SINK_JOBS_ENDED.add([registry.label(job.kind()), job.state().as_str()], 1);
                 }
-                news.add(told, job.has_ended());
+                progress.record(told, job.has_ended());
             }
         }
-        stalls.count();
-        news.add_stalls(stalled.drain(..));
+        stalls.update_gauges();
+        progress.record_stalls(stalled.drain(..));
         jobs.retain(|_, job| !job.has_ended());
-        if jobs.len() > JOBS_IN_MEMORY {
+        if jobs.len() > JOBS_MAX_IN_MEMORY {
             jobs.clear(); // all of them are in the ledger as they are here
         }
         Ok(())

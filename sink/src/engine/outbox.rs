@@ -1,157 +1,161 @@
-//! What is to be published: it is written with what it follows from, and goes out when that is committed.
+//! The outbox: messages are written in the transaction that causes them, and published once it is
+//! committed.
 
 use std::time::{Duration, Instant};
 
 use gristmill_shared::{Lane, Message, WorkerId, meter::SINK_OUTBOX_ROWS, wire::Form};
 use rusqlite::Transaction;
 
-use super::{commit_schedule::Urgency, log_limiter::Seldom};
+use super::{commit_schedule::Urgency, log_limiter::LogLimiter};
 use crate::{
     SinkError,
     ledger::{
         Ledger,
-        outbox_rows::{self, Answered, OutboxBatch, Refused, Target},
+        outbox_rows::{self, OutboxAnswer, OutboxBatch, OutboxTarget, RefusedRow},
     },
 };
 
-/// The first pause before rows that the broker refused go out again, and the longest. Each time it is twice as long: a
-/// broker that takes them some day has been set up anew, and each try may cost it channels.
-const AGAIN_MIN: Duration = Duration::from_secs(1);
-const AGAIN_MAX: Duration = Duration::from_secs(300);
+/// The first pause before refused rows are sent again, and the longest. Each pause is twice the one
+/// before: the broker accepts such rows only after a change of its configuration, and each attempt
+/// may cost it channels.
+const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
+const RESEND_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Messages of the sink, on their way through the ledger to the broker.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     lane: Lane,
     app: WorkerId,
-    /// Since the last commit.
-    staged: Vec<(Target, Message)>,
-    /// The largest report that a job's end carries.
+    /// Messages since the last commit.
+    staged: Vec<(OutboxTarget, Message)>,
+    /// The largest report that a job's end carries, in bytes.
     report_max_bytes: usize,
     urgency: Urgency,
-    /// Rows that are dealt with, to be struck: the broker has them, or the record of dead messages.
+    /// Rows to delete: the broker has confirmed them, or they are recorded as dead messages.
     settled: Vec<i64>,
-    /// How many rows the ledger has, for whoever watches.
+    /// The number of rows in the ledger, for the gauge.
     rows: u64,
-    targets: [TargetState; Target::ALL.len()],
-    /// What was refused, by what it was.
-    seldom: Seldom<(Target, String)>,
+    targets: [TargetState; OutboxTarget::ALL.len()],
+    /// Keyed by target and message type.
+    log_limiter: LogLimiter<(OutboxTarget, String)>,
 }
 
-/// Where one target stands.
+/// The publication state of one target.
 #[derive(Debug, Clone, Copy, Default)]
 struct TargetState {
     /// The last row that was handed out.
-    last: i64,
-    /// There may be rows after that.
-    waiting: bool,
-    /// Rows are with the publisher; there are never more than one batch.
+    last_row: i64,
+    /// True if there may be rows after `last_row`.
+    has_more: bool,
+    /// True while the publisher has a batch; there is never more than one.
     in_flight: bool,
-    /// When the rows that were refused go out again, if some were. They are those up to `last` that the ledger still has.
-    again: Option<Instant>,
-    /// The pause that came before that.
+    /// When refused rows are sent again, if there are any: the rows up to `last_row` that the
+    /// ledger still has.
+    resend_at: Option<Instant>,
+    /// The pause before the last attempt.
     pause: Duration,
 }
 
 impl TargetState {
-    /// Every row was handed out and answered.
-    fn rests(&self) -> bool {
-        !self.waiting && !self.in_flight
+    /// True if every row was handed out and answered.
+    fn is_idle(&self) -> bool {
+        !self.has_more && !self.in_flight
     }
 
-    fn refused(&mut self, now: Instant) {
-        if self.again.is_none() {
-            self.pause = (2 * self.pause).clamp(AGAIN_MIN, AGAIN_MAX);
-            self.again = Some(now + self.pause);
+    fn schedule_resend(&mut self, now: Instant) {
+        if self.resend_at.is_none() {
+            self.pause = (2 * self.pause).clamp(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
+            self.resend_at = Some(now + self.pause);
         }
     }
 }
 
 impl Outbox {
-    /// What an earlier sink left in the ledger goes out first.
+    /// Creates an outbox. Rows that an earlier sink left in the ledger go out first.
     pub(crate) fn new(lane: Lane, app: WorkerId, report_max_bytes: usize) -> Self {
-        let target = TargetState { waiting: true, ..TargetState::default() };
+        let target = TargetState { has_more: true, ..TargetState::default() };
         Self {
             lane,
             app,
             staged: Vec::new(),
             report_max_bytes,
-            urgency: Urgency::AtLeisure,
+            urgency: Urgency::Lazy,
             settled: Vec::new(),
             rows: 0,
-            targets: [target; Target::ALL.len()],
-            seldom: Seldom::default(),
+            targets: [target; OutboxTarget::ALL.len()],
+            log_limiter: LogLimiter::default(),
         }
     }
 
-    /// The largest report that a job's end carries, in bytes.
+    /// Returns the largest report that a job's end carries, in bytes.
     pub(crate) fn report_max_bytes(&self) -> usize {
         self.report_max_bytes
     }
 
-    /// A fact for the journal, which somebody waits for.
-    pub(crate) fn fact(&mut self, fact: &impl Form) {
-        self.fact_soon(fact);
-        self.urgency = Urgency::Now;
+    /// Adds a fact for the journal that a caller waits for.
+    pub(crate) fn push_fact(&mut self, fact: &impl Form) {
+        self.push_fact_batched(fact);
+        self.urgency = Urgency::Immediate;
     }
 
-    /// A fact for the journal, which may wait for others.
-    pub(crate) fn fact_soon(&mut self, fact: &impl Form) {
-        // Its id is its place in the ledger, which it gets there.
-        self.stage(Target::Journal, fact.message(String::new(), self.app.as_str()));
+    /// Adds a fact for the journal that may wait for others.
+    pub(crate) fn push_fact_batched(&mut self, fact: &impl Form) {
+        // Its id is its row in the ledger, which is not known yet.
+        self.stage(OutboxTarget::Journal, fact.message(String::new(), self.app.as_str()));
     }
 
-    /// Tasks for the lane's workers.
-    pub(crate) fn tasks(&mut self, batch: Message) {
-        self.stage(Target::Tasks, batch);
+    /// Adds a batch of tasks for the lane's workers.
+    pub(crate) fn push_tasks(&mut self, batch: Message) {
+        self.stage(OutboxTarget::Tasks, batch);
     }
 
-    /// A message that is none of ours.
-    pub(crate) fn dead(&mut self, message: &Message, reason: String, origin: String) {
+    /// Adds a malformed or foreign message for the dead queue.
+    pub(crate) fn push_dead(&mut self, message: &Message, reason: String, origin: String) {
         let mut message = message.clone();
         (message.headers.reason, message.headers.origin) = (Some(reason), Some(origin));
-        self.stage(Target::Dead, message);
+        self.stage(OutboxTarget::Dead, message);
     }
 
-    fn stage(&mut self, target: Target, message: Message) {
+    fn stage(&mut self, target: OutboxTarget, message: Message) {
         self.staged.push((target, message));
-        self.urgency = self.urgency.max(Urgency::Soon);
+        self.urgency = self.urgency.max(Urgency::Batched);
     }
 
-    /// Whether there is something to save.
+    /// True if there is something to save.
     pub(crate) fn has_changed(&self) -> bool {
         !self.staged.is_empty() || !self.settled.is_empty()
     }
 
-    /// How soon somebody wants it saved.
+    /// Returns the urgency of saving, or `None` if there is nothing to save.
     pub(crate) fn urgency(&self) -> Option<Urgency> {
         self.has_changed().then_some(self.urgency)
     }
 
-    /// The broker has answered these rows; the next ones may follow. Facts and tasks that it refuses stay in the ledger, and
-    /// go out again later. Answers the dead messages that it refuses: they are struck, for whoever asks to deal with.
-    pub(crate) fn answered(&mut self, answered: Answered, now: Instant) -> Vec<Message> {
-        let Answered { target, stored, refused } = answered;
+    /// Applies the broker's answer to a batch, after which the next batch may follow. Refused facts
+    /// and tasks stay in the ledger and are sent again later. Returns the refused dead messages,
+    /// whose rows are deleted: the caller processes them.
+    pub(crate) fn apply_answer(&mut self, answered: OutboxAnswer, now: Instant) -> Vec<Message> {
+        let OutboxAnswer { target, stored, refused } = answered;
         self.settled.extend(stored);
         let state = &mut self.targets[target as usize];
         state.in_flight = false;
         let mut dead = Vec::new();
-        for Refused { row, message, why } in refused {
+        for RefusedRow { row, message, why } in refused {
             let (id, form, to) = (&message.id, &message.form, target.as_str());
-            let is_due = self.seldom.is_due((target, form.clone()));
-            if target == Target::Dead {
-                if is_due {
+            let should_log = self.log_limiter.should_log((target, form.clone()));
+            if target == OutboxTarget::Dead {
+                if should_log {
                     tracing::warn!(
                         id,
                         form,
                         why,
-                        "the broker refuses a dead message; it is recorded all the same"
+                        "the broker refuses a dead message; the ledger records it instead"
                     );
                 }
                 self.settled.push(row);
                 dead.push(message);
             } else {
-                if is_due {
+                if should_log {
                     tracing::error!(
                         id,
                         form,
@@ -161,26 +165,27 @@ impl Outbox {
                          broker take such messages; `gristmill doctor` says what it takes)"
                     );
                 }
-                state.refused(now);
+                state.schedule_resend(now);
             }
         }
         dead
     }
 
-    /// When rows that were refused may go out again; if others are to be struck, after that is committed.
+    /// Returns when refused rows may be sent again. Rows that wait for deletion come first: the
+    /// result is `None` until that is committed.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let resting = self.targets.iter().filter(|state| state.rests() && self.settled.is_empty());
-        resting.filter_map(|state| state.again).min()
+        let resting = self.targets.iter().filter(|state| state.is_idle() && self.settled.is_empty());
+        resting.filter_map(|state| state.resend_at).min()
     }
 
-    /// Counts what an earlier sink left.
-    pub(crate) fn count(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
-        self.rows = ledger.read("the outbox is read", outbox_rows::count)?;
+    /// Counts the rows that an earlier sink left.
+    pub(crate) fn load_row_count(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
+        self.rows = ledger.read("the outbox is read", outbox_rows::count_rows)?;
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
         Ok(())
     }
 
-    /// Writes what changed.
+    /// Writes the changes.
     pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         self.rows = (self.rows + self.staged.len() as u64).saturating_sub(self.settled.len() as u64);
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
@@ -189,36 +194,43 @@ impl Outbox {
         }
         for (target, message) in self.staged.drain(..) {
             outbox_rows::insert(transaction, target, &self.lane, &message)?;
-            self.targets[target as usize].waiting = true;
+            self.targets[target as usize].has_more = true;
         }
-        self.urgency = Urgency::AtLeisure;
+        self.urgency = Urgency::Lazy;
         Ok(())
     }
 
-    /// What can go out now: at most one batch for each target.
-    pub(crate) fn next(&mut self, ledger: &Ledger, now: Instant) -> Result<Vec<OutboxBatch>, SinkError> {
+    /// Returns the batches that can be published now, at most one for each target.
+    pub(crate) fn next_batches(
+        &mut self,
+        ledger: &Ledger,
+        now: Instant,
+    ) -> Result<Vec<OutboxBatch>, SinkError> {
         let mut batches = Vec::new();
-        for target in Target::ALL {
+        for target in OutboxTarget::ALL {
             let state = &mut self.targets[target as usize];
-            if state.rests() && self.settled.is_empty() && state.again.is_some_and(|again| now >= again) {
-                // All that the ledger still has was refused.
-                (state.last, state.waiting, state.again) = (0, true, None);
+            if state.is_idle()
+                && self.settled.is_empty()
+                && state.resend_at.is_some_and(|resend_at| now >= resend_at)
+            {
+                // All rows that the ledger still has were refused.
+                (state.last_row, state.has_more, state.resend_at) = (0, true, None);
             }
-            if state.in_flight || !state.waiting {
+            if state.in_flight || !state.has_more {
                 continue;
             }
             let batch = ledger.read("the outbox is read", |connection| {
-                outbox_rows::next(connection, ledger.id(), target, state.last)
+                outbox_rows::load_batch(connection, ledger.id(), target, state.last_row)
             })?;
             match batch.rows.last() {
                 None => {
-                    state.waiting = false;
-                    if state.again.is_none() {
+                    state.has_more = false;
+                    if state.resend_at.is_none() {
                         state.pause = Duration::ZERO;
                     }
                 }
                 Some((last, _)) => {
-                    (state.last, state.in_flight) = (*last, true);
+                    (state.last_row, state.in_flight) = (*last, true);
                     batches.push(batch);
                 }
             }
@@ -233,24 +245,24 @@ mod tests {
     use crate::{LedgerPlace, tests::toy_jobs};
 
     /// An outbox with facts in its ledger, and a clock.
-    struct Post {
+    struct OutboxFixture {
         ledger: Ledger,
         outbox: Outbox,
         now: Instant,
     }
 
-    impl Post {
+    impl OutboxFixture {
         fn new(facts: usize) -> Self {
             let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
             let outbox = Outbox::new(Lane::default(), toy_jobs::app(), usize::MAX);
-            let mut post = Self { ledger, outbox, now: Instant::now() };
-            post.add(facts);
-            post
+            let mut fixture = Self { ledger, outbox, now: Instant::now() };
+            fixture.add(facts);
+            fixture
         }
 
         fn add(&mut self, facts: usize) {
-            let job = toy_jobs::Submitted::toy();
-            (0..facts).for_each(|_| self.outbox.fact(&job.opened));
+            let job = toy_jobs::SubmittedJob::toy();
+            (0..facts).for_each(|_| self.outbox.push_fact(&job.opened));
             self.save();
         }
 
@@ -258,29 +270,33 @@ mod tests {
             self.ledger.write(|transaction| self.outbox.save(transaction)).unwrap();
         }
 
-        /// All that goes out just now, where the broker refuses some.
+        /// Sends all that is due now to a broker that refuses some rows.
         fn send(&mut self, refuses: impl Fn(i64) -> bool) -> Vec<i64> {
             let mut sent = Vec::new();
             loop {
                 self.save();
-                let Some(batch) = self.outbox.next(&self.ledger, self.now).unwrap().pop() else {
+                let Some(batch) = self.outbox.next_batches(&self.ledger, self.now).unwrap().pop() else {
                     return sent;
                 };
-                let mut answered = Answered { target: batch.target, stored: Vec::new(), refused: Vec::new() };
+                let mut answered =
+                    OutboxAnswer { target: batch.target, stored: Vec::new(), refused: Vec::new() };
                 for (row, outgoing) in batch.rows {
                     sent.push(row);
                     if refuses(row) {
-                        let refused = Refused { row, message: outgoing.message, why: "too large".into() };
+                        let refused = RefusedRow { row, message: outgoing.message, why: "too large".into() };
                         answered.refused.push(refused);
                     } else {
                         answered.stored.push(row);
                     }
                 }
-                assert!(self.outbox.answered(answered, self.now).is_empty(), "facts are no dead messages");
+                assert!(
+                    self.outbox.apply_answer(answered, self.now).is_empty(),
+                    "facts are no dead messages"
+                );
             }
         }
 
-        /// How long until what was refused goes out again; goes on then.
+        /// Returns the seconds until refused rows are sent again, and advances the clock by them.
         fn pause(&mut self) -> Option<u64> {
             let due = self.outbox.due()?;
             let pause = due - std::mem::replace(&mut self.now, due);
@@ -288,55 +304,57 @@ mod tests {
         }
     }
 
+    /// A refused fact is kept and sent again, with pauses that double up to a bound.
     #[test]
-    fn a_fact_that_is_refused_is_kept_and_sent_again_after_growing_pauses() {
-        let mut post = Post::new(3);
-        assert_eq!(post.send(|row| row == 2), [1, 2, 3], "those after it do not wait for it");
+    fn refused_fact_is_resent_with_backoff() {
+        let mut fixture = OutboxFixture::new(3);
+        assert_eq!(fixture.send(|row| row == 2), [1, 2, 3], "those after it do not wait for it");
         let mut pauses = Vec::new();
         for _ in 0..11 {
-            assert!(post.send(|_| false).is_empty(), "it is not due");
-            pauses.extend(post.pause());
-            assert_eq!(post.send(|row| row == 2), [2]);
+            assert!(fixture.send(|_| false).is_empty(), "it is not due");
+            pauses.extend(fixture.pause());
+            assert_eq!(fixture.send(|row| row == 2), [2]);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        post.add(1);
-        assert_eq!(post.send(|row| row == 2), [4], "what comes later does not wait for it either");
-        post.pause();
-        assert_eq!(post.send(|_| false), [2]);
+        fixture.add(1);
+        assert_eq!(fixture.send(|row| row == 2), [4], "what comes later does not wait for it either");
+        fixture.pause();
+        assert_eq!(fixture.send(|_| false), [2]);
         assert_eq!(
-            (post.pause(), post.ledger.read("rows are counted", outbox_rows::count).unwrap()),
+            (fixture.pause(), fixture.ledger.read("rows are counted", outbox_rows::count_rows).unwrap()),
             (None, 0)
         );
-        post.add(1);
-        post.send(|_| true);
-        assert_eq!(post.pause(), Some(1), "the pauses begin anew");
+        fixture.add(1);
+        fixture.send(|_| true);
+        assert_eq!(fixture.pause(), Some(1), "the pauses begin anew");
     }
 
     #[test]
-    fn many_that_are_refused_keep_nobody_from_their_turn() {
-        let mut post = Post::new(200);
-        assert_eq!(post.send(|row| row <= 150), Vec::from_iter(1..=200));
-        post.pause();
-        post.add(1);
-        assert_eq!(post.send(|row| row <= 150), [201], "what is new goes first");
-        assert_eq!(post.pause(), Some(0));
-        assert_eq!(post.send(|row| row <= 150), Vec::from_iter(1..=150));
-        post.pause();
-        assert_eq!(post.send(|_| false), Vec::from_iter(1..=150));
+    fn refused_rows_do_not_block_new_ones() {
+        let mut fixture = OutboxFixture::new(200);
+        assert_eq!(fixture.send(|row| row <= 150), Vec::from_iter(1..=200));
+        fixture.pause();
+        fixture.add(1);
+        assert_eq!(fixture.send(|row| row <= 150), [201], "what is new goes first");
+        assert_eq!(fixture.pause(), Some(0));
+        assert_eq!(fixture.send(|row| row <= 150), Vec::from_iter(1..=150));
+        fixture.pause();
+        assert_eq!(fixture.send(|_| false), Vec::from_iter(1..=150));
     }
 
+    /// Rows that the broker has are deleted before any refused row is sent again.
     #[test]
-    fn what_is_to_be_struck_is_struck_before_anything_goes_out_again() {
-        let mut post = Post::new(2);
-        let batch = post.outbox.next(&post.ledger, post.now).unwrap().remove(0);
+    fn settled_rows_are_deleted_first() {
+        let mut fixture = OutboxFixture::new(2);
+        let batch = fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap().remove(0);
         let (row, outgoing) = &batch.rows[1];
-        let refused = Refused { row: *row, message: outgoing.message.clone(), why: "too large".into() };
-        let answered = Answered { target: batch.target, stored: vec![1], refused: vec![refused] };
-        post.outbox.answered(answered, post.now);
-        post.outbox.next(&post.ledger, post.now).unwrap();
-        assert_eq!(post.outbox.due(), None);
-        post.now += AGAIN_MAX;
-        assert!(post.outbox.next(&post.ledger, post.now).unwrap().is_empty());
-        assert_eq!(post.send(|_| false), [2]);
+        let refused = RefusedRow { row: *row, message: outgoing.message.clone(), why: "too large".into() };
+        let answered = OutboxAnswer { target: batch.target, stored: vec![1], refused: vec![refused] };
+        fixture.outbox.apply_answer(answered, fixture.now);
+        fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap();
+        assert_eq!(fixture.outbox.due(), None);
+        fixture.now += RESEND_PAUSE_MAX;
+        assert!(fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap().is_empty());
+        assert_eq!(fixture.send(|_| false), [2]);
     }
 }

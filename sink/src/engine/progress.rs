@@ -1,4 +1,5 @@
-//! Progress of jobs, and stalls, as events: often enough to look alive, seldom enough to cost nothing.
+//! Throttled events about the progress of jobs and about stalls: frequent enough to look alive,
+//! rare enough to cost nothing.
 
 use std::{
     collections::BTreeMap,
@@ -10,77 +11,82 @@ use gristmill_shared::{
     wire::{Event, Missing, Progress},
 };
 
-/// A job's progress is told this often at most, while it moves; its end at once, and so is every doubling of its outcomes:
-/// producers size batches by the first few that are measured. So often can a number double that it costs next to nothing.
-const EVERY: Duration = Duration::from_millis(250);
-/// Of how many jobs it is known what was told last. Beyond it that is forgotten, and so told once too often.
-const TOLD_MAX_JOBS: usize = 1_000;
+/// Minimum time between progress events of a moving job. Its end and each doubling of its outcomes
+/// are published at once: producers size batches by the first measured outcomes. Doublings are
+/// logarithmic in the number of outcomes, so these extra events are negligible.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+/// Jobs whose last doubling is tracked. Beyond it the record is cleared, at the cost of one extra
+/// event for each job.
+const TRACKED_MAX_JOBS: usize = 1_000;
 
-/// What is worth telling.
+/// Events that wait for publication.
 #[derive(Debug, Default)]
-pub(super) struct News {
-    moved: BTreeMap<JobId, (Topic, Progress)>,
-    /// How many outcomes of jobs that go on were told at once the last time.
-    told: BTreeMap<JobId, u64>,
-    /// What is told at once: first outcomes, ends and stalls.
-    now: Vec<(Topic, Event)>,
-    last: Option<Instant>,
+pub(super) struct ProgressThrottle {
+    pending: BTreeMap<JobId, (Topic, Progress)>,
+    /// The number of outcomes of each running job at its last doubling.
+    announced: BTreeMap<JobId, u64>,
+    /// Events that are due at once: first outcomes, ends and stalls.
+    immediate: Vec<(Topic, Event)>,
+    last_sent: Option<Instant>,
 }
 
-impl News {
-    /// A job moved, and that is committed.
-    pub(super) fn add(&mut self, (topic, progress): (Topic, Progress), ended: bool) {
+impl ProgressThrottle {
+    /// Records committed progress of a job.
+    pub(super) fn record(&mut self, (topic, progress): (Topic, Progress), ended: bool) {
         if ended {
-            self.told.remove(&progress.job);
+            self.announced.remove(&progress.job);
         }
         if ended || self.has_doubled(&progress) {
-            self.moved.remove(&progress.job);
-            self.now.push((topic, Event::Progress(progress)));
+            self.pending.remove(&progress.job);
+            self.immediate.push((topic, Event::Progress(progress)));
         } else {
-            self.moved.insert(progress.job, (topic, progress));
+            self.pending.insert(progress.job, (topic, progress));
         }
     }
 
-    /// Whether there are twice as many outcomes as when this was last so.
+    /// True if the outcomes have doubled since this last returned true.
     fn has_doubled(&mut self, Progress { job, account, .. }: &Progress) -> bool {
         let outcomes = account.done.saturating_add(account.failed);
-        let told = self.told.get(job).copied().unwrap_or_default();
-        if outcomes == 0 || outcomes / 2 < told {
+        let announced = self.announced.get(job).copied().unwrap_or_default();
+        if outcomes == 0 || outcomes / 2 < announced {
             return false;
         }
-        if self.told.len() >= TOLD_MAX_JOBS {
-            self.told.clear();
+        if self.announced.len() >= TRACKED_MAX_JOBS {
+            self.announced.clear();
         }
-        self.told.insert(*job, outcomes);
+        self.announced.insert(*job, outcomes);
         true
     }
 
-    /// Jobs stall, and that is committed.
-    pub(super) fn add_stalls(&mut self, stalls: impl Iterator<Item = (Topic, Missing)>) {
-        self.now.extend(stalls.map(|(topic, missing)| (topic, Event::Missing(missing))));
+    /// Records committed stalls of jobs.
+    pub(super) fn record_stalls(&mut self, stalls: impl Iterator<Item = (Topic, Missing)>) {
+        self.immediate.extend(stalls.map(|(topic, missing)| (topic, Event::Missing(missing))));
     }
 
-    /// When there is something to tell.
+    /// Returns when events are due.
     pub(super) fn due(&self) -> Option<Instant> {
         let now = Instant::now();
-        if !self.now.is_empty() {
+        if !self.immediate.is_empty() {
             return Some(now);
         }
-        (!self.moved.is_empty()).then(|| self.last.map_or(now, |last| last + EVERY))
+        (!self.pending.is_empty())
+            .then(|| self.last_sent.map_or(now, |last_sent| last_sent + PROGRESS_INTERVAL))
     }
 
-    /// What is to be told now.
+    /// Takes the events that are due now.
     pub(super) fn take(&mut self) -> Vec<(Topic, Event)> {
         let now = Instant::now();
-        let mut news = std::mem::take(&mut self.now);
-        if !news.is_empty() {
-            self.last.get_or_insert(now); // whatever is told first starts the clock
+        let mut events = std::mem::take(&mut self.immediate);
+        if !events.is_empty() {
+            self.last_sent.get_or_insert(now); // the first event starts the clock
         }
-        if self.last.is_none_or(|last| now >= last + EVERY) && !self.moved.is_empty() {
-            self.last = Some(now);
-            let moved = std::mem::take(&mut self.moved).into_values();
-            news.extend(moved.map(|(topic, progress)| (topic, Event::Progress(progress))));
+        if self.last_sent.is_none_or(|last_sent| now >= last_sent + PROGRESS_INTERVAL)
+            && !self.pending.is_empty()
+        {
+            self.last_sent = Some(now);
+            let pending = std::mem::take(&mut self.pending).into_values();
+            events.extend(pending.map(|(topic, progress)| (topic, Event::Progress(progress))));
         }
-        news
+        events
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs that run but get no outcomes.
+//! Detection of running jobs that get no outcomes.
 
 use std::{
     collections::HashMap,
@@ -11,81 +11,93 @@ use gristmill_shared::{
     wire::now_ms,
 };
 
-/// A running job stalls when no outcome has come for this long, unless its tasks are slow.
+/// Minimum time without an outcome after which a running job counts as stalled. Slow tasks prolong
+/// it.
 const STALL_AFTER: Duration = Duration::from_secs(60);
-/// And for this many times what a task takes, or what the longest pause was from one outcome to the next.
+/// Multiple of the mean task time, or of the longest pause between two outcomes, that must pass
+/// too.
 const STALL_FACTOR: u32 = 10;
-/// But for no longer than this, however slow the job is.
+/// Maximum time without an outcome, however slow the job is.
 const STALL_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
-/// How many jobs are found to stall at a time, so that no more of them are in memory at once.
-const STALLS_AT_A_TIME: usize = 100;
+/// Stalls found in one search, which bounds the jobs that are loaded at once.
+const STALLS_MAX_PER_SEARCH: usize = 100;
 
-/// When each running job moved last.
+/// The last outcome of each running job.
 #[derive(Debug)]
-pub(super) struct Stalls {
-    /// How long no outcome may come, if somebody decided that.
+pub(super) struct StallDetector {
+    /// The configured time without an outcome, if any.
     after: Option<Duration>,
-    jobs: HashMap<JobId, Watched>,
-    /// Before this no job stalls.
+    jobs: HashMap<JobId, WatchedJob>,
+    /// The earliest time at which a job can stall.
     next: Option<Instant>,
-    /// The broker does not work, so that no outcome can come.
+    /// True while the broker does not work, so that no outcome can arrive.
     suspended: bool,
 }
 
 #[derive(Debug)]
-struct Watched {
-    moved: Instant,
-    moved_ms: u64,
-    /// What a task takes, on the average.
+struct WatchedJob {
+    last_outcome: Instant,
+    last_outcome_ms: u64,
+    /// The mean time of a task.
     mean: Duration,
-    /// The longest pause from one outcome to the next that was no stall. How long the first was waited for says nothing:
-    /// perhaps nobody worked yet.
+    /// The longest pause between two outcomes that was not a stall. The wait for the first one does
+    /// not count: there may have been no worker.
     pause: Duration,
-    has_moved: bool,
-    stalls: bool,
+    has_outcome: bool,
+    is_stalled: bool,
 }
 
-impl Stalls {
+impl StallDetector {
     pub(super) fn new(after: Option<Duration>) -> Self {
         Self { after, jobs: HashMap::new(), next: None, suspended: false }
     }
 
-    /// A job is running, whose tasks take `mean`; `stalls` if that was found before. Nothing if it is watched already.
-    pub(super) fn watch(&mut self, job: JobId, mean: Duration, stalls: bool, now: Instant) {
+    /// Starts watching a running job whose tasks take `mean`; `is_stalled` if an earlier sink found
+    /// that. A job that is already watched is left as it is.
+    pub(super) fn watch(&mut self, job: JobId, mean: Duration, is_stalled: bool, now: Instant) {
         self.jobs.entry(job).or_insert_with(|| {
-            let (pause, has_moved) = (Duration::ZERO, false);
-            let watched = Watched { moved: now, moved_ms: now_ms(), mean, pause, has_moved, stalls };
+            let (pause, has_outcome) = (Duration::ZERO, false);
+            let watched = WatchedJob {
+                last_outcome: now,
+                last_outcome_ms: now_ms(),
+                mean,
+                pause,
+                has_outcome,
+                is_stalled,
+            };
             let due = watched.due(self.after);
             self.next = Some(self.next.map_or(due, |next| next.min(due)));
             watched
         });
     }
 
-    /// A job that is watched got outcomes.
-    pub(super) fn moved(&mut self, job: JobId, mean: Duration, now: Instant) {
+    /// Records that a watched job got outcomes.
+    pub(super) fn record_progress(&mut self, job: JobId, mean: Duration, now: Instant) {
         let Some(watched) = self.jobs.get_mut(&job) else { return };
-        if !watched.stalls && watched.has_moved {
-            watched.pause = watched.pause.max(now.saturating_duration_since(watched.moved));
+        if !watched.is_stalled && watched.has_outcome {
+            watched.pause = watched.pause.max(now.saturating_duration_since(watched.last_outcome));
         }
-        (watched.moved, watched.moved_ms, watched.mean, watched.stalls) = (now, now_ms(), mean, false);
-        watched.has_moved = true;
+        (watched.last_outcome, watched.last_outcome_ms, watched.mean, watched.is_stalled) =
+            (now, now_ms(), mean, false);
+        watched.has_outcome = true;
         let due = watched.due(self.after);
         self.next = Some(self.next.map_or(due, |next| next.min(due)));
     }
 
-    /// A job has ended.
+    /// Stops watching a job that has ended.
     pub(super) fn forget(&mut self, job: JobId) {
         self.jobs.remove(&job);
     }
 
-    /// While the broker does not work no job stalls; when it works again, each is given its time anew.
-    pub(super) fn suspend(&mut self, suspended: bool, now: Instant) {
+    /// Suspends detection while the broker does not work. When it works again, the time of each job
+    /// starts over.
+    pub(super) fn set_suspended(&mut self, suspended: bool, now: Instant) {
         if self.suspended && !suspended {
             let after = self.after;
-            let running = self.jobs.values_mut().filter(|watched| !watched.stalls);
+            let running = self.jobs.values_mut().filter(|watched| !watched.is_stalled);
             self.next = running
                 .map(|watched| {
-                    watched.moved = now;
+                    watched.last_outcome = now;
                     watched.due(after)
                 })
                 .min();
@@ -93,29 +105,30 @@ impl Stalls {
         self.suspended = suspended;
     }
 
-    /// Says how many jobs run, and how many of them stall, to whoever watches.
-    pub(super) fn count(&self) {
+    /// Sets the gauges of running and of stalled jobs.
+    pub(super) fn update_gauges(&self) {
         SINK_JOBS_RUNNING.set([], self.jobs.len() as f64);
-        SINK_JOBS_STALLED.set([], self.jobs.values().filter(|watched| watched.stalls).count() as f64);
+        SINK_JOBS_STALLED.set([], self.jobs.values().filter(|watched| watched.is_stalled).count() as f64);
     }
 
-    /// When a job may be found to stall.
+    /// Returns the earliest time at which a job can stall.
     pub(super) fn due(&self) -> Option<Instant> {
         self.next.filter(|_| !self.suspended)
     }
 
-    /// The jobs that stall from now on, and since when, in milliseconds since 1970.
-    pub(super) fn look(&mut self, now: Instant) -> Vec<(JobId, u64)> {
+    /// Returns the jobs that have newly stalled, with the time of their last outcome in
+    /// milliseconds since 1970.
+    pub(super) fn find_stalled(&mut self, now: Instant) -> Vec<(JobId, u64)> {
         let mut stalled = Vec::new();
         if self.suspended {
             return stalled;
         }
         self.next = None;
-        for (job, watched) in self.jobs.iter_mut().filter(|(_, watched)| !watched.stalls) {
+        for (job, watched) in self.jobs.iter_mut().filter(|(_, watched)| !watched.is_stalled) {
             let due = watched.due(self.after);
-            if due <= now && stalled.len() < STALLS_AT_A_TIME {
-                watched.stalls = true;
-                stalled.push((*job, watched.moved_ms));
+            if due <= now && stalled.len() < STALLS_MAX_PER_SEARCH {
+                watched.is_stalled = true;
+                stalled.push((*job, watched.last_outcome_ms));
                 SINK_STALLS.add([], 1);
             } else {
                 self.next = Some(self.next.map_or(due, |next| next.min(due)));
@@ -125,10 +138,11 @@ impl Stalls {
     }
 }
 
-impl Watched {
+impl WatchedJob {
     fn due(&self, after: Option<Duration>) -> Instant {
         let slow = self.mean.max(self.pause).saturating_mul(STALL_FACTOR);
-        self.moved + after.unwrap_or_else(|| slow.clamp(STALL_AFTER, STALL_AFTER_MAX)).min(STALL_AFTER_MAX)
+        self.last_outcome
+            + after.unwrap_or_else(|| slow.clamp(STALL_AFTER, STALL_AFTER_MAX)).min(STALL_AFTER_MAX)
     }
 }
 
@@ -136,76 +150,82 @@ impl Watched {
 mod tests {
     use super::*;
 
-    const SECOND: Duration = Duration::from_secs(1);
+    const ONE_SECOND: Duration = Duration::from_secs(1);
 
     /// A job that is watched from now on.
-    fn watched(after: Option<Duration>, mean: Duration) -> (Stalls, JobId, Instant) {
-        let (mut stalls, job, now) = (Stalls::new(after), JobId::generate(), Instant::now());
+    fn watched(after: Option<Duration>, mean: Duration) -> (StallDetector, JobId, Instant) {
+        let (mut stalls, job, now) = (StallDetector::new(after), JobId::generate(), Instant::now());
         assert_eq!(stalls.due(), None);
         stalls.watch(job, mean, false, now);
         (stalls, job, now)
     }
 
     #[test]
-    fn a_job_stalls_once_until_it_moves_again() {
+    fn job_stalls_once_until_it_moves() {
         let (mut stalls, job, start) = watched(None, Duration::ZERO);
         assert_eq!(stalls.due(), Some(start + STALL_AFTER));
-        assert!(stalls.look(start + STALL_AFTER - SECOND).is_empty());
-        let found = stalls.look(start + STALL_AFTER);
+        assert!(stalls.find_stalled(start + STALL_AFTER - ONE_SECOND).is_empty());
+        let found = stalls.find_stalled(start + STALL_AFTER);
         assert_eq!(found.iter().map(|(job, _)| *job).collect::<Vec<_>>(), [job]);
-        assert!(stalls.look(start + 5 * STALL_AFTER).is_empty() && stalls.due().is_none());
+        assert!(stalls.find_stalled(start + 5 * STALL_AFTER).is_empty() && stalls.due().is_none());
         let moved = start + 6 * STALL_AFTER;
-        stalls.moved(job, Duration::ZERO, moved);
+        stalls.record_progress(job, Duration::ZERO, moved);
         assert_eq!(stalls.due(), Some(moved + STALL_AFTER), "a stall is no pause to go by");
-        assert_eq!(stalls.look(moved + STALL_AFTER).len(), 1);
+        assert_eq!(stalls.find_stalled(moved + STALL_AFTER).len(), 1);
         stalls.forget(job);
-        stalls.moved(job, Duration::ZERO, moved);
-        assert!(stalls.look(moved + 9 * STALL_AFTER).is_empty());
+        stalls.record_progress(job, Duration::ZERO, moved);
+        assert!(stalls.find_stalled(moved + 9 * STALL_AFTER).is_empty());
     }
 
+    /// Slow jobs stall later, unless the time is configured.
     #[test]
-    fn slow_jobs_are_given_time_unless_somebody_says_otherwise() {
-        let (mut stalls, job, start) = watched(None, 30 * SECOND);
-        assert!(stalls.look(start + 299 * SECOND).is_empty());
-        let start = start + 200 * SECOND;
-        stalls.moved(job, SECOND, start);
+    fn slow_jobs_get_more_time() {
+        let (mut stalls, job, start) = watched(None, 30 * ONE_SECOND);
+        assert!(stalls.find_stalled(start + 299 * ONE_SECOND).is_empty());
+        let start = start + 200 * ONE_SECOND;
+        stalls.record_progress(job, ONE_SECOND, start);
         assert_eq!(
             stalls.due(),
             Some(start + STALL_AFTER),
             "that the first was waited for for long says nothing"
         );
-        stalls.moved(job, SECOND, start + 40 * SECOND);
-        assert!(stalls.look(start + (40 + 399) * SECOND).is_empty(), "there was a pause of 40 s");
-        assert_eq!(stalls.look(start + (40 + 400) * SECOND).len(), 1);
+        stalls.record_progress(job, ONE_SECOND, start + 40 * ONE_SECOND);
+        assert!(stalls.find_stalled(start + (40 + 399) * ONE_SECOND).is_empty(), "there was a pause of 40 s");
+        assert_eq!(stalls.find_stalled(start + (40 + 400) * ONE_SECOND).len(), 1);
 
         let (mut slowest, _, start) = watched(None, STALL_AFTER_MAX);
-        assert_eq!(slowest.look(start + STALL_AFTER_MAX).len(), 1);
-        let (mut told, _, start) = watched(Some(SECOND), 30 * SECOND);
-        assert_eq!(told.look(start + SECOND).len(), 1);
+        assert_eq!(slowest.find_stalled(start + STALL_AFTER_MAX).len(), 1);
+        let (mut told, _, start) = watched(Some(ONE_SECOND), 30 * ONE_SECOND);
+        assert_eq!(told.find_stalled(start + ONE_SECOND).len(), 1);
     }
 
     #[test]
-    fn no_job_stalls_while_the_broker_does_not_work() {
+    fn no_stall_without_broker() {
         let (mut stalls, job, start) = watched(None, Duration::ZERO);
-        stalls.suspend(false, start);
+        stalls.set_suspended(false, start);
         assert_eq!(stalls.due(), Some(start + STALL_AFTER));
-        stalls.suspend(true, start);
+        stalls.set_suspended(true, start);
         let back = start + 9 * STALL_AFTER;
-        assert!(stalls.due().is_none() && stalls.look(back).is_empty());
-        stalls.suspend(false, back);
+        assert!(stalls.due().is_none() && stalls.find_stalled(back).is_empty());
+        stalls.set_suspended(false, back);
         assert_eq!(stalls.due(), Some(back + STALL_AFTER));
-        stalls.moved(job, Duration::ZERO, back + SECOND);
-        assert_eq!(stalls.look(back + SECOND + STALL_AFTER).len(), 1, "the outage was no pause to go by");
+        stalls.record_progress(job, Duration::ZERO, back + ONE_SECOND);
+        assert_eq!(
+            stalls.find_stalled(back + ONE_SECOND + STALL_AFTER).len(),
+            1,
+            "the outage was no pause to go by"
+        );
     }
 
     #[test]
-    fn many_stalls_are_found_in_several_looks() {
+    fn stalls_per_search_are_bounded() {
         let (mut stalls, _, start) = watched(None, Duration::ZERO);
-        (1..STALLS_AT_A_TIME + 1).for_each(|_| stalls.watch(JobId::generate(), SECOND, false, start));
-        stalls.watch(JobId::generate(), SECOND, true, start);
+        (1..STALLS_MAX_PER_SEARCH + 1)
+            .for_each(|_| stalls.watch(JobId::generate(), ONE_SECOND, false, start));
+        stalls.watch(JobId::generate(), ONE_SECOND, true, start);
         let now = start + STALL_AFTER;
-        assert_eq!(stalls.look(now).len(), STALLS_AT_A_TIME);
+        assert_eq!(stalls.find_stalled(now).len(), STALLS_MAX_PER_SEARCH);
         assert!(stalls.due().is_some_and(|due| due <= now));
-        assert_eq!((stalls.look(now).len(), stalls.due()), (1, None), "one stalled before");
+        assert_eq!((stalls.find_stalled(now).len(), stalls.due()), (1, None), "one stalled before");
     }
 }

@@ -1,4 +1,4 @@
-//! How a job ends.
+//! The end of a job.
 
 use std::mem;
 
@@ -9,34 +9,34 @@ use gristmill_shared::{
 
 use rusqlite::Transaction;
 
-use super::{Job, Phase, end_details::Findings, fold_state::Broken};
+use super::{ActiveJob, JobPhase, end_details::EndDetails, fold_state::UserCodeError};
 use crate::{
     engine::Outbox,
-    ledger::{End, JobState},
+    ledger::{JobEnd, JobState},
 };
 
-/// The longest conclusion that the journal carries. A longer one is in the ledger only.
+/// The longest conclusion that the journal carries, in bytes. A longer one is in the ledger only.
 const CONCLUSION_MAX_BYTES: usize = 1 << 20;
 
-/// The reason of a stop that `collect` ordered.
-const HAS_ITS_ANSWER: &str = "the job has its answer";
+/// The reason of a stop by `collect`.
+const ANSWERED_REASON: &str = "the job has its answer";
 
-/// Why a job ends.
+/// The reason for which a job ends.
 #[derive(Debug)]
-pub(super) enum Ending {
+pub(super) enum EndReason {
     /// Every task has an outcome.
     Complete,
-    /// `collect` needs no more.
+    /// `collect` needs no more outcomes.
     Answered,
-    /// `collect` needs no more, and there is no more.
+    /// `collect` needs no more outcomes, and every task has one.
     AnsweredLast,
-    /// Somebody, or its policy, wants no more of it.
+    /// The user, or the job's policy, stopped it.
     Stopped(String),
-    /// It cannot go on.
+    /// The job cannot continue.
     Failed(String),
 }
 
-impl Ending {
+impl EndReason {
     fn state(&self) -> JobState {
         match self {
             Self::Complete | Self::AnsweredLast => JobState::Finished,
@@ -45,19 +45,20 @@ impl Ending {
         }
     }
 
-    fn why(&self) -> Option<String> {
+    fn reason(&self) -> Option<String> {
         match self {
             Self::Complete | Self::AnsweredLast => None,
-            Self::Answered => Some(HAS_ITS_ANSWER.into()),
+            Self::Answered => Some(ANSWERED_REASON.into()),
             Self::Stopped(why) | Self::Failed(why) => Some(why.clone()),
         }
     }
 
-    /// What the user reads: an end that the job did not choose gives no answer, whatever its report says so far.
+    /// Returns the conclusion for the user. A job that was stopped or failed has no answer,
+    /// whatever its report says so far.
     fn conclusion(&self, said: Option<Conclusion>) -> Conclusion {
         match (self, said) {
             (Self::Complete | Self::Answered | Self::AnsweredLast, Some(said)) => said,
-            (_, None) => Conclusion::no_answer(self.why().unwrap_or_default()),
+            (_, None) => Conclusion::no_answer(self.reason().unwrap_or_default()),
             (Self::Stopped(why) | Self::Failed(why), Some(said)) => {
                 Conclusion::no_answer(format!("{why}; so far: {}", said.text))
             }
@@ -65,28 +66,29 @@ impl Ending {
     }
 }
 
-impl Job {
+impl ActiveJob {
     /// Ends the job if every task has an outcome, or too many of them failed.
-    pub(super) fn end_if_due(&mut self, outbox: &mut Outbox) {
+    pub(super) fn end_if_complete(&mut self, outbox: &mut Outbox) {
         let failed = self.record.counts.failed;
         if self.has_ended() {
-        } else if self.all_tasks_are_known() && self.record.without_outcome() == 0 {
-            self.end(Ending::Complete, outbox);
-        } else if let Some(limit) = self.failures_reached() {
+        } else if self.all_tasks_are_known() && self.record.missing_count() == 0 {
+            self.end(EndReason::Complete, outbox);
+        } else if let Some(limit) = self.reached_limit() {
             let tasks = if failed == 1 { "task" } else { "tasks" };
             let why = format!("{failed} {tasks} failed, and the job was to end at {limit} (--fail-fast)");
-            self.end(Ending::Stopped(why), outbox);
+            self.end(EndReason::Stopped(why), outbox);
         }
     }
 
-    /// Whether there are no tasks but those below the total. A job that had its answer with the last of its planned tasks
-    /// ended without a seal; when it is reopened none need come, since its producer has heard of the end.
+    /// True if the total is final. A job that had its answer with the last of its planned tasks
+    /// ended without a seal; after a reopening none follows, since its producer knows that it
+    /// ended.
     fn all_tasks_are_known(&self) -> bool {
         self.record.seal.is_some() || self.record.round > Round(0)
     }
 
-    /// The number or share of failures at which the job is to end, if there are so many.
-    fn failures_reached(&self) -> Option<FailFast> {
+    /// Returns the number or share of failures at which the job is to end, if it is reached.
+    fn reached_limit(&self) -> Option<FailFast> {
         let failed = self.record.counts.failed;
         self.record.opened.policy.fail_fast.filter(|limit| match (limit, self.record.total()) {
             (FailFast::Tasks(limit), _) => failed >= (*limit).max(1),
@@ -97,109 +99,110 @@ impl Job {
         })
     }
 
-    /// `collect` said that it needs no more.
-    pub(super) fn answered(&mut self, outbox: &mut Outbox) {
-        self.recount();
-        let complete = self.record.total().is_some() && self.record.without_outcome() == 0;
-        self.end(if complete { Ending::AnsweredLast } else { Ending::Answered }, outbox);
+    /// Ends the job because `collect` needs no more outcomes.
+    pub(super) fn end_answered(&mut self, outbox: &mut Outbox) {
+        self.refresh_counts();
+        let complete = self.record.total().is_some() && self.record.missing_count() == 0;
+        self.end(if complete { EndReason::AnsweredLast } else { EndReason::Answered }, outbox);
     }
 
-    /// Somebody or something outside ends the job.
+    /// Stops the job, at the user's request.
     pub(super) fn stop(&mut self, why: String, outbox: &mut Outbox) {
-        self.end(Ending::Stopped(why), outbox);
+        self.end(EndReason::Stopped(why), outbox);
     }
 
-    /// The job cannot go on; what was folded is right.
+    /// Fails the job; the folded outcomes remain valid.
     pub(super) fn fail_job(&mut self, why: String, outbox: &mut Outbox) {
-        self.end(Ending::Failed(why), outbox);
+        self.end(EndReason::Failed(why), outbox);
     }
 
-    /// The job's own code failed, so that what was folded since the last commit is not to be trusted: the job ends as
-    /// the ledger has it. Outcomes that are lost by that count as late.
-    pub(super) fn break_down(&mut self, why: &str, outbox: &mut Outbox) {
-        self.recount();
+    /// Fails the job after an error of its own code. Outcomes folded since the last commit are
+    /// discarded, and count as late.
+    pub(super) fn discard_and_fail(&mut self, why: &str, outbox: &mut Outbox) {
+        self.refresh_counts();
         let (saved, counts) = (self.saved, &mut self.record.counts);
         counts.late += (counts.done + counts.failed).saturating_sub(saved.done + saved.failed);
         self.builds.discard_fresh();
         (counts.done, counts.failed, counts.reached) = (saved.done, saved.failed, saved.reached);
-        self.phase = Phase::Ended(None);
-        self.close(Ending::Failed(why.into()), outbox);
+        self.phase = JobPhase::Ended(None);
+        self.close(EndReason::Failed(why.into()), outbox);
     }
 
-    fn end(&mut self, ending: Ending, outbox: &mut Outbox) {
-        self.recount();
-        let Phase::Running(work) = &mut self.phase else { return };
-        if let Err(Broken(why)) = work.prepare() {
-            return self.break_down(&why, outbox);
+    fn end(&mut self, ending: EndReason, outbox: &mut Outbox) {
+        self.refresh_counts();
+        let JobPhase::Running(fold_state) = &mut self.phase else { return };
+        if let Err(UserCodeError(why)) = fold_state.encode_report() {
+            return self.discard_and_fail(&why, outbox);
         }
-        self.phase = match mem::replace(&mut self.phase, Phase::Ended(None)) {
-            Phase::Running(work) => Phase::Ended(Some(work)),
-            ended @ Phase::Ended(_) => ended,
+        self.phase = match mem::replace(&mut self.phase, JobPhase::Ended(None)) {
+            JobPhase::Running(fold_state) => JobPhase::Ended(Some(fold_state)),
+            ended @ JobPhase::Ended(_) => ended,
         };
         self.close(ending, outbox);
     }
 
-    fn close(&mut self, ending: Ending, outbox: &mut Outbox) {
-        let skipped = self.record.without_outcome();
+    fn close(&mut self, ending: EndReason, outbox: &mut Outbox) {
+        let skipped = self.record.missing_count();
         let conclusion = ending.conclusion(None);
-        let end = End { state: ending.state(), stopped: ending.why(), skipped, conclusion, at_ms: now_ms() };
+        let end =
+            JobEnd { state: ending.state(), stopped: ending.reason(), skipped, conclusion, at_ms: now_ms() };
         (self.record.end, self.record.stalled_ms) = (Some(end), None);
         self.changed = true;
-        if matches!(&self.phase, Phase::Ended(Some(work)) if work.folds_in_order()) {
-            self.unconcluded = Some(ending); // its last outputs are not in the ledger yet
+        if matches!(&self.phase, JobPhase::Ended(Some(fold_state)) if fold_state.folds_in_order()) {
+            self.pending_end = Some(ending); // the ledger does not have its last outputs yet
         } else {
             self.conclude(&ending, outbox);
         }
     }
 
-    /// Makes the report of a job that folds its outputs in order, and concludes it, in the
+    /// Builds the report of a job that folds its outputs in order, and concludes it, in the
     /// transaction that saves its last outputs.
     pub(super) fn conclude_in_order(
         &mut self,
         transaction: &Transaction<'_>,
         seq: i64,
-        mut ending: Ending,
+        mut ending: EndReason,
         outbox: &mut Outbox,
     ) -> rusqlite::Result<()> {
-        if let Phase::Ended(Some(work)) = &mut self.phase
-            && let Err(Broken(why)) = work.fold_in_order(transaction, seq)?
+        if let JobPhase::Ended(Some(fold_state)) = &mut self.phase
+            && let Err(UserCodeError(why)) = fold_state.fold_in_order(transaction, seq)?
         {
-            ending = Ending::Failed(why);
+            ending = EndReason::Failed(why);
             if let Some(end) = &mut self.record.end {
-                (end.state, end.stopped) = (ending.state(), ending.why());
+                (end.state, end.stopped) = (ending.state(), ending.reason());
             }
         }
         self.conclude(&ending, outbox);
         Ok(())
     }
 
-    fn conclude(&mut self, ending: &Ending, outbox: &mut Outbox) {
+    fn conclude(&mut self, ending: &EndReason, outbox: &mut Outbox) {
         let mut account = self.record.account();
-        if let Ending::AnsweredLast = ending {
-            // An answer does not depend on which of the other tasks came before it, and failed.
-            account.stopped = Some(HAS_ITS_ANSWER.into());
+        if let EndReason::AnsweredLast = ending {
+            // The answer must not depend on which other tasks came before it and failed.
+            account.stopped = Some(ANSWERED_REASON.into());
         }
-        if let (Phase::Ended(Some(work)), Some(end)) = (&self.phase, &mut self.record.end) {
-            end.conclusion = ending.conclusion(Some(work.conclude(&account)));
+        if let (JobPhase::Ended(Some(fold_state)), Some(end)) = (&self.phase, &mut self.record.end) {
+            end.conclusion = ending.conclusion(Some(fold_state.conclude(&account)));
         }
-        let findings = match &self.phase {
-            Phase::Ended(Some(work)) => work.findings(outbox.report_max_bytes()),
-            Phase::Ended(None) | Phase::Running(_) => Findings::default(),
+        let details = match &self.phase {
+            JobPhase::Ended(Some(fold_state)) => fold_state.end_details(outbox.report_max_bytes()),
+            JobPhase::Ended(None) | JobPhase::Running(_) => EndDetails::default(),
         };
-        self.announce_end(findings, outbox);
-        if let Some(End { state, stopped, .. }) = &self.record.end {
+        self.publish_end(details, outbox);
+        if let Some(JobEnd { state, stopped, .. }) = &self.record.end {
             let Opened { job, kind, .. } = &self.record.opened;
             tracing::info!(%job, %kind, %state, stopped, "job ended");
         }
     }
 
-    /// Tells everybody: first that the rest is not needed, then what it came to.
-    pub(super) fn announce_end(&self, findings: Findings, outbox: &mut Outbox) {
-        let (Some(end), None) = (&self.record.end, &self.unconcluded) else { return };
+    /// Publishes the end: first that no more tasks are needed, then the result.
+    pub(super) fn publish_end(&self, details: EndDetails, outbox: &mut Outbox) {
+        let (Some(end), None) = (&self.record.end, &self.pending_end) else { return };
         let opened = &self.record.opened;
         let (job, round) = (opened.job, self.record.round);
         if let Some(why) = &end.stopped {
-            outbox.fact(&Stopped { job, round, reason: why.clone() });
+            outbox.push_fact(&Stopped { job, round, reason: why.clone() });
         }
         let mut conclusion = end.conclusion.clone();
         if conclusion.text.len() > CONCLUSION_MAX_BYTES {
@@ -209,16 +212,15 @@ impl Job {
                  (hint: it is in the ledger; see `sink show {job}`)"
             ));
         }
-        let (account, kind, builds) = (self.record.account(), opened.kind.clone(), self.builds_to_name());
-        let Findings { report, report_bytes, failures } = findings;
+        let (account, kind, builds) = (self.record.account(), opened.kind.clone(), self.notable_builds());
+        let EndDetails { report, report_bytes, failures } = details;
         let finished =
             Finished { job, kind, round, account, conclusion, report, report_bytes, failures, builds };
-        outbox.fact(&finished);
+        outbox.push_fact(&finished);
     }
 
-    /// The builds that worked on the job, if there is more to say than that the submitter's did all
-    /// of it.
-    fn builds_to_name(&self) -> Vec<BuildShare> {
+    /// Returns the builds that worked on the job, unless it was the submitter's alone.
+    fn notable_builds(&self) -> Vec<BuildShare> {
         let shares = self.builds.shares();
         let is_expected = |share: &BuildShare| share.refused == 0 && !self.is_foreign(share.build.as_ref());
         if shares.len() <= 1 && shares.iter().all(is_expected) { Vec::new() } else { shares }

@@ -6,7 +6,7 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-use super::{Job, Phase};
+use super::{ActiveJob, JobPhase};
 use crate::{
     SinkError,
     ledger::{Ledger, outcome_rows},
@@ -14,16 +14,16 @@ use crate::{
 
 /// The report of a job that has ended, and some of its failures, as the journal carries them.
 #[derive(Debug, Default)]
-pub(crate) struct Findings {
+pub(crate) struct EndDetails {
     pub(super) report: Option<Box<RawValue>>,
-    /// The size of a report that is too large.
+    /// The size of a report that is too large, in bytes.
     pub(super) report_bytes: Option<u64>,
     /// Ascending, at most [`FINISHED_MAX_FAILURES`].
     pub(super) failures: Vec<FailureNote>,
 }
 
-impl Findings {
-    /// Copies a report of at most `max_bytes`; of a larger one only the size is told.
+impl EndDetails {
+    /// Copies a report of at most `max_bytes`. A larger one is replaced by its size.
     pub(super) fn new(report: Option<&RawValue>, max_bytes: usize, failures: Vec<FailureNote>) -> Self {
         let (fits, too_large): (Option<&RawValue>, Option<&RawValue>) = match report {
             Some(report) if report.get().len() > max_bytes => (None, Some(report)),
@@ -37,25 +37,25 @@ impl Findings {
     }
 }
 
-impl Job {
-    /// Returns the findings of a job that has ended, from memory or from the ledger. A job that
-    /// runs has none.
-    pub(crate) fn findings(&self, ledger: &Ledger, max_bytes: usize) -> Result<Findings, SinkError> {
+impl ActiveJob {
+    /// Returns the details of a job that has ended, from memory or from the ledger. A running job
+    /// has none.
+    pub(crate) fn end_details(&self, ledger: &Ledger, max_bytes: usize) -> Result<EndDetails, SinkError> {
         let seq = match (&self.phase, self.seq) {
-            (Phase::Ended(Some(work)), _) => return Ok(work.findings(max_bytes)),
-            (Phase::Ended(None), Some(seq)) => seq,
-            (Phase::Ended(None), None) | (Phase::Running(_), _) => return Ok(Findings::default()),
+            (JobPhase::Ended(Some(fold_state)), _) => return Ok(fold_state.end_details(max_bytes)),
+            (JobPhase::Ended(None), Some(seq)) => seq,
+            (JobPhase::Ended(None), None) | (JobPhase::Running(_), _) => return Ok(EndDetails::default()),
         };
         let (report, failures) = ledger.read("the end of a job is read", |connection| {
             let failures = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
             Ok((outcome_rows::load_report(connection, seq)?, failures))
         })?;
         let failures = failures.into_iter().map(|(index, reason)| failure_note(index, &reason));
-        Ok(Findings::new(report.as_deref(), max_bytes, failures.collect()))
+        Ok(EndDetails::new(report.as_deref(), max_bytes, failures.collect()))
     }
 }
 
-/// A failure, cut to the size that travels.
+/// Returns a failure, cut to the size that a fact carries.
 pub(super) fn failure_note(index: u64, reason: &str) -> FailureNote {
     let reason = clip_text(reason, FAILURE_NOTE_MAX_BYTES).into_owned();
     FailureNote { index: TaskIndex(index), reason }

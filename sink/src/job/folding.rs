@@ -1,4 +1,4 @@
-//! Outcomes come in.
+//! Folding of outcomes into a job.
 
 use gristmill_shared::{
     BuildId, Headers, Round, TaskIndex, WorkerId,
@@ -7,49 +7,56 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 
 use super::{
-    Job, Phase,
-    fold_state::{Broken, Taken},
+    ActiveJob, JobPhase,
+    fold_state::{FoldedSpan, UserCodeError},
 };
-use crate::{engine::Outbox, ledger::outcome_rows::Failure};
+use crate::{engine::Outbox, ledger::outcome_rows::StoredFailure};
 
 /// The round, worker and code that outcomes come from.
 #[derive(Clone, Copy)]
-pub(super) struct Source<'a> {
+pub(super) struct OutcomeSource<'a> {
     /// The round that they belong to.
     pub(super) round: Round,
     /// The worker that sent them, if one did.
     pub(super) worker: Option<&'a WorkerId>,
-    /// The version of the job's code there.
+    /// The version of the job's code on the worker.
     pub(super) version: u32,
-    /// The build of its program, if it is known.
+    /// The build of its program, if known.
     pub(super) build: Option<&'a BuildId>,
 }
 
-impl Job {
-    /// Counts what is new in a message of results. Nothing counts after the end: there even a known outcome is late.
+impl ActiveJob {
+    /// Folds the new outcomes of a results message. After the end all outcomes count as late, even
+    /// known ones.
     ///
     /// # Errors
-    /// If some of it is malformed, or about tasks that the job does not have. The rest counts all the same: outcomes of
-    /// several batches may travel together, and those of one must not take the others' with them.
-    pub(crate) fn results(&mut self, results: &Results<'_>, outbox: &mut Outbox) -> Result<(), Malformed> {
+    /// If a part is malformed, or about tasks that the job does not have. The other parts count
+    /// nevertheless: outcomes of several batches may share a message.
+    pub(crate) fn fold_results(
+        &mut self,
+        results: &Results<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<(), Malformed> {
         let Results { job: _, round, worker, busy_us, done, failed, version, build } = results;
-        if let Some(why) = self.refusal(*version, build.as_ref()) {
-            return self.refuse(results, &why);
+        if let Some(why) = self.refusal_reason(*version, build.as_ref()) {
+            return self.refuse_results(results, &why);
         }
         let before = self.record.counts;
-        let from = Source { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
-        let taken = self.outcomes(from, done, failed, outbox);
+        let from =
+            OutcomeSource { round: *round, worker: Some(worker), version: *version, build: build.as_ref() };
+        let taken = self.fold_outcomes(from, done, failed, outbox);
         let after = self.record.counts;
-        // All of it, though some of the message may have come before: it says only what all took together.
+        // All of it, even if some outcomes are repeated: the message has only the time of all
+        // together.
         if (after.done, after.failed) != (before.done, before.failed) {
             self.record.counts.busy_us = before.busy_us.saturating_add(*busy_us);
         }
         taken
     }
 
-    fn outcomes(
+    fn fold_outcomes(
         &mut self,
-        from: Source<'_>,
+        from: OutcomeSource<'_>,
         done: &[DoneSpan<'_>],
         failed: &[FailedTask<'_>],
         outbox: &mut Outbox,
@@ -57,33 +64,36 @@ impl Job {
         self.changed = true;
         let limit = if self.has_ended() { u64::MAX } else { self.record.limit() };
         let before = self.record.counts.outcomes();
-        let mut well_formed = beyond(limit, done, failed);
+        let mut well_formed = check_range(limit, done, failed);
         for span in done {
-            let taken = self.span(from, span, limit, outbox);
+            let taken = self.fold_span(from, span, limit, outbox);
             well_formed = well_formed.and(taken);
         }
-        failed.iter().filter(|failed| failed.index.0 < limit).for_each(|failed| self.failed(from, failed));
-        self.recount();
+        failed
+            .iter()
+            .filter(|failed| failed.index.0 < limit)
+            .for_each(|failed| self.fold_failure(from, failed));
+        self.refresh_counts();
         if self.record.counts.outcomes() > before {
-            self.goes_on();
+            self.clear_stall();
         }
-        self.end_if_due(outbox);
+        self.end_if_complete(outbox);
         well_formed
     }
 
-    fn span(
+    fn fold_span(
         &mut self,
-        from: Source<'_>,
+        from: OutcomeSource<'_>,
         span: &DoneSpan<'_>,
         limit: u64,
         outbox: &mut Outbox,
     ) -> Result<(), Malformed> {
-        let Phase::Running(work) = &mut self.phase else {
+        let JobPhase::Running(fold_state) = &mut self.phase else {
             self.record.counts.late += u64::from(span.count);
             return Ok(());
         };
-        match work.take(span, limit) {
-            Ok(Ok(Taken { fresh, duplicates, late, broke, undecodable })) => {
+        match fold_state.fold_span(span, limit) {
+            Ok(Ok(FoldedSpan { fresh, duplicates, late, broke, undecodable })) => {
                 self.record.counts.duplicates += duplicates;
                 self.record.counts.late += late;
                 self.count_build(from, fresh); // before an end that tells of it
@@ -93,31 +103,31 @@ impl Job {
                     for (index, reason) in undecodable {
                         let (round, worker) = (self.record.round, from.worker.cloned());
                         let failure =
-                            Failure { round, reason, attempts: 1, losses: 0, worker, payload: None };
-                        self.fail(from, index, failure);
+                            StoredFailure { round, reason, attempts: 1, losses: 0, worker, payload: None };
+                        self.record_failure(from, index, failure);
                     }
                 }
                 if broke {
-                    self.answered(outbox);
+                    self.end_answered(outbox);
                 }
                 Ok(())
             }
             Ok(Err(malformed)) => Err(malformed),
-            Err(Broken(why)) => {
+            Err(UserCodeError(why)) => {
                 self.record.counts.late += u64::from(span.count);
-                self.break_down(&why, outbox);
+                self.discard_and_fail(&why, outbox);
                 Ok(())
             }
         }
     }
 
-    fn failed(&mut self, from: Source<'_>, failed: &FailedTask<'_>) {
-        let Source { round, worker, .. } = from;
+    fn fold_failure(&mut self, from: OutcomeSource<'_>, failed: &FailedTask<'_>) {
+        let OutcomeSource { round, worker, .. } = from;
         if round < self.record.round && !self.has_ended() {
             self.record.counts.duplicates += 1;
             return;
         }
-        let failure = Failure {
+        let failure = StoredFailure {
             round,
             reason: clip_reason(&failed.reason).into_owned(),
             attempts: failed.attempts,
@@ -125,14 +135,14 @@ impl Job {
             worker: worker.cloned(),
             payload: Some(failed.task.get().to_owned()),
         };
-        self.fail(from, failed.index.0, failure);
+        self.record_failure(from, failed.index.0, failure);
     }
 
-    fn fail(&mut self, from: Source<'_>, index: u64, failure: Failure) {
+    fn record_failure(&mut self, from: OutcomeSource<'_>, index: u64, failure: StoredFailure) {
         match &mut self.phase {
-            Phase::Ended(_) => self.record.counts.late += 1,
-            Phase::Running(work) => {
-                if work.fail(index, failure) {
+            JobPhase::Ended(_) => self.record.counts.late += 1,
+            JobPhase::Running(fold_state) => {
+                if fold_state.record_failure(index, failure) {
                     self.count_build(from, 1);
                 } else {
                     self.record.counts.duplicates += 1;
@@ -141,11 +151,11 @@ impl Job {
         }
     }
 
-    /// Tasks whose message was given up: they have failed, since every task must get an outcome.
+    /// Fails the tasks of a dead batch, since every task must get an outcome.
     ///
     /// # Errors
-    /// If the tasks cannot be told from one another.
-    pub(crate) fn given_up(
+    /// If the tasks cannot be separated.
+    pub(crate) fn fail_batch(
         &mut self,
         batch: &Batch<'_>,
         headers: &Headers,
@@ -168,13 +178,17 @@ impl Job {
                 task,
             })
             .collect();
-        let from = Source { round: batch.round, worker: None, version: batch.version, build: None };
-        self.outcomes(from, &[], &failed, outbox)
+        let from = OutcomeSource { round: batch.round, worker: None, version: batch.version, build: None };
+        self.fold_outcomes(from, &[], &failed, outbox)
     }
 }
 
-/// A task that is not there has no outcome.
-pub(super) fn beyond(limit: u64, done: &[DoneSpan<'_>], failed: &[FailedTask<'_>]) -> Result<(), Malformed> {
+/// Checks that all outcomes are of tasks below `limit`.
+pub(super) fn check_range(
+    limit: u64,
+    done: &[DoneSpan<'_>],
+    failed: &[FailedTask<'_>],
+) -> Result<(), Malformed> {
     let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));
     let failures = failed.iter().map(|failed| (failed.index.0, 1));
     for (first, count) in spans.chain(failures) {

@@ -1,4 +1,4 @@
-//! What a producer, or a user, says about a job as a whole.
+//! Messages of a producer or a user about a job as a whole.
 
 use std::{sync::Arc, time::Instant};
 
@@ -8,17 +8,17 @@ use gristmill_shared::{
 };
 
 use super::{
-    Job, Phase,
-    end_details::Findings,
-    fold_state::{Broken, Work, guarded},
+    ActiveJob, JobPhase,
+    end_details::EndDetails,
+    fold_state::{FoldState, UserCodeError, catch_panic},
 };
 use crate::{
     engine::Outbox,
-    ledger::{Counts, NUMBER_MAX, Record, Seal, builds::Builds},
+    ledger::{JobRecord, NUMBER_MAX, OutcomeCounts, Seal, builds::Builds},
 };
 
-impl Job {
-    /// A job begins. One that cannot run here ends at once, visibly.
+impl ActiveJob {
+    /// Opens a job. One that cannot run here ends at once, visibly.
     ///
     /// # Errors
     /// If its plan has more tasks than can be counted.
@@ -26,53 +26,53 @@ impl Job {
         if let Some(tasks) = opened.plan.tasks.filter(|tasks| *tasks > NUMBER_MAX) {
             return Err(Malformed::new(format_args!("its plan has {tasks} tasks, more than {NUMBER_MAX}")));
         }
-        outbox.fact_soon(&opened);
+        outbox.push_fact_batched(&opened);
         let job = read_job(&opened, opened.version, registry);
-        let keep = job.as_ref().map_or(Keep::Report, |job| kept(&opened, &**job));
-        let work = job.and_then(|job| Work::new(job, keep));
+        let keep = job.as_ref().map_or(Keep::Report, |job| effective_keep(&opened, &**job));
+        let fold_state = job.and_then(|job| FoldState::new(job, keep));
         let mut job = Self {
-            record: Record::new(opened, keep.keeps_outputs()),
-            phase: Phase::Ended(None),
+            record: JobRecord::new(opened, keep.keeps_outputs()),
+            phase: JobPhase::Ended(None),
             builds: Builds::default(),
             refused: None,
-            saved: Counts::default(),
-            counted: Counts::default(),
+            saved: OutcomeCounts::default(),
+            reported: OutcomeCounts::default(),
             seq: None,
             changed: true,
-            unconcluded: None,
-            moves: true,
+            pending_end: None,
+            was_running: true,
             since: Instant::now(),
         };
-        match work {
-            Ok(work) => job.phase = Phase::Running(Box::new(work)),
-            Err(Broken(why)) => job.break_down(&why, outbox),
+        match fold_state {
+            Ok(fold_state) => job.phase = JobPhase::Running(Box::new(fold_state)),
+            Err(UserCodeError(why)) => job.discard_and_fail(&why, outbox),
         }
         Ok(job)
     }
 
-    /// A repetition is harmless. A producer that takes the job up again may do so because the broker has forgotten
-    /// everything, so the journal is told again what it should have. And what is known of its tasks is told with the next
-    /// commit, since the producer sizes its batches by that.
-    /// `findings` are those of a job that has ended.
-    pub(crate) fn opened_again(&mut self, again: &Opened, findings: Findings, outbox: &mut Outbox) {
+    /// Handles a repeated opening, which is harmless. A producer that resumes the job may do so
+    /// because the broker has lost everything, so the facts are published again. The next commit
+    /// publishes the progress, since the producer sizes its batches by it. `details` are those of a
+    /// job that has ended.
+    pub(crate) fn open_again(&mut self, again: &Opened, details: EndDetails, outbox: &mut Outbox) {
         let first = &self.record.opened;
         let other_code = (first.version, &first.build) != (again.version, &again.build);
         if first.kind != again.kind || first.spec.get() != again.spec.get() || other_code {
             tracing::warn!(job = %first.job, "the job was opened again with other parameters; they are ignored");
         }
-        outbox.fact(first);
+        outbox.push_fact(first);
         if self.record.end.is_some() {
-            self.announce_end(findings, outbox);
+            self.publish_end(details, outbox);
         } else {
             self.changed = true;
         }
     }
 
-    /// The split is complete. After an early end this only tells how many tasks there were.
+    /// Completes the split. After an early end this only sets the number of tasks.
     ///
     /// # Errors
     /// If there are more tasks than can be counted.
-    pub(crate) fn sealed(&mut self, seal: Seal, outbox: &mut Outbox) -> Result<(), Malformed> {
+    pub(crate) fn apply_seal(&mut self, seal: Seal, outbox: &mut Outbox) -> Result<(), Malformed> {
         if seal.total > NUMBER_MAX {
             let total = seal.total;
             return Err(Malformed::new(format_args!("it seals {total} tasks, more than {NUMBER_MAX}")));
@@ -86,10 +86,10 @@ impl Job {
             Some(why) => self.fail_job(why, outbox),
             None => {
                 self.record.seal = Some(seal);
-                let skipped = self.record.without_outcome();
+                let skipped = self.record.missing_count();
                 match &mut self.record.end {
                     Some(end) => end.skipped = skipped,
-                    None => self.end_if_due(outbox),
+                    None => self.end_if_complete(outbox),
                 }
             }
         }
@@ -114,45 +114,45 @@ impl Job {
         }
     }
 
-    /// The split failed; there will be no seal.
-    pub(crate) fn aborted(&mut self, reason: &str, outbox: &mut Outbox) {
+    /// Fails the job because its split failed. There will be no seal.
+    pub(crate) fn abort(&mut self, reason: &str, outbox: &mut Outbox) {
         self.fail_job(format!("the split was aborted: {reason}"), outbox);
     }
 
-    /// Somebody ends it.
-    pub(crate) fn cancelled(&mut self, reason: &str, outbox: &mut Outbox) {
+    /// Stops the job at the user's request.
+    pub(crate) fn cancel(&mut self, reason: &str, outbox: &mut Outbox) {
         self.stop(format!("cancelled: {reason}"), outbox);
     }
 }
 
-/// Returns what the ledger keeps of a job: as its submitter said, or else its kind. A job that
-/// folds its outputs in order needs them.
-pub(super) fn kept(opened: &Opened, job: &dyn AnyJob) -> Keep {
+/// Returns what the ledger keeps of a job: by its policy, or else by its kind. A job that folds its
+/// outputs in order needs its outputs.
+pub(super) fn effective_keep(opened: &Opened, job: &dyn AnyJob) -> Keep {
     let keep = opened.policy.keep.unwrap_or_else(|| job.keep());
     if job.folds_in_order() && !keep.keeps_outputs() { Keep::Outputs } else { keep }
 }
 
-/// Reads a job from its parameters, in this version of its code.
+/// Opens a job of this version of its code from its parameters.
 pub(super) fn read_job(
     opened: &Opened,
     version: u32,
     registry: &Registry,
-) -> Result<Arc<dyn AnyJob>, Broken> {
+) -> Result<Arc<dyn AnyJob>, UserCodeError> {
     let Opened { kind, spec, .. } = opened;
-    match guarded("reading the spec", || registry.open(kind, version, spec))? {
+    match catch_panic("reading the spec", || registry.open(kind, version, spec))? {
         Ok(job) => Ok(job),
         Err(OpenError::UnknownKind) => {
             let known: Vec<_> = registry.kinds().map(|kind| kind.as_str()).collect();
             let known = known.join(", ");
-            Err(Broken(format!(
+            Err(UserCodeError(format!(
                 "the sink knows no jobs of kind {kind} (it knows: {known}; hint: start the sink of the program that \
                  submitted it, and submit it again)"
             )))
         }
-        Err(error @ OpenError::Version { .. }) => Err(Broken(format!(
+        Err(error @ OpenError::Version { .. }) => Err(UserCodeError(format!(
             "the sink cannot fold it: {error} (hint: start the sink of the program that submitted it, and submit it \
              again)"
         ))),
-        Err(OpenError::Spec(error)) => Err(Broken(error.to_string())),
+        Err(OpenError::Spec(error)) => Err(UserCodeError(error.to_string())),
     }
 }

@@ -1,39 +1,39 @@
-//! Which tasks have no outcome, and what is said when none comes any more.
+//! Tasks without an outcome, and stalls of the job.
 
 use gristmill_shared::{
     TaskIndex, Topic,
     wire::{MISSING_MAX_RANGES, Missing},
 };
 
-use super::{Job, Phase};
+use super::{ActiveJob, JobPhase};
 use crate::engine::Outbox;
 
-impl Job {
-    /// The tasks from `from` on that have no outcome, of those that are known: below the total, or the highest that has
-    /// one. Of a job that has ended none is missing.
-    pub(crate) fn missing(&self, from: TaskIndex) -> Missing {
+impl ActiveJob {
+    /// Returns the known tasks from `from` on that have no outcome: those below the total, or below
+    /// the highest index with an outcome. A job that has ended has none.
+    pub(crate) fn missing_tasks(&self, from: TaskIndex) -> Missing {
         let (job, round) = (self.record.opened.job, self.record.round);
         let (ranges, tasks) = match &self.phase {
-            Phase::Running(work) => {
+            JobPhase::Running(fold_state) => {
                 let end = self.record.total().unwrap_or(self.record.counts.reached);
-                work.missing(from.0.min(end)..end, MISSING_MAX_RANGES)
+                fold_state.missing(from.0.min(end)..end, MISSING_MAX_RANGES)
             }
-            Phase::Ended(_) => (Vec::new(), 0),
+            JobPhase::Ended(_) => (Vec::new(), 0),
         };
         let ranges = ranges.into_iter().map(|range| (TaskIndex(range.start), range.end - range.start));
         let version = self.record.version;
         Missing { job, round, since_ms: None, from, ranges: ranges.collect(), tasks, version }
     }
 
-    /// No outcome has come since then: notes it, and tells everybody. Answers what is to be told to those who listen,
-    /// or nothing if the job has ended.
-    pub(crate) fn stall(&mut self, since_ms: u64, outbox: &mut Outbox) -> Option<(Topic, Missing)> {
+    /// Marks the job as stalled since the time of its last outcome, and publishes a fact. Returns
+    /// the event to publish after the commit, or `None` if the job has ended.
+    pub(crate) fn mark_stalled(&mut self, since_ms: u64, outbox: &mut Outbox) -> Option<(Topic, Missing)> {
         if self.has_ended() {
             return None;
         }
-        let missing = Missing { since_ms: Some(since_ms), ..self.missing(TaskIndex(0)) };
+        let missing = Missing { since_ms: Some(since_ms), ..self.missing_tasks(TaskIndex(0)) };
         (self.record.stalled_ms, self.changed) = (Some(since_ms), true);
-        outbox.fact(&missing);
+        outbox.push_fact(&missing);
         let (job, tasks, sealed) = (missing.job, missing.tasks, self.record.seal.is_some());
         tracing::warn!(
             %job, missing = tasks, sealed,
@@ -43,8 +43,8 @@ impl Job {
         Some((Topic::Job(self.record.opened.lane.clone(), job), missing))
     }
 
-    /// Outcomes come: if the job stalled, it does so no more.
-    pub(super) fn goes_on(&mut self) {
+    /// Ends a stall, if there is one, since outcomes have arrived.
+    pub(super) fn clear_stall(&mut self) {
         if self.record.stalled_ms.take().is_some() {
             tracing::info!(job = %self.record.opened.job, "outcomes come again: the job stalls no more");
         }

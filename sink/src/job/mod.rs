@@ -1,4 +1,5 @@
-//! One job as the sink has it in memory. Every change happens here first, and is in the ledger with the next commit.
+//! One job in the sink's memory. Every change is made here first, and is in the ledger after the
+//! next commit.
 
 mod completion;
 mod end_details;
@@ -21,99 +22,100 @@ use gristmill_shared::{
     wire::Progress,
 };
 
-use crate::ledger::{Counts, JobState, Record, builds::Builds};
-use completion::Ending;
-use fold_state::Work;
-use refusal::Refusal;
+use crate::ledger::{JobRecord, JobState, OutcomeCounts, builds::Builds};
+use completion::EndReason;
+use fold_state::FoldState;
+use refusal::PendingRefusal;
 
-/// A job that something was received for since the last commit, or that is running.
+/// A job in memory: one that runs, or that has changed since the last commit.
 #[derive(Debug)]
-pub(crate) struct Job {
-    record: Record,
-    phase: Phase,
-    /// The builds that worked on it.
+pub(crate) struct ActiveJob {
+    record: JobRecord,
+    phase: JobPhase,
+    /// The builds that worked on the job.
     builds: Builds,
-    /// Tasks that were refused and not told of.
-    refused: Option<Refusal>,
-    /// The counts as they are in the ledger.
-    saved: Counts,
-    /// The counts that whoever watches has been told.
-    counted: Counts,
-    /// The job's number in the ledger, once it is there.
+    /// Refused tasks that are not published yet.
+    refused: Option<PendingRefusal>,
+    /// The counts in the ledger.
+    saved: OutcomeCounts,
+    /// The counts that the metrics include.
+    reported: OutcomeCounts,
+    /// The job's row number in the ledger, once it is there.
     seq: Option<i64>,
     changed: bool,
-    /// The end that the job has come to, until the transaction that saves its last outputs folds
-    /// them in order and concludes it.
-    unconcluded: Option<Ending>,
-    /// Whether it ran when it was opened or loaded, so that its progress is news.
-    moves: bool,
-    /// Since when it has been here.
+    /// The end of the job, pending until the transaction that saves its last outputs folds them in
+    /// order and concludes it.
+    pending_end: Option<EndReason>,
+    /// True if the job was running when it was opened or loaded, so that its progress is published.
+    was_running: bool,
+    /// The time at which the job was loaded or opened.
     since: Instant,
 }
 
 #[derive(Debug)]
-enum Phase {
-    Running(Box<Work>),
-    /// With what is still to be saved of its work.
-    Ended(Option<Box<Work>>),
+enum JobPhase {
+    Running(Box<FoldState>),
+    /// Ended, with the part of its state that is still to be saved.
+    Ended(Option<Box<FoldState>>),
 }
 
-impl Job {
+impl ActiveJob {
     pub(crate) fn id(&self) -> JobId {
         self.record.opened.job
     }
 
-    /// Whether it has ended; then it need not be kept in memory after a commit.
+    /// True if the job has ended. It need not stay in memory after a commit then.
     pub(crate) fn has_ended(&self) -> bool {
-        matches!(self.phase, Phase::Ended(_))
+        matches!(self.phase, JobPhase::Ended(_))
     }
 
-    /// Whether there is something to save.
+    /// True if there is something to save.
     pub(crate) fn has_changed(&self) -> bool {
         self.changed
     }
 
-    /// Since when it has been in memory: as long as it runs, as a rule, or since the sink started.
-    pub(crate) fn since(&self) -> Instant {
+    /// Returns the time since which the job has been in memory: usually as long as it runs, or
+    /// since the sink started.
+    pub(crate) fn in_memory_since(&self) -> Instant {
         self.since
     }
 
-    /// What its tasks take, on the average.
+    /// Returns the mean time of a task.
     pub(crate) fn mean_time(&self) -> Duration {
         self.record.counts.mean_time()
     }
 
-    /// How far it is, and whom that is for; nothing if it had ended before.
-    pub(crate) fn news(&self) -> Option<(Topic, Progress)> {
+    /// Returns the progress and its topic, or `None` if the job had ended before it was loaded.
+    pub(crate) fn progress(&self) -> Option<(Topic, Progress)> {
         let topic = Topic::Job(self.record.opened.lane.clone(), self.record.opened.job);
-        self.moves.then(|| (topic, self.record.progress()))
+        self.was_running.then(|| (topic, self.record.progress()))
     }
 
-    /// Its kind.
+    /// Returns the kind of the job.
     pub(crate) fn kind(&self) -> &Kind {
         &self.record.opened.kind
     }
 
-    /// How it ended, if it has.
+    /// Returns the state of the job.
     pub(crate) fn state(&self) -> JobState {
         self.record.state()
     }
 
-    /// Counts, for whoever watches, what is in the ledger now and was not before. After a commit.
-    pub(crate) fn count(&mut self, registry: &Registry) {
+    /// Adds what the last commit changed to the metrics. Called after a commit.
+    pub(crate) fn record_metrics(&mut self, registry: &Registry) {
         let (now, kind) = (self.record.counts, registry.label(&self.record.opened.kind));
-        let before = mem::replace(&mut self.counted, now);
+        let before = mem::replace(&mut self.reported, now);
         SINK_OUTCOMES.add([kind, "done"], now.done.saturating_sub(before.done));
         SINK_OUTCOMES.add([kind, "failed"], now.failed.saturating_sub(before.failed));
         SINK_IGNORED.add(["duplicate"], now.duplicates.saturating_sub(before.duplicates));
         SINK_IGNORED.add(["late"], now.late.saturating_sub(before.late));
     }
 
-    /// Reads the counts off the work.
-    fn recount(&mut self) {
-        if let Phase::Running(work) | Phase::Ended(Some(work)) = &self.phase {
+    /// Updates the record's counts from the fold state.
+    fn refresh_counts(&mut self) {
+        if let JobPhase::Running(fold_state) | JobPhase::Ended(Some(fold_state)) = &self.phase {
             let counts = &mut self.record.counts;
-            (counts.done, counts.failed, counts.reached) = work.counts();
+            (counts.done, counts.failed, counts.reached) = fold_state.counts();
         }
     }
 }

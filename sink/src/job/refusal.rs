@@ -1,5 +1,5 @@
-//! Outcomes of code that may not work on the job: they do not count, and their tasks are sent
-//! again.
+//! Refusal of outcomes from code that may not work on the job: they do not count, and their tasks
+//! are sent again.
 
 use std::ops::Range;
 
@@ -10,23 +10,23 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 
 use super::{
-    Job, Phase,
-    folding::{Source, beyond},
+    ActiveJob, JobPhase,
+    folding::{OutcomeSource, check_range},
 };
 use crate::{engine::Outbox, index_set::push_range};
 
 /// Tasks that were refused since the last commit.
 #[derive(Debug, Default)]
-pub(super) struct Refusal {
+pub(super) struct PendingRefusal {
     ranges: Vec<Range<u64>>,
-    /// The worker that sent the last of their outcomes, and why these do not count.
+    /// The worker that sent the last of their outcomes, and the reason of the refusal.
     last: Option<(WorkerId, String)>,
 }
 
-impl Job {
-    /// Returns why outcomes of this code do not count, if they do not. After the end every outcome
-    /// is late, whatever code it comes from.
-    pub(super) fn refusal(&self, version: u32, build: Option<&BuildId>) -> Option<String> {
+impl ActiveJob {
+    /// Returns the reason to refuse outcomes of this code, if any. After the end every outcome
+    /// counts as late instead.
+    pub(super) fn refusal_reason(&self, version: u32, build: Option<&BuildId>) -> Option<String> {
         let record = &self.record;
         if self.has_ended() {
             return None;
@@ -43,23 +43,23 @@ impl Job {
     }
 
     /// True if outcomes come from another build than the one that submitted the job, if that is
-    /// known. A worker that does not name its build is another one.
+    /// known. A worker that does not name its build counts as another one.
     pub(super) fn is_foreign(&self, build: Option<&BuildId>) -> bool {
         let submitted_by = self.record.opened.build.as_ref();
         submitted_by.is_some() && submitted_by != build
     }
 
-    /// Refuses all outcomes of a message: their tasks stay without an outcome, unless they have
+    /// Refuses all outcomes of a message: their tasks remain without an outcome, unless they have
     /// one.
     ///
     /// # Errors
-    /// If some of it is malformed, or about tasks that the job does not have.
-    pub(super) fn refuse(&mut self, results: &Results<'_>, why: &str) -> Result<(), Malformed> {
+    /// If a part is malformed, or about tasks that the job does not have.
+    pub(super) fn refuse_results(&mut self, results: &Results<'_>, why: &str) -> Result<(), Malformed> {
         let limit = self.record.limit();
-        let mut well_formed = beyond(limit, &results.done, &results.failed);
+        let mut well_formed = check_range(limit, &results.done, &results.failed);
         let mut ranges = Vec::new();
         for span in &results.done {
-            match has_all_outputs(span) {
+            match check_output_count(span) {
                 Ok(()) => {
                     ranges.push(span.first.0.min(limit)..span.first.plus(span.count.into()).0.min(limit))
                 }
@@ -72,9 +72,9 @@ impl Job {
         well_formed
     }
 
-    /// Refuses outputs of another build that do not decode: a type may have been changed without a
-    /// new version.
-    pub(super) fn refuse_undecodable(&mut self, from: Source<'_>, undecodable: &[(u64, String)]) {
+    /// Refuses outputs of another build that do not decode: a type may have changed without a new
+    /// version.
+    pub(super) fn refuse_undecodable(&mut self, from: OutcomeSource<'_>, undecodable: &[(u64, String)]) {
         let (Some((_, why)), Some(worker)) = (undecodable.first(), from.worker) else { return };
         let why = format!("{why} (was a type changed without a new Job::VERSION?)");
         let ranges: Vec<_> = undecodable.iter().map(|(index, _)| *index..index + 1).collect();
@@ -90,10 +90,10 @@ impl Job {
         worker: &WorkerId,
         why: &str,
     ) {
-        let Phase::Running(work) = &mut self.phase else { return };
+        let JobPhase::Running(fold_state) = &mut self.phase else { return };
         self.changed = true;
         let mut refused: Vec<Range<u64>> =
-            ranges.iter().flat_map(|range| work.refuse(range.clone())).collect();
+            ranges.iter().flat_map(|range| fold_state.refuse(range.clone())).collect();
         refused.sort_by_key(|range| range.start);
         let all: u64 = ranges.iter().map(|range| range.end - range.start).sum();
         let tasks: u64 = refused.iter().map(|range| range.end - range.start).sum();
@@ -107,15 +107,17 @@ impl Job {
             );
         }
         if !refused.is_empty() {
-            let pending = self.refused.get_or_insert_with(Refusal::default);
+            let pending = self.refused.get_or_insert_with(PendingRefusal::default);
             pending.ranges.append(&mut refused);
             pending.last = Some((worker.clone(), why.into()));
         }
     }
 
-    /// Tells which tasks are to be sent again, once for each commit.
-    pub(super) fn tell_refused(&mut self, outbox: &mut Outbox) {
-        let Some(Refusal { mut ranges, last: Some((worker, reason)) }) = self.refused.take() else { return };
+    /// Publishes the tasks that are to be sent again, once for each commit.
+    pub(super) fn publish_refused(&mut self, outbox: &mut Outbox) {
+        let Some(PendingRefusal { mut ranges, last: Some((worker, reason)) }) = self.refused.take() else {
+            return;
+        };
         if self.has_ended() {
             return;
         }
@@ -129,14 +131,13 @@ impl Job {
             let ranges =
                 ranges.iter().map(|range| (TaskIndex(range.start), range.end - range.start)).collect();
             let (worker, reason) = (worker.clone(), reason.clone());
-            outbox.fact(&Refused { job, round, worker, reason, ranges });
+            outbox.push_fact(&Refused { job, round, worker, reason, ranges });
         }
     }
 
-    /// Counts outcomes of the build that a worker named, and warns if it is not the one that
-    /// submitted the job.
-    pub(super) fn count_build(&mut self, from: Source<'_>, outcomes: u64) {
-        let Source { version, build, .. } = from;
+    /// Counts outcomes by the worker's build, and warns if it did not submit the job.
+    pub(super) fn count_build(&mut self, from: OutcomeSource<'_>, outcomes: u64) {
+        let OutcomeSource { version, build, .. } = from;
         if outcomes == 0 || from.worker.is_none() {
             return;
         }
@@ -154,7 +155,7 @@ impl Job {
 }
 
 /// Checks that a span has as many outputs as it says, before its tasks are sent again.
-fn has_all_outputs(span: &DoneSpan<'_>) -> Result<(), Malformed> {
+fn check_output_count(span: &DoneSpan<'_>) -> Result<(), Malformed> {
     let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get())
         .map_err(|error| Malformed::new(format_args!("the span's outputs are no array: {error}")))?;
     if outputs.len() == span.count as usize {

@@ -1,4 +1,4 @@
-//! Failed tasks are sent again, in a new round.
+//! Reopening: failed tasks are sent again in a new round.
 
 use std::collections::BTreeSet;
 
@@ -8,31 +8,31 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-use super::{Job, Phase, fold_state::Broken};
+use super::{ActiveJob, JobPhase, fold_state::UserCodeError};
 use crate::{
     SinkError,
     engine::Outbox,
     ledger::{JobState, Ledger, outcome_rows},
 };
 
-/// How many tasks are sent again at a time. The others stay failed; asking again sends further ones.
+/// Tasks sent again at a time. The others stay failed; another request sends more.
 const REOPEN_MAX_TASKS: usize = 100_000;
-/// Tasks are sent again until they take this many bytes.
+/// Payload bytes at which no more tasks are added.
 const REOPEN_MAX_BYTES: usize = 64 << 20;
 
-/// A failed task, with what a worker needs to run it.
+/// A failed task with the data that a worker needs to run it.
 #[derive(Debug, Clone)]
-struct Task {
+struct RetryTask {
     index: u64,
     attempts: u32,
     payload: String,
 }
 
-impl Job {
-    /// Sends failed tasks again: these, or all. The job must be as the ledger has it. It goes on if every task has an
-    /// outcome; otherwise tasks are missing that nobody would send.
+impl ActiveJob {
+    /// Sends failed tasks again: those given, or all. The job must be as the ledger has it. Only a
+    /// finished job can be reopened: otherwise tasks would be missing that no one sends.
     ///
-    /// Answers how many tasks were sent, or why none was.
+    /// Returns the number of tasks sent, or the reason why none was.
     pub(crate) fn reopen(
         &mut self,
         reopen: &Reopen,
@@ -43,7 +43,7 @@ impl Job {
         let Some(seq) = self.seq.filter(|_| self.record.state() == JobState::Finished) else {
             return Ok(Err(format!("it is {}; only a finished job can be reopened", self.record.state())));
         };
-        let tasks = failed_tasks(ledger, seq, &reopen.indices)?;
+        let tasks = load_failed_tasks(ledger, seq, &reopen.indices)?;
         if tasks.is_empty() {
             return Ok(Err("none of these tasks has failed and is known in full".into()));
         }
@@ -57,28 +57,28 @@ impl Job {
             }
             here => self.record.version = here.unwrap_or(before),
         }
-        let mut work = match self.load_work(ledger, seq, registry)? {
-            Ok(work) => work,
-            Err(Broken(why)) => {
+        let mut fold_state = match self.load_fold_state(ledger, seq, registry)? {
+            Ok(fold_state) => fold_state,
+            Err(UserCodeError(why)) => {
                 self.record.version = before;
                 return Ok(Err(why));
             }
         };
-        work.forget_failures(tasks.iter().map(|task| task.index));
-        self.phase = Phase::Running(Box::new(work));
+        fold_state.forget_failures(tasks.iter().map(|task| task.index));
+        self.phase = JobPhase::Running(Box::new(fold_state));
         self.record.end = None;
         self.record.round = Round(self.record.round.0 + 1);
-        self.recount();
-        (self.changed, self.moves) = (true, true);
+        self.refresh_counts();
+        (self.changed, self.was_running) = (true, true);
         let (job, round, version) = (self.record.opened.job, self.record.round, self.record.version);
-        outbox.fact(&Reopened { job, round, version });
-        for run in runs(&tasks) {
-            outbox.tasks(self.batch(run, app));
+        outbox.push_fact(&Reopened { job, round, version });
+        for run in split_into_runs(&tasks) {
+            outbox.push_tasks(self.build_batch(run, app));
         }
         Ok(Ok(tasks.len()))
     }
 
-    fn batch(&self, run: &[Task], app: &WorkerId) -> Message {
+    fn build_batch(&self, run: &[RetryTask], app: &WorkerId) -> Message {
         let tasks: Vec<&str> = run.iter().map(|task| task.payload.as_str()).collect();
         let tasks = RawValue::from_string(format!("[{}]", tasks.join(",")));
         let opened = &self.record.opened;
@@ -89,7 +89,7 @@ impl Job {
             round: self.record.round,
             spent: run[0].attempts,
             version,
-            // The submitter's build says nothing of a version that it did not have.
+            // The submitter's build does not apply to another version.
             build: opened.build.clone().filter(|_| version == opened.version),
             ..Batch::new(opened, TaskIndex(run[0].index), count, &tasks)
         }
@@ -100,14 +100,14 @@ impl Job {
     }
 }
 
-fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<Task>, SinkError> {
+fn load_failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<RetryTask>, SinkError> {
     let wanted: BTreeSet<u64> = indices.iter().map(|index| index.0).collect();
     let (mut tasks, mut bytes) = (Vec::new(), 0);
     ledger.read("failed tasks are read", |connection| {
         outcome_rows::load_payloads(connection, job, &mut |index, attempts, payload| {
             if let Some(payload) = payload.filter(|_| wanted.is_empty() || wanted.contains(&index)) {
                 bytes += payload.len();
-                tasks.push(Task { index, attempts, payload: payload.to_owned() });
+                tasks.push(RetryTask { index, attempts, payload: payload.to_owned() });
             }
             tasks.len() < REOPEN_MAX_TASKS && bytes < REOPEN_MAX_BYTES
         })
@@ -115,8 +115,8 @@ fn failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<
     Ok(tasks)
 }
 
-/// Consecutive tasks that were tried as often as one another and fit into one batch.
-fn runs(tasks: &[Task]) -> Vec<&[Task]> {
+/// Splits tasks into runs of consecutive indices and equal attempts that fit into one batch.
+fn split_into_runs(tasks: &[RetryTask]) -> Vec<&[RetryTask]> {
     let (mut runs, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (place, task) in tasks.iter().enumerate() {
         let before = &tasks[place.saturating_sub(1)];
@@ -138,14 +138,15 @@ mod tests {
 
     #[test]
     fn runs_are_consecutive_and_bounded() {
-        let task = |index: u64| Task { index, attempts: 1, payload: "1".into() };
-        let lengths = |tasks: &[Task]| runs(tasks).iter().map(|run| run.len()).collect::<Vec<_>>();
+        let task = |index: u64| RetryTask { index, attempts: 1, payload: "1".into() };
+        let lengths =
+            |tasks: &[RetryTask]| split_into_runs(tasks).iter().map(|run| run.len()).collect::<Vec<_>>();
         assert_eq!(lengths(&[task(1), task(2), task(4), task(5), task(9)]), [2, 2, 1]);
-        let many: Vec<Task> = (0..u64::from(BATCH_MAX_TASKS) + 1).map(task).collect();
+        let many: Vec<RetryTask> = (0..u64::from(BATCH_MAX_TASKS) + 1).map(task).collect();
         assert_eq!(lengths(&many), [BATCH_MAX_TASKS as usize, 1]);
-        let large: Vec<Task> =
-            (0..3).map(|index| Task { payload: "1".repeat(BATCH_MAX_BYTES), ..task(index) }).collect();
+        let large: Vec<RetryTask> =
+            (0..3).map(|index| RetryTask { payload: "1".repeat(BATCH_MAX_BYTES), ..task(index) }).collect();
         assert_eq!(lengths(&large), [1, 1, 1]);
-        assert_eq!(lengths(&[task(1), Task { attempts: 2, ..task(2) }]), [1, 1]);
+        assert_eq!(lengths(&[task(1), RetryTask { attempts: 2, ..task(2) }]), [1, 1]);
     }
 }

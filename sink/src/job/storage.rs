@@ -1,4 +1,4 @@
-//! Between a job in memory and the ledger.
+//! Loading a job from the ledger, and saving it.
 
 use std::{mem, sync::Arc, time::Instant};
 
@@ -6,58 +6,59 @@ use gristmill_shared::{AnyJob, JobId, Registry, wire::FINISHED_MAX_FAILURES};
 use rusqlite::Transaction;
 
 use super::{
-    Job, Phase,
-    fold_state::{Broken, SavedOutcomes, Work},
-    lifecycle::{kept, read_job},
+    ActiveJob, JobPhase,
+    fold_state::{FoldState, SavedOutcomes, UserCodeError},
+    lifecycle::{effective_keep, read_job},
 };
 use crate::{
     SinkError,
     engine::Outbox,
-    ledger::{Ledger, Record, builds::Builds, outcome_rows},
+    ledger::{JobRecord, Ledger, builds::Builds, outcome_rows},
 };
 
-impl Job {
-    /// A job as the ledger has it, if it does. One that is running but cannot be read here ends, visibly.
+impl ActiveJob {
+    /// Loads a job from the ledger, if it has it. A running job that this program cannot read ends,
+    /// visibly.
     pub(crate) fn load(
         ledger: &Ledger,
         job: JobId,
         registry: &Registry,
         outbox: &mut Outbox,
     ) -> Result<Option<Self>, SinkError> {
-        let found = ledger.read("a job is read", |connection| Record::load(connection, job))?;
+        let found = ledger.read("a job is read", |connection| JobRecord::load(connection, job))?;
         let Some((seq, record)) = found else { return Ok(None) };
         let builds = ledger.read("a job is read", |connection| Builds::load(connection, seq))?;
         let saved = record.counts;
-        let moves = record.end.is_none();
+        let was_running = record.end.is_none();
         let mut job = Self {
             record,
-            phase: Phase::Ended(None),
+            phase: JobPhase::Ended(None),
             builds,
             refused: None,
             saved,
-            counted: saved,
+            reported: saved,
             seq: Some(seq),
             changed: false,
-            unconcluded: None,
-            moves,
+            pending_end: None,
+            was_running,
             since: Instant::now(),
         };
-        if moves {
-            match job.load_work(ledger, seq, registry)? {
-                Ok(work) => job.phase = Phase::Running(Box::new(work)),
-                Err(Broken(why)) => job.break_down(&why, outbox),
+        if was_running {
+            match job.load_fold_state(ledger, seq, registry)? {
+                Ok(fold_state) => job.phase = JobPhase::Running(Box::new(fold_state)),
+                Err(UserCodeError(why)) => job.discard_and_fail(&why, outbox),
             }
         }
         Ok(Some(job))
     }
 
-    /// The outcomes of a job in the ledger, and its report.
-    pub(super) fn load_work(
+    /// Loads the outcomes and the report of a job.
+    pub(super) fn load_fold_state(
         &self,
         ledger: &Ledger,
         seq: i64,
         registry: &Registry,
-    ) -> Result<Result<Work, Broken>, SinkError> {
+    ) -> Result<Result<FoldState, UserCodeError>, SinkError> {
         let (saved, reasons, report) = ledger.read("a job is read", |connection| {
             let saved = SavedOutcomes {
                 done: outcome_rows::load_done(connection, seq)?,
@@ -69,25 +70,25 @@ impl Job {
         })?;
         let opened = &self.record.opened;
         let resume = |job: Arc<dyn AnyJob>| {
-            let keep = kept(opened, &*job);
-            Work::resume(job, keep, report, saved)
+            let keep = effective_keep(opened, &*job);
+            FoldState::resume(job, keep, report, saved)
         };
-        let work = read_job(opened, self.record.version, registry).and_then(resume);
-        Ok(work.map(|work| work.with_reasons(reasons)))
+        let fold_state = read_job(opened, self.record.version, registry).and_then(resume);
+        Ok(fold_state.map(|fold_state| fold_state.with_reasons(reasons)))
     }
 
-    /// Runs what of the job's own code is needed before a transaction. It may end the job.
+    /// Runs the job's own code that is needed before a transaction. May end the job.
     pub(crate) fn prepare(&mut self, outbox: &mut Outbox) {
-        self.tell_refused(outbox);
-        if let Phase::Running(work) = &mut self.phase
-            && let Err(Broken(why)) = work.prepare()
+        self.publish_refused(outbox);
+        if let JobPhase::Running(fold_state) = &mut self.phase
+            && let Err(UserCodeError(why)) = fold_state.encode_report()
         {
-            self.break_down(&why, outbox);
+            self.discard_and_fail(&why, outbox);
         }
     }
 
-    /// Writes what changed, and answers how many outcomes are new. If the transaction fails, the job must not be used
-    /// any more.
+    /// Writes the changes, and returns the number of new outcomes. If the transaction fails, the
+    /// job must not be used any more.
     pub(crate) fn save(
         &mut self,
         transaction: &Transaction<'_>,
@@ -95,11 +96,11 @@ impl Job {
     ) -> rusqlite::Result<u64> {
         let seq = self.record.save(transaction, self.seq)?;
         self.seq = Some(seq);
-        if let Phase::Running(work) | Phase::Ended(Some(work)) = &mut self.phase {
-            work.save(transaction, seq)?;
+        if let JobPhase::Running(fold_state) | JobPhase::Ended(Some(fold_state)) = &mut self.phase {
+            fold_state.save(transaction, seq)?;
         }
         self.builds.save(transaction, seq)?;
-        if let Some(ending) = self.unconcluded.take() {
+        if let Some(ending) = self.pending_end.take() {
             self.conclude_in_order(transaction, seq, ending, outbox)?;
             self.record.save(transaction, self.seq)?;
         }

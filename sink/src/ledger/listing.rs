@@ -1,4 +1,4 @@
-//! What there may be millions of: failures and outputs, handed over one by one.
+//! Lists that may have millions of entries: failures and outputs, visited one by one.
 
 use std::ops::ControlFlow;
 
@@ -8,11 +8,11 @@ use serde_json::value::RawValue;
 
 use super::{
     ExportRow, FailureRow, JobView, OutputRow,
-    columns::{conversion, text},
+    columns::{conversion_error, parse_text},
 };
 
-/// The tasks of a job that failed, by index, until `each` wants no more.
-pub(super) fn each_failure(
+/// Visits the failed tasks of a job by index, until `each` breaks.
+pub(super) fn visit_failures(
     connection: &Connection,
     job: i64,
     each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
@@ -22,15 +22,15 @@ pub(super) fn each_failure(
     )?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
-        if each(failure(row)?).is_break() {
+        if each(read_failure(row)?).is_break() {
             return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
 }
 
-fn failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
-    let worker = row.get_ref(4)?.as_str_or_null()?.map(|_| text(row, 4)).transpose()?;
+fn read_failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
+    let worker = row.get_ref(4)?.as_str_or_null()?.map(|_| parse_text(row, 4)).transpose()?;
     let payload: Option<String> = row.get(6)?;
     Ok(FailureRow {
         index: TaskIndex(row.get(0)?),
@@ -39,12 +39,13 @@ fn failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
         losses: row.get(3)?,
         worker,
         round: Round(row.get(5)?),
-        task: payload.map(RawValue::from_string).transpose().map_err(|error| conversion(6, error))?,
+        task: payload.map(RawValue::from_string).transpose().map_err(|error| conversion_error(6, error))?,
     })
 }
 
-/// The outputs that were kept of a job, in the order of the split or of their arrival, until `each` wants no more.
-pub(super) fn each_output(
+/// Visits the kept outputs of a job in the order of the split or of their arrival, until `each`
+/// breaks.
+pub(super) fn visit_outputs(
     connection: &Connection,
     job: i64,
     ordered: bool,
@@ -60,10 +61,10 @@ pub(super) fn each_output(
     while let Some(row) = rows.next()? {
         let first: u64 = row.get(0)?;
         let outputs: Vec<&RawValue> =
-            serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| conversion(1, error))?;
+            serde_json::from_str(row.get_ref(1)?.as_str()?).map_err(|error| conversion_error(1, error))?;
         let tasks = row.get_ref(2)?.as_str_or_null()?;
         let tasks: Vec<&RawValue> =
-            serde_json::from_str(tasks.unwrap_or("[]")).map_err(|error| conversion(2, error))?;
+            serde_json::from_str(tasks.unwrap_or("[]")).map_err(|error| conversion_error(2, error))?;
         let mut tasks = tasks.into_iter();
         for (index, output) in (first..).zip(outputs) {
             let task = tasks.next();
@@ -75,7 +76,7 @@ pub(super) fn each_output(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Everything about a job, in the order of [`ExportRow`], until `each` wants no more.
+/// Visits everything about a job, in the order of [`ExportRow`], until `each` breaks.
 pub(super) fn export(
     connection: &Connection,
     job: i64,
@@ -85,19 +86,19 @@ pub(super) fn export(
     let (mut failures, mut outputs) = (0, 0);
     let mut goes_on = each(ExportRow::Job(Box::new(view)));
     if goes_on.is_continue() {
-        goes_on = each_failure(connection, job, &mut |failure| {
+        goes_on = visit_failures(connection, job, &mut |failure| {
             failures += 1;
             each(ExportRow::Failure(failure))
         })?;
     }
     if goes_on.is_continue() {
-        goes_on = each_output(connection, job, true, &mut |row| {
+        goes_on = visit_outputs(connection, job, true, &mut |row| {
             outputs += 1;
             each(ExportRow::Output(row))
         })?;
     }
     if goes_on.is_continue() {
-        let _ = each(ExportRow::End { failures, outputs }); // it was the last one
+        let _ = each(ExportRow::End { failures, outputs }); // the last row
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Where a ledger is, and whether it may be opened there.
+//! The location of a ledger, and the checks before it is opened there.
 
 use std::{
     fmt,
@@ -9,12 +9,12 @@ use std::{
 
 use crate::SinkError;
 
-/// Where a ledger is kept.
+/// The location of a ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum LedgerPlace {
-    /// In a file, which is made if it does not exist, with the folders it is in.
+    /// A file, which is created if it does not exist, together with its folders.
     File(PathBuf),
-    /// Nowhere: it goes when the process ends.
+    /// Memory only: the ledger is lost when the process ends.
     Memory,
 }
 
@@ -27,13 +27,14 @@ impl fmt::Display for LedgerPlace {
     }
 }
 
-/// What every SQLite file begins with.
+/// The first bytes of every SQLite file.
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
-/// What a lock file may say of its holder; the rest is not read.
+/// Bytes read from a lock file about its holder.
 const HOLDER_MAX_BYTES: u64 = 200;
 
-/// Looks before anything is made or changed: the file is a database, or empty, or not there yet.
-pub(super) fn inspect(path: &Path) -> Result<(), SinkError> {
+/// Checks, before anything is created or changed, that the file is a database, is empty, or does
+/// not exist.
+pub(super) fn check_file(path: &Path) -> Result<(), SinkError> {
     let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
     let access = |source| SinkError::Access { path: path.into(), doing: "read", source };
     match fs::metadata(path) {
@@ -56,9 +57,8 @@ pub(super) fn inspect(path: &Path) -> Result<(), SinkError> {
     }
 }
 
-/// The one name of a file that has been looked at, or is to be made, whatever links lead there. Makes the folders it is
-/// in.
-pub(super) fn real(path: &Path) -> Result<PathBuf, SinkError> {
+/// Returns the canonical name of a checked or new file, following all links. Creates its folders.
+pub(super) fn resolve(path: &Path) -> Result<PathBuf, SinkError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -74,21 +74,21 @@ pub(super) fn real(path: &Path) -> Result<PathBuf, SinkError> {
     }
 }
 
-/// The right to write a ledger; it ends with the process, however that ends.
+/// The exclusive right to write a ledger; the operating system releases it when the process ends.
 #[derive(Debug)]
 pub(super) struct LedgerLock {
     _file: File,
 }
 
 impl LedgerLock {
-    /// Makes sure that the file with that [real] name can be written here, by nobody else. The lock is a file beside
-    /// it, `NAME.lock`, since SQLite has its own ideas about locks on the database.
-    pub(super) fn take(path: &Path) -> Result<Self, SinkError> {
+    /// Checks that the file with this [resolved](resolve) name is writable, and locks it. The lock
+    /// is a file beside it, `NAME.lock`, since SQLite locks the database in its own way.
+    pub(super) fn acquire(path: &Path) -> Result<Self, SinkError> {
         let read_only = |what: &Path, why: &str| SinkError::ReadOnly {
             path: path.into(),
             why: format!("{} {why}", what.display()),
         };
-        // The superuser may write what is marked as read-only; the mark was meant, all the same.
+        // The superuser can write read-only files; respect the mark nevertheless.
         for what in path.parent().into_iter().chain([path]) {
             if fs::metadata(what).is_ok_and(|meta| meta.permissions().readonly()) {
                 return Err(read_only(what, "is read-only"));
@@ -126,30 +126,30 @@ mod tests {
     use crate::ledger::Ledger;
 
     #[test]
-    fn one_lock_at_a_time_and_it_says_who_has_it() {
+    fn lock_is_exclusive_and_names_holder() {
         let dir = tempfile::tempdir().unwrap();
-        let path = real(&dir.path().join("not/yet/ledger")).unwrap();
-        let held = LedgerLock::take(&path).unwrap();
-        let error = LedgerLock::take(&path).unwrap_err();
+        let path = resolve(&dir.path().join("not/yet/ledger")).unwrap();
+        let held = LedgerLock::acquire(&path).unwrap();
+        let error = LedgerLock::acquire(&path).unwrap_err();
         assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
         drop(held);
-        LedgerLock::take(&path).unwrap();
+        LedgerLock::acquire(&path).unwrap();
     }
 
     #[test]
-    fn what_is_marked_read_only_is_not_written() {
+    fn read_only_path_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         fs::write(&path, "").unwrap();
         mark(&path, true);
-        let error = LedgerLock::take(&path).unwrap_err();
+        let error = LedgerLock::acquire(&path).unwrap_err();
         assert!(
             matches!(&error, SinkError::ReadOnly { why, .. } if why.ends_with("ledger is read-only")),
             "{error}"
         );
         mark(&path, false);
         mark(dir.path(), true);
-        let error = LedgerLock::take(&path).unwrap_err();
+        let error = LedgerLock::acquire(&path).unwrap_err();
         mark(dir.path(), false);
         assert!(matches!(error, SinkError::ReadOnly { .. }), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left behind");
@@ -157,7 +157,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_ledger_has_one_lock_whatever_it_is_called() {
+    fn links_share_one_lock() {
         let dir = tempfile::tempdir().unwrap();
         let (path, link) = (dir.path().join("ledger"), dir.path().join("link"));
         let other_folder = dir.path().join("folder");

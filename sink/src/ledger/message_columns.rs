@@ -4,12 +4,12 @@ use gristmill_shared::{Headers, JobId, Message};
 use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
-use super::columns::{json, to_json};
+use super::columns::{parse_json, to_json};
 
-/// A message but for its body.
+/// A message without its body.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default)]
-pub(super) struct Properties {
+pub(super) struct MessageProperties {
     pub(super) id: String,
     pub(super) form: String,
     pub(super) job: Option<JobId>,
@@ -27,12 +27,12 @@ pub(super) struct Properties {
     traceparent: Option<String>,
 }
 
-/// The column `properties`.
-pub(super) fn properties(message: &Message) -> String {
+/// Returns the value of the column `properties`.
+pub(super) fn encode_properties(message: &Message) -> String {
     let Message { id, form, job, app, timestamp_ms, content_type, content_encoding, headers, body: _ } =
         message.clone();
     let Headers { attempt, loss, released, undecodable, delay_ms, reason, origin, traceparent } = headers;
-    to_json(&Properties {
+    to_json(&MessageProperties {
         id,
         form,
         job,
@@ -51,9 +51,9 @@ pub(super) fn properties(message: &Message) -> String {
     })
 }
 
-/// The message that these two columns hold.
-pub(super) fn message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite::Result<Message> {
-    let Properties {
+/// Reads the message from these two columns.
+pub(super) fn read_message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite::Result<Message> {
+    let MessageProperties {
         id,
         form,
         job,
@@ -69,7 +69,7 @@ pub(super) fn message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite
         reason,
         origin,
         traceparent,
-    } = json(row, properties)?;
+    } = parse_json(row, properties)?;
     let headers = Headers { attempt, loss, released, undecodable, delay_ms, reason, origin, traceparent };
     let body: Vec<u8> = row.get(body)?;
     Ok(Message {

@@ -1,4 +1,4 @@
-//! The ledger: the sink's durable record in one SQLite file. This folder is all that knows SQL.
+//! The ledger: the sink's durable record in one SQLite file. All SQL is in this folder.
 
 mod columns;
 mod listing;
@@ -21,24 +21,24 @@ pub use location::LedgerPlace;
 pub use prune::{PruneReport, PruneRule, prune};
 pub use reader::LedgerReader;
 pub use tables::job_record::JobState;
-pub(crate) use tables::job_record::{Counts, End, Record, Seal};
+pub(crate) use tables::job_record::{JobEnd, JobRecord, OutcomeCounts, Seal};
 pub(crate) use tables::{builds, dead_rows, ordered_outputs, outbox_rows, outcome_rows, parked_rows};
 pub use verify::Verification;
 pub use views::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, OutputPass, OutputRow,
+    DeadMessages, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, OutputPass, OutputRow,
     ParkedJob, ParkedMessages,
 };
 
 use crate::SinkError;
 use location::LedgerLock;
-use schema::Found;
+use schema::DatabaseKind;
 
-/// How long a statement waits for another process (a `prune`) to end its transaction.
+/// Time that a statement waits for another process (a `prune`) to end its transaction.
 const BUSY_MAX: Duration = Duration::from_secs(30);
-/// After a checkpoint the write-ahead log is cut to this size.
+/// Size that the write-ahead log is cut to after a checkpoint.
 const WAL_MAX_BYTES: u64 = 64 << 20;
 
-/// An open ledger, and the right to write it.
+/// An open ledger, with the exclusive right to write it.
 pub(crate) struct Ledger {
     connection: Connection,
     place: LedgerPlace,
@@ -47,61 +47,62 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Opens a ledger, or makes one. Nothing is left behind if that fails, but perhaps the lock's file.
+    /// Opens or creates a ledger. A failure leaves nothing behind, except possibly the lock's file.
     pub(crate) fn open(place: LedgerPlace) -> Result<Self, SinkError> {
         let (connection, lock) = match &place {
             LedgerPlace::File(path) => {
-                match location::inspect(path) {
+                match location::check_file(path) {
                     Ok(()) | Err(SinkError::Missing { .. }) => {}
                     Err(error) => return Err(error),
                 }
-                let path = location::real(path)?;
-                let lock = LedgerLock::take(&path)?;
+                let path = location::resolve(path)?;
+                let lock = LedgerLock::acquire(&path)?;
                 (open_file(&path)?, Some(lock))
             }
             LedgerPlace::Memory => {
                 let connection = Connection::open_in_memory();
                 let connection =
                     connection.and_then(|connection| schema::create(&connection).map(|()| connection));
-                (connection.map_err(|source| failed(&place, "being made", source))?, None)
+                (connection.map_err(|source| ledger_error(&place, "being made", source))?, None)
             }
         };
-        let id = identity(&connection).map_err(|source| failed(&place, "being opened", source))?;
+        let id =
+            load_or_create_id(&connection).map_err(|source| ledger_error(&place, "being opened", source))?;
         Ok(Self { connection, place, id, _lock: lock })
     }
 
-    /// What tells this ledger from all others.
+    /// Returns the unique id of the ledger.
     pub(crate) fn id(&self) -> &LedgerId {
         &self.id
     }
 
-    /// Where it is.
+    /// Returns the location of the ledger.
     pub(crate) fn place(&self) -> &LedgerPlace {
         &self.place
     }
 
-    /// Reads something.
+    /// Reads from the ledger. `doing` describes the read in an error.
     pub(crate) fn read<T>(
         &self,
         doing: &'static str,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, SinkError> {
-        read(&self.connection).map_err(|source| failed(&self.place, doing, source))
+        read(&self.connection).map_err(|source| ledger_error(&self.place, doing, source))
     }
 
-    /// Writes everything or nothing.
+    /// Writes all or nothing, in one transaction.
     pub(crate) fn write<T>(
         &mut self,
         write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, SinkError> {
         let write = || -> rusqlite::Result<T> {
-            // Immediate: waiting for another writer happens here, where nothing is lost by it.
+            // Immediate: waits here for another writer, where nothing can be lost by it.
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let written = write(&transaction)?;
             transaction.commit()?;
             Ok(written)
         };
-        write().map_err(|source| failed(&self.place, "results are written", source))
+        write().map_err(|source| ledger_error(&self.place, "results are written", source))
     }
 }
 
@@ -112,21 +113,21 @@ impl fmt::Debug for Ledger {
 }
 
 fn open_file(path: &Path) -> Result<Connection, SinkError> {
-    let failed = |source| failed(&LedgerPlace::File(path.into()), "being opened", source);
+    let failed = |source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source);
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
-    let found = schema::look(&connection, path)?;
+    let found = schema::identify(&connection, path)?;
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
         let why = "the operating system opens it for reading only".into();
         return Err(SinkError::ReadOnly { path: path.into(), why });
     }
-    keep_log(&connection, path)?;
+    enable_wal(&connection, path)?;
     connection
         .execute_batch(&format!("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = {WAL_MAX_BYTES};"))
         .map_err(failed)?;
-    if let Found::Empty = found {
+    if let DatabaseKind::Empty = found {
         let made = connection.execute_batch("BEGIN IMMEDIATE").and_then(|()| {
             schema::create(&connection)?;
-            identity(&connection)?;
+            load_or_create_id(&connection)?;
             connection.execute_batch("COMMIT")
         });
         made.map_err(failed)?;
@@ -134,30 +135,30 @@ fn open_file(path: &Path) -> Result<Connection, SinkError> {
     Ok(connection)
 }
 
-/// Has SQLite keep a write-ahead log, without which readers and the sink would wait for each other.
-fn keep_log(connection: &Connection, path: &Path) -> Result<(), SinkError> {
+/// Enables SQLite's write-ahead log, without which readers and the sink would block each other.
+fn enable_wal(connection: &Connection, path: &Path) -> Result<(), SinkError> {
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
-    match mode.map_err(|source| failed(&LedgerPlace::File(path.into()), "being opened", source))? {
+    match mode.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source))? {
         mode if mode == "wal" => Ok(()),
-        mode => Err(SinkError::NoLog { path: path.into(), mode }),
+        mode => Err(SinkError::NoWriteAheadLog { path: path.into(), mode }),
     }
 }
 
-/// A connection that waits for others.
+/// Opens a connection that waits for other processes.
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, SinkError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .and_then(|connection| connection.busy_timeout(BUSY_MAX).map(|()| connection));
-    connection.map_err(|source| failed(&LedgerPlace::File(path.into()), "being opened", source))
+    connection.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source))
 }
 
-/// The ledger's id; a new ledger gets one.
-fn identity(connection: &Connection) -> rusqlite::Result<LedgerId> {
-    let known = connection.query_row("SELECT id FROM ledger", [], |row| columns::text(row, 0));
+/// Returns the ledger's id. A new ledger gets one.
+fn load_or_create_id(connection: &Connection) -> rusqlite::Result<LedgerId> {
+    let known = connection.query_row("SELECT id FROM ledger", [], |row| columns::parse_text(row, 0));
     match known {
         Err(rusqlite::Error::QueryReturnedNoRows) => {
             let id = LedgerId::generate();
-            let values = (id.as_str(), columns::int(now_ms()));
+            let values = (id.as_str(), columns::clamp_int(now_ms()));
             connection.execute("INSERT INTO ledger (id, created_ms) VALUES (?1, ?2)", values)?;
             Ok(id)
         }
@@ -165,7 +166,7 @@ fn identity(connection: &Connection) -> rusqlite::Result<LedgerId> {
     }
 }
 
-fn failed(place: &LedgerPlace, doing: &'static str, source: rusqlite::Error) -> SinkError {
+fn ledger_error(place: &LedgerPlace, doing: &'static str, source: rusqlite::Error) -> SinkError {
     SinkError::Ledger { place: place.to_string(), doing, source }
 }
 
@@ -174,10 +175,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_takes_no_write_ahead_log_is_refused() {
-        // SQLite answers so on a file system that does not map files into memory; and in memory.
+    fn missing_wal_is_refused() {
+        // SQLite answers this in memory, and on a file system that cannot map files into memory.
         let connection = Connection::open_in_memory().unwrap();
-        let error = keep_log(&connection, Path::new("ledger")).unwrap_err().to_string();
+        let error = enable_wal(&connection, Path::new("ledger")).unwrap_err().to_string();
         assert!(error.contains("write-ahead log") && error.contains("\"memory\""), "{error}");
     }
 }

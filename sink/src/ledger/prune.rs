@@ -1,4 +1,4 @@
-//! Forgets jobs that have ended.
+//! Deletion of jobs that have ended.
 
 use std::{path::Path, time::Duration};
 
@@ -6,49 +6,50 @@ use gristmill_shared::wire::now_ms;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde::Serialize;
 
-use super::{LedgerPlace, columns::int, connect, failed, location, schema};
+use super::{LedgerPlace, columns::clamp_int, connect, ledger_error, location, schema};
 use crate::SinkError;
 
-/// How many rows are deleted in one transaction, so that a sink that works with the ledger never waits for long.
-const ROWS_AT_A_TIME: u32 = 500;
+/// Rows deleted in one transaction, so that a sink that uses the ledger never waits long.
+const DELETE_MAX_ROWS: u32 = 500;
 
-/// Which of the jobs that have ended are forgotten: those that any of these says.
+/// The choice of ended jobs to delete: those that either field selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PruneRule {
-    /// Those that ended longer ago than this.
+    /// Jobs that ended longer ago than this.
     pub older_than: Option<Duration>,
-    /// All but this many: those that ended last, and of several that ended together those that were submitted last.
+    /// All but this many: the last to end are kept, and of those that ended together the last
+    /// submitted.
     pub keep: Option<usize>,
 }
 
-/// What was forgotten.
+/// The result of a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
-    /// Jobs that are forgotten.
+    /// Jobs that were deleted.
     pub pruned: u64,
-    /// Jobs that are left, running ones included.
+    /// Jobs that are left, including running ones.
     pub left: u64,
 }
 
-/// Forgets jobs that have ended, with everything that belongs to them. A sink may work with the ledger meanwhile. If
-/// it is broken off, the jobs are forgotten, and the next one clears away what is left of them. Blocking.
+/// Deletes jobs that have ended, with all their rows. A sink may use the ledger meanwhile. If this
+/// is interrupted, the jobs are gone, and the next call deletes their remaining rows. Blocking.
 ///
 /// # Errors
 /// If there is no ledger, or it cannot be written.
 pub fn prune(path: &Path, rule: PruneRule) -> Result<PruneReport, SinkError> {
-    location::inspect(path)?;
+    location::check_file(path)?;
     let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    if let schema::Found::Empty = schema::look(&connection, path)? {
+    if let schema::DatabaseKind::Empty = schema::identify(&connection, path)? {
         return Err(SinkError::NotALedger { path: path.into(), why: "it is an empty file".into() });
     }
-    let report = forget(&mut connection, rule);
-    report.map_err(|source| failed(&LedgerPlace::File(path.into()), "jobs are forgotten", source))
+    let report = delete_ended(&mut connection, rule);
+    report.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "jobs are forgotten", source))
 }
 
-fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<PruneReport> {
+fn delete_ended(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<PruneReport> {
     let age = rule.older_than.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    let before = age.map(|age| int(now_ms().saturating_sub(age)));
-    let keep = rule.keep.map(|keep| int(keep as u64));
+    let before = age.map(|age| clamp_int(now_ms().saturating_sub(age)));
+    let keep = rule.keep.map(|keep| clamp_int(keep as u64));
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let pruned = transaction.execute(
         "DELETE FROM jobs WHERE state <> 'running' AND (
@@ -60,22 +61,22 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     )?;
     let left = transaction.query_row("SELECT count(*) FROM jobs", [], |row| row.get(0))?;
     transaction.commit()?;
-    // Only now, and also what an earlier one left: rows of jobs that are not there.
+    // Rows of jobs that are gone, including those that an interrupted call left.
     let keyed =
         [("outputs", "seq"), ("tasks", "seq"), ("done", "seq"), ("refused", "seq"), ("reports", "job")];
     for (table, key) in keyed {
-        sweep(
+        delete_orphans(
             connection,
             &format!("{key} IN (SELECT {key} FROM {table} WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)"),
             table,
         )?;
     }
-    sweep(
+    delete_orphans(
         connection,
         "(job, task) IN (SELECT job, task FROM failures WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)",
         "failures",
     )?;
-    sweep(
+    delete_orphans(
         connection,
         "(job, version, build) IN
             (SELECT job, version, build FROM builds WHERE job NOT IN (SELECT seq FROM jobs) LIMIT ?1)",
@@ -84,9 +85,9 @@ fn forget(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<Prun
     Ok(PruneReport { pruned: pruned as u64, left })
 }
 
-fn sweep(connection: &Connection, which: &str, table: &str) -> rusqlite::Result<()> {
+fn delete_orphans(connection: &Connection, which: &str, table: &str) -> rusqlite::Result<()> {
     let mut delete = connection.prepare(&format!("DELETE FROM {table} WHERE {which}"))?;
-    while delete.execute([ROWS_AT_A_TIME])? > 0 {}
+    while delete.execute([DELETE_MAX_ROWS])? > 0 {}
     Ok(())
 }
 
@@ -97,35 +98,36 @@ mod tests {
     use super::*;
     use crate::{
         LedgerReader,
-        engine::Clerk,
+        engine::LedgerEngine,
         ledger::Ledger,
-        tests::toy_jobs::{Keeper, Submitted, app, delivery, registry},
+        tests::toy_jobs::{KeeperJob, SubmittedJob, app, delivery, registry},
     };
 
+    /// Ended jobs are pruned by age or number while a sink uses the ledger.
     #[test]
-    fn ended_jobs_go_by_age_or_number_while_a_sink_works() {
+    fn prune_works_beside_sink() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
-        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
-        let running = Submitted::toy();
-        let ended: Vec<_> = (0..3).map(|_| Submitted::new(&Keeper {})).collect();
+        let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
+        let running = SubmittedJob::toy();
+        let ended: Vec<_> = (0..3).map(|_| SubmittedJob::new(&KeeperJob {})).collect();
         let spans: Vec<String> = (0..600).map(|index| format!(r#"["{index}"]"#)).collect();
-        let take = |mut clerk: Clerk, messages: Vec<Message>| {
+        let commit = |mut engine: LedgerEngine, messages: Vec<Message>| {
             for message in messages {
-                clerk.take(delivery(message)).unwrap();
+                engine.accept_result(delivery(message)).unwrap();
             }
-            clerk.commit().unwrap().0
+            engine.commit().unwrap().0
         };
-        clerk = take(clerk, vec![running.opened(), running.done(0..9)]);
+        engine = commit(engine, vec![running.opened(), running.done(0..9)]);
         for job in &ended {
-            // Apart from one another, so that nothing is joined.
+            // Apart from one another, so that no spans are joined.
             let spans: Vec<_> = (0..)
                 .map(|index| index * 2)
                 .zip(&spans)
                 .map(|(index, text)| (index, 1, text.as_str()))
                 .collect();
-            clerk = take(clerk, vec![job.opened(), job.spans(&spans, &[1, 3], 0), job.cancelled()]);
+            engine = commit(engine, vec![job.opened(), job.spans(&spans, &[1, 3], 0), job.cancelled()]);
         }
         let reader = LedgerReader::open(&path).unwrap();
         let left = || reader.jobs().unwrap().iter().map(|row| row.job).collect::<Vec<_>>();
@@ -145,24 +147,25 @@ mod tests {
         let report = prune(&path, PruneRule { older_than: Some(Duration::ZERO), keep: None }).unwrap();
         assert_eq!((report.left, left()), (1, vec![running.id]));
 
-        // The sink does not mind.
-        clerk = take(clerk, vec![running.done(9..10), running.sealed(10)]);
+        // The sink continues.
+        engine = commit(engine, vec![running.done(9..10), running.sealed(10)]);
         assert!(reader.verify(running.id).unwrap().ok);
-        drop(clerk);
+        drop(engine);
     }
 
+    /// Of jobs that end together, the one submitted last is the newest.
     #[test]
-    fn of_jobs_that_end_together_the_one_submitted_last_is_the_newest() {
+    fn prune_breaks_ties_by_submission() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
-        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
-        let mut jobs: Vec<_> = (0..6).map(|_| Submitted::toy()).collect();
+        let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
+        let mut jobs: Vec<_> = (0..6).map(|_| SubmittedJob::toy()).collect();
         for place in [3, 0, 5, 1, 4, 2] {
-            clerk.take(delivery(jobs[place].opened())).unwrap();
-            clerk.take(delivery(jobs[place].cancelled())).unwrap();
+            engine.accept_result(delivery(jobs[place].opened())).unwrap();
+            engine.accept_result(delivery(jobs[place].cancelled())).unwrap();
         }
-        drop(clerk.commit().unwrap());
+        drop(engine.commit().unwrap());
         Connection::open(&path).unwrap().execute("UPDATE jobs SET finished_ms = 1", []).unwrap();
         let reader = LedgerReader::open(&path).unwrap();
         let left = || reader.jobs().unwrap().iter().map(|row| row.job).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Reads a ledger, also while a sink works with it.
+//! Read access to a ledger, also while a sink uses it.
 
 use std::{
     collections::BTreeSet,
@@ -11,12 +11,12 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::{
-    DeadLetters, DeadRow, ExportRow, FailureRow, JobSummary, JobView, LedgerPlace, MissingTasks, OutputPass,
-    ParkedJob, ParkedMessages, Record, Verification,
+    DeadMessages, DeadRow, ExportRow, FailureRow, JobRecord, JobSummary, JobView, LedgerPlace, MissingTasks,
+    OutputPass, ParkedJob, ParkedMessages, Verification,
     builds::Builds,
-    columns::{json, text},
-    connect, failed, listing, location,
-    message_columns::Properties,
+    columns::{parse_json, parse_text},
+    connect, ledger_error, listing, location,
+    message_columns::MessageProperties,
     outcome_rows, schema, verify,
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     index_set::{IndexSet, gaps},
 };
 
-/// Reads a ledger, also while a sink works with it: every answer is as of one commit. All methods block.
+/// Reads a ledger, also while a sink uses it: every answer is as of one commit. All methods block.
 #[derive(Debug)]
 pub struct LedgerReader {
     connection: Connection,
@@ -32,43 +32,43 @@ pub struct LedgerReader {
 }
 
 impl LedgerReader {
-    /// Opens a ledger; makes and changes nothing.
+    /// Opens a ledger. Creates and changes nothing.
     ///
     /// # Errors
-    /// If there is none, or it is something else.
+    /// If there is none, or the file is something else.
     pub fn open(path: &Path) -> Result<Self, SinkError> {
-        location::inspect(path)?;
+        location::check_file(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        match schema::look(&connection, path)? {
-            schema::Found::Ledger => Ok(Self { connection, path: path.into() }),
-            schema::Found::Empty => {
+        match schema::identify(&connection, path)? {
+            schema::DatabaseKind::Ledger => Ok(Self { connection, path: path.into() }),
+            schema::DatabaseKind::Empty => {
                 Err(SinkError::NotALedger { path: path.into(), why: "it is an empty file".into() })
             }
         }
     }
 
-    /// All jobs, the newest first.
+    /// Returns all jobs, the newest first.
     ///
     /// # Errors
     /// If the ledger cannot be read.
     pub fn jobs(&self) -> Result<Vec<JobSummary>, SinkError> {
-        let records = self.read(Record::load_all)?;
+        let records = self.read(JobRecord::load_all)?;
         Ok(records.iter().map(|(_, record)| JobSummary::from(record)).collect())
     }
 
-    /// One job, if the ledger has it.
+    /// Returns one job, if the ledger has it.
     ///
     /// # Errors
     /// If the ledger cannot be read.
     pub fn job(&self, job: JobId) -> Result<Option<JobView>, SinkError> {
-        self.read(|connection| match Record::load(connection, job)? {
-            Some((seq, record)) => view(connection, seq, record).map(Some),
+        self.read(|connection| match JobRecord::load(connection, job)? {
+            Some((seq, record)) => load_view(connection, seq, record).map(Some),
             None => Ok(None),
         })
     }
 
-    /// Hands over the tasks of a job that failed, by index, one by one. While `each` takes its time, a sink goes on, but
-    /// its write-ahead log beside the ledger grows.
+    /// Visits the failed tasks of a job by index, one by one. A slow `each` does not block a sink,
+    /// but its write-ahead log beside the ledger grows.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -77,12 +77,13 @@ impl LedgerReader {
         job: JobId,
         each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
     ) -> Result<(), SinkError> {
-        let (seq, _) = self.find(job)?;
-        self.read(|connection| listing::each_failure(connection, seq, each).map(drop))
+        let (seq, _) = self.find_job(job)?;
+        self.read(|connection| listing::visit_failures(connection, seq, each).map(drop))
     }
 
-    /// Hands over the outputs that were kept of a job, one by one: in the order of the tasks, or in the order of their
-    /// arrival. A job that keeps none has none. `each` may take its time, as in [`LedgerReader::failures`].
+    /// Visits the kept outputs of a job, one by one: in the order of the tasks, or in the order of
+    /// their arrival. There are none if the job keeps none. `each` may be slow, as in
+    /// [`LedgerReader::failures`].
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -95,9 +96,9 @@ impl LedgerReader {
         self.output_rows(job, ordered, &mut [&mut |row| each(row.index, row.output)])
     }
 
-    /// Hands over the outputs that were kept of a job with their tasks, as
-    /// [`LedgerReader::outputs`] does, to each of `passes` in turn. All passes see the same commit.
-    /// A task is none if only its output is kept.
+    /// Visits the kept outputs of a job with their tasks, as [`LedgerReader::outputs`] does, once
+    /// for each of `passes` in turn. All passes see the same commit. The task is `None` if only its
+    /// output is kept.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -107,16 +108,16 @@ impl LedgerReader {
         ordered: bool,
         passes: &mut [OutputPass<'_>],
     ) -> Result<(), SinkError> {
-        let (seq, _) = self.find(job)?;
+        let (seq, _) = self.find_job(job)?;
         self.read(|connection| {
             passes
                 .iter_mut()
-                .try_for_each(|each| listing::each_output(connection, seq, ordered, *each).map(drop))
+                .try_for_each(|each| listing::visit_outputs(connection, seq, ordered, *each).map(drop))
         })
     }
 
-    /// Hands over everything about a job as of one commit, in the order of [`ExportRow`]. `each` may take its time, as
-    /// in [`LedgerReader::failures`].
+    /// Visits everything about a job as of one commit, in the order of [`ExportRow`]. `each` may be
+    /// slow, as in [`LedgerReader::failures`].
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -126,14 +127,15 @@ impl LedgerReader {
         each: &mut dyn FnMut(ExportRow<'_>) -> ControlFlow<()>,
     ) -> Result<(), SinkError> {
         let found = self.read(|connection| {
-            let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
-            let view = view(connection, seq, record)?;
+            let Some((seq, record)) = JobRecord::load(connection, job)? else { return Ok(None) };
+            let view = load_view(connection, seq, record)?;
             listing::export(connection, seq, view, each).map(Some)
         })?;
         found.ok_or_else(|| self.no_such_job(job))
     }
 
-    /// Proves from what is stored that every task of the job has exactly one outcome, or says what is missing.
+    /// Proves from the stored rows that every task of the job has exactly one outcome, or reports
+    /// what is missing.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
@@ -142,7 +144,7 @@ impl LedgerReader {
         verification.ok_or_else(|| self.no_such_job(job))
     }
 
-    /// Messages about jobs that the ledger does not know.
+    /// Returns the parked messages: those about jobs that the ledger does not know.
     ///
     /// # Errors
     /// If the ledger cannot be read.
@@ -152,7 +154,7 @@ impl LedgerReader {
                 "SELECT job, count(*), sum(length(body)) FROM parked GROUP BY job ORDER BY min(seq)",
             )?;
             let row = |row: &rusqlite::Row<'_>| {
-                Ok(ParkedJob { job: text(row, 0)?, messages: row.get(1)?, bytes: row.get(2)? })
+                Ok(ParkedJob { job: parse_text(row, 0)?, messages: row.get(1)?, bytes: row.get(2)? })
             };
             let jobs = rows.query_map([], row)?.collect::<Result<_, _>>()?;
             let dropped = connection.query_row("SELECT parked_dropped FROM ledger", [], |row| row.get(0))?;
@@ -160,28 +162,28 @@ impl LedgerReader {
         })
     }
 
-    /// Messages that were none of ours.
+    /// Returns the recorded dead messages.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub fn dead(&self) -> Result<DeadLetters, SinkError> {
+    pub fn dead(&self) -> Result<DeadMessages, SinkError> {
         self.read(|connection| {
             let mut rows = connection
                 .prepare("SELECT received_ms, reason, properties, bytes, body FROM dead ORDER BY seq DESC")?;
             let row = |row: &rusqlite::Row<'_>| {
-                let Properties { id, form, job, app, origin, .. } = json(row, 2)?;
+                let MessageProperties { id, form, job, app, origin, .. } = parse_json(row, 2)?;
                 let (received_ms, reason, bytes) = (row.get(0)?, row.get(1)?, row.get(3)?);
                 let body = String::from_utf8_lossy(row.get_ref(4)?.as_blob()?).into_owned();
                 Ok(DeadRow { received_ms, reason, origin, id, form, app, job, bytes, body })
             };
             let messages = rows.query_map([], row)?.collect::<Result<_, _>>()?;
             let dropped = connection.query_row("SELECT dead_dropped FROM ledger", [], |row| row.get(0))?;
-            Ok(DeadLetters { messages, dropped })
+            Ok(DeadMessages { messages, dropped })
         })
     }
 
-    fn find(&self, job: JobId) -> Result<(i64, Record), SinkError> {
-        self.read(|connection| Record::load(connection, job))?.ok_or_else(|| self.no_such_job(job))
+    fn find_job(&self, job: JobId) -> Result<(i64, JobRecord), SinkError> {
+        self.read(|connection| JobRecord::load(connection, job))?.ok_or_else(|| self.no_such_job(job))
     }
 
     fn no_such_job(&self, job: JobId) -> SinkError {
@@ -194,11 +196,11 @@ impl LedgerReader {
             let transaction = self.connection.unchecked_transaction()?;
             read(&transaction)
         };
-        read().map_err(|source| failed(&LedgerPlace::File(self.path.clone()), "being read", source))
+        read().map_err(|source| ledger_error(&LedgerPlace::File(self.path.clone()), "being read", source))
     }
 }
 
-fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<JobView> {
+fn load_view(connection: &Connection, seq: i64, record: JobRecord) -> rusqlite::Result<JobView> {
     let report = outcome_rows::load_report(connection, seq)?;
     let end = record.total().unwrap_or(record.counts.reached);
     let refused = outcome_rows::load_refused(connection, seq)?;
@@ -206,7 +208,7 @@ fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<J
     if record.stalled_ms.is_some() || refused.len() > 0 {
         let (done, failed) =
             (outcome_rows::load_done(connection, seq)?, outcome_rows::load_failed(connection, seq)?);
-        refused_tasks = without_outcome(&refused, &done, &failed);
+        refused_tasks = unresolved_tasks(&refused, &done, &failed);
         missing = record.stalled_ms.map(|_| {
             let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);
             MissingTasks { tasks, ranges }
@@ -217,12 +219,12 @@ fn view(connection: &Connection, seq: i64, record: Record) -> rusqlite::Result<J
     let dead = connection.query_row(dead, [], |row| row.get(0))?;
     let has_tasks = "SELECT EXISTS (SELECT 1 FROM tasks WHERE job = ?1)";
     let keeps_tasks = record.opened.policy.keep == Some(Keep::Tasks)
-        || connection.query_row(has_tasks, [seq], |row| row.get(0))?; // the kind may say so
+        || connection.query_row(has_tasks, [seq], |row| row.get(0))?; // by its kind
     Ok(JobView::new(record, report, missing, refused_tasks, builds, keeps_tasks, dead))
 }
 
-/// The refused tasks that have no outcome: the first ranges of them, and their number.
-fn without_outcome(refused: &IndexSet, done: &IndexSet, failed: &BTreeSet<u64>) -> MissingTasks {
+/// Returns the refused tasks that have no outcome: their first ranges, and their number.
+fn unresolved_tasks(refused: &IndexSet, done: &IndexSet, failed: &BTreeSet<u64>) -> MissingTasks {
     let mut tasks = MissingTasks::default();
     for range in refused.ranges() {
         let room = MISSING_MAX_RANGES - tasks.ranges.len();

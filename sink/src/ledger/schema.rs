@@ -1,4 +1,4 @@
-//! The tables of a ledger. Anybody with SQLite can read them; only a sink writes them.
+//! The tables of a ledger. Any program with SQLite can read them; only a sink writes them.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use rusqlite::Connection;
 
 use crate::SinkError;
 
-/// Tells a ledger from other SQLite files: `GRML`.
+/// The mark of a ledger among SQLite files: `GRML`.
 const APPLICATION_ID: i64 = 0x4752_4d4c;
-/// The version of the tables below. No ledger of another version is read: none was ever released.
-const VERSION: i64 = 3;
+/// The version of the tables below. Other versions are not read: none was ever released.
+const SCHEMA_VERSION: i64 = 3;
 
-/// What a new ledger is made of.
-const TABLES: &str = "
+/// The statements that create a new ledger.
+const TABLES_SQL: &str = "
     -- One row: what this ledger is, and what its bounds made it drop.
     CREATE TABLE ledger (
         id TEXT NOT NULL,
@@ -147,45 +147,45 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// Makes the tables in an empty database.
+/// Creates the tables in an empty database.
 pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
-        "{TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+        "{TABLES_SQL} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
     ))
 }
 
-/// What a database is to us.
-pub(super) enum Found {
-    /// Nothing is in it.
+/// The kind of a database.
+pub(super) enum DatabaseKind {
+    /// An empty database.
     Empty,
     /// A ledger of this version.
     Ledger,
 }
 
-/// Looks whether a database is a ledger that this program knows.
-pub(super) fn look(connection: &Connection, path: &Path) -> Result<Found, SinkError> {
+/// Checks that a database is a ledger that this program knows, or empty.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<DatabaseKind, SinkError> {
     let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
     let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
-    // The first statement that reads the file is the first to notice that it is damaged.
+    // The first statement that reads the file detects that it is damaged.
     let tables = match number("SELECT count(*) FROM sqlite_schema") {
         Ok(tables) => tables,
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
             return Err(not("it is no SQLite file"));
         }
-        Err(error) => return Err(failed(path, error)),
+        Err(error) => return Err(open_error(path, error)),
     };
     if tables == 0 {
-        return Ok(Found::Empty);
+        return Ok(DatabaseKind::Empty);
     }
-    if number("PRAGMA application_id").map_err(|error| failed(path, error))? != APPLICATION_ID {
+    if number("PRAGMA application_id").map_err(|error| open_error(path, error))? != APPLICATION_ID {
         return Err(not("it is the SQLite database of another program"));
     }
-    match number("PRAGMA user_version").map_err(|error| failed(path, error))? {
-        VERSION => Ok(Found::Ledger),
-        found => Err(SinkError::OtherVersion { path: path.into(), found, known: VERSION }),
+    match number("PRAGMA user_version").map_err(|error| open_error(path, error))? {
+        SCHEMA_VERSION => Ok(DatabaseKind::Ledger),
+        found => Err(SinkError::UnsupportedVersion { path: path.into(), found, known: SCHEMA_VERSION }),
     }
 }
 
-fn failed(path: &Path, source: rusqlite::Error) -> SinkError {
+fn open_error(path: &Path, source: rusqlite::Error) -> SinkError {
     SinkError::Ledger { place: path.display().to_string(), doing: "being opened", source }
 }

@@ -1,4 +1,4 @@
-//! The proof that a job adds up, from what is stored and not from what was counted.
+//! The proof that a job adds up, from the stored rows instead of the running counts.
 
 use std::{collections::BTreeSet, fmt, ops::Range};
 
@@ -6,24 +6,24 @@ use gristmill_shared::{BuildId, JobId, wire::BuildShare};
 use rusqlite::Connection;
 use serde::Serialize;
 
-use super::{JobState, Record, builds::Builds, outcome_rows};
+use super::{JobRecord, JobState, builds::Builds, outcome_rows};
 use crate::index_set::{IndexSet, gaps};
 
-/// How many gaps a verification lists; all are counted.
-const GAPS_LISTED: usize = 1_000;
+/// Gaps that a verification lists; all are counted.
+const GAPS_MAX: usize = 1_000;
 
-/// Whether every task of a job has exactly one outcome.
+/// The result of checking that every task of a job has exactly one outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verification {
     /// The job.
     pub job: JobId,
-    /// Where it stands.
+    /// The state of the job.
     pub state: JobState,
-    /// Whether it has ended, has no gaps, and everything stored agrees.
+    /// True if the job has ended, has no gaps, and all stored data agrees.
     pub ok: bool,
-    /// How many tasks there are; unknown if the split was not finished and had no plan.
+    /// The number of tasks; unknown if the split was not finished and had no plan.
     pub total: Option<u64>,
-    /// Without a total: the split had given at least this many tasks.
+    /// The minimum number of tasks that the split gave, if there is no total.
     pub reached: u64,
     /// Tasks with an output, counted in the bitmap.
     pub done: u64,
@@ -31,26 +31,26 @@ pub struct Verification {
     pub failed: u64,
     /// Tasks that the job's early end made unnecessary.
     pub skipped: u64,
-    /// Outcomes that came again and were ignored.
+    /// Repeated outcomes, which were ignored.
     pub duplicates: u64,
-    /// Outcomes that came after the end and were ignored.
+    /// Outcomes after the end, which were ignored.
     pub late: u64,
-    /// Tasks without an outcome that should have one: all ranges of them, up to a thousand.
+    /// Ranges of tasks that should have an outcome and have none, at most a thousand.
     pub gaps: Vec<Range<u64>>,
-    /// How many tasks have no outcome and should have one.
+    /// The number of tasks that should have an outcome and have none.
     pub missing: u64,
-    /// What does not agree with what.
+    /// The contradictions that were found.
     pub problems: Vec<String>,
-    /// Why the job ended early.
+    /// The reason of an early end.
     pub stopped: Option<String>,
-    /// The build that submitted the job, if that is known.
+    /// The build that submitted the job, if known.
     pub build: Option<BuildId>,
-    /// The builds that worked on it, ordered by version and build.
+    /// The builds that worked on the job, ordered by version and build.
     pub builds: Vec<BuildShare>,
 }
 
 impl fmt::Display for Verification {
-    /// One line for people.
+    /// Formats one line for people.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { done, failed, skipped, duplicates, late, missing, .. } = self;
         match self.total {
@@ -64,7 +64,7 @@ impl fmt::Display for Verification {
 
 /// Checks one job, if the ledger has it.
 pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Option<Verification>> {
-    let Some((seq, record)) = Record::load(connection, job)? else { return Ok(None) };
+    let Some((seq, record)) = JobRecord::load(connection, job)? else { return Ok(None) };
     let done = outcome_rows::load_done(connection, seq)?;
     let failed = outcome_rows::load_failed(connection, seq)?;
     let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
@@ -72,7 +72,7 @@ pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Op
     Ok(Some(Verification { builds, ..check(&record, &done, &failed, kept.as_deref()) }))
 }
 
-/// Which outputs are kept, by index.
+/// Loads the index ranges of the kept outputs.
 fn load_kept(connection: &Connection, job: i64) -> rusqlite::Result<Vec<Range<u64>>> {
     let mut rows = connection.prepare("SELECT first, count FROM outputs WHERE job = ?1 ORDER BY first")?;
     rows.query_map([job], |row| {
@@ -83,7 +83,7 @@ fn load_kept(connection: &Connection, job: i64) -> rusqlite::Result<Vec<Range<u6
 }
 
 fn check(
-    record: &Record,
+    record: &JobRecord,
     done: &IndexSet,
     failed: &BTreeSet<u64>,
     kept: Option<&[Range<u64>]>,
@@ -114,10 +114,10 @@ fn check(
         problems.push(format!("there are {total} tasks, but task {} has an outcome", reached - 1));
     }
 
-    let (mut gaps, open) = gaps(done, failed, 0..total.unwrap_or(reached), GAPS_LISTED);
+    let (mut gaps, open) = gaps(done, failed, 0..total.unwrap_or(reached), GAPS_MAX);
     let mut missing = open;
     if matches!(record.state(), JobState::Stopped | JobState::Failed) {
-        // The end was decreed: what has no outcome is skipped.
+        // The job was ended early: tasks without an outcome are skipped.
         if account.skipped != open {
             problems.push(format!("the ledger counts {} tasks skipped, but {open} are", account.skipped));
         }
@@ -151,29 +151,29 @@ mod tests {
     use super::*;
     use crate::{
         LedgerPlace, LedgerReader,
-        engine::Clerk,
+        engine::LedgerEngine,
         ledger::Ledger,
-        tests::toy_jobs::{Keeper, Submitted, app, delivery, registry},
+        tests::toy_jobs::{KeeperJob, SubmittedJob, app, delivery, registry},
     };
 
-    /// A finished job of ten tasks, 7 of which failed, in a ledger that somebody then tampers with.
+    /// A finished job of ten tasks, of which task 7 failed, in a ledger that is then tampered with.
     fn tampered(sql: &str) -> Verification {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
-        let mut clerk = Clerk::new(ledger, registry(), Lane::default(), app());
-        let job = Submitted::new(&Keeper {});
+        let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
+        let job = SubmittedJob::new(&KeeperJob {});
         let spans = [(0, 7, r#"["","","","","","",""]"#), (8, 2, r#"["",""]"#)];
         for message in [job.opened(), job.spans(&spans, &[7], 0), job.sealed(10)] {
-            clerk.take(delivery(message)).unwrap();
+            engine.accept_result(delivery(message)).unwrap();
         }
-        drop(clerk.commit().unwrap());
+        drop(engine.commit().unwrap());
         Connection::open(&path).unwrap().execute_batch(sql).unwrap();
         LedgerReader::open(&path).unwrap().verify(job.id).unwrap()
     }
 
     #[test]
-    fn what_adds_up_is_said_in_numbers() {
+    fn verified_job_has_summary() {
         let verification = tampered("");
         assert!(verification.ok && verification.problems.is_empty(), "{verification:?}");
         assert_eq!(
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_add_up_is_found() {
+    fn verify_finds_contradictions() {
         let cases = [
             ("DELETE FROM done", "counts 9 tasks done, but has 0"),
             ("DELETE FROM failures", "counts 1 failures, but has 0"),

@@ -1,4 +1,4 @@
-//! What readers of a ledger get, ready for people and for `--json`.
+//! Views of the ledger for its readers, ready for people and for `--json`.
 
 use std::ops::{ControlFlow, Range};
 
@@ -9,7 +9,7 @@ use gristmill_shared::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{JobState, Record};
+use super::{JobRecord, JobState};
 
 /// One job, as a list shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -18,28 +18,28 @@ pub struct JobSummary {
     pub job: JobId,
     /// Its kind.
     pub kind: Kind,
-    /// The lane its tasks are sent to.
+    /// The lane that its tasks are sent to.
     pub lane: Lane,
-    /// Where it stands.
+    /// Its state.
     pub state: JobState,
-    /// The round it is in, or ended in.
+    /// The round that it is in, or ended in.
     pub round: Round,
-    /// How many tasks have which outcome.
+    /// The number of tasks with each outcome.
     pub account: Account,
-    /// Whether the split is complete, so that `account.total` is final.
+    /// True if the split is complete, so that `account.total` is final.
     pub sealed: bool,
-    /// What the tasks with an outcome took, together, in microseconds of one slot.
+    /// Total time of the tasks with an outcome, in microseconds of one slot.
     pub busy_us: u64,
-    /// When it was submitted, in milliseconds since 1970.
+    /// The time of submission, in milliseconds since 1970.
     pub submitted_ms: u64,
-    /// When it ended.
+    /// The time at which it ended, in milliseconds since 1970.
     pub finished_ms: Option<u64>,
-    /// If it stalls: when the last outcome came.
+    /// The time of the last outcome if the job stalls, in milliseconds since 1970.
     pub stalled_ms: Option<u64>,
 }
 
-impl From<&Record> for JobSummary {
-    fn from(record: &Record) -> Self {
+impl From<&JobRecord> for JobSummary {
+    fn from(record: &JobRecord) -> Self {
         let Opened { job, kind, lane, submitted_ms, .. } = &record.opened;
         Self {
             job: *job,
@@ -57,29 +57,29 @@ impl From<&Record> for JobSummary {
     }
 }
 
-/// Everything about one job but its failures and its outputs.
+/// Everything about one job except its failures and outputs.
 #[derive(Debug, Serialize)]
 pub struct JobView {
-    /// What the list shows.
+    /// The entry in the list.
     #[serde(flatten)]
     pub summary: JobSummary,
     /// Its parameters.
     pub spec: Box<RawValue>,
-    /// How its tasks are treated when they fail.
+    /// Its policy for failing tasks.
     pub policy: Policy,
-    /// What it said before it started.
+    /// Its plan from before the split.
     pub plan: Plan,
     /// The digest of its tasks, once the split is complete.
     pub digest: Option<String>,
-    /// What the user reads, once it has ended.
+    /// The conclusion for the user, once it has ended.
     pub conclusion: Option<Conclusion>,
-    /// The report so far; none before the first output.
+    /// The report so far; `None` before the first output.
     pub report: Option<Box<RawValue>>,
-    /// Whether its outputs are kept beside the report.
+    /// True if its outputs are kept beside the report.
     pub keeps_outputs: bool,
     /// The version of its code in this round.
     pub version: u32,
-    /// The build that submitted it, if that is known.
+    /// The build that submitted it, if known.
     pub build: Option<BuildId>,
     /// The builds that worked on it, ordered by version and build.
     pub builds: Vec<BuildShare>,
@@ -87,24 +87,24 @@ pub struct JobView {
     pub refused: MissingTasks,
     /// True if the tasks are kept beside the outputs.
     pub keeps_tasks: bool,
-    /// If it stalls: the tasks that are known and have no outcome.
+    /// The known tasks without an outcome, if the job stalls.
     pub missing: Option<MissingTasks>,
-    /// How many messages that were none of ours the ledger was given, about whatever job.
+    /// Dead messages that the ledger received, about any job.
     pub dead_messages: u64,
 }
 
 /// Tasks without an outcome.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MissingTasks {
-    /// How many.
+    /// Their number.
     pub tasks: u64,
-    /// Which: the first [`MISSING_MAX_RANGES`](gristmill_shared::wire::MISSING_MAX_RANGES) ranges.
+    /// Their first [`MISSING_MAX_RANGES`](gristmill_shared::wire::MISSING_MAX_RANGES) ranges.
     pub ranges: Vec<Range<u64>>,
 }
 
 impl JobView {
     pub(super) fn new(
-        record: Record,
+        record: JobRecord,
         report: Option<Box<RawValue>>,
         missing: Option<MissingTasks>,
         refused: MissingTasks,
@@ -137,26 +137,26 @@ impl JobView {
 /// A task that failed for good.
 #[derive(Debug, Clone, Serialize)]
 pub struct FailureRow {
-    /// Which.
+    /// The index of the task.
     pub index: TaskIndex,
-    /// Why.
+    /// The reason of the failure.
     pub reason: String,
-    /// How often it was tried, and ended in an error of its own.
+    /// Attempts that ended in an error of the task.
     pub attempts: u32,
-    /// How often its worker died.
+    /// Attempts that ended with the loss of the worker.
     pub losses: u32,
-    /// Who ran it last; none if its message was given up.
+    /// The last worker that ran it; `None` if its message was given up.
     pub worker: Option<WorkerId>,
-    /// The round it failed in.
+    /// The round in which it failed.
     pub round: Round,
-    /// The task itself; none if only its output came, and did not decode.
+    /// The task itself; `None` if only its output arrived, and did not decode.
     pub task: Option<Box<RawValue>>,
 }
 
-/// An output that was kept.
+/// A kept output.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct OutputRow<'a> {
-    /// Which task's.
+    /// The index of its task.
     pub index: TaskIndex,
     /// The task itself, if it is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -165,13 +165,14 @@ pub struct OutputRow<'a> {
     pub output: &'a RawValue,
 }
 
-/// Takes one row after another, until it wants no more.
+/// A visitor that takes one row after another, until it breaks.
 pub type OutputPass<'a> = &'a mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>;
 
-/// Everything about a job: first the job, then its failures by index, then the outputs that were kept by index, and at
-/// the end how many there were, so that a reader knows that nothing was cut off.
+/// Everything about a job: first the job, then its failures by index, then its kept outputs by
+/// index, and finally the numbers of both, by which a reader detects a truncated export.
 ///
-/// As JSON, each is an object with one field, which has its name: `{"failure":{"index":7,…}}`.
+/// As JSON, each row is an object with one field, named after the variant:
+/// `{"failure":{"index":7,…}}`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExportRow<'a> {
@@ -179,13 +180,13 @@ pub enum ExportRow<'a> {
     Job(Box<JobView>),
     /// A task that failed for good.
     Failure(FailureRow),
-    /// A task's output.
+    /// An output of a task.
     Output(OutputRow<'a>),
     /// The end; once.
     End {
-        /// How many failures there were.
+        /// The number of failures.
         failures: u64,
-        /// How many outputs there were.
+        /// The number of outputs.
         outputs: u64,
     },
 }
@@ -193,9 +194,9 @@ pub enum ExportRow<'a> {
 /// Messages about jobs that the ledger does not know.
 #[derive(Debug, Clone, Serialize)]
 pub struct ParkedMessages {
-    /// By job.
+    /// The messages by job.
     pub jobs: Vec<ParkedJob>,
-    /// How many were dropped because there were too many.
+    /// Messages dropped because there were too many.
     pub dropped: u64,
 }
 
@@ -204,40 +205,40 @@ pub struct ParkedMessages {
 pub struct ParkedJob {
     /// The job.
     pub job: JobId,
-    /// How many.
+    /// The number of messages.
     pub messages: u64,
-    /// How large they are, together.
+    /// Their total size, in bytes.
     pub bytes: u64,
 }
 
-/// Messages that were none of ours.
+/// Recorded dead messages.
 #[derive(Debug, Clone, Serialize)]
-pub struct DeadLetters {
-    /// The newest first.
+pub struct DeadMessages {
+    /// The messages, the newest first.
     pub messages: Vec<DeadRow>,
-    /// How many older ones were dropped because there were too many.
+    /// Older messages dropped because there were too many.
     pub dropped: u64,
 }
 
-/// A message that was none of ours.
+/// A recorded dead message: malformed or foreign.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadRow {
-    /// When it was recorded, in milliseconds since 1970.
+    /// The time at which it was recorded, in milliseconds since 1970.
     pub received_ms: u64,
-    /// Why it is here.
+    /// The reason why it is dead.
     pub reason: String,
-    /// The queue it came from, if that is known.
+    /// The queue that it came from, if known.
     pub origin: Option<String>,
     /// Its id.
     pub id: String,
-    /// What it says it is.
+    /// Its message type, as stated.
     pub form: String,
-    /// Who says to have sent it.
+    /// Its sender, as stated.
     pub app: String,
-    /// The job it says it is about.
+    /// Its job, as stated.
     pub job: Option<JobId>,
-    /// How large its body was.
+    /// The size of its body, in bytes.
     pub bytes: u64,
-    /// The beginning of the body; what is no UTF-8 is replaced.
+    /// The beginning of the body; invalid UTF-8 is replaced.
     pub body: String,
 }

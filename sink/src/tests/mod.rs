@@ -1,3 +1,3 @@
-//! What the unit tests of several modules work with.
+//! Shared parts of the unit tests.
 
 pub(crate) mod toy_jobs;

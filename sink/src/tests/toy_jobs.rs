@@ -1,4 +1,4 @@
-//! Toy jobs, and the messages that a producer and workers would send about them.
+//! Toy jobs, and the messages of a producer and workers about them.
 
 use std::{
     ops::ControlFlow,
@@ -15,18 +15,18 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::ledger::outbox_rows::{Answered, OutboxBatch, Refused};
+use crate::ledger::outbox_rows::{OutboxAnswer, OutboxBatch, RefusedRow};
 
 /// Adds up outputs.
 #[derive(Serialize, Deserialize, Default, Clone)]
-pub(crate) struct Toy {
+pub(crate) struct ToyJob {
     /// Breaks at this index.
     pub(crate) stop_at: Option<u64>,
     /// `collect` panics at this index.
     pub(crate) panic_at: Option<u64>,
 }
 
-impl Job for Toy {
+impl Job for ToyJob {
     const KIND: &'static str = "toy";
     type Task = u64;
     type Output = u64;
@@ -50,14 +50,14 @@ impl Job for Toy {
 
 /// Keeps its outputs; its report never encodes after an output `bad`.
 #[derive(Serialize, Deserialize, Default)]
-pub(crate) struct Keeper {}
+pub(crate) struct KeeperJob {}
 
 #[derive(Deserialize, Default)]
-pub(crate) struct Touchy {
+pub(crate) struct TouchyReport {
     spoilt: bool,
 }
 
-impl Serialize for Touchy {
+impl Serialize for TouchyReport {
     #[expect(clippy::panic_in_result_fn, reason = "a job may do this too, and it must not be the sink's end")]
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         assert!(!self.spoilt, "spoilt");
@@ -65,12 +65,12 @@ impl Serialize for Touchy {
     }
 }
 
-impl Job for Keeper {
+impl Job for KeeperJob {
     const KIND: &'static str = "keeper";
     const KEEP: Keep = Keep::Outputs;
     type Task = u64;
     type Output = String;
-    type Report = Touchy;
+    type Report = TouchyReport;
 
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         std::iter::empty()
@@ -78,7 +78,7 @@ impl Job for Keeper {
     fn process(&self, _: u64, _: &TaskContext) -> Result<String, TaskError> {
         Ok(String::new())
     }
-    fn collect(&self, report: &mut Touchy, _: TaskIndex, output: String) -> ControlFlow<()> {
+    fn collect(&self, report: &mut TouchyReport, _: TaskIndex, output: String) -> ControlFlow<()> {
         report.spoilt |= output == "bad";
         ControlFlow::Continue(())
     }
@@ -86,19 +86,19 @@ impl Job for Keeper {
 
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::default();
-    registry.register::<Toy>().unwrap();
-    registry.register::<Keeper>().unwrap();
+    registry.register::<ToyJob>().unwrap();
+    registry.register::<KeeperJob>().unwrap();
     registry
 }
 
 /// A job, as its producer and its workers know it.
 #[derive(Clone, Debug)]
-pub(crate) struct Submitted {
+pub(crate) struct SubmittedJob {
     pub(crate) id: JobId,
     pub(crate) opened: Opened,
 }
 
-impl Submitted {
+impl SubmittedJob {
     pub(crate) fn new<J: Job>(job: &J) -> Self {
         let id = JobId::generate();
         let opened = Opened {
@@ -116,7 +116,7 @@ impl Submitted {
     }
 
     pub(crate) fn toy() -> Self {
-        Self::new(&Toy::default())
+        Self::new(&ToyJob::default())
     }
 
     pub(crate) fn planned(mut self, tasks: u64) -> Self {
@@ -191,7 +191,7 @@ impl Submitted {
         self.spans(&[], indices, 0)
     }
 
-    /// A batch as its worker got it.
+    /// A batch, as a worker received it.
     pub(crate) fn batch(&self, first: u64, count: u32) -> Message {
         let tasks: Vec<u64> = (first..first + u64::from(count)).collect();
         let tasks = serde_json::value::to_raw_value(&tasks).unwrap();
@@ -237,11 +237,11 @@ pub(crate) fn app() -> WorkerId {
     WorkerId::new("toy").unwrap()
 }
 
-/// Counts what is settled.
+/// Records acknowledgements.
 #[derive(Debug, Default)]
-pub(crate) struct Settled(pub(crate) Mutex<Vec<u64>>);
+pub(crate) struct AckRecorder(pub(crate) Mutex<Vec<u64>>);
 
-impl Settler for Settled {
+impl Settler for AckRecorder {
     fn settle(&self, token: Token, how: Settlement) {
         assert_eq!(how, Settlement::Ack);
         self.0.lock().unwrap().push(token.tag);
@@ -250,22 +250,22 @@ impl Settler for Settled {
 }
 
 pub(crate) fn delivery(message: Message) -> Delivery {
-    let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Settled::default()));
+    let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(AckRecorder::default()));
     Delivery { message, deliveries_before: 0, receipt }
 }
 
-/// A broker that takes everything.
-pub(crate) fn all_stored(batch: &OutboxBatch) -> Answered {
+/// Returns the answer of a broker that stores everything.
+pub(crate) fn all_stored(batch: &OutboxBatch) -> OutboxAnswer {
     let stored = batch.rows.iter().map(|(row, _)| *row).collect();
-    Answered { target: batch.target, stored, refused: Vec::new() }
+    OutboxAnswer { target: batch.target, stored, refused: Vec::new() }
 }
 
-/// A broker that takes nothing of it.
-pub(crate) fn all_refused(batch: &OutboxBatch) -> Answered {
-    let refused = batch.rows.iter().map(|(row, outgoing)| Refused {
+/// Returns the answer of a broker that refuses everything.
+pub(crate) fn all_refused(batch: &OutboxBatch) -> OutboxAnswer {
+    let refused = batch.rows.iter().map(|(row, outgoing)| RefusedRow {
         row: *row,
         message: outgoing.message.clone(),
         why: "too large".into(),
     });
-    Answered { target: batch.target, stored: Vec::new(), refused: refused.collect() }
+    OutboxAnswer { target: batch.target, stored: Vec::new(), refused: refused.collect() }
 }

@@ -1,4 +1,4 @@
-//! Tests of the report and the failures that the end of a job carries.
+//! The report and the failures that the end of a job carries.
 
 use gristmill_shared::{
     Job, JobError, TaskContext, TaskError, TaskIndex,
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::*;
 
-/// The last end that went out.
+/// Returns the last end that was published.
 fn end(outbox: &[OutboxBatch]) -> Finished {
     let end = facts(outbox).into_iter().rev().find_map(|fact| match fact {
         Fact::Finished(finished) => Some(finished),
@@ -22,29 +22,29 @@ fn report(finished: &Finished) -> Option<&str> {
 }
 
 #[test]
-fn an_end_carries_the_report() {
-    let (office, job) = (Office::new(), Submitted::toy());
-    office.take([job.opened(), job.done(0..2)]);
-    let finished = end(&office.take([job.done(2..4), job.sealed(4)]));
+fn end_carries_report() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
+    fixture.commit([job.opened(), job.done(0..2)]);
+    let finished = end(&fixture.commit([job.done(2..4), job.sealed(4)]));
     assert_eq!((report(&finished), finished.report_bytes), (Some("6"), None));
-    assert_eq!(finished.outcome::<Toy>().unwrap().into_answer().unwrap(), 6);
+    assert_eq!(finished.outcome::<ToyJob>().unwrap().into_answer().unwrap(), 6);
 
-    // The report of no task, and that of some.
-    let job = Submitted::toy();
-    assert_eq!(report(&end(&office.take([job.opened(), job.sealed(0)]))), Some("0"));
-    let job = Submitted::toy();
-    let finished = end(&office.take([job.opened(), job.done(0..3), job.cancelled()]));
+    // The reports of no task and of some.
+    let job = SubmittedJob::toy();
+    assert_eq!(report(&end(&fixture.commit([job.opened(), job.sealed(0)]))), Some("0"));
+    let job = SubmittedJob::toy();
+    let finished = end(&fixture.commit([job.opened(), job.done(0..3), job.cancelled()]));
     assert_eq!(report(&finished), Some("3"));
-    let error = finished.outcome::<Toy>().unwrap().into_answer().unwrap_err();
+    let error = finished.outcome::<ToyJob>().unwrap().into_answer().unwrap_err();
     assert!(error.to_string().contains("cancelled: lunch"), "{error}");
 }
 
 #[test]
-fn an_end_is_told_again_with_its_report() {
-    let (office, job) = (Office::new(), Submitted::toy());
+fn repeated_end_has_report() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     // Once in the same group, once from the ledger.
     let all = [job.opened(), job.failed(&[1]), job.done(2..4), job.done(0..1), job.sealed(4), job.opened()];
-    for outbox in [office.take(all), office.take([job.opened()])] {
+    for outbox in [fixture.commit(all), fixture.commit([job.opened()])] {
         let finished = end(&outbox);
         assert_eq!(report(&finished), Some("5"));
         assert_eq!(finished.failures.len(), 1);
@@ -53,12 +53,13 @@ fn an_end_is_told_again_with_its_report() {
 }
 
 #[test]
-fn an_end_names_the_first_failures() {
-    let (office, job) = (Office::new(), Submitted::toy());
+fn end_names_first_failures() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     let many: Vec<u64> = (0..40).collect();
-    office.take([job.opened(), job.failed(&many)]);
+    fixture.commit([job.opened(), job.failed(&many)]);
     // An output overrides a failure, also after a restart.
-    let finished = end(&office.take([job.done(0..1), job.failed(&[50]), job.done(40..50), job.sealed(51)]));
+    let finished =
+        end(&fixture.commit([job.done(0..1), job.failed(&[50]), job.done(40..50), job.sealed(51)]));
     let indices: Vec<_> = finished.failures.iter().map(|failure| failure.index.0).collect();
     let last = FINISHED_MAX_FAILURES as u64;
     assert_eq!(indices[..15], (1..last).collect::<Vec<_>>());
@@ -69,9 +70,9 @@ fn an_end_names_the_first_failures() {
 
 /// The report is as long as the sum of the outputs.
 #[derive(Serialize, Deserialize)]
-struct Long;
+struct LongReportJob;
 
-impl Job for Long {
+impl Job for LongReportJob {
     const KIND: &'static str = "long";
     type Task = u64;
     type Output = u64;
@@ -92,40 +93,40 @@ impl Job for Long {
     }
 }
 
-/// Ends a job whose report is that long, in JSON.
-fn end_of_long(clerk: Clerk, bytes: usize) -> Vec<OutboxBatch> {
-    let job = Submitted::new(&Long);
+/// Ends a job whose report has this length in JSON, in bytes.
+fn end_of_long(engine: LedgerEngine, bytes: usize) -> Vec<OutboxBatch> {
+    let job = SubmittedJob::new(&LongReportJob);
     let outputs = format!("[{}]", bytes - 2);
-    let clerk = take(clerk, [job.opened(), job.spans(&[(0, 1, &outputs)], &[], 0), job.sealed(1)]);
-    clerk.commit().unwrap().1.outbox
+    let engine = accept_all(engine, [job.opened(), job.spans(&[(0, 1, &outputs)], &[], 0), job.sealed(1)]);
+    engine.commit().unwrap().1.outbox
 }
 
 fn long_registry() -> Registry {
     let mut registry = Registry::default();
-    registry.register::<Long>().unwrap();
+    registry.register::<LongReportJob>().unwrap();
     registry
 }
 
 #[test]
-fn a_report_that_is_too_long_stays_in_the_ledger() {
-    let office = Office::new();
+fn long_report_stays_in_ledger() {
+    let fixture = EngineFixture::new();
     for (bytes, travels) in [(FINISHED_REPORT_MAX_BYTES, true), (FINISHED_REPORT_MAX_BYTES + 1, false)] {
-        let finished = end(&end_of_long(office.clerk_with(long_registry()), bytes));
+        let finished = end(&end_of_long(fixture.engine_with(long_registry()), bytes));
         assert_eq!(finished.report.is_some(), travels);
         assert_eq!(finished.report_bytes, (!travels).then_some(bytes as u64));
         assert!(finished.conclusion.answered, "the conclusion is not concerned");
     }
-    // Where the ledger is in memory, there is no other place to read it.
+    // A ledger in memory is no other place to read it.
     let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
-    let clerk = Clerk::new(ledger, long_registry(), Lane::default(), app());
-    let finished = end(&end_of_long(clerk, FINISHED_REPORT_MAX_BYTES + 1));
+    let engine = LedgerEngine::new(ledger, long_registry(), Lane::default(), app());
+    let finished = end(&end_of_long(engine, FINISHED_REPORT_MAX_BYTES + 1));
     assert_eq!(finished.report.unwrap().get().len(), FINISHED_REPORT_MAX_BYTES + 1);
 }
 
 #[test]
-fn an_end_is_told_live_with_its_report_if_it_is_short() {
+fn short_end_event_has_report() {
     for (bytes, is_live) in [(1_000, true), (5_000, false)] {
-        let outbox = end_of_long(Office::new().clerk_with(long_registry()), bytes);
+        let outbox = end_of_long(EngineFixture::new().engine_with(long_registry()), bytes);
         assert_eq!(end(&outbox).report.unwrap().get().len(), bytes);
         let live: Vec<_> = outbox.iter().flat_map(|batch| &batch.live).collect();
         assert_eq!(live.len(), usize::from(is_live));
@@ -134,11 +135,11 @@ fn an_end_is_told_live_with_its_report_if_it_is_short() {
 }
 
 #[test]
-fn a_long_reason_is_cut() {
-    let (office, job) = (Office::new(), Submitted::toy());
+fn long_failure_reason_is_cut() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     // The decoder quotes all of it.
     let output = format!("[\"{}\"]", "ä".repeat(1_000));
-    let finished = end(&office.take([job.opened(), job.spans(&[(0, 1, &output)], &[], 0), job.sealed(1)]));
+    let finished = end(&fixture.commit([job.opened(), job.spans(&[(0, 1, &output)], &[], 0), job.sealed(1)]));
     let reason = &finished.failures[0].reason;
     assert!(reason.len() <= FAILURE_NOTE_MAX_BYTES && reason.ends_with("(cut)"), "{reason}");
 }

@@ -1,4 +1,4 @@
-//! The clerk with toy jobs, on ledgers in files: what is counted, whatever happens when.
+//! Tests of the engine with toy jobs, on ledgers in files.
 
 mod any_order;
 mod audits;
@@ -22,54 +22,56 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     FailureRow, JobState, LedgerPlace, LedgerReader, Verification,
-    ledger::{outbox_rows::Target, parked_rows},
-    tests::toy_jobs::{Keeper, Submitted, Toy, all_refused, all_stored, app, delivery, garbage, registry},
+    ledger::{outbox_rows::OutboxTarget, parked_rows},
+    tests::toy_jobs::{
+        KeeperJob, SubmittedJob, ToyJob, all_refused, all_stored, app, delivery, garbage, registry,
+    },
 };
 
-/// A ledger in a file, and clerks who work with it one after another.
-struct Office {
+/// A ledger in a file, and engines that use it one after another.
+struct EngineFixture {
     _dir: TempDir,
     path: PathBuf,
 }
 
-impl Office {
+impl EngineFixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         Self { _dir: dir, path }
     }
 
-    fn clerk(&self) -> Clerk {
-        self.clerk_with(registry())
+    fn engine(&self) -> LedgerEngine {
+        self.engine_with(registry())
     }
 
-    fn clerk_with(&self, registry: Registry) -> Clerk {
+    fn engine_with(&self, registry: Registry) -> LedgerEngine {
         let ledger = Ledger::open(LedgerPlace::File(self.path.clone())).unwrap();
-        Clerk::new(ledger, registry, Lane::default(), app())
+        LedgerEngine::new(ledger, registry, Lane::default(), app())
     }
 
     fn reader(&self) -> LedgerReader {
         LedgerReader::open(&self.path).unwrap()
     }
 
-    /// Takes in messages in one group.
-    fn take(&self, messages: impl IntoIterator<Item = Message>) -> Vec<OutboxBatch> {
-        let clerk = take(self.clerk(), messages);
-        clerk.commit().unwrap().1.outbox
+    /// Commits messages in one group.
+    fn commit(&self, messages: impl IntoIterator<Item = Message>) -> Vec<OutboxBatch> {
+        let engine = accept_all(self.engine(), messages);
+        engine.commit().unwrap().1.outbox
     }
 
-    fn verify(&self, job: &Submitted) -> Verification {
+    fn verify(&self, job: &SubmittedJob) -> Verification {
         let verification = self.reader().verify(job.id).unwrap();
         assert_eq!(verification.problems, Vec::<String>::new());
         verification
     }
 
-    fn account(&self, job: &Submitted) -> Account {
+    fn account(&self, job: &SubmittedJob) -> Account {
         self.verify(job);
         self.reader().job(job.id).unwrap().unwrap().summary.account
     }
 
-    fn failures(&self, job: &Submitted) -> Vec<FailureRow> {
+    fn failures(&self, job: &SubmittedJob) -> Vec<FailureRow> {
         let mut failures = Vec::new();
         let mut each = |failure| {
             failures.push(failure);
@@ -79,29 +81,29 @@ impl Office {
         failures
     }
 
-    fn report(&self, job: &Submitted) -> String {
+    fn report(&self, job: &SubmittedJob) -> String {
         let report = self.reader().job(job.id).unwrap().unwrap().report;
         report.map_or_else(String::new, |report| report.get().to_owned())
     }
 
-    fn conclusion(&self, job: &Submitted) -> Conclusion {
+    fn conclusion(&self, job: &SubmittedJob) -> Conclusion {
         self.reader().job(job.id).unwrap().unwrap().conclusion.unwrap()
     }
 
-    fn state(&self, job: &Submitted) -> JobState {
+    fn state(&self, job: &SubmittedJob) -> JobState {
         self.reader().job(job.id).unwrap().unwrap().summary.state
     }
 }
 
-fn take(mut clerk: Clerk, messages: impl IntoIterator<Item = Message>) -> Clerk {
+fn accept_all(mut engine: LedgerEngine, messages: impl IntoIterator<Item = Message>) -> LedgerEngine {
     for message in messages {
-        clerk.take(delivery(message)).unwrap();
+        engine.accept_result(delivery(message)).unwrap();
     }
-    clerk
+    engine
 }
 
 fn facts(outbox: &[OutboxBatch]) -> Vec<Fact> {
-    let journal = outbox.iter().filter(|batch| batch.target == Target::Journal);
+    let journal = outbox.iter().filter(|batch| batch.target == OutboxTarget::Journal);
     journal.flat_map(|batch| &batch.rows).map(|(_, row)| Fact::decode(&row.message).unwrap()).collect()
 }
 

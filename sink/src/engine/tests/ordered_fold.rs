@@ -1,4 +1,4 @@
-//! Jobs whose report is made at the end, from the kept outputs in index order.
+//! Jobs whose report is built at the end, from the kept outputs in index order.
 
 use gristmill_shared::{Job, JobError, TaskContext, TaskError, TaskIndex};
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,11 @@ const TASK_COUNT: u64 = 40;
 
 /// Adds floats up by a plain sum, whose bits depend on the order.
 #[derive(Serialize, Deserialize, Default)]
-struct PlainSum {
+struct PlainSumJob {
     panics: bool,
 }
 
-impl Job for PlainSum {
+impl Job for PlainSumJob {
     const KIND: &'static str = "plain-sum";
     const FOLDS_IN_ORDER: bool = true;
     type Task = u64;
@@ -48,34 +48,34 @@ fn plain_sum(indices: impl Iterator<Item = u64>) -> f64 {
     indices.map(term).fold(0.0, |sum, term| sum + term)
 }
 
-fn clerk(office: &Office) -> Clerk {
+fn engine(fixture: &EngineFixture) -> LedgerEngine {
     let mut registry = registry();
-    registry.register::<PlainSum>().unwrap();
-    office.clerk_with(registry)
+    registry.register::<PlainSumJob>().unwrap();
+    fixture.engine_with(registry)
 }
 
-fn commit(office: &Office, messages: impl IntoIterator<Item = Message>) -> Vec<OutboxBatch> {
-    take(clerk(office), messages).commit().unwrap().1.outbox
+fn commit(fixture: &EngineFixture, messages: impl IntoIterator<Item = Message>) -> Vec<OutboxBatch> {
+    accept_all(engine(fixture), messages).commit().unwrap().1.outbox
 }
 
-fn done(job: &Submitted, indices: Range<u64>) -> Message {
+fn done(job: &SubmittedJob, indices: Range<u64>) -> Message {
     let outputs: Vec<f64> = indices.clone().map(term).collect();
     let outputs = serde_json::to_string(&outputs).unwrap();
     job.spans(&[(indices.start, u32::try_from(indices.end - indices.start).unwrap(), &outputs)], &[], 0)
 }
 
-fn report(office: &Office, job: &Submitted) -> u64 {
-    office.report(job).parse::<f64>().unwrap().to_bits()
+fn report(fixture: &EngineFixture, job: &SubmittedJob) -> u64 {
+    fixture.report(job).parse::<f64>().unwrap().to_bits()
 }
 
 #[test]
-fn outputs_are_folded_in_order_at_the_end() {
-    // The terms from the last to the first have another sum; else this test shows nothing.
+fn outputs_fold_in_order_at_end() {
+    // The terms in reverse order have another sum; otherwise this test would prove nothing.
     assert_ne!(plain_sum(0..TASK_COUNT).to_bits(), plain_sum((0..TASK_COUNT).rev()).to_bits());
     for group in [1, 3, 100] {
-        let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
+        let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob::default()));
         let pieces = (0..TASK_COUNT / 4).rev().map(|piece| done(&job, piece * 4..piece * 4 + 4));
-        // The last of them come in the message that ends the job, and in the commit that does.
+        // The last of them arrive in the message that ends the job, and in the commit that does.
         let messages: Vec<_> = [job.opened(), job.sealed(TASK_COUNT)]
             .into_iter()
             .chain(pieces)
@@ -84,68 +84,68 @@ fn outputs_are_folded_in_order_at_the_end() {
         let mut told = Vec::new();
         for (place, messages) in messages.chunks(group).enumerate() {
             if place % 2 == 1 {
-                drop(take(clerk(&office), messages.iter().cloned())); // killed; they come again
+                drop(accept_all(engine(&fixture), messages.iter().cloned())); // killed; they come again
             }
-            told = names(&commit(&office, messages.iter().cloned()));
+            told = names(&commit(&fixture, messages.iter().cloned()));
         }
-        assert_eq!(report(&office, &job), plain_sum(0..TASK_COUNT).to_bits(), "in groups of {group}");
+        assert_eq!(report(&fixture, &job), plain_sum(0..TASK_COUNT).to_bits(), "in groups of {group}");
         assert_eq!(told.last(), Some(&"finished"), "{told:?}");
-        assert_eq!(office.conclusion(&job), Conclusion::answer(office.report(&job)));
-        office.verify(&job);
+        assert_eq!(fixture.conclusion(&job), Conclusion::answer(fixture.report(&job)));
+        fixture.verify(&job);
     }
 }
 
 #[test]
-fn a_reopened_job_folds_all_outputs_anew() {
-    let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
+fn reopened_job_folds_all_again() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob::default()));
     commit(
-        &office,
+        &fixture,
         [job.opened(), job.failed(&[7]), done(&job, 8..40), done(&job, 0..7), job.sealed(TASK_COUNT)],
     );
     let partial = plain_sum((0..TASK_COUNT).filter(|index| *index != 7));
-    assert_eq!(report(&office, &job), partial.to_bits());
-    let told = office.conclusion(&job);
+    assert_eq!(report(&fixture, &job), partial.to_bits());
+    let told = fixture.conclusion(&job);
     assert_eq!(
         told,
         Conclusion::no_answer(format!("no answer: 1 of 40 tasks failed; partial report: {partial}"))
     );
-    commit(&office, [job.reopen(&[])]);
+    commit(&fixture, [job.reopen(&[])]);
     let outputs = format!("[{}]", term(7));
-    commit(&office, [job.spans(&[(7, 1, &outputs)], &[], 1)]);
-    assert_eq!(report(&office, &job), plain_sum(0..TASK_COUNT).to_bits());
-    assert!(office.conclusion(&job).answered);
+    commit(&fixture, [job.spans(&[(7, 1, &outputs)], &[], 1)]);
+    assert_eq!(report(&fixture, &job), plain_sum(0..TASK_COUNT).to_bits());
+    assert!(fixture.conclusion(&job).answered);
 }
 
 #[test]
-fn a_panic_in_the_ordered_fold_fails_the_job() {
-    let (office, job) = (Office::new(), Submitted::new(&PlainSum { panics: true }));
-    let outbox = commit(&office, [job.opened(), done(&job, 0..2), job.sealed(2)]);
-    assert_eq!(office.state(&job), JobState::Failed);
-    let told = office.conclusion(&job);
+fn ordered_fold_panic_fails_job() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob { panics: true }));
+    let outbox = commit(&fixture, [job.opened(), done(&job, 0..2), job.sealed(2)]);
+    assert_eq!(fixture.state(&job), JobState::Failed);
+    let told = fixture.conclusion(&job);
     assert!(!told.answered && told.text.starts_with("fold_in_order panicked: no order"), "{told:?}");
     assert_eq!(names(&outbox), ["opened", "stopped", "finished"]);
-    assert_eq!(office.account(&job).done, 2, "outcomes count all the same");
-    // The next job is served as ever.
-    let next = Submitted::new(&PlainSum::default());
-    commit(&office, [next.opened(), done(&next, 0..2), next.sealed(2)]);
-    assert_eq!(report(&office, &next), plain_sum(0..2).to_bits());
+    assert_eq!(fixture.account(&job).done, 2, "outcomes count all the same");
+    // The next job is served as usual.
+    let next = SubmittedJob::new(&PlainSumJob::default());
+    commit(&fixture, [next.opened(), done(&next, 0..2), next.sealed(2)]);
+    assert_eq!(report(&fixture, &next), plain_sum(0..2).to_bits());
 }
 
 #[test]
-fn a_cancelled_job_shows_what_it_has_in_order() {
-    let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
-    commit(&office, [job.opened(), done(&job, 4..8), done(&job, 0..4), job.cancelled(), job.opened()]);
-    let told = office.conclusion(&job);
+fn cancelled_job_folds_in_order() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob::default()));
+    commit(&fixture, [job.opened(), done(&job, 4..8), done(&job, 0..4), job.cancelled(), job.opened()]);
+    let told = fixture.conclusion(&job);
     assert_eq!(told.text, format!("cancelled: lunch; so far: {}", plain_sum(0..8)));
 }
 
 #[test]
-fn a_report_that_is_not_finite_fails_the_job() {
-    let (office, job) = (Office::new(), Submitted::new(&PlainSum::default()));
+fn infinite_report_fails_job() {
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob::default()));
     let outputs = format!("[{max},{max}]", max = f64::MAX);
-    commit(&office, [job.opened(), job.spans(&[(0, 2, &outputs)], &[], 0), job.sealed(2)]);
-    assert_eq!(office.state(&job), JobState::Failed);
-    let told = office.conclusion(&job);
+    commit(&fixture, [job.opened(), job.spans(&[(0, 2, &outputs)], &[], 0), job.sealed(2)]);
+    assert_eq!(fixture.state(&job), JobState::Failed);
+    let told = fixture.conclusion(&job);
     let why = "the report cannot be encoded: report is infinite, but only finite floats travel";
     assert!(!told.answered && told.text.starts_with(why), "{told:?}");
 }

@@ -5,94 +5,98 @@ use std::collections::BTreeMap;
 use gristmill_shared::{BuildId, wire::BuildShare};
 use rusqlite::{Connection, Transaction, params};
 
-use crate::ledger::columns::{conversion, int};
+use crate::ledger::columns::{clamp_int, conversion_error};
 
-/// Builds of a job that are told apart, each in one version.
+/// Builds of a job that are counted separately, each in one version.
 const BUILDS_MAX: usize = 64;
-/// All further ones together: an unnamed build of no version.
-const OTHERS: Code = (u32::MAX, None);
+/// All further builds together: an unnamed build of no version.
+const OTHER_BUILDS: BuildKey = (u32::MAX, None);
 
-/// The version of a job's code, and the build of the program, if that is known.
-type Code = (u32, Option<BuildId>);
+/// The version of a job's code, and the build of the program, if known.
+type BuildKey = (u32, Option<BuildId>);
 
-/// The number of a job's outcomes that came from each build.
+/// The number of a job's outcomes from each build.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Builds {
-    saved: BTreeMap<Code, Tally>,
-    /// Since the last commit.
-    fresh: BTreeMap<Code, Tally>,
+    saved: BTreeMap<BuildKey, BuildCounts>,
+    /// Counts since the last commit.
+    fresh: BTreeMap<BuildKey, BuildCounts>,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Tally {
+struct BuildCounts {
     counted: u64,
     refused: u64,
 }
 
 impl Builds {
-    /// Adds outcomes that count, and some that were refused. Returns whether the build is told
-    /// apart and new for the job.
+    /// Adds counted and refused outcomes. Returns true if the build is new for the job and counted
+    /// separately.
     pub(crate) fn add(&mut self, version: u32, build: Option<&BuildId>, counted: u64, refused: u64) -> bool {
-        let mut code = (version, build.cloned());
-        let known = |code: &Code| self.saved.contains_key(code) || self.fresh.contains_key(code);
-        let mut is_new = !known(&code);
+        let mut key = (version, build.cloned());
+        let known = |key: &BuildKey| self.saved.contains_key(key) || self.fresh.contains_key(key);
+        let mut is_new = !known(&key);
         if is_new {
-            let only_fresh = self.fresh.keys().filter(|code| !self.saved.contains_key(*code)).count();
+            let only_fresh = self.fresh.keys().filter(|key| !self.saved.contains_key(*key)).count();
             if self.saved.len() + only_fresh >= BUILDS_MAX {
-                (code, is_new) = (OTHERS, false);
+                (key, is_new) = (OTHER_BUILDS, false);
             }
         }
-        let tally = self.fresh.entry(code).or_default();
-        tally.counted += counted;
-        tally.refused += refused;
+        let counts = self.fresh.entry(key).or_default();
+        counts.counted += counted;
+        counts.refused += refused;
         is_new
     }
 
-    /// Forgets what was added since the last commit.
+    /// Discards the counts since the last commit.
     pub(crate) fn discard_fresh(&mut self) {
         self.fresh.clear();
     }
 
-    /// The part of each build, ordered by version and build.
+    /// Returns the share of each build, ordered by version and build.
     pub(crate) fn shares(&self) -> Vec<BuildShare> {
         let mut all = self.saved.clone();
-        for (code, fresh) in &self.fresh {
-            let tally = all.entry(code.clone()).or_default();
-            tally.counted += fresh.counted;
-            tally.refused += fresh.refused;
+        for (key, fresh) in &self.fresh {
+            let counts = all.entry(key.clone()).or_default();
+            counts.counted += fresh.counted;
+            counts.refused += fresh.refused;
         }
-        let share =
-            |((version, build), Tally { counted, refused })| BuildShare { version, build, counted, refused };
+        let share = |((version, build), BuildCounts { counted, refused })| BuildShare {
+            version,
+            build,
+            counted,
+            refused,
+        };
         all.into_iter().map(share).collect()
     }
 
-    /// Reads the builds of a job.
+    /// Loads the builds of a job.
     pub(crate) fn load(connection: &Connection, job: i64) -> rusqlite::Result<Self> {
         let mut rows = connection
             .prepare_cached("SELECT version, build, counted, refused FROM builds WHERE job = ?1")?;
         let saved = rows.query_map([job], |row| {
             let build = match row.get_ref(1)?.as_str()? {
                 "" => None,
-                text => Some(BuildId::new(text).map_err(|error| conversion(1, error))?),
+                text => Some(BuildId::new(text).map_err(|error| conversion_error(1, error))?),
             };
-            Ok(((row.get(0)?, build), Tally { counted: row.get(2)?, refused: row.get(3)? }))
+            Ok(((row.get(0)?, build), BuildCounts { counted: row.get(2)?, refused: row.get(3)? }))
         })?;
         Ok(Self { saved: saved.collect::<Result<_, _>>()?, fresh: BTreeMap::new() })
     }
 
-    /// Writes what was added since the last commit.
+    /// Writes the counts since the last commit.
     pub(crate) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
         let mut save = transaction.prepare_cached(
             "INSERT INTO builds (job, version, build, counted, refused) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (job, version, build)
              DO UPDATE SET counted = counted + excluded.counted, refused = refused + excluded.refused",
         )?;
-        for (code, Tally { counted, refused }) in std::mem::take(&mut self.fresh) {
-            let build = code.1.as_ref().map_or("", BuildId::as_str);
-            save.execute(params![job, code.0, build, int(counted), int(refused)])?;
-            let tally = self.saved.entry(code).or_default();
-            tally.counted += counted;
-            tally.refused += refused;
+        for (key, BuildCounts { counted, refused }) in std::mem::take(&mut self.fresh) {
+            let build = key.1.as_ref().map_or("", BuildId::as_str);
+            save.execute(params![job, key.0, build, clamp_int(counted), clamp_int(refused)])?;
+            let counts = self.saved.entry(key).or_default();
+            counts.counted += counted;
+            counts.refused += refused;
         }
         Ok(())
     }
@@ -103,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn builds_beyond_the_bound_count_together() {
+    fn excess_builds_count_together() {
         let mut builds = Builds::default();
         for number in 0..BUILDS_MAX + 3 {
             let build = BuildId::new(&number.to_string()).unwrap();

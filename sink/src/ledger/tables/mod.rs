@@ -1,4 +1,5 @@
-//! The tables of the ledger: reads and writes their rows, within transactions of the caller.
+//! The tables of the ledger: modules that read and write their rows within the caller's
+//! transaction.
 
 pub(crate) mod builds;
 pub(crate) mod dead_rows;

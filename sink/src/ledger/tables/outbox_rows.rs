@@ -1,4 +1,4 @@
-//! Messages that are to be published, as durably as what they follow from.
+//! Messages to publish, stored in the transaction that causes them.
 
 use gristmill_shared::{
     Address, Lane, LedgerId, Message, Outgoing, QueueRole, Topic,
@@ -7,31 +7,31 @@ use gristmill_shared::{
 use rusqlite::{Connection, Transaction, params};
 
 use crate::ledger::{
-    columns::text,
-    message_columns::{message, properties},
+    columns::parse_text,
+    message_columns::{encode_properties, read_message},
 };
 
-/// How many rows are published at a time, for each target.
+/// Rows that are published at a time, for each target.
 const BATCH_MAX_ROWS: i64 = 64;
-/// A batch ends when its bodies reach this size.
+/// Size of the bodies at which a batch ends.
 const BATCH_MAX_BYTES: usize = 4 << 20;
-/// How large an end may be that is told live as well. What waits for a slow listener is bounded by number alone: 10,000
-/// such events are 40 MiB of the broker's memory.
+/// Size of a job's end up to which it is also published as an event. For a slow subscriber only the
+/// number of waiting events is bounded: 10,000 of this size take 40 MiB of the broker's memory.
 const LIVE_MAX_BYTES: usize = 4 << 10;
 
-/// Where a row goes. Rows of one target go out in order, but for those that the broker refused at first; one target
-/// does not wait for another.
+/// The destination of a row. Rows of one target are published in order, except those that the
+/// broker rejects at first; targets do not wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Target {
+pub(crate) enum OutboxTarget {
     /// Facts about jobs.
     Journal,
     /// Tasks that are sent again.
     Tasks,
-    /// Messages that are none of ours.
+    /// Malformed or foreign messages.
     Dead,
 }
 
-impl Target {
+impl OutboxTarget {
     pub(crate) const ALL: [Self; 3] = [Self::Journal, Self::Tasks, Self::Dead];
 
     pub(crate) fn as_str(self) -> &'static str {
@@ -54,67 +54,67 @@ impl Target {
 /// Rows on their way to the broker.
 #[derive(Debug)]
 pub(crate) struct OutboxBatch {
-    pub(crate) target: Target,
+    pub(crate) target: OutboxTarget,
     pub(crate) rows: Vec<(i64, Outgoing)>,
-    /// Ends of jobs among them, as events: whoever waits for one has it sooner than from the journal. Nothing is lost with
-    /// them.
+    /// Job ends among the rows, as events, which arrive earlier than the journal's. They are best
+    /// effort.
     pub(crate) live: Vec<Outgoing>,
 }
 
-/// What became of rows that were handed out.
+/// The broker's answer to a batch.
 #[derive(Debug)]
-pub(crate) struct Answered {
-    pub(crate) target: Target,
-    /// Rows that the broker has.
+pub(crate) struct OutboxAnswer {
+    pub(crate) target: OutboxTarget,
+    /// Rows that the broker confirmed.
     pub(crate) stored: Vec<i64>,
-    /// Rows that it will not take as it is set up now.
-    pub(crate) refused: Vec<Refused>,
+    /// Rows that the broker does not accept as it is configured now.
+    pub(crate) refused: Vec<RefusedRow>,
 }
 
 /// A row that the broker refused.
 #[derive(Debug)]
-pub(crate) struct Refused {
+pub(crate) struct RefusedRow {
     pub(crate) row: i64,
     pub(crate) message: Message,
     pub(crate) why: String,
 }
 
-/// Adds a message.
+/// Inserts a message.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
-    target: Target,
+    target: OutboxTarget,
     lane: &Lane,
-    letter: &Message,
+    message: &Message,
 ) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("INSERT INTO outbox (target, lane, properties, body) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![target.as_str(), lane.as_str(), properties(letter), &letter.body[..]])?;
+        .execute(params![target.as_str(), lane.as_str(), encode_properties(message), &message.body[..]])?;
     Ok(())
 }
 
-/// Removes a message that is dealt with.
+/// Deletes a message that is settled.
 pub(crate) fn remove(transaction: &Transaction<'_>, seq: i64) -> rusqlite::Result<()> {
     transaction.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?.execute([seq])?;
     Ok(())
 }
 
-/// How many messages there are.
-pub(crate) fn count(connection: &Connection) -> rusqlite::Result<u64> {
+/// Counts the messages.
+pub(crate) fn count_rows(connection: &Connection) -> rusqlite::Result<u64> {
     connection.query_row("SELECT count(*) FROM outbox", [], |row| row.get(0))
 }
 
-/// The lanes whose queues the rows need.
-pub(crate) fn lanes(connection: &Connection) -> rusqlite::Result<Vec<Lane>> {
+/// Loads the lanes whose queues the rows need.
+pub(crate) fn load_lanes(connection: &Connection) -> rusqlite::Result<Vec<Lane>> {
     let mut lanes = connection.prepare("SELECT DISTINCT lane FROM outbox WHERE target <> ?1")?;
-    lanes.query_map([Target::Journal.as_str()], |row| text(row, 0))?.collect()
+    lanes.query_map([OutboxTarget::Journal.as_str()], |row| parse_text(row, 0))?.collect()
 }
 
-/// The next messages after `seq` for that target. One without an id gets one that stays the same when it is published
-/// again, so that readers can tell.
-pub(crate) fn next(
+/// Loads the next messages after `seq` for the target. A message without an id gets one that is
+/// stable when it is published again, so that readers detect repetitions.
+pub(crate) fn load_batch(
     connection: &Connection,
     ledger: &LedgerId,
-    target: Target,
+    target: OutboxTarget,
     seq: i64,
 ) -> rusqlite::Result<OutboxBatch> {
     let mut statement = connection.prepare_cached(
@@ -124,13 +124,13 @@ pub(crate) fn next(
     let (mut rows, mut live, mut bytes) = (Vec::new(), Vec::new(), 0);
     while let Some(row) = found.next()? {
         let seq: i64 = row.get(0)?;
-        let mut message = message(row, 2, 3)?;
+        let mut message = read_message(row, 2, 3)?;
         if message.id.is_empty() {
             message.id = format!("{ledger}/{seq}");
         }
         bytes += message.body.len();
-        let lane: Lane = text(row, 1)?;
-        if target == Target::Journal
+        let lane: Lane = parse_text(row, 1)?;
+        if target == OutboxTarget::Journal
             && message.form == Finished::FORM
             && message.body.len() <= LIVE_MAX_BYTES
             && let Some(job) = message.job

@@ -1,4 +1,5 @@
-//! Outcomes in the ledger: which tasks are done, which failed and why, the report, the outputs that are kept.
+//! Outcomes in the ledger: the tasks done, the failures with their reasons, the report, and the
+//! kept outputs.
 
 use std::collections::BTreeSet;
 
@@ -8,19 +9,19 @@ use serde_json::value::RawValue;
 
 use crate::{
     index_set::IndexSet,
-    ledger::columns::{conversion, json},
+    ledger::columns::{conversion_error, parse_json},
 };
 
 /// A task that failed for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct StoredFailure {
     pub(crate) round: Round,
     pub(crate) reason: String,
     pub(crate) attempts: u32,
     pub(crate) losses: u32,
-    /// Who ran it last, if a worker says so.
+    /// The last worker that ran it, if known.
     pub(crate) worker: Option<WorkerId>,
-    /// The task itself, if it is known here.
+    /// The task itself, if known.
     pub(crate) payload: Option<String>,
 }
 
@@ -31,16 +32,16 @@ pub(crate) struct KeptOutputs {
     pub(crate) count: u64,
     /// A JSON array.
     pub(crate) outputs: String,
-    /// The tasks themselves, likewise, if they are kept.
+    /// The tasks themselves as a JSON array, if they are kept.
     pub(crate) tasks: Option<String>,
 }
 
-/// The tasks with an output.
+/// Loads the set of tasks with an output.
 pub(crate) fn load_done(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
     load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)
 }
 
-/// The tasks of which an outcome was refused.
+/// Loads the set of tasks of which an outcome was refused.
 pub(crate) fn load_refused(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
     load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)
 }
@@ -50,24 +51,24 @@ fn load_set(connection: &Connection, sql: &str, job: i64) -> rusqlite::Result<In
     let mut rows = connection.prepare_cached(sql)?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
-        set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion(1, error))?;
+        set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion_error(1, error))?;
     }
     Ok(set)
 }
 
-/// The tasks that failed.
+/// Loads the indices of the failed tasks.
 pub(crate) fn load_failed(connection: &Connection, job: i64) -> rusqlite::Result<BTreeSet<u64>> {
     let mut rows = connection.prepare_cached("SELECT task FROM failures WHERE job = ?1")?;
     rows.query_map([job], |row| row.get(0))?.collect()
 }
 
-/// The report so far; none before the first output.
+/// Loads the report so far; `None` before the first output.
 pub(crate) fn load_report(connection: &Connection, job: i64) -> rusqlite::Result<Option<Box<RawValue>>> {
     let mut rows = connection.prepare_cached("SELECT report FROM reports WHERE job = ?1")?;
-    rows.query_row([job], |row| json(row, 0)).optional()
+    rows.query_row([job], |row| parse_json(row, 0)).optional()
 }
 
-/// The first `most` failed tasks and why they failed, in the order of the split.
+/// Loads the first `most` failed tasks with their reasons, in the order of the split.
 pub(crate) fn load_reasons(
     connection: &Connection,
     job: i64,
@@ -78,8 +79,8 @@ pub(crate) fn load_reasons(
     rows.query_map(params![job, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// What of the failed tasks is needed to send them again: index, attempts and payload, in the order of the split, until
-/// `each` wants no more.
+/// Visits the data of the failed tasks that is needed to send them again: index, attempts and
+/// payload, in the order of the split, until `each` returns false.
 pub(crate) fn load_payloads(
     connection: &Connection,
     job: i64,
@@ -139,11 +140,11 @@ fn save_set(
     Ok(())
 }
 
-/// Writes failures, and removes those that are none any more.
+/// Writes failures, and deletes those that an outcome or a new round replaced.
 pub(crate) fn save_failures(
     transaction: &Transaction<'_>,
     job: i64,
-    changes: impl Iterator<Item = (u64, Option<Failure>)>,
+    changes: impl Iterator<Item = (u64, Option<StoredFailure>)>,
 ) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(
         "INSERT OR REPLACE INTO failures (job, task, round, reason, attempts, losses, worker, payload)
@@ -153,7 +154,7 @@ pub(crate) fn save_failures(
     for (task, failure) in changes {
         match failure {
             None => remove.execute(params![job, task])?,
-            Some(Failure { round, reason, attempts, losses, worker, payload }) => {
+            Some(StoredFailure { round, reason, attempts, losses, worker, payload }) => {
                 let worker = worker.as_ref().map(WorkerId::as_str);
                 save.execute(params![job, task, round.0, reason, attempts, losses, worker, payload])?
             }
@@ -162,7 +163,7 @@ pub(crate) fn save_failures(
     Ok(())
 }
 
-/// Adds outputs to those that are kept.
+/// Inserts outputs to be kept.
 pub(crate) fn save_outputs(
     transaction: &Transaction<'_>,
     job: i64,

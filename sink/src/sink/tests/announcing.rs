@@ -1,4 +1,4 @@
-//! What a sink tells of its jobs.
+//! Events and facts that a sink publishes about its jobs.
 
 use gristmill_shared::{
     EventFilter,
@@ -6,15 +6,15 @@ use gristmill_shared::{
 };
 
 use super::*;
-use crate::tests::toy_jobs::{Submitted, Toy};
+use crate::tests::toy_jobs::{SubmittedJob, ToyJob};
 
 #[tokio::test]
-async fn progress_and_an_early_end_are_told() {
+async fn progress_and_early_end_are_sent() {
     let (transport, job) =
-        (MemoryTransport::new(), Submitted::new(&Toy { stop_at: Some(4), ..Toy::default() }));
+        (MemoryTransport::new(), SubmittedJob::new(&ToyJob { stop_at: Some(4), ..ToyJob::default() }));
     let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
-    let sink = Running::start(config, &transport);
+    let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..5)]).await;
     let last = async {
         loop {
@@ -25,19 +25,19 @@ async fn progress_and_an_early_end_are_told() {
             }
         }
     };
-    assert_eq!(timeout(PATIENCE, last).await.expect("no such event").account.done, 5);
+    assert_eq!(timeout(WAIT_MAX, last).await.expect("no such event").account.done, 5);
     let facts = journal_until(&transport, |fact| matches!(fact, Fact::Finished(_))).await;
     assert!(matches!(&facts[..], [Fact::Serving(_), Fact::Opened(_), Fact::Stopped(_), Fact::Finished(_)]));
     sink.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn an_end_is_told_live_as_the_fact_that_the_journal_has() {
-    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+async fn end_event_equals_fact() {
+    let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
     let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
     let mut journal = transport.journal().await.unwrap();
-    let sink = Running::start(config, &transport);
+    let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..5), job.sealed(5)]).await;
     let both = async {
         let live = loop {
@@ -53,19 +53,19 @@ async fn an_end_is_told_live_as_the_fact_that_the_journal_has() {
             }
         }
     };
-    let (live, fact) = timeout(PATIENCE, both).await.expect("one of them did not come");
+    let (live, fact) = timeout(WAIT_MAX, both).await.expect("one of them did not come");
     assert_eq!((&live.id, live.job, &live.body), (&fact.id, fact.job, &fact.body));
     assert!(!fact.id.is_empty());
     sink.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_job_that_stalls_is_told_of_while_nothing_else_happens() {
-    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+async fn stall_is_published_when_idle() {
+    let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
     let after = Some(Duration::from_millis(30));
     let config = SinkConfig { ledger: LedgerPlace::Memory, stall_after: after, ..config(Path::new("")) };
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
-    let sink = Running::start(config, &transport);
+    let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..5), job.sealed(8)]).await;
     let stalled = async {
         loop {
@@ -74,7 +74,7 @@ async fn a_job_that_stalls_is_told_of_while_nothing_else_happens() {
             }
         }
     };
-    let event = timeout(PATIENCE, stalled).await.expect("no such event");
+    let event = timeout(WAIT_MAX, stalled).await.expect("no such event");
     let facts = journal_until(&transport, |fact| matches!(fact, Fact::Missing(_))).await;
     let Some(Fact::Missing(missing)) = facts.last() else { panic!("{facts:?}") };
     assert_eq!((missing, &missing.ranges[..]), (&event, &[(gristmill_shared::TaskIndex(5), 3)][..]));

@@ -1,12 +1,12 @@
-//! What is a ledger and what is none.
+//! Files that are ledgers, and files that are not.
 
 use std::fs;
 
 use super::*;
-use crate::{LedgerReader, tests::toy_jobs::Submitted};
+use crate::{LedgerReader, tests::toy_jobs::SubmittedJob};
 
 #[test]
-fn what_is_no_ledger_is_refused_and_left_alone() {
+fn foreign_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("notes"), "eggs, milk").unwrap();
@@ -44,8 +44,9 @@ fn what_is_no_ledger_is_refused_and_left_alone() {
     assert!(!path("nowhere").exists());
 }
 
+/// An empty file becomes a ledger with its own id.
 #[test]
-fn an_empty_file_becomes_a_ledger_with_an_identity_of_its_own() {
+fn empty_file_becomes_ledger() {
     let dir = tempfile::tempdir().unwrap();
     let paths = ["a", "b"].map(|name| dir.path().join(name));
     fs::write(&paths[0], "").unwrap();
@@ -55,11 +56,11 @@ fn an_empty_file_becomes_a_ledger_with_an_identity_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_sink_of_another_version_does_not_start() {
+async fn other_version_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("ledger");
-    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
-    let sink = Running::start(config(&path), &transport);
+    let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
+    let sink = RunningSink::start(config(&path), &transport);
     publish(&transport, [job.opened(), job.done(0..3)]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
     sink.stop().await.unwrap();

@@ -1,19 +1,20 @@
-//! What waits for a sink, and what it makes of it.
+//! Messages that a sink consumes, and their results.
 
 use super::*;
 use crate::{
     LedgerReader,
-    tests::toy_jobs::{Submitted, garbage},
+    tests::toy_jobs::{SubmittedJob, garbage},
 };
 
+/// A sink that starts last consumes all messages.
 #[tokio::test]
-async fn a_sink_that_starts_last_gets_everything_and_leaves_nothing() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn late_sink_gets_everything() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let results = (0..50).map(|piece| job.done(piece * 10..piece * 10 + 10));
     publish(&transport, [job.opened()].into_iter().chain(results).chain([job.done(3..9), job.sealed(500)]))
         .await;
     let ledger = dir.path().join("ledger");
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     let finished = finished(&transport, job.id).await;
     assert_eq!((finished.account.done, finished.account.duplicates), (500, 6));
     let report = sink.stop().await.unwrap();
@@ -27,20 +28,20 @@ async fn a_sink_that_starts_last_gets_everything_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_ledger_in_memory_serves_as_well() {
-    let (transport, job) = (MemoryTransport::new(), Submitted::toy());
+async fn memory_ledger_serves_lane() {
+    let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
     let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
-    let sink = Running::start(config, &transport);
+    let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..10), job.sealed(10)]).await;
     assert_eq!(finished(&transport, job.id).await.conclusion.text, "45 from 10 tasks");
     sink.stop().await.unwrap();
 }
 
 #[tokio::test]
-async fn garbage_is_recorded_and_everything_goes_on() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn garbage_is_recorded() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [garbage(), job.opened(), garbage(), job.done(0..1), job.sealed(1)]).await;
     finished(&transport, job.id).await;
     let reader = LedgerReader::open(&ledger).unwrap();
@@ -54,18 +55,19 @@ async fn garbage_is_recorded_and_everything_goes_on() {
     }
 }
 
+/// Tasks that are sent again wait for room in their queue, and delay no fact.
 #[tokio::test]
-async fn tasks_that_are_sent_again_wait_for_room_and_hold_up_no_fact() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn full_task_queue_delays_no_fact() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
     let tasks = QueueRole::Tasks.of(&Lane::default());
     let fill = || Outgoing { to: Address::Queue(tasks.clone()), message: garbage() };
     while publisher.publish(vec![fill()]).await[0] == Published::Stored {}
-    let sink = Running::start(config(&dir.path().join("ledger")), &transport);
+    let sink = RunningSink::start(config(&dir.path().join("ledger")), &transport);
     publish(&transport, [job.opened(), job.failed(&[0]), job.sealed(1), job.reopen(&[])]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Reopened(_))).await;
-    let other = Submitted::toy();
+    let other = SubmittedJob::toy();
     publish(&transport, [other.opened(), other.sealed(0)]).await;
     finished(&transport, other.id).await;
 
@@ -80,7 +82,7 @@ async fn tasks_that_are_sent_again_wait_for_room_and_hold_up_no_fact() {
             }
         }
     };
-    let batch = timeout(PATIENCE, batch).await.expect("the task did not come");
+    let batch = timeout(WAIT_MAX, batch).await.expect("the task did not come");
     assert_eq!((&*batch.form, batch.headers.attempt), ("gristmill.batch.v1", 5), "attempt numbers go on");
     publish(&transport, [job.spans(&[(0, 1, "[5]")], &[], 1)]).await;
     let is_last = |fact: &Fact| matches!(fact, Fact::Finished(end) if end.job == job.id && end.round.0 == 1);

@@ -1,4 +1,4 @@
-//! The sink on the memory transport: what goes in, what comes out, and how it ends.
+//! Tests of the sink on the memory transport: its input, its output and its end.
 
 mod announcing;
 mod lane_ownership;
@@ -19,8 +19,8 @@ use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use super::*;
 use crate::tests::toy_jobs::{app, registry};
 
-/// Whatever is waited for comes within this time, or the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time within which an awaited event arrives, or the test fails.
+const WAIT_MAX: Duration = Duration::from_secs(20);
 
 fn config(ledger: &Path) -> SinkConfig {
     let ledger = LedgerPlace::File(ledger.into());
@@ -28,13 +28,13 @@ fn config(ledger: &Path) -> SinkConfig {
     SinkConfig { registry: registry(), lane, ledger, adopt: false, app: app(), stall_after }
 }
 
-/// A sink at work.
-struct Running {
+/// A running sink.
+struct RunningSink {
     shutdown: oneshot::Sender<()>,
     end: JoinHandle<Result<SinkReport, SinkError>>,
 }
 
-impl Running {
+impl RunningSink {
     fn start(config: SinkConfig, transport: &Arc<MemoryTransport>) -> Self {
         Self::run(Sink::open(config).unwrap(), transport)
     }
@@ -52,7 +52,7 @@ impl Running {
     }
 
     async fn wait(end: JoinHandle<Result<SinkReport, SinkError>>) -> Result<SinkReport, SinkError> {
-        timeout(PATIENCE, end).await.expect("the sink did not end in time").unwrap()
+        timeout(WAIT_MAX, end).await.expect("the sink did not end in time").unwrap()
     }
 }
 
@@ -64,7 +64,7 @@ async fn publish(transport: &MemoryTransport, messages: impl IntoIterator<Item =
     assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
 }
 
-/// Everything that stands in the journal until the first fact that `is_last`.
+/// Returns all facts in the journal up to the first that `is_last`.
 async fn journal_until(
     transport: &MemoryTransport,
     is_last: impl Fn(&Fact) -> bool + Send + Sync,
@@ -83,7 +83,7 @@ async fn journal_until(
             }
         }
     };
-    timeout(PATIENCE, read).await.expect("the fact did not come in time");
+    timeout(WAIT_MAX, read).await.expect("the fact did not come in time");
     facts
 }
 
@@ -95,7 +95,7 @@ async fn finished(transport: &MemoryTransport, job: JobId) -> Finished {
     }
 }
 
-/// What waits in a queue, or is held by nobody any more.
+/// Counts the messages that are ready in a queue, or no longer held by a consumer.
 async fn waiting(transport: &MemoryTransport, queue: &Queue) -> usize {
     let mut consumer = transport.consume(queue, u16::MAX).await.unwrap();
     let mut count = 0;
@@ -111,5 +111,5 @@ async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"));
+    timeout(WAIT_MAX, wait).await.unwrap_or_else(|_| panic!("in vain: {what}"));
 }

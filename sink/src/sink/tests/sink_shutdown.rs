@@ -1,4 +1,4 @@
-//! How a sink ends: it leaves, loses its broker or its ledger, or is dropped.
+//! Ends of a sink: it is stopped, loses its broker or its ledger, or is dropped.
 
 use std::future::pending;
 
@@ -6,29 +6,29 @@ use async_trait::async_trait;
 use gristmill_shared::{Capabilities, EventFilter, EventReader, JournalReader, Shards, TransportError};
 
 use super::*;
-use crate::tests::toy_jobs::Submitted;
+use crate::tests::toy_jobs::SubmittedJob;
 
 #[tokio::test]
-async fn a_sink_leaves_while_it_starts_too() {
+async fn sink_stops_while_starting() {
     let dir = tempfile::tempdir().unwrap();
     let sink = Sink::open(config(&dir.path().join("ledger"))).unwrap();
-    let stuck: Arc<dyn Transport> = Arc::new(Stuck);
-    let report = timeout(PATIENCE, sink.run_until(stuck, tokio::time::sleep(Duration::from_millis(1)))).await;
+    let stuck: Arc<dyn Transport> = Arc::new(StuckTransport);
+    let report = timeout(WAIT_MAX, sink.run_until(stuck, tokio::time::sleep(Duration::from_millis(1)))).await;
     assert_eq!(report.expect("it did not leave").unwrap(), SinkReport::default());
 }
 
-/// A broker that answers nothing.
+/// A broker that never answers.
 #[derive(Debug)]
-struct Stuck;
+struct StuckTransport;
 
-impl fmt::Display for Stuck {
+impl fmt::Display for StuckTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("stuck")
     }
 }
 
 #[async_trait]
-impl Transport for Stuck {
+impl Transport for StuckTransport {
     fn capabilities(&self) -> Capabilities {
         MemoryTransport::new().capabilities()
     }
@@ -57,21 +57,21 @@ impl Transport for Stuck {
 }
 
 #[tokio::test]
-async fn a_lost_broker_ends_the_sink_and_costs_nothing() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn lost_broker_loses_no_result() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
     publish(&transport, [job.opened()].into_iter().chain((0..200).map(|index| job.done(index..index + 1))))
         .await;
     let connection = transport.connect();
-    let sink = Running::start(config(&ledger), &connection);
+    let sink = RunningSink::start(config(&ledger), &connection);
     journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
     connection.close().await;
-    let error = Running::wait(sink.end).await.unwrap_err();
+    let error = RunningSink::wait(sink.end).await.unwrap_err();
     let lost =
         matches!(error, SinkError::Transport(TransportError::Disconnected { .. }) | SinkError::Store(_));
     assert!(lost, "{error}");
-    // The ledger is free at once, and what was not acknowledged comes again.
-    let sink = Running::start(config(&ledger), &transport);
+    // The ledger is free at once, and unacknowledged messages are redelivered.
+    let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(200)]).await;
     let finished = finished(&transport, job.id).await;
     assert_eq!((finished.account.done, &*finished.conclusion.text), (200, "19900 from 200 tasks"));
@@ -79,35 +79,36 @@ async fn a_lost_broker_ends_the_sink_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_ledger_that_fails_ends_the_sink_and_acknowledges_nothing() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn failed_ledger_acks_nothing() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
     let sink = Sink::open(config(&ledger)).unwrap();
     let full =
         sink.ledger.read("", |connection| connection.query_row("PRAGMA max_page_count = 1", [], |_| Ok(())));
     full.unwrap();
-    let sink = Running::run(sink, &transport);
-    let many = (0..300).map(|_| Submitted::toy().opened());
+    let sink = RunningSink::run(sink, &transport);
+    let many = (0..300).map(|_| SubmittedJob::toy().opened());
     publish(&transport, [job.opened(), job.done(0..7), job.sealed(7)].into_iter().chain(many)).await;
-    let error = Running::wait(sink.end).await.unwrap_err();
+    let error = RunningSink::wait(sink.end).await.unwrap_err();
     assert!(matches!(error, SinkError::Ledger { .. }), "{error}");
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     assert_eq!(finished(&transport, job.id).await.account.duplicates, 0);
     assert!(sink.stop().await.unwrap().messages >= 3);
 }
 
+/// Shutdown commits and acknowledges what was received, so that nothing is redelivered.
 #[tokio::test]
-async fn leaving_finishes_what_was_begun_so_that_nothing_comes_twice() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn shutdown_causes_no_duplicates() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
     publish(&transport, [job.opened()].into_iter().chain((0..2_000).map(|index| job.done(index..index + 1))))
         .await;
     for _ in 0..3 {
-        let sink = Running::start(config(&ledger), &transport);
+        let sink = RunningSink::start(config(&ledger), &transport);
         journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
         sink.stop().await.unwrap();
     }
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(2_000)]).await;
     let account = finished(&transport, job.id).await.account;
     assert_eq!((account.done, account.duplicates), (2_000, 0));
@@ -115,16 +116,16 @@ async fn leaving_finishes_what_was_begun_so_that_nothing_comes_twice() {
 }
 
 #[tokio::test]
-async fn dropping_the_sink_commits_what_it_was_given() {
-    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), Submitted::toy());
+async fn dropped_sink_commits_its_input() {
+    let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.opened(), job.done(0..7)]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
     sink.end.abort();
     until("the ledger to be free", || !matches!(Sink::open(config(&ledger)), Err(SinkError::Held { .. })))
         .await;
-    let sink = Running::start(config(&ledger), &transport);
+    let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(7)]).await;
     assert_eq!(finished(&transport, job.id).await.conclusion.text, "21 from 7 tasks");
     sink.stop().await.unwrap();

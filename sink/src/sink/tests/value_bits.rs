@@ -15,15 +15,15 @@ use serde::{Deserialize, Serialize};
 use super::*;
 use crate::{
     LedgerReader,
-    tests::toy_jobs::{Submitted, message},
+    tests::toy_jobs::{SubmittedJob, message},
 };
 
 const CASE_COUNT: u32 = 256;
-/// The results of a job come in this many messages, and a sink of its own commits each.
+/// Messages with a job's results; a separate sink commits each.
 const COMMIT_COUNT: usize = 3;
 
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
-struct Values {
+struct ValueSet {
     double: f64,
     single: f32,
     natural: u64,
@@ -35,34 +35,39 @@ struct Values {
 
 /// Gives each task's values back. Its own field is a float, too.
 #[derive(Serialize, Deserialize, Clone, Debug)]
-struct Echo {
+struct EchoJob {
     factor: f64,
     #[serde(skip)]
-    tasks: Vec<Values>,
+    tasks: Vec<ValueSet>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
-struct Report {
+struct EchoReport {
     /// The spec's float, as the sink has it.
     factor: f64,
-    seen: BTreeMap<u64, Values>,
+    seen: BTreeMap<u64, ValueSet>,
     sum: ExactSum,
     tree: Tree<f64>,
 }
 
-impl Job for Echo {
+impl Job for EchoJob {
     const KIND: &'static str = "echo";
-    type Task = Values;
-    type Output = Values;
-    type Report = Report;
+    type Task = ValueSet;
+    type Output = ValueSet;
+    type Report = EchoReport;
 
-    fn split(&self) -> impl Iterator<Item = Result<Values, JobError>> + Send {
+    fn split(&self) -> impl Iterator<Item = Result<ValueSet, JobError>> + Send {
         self.tasks.clone().into_iter().map(Ok)
     }
-    fn process(&self, task: Values, _: &TaskContext) -> Result<Values, TaskError> {
+    fn process(&self, task: ValueSet, _: &TaskContext) -> Result<ValueSet, TaskError> {
         Ok(task)
     }
-    fn collect(&self, report: &mut Report, index: TaskIndex, output: Values) -> std::ops::ControlFlow<()> {
+    fn collect(
+        &self,
+        report: &mut EchoReport,
+        index: TaskIndex,
+        output: ValueSet,
+    ) -> std::ops::ControlFlow<()> {
         report.factor = self.factor;
         report.sum += output.double;
         report.tree.add(index, output.double / 2.0, |left, right| left / 2.0 - right / 2.0);
@@ -73,8 +78,8 @@ impl Job for Echo {
 
 /// The report of a job whose values never left this function, as text: a finite float is printed
 /// with as many digits as tell it from all others, and -0.0 with its sign.
-fn expected(job: &Echo) -> String {
-    let mut report = Report::default();
+fn expected(job: &EchoJob) -> String {
+    let mut report = EchoReport::default();
     for (index, values) in (0..).zip(&job.tasks) {
         let _ = job.collect(&mut report, TaskIndex(index), values.clone());
     }
@@ -87,13 +92,13 @@ fn doubles() -> impl Strategy<Value = f64> {
     prop_oneof![4 => all, 1 => subnormal, 1 => Just(-0.0), 1 => any::<i32>().prop_map(f64::from)]
 }
 
-fn values() -> impl Strategy<Value = Values> {
+fn values() -> impl Strategy<Value = ValueSet> {
     let singles = any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |float| float.is_finite());
     let lists = prop::collection::vec(doubles(), 0..3);
     let nested = prop::collection::btree_map(any::<u8>(), lists, 0..3);
     let nested = prop::collection::btree_map(any::<String>(), nested, 0..2);
     (doubles(), singles, any::<(u64, i128, char)>(), prop::option::of(doubles()), nested).prop_map(
-        |(double, single, (natural, wide, letter), maybe, nested)| Values {
+        |(double, single, (natural, wide, letter), maybe, nested)| ValueSet {
             double,
             single,
             natural,
@@ -105,14 +110,14 @@ fn values() -> impl Strategy<Value = Values> {
     )
 }
 
-fn jobs() -> impl Strategy<Value = Echo> {
+fn jobs() -> impl Strategy<Value = EchoJob> {
     (doubles(), prop::collection::vec(values(), COMMIT_COUNT..9))
-        .prop_map(|(factor, tasks)| Echo { factor, tasks })
+        .prop_map(|(factor, tasks)| EchoJob { factor, tasks })
 }
 
 /// The results of a job's tasks, in [`COMMIT_COUNT`] messages, as a producer and a worker make
 /// them.
-fn results(job: &Echo, submitted: &Submitted) -> Vec<Message> {
+fn results(job: &EchoJob, submitted: &SubmittedJob) -> Vec<Message> {
     let job = erase(job.clone());
     let (mut split, mut digest) = (job.split_from(TaskIndex(0)).unwrap(), SplitDigest::default());
     let mut messages = Vec::new();
@@ -128,7 +133,7 @@ fn results(job: &Echo, submitted: &Submitted) -> Vec<Message> {
 }
 
 /// The message that a worker sends after a batch.
-fn processed(job: &dyn AnyJob, submitted: &Submitted, first: u64, tasks: PackedTasks) -> Message {
+fn processed(job: &dyn AnyJob, submitted: &SubmittedJob, first: u64, tasks: PackedTasks) -> Message {
     let count = tasks.count();
     let tasks = tasks.finish();
     let batch = Batch::new(&submitted.opened, TaskIndex(first), count, &tasks);
@@ -159,10 +164,10 @@ fn processed(job: &dyn AnyJob, submitted: &Submitted, first: u64, tasks: PackedT
 
 /// Takes the job through the memory transport, and a sink of its own for each commit, which another
 /// follows on the same ledger. Returns the report at the end.
-async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
-    let (transport, submitted) = (MemoryTransport::new(), Submitted::new(job));
+async fn report_after_restarts(job: &EchoJob, dir: &Path) -> String {
+    let (transport, submitted) = (MemoryTransport::new(), SubmittedJob::new(job));
     let mut registry = Registry::default();
-    registry.register::<Echo>().unwrap();
+    registry.register::<EchoJob>().unwrap();
     let ledger = dir.join(format!("{}.ledger", submitted.id));
     let results = results(job, &submitted);
     let mut opened = vec![submitted.opened()];
@@ -171,7 +176,8 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
         if commit == COMMIT_COUNT {
             opened.push(submitted.sealed(job.tasks.len() as u64));
         }
-        let sink = Running::start(SinkConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
+        let sink =
+            RunningSink::start(SinkConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
         publish(&transport, opened.drain(..)).await;
         let tasks = if commit == COMMIT_COUNT { job.tasks.len() } else { commit } as u64;
         let is_committed = || {
@@ -184,11 +190,11 @@ async fn report_after_restarts(job: &Echo, dir: &Path) -> String {
     let reader = LedgerReader::open(&ledger).unwrap();
     assert!(reader.verify(submitted.id).unwrap().ok);
     let report = reader.job(submitted.id).unwrap().unwrap().report.unwrap();
-    format!("{:?}", serde_json::from_str::<Report>(report.get()).unwrap())
+    format!("{:?}", serde_json::from_str::<EchoReport>(report.get()).unwrap())
 }
 
 #[test]
-fn values_keep_their_bits_over_restarts() {
+fn values_keep_bits_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let config = ProptestConfig { cases: CASE_COUNT, max_shrink_iters: 64, ..ProptestConfig::default() };
