@@ -1,5 +1,5 @@
-//! Batches are as large as their tasks are short: the whole pipeline on the memory transport, and who looks at what the
-//! producer sends.
+//! Batch sizes follow task durations: the whole pipeline runs on the memory transport, and a
+//! wrapper records the batches that the producer publishes.
 
 use std::{
     fmt,
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::within;
 
-/// Tasks that take their time, and no processor.
+/// A job of tasks that sleep: they take time and no processor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Naps {
     tasks: u64,
@@ -58,14 +58,14 @@ impl Job for Naps {
 }
 
 /// The sizes of all batches, in the order in which they were sent.
-type Sizes = Arc<Mutex<Vec<u64>>>;
+type BatchSizes = Arc<Mutex<Vec<u64>>>;
 
-/// A transport that notes the sizes of the batches that are published to it.
+/// A transport that records the sizes of the batches that are published to it.
 #[derive(Debug)]
-struct Noting(Arc<MemoryTransport>, Sizes);
+struct BatchSizeRecorder(Arc<MemoryTransport>, BatchSizes);
 
 #[async_trait]
-impl Transport for Noting {
+impl Transport for BatchSizeRecorder {
     fn capabilities(&self) -> Capabilities {
         self.0.capabilities()
     }
@@ -77,7 +77,7 @@ impl Transport for Noting {
         self.0.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        Ok(Arc::new(NotingPublisher(self.0.publisher().await?, Arc::clone(&self.1))))
+        Ok(Arc::new(RecordingPublisher(self.0.publisher().await?, Arc::clone(&self.1))))
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         self.0.consume(queue, prefetch).await
@@ -96,17 +96,17 @@ impl Transport for Noting {
     }
 }
 
-impl fmt::Display for Noting {
+impl fmt::Display for BatchSizeRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
 #[derive(Debug)]
-struct NotingPublisher(Arc<dyn Publisher>, Sizes);
+struct RecordingPublisher(Arc<dyn Publisher>, BatchSizes);
 
 #[async_trait]
-impl Publisher for NotingPublisher {
+impl Publisher for RecordingPublisher {
     async fn publish(&self, messages: Vec<Outgoing>) -> Vec<Published> {
         for Outgoing { to, message } in &messages {
             if *to == Address::Queue(QueueRole::Tasks.of(&Lane::default())) {
@@ -117,16 +117,16 @@ impl Publisher for NotingPublisher {
     }
 }
 
-/// What a job came to.
+/// The result of a run: batch sizes, progress events and duration.
 #[derive(Debug)]
-struct End {
+struct JobRun {
     sizes: Vec<u64>,
     progress: Vec<Progress>,
     took: Duration,
 }
 
 /// Runs a job on a sink and workers of two slots each.
-async fn run(job: Naps, batch: Option<u32>, workers: usize) -> End {
+async fn run(job: Naps, batch: Option<u32>, workers: usize) -> JobRun {
     let broker = MemoryTransport::new();
     let mut registry = Registry::default();
     registry.register::<Naps>().unwrap();
@@ -146,9 +146,9 @@ async fn run(job: Naps, batch: Option<u32>, workers: usize) -> End {
         let (transport, ended) = (broker.connect(), &ended);
         async move { worker.run_until(transport, ended.cancelled()).await.unwrap() }
     }));
-    let sizes = Sizes::default();
+    let sizes = BatchSizes::default();
     let submitting = async {
-        let transport: Arc<dyn Transport> = Arc::new(Noting(broker.connect(), Arc::clone(&sizes)));
+        let transport: Arc<dyn Transport> = Arc::new(BatchSizeRecorder(broker.connect(), Arc::clone(&sizes)));
         let producer = Producer::new(Arc::clone(&transport), "test");
         let options = SubmitOptions { batch, ..SubmitOptions::default() };
         let submission = producer.open(erase(job), options).await.unwrap();
@@ -170,7 +170,7 @@ async fn run(job: Naps, batch: Option<u32>, workers: usize) -> End {
         assert_eq!(finished.account.done, tasks);
         let took = began.elapsed();
         ended.cancel();
-        End { sizes: sizes.lock().unwrap().clone(), progress, took }
+        JobRun { sizes: sizes.lock().unwrap().clone(), progress, took }
     };
     within("the job", async { futures::join!(sinking, working, submitting).2 }).await
 }
@@ -181,27 +181,31 @@ async fn long_tasks_never_share_a_batch() {
     assert_eq!(end.sizes, [1; 60], "{:?}", end.took);
 }
 
+/// Batches of tiny tasks grow to thousands of tasks, and at most double each time.
 #[tokio::test(flavor = "multi_thread")]
-async fn tiny_tasks_travel_by_the_thousand_after_a_moment() {
+async fn tiny_tasks_fill_large_batches() {
     let tasks = 2_000_000;
-    let End { sizes, took, .. } = run(Naps { tasks, millis: 0 }, None, 1).await;
+    let JobRun { sizes, took, .. } = run(Naps { tasks, millis: 0 }, None, 1).await;
     assert_eq!(sizes.iter().sum::<u64>(), tasks);
     assert!(sizes.iter().max() >= Some(&2_000), "{took:?}: {sizes:?}");
     assert!(sizes.windows(2).all(|pair| pair[1] <= pair[0] * 2), "{took:?}: {sizes:?}");
-    // Most batches are large: the slow start and the end take a small part of all messages and of all tasks.
+    // Most batches are large: the slow start and the end take a small part of all messages and
+    // tasks.
     let small: u64 = sizes.iter().filter(|size| **size < 500).sum();
     println!("{} batches in {took:?}, {small} tasks in small ones", sizes.len());
     assert!(small < tasks / 20 && sizes.len() < 4_000, "{small} tasks in small ones: {took:?}: {sizes:?}");
 }
 
+/// Batches take at most about 100 ms, and the last ones are small.
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_are_worth_a_hundred_milliseconds_and_the_last_ones_little() {
+async fn batches_shrink_toward_the_end() {
     let tasks = 6_000;
-    let End { sizes, progress, took } = run(Naps { tasks, millis: 1 }, None, 2).await;
+    let JobRun { sizes, progress, took } = run(Naps { tasks, millis: 1 }, None, 2).await;
     let largest = sizes.iter().max().unwrap();
     let micros = progress.last().unwrap().busy_us / tasks; // a nap of a millisecond takes two or so
     assert!(largest * micros >= 15_000, "{micros} us each, {took:?}: {sizes:?}");
-    // Naps may have become longer after it was packed. But no batch is larger than the fastest ones that were seen allow.
+    // Tasks may have become slower after a batch was packed, but no batch is larger than the
+    // fastest measured tasks allow.
     let seen = progress.iter().map(|progress| (progress.account.done, progress.busy_us));
     let spans = seen
         .clone()
@@ -210,7 +214,8 @@ async fn batches_are_worth_a_hundred_milliseconds_and_the_last_ones_little() {
     let means = spans.filter(|(tasks, _)| *tasks > 0).map(|(tasks, micros)| micros / tasks);
     let fastest = means.min().unwrap();
     assert!(largest * fastest <= 100_000, "{fastest} us each at best, {took:?}: {sizes:?}");
-    // Four slots share what is left, so the last ones are small, and no slot has long to do when the others are done.
+    // Four slots share the rest, so the last batches are small, and no slot has much to do when the
+    // others are done.
     let (mut left, ten_ms) = (tasks, (10_000 / fastest).max(1));
     for size in &sizes {
         assert!(*size <= (left / 8).max(ten_ms), "{size} of {left}, {fastest} us each at best: {sizes:?}");
@@ -219,9 +224,10 @@ async fn batches_are_worth_a_hundred_milliseconds_and_the_last_ones_little() {
     assert!(sizes.last() <= Some(&ten_ms), "{fastest} us each at best: {sizes:?}");
 }
 
+/// A batch of four seconds reports its progress at least once a second.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_batch_shows_how_far_it_is_once_a_second_at_least() {
-    let End { sizes, progress, took, .. } = run(Naps { tasks: 200, millis: 40 }, Some(100), 1).await;
+async fn long_batch_reports_each_second() {
+    let JobRun { sizes, progress, took, .. } = run(Naps { tasks: 200, millis: 40 }, Some(100), 1).await;
     assert_eq!(sizes, [100, 100], "a number that is asked for is kept to");
     let mut seen: Vec<_> = progress.iter().map(|progress| progress.account.done).collect();
     seen.dedup();

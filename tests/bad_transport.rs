@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::harness::{Site, within};
 
-const TASKS: u64 = 1_000;
+const TASK_COUNT: u64 = 1_000;
 
 async fn run(connect: impl Fn() -> Arc<dyn Transport> + Send + Sync) -> FleetEnd {
-    let job = Spin { tasks: TASKS, ..Spin::default() };
+    let job = Spin { tasks: TASK_COUNT, ..Spin::default() };
     let state = tempfile::tempdir().unwrap();
     let connect = || std::future::ready(Ok(connect()));
     let end = within("the job", run_over(job, state.path(), connect)).await.unwrap();
     assert!(end.verified, "{end:?}");
-    assert!(end.conclusion.text.contains(&(TASKS * (TASKS - 1) / 2).to_string()), "{end:?}");
-    assert_eq!((end.account.done, end.account.failed, end.account.skipped), (TASKS, 0, 0), "{end:?}");
+    assert!(end.conclusion.text.contains(&(TASK_COUNT * (TASK_COUNT - 1) / 2).to_string()), "{end:?}");
+    assert_eq!((end.account.done, end.account.failed, end.account.skipped), (TASK_COUNT, 0, 0), "{end:?}");
     end
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fault_at_every_turn_changes_no_result() {
+async fn faults_change_no_result() {
     let (mut again, mut restarts) = (0, 0);
     let mut seen = [0; 5];
     for seed in 0..10 {
@@ -44,27 +44,28 @@ async fn a_fault_at_every_turn_changes_no_result() {
     assert!(restarts > 0 && again > 0, "{restarts} restarts, {again} outcomes came again");
 }
 
+/// Messages that come three times, in another order, count once.
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_three_times_in_another_order_counts_once() {
+async fn repeated_messages_count_once() {
     let broker = MemoryTransport::new();
     let end = run(|| Repeating::new(broker.connect(), 3, 1)).await;
     assert_eq!(end.restarts, 0);
     // Each batch is run three times, and the results of each are delivered three times.
     let ignored = end.account.duplicates + end.account.late;
-    assert!(ignored >= TASKS * 2, "{end:?}");
+    assert!(ignored >= TASK_COUNT * 2, "{end:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn faults_and_repetitions_together_change_no_result() {
+async fn faults_and_repeats_change_nothing() {
     for seed in 0..4 {
         let broker = MemoryTransport::new();
         let faults = Faults::new(seed, FaultRates::default());
         let end = run(|| Repeating::new(Faulty::new(broker.connect(), &faults), 2, seed)).await;
-        assert!(end.account.duplicates + end.account.late > TASKS / 2, "{end:?}");
+        assert!(end.account.duplicates + end.account.late > TASK_COUNT / 2, "{end:?}");
     }
 }
 
-/// Its task 17 gives more than RabbitMQ 4 takes.
+/// A job whose task 17 has an output larger than RabbitMQ 4 takes.
 #[derive(Serialize, Deserialize)]
 struct Verbose {}
 
@@ -86,8 +87,9 @@ impl Job for Verbose {
     }
 }
 
+/// An output that the broker does not take fails its task, and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_that_no_broker_takes_fails_its_task_and_nothing_else() {
+async fn oversize_output_fails_only_its_task() {
     let (site, url) = (Site::new(), crate::broker_url());
     let state = tempfile::tempdir().unwrap();
     let run = run_over(Verbose {}, state.path(), || gristmill::connect(&url, "test"));

@@ -1,4 +1,4 @@
-//! What `gristmill doctor` finds.
+//! The findings of `gristmill doctor`.
 
 use gristmill_shared::{Address, Message, Outgoing, Published, QueueRole, RetryDelay, Shards};
 use lapin::{
@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::{
     harness::{OwnBroker, Site, broker::broker_url, within},
-    rights::{Guarded, PREFIX},
+    rights::{RestrictedFleet, USER_PREFIX},
 };
 
-/// The verdict on a check, what was found and what to do.
+/// Returns the verdict on a check, and its finding with the hint.
 fn finding<'a>(report: &'a Value, check: &str) -> (&'a str, String) {
     let findings = report["findings"].as_array().unwrap();
     let found = findings.iter().find(|it| it["check"].as_str().unwrap().starts_with(check));
@@ -22,7 +22,7 @@ fn finding<'a>(report: &'a Value, check: &str) -> (&'a str, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_healthy_fleet_has_no_problem() {
+async fn healthy_fleet_has_no_problem() {
     let site = Site::new();
     assert_eq!(site.run("gristmill setup").await.code, 0);
     let mut sink = site.start("sink -v");
@@ -53,17 +53,18 @@ async fn a_healthy_fleet_has_no_problem() {
     assert!(finding(&report, "workers").1.contains("heard: 1, with 3 slots"), "{report:#}");
     let (verdict, found) = finding(&report, "consumer_timeout");
     assert!(verdict == "unseen" && found.contains("rabbitmqctl eval"), "{report:#}");
-    // A line for each, for people.
+    // The text has a line for each finding.
     let lines = site.run("gristmill doctor").await.stdout;
     assert_eq!(lines.lines().count(), report["findings"].as_array().unwrap().len(), "{lines}");
     assert_eq!(worker.stop().await.code, 0);
-    assert_eq!(sink.said("WARN"), 0, "it disturbs nobody");
+    assert_eq!(sink.count_lines("WARN"), 0, "doctor disturbed the sink");
     sink.signal("-TERM").await;
-    sink.gone().await;
+    sink.wait().await;
 }
 
+/// Doctor takes no message and declares no queue.
 #[tokio::test(flavor = "multi_thread")]
-async fn it_takes_no_message_and_makes_no_queue() {
+async fn doctor_changes_nothing() {
     let site = Site::new();
     let report = site.json("gristmill doctor --json").await;
     let (verdict, found) = finding(&report, "lane");
@@ -73,7 +74,7 @@ async fn it_takes_no_message_and_makes_no_queue() {
         "{report:#}"
     );
     let again = site.json("gristmill doctor --json").await;
-    assert_eq!(finding(&again, "lane"), (verdict, found), "it made something");
+    assert_eq!(finding(&again, "lane"), (verdict, found), "doctor declared something");
 
     let job = site.run("producer submit spin --tasks 40 --micros 1 --batch 10").await;
     job.answer();
@@ -87,8 +88,9 @@ async fn it_takes_no_message_and_makes_no_queue() {
     assert!(!delivery.redelivered(), "it was taken and given back");
 }
 
+/// A lane that is partly there is a problem, also for a user who may declare the rest.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lane_that_is_half_there_is_a_problem_also_for_who_may_make_the_rest() {
+async fn missing_queue_is_a_problem() {
     let site = Site::new();
     assert_eq!(site.run("gristmill setup").await.code, 0);
     let connection = Connection::connect(&broker_url(), ConnectionProperties::default()).await.unwrap();
@@ -106,7 +108,7 @@ async fn a_lane_that_is_half_there_is_a_problem_also_for_who_may_make_the_rest()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_nobody_answers_at_is_a_problem() {
+async fn unreachable_broker_is_a_problem() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let site = Site::at(format!("amqp://me:sesame@{closed}"));
     let ended = site.run("gristmill doctor").await;
@@ -120,7 +122,7 @@ async fn a_broker_that_nobody_answers_at_is_a_problem() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_alarm_is_named() {
+async fn memory_alarm_is_named() {
     let broker = OwnBroker::start().await;
     let site = Site::at(broker.url());
     assert_eq!(site.run("gristmill setup").await.code, 0);
@@ -139,8 +141,9 @@ async fn an_alarm_is_named() {
     assert_eq!(finding(&report, "alarms").0, "ok", "{report:#}");
 }
 
+/// A broker where nothing is set up is one warning, and no check fails.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_where_nothing_is_set_up_yet_is_told_so_once_and_nothing_has_failed() {
+async fn empty_broker_is_one_warning() {
     let broker = OwnBroker::start().await;
     let site = Site::at(broker.url());
     let ended = site.run("gristmill doctor --json").await;
@@ -161,8 +164,9 @@ async fn a_broker_where_nothing_is_set_up_yet_is_told_so_once_and_nothing_has_fa
     assert!(verdict == "problem" && found.contains("low on memory"), "{report:#}");
 }
 
+/// Batches in the retry, `again` and suspect queues are counted.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_to_be_tried_again_is_counted() {
+async fn waiting_retries_are_counted() {
     let site = Site::new();
     let transport = site.transport().await;
     let roles = [QueueRole::Again, QueueRole::Suspect, QueueRole::Suspect];
@@ -180,7 +184,7 @@ async fn what_is_to_be_tried_again_is_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drifted_argument_is_named() {
+async fn drifted_argument_is_named() {
     let broker = OwnBroker::start().await;
     let site = Site::at(broker.url());
     assert_eq!(site.run("gristmill setup --shards 3").await.code, 0);
@@ -190,7 +194,7 @@ async fn a_drifted_argument_is_named() {
     let again =
         format!("x-dead-letter-exchange=gristmill.work x-dead-letter-routing-key=gristmill.{lane}.again");
     let quorum = "x-queue-type=quorum x-overflow=reject-publish x-dead-letter-strategy=at-least-once";
-    // A queue, its arguments without the one that has drifted, and what is found.
+    // A queue, its arguments without the drifted one, the finding and the hint.
     let drifted = [
         (
             format!("gristmill.{lane}.dead"),
@@ -250,11 +254,12 @@ async fn a_drifted_argument_is_named() {
     }
 }
 
+/// A tasks queue without a consumer is a problem.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tasks_queue_that_nobody_takes_from_is_named() {
+async fn unconsumed_shard_is_named() {
     let site = Site::new();
     let mut worker = site.start("worker --slots 1 --shards 2");
-    worker.says("taking tasks").await;
+    worker.wait_for("taking tasks").await;
     assert_eq!(site.run("gristmill doctor").await.code, 0);
     assert_eq!(site.run("gristmill setup --shards 3").await.code, 0);
     let ended = site.run("gristmill doctor --json").await;
@@ -270,8 +275,8 @@ async fn a_tasks_queue_that_nobody_takes_from_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_right_is_named() {
-    let fleet = Guarded::get().await;
+async fn missing_right_is_named() {
+    let fleet = RestrictedFleet::get().await;
     for role in ["producer", "worker", "sink", "operator"] {
         let ended = fleet.run(role, &format!("gristmill doctor --json --role {role}")).await;
         let report: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -291,19 +296,19 @@ async fn a_missing_right_is_named() {
         assert_eq!(ended.code, 1, "{user}: {report:#}");
         let (verdict, found) = finding(&report, "rights");
         assert_eq!(verdict, "problem", "{report:#}");
-        assert!(found.contains(&format!("the user {PREFIX}{user} lacks the {lacks}")), "{report:#}");
+        assert!(found.contains(&format!("the user {USER_PREFIX}{user} lacks the {lacks}")), "{report:#}");
     }
-    // Who may declare, and not bind.
+    // A user who may declare, and not bind.
     fleet.broker.ctl("add_user mute secret").await;
     fleet.broker.ctl(r"set_permissions mute ^gristmill\. ^gristmill\.(work|dead)$ ^gristmill\.").await;
     let url = fleet.broker.url().replace("guest:guest", "mute:secret");
     let words = "gristmill doctor --role operator";
-    let ended = fleet.site.start_with(words, |command| command.env("GRISTMILL_BROKER", url)).end().await;
+    let ended = fleet.site.start_with(words, |command| command.env("GRISTMILL_BROKER", url)).output().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     let lacks =
         format!("the user mute lacks the write right on the queue {}", fleet.site.queue(QueueRole::Tasks));
     assert!(ended.stdout.contains(&lacks), "{}", ended.stdout);
-    // One right less than a worker's, and no role said.
+    // A user with one right less than a worker's, and no role given.
     let suspect = fleet.site.queue(QueueRole::Suspect).to_string();
     let lane = fleet.site.queue(QueueRole::Suspect).lane;
     fleet.broker.ctl("add_user halfway secret").await;
@@ -313,7 +318,7 @@ async fn a_missing_right_is_named() {
     fleet.broker.ctl(&rights).await;
     let url = fleet.broker.url().replace("guest:guest", "halfway:secret");
     let doctor = fleet.site.start_with("gristmill doctor", |command| command.env("GRISTMILL_BROKER", url));
-    let ended = doctor.end().await;
+    let ended = doctor.output().await;
     assert_eq!(ended.code, 1, "{ended:?}");
     let lacks = format!("the user halfway lacks the read right on the queue {suspect}");
     println!("{}", ended.stdout);

@@ -1,4 +1,4 @@
-//! The fault drill, held with real processes on a RabbitMQ of its own.
+//! The fault drill, with real processes on a RabbitMQ of its own.
 
 use std::time::Duration;
 
@@ -6,22 +6,22 @@ use serde_json::Value;
 
 use crate::harness::{Process, Site, within};
 
-/// How often faults of this type happened.
-fn done(account: &Value, name: &str) -> u64 {
+/// Returns how often faults of this type happened.
+fn done_count(account: &Value, name: &str) -> u64 {
     let faults = account["faults"].as_array().unwrap();
     let of = faults.iter().find(|fault| fault["type"] == name);
     of.map_or(0, |fault| fault["done"].as_u64().unwrap())
 }
 
 #[tokio::test]
-async fn a_drill_with_a_broker_that_is_killed_ends_exact() {
+async fn drill_with_broker_kill_is_exact() {
     let words = "gristmill drill --seconds 25 --seed 4 --workers 2 --json";
-    let path = std::env::var_os("PATH").unwrap_or_default(); // RabbitMQ is there, and what it needs
+    let path = std::env::var_os("PATH").unwrap_or_default(); // where RabbitMQ and its tools are
     let mut drill = Site::new().start_with(words, |command| command.env("PATH", path));
     for stage in ["the fleet is up", "no more faults"] {
-        drill.says(stage).await; // each may take its time
+        drill.wait_for(stage).await; // each may take its time
     }
-    let ended = drill.end().await;
+    let ended = drill.output().await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let account: Value = serde_json::from_str(&ended.stdout).unwrap();
     let of = |what: &str| account[what].as_u64().unwrap();
@@ -31,84 +31,88 @@ async fn a_drill_with_a_broker_that_is_killed_ends_exact() {
     assert_eq!((&account["exact"], &account["report"]), (&true.into(), &"right".into()), "{account}");
     assert!(of("faults_done") >= 6 && of("types_done") >= 5, "{account}");
     for fault in ["worker killed", "sink killed", "producer killed", "broker killed"] {
-        assert!(done(&account, fault) > 0, "no {fault}: {account}");
+        assert!(done_count(&account, fault) > 0, "no {fault}: {account}");
     }
     assert!(account["broker_away_seconds"].as_f64().unwrap() > 0.0, "{account}");
 }
 
+/// A given broker gets no faults, and the drill still proves something.
 #[tokio::test]
-async fn a_given_broker_is_left_in_peace_and_the_drill_still_proves_something() {
+async fn drill_spares_a_given_broker() {
     let broker = crate::broker_url();
     let words = format!("gristmill drill --seconds 10 --seed 1 --workers 2 --json --broker {broker}");
     let ended = Site::new().run(&words).await;
     let account: Value = serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
     assert_eq!((ended.code, &account["exact"]), (0, &true.into()), "{account}");
     for fault in ["broker killed", "broker paused", "connections closed"] {
-        assert_eq!(done(&account, fault), 0, "{account}");
+        assert_eq!(done_count(&account, fault), 0, "{account}");
     }
 }
 
 #[tokio::test]
-async fn a_drill_without_its_broker_says_so() {
+async fn drill_reports_a_missing_broker() {
     let ended = Site::new().run("gristmill drill --broker amqp://guest:guest@127.0.0.1:9").await;
     assert_eq!((ended.code, ended.stdout.as_str()), (3, ""), "{ended:?}");
     assert!(ended.stderr.contains("is a RabbitMQ running there?"), "{ended:?}");
 }
 
-/// A drill that is in full swing, with all that it leaves in the site's directory.
-async fn in_full_swing(site: &Site) -> Process {
+/// Starts a drill in the site's directory, and waits until its whole fleet is at work.
+async fn start_drill(site: &Site) -> Process {
     let words = format!("gristmill drill --seconds 600 --seed 1 --broker {}", crate::broker_url());
     let dir = site.path("tmp");
     std::fs::create_dir(&dir).unwrap();
     let mut drill = site.start_with(&words, |command| command.env("TMPDIR", dir));
-    drill.says("the fleet is up").await;
+    drill.wait_for("the fleet is up").await;
     within("a sink, three workers and a producer", async {
-        while at_work(site) != 5 {
-            tokio::time::sleep(Duration::from_millis(20)).await; // one producer may just make way for the next
+        while count_processes(site) != 5 {
+            tokio::time::sleep(Duration::from_millis(20)).await; // one producer may just be followed by the next
         }
     })
     .await;
     drill
 }
 
-/// How many processes work in the site's directory, as those of a drill do.
-fn at_work(site: &Site) -> usize {
+/// Returns the number of processes that have the site's directory as theirs, as those of a drill
+/// do.
+fn count_processes(site: &Site) -> usize {
     let dir = site.path("tmp");
     let processes =
         std::fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path().join("cwd")));
     processes.filter(|cwd| std::fs::read_link(cwd).is_ok_and(|cwd| cwd.starts_with(&dir))).count()
 }
 
-/// Waits until nobody is left; there is no event for the end of other people's children.
-async fn nobody_is_left(site: &Site) {
-    within("everybody to be gone", async {
-        while at_work(site) > 0 {
+/// Waits until no such process is left. Polls, since the end of other processes' children is no
+/// event.
+async fn wait_all_gone(site: &Site) {
+    within("every process to end", async {
+        while count_processes(site) > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await;
 }
 
+/// Ctrl-C ends a drill and every process in it.
 #[tokio::test]
-async fn ctrl_c_ends_a_drill_and_everybody_in_it() {
+async fn ctrl_c_ends_every_process() {
     let site = Site::new();
-    let drill = in_full_swing(&site).await;
+    let drill = start_drill(&site).await;
     drill.signal("-INT").await;
-    let ended = drill.end().await;
+    let ended = drill.output().await;
     assert_eq!(ended.code, 130, "{ended:?}");
     assert!(ended.stderr.contains("ledger and logs are kept in"), "{ended:?}");
-    nobody_is_left(&site).await;
+    wait_all_gone(&site).await;
 }
 
 #[tokio::test]
-async fn nobody_outlives_a_drill_that_is_killed() {
+async fn killed_drill_leaves_no_process() {
     let site = Site::new();
-    in_full_swing(&site).await.kill().await;
-    nobody_is_left(&site).await;
+    start_drill(&site).await.kill().await;
+    wait_all_gone(&site).await;
 }
 
 #[tokio::test]
-async fn the_same_seed_plans_the_same_faults() {
+async fn same_seed_plans_same_faults() {
     let site = Site::new();
     let plan = async |seed: u32| site.run(&format!("gristmill drill --plan --seed {seed}")).await.stdout;
     let first = plan(7).await;

@@ -1,4 +1,5 @@
-//! The examples of the documentation: a user's own job in a program of its own, and a worker in another language.
+//! The examples of the documentation: a user's own job in a program of its own, and a worker in
+//! another language.
 
 use std::path::PathBuf;
 
@@ -6,7 +7,7 @@ use tokio::process::Command;
 
 use crate::harness::{Process, Site};
 
-/// Where cargo puts the example beside the tests.
+/// Returns the path of the example, which cargo puts beside the tests.
 pub(crate) fn collatz() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/collatz");
@@ -15,28 +16,29 @@ pub(crate) fn collatz() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_job_of_ones_own_runs() {
+async fn custom_job_runs() {
     let mut command = Command::new(collatz());
     command.args(["run", "collatz", "--limit", "100000"]);
-    let ended = Process::start("collatz", command).end().await;
+    let ended = Process::start("collatz", command).output().await;
     assert_eq!(ended.answer(), "77031 (350 steps)");
 }
 
 #[tokio::test]
-async fn it_knows_its_own_kind_and_no_other() {
+async fn custom_program_has_only_its_kind() {
     let mut command = Command::new(collatz());
     command.args(["run", "primes", "--limit", "100"]);
-    let ended = Process::start("collatz", command).end().await;
+    let ended = Process::start("collatz", command).output().await;
     assert_eq!(ended.code, 2);
     assert!(ended.stderr.contains("known: collatz"), "{ended:?}");
 }
 
+/// A user's program has its own name, and shows no examples of ours.
 #[tokio::test]
-async fn it_goes_by_its_own_name_and_shows_no_examples_of_ours() {
+async fn custom_program_has_its_own_help() {
     let said = async |words: &str| {
         let mut command = Command::new(collatz());
         command.args(words.split_whitespace());
-        Process::start("collatz", command).end().await.answer().to_owned()
+        Process::start("collatz", command).output().await.answer().to_owned()
     };
     assert_eq!(said("-V").await, concat!("collatz ", env!("CARGO_PKG_VERSION")));
     assert!(said("--help").await.contains("Exit codes: 0 ok"));
@@ -48,7 +50,7 @@ async fn it_goes_by_its_own_name_and_shows_no_examples_of_ours() {
     }
 }
 
-/// A Python that has pika.
+/// Returns the path of a Python that has pika.
 pub(crate) fn python() -> String {
     let with_pika = |python: &str| {
         let script = "import pika, sys; print(sys.executable)";
@@ -59,8 +61,9 @@ pub(crate) fn python() -> String {
     found.expect("no Python with pika (hint: pip install pika)")
 }
 
+/// Workers in another language finish a job although one of them is killed.
 #[tokio::test]
-async fn workers_in_another_language_do_a_job_though_one_is_killed() {
+async fn python_workers_survive_a_kill() {
     let site = Site::new();
     let collatz = |words: &str| {
         let mut command = site.program(collatz());
@@ -73,15 +76,15 @@ async fn workers_in_another_language_do_a_job_though_one_is_killed() {
         Process::start("worker.py", command)
     };
     let mut sink = collatz("sink");
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let (mut killed, mut left) = (worker(), worker());
-    killed.says("takes tasks").await;
-    left.says("takes tasks").await;
-    let job = collatz("producer submit collatz --limit 200000").end().await.answer().to_owned();
-    site.first_outcomes(&job).await;
+    killed.wait_for("takes tasks").await;
+    left.wait_for("takes tasks").await;
+    let job = collatz("producer submit collatz --limit 200000").output().await.answer().to_owned();
+    site.wait_for_outcomes(&job).await;
     killed.kill().await;
     assert_eq!(site.json(&format!("sink show {job} --json")).await["state"], "running", "killed too late");
-    assert_eq!(collatz(&format!("producer wait {job}")).end().await.answer(), "156159 (382 steps)");
+    assert_eq!(collatz(&format!("producer wait {job}")).output().await.answer(), "156159 (382 steps)");
     site.verify(&job).await;
     assert_eq!(left.stop().await.code, 0);
 }

@@ -1,4 +1,4 @@
-//! What a user sees of tasks that failed, and of jobs as a whole.
+//! Failed tasks, and jobs as a whole, as a user sees them.
 
 use gristmill_shared::QueueRole;
 use lapin::{
@@ -9,12 +9,13 @@ use serde_json::Value;
 
 use crate::{broker_url, harness::Site};
 
-fn lines(text: &str) -> Vec<Value> {
+fn parse_lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// A batch that the broker dead-letters is a failure of its tasks.
 #[tokio::test]
-async fn a_batch_that_the_broker_itself_gave_up_is_a_failure_of_its_tasks() {
+async fn dead_lettered_batch_fails_its_tasks() {
     let site = Site::new();
     let _sink = site.start("sink");
     let job = site.run("producer submit spin --tasks 30 --batch 10").await.answer().to_owned();
@@ -24,14 +25,14 @@ async fn a_batch_that_the_broker_itself_gave_up_is_a_failure_of_its_tasks() {
     let got = channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap();
     let got = got.expect("a batch waits there");
     got.reject(BasicRejectOptions { requeue: false }).await.unwrap();
-    site.shown(&job, |shown| shown["account"]["failed"] == 10).await;
+    site.wait_shown(&job, |shown| shown["account"]["failed"] == 10).await;
 
     let _worker = site.start("worker --slots 1");
     let waited = site.run(&format!("producer wait {job}")).await;
     assert_eq!(waited.code, 1, "{waited:?}");
-    let failures = lines(&site.run(&format!("sink failures {job} --json")).await.stdout);
+    let failures = parse_lines(&site.run(&format!("sink failures {job} --json")).await.stdout);
     assert_eq!(failures.len(), 10);
-    // Whichever batch came first into the queue.
+    // The batch that was first in the queue.
     let first = failures[0]["index"].as_u64().unwrap();
     for (index, failure) in (first..).zip(&failures) {
         assert_eq!(failure["index"].as_u64(), Some(index));
@@ -44,16 +45,17 @@ async fn a_batch_that_the_broker_itself_gave_up_is_a_failure_of_its_tasks() {
     assert!(retried.answer().contains("435"), "what was given up can be sent again: {retried:?}");
 }
 
+/// Failures name their worker, and an export has everything.
 #[tokio::test]
-async fn failures_name_their_worker_and_an_export_has_everything() {
+async fn failures_name_their_worker() {
     let site = Site::new();
     let (_sink, mut worker) = (site.start("sink"), site.start("worker --slots 1"));
-    worker.says("taking tasks").await;
+    worker.wait_for("taking tasks").await;
     let submitted =
         site.run("producer submit spin --tasks 200 --fail-rate 0.2 --seed 5 --max-attempts 1 --wait").await;
     assert_eq!(submitted.code, 1, "{submitted:?}");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
-    let failures = lines(&site.run(&format!("sink failures {job} --json")).await.stdout);
+    let failures = parse_lines(&site.run(&format!("sink failures {job} --json")).await.stdout);
     assert!(!failures.is_empty());
     for failure in &failures {
         assert!(failure["worker"].as_str().unwrap().starts_with("worker-"), "{failure}");
@@ -62,7 +64,7 @@ async fn failures_name_their_worker_and_an_export_has_everything() {
     let told = site.run(&format!("sink failures {job}")).await;
     assert!(told.stdout.lines().all(|line| line.contains("attempts: 1\tlosses: 0\tworker-")), "{told:?}");
 
-    let export = lines(&site.run(&format!("sink export {job}")).await.stdout);
+    let export = parse_lines(&site.run(&format!("sink export {job}")).await.stdout);
     assert_eq!(export[0]["job"]["job"], Value::from(job.as_str()));
     let exported: Vec<_> = export.iter().filter_map(|line| line.get("failure").cloned()).collect();
     assert_eq!(exported, failures);

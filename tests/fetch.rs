@@ -16,7 +16,7 @@ use tokio::{
     process::Command,
 };
 
-use crate::harness::{Ended, Process};
+use crate::harness::{Process, ProcessOutput};
 
 const ANSWER_DELAY: Duration = Duration::from_millis(100);
 const SLOT_COUNT: usize = 2;
@@ -35,13 +35,13 @@ const CONTROL_MIN: f64 = 0.9;
 const ATTEMPTS_MAX: usize = 3;
 const PAGE_BODY: &str = "0123456789";
 
-/// A server on loopback, and how many requests it has had at a time at most.
-struct Server {
+/// A server on loopback, with the highest number of requests that it had at a time.
+struct PageServer {
     address: String,
     most: Arc<AtomicUsize>,
 }
 
-impl Server {
+impl PageServer {
     async fn start(pages: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -81,19 +81,19 @@ async fn answer(mut stream: TcpStream, pages: usize) -> std::io::Result<()> {
     stream.write_all(answer.as_bytes()).await
 }
 
-async fn fetch(server: &Server, pages: usize) -> Ended {
+async fn fetch(server: &PageServer, pages: usize) -> ProcessOutput {
     let tests = std::env::current_exe().unwrap();
     let path: PathBuf = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/fetch");
     assert!(path.exists(), "{} is missing (hint: cargo build --examples)", path.display());
     let mut command = Command::new(path);
     command.args(["run", "fetch", "--server", &server.address]);
     command.args(["--pages", &pages.to_string(), "--slots", &SLOT_COUNT.to_string()]);
-    Process::start("fetch", command).end().await
+    Process::start("fetch", command).output().await
 }
 
 /// Fetches the pages as the example does, from within this process and without Gristmill: what the
 /// machine is able to.
-async fn fetch_bare(server: &Server) {
+async fn fetch_bare(server: &PageServer) {
     let fetch_one = async |page: usize| {
         let mut stream = TcpStream::connect(&server.address).await.unwrap();
         stream.write_all(format!("GET /{page} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
@@ -111,10 +111,10 @@ fn share_of_full(pages: usize, took: Duration) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn async_fetch_keeps_64_in_flight_per_slot() {
+async fn fetch_keeps_64_in_flight_per_slot() {
     let mut slow = Vec::new();
     while slow.len() < ATTEMPTS_MAX {
-        let server = Server::start(PAGE_COUNT).await;
+        let server = PageServer::start(PAGE_COUNT).await;
         let began = Instant::now();
         let ended = fetch(&server, PAGE_COUNT).await;
         let share = share_of_full(PAGE_COUNT, began.elapsed());
@@ -140,8 +140,8 @@ async fn async_fetch_keeps_64_in_flight_per_slot() {
 }
 
 #[tokio::test]
-async fn page_that_is_missing_fails_alone() {
-    let server = Server::start(100).await;
+async fn missing_page_fails_alone() {
+    let server = PageServer::start(100).await;
     let ended = fetch(&server, 101).await;
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(ended.stderr.contains("there is no page 100"), "{ended:?}");

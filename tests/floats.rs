@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use futures::future::join_all;
 use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};
 
-use crate::harness::{Ended, Process, Site};
+use crate::harness::{Process, ProcessOutput, Site};
 
 /// The published sums of class S, and the number of pairs in each square ring.
 const CLASS_S: (f64, f64) = (-3.24783465203474e3, -6.958407078382297e3);
@@ -17,7 +17,7 @@ const SUM_TOLERANCE: f64 = 1e-8;
 const SINK_KILLS: usize = 20;
 const JOB_COUNT: usize = 5;
 
-/// An example, where cargo puts it beside the tests.
+/// Returns the path of an example, which cargo puts beside the tests.
 fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples").join(name);
@@ -35,26 +35,26 @@ fn start(site: &Site, name: &str, words: &str, fault: Option<Fault>) -> Process 
     Process::start(name, command)
 }
 
-fn abort(point: FailPoint, time: u32) -> Fault {
+fn abort_at(point: FailPoint, time: u32) -> Fault {
     Fault { point, time, action: Action::Abort }
 }
 
-/// Waits until the fault has happened.
-async fn dead(process: Process, fault: Fault) {
-    let ended = process.end().await;
-    assert_eq!(ended.code, Ended::ABORTED, "{fault}: {ended:?}");
+/// Waits for the process to end, and asserts that the fault aborted it.
+async fn expect_abort(process: Process, fault: Fault) {
+    let ended = process.output().await;
+    assert_eq!(ended.code, ProcessOutput::ABORTED, "{fault}: {ended:?}");
     assert_eq!(ended.stderr.matches(&fault.evidence()).count(), 1, "{ended:?}");
 }
 
-/// The answer of a class in one process.
-async fn answer_of_run(class: &str, slots: u32) -> String {
+/// Returns the answer of a class in one process.
+async fn run_answer(class: &str, slots: u32) -> String {
     let words = format!("run ep --class {class} --slots {slots}");
-    start(&Site::new(), "ep", &words, None).end().await.answer().to_owned()
+    start(&Site::new(), "ep", &words, None).output().await.answer().to_owned()
 }
 
 #[tokio::test]
-async fn ep_has_the_same_bits_with_any_slots() {
-    let answer = answer_of_run("S", 1).await;
+async fn ep_bits_are_equal_for_any_slots() {
+    let answer = run_answer("S", 1).await;
     assert!(answer.ends_with(CLASS_S_COUNTS), "{answer}");
     let words: Vec<&str> = answer.split(' ').collect();
     for (word, expected) in [(1, CLASS_S.0), (3, CLASS_S.1)] {
@@ -65,13 +65,13 @@ async fn ep_has_the_same_bits_with_any_slots() {
         );
     }
     for slots in [2, 3] {
-        assert_eq!(answer_of_run("S", slots).await, answer, "with {slots} slots");
+        assert_eq!(run_answer("S", slots).await, answer, "with {slots} slots");
     }
 }
 
 /// `EP_CLASS` names a larger class, which needs a release build to end in time.
 #[tokio::test]
-async fn ep_has_the_same_bits_after_ten_kills() {
+async fn ep_bits_survive_ten_kills() {
     let class = std::env::var("EP_CLASS").unwrap_or_else(|_| "S".to_owned());
     // All batches fit into the queue before the first worker comes.
     let batch = if class == "S" { 1 } else { 16 };
@@ -80,24 +80,24 @@ async fn ep_has_the_same_bits_after_ten_kills() {
     let mut kills = 0;
 
     let sink = ep("sink", None);
-    let fault = abort(FailPoint::Sent, 3);
+    let fault = abort_at(FailPoint::Sent, 3);
     let mut producer = ep(&format!("producer submit ep --class {class} --batch {batch} --wait"), Some(fault));
-    let job = producer.says("job ").await.trim_start_matches("job ").to_owned();
-    dead(producer, fault).await;
+    let job = producer.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    expect_abort(producer, fault).await;
     kills += 1;
     for point in [FailPoint::ProducerSplit, FailPoint::ProducerSealed] {
-        let fault = abort(point, 1);
-        dead(ep(&format!("producer resume {job}"), Some(fault)), fault).await;
+        let fault = abort_at(point, 1);
+        expect_abort(ep(&format!("producer resume {job}"), Some(fault)), fault).await;
         kills += 1;
     }
-    let resumed = ep(&format!("producer resume {job}"), None).end().await;
+    let resumed = ep(&format!("producer resume {job}"), None).output().await;
     assert_eq!(resumed.code, 0, "{resumed:?}");
-    site.shown(&job, |shown| shown["sealed"] == true).await;
+    site.wait_shown(&job, |shown| shown["sealed"] == true).await;
     assert_eq!(sink.stop().await.code, 0);
 
     for point in [FailPoint::WorkerRan, FailPoint::Sent, FailPoint::WorkerStored] {
-        let fault = abort(point, 1);
-        dead(ep("worker --slots 1", Some(fault)), fault).await;
+        let fault = abort_at(point, 1);
+        expect_abort(ep("worker --slots 1", Some(fault)), fault).await;
         kills += 1;
     }
     let worker = ep("worker --slots 1", None);
@@ -107,49 +107,49 @@ async fn ep_has_the_same_bits_after_ten_kills() {
         (FailPoint::SinkCommitted, 1),
         (FailPoint::SinkTelling, 1),
     ] {
-        let fault = abort(point, time);
-        dead(ep("sink", Some(fault)), fault).await;
+        let fault = abort_at(point, time);
+        expect_abort(ep("sink", Some(fault)), fault).await;
         kills += 1;
     }
     let _heir = ep("sink", None);
-    let waited = ep(&format!("producer wait {job}"), None).end().await;
-    assert_eq!(waited.answer(), answer_of_run(&class, 2).await, "after {kills} kills");
+    let waited = ep(&format!("producer wait {job}"), None).output().await;
+    assert_eq!(waited.answer(), run_answer(&class, 2).await, "after {kills} kills");
     assert_eq!(kills, 10);
     site.verify(&job).await;
     assert_eq!(worker.stop().await.code, 0);
 }
 
-/// A job whose sink dies after each of its first commits. The worker stands still while there is no
-/// sink, so that results are left for each of them.
-async fn values_survive_kills_of_the_sink(job: usize) {
+/// Kills the sink of a job after each of its first commits. The worker stands still while there is
+/// no sink, so that results are left for each of them.
+async fn kill_sink_repeatedly(job: usize) {
     let site = Site::new();
     let values = |words: &str, fault: Option<Fault>| start(&site, "values", words, fault);
     let tasks = 400 + job;
     let sink = values("sink", None);
     let submit = format!("producer submit values --tasks {tasks} --millis 20 --batch 1");
-    let id = values(&submit, None).end().await.answer().to_owned();
-    site.shown(&id, |shown| shown["sealed"] == true).await;
+    let id = values(&submit, None).output().await.answer().to_owned();
+    site.wait_shown(&id, |shown| shown["sealed"] == true).await;
     assert_eq!(sink.stop().await.code, 0);
 
     let mut worker = values("worker --slots 1", None);
-    worker.says("taking tasks").await;
+    worker.wait_for("taking tasks").await;
     for kill in 0..SINK_KILLS {
         // Before a commit, or after it and before its results are acknowledged.
         let point = if kill % 2 == 0 { FailPoint::SinkCommitted } else { FailPoint::SinkFolded };
-        let fault = abort(point, 1);
+        let fault = abort_at(point, 1);
         worker.signal("-STOP").await;
         let mut sink = values("sink", Some(fault));
-        sink.says("serving").await;
+        sink.wait_for("serving").await;
         worker.signal("-CONT").await;
-        dead(sink, fault).await;
+        expect_abort(sink, fault).await;
     }
     let _heirs = [values("sink", None), values("worker --slots 32", None)].map(Some);
-    let waited = values(&format!("producer wait {id}"), None).end().await;
+    let waited = values(&format!("producer wait {id}"), None).output().await;
     assert_eq!(waited.answer(), format!("{tasks} samples have their bits"));
     site.verify(&id).await;
 }
 
 #[tokio::test]
-async fn values_keep_their_bits_though_sinks_die() {
-    join_all((0..JOB_COUNT).map(values_survive_kills_of_the_sink)).await;
+async fn float_bits_survive_sink_kills() {
+    join_all((0..JOB_COUNT).map(kill_sink_repeatedly)).await;
 }

@@ -11,16 +11,16 @@ const SCREEN_SIZE: (usize, usize) = (24, 80);
 /// The lines of `-h` beside those of a kind's own flags.
 const FRAME_LINES: usize = 14;
 
-/// The help that a program prints on a screen of 80 columns.
+/// Returns the help that a program prints on a screen of 80 columns.
 async fn help(words: &str) -> String {
     let mut command = Site::at("amqp://broker.invalid".into()).command(words);
     command.env("COLUMNS", SCREEN_SIZE.1.to_string());
-    let ended = Process::start(words, command).end().await;
+    let ended = Process::start(words, command).output().await;
     assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{words}: {ended:?}");
     ended.stdout
 }
 
-/// The long names of the flags in a text.
+/// Returns the long names of the flags in a text.
 fn flags(text: &str) -> BTreeSet<&str> {
     let words = text.split(|letter: char| letter.is_whitespace() || "[]()'`,;:=".contains(letter));
     let flags = words.filter(|word| word.starts_with("--") && word.len() > 2);
@@ -116,13 +116,13 @@ async fn own_flags_of_a_kind_come_first() {
 }
 
 #[tokio::test]
-async fn a_users_own_kind_is_shown_likewise() {
+async fn custom_kind_flags_come_first() {
     let tests = std::env::current_exe().unwrap();
     let example: PathBuf = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/collatz");
     assert!(example.exists(), "{} is missing (hint: cargo build --examples)", example.display());
     let mut command = Command::new(example);
     command.args(["producer", "submit", "collatz", "-h"]).env("COLUMNS", SCREEN_SIZE.1.to_string());
-    let short = Process::start("collatz", command).end().await.stdout;
+    let short = Process::start("collatz", command).output().await.stdout;
     assert_fits("collatz", &short);
     let place = |what: &str| short.find(what).unwrap_or_else(|| panic!("no {what}: {short}"));
     assert!(place("--limit <LIMIT>") < place("More options") && place("More options") < place("--wait"));

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{
     Process, Site,
-    process_table::{children_of, has_argument, is_there, until, until_gone, until_running},
+    process_table::{children_of, has_argument, is_there, wait_gone, wait_running, wait_until},
 };
 
-/// Acts that never end. `command:` gets the number of seconds, which tells one test's command from
-/// another's.
+/// Ways to misbehave that never end. `command:` gets the number of seconds, which tells one test's
+/// command from another's.
 const ENDLESS_TASKS: [&str; 4] = ["spin", "sleep", "await", "command:"];
 
 /// Grace of these tests for tasks that go on after a stop, and for a worker that leaves.
@@ -18,15 +18,15 @@ const KILL_DELAY: Duration = Duration::from_secs(1);
 /// Added to each bound, since the machine may be at work on other tests.
 const LOAD_SLACK: Duration = Duration::from_secs(5);
 
-/// Asserts that what was to end has ended in time.
-fn in_time(began: Instant, bound: Duration, what: &str) {
+/// Asserts that a process has ended within `bound` and the slack for a loaded machine.
+fn assert_in_time(began: Instant, bound: Duration, what: &str) {
     let took = began.elapsed();
     println!("{what}: gone after {took:?} of at most {bound:?}");
     assert!(took <= bound + LOAD_SLACK, "{what}: {took:?} instead of {bound:?}");
 }
 
-/// A fleet whose one slot runs a task that misbehaves, the eighth of twenty.
-struct Scene {
+/// A fleet whose one slot runs a misbehaving task, the eighth of twenty.
+struct MisbehavingFleet {
     site: Site,
     sink: Process,
     worker: Process,
@@ -36,52 +36,54 @@ struct Scene {
     seconds: String,
 }
 
-/// The child processes of a worker that run batches.
-fn isolated(worker: &Process) -> Vec<u32> {
+/// Returns the child processes of a worker that run batches.
+fn isolated_children(worker: &Process) -> Vec<u32> {
     children_of(worker.id()).into_iter().filter(|pid| has_argument(*pid, "--isolated-child")).collect()
 }
 
-impl Scene {
-    /// Returns when the task misbehaves. `number` is the test's own.
-    async fn set(how: &str, number: u32, worker: &str, submit: &str) -> Self {
+impl MisbehavingFleet {
+    /// Starts the fleet and returns once the task misbehaves. `number` is the test's own.
+    async fn start(how: &str, number: u32, worker: &str, submit: &str) -> Self {
         let site = Site::new();
         let mut sink = site.start("sink");
-        sink.says("serving").await;
+        sink.wait_for("serving").await;
         let mut worker = site.start(&format!("worker --isolate --slots 1 {worker}"));
         let seconds = format!("4242.{number}");
         let how = if how.ends_with(':') { format!("{how}{seconds}") } else { how.to_owned() };
         let submit = site
             .start(&format!("producer submit {submit} --batch 5 --wait spin --tasks 20 --misbehave 7={how}"));
-        worker.says("task 7 misbehaves").await;
+        worker.wait_for("task 7 misbehaves").await;
         if how.starts_with("command") {
-            until_running(&seconds).await;
+            wait_running(&seconds).await;
         }
-        let [child] = isolated(&worker)[..] else { panic!("not one child: {:?}", isolated(&worker)) };
+        let [child] = isolated_children(&worker)[..] else {
+            panic!("not one child: {:?}", isolated_children(&worker))
+        };
         Self { site, sink, worker, submit, child, seconds }
     }
 
-    /// Waits until nothing is left of the task.
-    async fn until_nothing_is_left(&self) {
-        until("the end of the child", || !is_there(self.child)).await;
-        until_gone(&self.seconds).await;
+    /// Waits until no process of the task is left.
+    async fn wait_until_gone(&self) {
+        wait_until("the end of the child", || !is_there(self.child)).await;
+        wait_gone(&self.seconds).await;
     }
 }
 
-async fn job_of(submit: &mut Process) -> String {
-    submit.says("job ").await.trim_start_matches("job ").to_owned()
+async fn read_job_id(submit: &mut Process) -> String {
+    submit.wait_for("job ").await.trim_start_matches("job ").to_owned()
 }
 
 async fn cancel(how: &str, number: u32) {
-    let mut scene = Scene::set(how, number, "--stop-grace 2s", "").await;
-    let job = job_of(&mut scene.submit).await;
+    let mut scene = MisbehavingFleet::start(how, number, "--stop-grace 2s", "").await;
+    let job = read_job_id(&mut scene.submit).await;
     assert_eq!(scene.site.run(&format!("producer cancel {job}")).await.code, 0);
     let cancelled = Instant::now();
-    scene.until_nothing_is_left().await;
-    in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("cancelled {how}"));
+    scene.wait_until_gone().await;
+    assert_in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("cancelled {how}"));
     let next = scene.site.run("producer submit spin --tasks 10 --wait").await;
     assert!(next.answer().contains("sum 45"), "{how}: {next:?}");
-    in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("the next job after {how}"));
-    scene.worker.says("a task runs on after its job was stopped; ending its process").await;
+    assert_in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("the next job after {how}"));
+    scene.worker.wait_for("a task runs on after its job was stopped; ending its process").await;
     let left = scene.worker.stop().await;
     assert!(left.code == 0 && left.stderr.contains(" 0 errors"), "{how}: {left:?}");
     assert!(left.stderr.contains("0 abandoned"), "{how}: {left:?}");
@@ -94,16 +96,16 @@ async fn cancelled_task_leaves_nothing() {
     futures::future::join_all(cancelled).await;
 }
 
-async fn time_limit(how: &str, number: u32) {
+async fn exceed_time_limit(how: &str, number: u32) {
     let limits = "--task-timeout 500ms --max-attempts 2";
-    let scene = Scene::set(how, number, "-vv", limits).await;
+    let scene = MisbehavingFleet::start(how, number, "-vv", limits).await;
     let child = scene.child;
-    let Scene { site, sink, worker, mut submit, seconds, .. } = scene;
-    let job = job_of(&mut submit).await;
-    let submitted = submit.end().await;
+    let MisbehavingFleet { site, sink, worker, mut submit, seconds, .. } = scene;
+    let job = read_job_id(&mut submit).await;
+    let submitted = submit.output().await;
     assert_eq!(submitted.code, 1, "{how}: {submitted:?}");
-    until("the end of the child", || !is_there(child)).await;
-    until_gone(&seconds).await;
+    wait_until("the end of the child", || !is_there(child)).await;
+    wait_gone(&seconds).await;
     let failures = site.json(&format!("sink failures {job} --json")).await;
     assert_eq!((&failures["index"], &failures["attempts"]), (&7.into(), &2.into()), "{how}: {failures}");
     assert_eq!(failures["reason"], "it ran longer than the job's task timeout of 500ms");
@@ -117,37 +119,37 @@ async fn time_limit(how: &str, number: u32) {
 }
 
 #[tokio::test]
-async fn task_over_its_limit_leaves_nothing() {
-    let limited = ENDLESS_TASKS.iter().zip(21..).map(|(how, number)| time_limit(how, number));
+async fn timed_out_task_leaves_nothing() {
+    let limited = ENDLESS_TASKS.iter().zip(21..).map(|(how, number)| exceed_time_limit(how, number));
     futures::future::join_all(limited).await;
 }
 
 async fn terminate(how: &str, number: u32) {
-    let scene = Scene::set(how, number, "--grace 2s", "").await;
-    let Scene { site: _site, sink, worker, submit, child, seconds } = scene;
+    let scene = MisbehavingFleet::start(how, number, "--grace 2s", "").await;
+    let MisbehavingFleet { site: _site, sink, worker, submit, child, seconds } = scene;
     let told = Instant::now();
     let left = worker.stop().await;
     assert!(left.code == 0 && left.stderr.contains("1 abandoned"), "{how}: {left:?}");
-    until("the end of the child", || !is_there(child)).await;
-    until_gone(&seconds).await;
-    in_time(told, STOP_GRACE + KILL_DELAY, &format!("worker with {how}"));
+    wait_until("the end of the child", || !is_there(child)).await;
+    wait_gone(&seconds).await;
+    assert_in_time(told, STOP_GRACE + KILL_DELAY, &format!("worker with {how}"));
     drop((sink, submit));
 }
 
 #[tokio::test]
-async fn worker_that_leaves_takes_its_children_along() {
+async fn drained_worker_leaves_no_child() {
     let terminated = ENDLESS_TASKS.iter().zip(31..).map(|(how, number)| terminate(how, number));
     futures::future::join_all(terminated).await;
 }
 
 async fn kill(how: &str, number: u32) {
-    let scene = Scene::set(how, number, "", "").await;
-    let Scene { site: _site, sink, worker, submit, child, seconds } = scene;
+    let scene = MisbehavingFleet::start(how, number, "", "").await;
+    let MisbehavingFleet { site: _site, sink, worker, submit, child, seconds } = scene;
     worker.kill().await;
     let killed = Instant::now();
-    until("the end of the child", || !is_there(child)).await;
-    until_gone(&seconds).await;
-    in_time(killed, KILL_DELAY, &format!("killed worker with {how}"));
+    wait_until("the end of the child", || !is_there(child)).await;
+    wait_gone(&seconds).await;
+    assert_in_time(killed, KILL_DELAY, &format!("killed worker with {how}"));
     drop((sink, submit));
 }
 
@@ -157,17 +159,17 @@ async fn killed_worker_leaves_no_child() {
     futures::future::join_all(killed).await;
 }
 
-/// The process dies at the task itself; the worker does not.
+/// Crashes the child at the task itself; the worker goes on.
 async fn crash(how: &str, told: &[&str]) {
     let site = Site::new();
     let mut sink = site.start("sink");
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let worker = site.start("worker --isolate --slots 1 -vv");
     let mut submit = site.start(&format!(
         "producer submit --max-attempts 2 --batch 10 --wait spin --tasks 40 --misbehave 7={how}"
     ));
-    let job = job_of(&mut submit).await;
-    let submitted = submit.end().await;
+    let job = read_job_id(&mut submit).await;
+    let submitted = submit.output().await;
     assert_eq!(submitted.code, 1, "{how}: {submitted:?}");
     let failures = site.json(&format!("sink failures {job} --json")).await;
     assert_eq!((&failures["index"], &failures["attempts"]), (&7.into(), &2.into()), "{how}: {failures}");
@@ -182,7 +184,7 @@ async fn crash(how: &str, told: &[&str]) {
 }
 
 #[tokio::test]
-async fn crash_costs_one_attempt_of_its_task() {
+async fn crash_costs_one_attempt() {
     let signal = "its process was killed by signal 6";
     futures::join!(async { crash("abort", &[signal, "task 7 misbehaves: Abort"]).await }, async {
         crash("overflow", &[signal, "has overflowed its stack"]).await
@@ -190,21 +192,21 @@ async fn crash_costs_one_attempt_of_its_task() {
 }
 
 #[tokio::test]
-async fn task_that_looks_for_a_stop_keeps_its_child() {
+async fn cooperative_task_keeps_its_child() {
     let site = Site::new();
     let mut sink = site.start("sink");
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let worker = site.start("worker --isolate --slots 1");
     let job = site.run("producer submit --batch 1 spin --tasks 2 --micros 60000000").await;
     let job = job.answer().to_owned();
-    until("a child", || isolated(&worker).len() == 1).await;
-    let before = isolated(&worker);
+    wait_until("a child", || isolated_children(&worker).len() == 1).await;
+    let before = isolated_children(&worker);
     assert_eq!(site.run(&format!("producer cancel {job}")).await.code, 0);
     let next = site.run("producer submit spin --tasks 1000 --wait").await;
     assert!(next.answer().contains("sum 499500"), "{next:?}");
-    assert_eq!(isolated(&worker), before);
+    assert_eq!(isolated_children(&worker), before);
     assert_eq!(worker.stop().await.code, 0);
-    until("the end of the child", || !is_there(before[0])).await;
+    wait_until("the end of the child", || !is_there(before[0])).await;
 }
 
 /// Neither the broker's URL nor a password is passed on; what user code prints is in the log.
@@ -212,11 +214,11 @@ async fn task_that_looks_for_a_stop_keeps_its_child() {
 async fn child_knows_no_password() {
     let site = Site::new();
     let mut sink = site.start("sink");
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let worker = site.start_with("worker --isolate --slots 2", |command| command.env("OTHER", "shown"));
     let done = site.run("producer submit spin --tasks 1000 --fail-rate 0.001 --wait").await;
     assert!(done.answer().contains("sum 499500"), "{done:?}");
-    let children = isolated(&worker);
+    let children = isolated_children(&worker);
     assert!(!children.is_empty());
     for child in children {
         let environment = std::fs::read(format!("/proc/{child}/environ")).unwrap();

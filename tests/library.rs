@@ -12,7 +12,7 @@ use std::{
 use gristmill::{Error, RunOptions, prelude::*};
 use serde::{Deserialize, Serialize};
 
-/// Numbers of some slots, threads and values that never travel.
+/// A job over numbers, with ways to fail and with fields that never travel.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Numbers {
     tasks: u64,
@@ -83,7 +83,7 @@ fn run_uses_the_value_it_is_given() {
 }
 
 #[test]
-fn run_returns_a_report_of_megabytes() {
+fn run_returns_a_large_report() {
     let job = Numbers { tasks: 40, bytes: 50_000, ..Numbers::default() };
     let outcome = gristmill::run(job, RunOptions::default()).unwrap();
     assert_eq!(outcome.report.1.len(), 2_000_000);
@@ -98,7 +98,7 @@ async fn run_works_within_async_code() {
 }
 
 #[test]
-fn failed_tasks_are_no_error_and_no_answer() {
+fn failed_tasks_give_no_answer() {
     let job = Numbers { tasks: 100, bad: (10..40).collect(), ..Numbers::default() };
     let options = RunOptions::default().max_attempts(1).batch(7);
     let outcome = gristmill::run(job, options).unwrap();
@@ -111,7 +111,7 @@ fn failed_tasks_are_no_error_and_no_answer() {
 }
 
 #[test]
-fn an_early_answer_is_one() {
+fn early_stop_gives_an_answer() {
     let job = Numbers { tasks: 1_000_000, stop_at: Some(5), ..Numbers::default() };
     let outcome = gristmill::run(job, RunOptions::default().slots(1).batch(1)).unwrap();
     assert!(outcome.account.skipped > 0 || outcome.account.total.is_none(), "{:?}", outcome.account);
@@ -119,7 +119,7 @@ fn an_early_answer_is_one() {
 }
 
 #[test]
-fn a_job_that_cannot_be_split_is_an_error() {
+fn failing_split_is_an_error() {
     for (job, why) in [
         (Numbers { plan: Some(0), ..Numbers::default() }, "nothing to do"),
         (Numbers { tasks: 10, split_fails_at: Some(3), ..Numbers::default() }, "the file ends here"),
@@ -129,11 +129,11 @@ fn a_job_that_cannot_be_split_is_an_error() {
     }
 }
 
-/// Each task runs for ever, and looks whether it should.
+/// A job whose task runs for ever and checks whether it should.
 #[derive(Serialize, Deserialize)]
-struct Endless {}
+struct EndlessTask {}
 
-impl Job for Endless {
+impl Job for EndlessTask {
     const KIND: &'static str = "endless";
     type Task = ();
     type Output = ();
@@ -154,8 +154,8 @@ impl Job for Endless {
 }
 
 #[test]
-fn a_time_limit_ends_a_task() {
+fn time_limit_ends_a_task() {
     let options = RunOptions::default().slots(0).max_attempts(1).task_timeout(Duration::from_millis(50));
-    let outcome = gristmill::run(Endless {}, options).unwrap();
+    let outcome = gristmill::run(EndlessTask {}, options).unwrap();
     assert_eq!((outcome.account.failed, outcome.report), (1, 0));
 }

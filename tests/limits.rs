@@ -1,9 +1,10 @@
-//! Tasks that do not end, and how long they may take.
+//! Tasks that do not end, and their time limits.
 
 use crate::harness::Site;
 
+/// A task that hangs fails alone, and its worker still drains.
 #[tokio::test]
-async fn a_task_that_hangs_fails_alone_and_its_worker_leaves_in_order() {
+async fn hanging_task_fails_alone() {
     let site = Site::new();
     let _sink = site.start("sink");
     let mut worker = site.start("worker --slots 2");
@@ -21,34 +22,36 @@ async fn a_task_that_hangs_fails_alone_and_its_worker_leaves_in_order() {
     let verified = site.verify(job).await;
     assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(39), Some(1)));
 
-    let warning = worker.says("a task runs on long after its time limit").await;
+    let warning = worker.wait_for("a task runs on long after its time limit").await;
     assert!(warning.contains("index=7") && warning.contains("age="), "{warning}");
     let left = worker.stop().await; // its thread still hangs
     assert_eq!(left.code, 0, "{left:?}");
     assert!(left.stderr.lines().last().unwrap_or_default().ends_with("0 abandoned"), "{left:?}");
 }
 
+/// A worker with too many stuck threads ends with code 5, to be started again.
 #[tokio::test]
-async fn a_worker_with_too_many_stuck_threads_ends_to_be_started_again() {
+async fn stuck_threads_end_the_worker() {
     let site = Site::new();
     let _sink = site.start("sink");
     let worker = site.start("worker --slots 1");
     let submit = site.start(
         "producer submit spin --tasks 20 --batch 1 --hang 3 --hang 5 --task-timeout 500ms --max-attempts 1 --wait",
     );
-    let ended = worker.end().await;
+    let ended = worker.output().await;
     assert_eq!(ended.code, 5, "{ended:?}");
     assert!(ended.stderr.contains("2 threads are stuck in tasks"), "{ended:?}");
     let _heir = site.start("worker --slots 1");
-    let submitted = submit.end().await;
+    let submitted = submit.output().await;
     assert_eq!(submitted.code, 1, "{submitted:?}");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap();
     let verified = site.verify(job).await;
     assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(18), Some(2)));
 }
 
+/// A time limit beyond half of the broker's `consumer_timeout` is warned about.
 #[tokio::test]
-async fn a_time_limit_longer_than_the_brokers_patience_is_warned_about() {
+async fn long_time_limit_is_warned_about() {
     let site = Site::new();
     let long = site.run("producer submit spin --tasks 1 --task-timeout 20m").await;
     let short = site.run("producer submit spin --tasks 1 --task-timeout 15m").await;

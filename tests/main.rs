@@ -1,7 +1,7 @@
 //! End-to-end tests: real processes on a real RabbitMQ. One binary, so that they share one broker.
 //!
-//! The broker is that of `GRISTMILL_TEST_BROKER`, else a private one from the local installation; without either the
-//! tests fail, and `scripts/test` says what is missing.
+//! The broker is that of `GRISTMILL_TEST_BROKER`, else a private one from the local installation.
+//! Without either the tests fail, and `scripts/test` names what is missing.
 
 mod adaptive;
 mod amqp;

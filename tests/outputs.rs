@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::harness::Site;
 
 /// Submits a job of three tasks and waits for its end. Returns its id.
-async fn submitted(site: &Site, keep: &str) -> String {
+async fn submit(site: &Site, keep: &str) -> String {
     let words = format!("producer submit primes --limit 25 --slice 10 {keep} --wait --json");
     let end = site.json(&words).await;
     assert_eq!(end["conclusion"]["text"], "9", "{end}");
@@ -13,10 +13,10 @@ async fn submitted(site: &Site, keep: &str) -> String {
 }
 
 #[tokio::test]
-async fn kept_tasks_are_printed_in_every_form() {
+async fn kept_tasks_print_in_all_formats() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 2"));
-    let job = submitted(&site, "--keep tasks").await;
+    let job = submit(&site, "--keep tasks").await;
     let printed = async |flags: &str| site.run(&format!("sink outputs {job} --ordered {flags}")).await.stdout;
     let tasks =
         [json!({"start": 0, "end": 10}), json!({"start": 10, "end": 20}), json!({"start": 20, "end": 25})];
@@ -57,7 +57,7 @@ fn sorted_keys(text: &str) -> Vec<Vec<serde_json::Value>> {
 
 /// The kind keeps its report only; outputs are there because the submitter asked for them.
 #[tokio::test]
-async fn keep_is_a_choice_of_the_submitter() {
+async fn submitter_chooses_what_is_kept() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 1"));
     for (keep, flag, told) in [
@@ -65,13 +65,13 @@ async fn keep_is_a_choice_of_the_submitter() {
         ("--keep report", "--csv", "submit with --keep outputs"),
         ("--keep outputs", "--with-tasks", "submit with --keep tasks"),
     ] {
-        let job = submitted(&site, keep).await;
+        let job = submit(&site, keep).await;
         let refused = site.run(&format!("sink outputs {job} {flag}")).await;
         assert_eq!((refused.code, refused.stdout.as_str()), (2, ""), "{refused:?}");
         assert!(refused.stderr.contains(told), "{refused:?}");
         site.verify(&job).await;
     }
-    let job = submitted(&site, "--keep outputs").await;
+    let job = submit(&site, "--keep outputs").await;
     assert_eq!(site.run(&format!("sink outputs {job}")).await.stdout.lines().count(), 3);
     let shown = site.json(&format!("sink show {job} --json")).await;
     assert_eq!((&shown["keeps_outputs"], &shown["keeps_tasks"]), (&json!(true), &json!(false)));

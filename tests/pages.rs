@@ -1,10 +1,10 @@
-//! What the command line says of itself to shells and readers.
+//! Shell completions and manual pages of the command line.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
 use crate::harness::Site;
 
-const SUBCOMMANDS: [(&str, &[&str]); 4] = [
+const PROGRAM_WORDS: [(&str, &[&str]); 4] = [
     ("gristmill", &["run", "producer", "worker", "sink", "drill", "completions", "man"]),
     ("producer", &["submit", "wait", "cancel", "resume"]),
     ("worker", &["--slots", "--grace", "--metrics"]),
@@ -12,7 +12,7 @@ const SUBCOMMANDS: [(&str, &[&str]); 4] = [
 ];
 
 #[tokio::test]
-async fn every_shell_learns_the_words_of_every_program() {
+async fn completions_know_every_command() {
     let site = Site::at("amqp://nobody.invalid".into());
     for (shell, file) in [
         ("bash", "{}.bash"),
@@ -24,13 +24,13 @@ async fn every_shell_learns_the_words_of_every_program() {
         let dir = site.path(shell);
         let ended = site.run(&format!("gristmill completions {shell} {}", dir.display())).await;
         assert_eq!((ended.code, ended.answer()), (0, ""), "{ended:?}");
-        for (program, words) in SUBCOMMANDS {
+        for (program, words) in PROGRAM_WORDS {
             let script = fs::read_to_string(dir.join(file.replace("{}", program))).unwrap();
             // Fish names options without their hyphens.
             let missing: Vec<_> =
                 words.iter().filter(|word| !script.contains(word.trim_start_matches('-'))).collect();
             assert!(missing.is_empty(), "{shell} does not complete {missing:?} of {program}");
-            // Where the shell is at hand, it can read that.
+            // The shell checks the script, if it is installed.
             if shell == "bash" {
                 let read = Command::new("bash").arg("-n").arg(dir.join(file.replace("{}", program))).status();
                 assert!(read.is_ok_and(|status| status.success()), "{program}");
@@ -45,14 +45,14 @@ async fn every_shell_learns_the_words_of_every_program() {
 }
 
 #[tokio::test]
-async fn every_command_has_a_manual_page() {
+async fn every_command_has_a_man_page() {
     let site = Site::at("amqp://nobody.invalid".into());
     let dir = site.path("man1");
     let ended = site.run(&format!("gristmill man {}", dir.display())).await;
     assert_eq!((ended.code, ended.answer()), (0, ""), "{ended:?}");
     let pages: BTreeSet<_> =
         fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    for (program, words) in SUBCOMMANDS {
+    for (program, words) in PROGRAM_WORDS {
         let page = fs::read_to_string(dir.join(format!("{program}.1"))).unwrap();
         assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{page}");
         for word in words {
@@ -73,7 +73,7 @@ async fn every_command_has_a_manual_page() {
 }
 
 #[tokio::test]
-async fn pages_that_cannot_be_written_are_told() {
+async fn unwritable_page_is_an_error() {
     let site = Site::at("amqp://nobody.invalid".into());
     fs::write(site.path("file"), "").unwrap();
     for words in ["completions bash", "man"] {

@@ -2,13 +2,13 @@
 
 use serde_json::Value;
 
-use crate::harness::{Ended, Site};
+use crate::harness::{ProcessOutput, Site};
 
 /// A job whose task 1 panics at its only try, in one process and with no broker.
-async fn run(flags: &str, backtrace: &str) -> Ended {
+async fn run(flags: &str, backtrace: &str) -> ProcessOutput {
     let words = format!("gristmill run spin --tasks 3 --panic 1 --max-attempts 1 {flags}");
     let site = Site::at("amqp://nobody.invalid".into());
-    let ended = site.start_with(&words, |command| command.env("RUST_BACKTRACE", backtrace)).end().await;
+    let ended = site.start_with(&words, |command| command.env("RUST_BACKTRACE", backtrace)).output().await;
     assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{ended:?}");
     let partial = "no answer: 1 of 3 tasks failed; partial report: 2 tasks, sum 2";
     assert!(ended.stderr.contains(partial), "{ended:?}");
@@ -16,7 +16,7 @@ async fn run(flags: &str, backtrace: &str) -> Ended {
 }
 
 #[tokio::test]
-async fn a_panic_is_one_object_in_a_log_of_objects() {
+async fn panic_is_one_json_object() {
     for (backtrace, has_one) in [("0", false), ("1", true)] {
         let ended = run("--log-format json", backtrace).await;
         let objects = ended.stderr.lines().map(serde_json::from_str::<Value>);
@@ -34,13 +34,13 @@ async fn a_panic_is_one_object_in_a_log_of_objects() {
 }
 
 #[tokio::test]
-async fn a_panic_is_one_line_in_a_log_of_text() {
+async fn panic_is_one_text_line() {
     let ended = run("", "0").await;
     let lines: Vec<_> = ended.stderr.lines().filter(|line| line.contains("ERROR")).collect();
     let [line] = lines[..] else { panic!("{ended:?}") };
     assert!(line.contains("panic: task 1 panics"), "{ended:?}");
     assert!(line.contains("spin.rs:") && line.contains("slot-"), "{ended:?}");
-    // Of which task it was, whoever runs it says.
+    // The worker's own line names the task.
     let others = ended.stderr.lines().filter(|line| line.contains("panic") && !line.contains("ERROR"));
     let others: Vec<_> = others.collect();
     assert!(others.len() == 1 && others[0].contains("a task failed for good"), "{ended:?}");

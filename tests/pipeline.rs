@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use gristmill_shared::{Address, Headers, Message, Outgoing, QueueRole, publish_until_stored};
 
-use crate::harness::{AAAA, NODE, Site, within};
+use crate::harness::{AAAA_DIGEST, NODE_DIGEST, Site, within};
 
+/// A fleet finds the word, and its ledger has the same answer.
 #[tokio::test]
-async fn a_fleet_finds_the_word_and_the_ledger_agrees() {
+async fn fleet_answer_is_in_the_ledger() {
     let site = Site::new();
     let sink = site.start("sink");
     let (one, two) = (site.start("worker --slots 1"), site.start("worker --slots 1"));
-    let submitted =
-        site.start(&format!("producer submit crack --hash {NODE} --max-length 4 --wait")).end().await;
+    let submitted = site
+        .start(&format!("producer submit crack --hash {NODE_DIGEST} --max-length 4 --wait"))
+        .output()
+        .await;
     assert_eq!(submitted.answer(), "node");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
     let shown = site.json(&format!("sink show {job} --json")).await;
@@ -24,13 +27,14 @@ async fn a_fleet_finds_the_word_and_the_ledger_agrees() {
     }
 }
 
+/// Tasks wait for workers, and results wait for the sink.
 #[tokio::test]
-async fn tasks_wait_for_workers_and_results_for_the_sink() {
+async fn queues_hold_tasks_and_results() {
     let site = Site::new();
     let submitted = site.run("producer submit primes --limit 1000000 --slice 10000 --batch 7").await;
     let job = submitted.answer().to_owned();
     let mut worker = site.start("worker --slots 2");
-    worker.says("taking tasks").await;
+    worker.wait_for("taking tasks").await;
     let ended = worker.stop().await;
     assert_eq!(ended.code, 0, "{ended:?}");
     let worker = site.start("worker --slots 2");
@@ -42,7 +46,7 @@ async fn tasks_wait_for_workers_and_results_for_the_sink() {
 }
 
 #[tokio::test]
-async fn two_jobs_of_different_kinds_share_a_fleet() {
+async fn two_kinds_share_a_fleet() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 1"), site.start("worker --slots 1"));
     let (primes, spin) = tokio::join!(
@@ -53,13 +57,16 @@ async fn two_jobs_of_different_kinds_share_a_fleet() {
     assert!(spin.answer().contains("12497500"), "{spin:?}");
 }
 
+/// An early answer stops the fleet and leaves no task in a queue.
 #[tokio::test]
-async fn a_found_word_stops_the_fleet_and_leaves_no_queue_behind() {
+async fn early_answer_empties_the_queues() {
     let site = Site::new();
     let _sink = site.start("sink");
     let (one, two) = (site.start("worker --slots 1"), site.start("worker --slots 1"));
     let submitted = site
-        .run(&format!("producer submit crack --hash {AAAA} --max-length 6 --chunk 1000 --wait --batch 4"))
+        .run(&format!(
+            "producer submit crack --hash {AAAA_DIGEST} --max-length 6 --chunk 1000 --wait --batch 4"
+        ))
         .await;
     assert_eq!(submitted.answer(), "aaaa");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
@@ -81,15 +88,16 @@ async fn a_found_word_stops_the_fleet_and_leaves_no_queue_behind() {
     assert!(of("skipped") > of("done"), "{verified}");
 }
 
+/// A cancelled job ends, and its conclusion has the reason.
 #[tokio::test]
-async fn a_cancelled_job_ends_and_says_so() {
+async fn cancelled_job_ends_with_reason() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 1"));
     let job = site.start("producer submit spin --tasks 1000000 --micros 1000 --batch 1");
     let id = wait_for_job(&site).await;
     let told = site.run(&format!("producer cancel {id} --reason enough")).await;
     assert_eq!(told.code, 0, "{told:?}");
-    let sent = job.end().await;
+    let sent = job.output().await;
     assert!(sent.stderr.contains("the job ended before its split did"), "{sent:?}");
     let waited = site.run(&format!("producer wait {id}")).await;
     assert_eq!(waited.code, 1);
@@ -99,7 +107,7 @@ async fn a_cancelled_job_ends_and_says_so() {
     assert!(again.code == 0 && again.stderr.contains("had ended before"), "{again:?}");
 }
 
-/// The id of the site's only job, once its sink knows it.
+/// Returns the id of the site's only job, once its sink knows it.
 async fn wait_for_job(site: &Site) -> String {
     within("the sink to know the job", async {
         loop {
@@ -115,16 +123,17 @@ async fn wait_for_job(site: &Site) -> String {
     .await
 }
 
+/// A killed worker only costs time.
 #[tokio::test]
-async fn a_killed_worker_costs_nothing_but_time() {
+async fn worker_crash_loses_no_task() {
     let site = Site::new();
     let sink = site.start("sink");
     let mut victim = site.start("worker --slots 1");
-    victim.says("taking tasks").await;
+    victim.wait_for("taking tasks").await;
     let submitted = site.start("producer submit spin --tasks 400 --micros 5000 --batch 20 --wait");
     let job = wait_for_job(&site).await;
     // In the middle: something is done, and much is not.
-    site.first_outcomes(&job).await;
+    site.wait_for_outcomes(&job).await;
     victim.kill().await;
     let shown = site.json(&format!("sink show {job} --json")).await;
     assert!(
@@ -132,23 +141,25 @@ async fn a_killed_worker_costs_nothing_but_time() {
         "the worker was killed too late to show anything: {shown}"
     );
     let _heir = site.start("worker --slots 1");
-    let ended = submitted.end().await;
+    let ended = submitted.output().await;
     assert!(ended.answer().contains("79800"), "{ended:?}");
     let verified = site.verify(&job).await;
     assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(400), Some(0)));
     drop(sink);
 }
 
+/// Messages that cannot be read go to the dead queue, and the roles go on.
 #[tokio::test]
-async fn garbage_goes_to_the_dead_and_everything_goes_on() {
+async fn garbage_goes_to_the_dead_queue() {
     let site = Site::new();
     let mut sink = site.start("sink");
     let mut worker = site.start("worker --slots 1");
-    worker.says("taking tasks").await;
-    sink.says("serving").await;
+    worker.wait_for("taking tasks").await;
+    sink.wait_for("serving").await;
     let transport = site.transport().await;
     let publisher = transport.publisher().await.unwrap();
-    // What does not fit in the second and the third is longer than any header may be, and errors quote it.
+    // The values in the second and the third body are longer than any header may be, and errors
+    // quote them.
     let long = format!("{{\"busy_us\":\"{0}\",\"job\":\"{0}\",\"kind\":\"{0}\"}}", "X".repeat(70_000));
     for role in [QueueRole::Tasks, QueueRole::Results] {
         for (form, body) in
@@ -162,7 +173,7 @@ async fn garbage_goes_to_the_dead_and_everything_goes_on() {
             publish_until_stored(&*publisher, vec![outgoing]).await.unwrap();
         }
     }
-    worker.says("moving a message to the dead queue").await;
+    worker.wait_for("moving a message to the dead queue").await;
     let submitted = site.run("producer submit spin --tasks 100 --wait").await;
     assert!(submitted.answer().contains("4950"));
     within("both to be in the ledger", async {
@@ -171,6 +182,6 @@ async fn garbage_goes_to_the_dead_and_everything_goes_on() {
         }
     })
     .await;
-    assert_eq!(worker.said("moving a message to the dead queue"), 3);
+    assert_eq!(worker.count_lines("moving a message to the dead queue"), 3);
     assert!(site.is_empty(QueueRole::Tasks).await);
 }

@@ -1,14 +1,14 @@
-//! Tasks that take their worker's process down, and the neighbours that they had.
+//! Tasks that crash their worker, and their neighbours in the batch.
 
 use futures::future::join_all;
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Ended, Process, Site, within};
+use crate::harness::{Process, ProcessOutput, Site, within};
 
-/// Starts a worker again whenever it aborts, until the job is over, and counts. Whoever has aborted by then counts even
-/// if the news of the job's end was faster.
-async fn keep_up(
+/// Restarts a worker whenever it aborts, until the job is over, and returns the number of aborts.
+/// An abort counts also if the end of the job was noticed first.
+async fn restart_until_over(
     site: &Site,
     worker: impl Fn(&Site) -> Process + Send + Sync,
     over: CancellationToken,
@@ -17,10 +17,10 @@ async fn keep_up(
     loop {
         let mut process = worker(site);
         let ended = tokio::select! {
-            () = process.gone() => process.end().await,
+            () = process.wait() => process.output().await,
             () = over.cancelled() => process.stop().await,
         };
-        if ended.code != Ended::ABORTED {
+        if ended.code != ProcessOutput::ABORTED {
             assert!(over.is_cancelled(), "it did not abort, and ended: {ended:?}");
             return deaths;
         }
@@ -28,9 +28,9 @@ async fn keep_up(
     }
 }
 
-/// Runs a job of `tasks` tasks over three workers that are started again when they die, in which these tasks and no
-/// others fail; returns how often a worker died.
-async fn only_these_fail(
+/// Runs a job of `tasks` tasks over three workers that are restarted when they die. Asserts that
+/// exactly the tasks of `poison` fail, and returns the number of deaths.
+async fn run_poisoned_job(
     spin: &str,
     tasks: u64,
     poison: &[u64],
@@ -40,9 +40,9 @@ async fn only_these_fail(
     let _sink = site.start("sink");
     let submit = site.start(&format!("producer submit spin --tasks {tasks} {spin} --wait --json"));
     let over = CancellationToken::new();
-    let workers = join_all((0..3).map(|_| keep_up(&site, &worker, over.clone())));
+    let workers = join_all((0..3).map(|_| restart_until_over(&site, &worker, over.clone())));
     let job = async {
-        let submitted = within("the job", submit.end()).await;
+        let submitted = within("the job", submit.output()).await;
         over.cancel();
         submitted
     };
@@ -63,33 +63,36 @@ async fn only_these_fail(
     deaths.iter().sum()
 }
 
-/// So many as a suspect, and twice with its whole batch before; or once, if the broker ended a dead worker's consumers one
-/// after the other and dealt the batch to another of them meanwhile: to a worker that comes after, those are two
-/// deliveries. Of suspects a worker has one consumer, so there a death is a delivery.
-fn assert_deaths(deaths: usize, as_suspect: usize, why: &str) {
+/// Asserts the number of deaths: `as_suspect`, and two with the whole batch before. One of the two
+/// is enough if the broker ended a dead worker's consumers one after the other, and gave the batch
+/// to another of them meanwhile: the next worker counts two deliveries. A worker has one consumer
+/// for suspects, so there a death is a delivery.
+fn assert_crash_count(deaths: usize, as_suspect: usize, why: &str) {
     assert!(
         (as_suspect + 1..=as_suspect + 2).contains(&deaths),
         "{deaths} deaths: {why}, and twice with its batch"
     );
 }
 
+/// A poison task fails alone, and its neighbours only run again.
 #[tokio::test]
-async fn a_poisoned_task_fails_alone_and_its_neighbours_only_run_again() {
+async fn poison_task_fails_alone() {
     let worker = |site: &Site| site.start("worker --slots 2");
-    let deaths = only_these_fail("--batch 64 --poison 100", 201, &[100], worker).await;
-    assert_deaths(deaths, 1 + 3, "once with a part of four, three times alone");
+    let deaths = run_poisoned_job("--batch 64 --poison 100", 201, &[100], worker).await;
+    assert_crash_count(deaths, 1 + 3, "once with a part of four, three times alone");
 }
 
 #[tokio::test]
-async fn several_poisoned_tasks_fail_and_nobody_with_them() {
+async fn several_poison_tasks_fail_alone() {
     let worker = |site: &Site| site.start("worker --slots 2");
     let spin = "--batch 32 --poison 5 --poison 77 --poison 150";
-    let deaths = only_these_fail(spin, 200, &[5, 77, 150], worker).await;
+    let deaths = run_poisoned_job(spin, 200, &[5, 77, 150], worker).await;
     assert!(deaths >= 9, "{deaths} deaths, and three for each that was found alone");
 }
 
+/// A task that takes all memory fails alone.
 #[tokio::test]
-async fn a_task_that_takes_all_memory_fails_alone() {
+async fn memory_hog_fails_alone() {
     let worker = |site: &Site| {
         let inner = site.command("worker --slots 2");
         let mut limited = Command::new("/bin/sh");
@@ -102,6 +105,6 @@ async fn a_task_that_takes_all_memory_fails_alone() {
             .env("MALLOC_ARENA_MAX", "2"); // what an arena reserves counts too
         Process::start("a worker with little memory", limited)
     };
-    let deaths = only_these_fail("--batch 16 --hog 20", 60, &[20], worker).await;
-    assert_deaths(deaths, 3, "three times alone");
+    let deaths = run_poisoned_job("--batch 16 --hog 20", 60, &[20], worker).await;
+    assert_crash_count(deaths, 3, "three times alone");
 }

@@ -2,8 +2,9 @@
 
 use crate::harness::Site;
 
+/// Failed tasks can be sent again until they succeed.
 #[tokio::test]
-async fn failed_tasks_are_sent_again_until_they_succeed() {
+async fn retry_resends_until_success() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 2"));
     let submitted =
@@ -28,7 +29,8 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
     assert!(left.iter().all(|(index, attempts)| *attempts == if *index == one { 2 } else { 1 }), "{left:?}");
     assert!(left.len() >= failed.len() - 1);
 
-    // Tasks fail their first one or two tries; with a budget of one a round, three rounds are enough for all.
+    // Tasks fail their first one or two tries; with a budget of one a round, three rounds are
+    // enough for all.
     let mut last = retried;
     for _ in 0..2 {
         last = site.run(&format!("sink retry {job} --wait")).await;
@@ -40,28 +42,30 @@ async fn failed_tasks_are_sent_again_until_they_succeed() {
     assert!(failures(&site, &job).await.is_empty());
 }
 
+/// Tasks that are sent again have the delays and the number of tries of a first round.
 #[tokio::test]
-async fn what_is_sent_again_is_tried_as_soon_and_as_often_as_at_first() {
+async fn retry_restarts_delays_and_tries() {
     let site = Site::new();
     let _sink = site.start("sink");
     let mut worker = site.start("worker --slots 1");
     let submitted = site.run("producer submit spin --tasks 3 --panic 1 --max-attempts 3 --wait").await;
     assert_eq!(submitted.code, 1, "{submitted:?}");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
-    worker.says("attempt=1 again_in=1s").await;
-    worker.says("attempt=2 again_in=10s").await;
+    worker.wait_for("attempt=1 again_in=1s").await;
+    worker.wait_for("attempt=2 again_in=10s").await;
     worker.stop().await;
 
     let mut worker = site.start("worker --slots 1");
     assert_eq!(site.run(&format!("sink retry {job}")).await.code, 0);
-    worker.says("attempt=4 again_in=1s").await;
-    worker.says("attempt=5 again_in=10s").await;
+    worker.wait_for("attempt=4 again_in=1s").await;
+    worker.wait_for("attempt=5 again_in=10s").await;
     assert_eq!(site.run(&format!("producer wait {job}")).await.code, 1);
     site.verify(&job).await;
 }
 
+/// Tasks of a job that was stopped are not sent again.
 #[tokio::test]
-async fn tasks_of_a_job_that_was_stopped_are_not_sent_again() {
+async fn stopped_job_cannot_be_retried() {
     let site = Site::new();
     let _roles = (site.start("sink"), site.start("worker --slots 2"));
     let words =
@@ -74,8 +78,9 @@ async fn tasks_of_a_job_that_was_stopped_are_not_sent_again() {
     assert!(refused.stderr.ends_with("(hint: submit it anew)"), "{refused:?}");
 }
 
+/// `sink retry` reports whether a sink has taken the request.
 #[tokio::test]
-async fn who_asks_for_a_retry_is_told_whether_a_sink_has_taken_it_up() {
+async fn retry_says_if_a_sink_took_it() {
     let site = Site::new();
     let sink = site.start("sink");
     let _worker = site.start("worker --slots 2");
@@ -89,7 +94,7 @@ async fn who_asks_for_a_retry_is_told_whether_a_sink_has_taken_it_up() {
         taken_up.code == 0 && taken_up.stderr.contains("the sink sends all that failed again"),
         "{taken_up:?}"
     );
-    // So who waits from now on waits for the end of this round.
+    // A wait that begins now is for the end of this round.
     let end = site.run(&format!("producer wait {job}")).await;
     let shown = site.run(&format!("sink show {job} --json")).await;
     let shown: serde_json::Value = serde_json::from_str(shown.answer()).unwrap();
@@ -102,10 +107,10 @@ async fn who_asks_for_a_retry_is_told_whether_a_sink_has_taken_it_up() {
         "{not_yet:?}"
     );
     let mut sink = site.start("sink");
-    sink.says("failed tasks are sent again").await;
+    sink.wait_for("failed tasks are sent again").await;
 }
 
-/// Index and attempts of each failed task.
+/// Returns index and attempts of each failed task.
 async fn failures(site: &Site, job: &str) -> Vec<(u64, u64)> {
     let listed = site.run(&format!("sink failures {job} --json")).await;
     let row = |line: &str| {

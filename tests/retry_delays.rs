@@ -16,7 +16,7 @@ use crate::{
 /// Three seconds are no step of the ladder: the task waits on the shortest one three times, on a
 /// real broker.
 #[tokio::test]
-async fn retry_delays_of_a_job_are_waited_for() {
+async fn retry_waits_its_delay() {
     let site = Site::new();
     let _sink = site.start("sink");
     let mut worker = site.start("worker --slots 1");
@@ -26,7 +26,7 @@ async fn retry_delays_of_a_job_are_waited_for() {
     let took = began.elapsed();
     assert_eq!(ended.code, 1, "{ended:?}");
     assert!(took >= Duration::from_secs(3), "{took:?}");
-    worker.says("attempt=1 again_in=3s").await;
+    worker.wait_for("attempt=1 again_in=3s").await;
     let end: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
     let job = end["job"].as_str().unwrap();
     let shown = site.json(&format!("sink show {job} --json")).await;
@@ -48,7 +48,7 @@ async fn run_waits_less_than_a_fleet() {
 }
 
 #[tokio::test]
-async fn retry_delays_out_of_range_are_refused() {
+async fn bad_retry_delays_are_refused() {
     for (delays, part) in [("100ms", "\"100ms\" is out of range"), ("1s,soon", "\"soon\" is no duration")] {
         let words = format!("gristmill run spin --tasks 1 --retry-delays {delays}");
         let refused = Site::new().run(&words).await;
@@ -60,13 +60,13 @@ async fn retry_delays_out_of_range_are_refused() {
 /// The worker in Python moves a batch on that has still to wait, and sends its tasks with their
 /// outputs if they are kept.
 #[tokio::test]
-async fn delay_is_waited_for_in_another_language() {
+async fn python_worker_waits_its_delay() {
     let site = Site::new();
     let transport = site.transport().await;
     let mut command = site.program(python());
     command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/worker.py"));
     let mut worker = Process::start("worker.py", command);
-    worker.says("takes tasks").await;
+    worker.wait_for("takes tasks").await;
     let message = Batch {
         job: JobId::generate(),
         kind: "collatz".parse().unwrap(),

@@ -1,5 +1,5 @@
-//! Every role has a RabbitMQ user of its own, as `deploy/rabbitmq-permissions` makes them: each can do its work, and
-//! nothing else.
+//! Every role has a RabbitMQ user of its own, as `deploy/rabbitmq-permissions` makes them. Each can
+//! do its work, and nothing else.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -15,27 +15,27 @@ use lapin::{
 };
 use tokio::sync::OnceCell;
 
-use crate::harness::{NODE, OwnBroker, Process, Scraped, Site, within};
+use crate::harness::{NODE_DIGEST, OwnBroker, Process, ScrapeTarget, Site, within};
 
-/// What the users' names begin with.
-pub(crate) const PREFIX: &str = "gristmill-";
-/// A lane that is there, and where nobody works.
-const WRONG: &str = "wrong";
-/// How many tasks queues both lanes have.
-const SHARDS: u8 = 2;
+/// The prefix of the users' names.
+pub(crate) const USER_PREFIX: &str = "gristmill-";
+/// A lane that exists and has no roles.
+const UNUSED_LANE: &str = "wrong";
+/// Number of tasks queues of both lanes.
+const SHARD_COUNT: u8 = 2;
 
 /// A broker where each role has its user, and a lane that the operator made.
-pub(crate) struct Guarded {
+pub(crate) struct RestrictedFleet {
     pub(crate) broker: OwnBroker,
     pub(crate) site: Site,
     passwords: BTreeMap<String, String>,
 }
 
-impl Guarded {
-    /// The one that all tests share. It ends with this process.
+impl RestrictedFleet {
+    /// Returns the one that all tests share. It ends with this process.
     pub(crate) async fn get() -> &'static Self {
-        static GUARDED: OnceCell<Guarded> = OnceCell::const_new();
-        GUARDED.get_or_init(Self::start).await
+        static SHARED_FLEET: OnceCell<RestrictedFleet> = OnceCell::const_new();
+        SHARED_FLEET.get_or_init(Self::start).await
     }
 
     async fn start() -> Self {
@@ -45,7 +45,7 @@ impl Guarded {
         let printed = broker
             .with(move |broker| {
                 let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/rabbitmq-permissions");
-                let arguments = ["--lane", &lane, "--prefix", PREFIX];
+                let arguments = ["--lane", &lane, "--prefix", USER_PREFIX];
                 let made = broker.script(&script, &arguments).unwrap();
                 assert_eq!(broker.script(&script, &arguments).unwrap(), "", "again, it leaves the passwords");
                 made
@@ -57,7 +57,10 @@ impl Guarded {
         let setup = guarded
             .run(
                 "operator",
-                &format!("gristmill setup --lane {} --lane {WRONG} --shards {SHARDS}", guarded.lane()),
+                &format!(
+                    "gristmill setup --lane {} --lane {UNUSED_LANE} --shards {SHARD_COUNT}",
+                    guarded.lane()
+                ),
             )
             .await;
         assert_eq!(setup.code, 0, "{setup:?}");
@@ -66,7 +69,7 @@ impl Guarded {
     }
 
     pub(crate) fn url(&self, user: &str) -> String {
-        let user = format!("{PREFIX}{user}");
+        let user = format!("{USER_PREFIX}{user}");
         let password = &self.passwords[&user];
         self.broker.url().replace("guest:guest", &format!("{user}:{password}"))
     }
@@ -75,8 +78,8 @@ impl Guarded {
         self.site.start_with(words, |command| command.env("GRISTMILL_BROKER", self.url(user)))
     }
 
-    pub(crate) async fn run(&self, user: &str, words: &str) -> crate::harness::Ended {
-        self.start_as(user, words).end().await
+    pub(crate) async fn run(&self, user: &str, words: &str) -> crate::harness::ProcessOutput {
+        self.start_as(user, words).output().await
     }
 
     fn lane(&self) -> gristmill_shared::Lane {
@@ -89,16 +92,17 @@ impl Guarded {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_role_works_with_its_own_user() {
-    let fleet = Guarded::get().await;
+async fn every_role_works_as_its_user() {
+    let fleet = RestrictedFleet::get().await;
     let sink = fleet.start_as("sink", "sink");
-    let worker = fleet.start_as("worker", &format!("worker --slots 2 --shards {SHARDS}"));
-    let crack =
-        fleet.run("producer", &format!("producer submit crack --hash {NODE} --max-length 4 --wait")).await;
+    let worker = fleet.start_as("worker", &format!("worker --slots 2 --shards {SHARD_COUNT}"));
+    let crack = fleet
+        .run("producer", &format!("producer submit crack --hash {NODE_DIGEST} --max-length 4 --wait"))
+        .await;
     assert_eq!(crack.answer(), "node");
     // Tried again, failed, and sent again by the sink.
     let spin = format!(
-        "producer submit spin --tasks 40 --fail-rate 0.5 --seed 5 --max-attempts 2 --shards {SHARDS} --batch 4 --wait"
+        "producer submit spin --tasks 40 --fail-rate 0.5 --seed 5 --max-attempts 2 --shards {SHARD_COUNT} --batch 4 --wait"
     );
     let spin = fleet.run("producer", &spin).await;
     assert_eq!(spin.code, 1, "{spin:?}");
@@ -111,7 +115,8 @@ async fn every_role_works_with_its_own_user() {
     let long = fleet.run("producer", "producer submit spin --tasks 900 --batch 1 --micros 100000").await;
     let cancelled = fleet.run("producer", &format!("producer cancel {}", long.answer())).await;
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
-    // A worker's user may write results, and so the same, but not the journal: the sink does that.
+    // A worker's user may cancel as well: it writes to the results, and the sink writes the
+    // journal.
     let long = fleet.run("producer", "producer submit spin --tasks 900 --batch 1 --micros 100000").await;
     let cancelled = fleet.run("worker", &format!("producer cancel {}", long.answer())).await;
     assert_eq!(cancelled.code, 0, "{cancelled:?}");
@@ -130,26 +135,30 @@ async fn every_role_works_with_its_own_user() {
     }
 }
 
+/// Queues that are deleted under roles that may not declare them come back by `gristmill setup`.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
-    let fleet = Guarded::start().await;
+async fn setup_restores_deleted_queues() {
+    let fleet = RestrictedFleet::start().await;
     let mut sink = fleet.start_as("sink", "sink --metrics 127.0.0.1:0");
     let mut worker = fleet.start_as("worker", "worker --slots 1 --metrics 127.0.0.1:0");
-    let asked = [(Scraped::of(&mut sink).await, "results"), (Scraped::of(&mut worker).await, "tasks")];
-    worker.says("taking tasks").await;
-    let crack = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
+    let asked = [
+        (ScrapeTarget::from_log(&mut sink).await, "results"),
+        (ScrapeTarget::from_log(&mut worker).await, "tasks"),
+    ];
+    worker.wait_for("taking tasks").await;
+    let crack = format!("producer submit crack --hash {NODE_DIGEST} --max-length 4 --wait");
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
 
     let operator =
         Connection::connect(&fleet.url("operator"), ConnectionProperties::default()).await.unwrap();
     for role in [QueueRole::Tasks, QueueRole::Results] {
-        assert!(may(&operator, &Act::Delete(fleet.queue(role))).await);
+        assert!(is_allowed(&operator, &BrokerAction::Delete(fleet.queue(role))).await);
     }
     for process in [&mut sink, &mut worker] {
-        process.says("`gristmill setup --lane").await;
+        process.wait_for("`gristmill setup --lane").await;
     }
     for (process, queue) in &asked {
-        let why = process.ready(503).await;
+        let why = process.wait_ready(503).await;
         let said = format!(
             "the broker does not deliver: consuming gristmill.{}.{queue} is interrupted",
             fleet.lane()
@@ -157,10 +166,10 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
         assert!(why.contains(&said) && why.contains("`gristmill setup --lane"), "{why}");
         assert!(process.metrics().await.sum("gristmill_broker_state", "state=\"interrupted\"") > 0.5);
     }
-    let setup = format!("gristmill setup --lane {} --shards {SHARDS}", fleet.lane());
+    let setup = format!("gristmill setup --lane {} --shards {SHARD_COUNT}", fleet.lane());
     assert_eq!(fleet.run("operator", &setup).await.code, 0);
     for (process, _) in &asked {
-        process.ready(200).await;
+        process.wait_ready(200).await;
     }
     assert_eq!(fleet.run("producer", &crack).await.answer(), "node");
     for process in [worker, sink] {
@@ -170,9 +179,10 @@ async fn what_is_deleted_under_those_who_may_not_make_it_comes_back_by_setup() {
     }
 }
 
+/// The script makes no users where it cannot give them rights.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_script_that_makes_users_makes_none_where_it_cannot_give_them_rights() {
-    let fleet = Guarded::get().await;
+async fn failing_script_makes_no_users() {
+    let fleet = RestrictedFleet::get().await;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/rabbitmq-permissions");
     let without = std::process::Command::new(&script).env("RABBITMQCTL", "no/rabbitmqctl").output().unwrap();
     let said = String::from_utf8_lossy(&without.stderr).into_owned();
@@ -185,25 +195,25 @@ async fn the_script_that_makes_users_makes_none_where_it_cannot_give_them_rights
     assert!(!fleet.broker.ctl("list_users").await.contains("new-"));
 }
 
-/// What somebody may want of the broker.
+/// An operation that a user may want of the broker.
 #[derive(Clone, Debug)]
-enum Act {
+enum BrokerAction {
     Publish(String),
     Consume(String),
     Declare(String),
     Delete(String),
-    /// A queue to an exchange, so that it gets copies.
+    /// Binds a queue to an exchange, so that it gets copies.
     Bind(String, String),
-    /// The same, so that it gets nothing more.
+    /// Removes such a binding, so that the queue gets nothing more.
     Unbind(String, String),
     DeclareExchange(String),
     DeleteExchange(String),
 }
 
-/// Whether the broker lets it happen; on a channel of its own, since a refusal closes it.
-async fn may(connection: &Connection, act: &Act) -> bool {
+/// True if the broker allows it. On a channel of its own, since a refusal closes it.
+async fn is_allowed(connection: &Connection, act: &BrokerAction) -> bool {
     let channel = connection.create_channel().await.unwrap();
-    let done = within("an act", do_it(&channel, act)).await;
+    let done = within("an act", perform(&channel, act)).await;
     match done.map_err(|error| error.kind().clone()) {
         Ok(()) => true,
         Err(ErrorKind::ProtocolError(error)) if error.get_id() == 403 => false,
@@ -211,51 +221,51 @@ async fn may(connection: &Connection, act: &Act) -> bool {
     }
 }
 
-async fn do_it(channel: &Channel, act: &Act) -> lapin::Result<()> {
+async fn perform(channel: &Channel, act: &BrokerAction) -> lapin::Result<()> {
     let table = FieldTable::default();
     match act.clone() {
-        Act::Publish(exchange) => {
+        BrokerAction::Publish(exchange) => {
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let options = BasicPublishOptions::default();
             let sent =
                 channel.basic_publish(exchange.into(), "nowhere".into(), options, b"", Default::default());
             sent.await?.await.map(drop)
         }
-        Act::Consume(queue) => {
+        BrokerAction::Consume(queue) => {
             channel.basic_qos(1, BasicQosOptions::default()).await?;
             channel
                 .basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), table)
                 .await
                 .map(drop)
         }
-        Act::Declare(queue) => {
+        BrokerAction::Declare(queue) => {
             let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
             channel.queue_declare(queue.into(), options, table).await.map(drop)
         }
-        Act::Delete(queue) => {
+        BrokerAction::Delete(queue) => {
             channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.map(drop)
         }
-        Act::Bind(queue, exchange) => {
+        BrokerAction::Bind(queue, exchange) => {
             let options = QueueBindOptions::default();
             channel.queue_bind(queue.into(), exchange.into(), "#".into(), options, table).await
         }
-        Act::Unbind(queue, exchange) => {
+        BrokerAction::Unbind(queue, exchange) => {
             channel.queue_unbind(queue.clone().into(), exchange.into(), queue.into(), table).await
         }
-        Act::DeclareExchange(exchange) => {
+        BrokerAction::DeclareExchange(exchange) => {
             let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
             channel.exchange_declare(exchange.into(), ExchangeKind::Fanout, options, table).await
         }
-        Act::DeleteExchange(exchange) => {
+        BrokerAction::DeleteExchange(exchange) => {
             channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_else_is_refused_by_the_broker() {
-    let fleet = Guarded::get().await;
-    let shards = Shards::new(SHARDS).unwrap().queues().filter(|shard| *shard != QueueRole::Tasks);
+async fn broker_refuses_everything_else() {
+    let fleet = RestrictedFleet::get().await;
+    let shards = Shards::new(SHARD_COUNT).unwrap().queues().filter(|shard| *shard != QueueRole::Tasks);
     let shards: Vec<_> = shards.collect();
     let own = |queues: &[QueueRole]| queues.iter().map(|role| fleet.queue(*role)).collect::<Vec<_>>();
     // Besides the journal, which all may read.
@@ -273,52 +283,55 @@ async fn everything_else_is_refused_by_the_broker() {
         let url = fleet.url(user);
         let connection = Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
         for exchange in ["work", "results", "facts", "dead", "events"] {
-            let act = Act::Publish(format!("gristmill.{exchange}"));
+            let act = BrokerAction::Publish(format!("gristmill.{exchange}"));
             assert_eq!(
-                may(&connection, &act).await,
+                is_allowed(&connection, &act).await,
                 publishes.split(' ').any(|it| it == exchange),
                 "{user}: {act:?}"
             );
         }
         for queue in queues() {
-            let act = Act::Consume(queue.clone());
-            assert_eq!(may(&connection, &act).await, consumes.contains(&queue), "{user}: {act:?}");
+            let act = BrokerAction::Consume(queue.clone());
+            assert_eq!(is_allowed(&connection, &act).await, consumes.contains(&queue), "{user}: {act:?}");
         }
-        assert!(may(&connection, &Act::Consume("gristmill.journal".into())).await, "{user}");
-        let listens = may(&connection, &Act::Declare("gristmill.events:test".into())).await;
+        assert!(is_allowed(&connection, &BrokerAction::Consume("gristmill.journal".into())).await, "{user}");
+        let listens = is_allowed(&connection, &BrokerAction::Declare("gristmill.events:test".into())).await;
         assert_eq!(listens, user != "worker", "{user}");
         let mut outside = vec![
-            Act::Publish(String::new()), // the default exchange leads into every queue
-            Act::Publish("amq.topic".into()),
-            Act::Consume(format!("gristmill.{WRONG}.tasks")),
-            Act::Consume(format!("gristmill.{WRONG}.results")),
-            Act::Declare(fleet.queue(QueueRole::Tasks) + ".3"),
-            Act::Declare("gristmill.other.tasks".into()),
-            Act::Declare("mine".into()),
-            Act::Bind(fleet.queue(QueueRole::Tasks), "gristmill.work".into()),
-            Act::Bind(fleet.queue(QueueRole::Results), "gristmill.results".into()),
-            Act::Bind("gristmill.journal".into(), "gristmill.events".into()),
-            Act::Bind("gristmill.journal".into(), "gristmill.facts".into()),
-            Act::Bind("gristmill.events:mine".into(), "gristmill.facts".into()),
-            Act::Unbind("gristmill.journal".into(), "gristmill.facts".into()),
-            Act::Unbind(fleet.queue(QueueRole::Results), "gristmill.results".into()),
-            Act::DeclareExchange("gristmill.mine".into()),
+            BrokerAction::Publish(String::new()), // the default exchange leads into every queue
+            BrokerAction::Publish("amq.topic".into()),
+            BrokerAction::Consume(format!("gristmill.{UNUSED_LANE}.tasks")),
+            BrokerAction::Consume(format!("gristmill.{UNUSED_LANE}.results")),
+            BrokerAction::Declare(fleet.queue(QueueRole::Tasks) + ".3"),
+            BrokerAction::Declare("gristmill.other.tasks".into()),
+            BrokerAction::Declare("mine".into()),
+            BrokerAction::Bind(fleet.queue(QueueRole::Tasks), "gristmill.work".into()),
+            BrokerAction::Bind(fleet.queue(QueueRole::Results), "gristmill.results".into()),
+            BrokerAction::Bind("gristmill.journal".into(), "gristmill.events".into()),
+            BrokerAction::Bind("gristmill.journal".into(), "gristmill.facts".into()),
+            BrokerAction::Bind("gristmill.events:mine".into(), "gristmill.facts".into()),
+            BrokerAction::Unbind("gristmill.journal".into(), "gristmill.facts".into()),
+            BrokerAction::Unbind(fleet.queue(QueueRole::Results), "gristmill.results".into()),
+            BrokerAction::DeclareExchange("gristmill.mine".into()),
         ];
         let exchanges = ["work", "results", "facts", "dead", "events"];
-        outside.extend(exchanges.map(|exchange| Act::DeleteExchange(format!("gristmill.{exchange}"))));
-        outside.extend(queues().chain(["gristmill.journal".into()]).map(Act::Delete));
+        outside
+            .extend(exchanges.map(|exchange| BrokerAction::DeleteExchange(format!("gristmill.{exchange}"))));
+        outside.extend(queues().chain(["gristmill.journal".into()]).map(BrokerAction::Delete));
         for act in outside {
-            assert!(!may(&connection, &act).await, "{user}: {act:?}");
+            assert!(!is_allowed(&connection, &act).await, "{user}: {act:?}");
             println!("{user}: {act:?} is refused");
         }
     }
 }
 
+/// A producer that opens a job and may not wait for it names the job and how to go on.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_whose_user_may_not_wait_for_it_is_named() {
-    let fleet = Guarded::get().await;
-    // So few that nobody listens before the job is open.
-    let ended = fleet.run("worker", &format!("producer submit spin --tasks 10 --wait --lane {WRONG}")).await;
+async fn job_without_wait_right_is_named() {
+    let fleet = RestrictedFleet::get().await;
+    // So few tasks that the producer follows the job only once it is open.
+    let ended =
+        fleet.run("worker", &format!("producer submit spin --tasks 10 --wait --lane {UNUSED_LANE}")).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (3, ""), "{ended:?}");
     let job = ended.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap();
     let error = ended.stderr.split("error: ").nth(1).unwrap();
@@ -326,14 +339,16 @@ async fn a_job_whose_user_may_not_wait_for_it_is_named() {
     for how in ["resume", "wait", "cancel"] {
         assert!(error.contains(&format!("`producer {how} {job}")), "{how}: {ended:?}");
     }
-    assert!(error.contains(&format!("--lane {WRONG}")), "{ended:?}");
+    assert!(error.contains(&format!("--lane {UNUSED_LANE}")), "{ended:?}");
 }
 
+/// A role with the wrong user names the right that the user lacks.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
-    let fleet = Guarded::get().await;
-    let submit = format!("producer submit crack --hash {NODE} --max-length 4 --wait");
-    // What a user lacks first for that; a sink's may do all that a producer does (SECURITY.md).
+async fn error_names_the_missing_right() {
+    let fleet = RestrictedFleet::get().await;
+    let submit = format!("producer submit crack --hash {NODE_DIGEST} --max-length 4 --wait");
+    // The right that each user lacks first. A sink's user may do all that a producer does
+    // (SECURITY.md).
     for (user, words, right, thing) in [
         ("producer", "worker", "read", "gristmill.wrong."),
         ("sink", "worker", "read", "gristmill.wrong."),
@@ -342,7 +357,7 @@ async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
         ("worker", &submit, "configure", "gristmill.events:"),
         ("worker", "worker --lane missing", "configure", "is missing"),
         ("worker", "worker --lane wrong --shards 3", "configure", "gristmill.wrong.tasks.3 is missing"),
-        // Also where all is there: nothing would be compared or bound.
+        // Also where everything exists, although nothing would be compared or bound.
         ("producer", "gristmill setup --lane missing", "configure", "the exchange gristmill.work"),
         ("worker", "gristmill setup --lane wrong", "configure", "the exchange gristmill.work"),
         ("sink", "gristmill setup --lane wrong --shards 3", "configure", "the exchange gristmill.work"),
@@ -353,7 +368,7 @@ async fn who_comes_with_a_wrong_user_is_told_what_that_lacks() {
         assert_eq!(ended.code, 3, "{user}: {words}: {ended:?}");
         let errors: Vec<_> = ended.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
         let [error] = errors[..] else { panic!("{user}: {words}: {}", ended.stderr) };
-        let lacks = format!("the user {PREFIX}{user} lacks the {right} right on the ");
+        let lacks = format!("the user {USER_PREFIX}{user} lacks the {right} right on the ");
         assert!(error.contains(&lacks) && error.contains(thing), "{user}: {words}: {error}");
         assert!(ended.stderr.contains("(hint: "), "{}", ended.stderr);
         println!("as {user}, {words}: {}", ended.stderr);

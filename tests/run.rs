@@ -1,15 +1,16 @@
 //! `gristmill run`: the whole pipeline in one process, with no broker.
 
-use crate::harness::{NODE, Site};
+use crate::harness::{NODE_DIGEST, Site};
 
 #[tokio::test]
-async fn a_word_is_found_and_printed_alone() {
-    let ended = Site::new().run(&format!("gristmill run crack --hash {NODE} --max-length 4")).await;
+async fn word_is_printed_alone() {
+    let ended = Site::new().run(&format!("gristmill run crack --hash {NODE_DIGEST} --max-length 4")).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (0, "node\n"), "{ended:?}");
 }
 
+/// A search without an answer says how much was searched.
 #[tokio::test]
-async fn a_search_without_an_answer_says_how_much_was_searched() {
+async fn failed_search_says_its_extent() {
     let zeros = "0".repeat(40);
     let ended = Site::new().run(&format!("gristmill run crack --hash {zeros} --max-length 4")).await;
     assert_eq!((ended.code, ended.stdout.as_str()), (1, ""), "{ended:?}");
@@ -23,14 +24,15 @@ async fn primes_are_counted() {
 }
 
 #[tokio::test]
-async fn tasks_that_fail_at_first_are_tried_again() {
+async fn failed_tasks_are_retried() {
     let words = "gristmill run spin --tasks 20000 --fail-rate 0.01 --seed 3 --max-attempts 3";
     let ended = Site::new().run(words).await;
     assert!(ended.answer().contains("199990000"), "{ended:?}");
 }
 
+/// Tasks that fail for good are counted, and some are logged with their reason.
 #[tokio::test]
-async fn tasks_that_fail_for_good_are_counted_and_told() {
+async fn failures_are_counted_and_logged() {
     let words = "gristmill run spin --tasks 5000 --fail-rate 0.1 --seed 3 --max-attempts 1 --json";
     let ended = Site::new().run(words).await;
     assert_eq!(ended.code, 1);
@@ -40,15 +42,16 @@ async fn tasks_that_fail_for_good_are_counted_and_told() {
     assert_eq!(done + failed, 5000);
     assert!((300..700).contains(&failed), "{failed} of 5000 failed, at a rate of 0.1");
     assert!(ended.stderr.contains("tasks failed"), "{ended:?}");
-    // Why, of the first, the second, the fourth and so on.
+    // The reasons of the first failure, the second, the fourth and so on.
     let told =
         ended.stderr.lines().filter(|line| line.contains("WARN") && line.contains("a task failed for good"));
     let reasons: Vec<_> = told.filter(|line| line.contains("reason=")).collect();
     assert_eq!(reasons.len() as u32, failed.ilog2() + 1, "{ended:?}");
 }
 
+/// A job with `--fail-fast` ends at that number or share of failures.
 #[tokio::test]
-async fn a_job_that_is_to_fail_fast_ends_at_so_many_failures() {
+async fn fail_fast_stops_the_job() {
     for limit in ["20", "1%"] {
         let words = format!(
             "gristmill run spin --tasks 2000 --fail-rate 0.5 --max-attempts 1 --batch 1 --json --fail-fast {limit}"
@@ -68,7 +71,7 @@ async fn a_job_that_is_to_fail_fast_ends_at_so_many_failures() {
 }
 
 #[tokio::test]
-async fn a_million_tiny_tasks_add_up() {
+async fn million_tiny_tasks_add_up() {
     let tasks = if cfg!(debug_assertions) { 100_000_u64 } else { 1_000_000 };
     let ended = Site::new().run(&format!("gristmill run spin --tasks {tasks}")).await;
     assert!(ended.answer().contains(&(tasks * (tasks - 1) / 2).to_string()), "{ended:?}");

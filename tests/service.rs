@@ -11,7 +11,7 @@ use crate::{
     harness::{Process, Site, within},
 };
 
-/// The place beside the tests where cargo puts the example.
+/// Returns the path of the example, which cargo puts beside the tests.
 fn service() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/service");
@@ -20,14 +20,14 @@ fn service() -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_service_prints_typed_reports() {
+async fn service_prints_typed_reports() {
     let site = Site::new();
     let ledger = site.path("letters.ledger");
     // The second start finds its ledger and its lane again.
     for _ in 0..2 {
         let mut command = site.program(service());
         command.args([broker_url(), site.lane().to_string()]).arg(&ledger);
-        let ended = within("the service", Process::start("service", command).end()).await;
+        let ended = within("the service", Process::start("service", command).output()).await;
         assert_eq!(ended.code, 0, "{ended:?}");
         let lines: Vec<_> = ended.stdout.lines().map(|line| line.split_once(": ").unwrap()).collect();
         let told: Vec<_> = lines.iter().map(|(_, told)| *told).collect();
@@ -44,11 +44,11 @@ async fn a_service_prints_typed_reports() {
     assert!(!ended.status.success() && stderr.contains("hint: service URL LANE LEDGER"), "{stderr}");
 }
 
-/// Runs until it is stopped.
+/// A job whose tasks run until they are stopped.
 #[derive(Serialize, Deserialize)]
-struct Endless {}
+struct EndlessJob {}
 
-impl Job for Endless {
+impl Job for EndlessJob {
     const KIND: &'static str = "endless";
     type Task = ();
     type Output = ();
@@ -70,25 +70,25 @@ impl Job for Endless {
 }
 
 #[tokio::test]
-async fn a_client_cancels_and_waits_by_id() {
+async fn client_cancels_and_waits_by_id() {
     let site = Site::new();
     let client = Client::connect(&broker_url()).await.unwrap().lane(site.lane());
     let mut registry = Registry::default();
-    registry.register::<Endless>().unwrap();
+    registry.register::<EndlessJob>().unwrap();
     let leave = CancellationToken::new();
     let sink = client.sink(registry.clone(), LedgerPlace::Memory).unwrap();
     let sink = tokio::spawn(sink.run_until(client.transport(), leave.clone().cancelled_owned()));
     let worker = client.worker(registry).run_until(client.transport(), leave.clone().cancelled_owned());
     let worker = tokio::spawn(worker);
 
-    let job = client.submit(Endless {}).await.unwrap();
+    let job = client.submit(EndlessJob {}).await.unwrap();
     let (id, cancelled) = (job.id(), job.cancel("enough").await.unwrap());
     assert_eq!(cancelled, gristmill::Cancelling::Told);
     let outcome = within("the end", job.wait()).await.unwrap();
     assert_eq!((outcome.report, outcome.account.stopped.as_deref()), (0, Some("cancelled: enough")));
     assert!(!outcome.is_answered());
-    // Another time, by its id alone.
-    let again = within("the end", client.wait::<Endless>(id)).await.unwrap();
+    // Once more, by its id alone.
+    let again = within("the end", client.wait::<EndlessJob>(id)).await.unwrap();
     assert_eq!(again.account, outcome.account);
     assert_eq!(client.cancel(id, "again").await.unwrap(), gristmill::Cancelling::HadEnded);
 

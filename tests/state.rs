@@ -11,7 +11,7 @@ const SEMIPRIME_COUNT: &str = "210035";
 /// The example's line when it makes its table.
 const TABLE_LINE: &str = "making the table of factors below 1000000";
 
-/// The example's place beside the tests.
+/// Returns the path of the example, which cargo puts beside the tests.
 fn example() -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.parent().and_then(|deps| deps.parent()).unwrap().join("examples/state");
@@ -21,17 +21,17 @@ fn example() -> PathBuf {
 
 /// A hundred tasks on four slots of one process share one table.
 #[tokio::test]
-async fn state_is_opened_once_by_four_slots() {
+async fn slots_share_one_state() {
     let mut command = Command::new(example());
     command.args(["run", "semiprimes", "--limit", "1000000", "--slots", "4", "--batch", "1"]);
-    let ended = Process::start("state", command).end().await;
+    let ended = Process::start("state", command).output().await;
     assert_eq!(ended.answer(), SEMIPRIME_COUNT);
     assert_eq!(ended.stderr.matches(TABLE_LINE).count(), 1, "{ended:?}");
 }
 
 /// Each job of a worker has a table of its own, over a broker too.
 #[tokio::test]
-async fn state_is_opened_once_per_worker_and_job() {
+async fn each_job_opens_its_own_state() {
     let site = Site::new();
     let start = |words: &str| {
         let mut command = site.program(example());
@@ -41,7 +41,7 @@ async fn state_is_opened_once_per_worker_and_job() {
     let _sink = start("sink");
     let worker = start("worker --slots 2");
     for _ in 0..2 {
-        let submitted = start("producer submit semiprimes --limit 1000000 --batch 1 --wait").end().await;
+        let submitted = start("producer submit semiprimes --limit 1000000 --batch 1 --wait").output().await;
         assert_eq!(submitted.answer(), SEMIPRIME_COUNT, "{submitted:?}");
     }
     let ended = worker.stop().await;

@@ -1,4 +1,4 @@
-//! TLS: it works with the right certificates, and everything that is wrong with others has its own words.
+//! TLS works with the right certificates, and each wrong one has an error of its own.
 
 use std::{
     fs,
@@ -9,15 +9,15 @@ use gristmill::testing::{LocalBroker, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
-use crate::harness::{Ended, NODE, OwnBroker, Site};
+use crate::harness::{NODE_DIGEST, OwnBroker, ProcessOutput, Site};
 
 /// A CA of the test's own, and a directory for what it signs.
-struct Ca {
+struct TestCa {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
 }
 
-impl Ca {
+impl TestCa {
     /// A CA whose own certificate is `ca.pem`.
     fn new() -> Self {
         let (dir, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
@@ -32,7 +32,8 @@ impl Ca {
         self.dir.path().join(name)
     }
 
-    /// Signs a certificate for this CN, and these hosts if there are any: `NAME.pem` and `NAME.key`.
+    /// Signs a certificate for this CN, and these hosts if there are any: `NAME.pem` and
+    /// `NAME.key`.
     fn sign(&self, name: &str, common_name: &str, hosts: &[&str], years: std::ops::Range<i32>) {
         let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
@@ -45,7 +46,7 @@ impl Ca {
         fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    /// What a broker needs that is to be known as `localhost` alone.
+    /// Returns the files of a broker that is known as `localhost` alone.
     fn server(&self, years: std::ops::Range<i32>, mutual: bool) -> TlsFiles {
         self.sign("server", "rabbit", &["localhost"], years);
         TlsFiles {
@@ -57,36 +58,37 @@ impl Ca {
     }
 }
 
-const VALID: std::ops::Range<i32> = 2020..2120;
+const VALID_YEARS: std::ops::Range<i32> = 2020..2120;
 
-/// A broker with TLS whose certificate is for `localhost` alone, and its CA.
-async fn broker(mutual: bool) -> (OwnBroker, Ca) {
-    let ca = Ca::new();
-    let files = ca.server(VALID, mutual);
+/// Starts a broker with TLS whose certificate is for `localhost` alone, with its CA.
+async fn start_broker(mutual: bool) -> (OwnBroker, TestCa) {
+    let ca = TestCa::new();
+    let files = ca.server(VALID_YEARS, mutual);
     (OwnBroker::start_with(move || LocalBroker::start_with_tls(&files)).await, ca)
 }
 
-/// Runs a producer there that has to fail, within these files.
-async fn cannot(site: &Site, url: &str, files: &[(&str, &Path)]) -> Ended {
-    let words = format!("producer submit crack --hash {NODE} --max-length 4");
+/// Runs a producer with these files, which has to fail.
+async fn fail_submit(site: &Site, url: &str, files: &[(&str, &Path)]) -> ProcessOutput {
+    let words = format!("producer submit crack --hash {NODE_DIGEST} --max-length 4");
     let ended =
         site.start_with(&words, |command| command.env("GRISTMILL_BROKER", url).envs(files.iter().copied()));
-    let ended = ended.end().await;
+    let ended = ended.output().await;
     assert!(ended.stderr.lines().count() <= 2 && ended.stdout.is_empty(), "{ended:?}");
     assert!(!ended.stderr.contains("guest:guest"), "the password is shown: {ended:?}");
     ended
 }
 
-fn assert_told(ended: &Ended, code: i32, parts: &[&str]) {
+fn assert_error(ended: &ProcessOutput, code: i32, parts: &[&str]) {
     assert_eq!(ended.code, code, "{ended:?}");
     for part in parts {
         assert!(ended.stderr.contains(part), "{part:?} is missing: {ended:?}");
     }
 }
 
+/// A job runs over TLS with the right CA, and each wrong certificate is reported.
 #[tokio::test]
-async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
-    let (broker, ca) = broker(false).await;
+async fn tls_needs_the_right_certificate() {
+    let (broker, ca) = start_broker(false).await;
     let (plain, port) = (broker.url(), broker.with(|broker| broker.tls_port()).await);
     let url = format!("amqps://guest:guest@localhost:{port}");
     let trust = ca.path("ca.pem");
@@ -95,40 +97,40 @@ async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
 
     let with_ca = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_TLS_CA", &trust));
     let mut sink = with_ca("sink");
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let worker = with_ca("worker --slots 1");
-    let submitted = with_ca(&format!("producer submit crack --hash {NODE} --max-length 4 --wait"));
-    assert_eq!(submitted.end().await.answer(), "node");
+    let submitted = with_ca(&format!("producer submit crack --hash {NODE_DIGEST} --max-length 4 --wait"));
+    assert_eq!(submitted.output().await.answer(), "node");
     assert_eq!((worker.stop().await.code, sink.stop().await.code), (0, 0));
 
-    let other = Ca::new();
+    let other = TestCa::new();
     let wrong_ca = other.path("ca.pem");
-    let ended = cannot(&site, &url, &[("GRISTMILL_TLS_CA", &wrong_ca)]).await;
-    assert_told(&ended, 3, &["its certificate was not signed by a CA that we trust", "--tls-ca FILE"]);
+    let ended = fail_submit(&site, &url, &[("GRISTMILL_TLS_CA", &wrong_ca)]).await;
+    assert_error(&ended, 3, &["its certificate was not signed by a CA that we trust", "--tls-ca FILE"]);
 
     let by_address = format!("amqps://guest:guest@127.0.0.1:{port}");
-    let ended = cannot(&site, &by_address, &trusted).await;
-    assert_told(
+    let ended = fail_submit(&site, &by_address, &trusted).await;
+    assert_error(
         &ended,
         3,
         &["its certificate is not for \"127.0.0.1\", but for localhost", "(hint: name the broker"],
     );
 
     let plain_port = plain.rsplit(':').next().unwrap();
-    let ended = cannot(&site, &format!("amqps://guest:guest@localhost:{plain_port}"), &trusted).await;
-    assert_told(&ended, 2, &["it does not speak TLS there", "without TLS it is amqp://"]);
+    let ended = fail_submit(&site, &format!("amqps://guest:guest@localhost:{plain_port}"), &trusted).await;
+    assert_error(&ended, 2, &["it does not speak TLS there", "without TLS it is amqp://"]);
 
-    let ended = cannot(&site, &format!("amqp://guest:guest@localhost:{port}"), &[]).await;
-    assert_told(&ended, 2, &["with TLS it is amqps://"]);
+    let ended = fail_submit(&site, &format!("amqp://guest:guest@localhost:{port}"), &[]).await;
+    assert_error(&ended, 2, &["with TLS it is amqps://"]);
 
-    // A CA that is replaced while somebody is connected: the file is read again.
+    // A CA that is replaced while a sink is connected: the file is read again.
     let mut sink = with_ca("sink");
-    sink.says("serving").await;
-    let files = other.server(VALID, false);
+    sink.wait_for("serving").await;
+    let files = other.server(VALID_YEARS, false);
     fs::copy(&files.ca, &trust).unwrap();
     broker.with(move |broker| broker.renew_tls(&files)).await.unwrap();
     broker.ctl("close_all_connections renewed").await;
-    sink.says("again after").await;
+    sink.wait_for("again after").await;
     assert_eq!(sink.stop().await.code, 0);
 
     // The same broker, with certificates of other years.
@@ -137,32 +139,33 @@ async fn a_job_runs_over_tls_with_the_right_ca_and_each_wrong_one_is_told() {
     {
         let files = other.server(years, false);
         broker.with(move |broker| broker.renew_tls(&files)).await.unwrap();
-        assert_told(&cannot(&site, &url, &trusted).await, 3, &[part, "is a clock wrong?"]);
+        assert_error(&fail_submit(&site, &url, &trusted).await, 3, &[part, "is a clock wrong?"]);
     }
 }
 
+/// A client certificate names the user if the URL has none.
 #[tokio::test]
-async fn a_client_certificate_says_who_we_are_where_the_url_names_nobody() {
-    let (broker, ca) = broker(true).await;
+async fn client_certificate_is_the_user() {
+    let (broker, ca) = start_broker(true).await;
     broker.ctl("add_user mill not-the-password").await;
     broker.ctl("set_permissions mill .* .* .*").await;
     let port = broker.with(|broker| broker.tls_port()).await;
     let url = format!("amqps://localhost:{port}");
-    ca.sign("mill", "mill", &[], VALID);
-    ca.sign("stranger", "stranger", &[], VALID);
+    ca.sign("mill", "mill", &[], VALID_YEARS);
+    ca.sign("stranger", "stranger", &[], VALID_YEARS);
     let trust = ca.path("ca.pem");
     let site = Site::at(url.clone());
 
     let (cert, key) = (ca.path("mill.pem"), ca.path("mill.key"));
     let ours = [("GRISTMILL_TLS_CA", &*trust), ("GRISTMILL_TLS_CERT", &*cert), ("GRISTMILL_TLS_KEY", &*key)];
     let mut sink = site.start_with("sink", |command| command.envs(ours));
-    sink.says("serving").await;
+    sink.wait_for("serving").await;
     let users = broker.ctl("list_connections user").await;
     assert!(users.contains("mill") && !users.contains("guest"), "{users}");
     assert_eq!(sink.stop().await.code, 0);
 
-    let ended = cannot(&site, &url, &[("GRISTMILL_TLS_CA", &trust)]).await;
-    assert_told(
+    let ended = fail_submit(&site, &url, &[("GRISTMILL_TLS_CA", &trust)]).await;
+    assert_error(
         &ended,
         3,
         &["the broker wants a client certificate", "(hint: --tls-cert FILE and --tls-key FILE)"],
@@ -177,22 +180,22 @@ async fn a_client_certificate_says_who_we_are_where_the_url_names_nobody() {
                 ("GRISTMILL_TLS_CERT", &*cert),
                 ("GRISTMILL_TLS_KEY", &*key),
             ];
-            cannot(site, url, &files).await
+            fail_submit(site, url, &files).await
         }
     };
-    assert_told(&as_stranger("stranger.pem", "stranger.key").await, 3, &["refuses", "ACCESS_REFUSED"]);
+    assert_error(&as_stranger("stranger.pem", "stranger.key").await, 3, &["refuses", "ACCESS_REFUSED"]);
     let parts = ["the key in", "mill.key is not that of the certificate in", "stranger.pem"];
-    assert_told(&as_stranger("stranger.pem", "mill.key").await, 2, &parts);
+    assert_error(&as_stranger("stranger.pem", "mill.key").await, 2, &parts);
     let parts = ["cannot read the certificate file", "nobody.pem: No such file"];
-    assert_told(&as_stranger("nobody.pem", "mill.key").await, 2, &parts);
+    assert_error(&as_stranger("nobody.pem", "mill.key").await, 2, &parts);
     let parts = ["mill.pem holds no private key", "-----BEGIN PRIVATE KEY-----"];
-    assert_told(&as_stranger("mill.pem", "mill.pem").await, 2, &parts);
+    assert_error(&as_stranger("mill.pem", "mill.pem").await, 2, &parts);
 
-    // One whom the broker's CA did not sign is not even heard.
-    let other = Ca::new();
-    other.sign("mill", "mill", &[], VALID);
+    // A client whose certificate the broker's CA did not sign is refused by the handshake.
+    let other = TestCa::new();
+    other.sign("mill", "mill", &[], VALID_YEARS);
     let (cert, key) = (other.path("mill.pem"), other.path("mill.key"));
     let files = [("GRISTMILL_TLS_CA", &*trust), ("GRISTMILL_TLS_CERT", &*cert), ("GRISTMILL_TLS_KEY", &*key)];
-    let ended = cannot(&site, &url, &files).await;
-    assert_told(&ended, 3, &["the broker does not accept our certificate", "--tls-cert"]);
+    let ended = fail_submit(&site, &url, &files).await;
+    assert_error(&ended, 3, &["the broker does not accept our certificate", "--tls-cert"]);
 }

@@ -1,4 +1,4 @@
-//! How a connection begins and ends.
+//! Connecting and closing: the end of a transport, refused logins and unreachable brokers.
 
 use std::time::Instant;
 
@@ -6,11 +6,12 @@ use gristmill_shared::{EventFilter, QueueRole, TransportError};
 
 use super::*;
 
-/// Far longer than it takes where nothing waits, and far below what a connection may take.
-const SOON: Duration = Duration::from_secs(15);
+/// Bound for what needs no waiting: far longer than it takes, far below what a connection may take.
+const CONNECT_BOUND: Duration = Duration::from_secs(15);
 
+/// A closed transport has sent its acks, and every later call fails as disconnected.
 #[tokio::test]
-async fn a_closed_transport_has_handed_on_its_acks_and_fails_from_then_on() {
+async fn close_flushes_acks_then_fails() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..3)).await;
@@ -18,7 +19,7 @@ async fn a_closed_transport_has_handed_on_its_acks_and_fails_from_then_on() {
     let mut idle = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
-    let mut held = take(&mut consumer, 3).await;
+    let mut held = receive(&mut consumer, 3).await;
     held.remove(0).receipt.ack();
     let waiting = tokio::spawn(async move { idle.recv(1).await.map(drop) });
     within(transport.close()).await;
@@ -44,22 +45,24 @@ async fn a_closed_transport_has_handed_on_its_acks_and_fails_from_then_on() {
     assert_eq!(left, ["1", "2"]);
 }
 
+/// Publishers and consumers keep working after their transport is dropped.
 #[tokio::test]
-async fn what_came_from_a_dropped_transport_goes_on() {
+async fn handles_outlive_their_transport() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let publisher = transport.publisher().await.unwrap();
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
     drop(transport);
     assert_eq!(within(publisher.publish(numbered(&queue, 0..1))).await, [Published::Stored]);
-    take(&mut consumer, 1).await.remove(0).receipt.ack();
-    drop((publisher, consumer)); // and with the last of it the connections, here, on a thread that runs async code
+    receive(&mut consumer, 1).await.remove(0).receipt.ack();
+    drop((publisher, consumer)); // which closes the connections, on a thread that runs async code
     let mut next = connect().await.consume(&queue, 10).await.unwrap();
-    nothing_comes(&mut next).await;
+    assert_no_delivery(&mut next).await;
 }
 
+/// A wrong password or virtual host is denied at once, and the password is not shown.
 #[tokio::test]
-async fn a_wrong_password_or_virtual_host_is_denied_at_once_and_not_shown() {
+async fn wrong_login_fails_at_once() {
     let url = broker_url();
     let (scheme, rest) = url.split_once("://").unwrap();
     let (user, place) = rest.split_once('@').unwrap();
@@ -70,14 +73,15 @@ async fn a_wrong_password_or_virtual_host_is_denied_at_once_and_not_shown() {
         let start = Instant::now();
         let error = within(AmqpTransport::connect(AmqpConfig::new(&url).unwrap())).await.unwrap_err();
         assert!(matches!(error, TransportError::Denied { .. }), "{error}");
-        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        assert!(start.elapsed() < CONNECT_BOUND, "{:?}", start.elapsed());
         let text = format!("{error} {error:?}");
         assert!(text.contains(hint) && text.contains(place) && !text.contains("sesame"), "{text}");
     }
 }
 
+/// A valid user with an unknown virtual host gets a hint about the virtual host, not the password.
 #[tokio::test]
-async fn who_is_let_in_but_not_to_that_virtual_host_is_not_asked_for_a_password() {
+async fn unknown_vhost_is_the_reason() {
     let url = broker_url();
     let host = url.rsplit_once('@').unwrap().1.split('/').next().unwrap();
     let url = format!("amqp://guest@{host}/nowhere");
@@ -86,8 +90,9 @@ async fn who_is_let_in_but_not_to_that_virtual_host_is_not_asked_for_a_password(
     assert!(!error.contains("password"), "{error}");
 }
 
+/// A port that is silent or closed is unreachable after the configured time.
 #[tokio::test]
-async fn nobody_there_is_unreachable_after_the_time_given() {
+async fn connect_gives_up_in_time() {
     // A socket that listens and never answers, and one that is closed.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -96,7 +101,7 @@ async fn nobody_there_is_unreachable_after_the_time_given() {
         config.give_up_after = Duration::from_secs(1);
         let start = Instant::now();
         let error = within(AmqpTransport::connect(config)).await.unwrap_err();
-        assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+        assert!(start.elapsed() < CONNECT_BOUND, "{:?}", start.elapsed());
         let TransportError::Unreachable { tries, .. } = &error else { panic!("{error}") };
         assert!(*tries >= 1);
         let text = error.to_string();
@@ -105,8 +110,9 @@ async fn nobody_there_is_unreachable_after_the_time_given() {
     }
 }
 
+/// A server that does not speak AMQP is reported at once.
 #[tokio::test]
-async fn what_does_not_speak_amqp_is_told_at_once() {
+async fn foreign_protocol_fails_at_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(async move {
@@ -119,7 +125,7 @@ async fn what_does_not_speak_amqp_is_told_at_once() {
     let config = AmqpConfig::new(&format!("amqp://me:sesame@{address}")).unwrap();
     let error = within(AmqpTransport::connect(config)).await.unwrap_err();
     assert!(matches!(error, TransportError::Invalid(_)), "{error}");
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    assert!(start.elapsed() < CONNECT_BOUND, "{:?}", start.elapsed());
     let text = error.to_string();
     assert!(
         text.contains("AMQP") && text.contains(&address.to_string()) && !text.contains("sesame"),

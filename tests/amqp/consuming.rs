@@ -4,16 +4,17 @@ use gristmill_shared::{QueueRole, Settlement};
 
 use super::*;
 
+/// An unsettled delivery does not block the rest of the prefetch.
 #[tokio::test]
-async fn a_slow_delivery_does_not_hold_up_the_others() {
+async fn slow_delivery_blocks_no_other() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..500)).await;
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
-    let slow = take(&mut consumer, 1).await.remove(0);
+    let slow = receive(&mut consumer, 1).await.remove(0);
     let mut held = Vec::new();
     for _ in 1..500 {
-        held.extend(take(&mut consumer, 1).await);
+        held.extend(receive(&mut consumer, 1).await);
         if held.len() == 9 {
             held.reverse(); // the prefetch is used up: the last comes first
             held.drain(..8).for_each(|delivery| delivery.receipt.ack());
@@ -23,33 +24,35 @@ async fn a_slow_delivery_does_not_hold_up_the_others() {
     slow.receipt.ack();
     within(consumer.close()).await;
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
-    nothing_comes(&mut consumer).await;
+    assert_no_delivery(&mut consumer).await;
 }
 
+/// A requeued delivery is redelivered; its acked neighbours are not.
 #[tokio::test]
-async fn a_requeued_delivery_comes_again_and_its_acked_neighbours_do_not() {
+async fn requeue_redelivers_only_itself() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..5)).await;
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
-    for (number, delivery) in take(&mut consumer, 5).await.into_iter().enumerate() {
+    for (number, delivery) in receive(&mut consumer, 5).await.into_iter().enumerate() {
         match if number == 2 { Settlement::Requeue } else { Settlement::Ack } {
             Settlement::Ack => delivery.receipt.ack(),
             Settlement::Requeue => delivery.receipt.requeue(),
         }
     }
-    let again = take(&mut consumer, 1).await;
+    let again = receive(&mut consumer, 1).await;
     assert_eq!((ids(&again), again[0].redelivered()), (vec!["2"], true));
-    nothing_comes(&mut consumer).await;
+    assert_no_delivery(&mut consumer).await;
 }
 
+/// A stopped consumer yields the messages that it has prefetched; the others stay in the queue.
 #[tokio::test]
-async fn a_consumer_that_stops_gives_out_what_is_here_and_the_rest_stays() {
+async fn stop_yields_buffered_messages() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..20)).await;
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
-    let first = take(&mut consumer, 1).await;
+    let first = receive(&mut consumer, 1).await;
     within(consumer.stop()).await.unwrap();
     within(consumer.stop()).await.unwrap();
     let mut here = first;
@@ -66,34 +69,36 @@ async fn a_consumer_that_stops_gives_out_what_is_here_and_the_rest_stays() {
     assert_eq!(drain(&transport, &queue, 15).await[0].id, "5");
 }
 
+/// Unacked deliveries of a dropped consumer are redelivered, acked ones are not.
 #[tokio::test]
-async fn what_a_dropped_consumer_held_comes_again_and_what_it_acked_does_not() {
+async fn dropped_consumer_requeues_unacked() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..6)).await;
     let mut consumer = transport.consume(&queue, 6).await.unwrap();
-    let mut held = take(&mut consumer, 4).await; // and two that it never looked at
+    let mut held = receive(&mut consumer, 4).await; // and two that were prefetched only
     held.drain(..2).for_each(|delivery| delivery.receipt.ack());
     drop(consumer);
     let mut next = transport.consume(&queue, 6).await.unwrap();
-    let again = take(&mut next, 4).await;
+    let again = receive(&mut next, 4).await;
     assert_eq!(ids(&again), ["2", "3", "4", "5"]);
     assert!(again.iter().all(|delivery| delivery.redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.ack());
-    nothing_comes(&mut next).await;
+    assert_no_delivery(&mut next).await;
     within(next.close()).await;
     assert_eq!(drain(&transport, &queue, 4).await.len(), 4, "the stale acks did nothing");
 }
 
+/// Consumers that start and stop do not disturb the others, nor their connection.
 #[tokio::test]
-async fn consumers_that_come_and_go_do_not_disturb_one_another() {
+async fn consumer_churn_is_independent() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..50)).await;
     let mut steady = transport.consume(&QueueRole::Suspect.of(&lane), 1).await.unwrap();
     for round in 0..50 {
         let mut consumer = transport.consume(&queue, 10).await.unwrap();
-        let delivery = take(&mut consumer, 1).await.remove(0);
+        let delivery = receive(&mut consumer, 1).await.remove(0);
         delivery.receipt.ack();
         match round % 4 {
             0 => drop(consumer),
@@ -103,29 +108,30 @@ async fn consumers_that_come_and_go_do_not_disturb_one_another() {
                 drop(consumer);
             }
             _ => {
-                let _ = timeout(Duration::ZERO, consumer.stop()).await; // given up half way
+                let _ = timeout(Duration::ZERO, consumer.stop()).await; // cancelled half way
                 drop(consumer);
             }
         }
         let _ = timeout(Duration::from_micros(round * 50), transport.consume(&queue, 10)).await;
     }
-    nothing_comes(&mut steady).await; // and its connection stands
+    assert_no_delivery(&mut steady).await; // its connection is still up
     store(&transport, numbered(&QueueRole::Suspect.of(&lane), 0..1)).await;
-    assert_eq!(take(&mut steady, 1).await.len(), 1);
+    assert_eq!(receive(&mut steady, 1).await.len(), 1);
 }
 
+/// A results queue has one active consumer at a time.
 #[tokio::test]
-async fn results_go_to_one_sink_at_a_time() {
+async fn results_go_to_one_sink() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Results.of(&lane);
     let mut active = transport.consume(&queue, 2).await.unwrap();
     let standby = connect().await;
     let mut next = standby.consume(&queue, 2).await.unwrap();
     store(&transport, numbered(&queue, 0..4)).await;
-    let held = take(&mut active, 2).await;
-    nothing_comes(&mut next).await;
+    let held = receive(&mut active, 2).await;
+    assert_no_delivery(&mut next).await;
     within(active.close()).await;
-    let taken_over = take(&mut next, 2).await;
+    let taken_over = receive(&mut next, 2).await;
     assert_eq!(ids(&taken_over), ids(&held));
     assert!(taken_over.iter().all(|delivery| delivery.redelivered()));
 }

@@ -1,5 +1,6 @@
-//! A journal that is away while all else works. A broker that is killed moments after its very first stream was made
-//! can come back like that: what it knew of its streams was not on its disk yet.
+//! A journal that is unavailable while everything else works. A broker that is killed moments after
+//! its first stream was declared can come back like that: its directory of streams was not on its
+//! disk yet.
 
 use std::time::Instant;
 
@@ -7,43 +8,45 @@ use gristmill_amqp::{Verdict, examine};
 use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
 
 use super::{
-    outages::Own,
+    outages::PrivateBroker,
     recovery::{fact, read_up_to},
     *,
 };
 
-/// Longer than the first time for which a wave of facts may get no answer, so that what comes then is seen, too.
-const SILENCE: Duration = Duration::from_secs(12);
-/// The process that starts leaders, and knows where they are.
-const COORDINATOR: &str = "rabbit_stream_coordinator";
-const JOURNAL: &str = r#"rabbit_misc:r(<<"/">>, queue, <<"gristmill.journal">>)"#;
+/// Longer than the first period in which a batch of facts may stay unconfirmed, so that what
+/// follows is covered too.
+const SILENCE_TIME: Duration = Duration::from_secs(12);
+/// The broker's process that starts stream leaders and knows where they are.
+const COORDINATOR_PROCESS: &str = "rabbit_stream_coordinator";
+const JOURNAL_RESOURCE: &str = r#"rabbit_misc:r(<<"/">>, queue, <<"gristmill.journal">>)"#;
 
-async fn open_at(broker: &Own) -> Arc<AmqpTransport> {
+async fn open_at(broker: &PrivateBroker) -> Arc<AmqpTransport> {
     let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     within(transport.open_lane(&Lane::default())).await.unwrap();
     transport
 }
 
-fn tell(transport: &Arc<AmqpTransport>, fact: Outgoing) -> tokio::task::JoinHandle<Vec<Published>> {
+fn spawn_publish(transport: &Arc<AmqpTransport>, fact: Outgoing) -> tokio::task::JoinHandle<Vec<Published>> {
     let transport = Arc::clone(transport);
     tokio::spawn(async move { transport.publisher().await.unwrap().publish(vec![fact]).await })
 }
 
-/// Some messages are stored, taken and acked.
-async fn work_goes_on(transport: &AmqpTransport, consumer: &mut Box<dyn Consumer>) {
+/// Publishes messages, receives them and acks them.
+async fn exchange_messages(transport: &AmqpTransport, consumer: &mut Box<dyn Consumer>) {
     let queue = QueueRole::Results.of(&Lane::default());
     for round in 0..20 {
         store(transport, numbered(&queue, round * 10..(round + 1) * 10)).await;
-        for delivery in take(consumer, 10).await {
+        for delivery in receive(consumer, 10).await {
             delivery.receipt.ack();
         }
     }
 }
 
+/// Only facts wait for a journal without a leader; messages and reconnects continue.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_has_no_leader_holds_up_nothing_but_its_facts() {
+async fn leaderless_journal_holds_only_facts() {
     let _ = tracing_subscriber::fmt().with_env_filter("gristmill_amqp=debug").try_init();
-    let broker = Own::start().await;
+    let broker = PrivateBroker::start().await;
     let (transport, job) = (open_at(&broker).await, JobId::generate());
     let mut reader = transport.journal().await.unwrap();
     assert!(matches!(within(reader.next()).await.unwrap(), JournalEntry::CaughtUp));
@@ -51,53 +54,56 @@ async fn a_journal_that_has_no_leader_holds_up_nothing_but_its_facts() {
     store(&transport, vec![fact(job, "before")]).await;
     read_up_to(&mut reader, job, "before").await;
 
-    broker.eval(format!("sys:suspend({COORDINATOR})")).await;
+    broker.eval(format!("sys:suspend({COORDINATOR_PROCESS})")).await;
     broker
-        .eval(format!("{{ok, Q}} = rabbit_amqqueue:lookup({JOURNAL}), exit(amqqueue:get_pid(Q), kill)"))
+        .eval(format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup({JOURNAL_RESOURCE}), exit(amqqueue:get_pid(Q), kill)"
+        ))
         .await;
-    let told = tell(&transport, fact(job, "meanwhile"));
-    work_goes_on(&transport, &mut consumer).await;
+    let told = spawn_publish(&transport, fact(job, "meanwhile"));
+    exchange_messages(&transport, &mut consumer).await;
 
-    // Nor does it keep anybody from connecting again.
+    // Reconnecting does not need the journal either.
     let following = tokio::spawn(async move { (read_up_to(&mut reader, job, "meanwhile").await, reader) });
     broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
     let start = Instant::now();
-    while start.elapsed() < SILENCE {
-        work_goes_on(&transport, &mut consumer).await;
+    while start.elapsed() < SILENCE_TIME {
+        exchange_messages(&transport, &mut consumer).await;
     }
     let connections = broker.connections().await;
     assert!(connections.contains("/2/consume") && !connections.contains("/3/"), "{connections}");
     assert!(!told.is_finished() && !following.is_finished(), "the journal was not away");
 
-    broker.eval(format!("sys:resume({COORDINATOR})")).await;
+    broker.eval(format!("sys:resume({COORDINATOR_PROCESS})")).await;
     assert_eq!(within(told).await.unwrap(), [Published::Stored]);
     let ((facts, _), _) = within(following).await.unwrap();
     assert_eq!(facts.last().unwrap(), "meanwhile");
 }
 
+/// The command in the error's hint restores a journal that the broker forgot, with all its facts.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_the_broker_forgot_comes_back_with_all_its_facts_by_the_command_that_is_told() {
-    let broker = Own::start().await;
+async fn hinted_command_restores_the_journal() {
+    let broker = PrivateBroker::start().await;
     let (transport, job) = (open_at(&broker).await, JobId::generate());
     store(&transport, (0..50).map(|id| fact(job, id)).collect()).await;
     let mut reader = transport.journal().await.unwrap();
     read_up_to(&mut reader, job, "49").await;
     let mut consumer = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
 
-    broker.written_down().await;
-    // As if it had not come to write it down.
+    broker.sync_directory().await;
+    // Deletes the directory's entry, as if the broker had not written it yet.
     let books = "#{names := #{directory_rev := Books}} = ra_system:fetch(coordination)";
     broker.eval(format!("{books}, dets:delete(Books, rabbit_stream_coordinator), dets:sync(Books)")).await;
     broker.with(|broker| broker.kill().unwrap()).await;
     broker.with(|broker| broker.restart().unwrap()).await;
 
-    let told = tell(&transport, fact(job, "meanwhile"));
-    work_goes_on(&transport, &mut consumer).await;
+    let told = spawn_publish(&transport, fact(job, "meanwhile"));
+    exchange_messages(&transport, &mut consumer).await;
     let following = tokio::spawn(async move { (read_up_to(&mut reader, job, "meanwhile").await, reader) });
     let newcomer = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     let refused = within(newcomer.open_lane(&Lane::default())).await.unwrap_err();
     assert!(matches!(refused, TransportError::Disconnected { .. }), "{refused}");
-    work_goes_on(&transport, &mut consumer).await;
+    exchange_messages(&transport, &mut consumer).await;
     let findings = examine(&AmqpConfig::new(&broker.url()).unwrap(), &Lane::default(), None).await;
     let problems: Vec<_> = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).collect();
     assert!(

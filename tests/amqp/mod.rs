@@ -1,4 +1,5 @@
-//! What only RabbitMQ does, beside the promises that every transport keeps: see the conformance suite.
+//! Behaviour that only RabbitMQ has, beside the promises of every transport (see the conformance
+//! suite).
 
 mod connecting;
 mod consuming;
@@ -25,21 +26,21 @@ use tokio::time::timeout;
 
 use crate::broker_url;
 
-/// Nothing here takes longer, or it hangs. Some of it waits for a journal that is away for a while, on a machine with other
-/// work.
-const BOUND: Duration = Duration::from_secs(60);
-/// What must not come does not come for so long.
-const QUIET: Duration = Duration::from_millis(300);
+/// Bound for every wait: what takes longer hangs. Some tests wait for a journal that is away for a
+/// while, on a machine with other work.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time without a delivery after which none is expected.
+const QUIET_TIME: Duration = Duration::from_millis(300);
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
-    timeout(BOUND, future).await.expect("it hangs")
+    timeout(TEST_TIMEOUT, future).await.expect("it hangs")
 }
 
 async fn connect() -> Arc<AmqpTransport> {
     within(AmqpTransport::connect(AmqpConfig::new(&broker_url()).unwrap())).await.unwrap()
 }
 
-/// A connection, and a lane that nobody else uses.
+/// Opens a connection, and a lane of the test's own.
 async fn open() -> (Arc<AmqpTransport>, Lane) {
     let transport = connect().await;
     let lane = Lane::new(&format!("amqp-{}", JobId::generate())).unwrap();
@@ -51,7 +52,7 @@ fn message(id: impl ToString) -> Message {
     Message { id: id.to_string(), form: "test".into(), body: "{}".into(), ..Message::default() }
 }
 
-fn to(queue: &Queue, message: Message) -> Outgoing {
+fn outgoing(queue: &Queue, message: Message) -> Outgoing {
     Outgoing { to: Address::Queue(queue.clone()), message }
 }
 
@@ -70,8 +71,8 @@ async fn store(transport: &AmqpTransport, batch: Vec<Outgoing>) {
     }
 }
 
-/// The next `count` deliveries.
-async fn take(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Delivery> {
+/// Receives the next `count` deliveries.
+async fn receive(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Delivery> {
     let mut deliveries = Vec::new();
     while deliveries.len() < count {
         deliveries.extend(within(consumer.recv(count - deliveries.len())).await.unwrap());
@@ -83,11 +84,11 @@ fn ids(deliveries: &[Delivery]) -> Vec<&str> {
     deliveries.iter().map(|delivery| delivery.message.id.as_str()).collect()
 }
 
-async fn nothing_comes(consumer: &mut Box<dyn Consumer>) {
-    assert!(timeout(QUIET, consumer.recv(1)).await.is_err(), "something came");
+async fn assert_no_delivery(consumer: &mut Box<dyn Consumer>) {
+    assert!(timeout(QUIET_TIME, consumer.recv(1)).await.is_err(), "something came");
 }
 
-/// What is there, taken and acked by a consumer that goes again.
+/// Receives and acks `count` messages with a consumer that is closed afterwards.
 async fn drain(transport: &AmqpTransport, queue: &Queue, count: usize) -> Vec<Message> {
     let mut consumer = transport.consume(queue, 200).await.unwrap();
     let mut messages = Vec::new();
@@ -101,13 +102,13 @@ async fn drain(transport: &AmqpTransport, queue: &Queue, count: usize) -> Vec<Me
     messages
 }
 
-/// Past our own code: as an operator or another language would.
-struct ByHand {
+/// A client without our transport, as an operator or another language has.
+struct RawClient {
     _connection: Connection,
     channel: Channel,
 }
 
-impl ByHand {
+impl RawClient {
     async fn open() -> Self {
         Self::open_at(&broker_url()).await
     }

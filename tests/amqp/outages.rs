@@ -1,4 +1,4 @@
-//! Brokers that die, hang up, fall silent or forget. Each of them belongs to its test.
+//! Brokers that are killed, close connections, fall silent or forget. Each belongs to its test.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -9,20 +9,20 @@ use gristmill::testing::LocalBroker;
 use gristmill_shared::{EventFilter, JournalEntry, QueueRole};
 
 use super::{
-    recovery::{fact, hear, read_up_to},
-    tcp_proxy::Wire,
+    recovery::{exchange_event, fact, read_up_to},
+    tcp_proxy::TcpProxy,
     *,
 };
 use crate::harness::Site;
 
-/// A broker needs some seconds to start, more on a busy machine.
+/// Bound for an outage: a broker takes some seconds to start, more on a busy machine.
 const OUTAGE_BOUND: Duration = Duration::from_secs(120);
 
-/// A broker of one's own, whose methods block.
+/// A broker of the test's own. Its methods block, so each call has a thread of its own.
 #[derive(Clone)]
-pub(super) struct Own(Arc<Mutex<LocalBroker>>);
+pub(super) struct PrivateBroker(Arc<Mutex<LocalBroker>>);
 
-impl Own {
+impl PrivateBroker {
     pub(super) async fn start() -> Self {
         let broker = tokio::task::spawn_blocking(|| LocalBroker::start().unwrap()).await.unwrap();
         Self(Arc::new(Mutex::new(broker)))
@@ -40,27 +40,28 @@ impl Own {
         self.0.lock().unwrap().url()
     }
 
-    /// Makes it low on memory, or no longer.
-    pub(super) async fn alarm(&self, on: bool) {
+    /// Raises or clears the memory alarm.
+    pub(super) async fn set_memory_alarm(&self, on: bool) {
         let watermark = if on { "0.00001" } else { "0.4" };
         self.with(move |broker| broker.ctl(&["set_vm_memory_high_watermark", watermark]).unwrap()).await;
     }
 
-    /// Runs a line of Erlang there.
+    /// Evaluates an Erlang expression on the broker.
     pub(super) async fn eval(&self, expression: String) {
         self.with(move |broker| broker.ctl(&["eval", &format!("{expression}.")]).unwrap()).await;
     }
 
-    /// Waits until it has on its disk which queues and streams it has: half a second after they were made, by itself.
-    pub(super) async fn written_down(&self) {
+    /// Writes the broker's directory of queues and streams to its disk, which the broker does by
+    /// itself half a second after they were declared.
+    pub(super) async fn sync_directory(&self) {
         for system in ["quorum_queues", "coordination"] {
             let books = format!("#{{names := #{{directory_rev := Books}}}} = ra_system:fetch({system})");
             self.eval(format!("{books}, ok = dets:sync(Books)")).await;
         }
     }
 
-    /// What a hang may be due to.
-    async fn state(&self) -> String {
+    /// Returns the counts of queues and channels, which may explain a hang.
+    async fn describe_queues(&self) -> String {
         self.with(|broker| {
             let queues = ["list_queues", "name", "messages_ready", "messages_unacknowledged", "consumers"];
             let channels = ["list_channels", "connection", "messages_unconfirmed", "messages_unacknowledged"];
@@ -71,34 +72,35 @@ impl Own {
         .await
     }
 
-    /// The names of its clients' connections, which count their transport's generations.
+    /// Returns the names of the clients' connections, which count their transport's generations.
     pub(super) async fn connections(&self) -> String {
         self.with(|broker| broker.ctl(&["list_connections", "client_properties"]).unwrap()).await
     }
 }
 
+/// A broker that is killed under load and restarted loses no message.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_time() {
-    const BATCHES: usize = 150;
-    const BATCH: usize = 200;
-    let broker = Own::start().await;
+async fn broker_kill_under_load_loses_nothing() {
+    const BATCH_COUNT: usize = 150;
+    const BATCH_SIZE: usize = 200;
+    let broker = PrivateBroker::start().await;
     let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     let lane = Lane::default();
     transport.open_lane(&lane).await.unwrap();
     let (queue, held_queue) = (QueueRole::Again.of(&lane), QueueRole::Suspect.of(&lane));
-    broker.written_down().await;
+    broker.sync_directory().await;
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
 
-    store(&transport, vec![to(&held_queue, message("held"))]).await;
+    store(&transport, vec![outgoing(&held_queue, message("held"))]).await;
     let mut holder = transport.consume(&held_queue, 1).await.unwrap();
-    let held = take(&mut holder, 1).await.remove(0);
+    let held = receive(&mut holder, 1).await.remove(0);
 
     let publishing = tokio::spawn({
         let (publisher, queue) = (transport.publisher().await.unwrap(), queue.clone());
         async move {
-            for batch in 0..BATCHES {
-                let letters = numbered(&queue, batch * BATCH..(batch + 1) * BATCH);
-                let answers = timeout(OUTAGE_BOUND, publisher.publish(letters)).await.expect("it hangs");
+            for batch in 0..BATCH_COUNT {
+                let messages = numbered(&queue, batch * BATCH_SIZE..(batch + 1) * BATCH_SIZE);
+                let answers = timeout(OUTAGE_BOUND, publisher.publish(messages)).await.expect("it hangs");
                 assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
             }
         }
@@ -107,12 +109,12 @@ async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_
     let mut seen: HashMap<String, usize> = HashMap::new();
     let mut outage = None;
     let consuming = async {
-        while seen.len() < BATCHES * BATCH {
+        while seen.len() < BATCH_COUNT * BATCH_SIZE {
             for delivery in consumer.recv(100).await.unwrap() {
                 *seen.entry(delivery.message.id).or_default() += 1;
                 delivery.receipt.ack();
             }
-            if seen.len() > BATCHES * BATCH / 4 && outage.is_none() {
+            if seen.len() > BATCH_COUNT * BATCH_SIZE / 4 && outage.is_none() {
                 broker.with(|broker| broker.kill().unwrap()).await;
                 assert!(!publishing.is_finished(), "it was killed too late");
                 let broker = broker.clone();
@@ -121,65 +123,67 @@ async fn a_broker_that_is_killed_under_load_and_started_again_costs_nothing_but_
         }
     };
     if timeout(OUTAGE_BOUND, consuming).await.is_err() {
-        let (seen, finished, state) = (seen.len(), publishing.is_finished(), broker.state().await);
-        panic!("it hangs: {seen} of {} seen, all published: {finished}\n{state}", BATCHES * BATCH);
+        let (seen, finished, state) = (seen.len(), publishing.is_finished(), broker.describe_queues().await);
+        panic!("it hangs: {seen} of {} seen, all published: {finished}\n{state}", BATCH_COUNT * BATCH_SIZE);
     }
     outage.expect("an outage").await.unwrap();
     within(publishing).await.unwrap();
     println!("{} messages came twice", seen.values().filter(|&&times| times > 1).count());
 
-    // What was held through it all is somebody else's now: ours, by another receipt.
-    let again = take(&mut holder, 1).await.remove(0);
+    // The held delivery comes again, with another receipt.
+    let again = receive(&mut holder, 1).await.remove(0);
     assert_eq!((again.message.id.as_str(), again.redelivered()), ("held", true));
     held.receipt.ack();
     again.receipt.ack();
-    store(&transport, vec![to(&held_queue, message("next"))]).await;
-    let next = take(&mut holder, 1).await.remove(0);
-    assert_eq!((next.message.id.as_str(), next.redelivered()), ("next", false), "its channel stood");
+    store(&transport, vec![outgoing(&held_queue, message("next"))]).await;
+    let next = receive(&mut holder, 1).await.remove(0);
+    assert_eq!((next.message.id.as_str(), next.redelivered()), ("next", false), "its channel was still open");
 
-    hear(&transport, &lane, &mut events, "after").await;
+    exchange_event(&transport, &lane, &mut events, "after").await;
     let connections = broker.connections().await;
     assert!(!connections.contains("/1/"), "{connections}");
     transport.close().await;
 }
 
+/// A journal reader continues where it was when its broker was killed and restarted.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_is_read_on_where_it_was_when_its_broker_was_killed_and_started_again() {
-    const BEFORE: usize = 200;
-    const FACTS: usize = 2_000;
-    let broker = Own::start().await;
+async fn journal_resumes_after_broker_kill() {
+    const FACTS_BEFORE: usize = 200;
+    const FACT_COUNT: usize = 2_000;
+    let broker = PrivateBroker::start().await;
     let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     transport.open_lane(&Lane::default()).await.unwrap();
-    broker.written_down().await;
+    broker.sync_directory().await;
     let job = JobId::generate();
     let mut journal = transport.journal().await.unwrap();
     let telling = tokio::spawn({
         let publisher = transport.publisher().await.unwrap();
         async move {
-            for id in 0..FACTS {
+            for id in 0..FACT_COUNT {
                 let answer = timeout(OUTAGE_BOUND, publisher.publish(vec![fact(job, id)])).await;
                 assert_eq!(answer.expect("it hangs"), [Published::Stored]);
             }
         }
     });
-    let (mut facts, early) = read_up_to(&mut journal, job, &BEFORE.to_string()).await;
+    let (mut facts, early) = read_up_to(&mut journal, job, &FACTS_BEFORE.to_string()).await;
     broker.with(|broker| broker.kill().unwrap()).await;
     assert!(!telling.is_finished(), "it was killed too late");
     broker.with(|broker| broker.restart().unwrap()).await;
-    let (rest, late) = read_up_to(&mut journal, job, &(FACTS - 1).to_string()).await;
+    let (rest, late) = read_up_to(&mut journal, job, &(FACT_COUNT - 1).to_string()).await;
     facts.extend(rest);
     within(telling).await.unwrap();
-    println!("{} facts came twice", facts.len() - FACTS);
+    println!("{} facts came twice", facts.len() - FACT_COUNT);
     let mut known = HashSet::new();
     facts.retain(|id| known.insert(id.clone()));
-    assert_eq!(facts, (0..FACTS).map(|id| id.to_string()).collect::<Vec<_>>());
+    assert_eq!(facts, (0..FACT_COUNT).map(|id| id.to_string()).collect::<Vec<_>>());
     assert_eq!(early + late, 1, "caught up once");
     transport.close().await;
 }
 
+/// The transport reconnects to a broker that closes its connections or falls silent.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
-    let broker = Own::start().await;
+async fn closed_or_silent_broker_reconnects() {
+    let broker = PrivateBroker::start().await;
     let config = AmqpConfig::new(&format!("{}?heartbeat=2", broker.url())).unwrap();
     let transport = AmqpTransport::connect(config).await.unwrap();
     let lane = Lane::default();
@@ -187,15 +191,15 @@ async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
     store(&transport, numbered(&queue, 0..1)).await;
-    let held = take(&mut consumer, 1).await.remove(0);
+    let held = receive(&mut consumer, 1).await.remove(0);
     assert!(broker.connections().await.contains("/1/consume"));
 
     broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
-    let again = take(&mut consumer, 1).await.remove(0);
+    let again = receive(&mut consumer, 1).await.remove(0);
     assert!(again.redelivered());
     held.receipt.ack(); // stale
     store(&transport, numbered(&queue, 1..2)).await;
-    assert_eq!(ids(&take(&mut consumer, 1).await), ["1"]);
+    assert_eq!(ids(&receive(&mut consumer, 1).await), ["1"]);
     let connections = broker.connections().await;
     assert!(connections.contains("/2/consume") && connections.contains("/2/publish"), "{connections}");
 
@@ -211,7 +215,7 @@ async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
     assert_eq!(within(publishing).await.unwrap(), [Published::Stored]);
     let mut names: HashSet<_> = HashSet::new();
     while names.len() < 3 {
-        names.extend(take(&mut consumer, 1).await.into_iter().map(|delivery| delivery.message.id));
+        names.extend(receive(&mut consumer, 1).await.into_iter().map(|delivery| delivery.message.id));
     }
     let connections = broker.connections().await;
     assert!(!connections.contains("/2/consume"), "nothing was lost: {connections}");
@@ -219,22 +223,23 @@ async fn a_broker_that_hangs_up_or_falls_silent_is_connected_to_again() {
     transport.close().await;
 }
 
+/// A journal that was declared again is read from its start.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_that_was_made_anew_is_read_from_its_start() {
-    let broker = Own::start().await;
-    let wire = Wire::lay_to(&broker.url()).await;
-    let (transport, lane) = wire.open().await;
+async fn recreated_journal_starts_over() {
+    let broker = PrivateBroker::start().await;
+    let proxy = TcpProxy::start_to(&broker.url()).await;
+    let (transport, lane) = proxy.open().await;
     let direct = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     let job = JobId::generate();
     let mut reader = transport.journal().await.unwrap();
     assert!(matches!(within(reader.next()).await.unwrap(), JournalEntry::CaughtUp));
     store(&direct, (0..3).map(|id| fact(job, id)).collect()).await;
     read_up_to(&mut reader, job, "2").await;
-    let by_hand = ByHand::open_at(&broker.url()).await;
+    let raw_client = RawClient::open_at(&broker.url()).await;
     let journal = || "gristmill.journal".into();
 
-    // Deleted under the reader, which makes it anew.
-    by_hand.channel.queue_delete(journal(), Default::default()).await.unwrap();
+    // Deleted under the reader, which declares it again.
+    raw_client.channel.queue_delete(journal(), Default::default()).await.unwrap();
     let sent = async {
         while publish(&direct, vec![fact(job, "a")]).await != [Published::Stored] {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -243,40 +248,42 @@ async fn a_journal_that_was_made_anew_is_read_from_its_start() {
     let ((facts, caught_up), ()) = tokio::join!(read_up_to(&mut reader, job, "a"), within(sent));
     assert_eq!((facts, caught_up), (vec!["a".to_owned()], 0));
 
-    // Deleted and made anew by others during an outage; longer than before, so that only the names tell.
-    within(wire.break_down()).await;
-    by_hand.channel.queue_delete(journal(), Default::default()).await.unwrap();
+    // Deleted and declared again by others during an outage. It is longer than before, so that only
+    // the names show the difference.
+    within(proxy.take_down()).await;
+    raw_client.channel.queue_delete(journal(), Default::default()).await.unwrap();
     direct.open_lane(&lane).await.unwrap();
     store(&direct, ["b", "c", "d"].map(|id| fact(job, id)).to_vec()).await;
-    wire.mend();
+    proxy.restore();
     let (facts, caught_up) = read_up_to(&mut reader, job, "d").await;
     assert_eq!((facts, caught_up), (vec!["b".to_owned(), "c".into(), "d".into()], 0));
 }
 
+/// Every role survives restarts of the broker without one of its own.
 #[tokio::test(flavor = "multi_thread")]
-async fn no_role_needs_to_be_started_again_when_the_broker_was() {
-    const OUTAGES: usize = 2;
-    let broker = Own::start().await;
+async fn roles_survive_broker_restarts() {
+    const OUTAGE_COUNT: usize = 2;
+    let broker = PrivateBroker::start().await;
     let url = broker.url();
     let site = Site::new();
     let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
     let mut roles = [start("sink"), start("worker --slots 1"), start("worker --slots 1")];
-    roles[1].says("taking tasks").await;
+    roles[1].wait_for("taking tasks").await;
     let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait -v");
-    submitted.says("job ").await;
-    for outage in 1..=OUTAGES {
+    submitted.wait_for("job ").await;
+    for outage in 1..=OUTAGE_COUNT {
         tokio::time::sleep(Duration::from_secs(1)).await; // of work
         broker.with(|broker| broker.kill().unwrap()).await;
         for role in roles.iter_mut().chain([&mut submitted]) {
-            role.says_times("lost the connection", outage).await;
+            role.wait_for_times("lost the connection", outage).await;
         }
         broker.with(|broker| broker.restart().unwrap()).await;
-        // All of them: one that had not come back would not lose its connection once more.
+        // All of them: a role that had not reconnected would not lose its connection once more.
         for role in roles.iter_mut().chain([&mut submitted]) {
-            role.says_times("again after", outage).await;
+            role.wait_for_times("again after", outage).await;
         }
     }
-    let submitted = submitted.end().await;
+    let submitted = submitted.output().await;
     assert!(submitted.answer().contains("799980000"), "{submitted:?}");
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
     site.verify(&job).await;
@@ -284,7 +291,7 @@ async fn no_role_needs_to_be_started_again_when_the_broker_was() {
         let ended = role.stop().await;
         assert_eq!(ended.code, 0, "{ended:?}");
         // A busy machine may cost a connection more.
-        assert!(ended.stderr.matches("lost the connection").count() >= OUTAGES, "{ended:?}");
+        assert!(ended.stderr.matches("lost the connection").count() >= OUTAGE_COUNT, "{ended:?}");
         println!("{}", ended.stderr);
     }
 }

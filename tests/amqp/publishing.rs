@@ -1,4 +1,4 @@
-//! What becomes of what is published.
+//! Publishing: properties, order, rejections and the window.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +8,9 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::*;
 
+/// All properties of a message pass the broker unchanged.
 #[tokio::test]
-async fn all_properties_come_through_the_broker() {
+async fn all_properties_survive() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Results.of(&lane);
     let sent = Message {
@@ -32,15 +33,16 @@ async fn all_properties_come_through_the_broker() {
         },
         body: (0..=255).collect::<Vec<u8>>().into(),
     };
-    store(&transport, vec![to(&queue, sent.clone()), to(&queue, Message::default())]).await;
+    store(&transport, vec![outgoing(&queue, sent.clone()), outgoing(&queue, Message::default())]).await;
     assert_eq!(drain(&transport, &queue, 2).await, [sent, Message::default()]);
 }
 
+/// Messages of other publishers are readable, whatever their properties.
 #[tokio::test]
-async fn what_others_publish_never_fails() {
+async fn foreign_messages_never_fail() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
-    let by_hand = ByHand::open().await;
+    let raw_client = RawClient::open().await;
     let mut odd = FieldTable::default();
     odd.insert("gm-attempt".into(), AMQPValue::ShortInt(3));
     odd.insert("gm-loss".into(), AMQPValue::LongString("many".into()));
@@ -49,16 +51,17 @@ async fn what_others_publish_never_fails() {
         .with_correlation_id("no uuid".into())
         .with_timestamp(u64::MAX)
         .with_headers(odd);
-    by_hand.publish(&queue, BasicProperties::default(), b"\xff\xfe").await;
-    by_hand.publish(&queue, odd, b"").await;
+    raw_client.publish(&queue, BasicProperties::default(), b"\xff\xfe").await;
+    raw_client.publish(&queue, odd, b"").await;
     let messages = drain(&transport, &queue, 2).await;
     assert_eq!(messages[0], Message { body: b"\xff\xfe".as_slice().into(), ..Message::default() });
     assert_eq!((messages[1].headers.attempt, messages[1].headers.loss, messages[1].job), (3, 0, None));
     assert_eq!((&messages[1].headers.reason, messages[1].timestamp_ms), (&None, u64::MAX));
 }
 
+/// A full queue holds every message that it confirmed; all others are answered as rejected.
 #[tokio::test]
-async fn a_full_queue_loses_nothing() {
+async fn full_queue_loses_nothing() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut stored = BTreeSet::new();
@@ -81,15 +84,17 @@ async fn a_full_queue_loses_nothing() {
     store(&transport, numbered(&queue, 0..1)).await;
 }
 
+/// Concurrent publishes all arrive, each in its order.
 #[tokio::test]
-async fn many_publishes_at_once_all_arrive_and_each_keeps_its_order() {
+async fn concurrent_publishes_keep_order() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Again.of(&lane);
     let publishers = (0..4).map(|publisher| {
         let (transport, queue) = (Arc::clone(&transport), queue.clone());
         tokio::spawn(async move {
             for round in 0..5 {
-                let batch = (0..500).map(|n| to(&queue, message(format!("{publisher} {}", round * 500 + n))));
+                let batch =
+                    (0..500).map(|n| outgoing(&queue, message(format!("{publisher} {}", round * 500 + n))));
                 store(&transport, batch.collect()).await;
             }
         })
@@ -103,13 +108,14 @@ async fn many_publishes_at_once_all_arrive_and_each_keeps_its_order() {
     }
 }
 
+/// A batch larger than the window is answered in its order.
 #[tokio::test]
-async fn a_batch_larger_than_the_window_is_answered_in_its_order() {
+async fn large_batch_is_answered_in_order() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Again.of(&lane);
     let nowhere = QueueRole::Again.of(&Lane::new("amqp-nowhere").unwrap());
     let mut batch = numbered(&queue, 0..1_203);
-    batch[700] = to(&nowhere, message("lost"));
+    batch[700] = outgoing(&nowhere, message("lost"));
     batch[1_202].message.id = "x".repeat(300);
     let answers = publish(&transport, batch).await;
     assert_eq!(answers.len(), 1_203);
@@ -123,7 +129,10 @@ async fn large_bodies_share_the_window() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Again.of(&lane);
     let large = |number: usize| {
-        to(&queue, Message { body: vec![number.try_into().unwrap(); 5 << 20].into(), ..message(number) })
+        outgoing(
+            &queue,
+            Message { body: vec![number.try_into().unwrap(); 5 << 20].into(), ..message(number) },
+        )
     };
     store(&transport, (0..10).map(large).collect()).await;
     let messages = drain(&transport, &queue, 10).await;

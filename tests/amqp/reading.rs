@@ -5,7 +5,7 @@ use gristmill_shared::{EventFilter, JournalEntry, JournalReader, Topic};
 
 use super::*;
 
-/// The facts of one test, in order, up to the point where the reader had caught up.
+/// Returns the facts of one job, in order, up to the point where the reader has caught up.
 async fn read_journal(reader: &mut Box<dyn JournalReader>, job: JobId) -> Vec<String> {
     let mut own = Vec::new();
     loop {
@@ -22,8 +22,9 @@ fn facts(job: JobId, numbers: std::ops::Range<usize>) -> Vec<Outgoing> {
     numbers.map(|number| Outgoing { to: Address::Journal, message: fact(number) }).collect()
 }
 
+/// `CaughtUp` comes once, after exactly the facts that were there.
 #[tokio::test]
-async fn the_journal_is_caught_up_with_after_exactly_what_was_there() {
+async fn caught_up_follows_existing_facts() {
     let (transport, _) = open().await;
     let job = JobId::generate();
     for count in [0, 1, 5_000] {
@@ -32,7 +33,7 @@ async fn the_journal_is_caught_up_with_after_exactly_what_was_there() {
         let mut reader = transport.journal().await.unwrap();
         store(&transport, facts(job, count..count + 1)).await; // after it was opened
         let read = read_journal(&mut reader, job).await;
-        // What comes while it is opened may be told before or after.
+        // A fact that comes while the reader opens may come before or after.
         assert!((count..=count + 1).contains(&read.len()), "{} of {count}", read.len());
         assert!(read.iter().map(|id| id.parse::<usize>().unwrap()).eq(0..read.len()));
         while read.len() == count {
@@ -48,8 +49,9 @@ async fn the_journal_is_caught_up_with_after_exactly_what_was_there() {
     }
 }
 
+/// Events reach their subscribers, and a slow one misses the oldest.
 #[tokio::test]
-async fn events_reach_whoever_asked_for_them_and_a_slow_listener_misses_the_oldest() {
+async fn slow_reader_misses_oldest_events() {
     let (transport, lane) = open().await;
     let other = connect().await;
     let (job, stranger) = (JobId::generate(), JobId::generate());

@@ -7,9 +7,9 @@ use gristmill_shared::{
 };
 use lapin::{options::QueueDeclareOptions, types::FieldTable};
 
-use super::{tcp_proxy::Wire, *};
+use super::{tcp_proxy::TcpProxy, *};
 
-pub(super) fn is_end<T: std::fmt::Debug>(result: Result<T, TransportError>) -> String {
+pub(super) fn disconnect_reason<T: std::fmt::Debug>(result: Result<T, TransportError>) -> String {
     match result {
         Err(error @ TransportError::Disconnected { .. }) => error.to_string(),
         other => panic!("{other:?}"),
@@ -20,8 +20,8 @@ pub(super) fn fact(job: JobId, id: impl ToString) -> Outgoing {
     Outgoing { to: Address::Journal, message: Message { job: Some(job), ..message(id) } }
 }
 
-/// The facts of one job, up to the one of this name; a fact that comes twice counts once. And how often `CaughtUp`
-/// came.
+/// Returns the facts of one job, repeated ones too, up to the one named `last`, and the number of
+/// `CaughtUp` entries.
 pub(super) async fn read_up_to(
     reader: &mut Box<dyn JournalReader>,
     job: JobId,
@@ -42,8 +42,8 @@ pub(super) async fn read_up_to(
     }
 }
 
-/// Until an event of this job comes, which is told again and again as nobody may listen yet.
-pub(super) async fn hear(
+/// Publishes an event again and again until it comes, since the subscription may not be active yet.
+pub(super) async fn exchange_event(
     transport: &AmqpTransport,
     lane: &Lane,
     events: &mut Box<dyn EventReader>,
@@ -63,10 +63,11 @@ pub(super) async fn hear(
     }
 }
 
+/// A publish that is cut off is sent again until every message is stored.
 #[tokio::test]
-async fn a_publish_that_is_cut_off_is_sent_again_until_all_is_stored() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn cut_publish_is_sent_again() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Again.of(&lane);
     let publishing = tokio::spawn({
         let (transport, queue) = (Arc::clone(&transport), queue.clone());
@@ -87,7 +88,7 @@ async fn a_publish_that_is_cut_off_is_sent_again_until_all_is_stored() {
         }
         if seen.len() > 2_000 * (cuts + 1) && cuts < 3 {
             assert!(!publishing.is_finished());
-            wire.cut().await;
+            proxy.cut().await;
             cuts += 1;
         }
     }
@@ -95,47 +96,50 @@ async fn a_publish_that_is_cut_off_is_sent_again_until_all_is_stored() {
     within(publishing).await.unwrap();
 }
 
+/// A consumer continues after a lost connection. Unsettled deliveries come again, and stale
+/// receipts have no effect.
 #[tokio::test]
-async fn a_consumer_goes_on_and_what_was_not_settled_comes_again() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn consumer_resumes_with_unsettled() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..8)).await;
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
-    let mut held = take(&mut consumer, 4).await; // and one that is here, and was not looked at
-    within(wire.break_down()).await;
+    let mut held = receive(&mut consumer, 4).await; // and one that is buffered
+    within(proxy.take_down()).await;
     let stale = held.remove(0);
-    stale.receipt.ack(); // nobody is there to hear it
-    while let Ok(here) = timeout(QUIET, consumer.recv(9)).await {
+    stale.receipt.ack(); // there is no connection to send it on
+    while let Ok(here) = timeout(QUIET_TIME, consumer.recv(9)).await {
         held.extend(here.unwrap()); // until the loss is seen
     }
     assert!(held.len() <= 4, "more came than the prefetch");
-    wire.mend();
-    let again = take(&mut consumer, 5).await;
+    proxy.restore();
+    let again = receive(&mut consumer, 5).await;
     let mut names = ids(&again);
     names.sort_unstable();
     assert_eq!(names, ["0", "1", "2", "3", "4"], "stale: the ack came too late");
     assert!(again.iter().all(|delivery| delivery.redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.requeue());
-    nothing_comes(&mut consumer).await; // the prefetch is as it was, and stale receipts move nothing
+    assert_no_delivery(&mut consumer).await; // the prefetch is as it was, and stale receipts move nothing
     again.into_iter().for_each(|delivery| delivery.receipt.ack());
-    let rest = take(&mut consumer, 3).await;
+    let rest = receive(&mut consumer, 3).await;
     assert_eq!(ids(&rest), ["5", "6", "7"]);
-    assert!(rest.iter().all(|delivery| !delivery.redelivered()), "and its channel stood");
+    assert!(rest.iter().all(|delivery| !delivery.redelivered()), "its channel was still open");
     rest.into_iter().for_each(|delivery| delivery.receipt.ack());
-    nothing_comes(&mut consumer).await;
+    assert_no_delivery(&mut consumer).await;
     within(consumer.close()).await;
     let mut empty = connect().await.consume(&queue, 5).await.unwrap();
-    nothing_comes(&mut empty).await;
+    assert_no_delivery(&mut empty).await;
 }
 
+/// A caller that cancels `recv` again and again still gets its deliveries.
 #[tokio::test]
-async fn whoever_stops_to_wait_all_the_time_gets_its_deliveries_all_the_same() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn cancelled_recv_loses_nothing() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
-    within(wire.cut()).await;
+    within(proxy.cut()).await;
     let patient = connect().await;
     store(&patient, numbered(&queue, 0..1)).await;
     let impatient = async {
@@ -148,19 +152,20 @@ async fn whoever_stops_to_wait_all_the_time_gets_its_deliveries_all_the_same() {
     assert_eq!(ids(&within(impatient).await), ["0"]);
 }
 
+/// A consumer whose queue is deleted declares it again.
 #[tokio::test]
-async fn a_consumer_whose_queue_is_deleted_makes_it_anew() {
+async fn consumer_recreates_its_queue() {
     let (transport, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 5).await.unwrap();
-    let stranger = connect().await; // who does not know that the queue should be there, and so does not make it anew
+    let stranger = connect().await; // which does not know the queue, and so does not declare it
     for round in 0..3 {
-        ByHand::open().await.delete(&queue).await;
+        RawClient::open().await.delete(&queue).await;
         let received = tokio::spawn(async move {
-            let delivery = take(&mut consumer, 1).await.remove(0);
+            let delivery = receive(&mut consumer, 1).await.remove(0);
             (consumer, delivery)
         });
-        // Until it is there again, nothing can be sent there.
+        // Until the queue exists again, nothing can be published to it.
         let sent = within(async {
             let mut tries = 0;
             while publish(&stranger, numbered(&queue, round..round + 1)).await != [Published::Stored] {
@@ -177,24 +182,25 @@ async fn a_consumer_whose_queue_is_deleted_makes_it_anew() {
     }
 }
 
+/// A stopped consumer that loses its connection has ended.
 #[tokio::test]
-async fn a_stopped_consumer_that_is_cut_off_has_ended() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn stopped_consumer_stays_ended() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..6)).await;
     let mut stopped = transport.consume(&queue, 3).await.unwrap();
-    let held = take(&mut stopped, 1).await;
+    let held = receive(&mut stopped, 1).await;
     within(stopped.stop()).await.unwrap();
     let mut cut_off = transport.consume(&queue, 3).await.unwrap();
-    let also_held = take(&mut cut_off, 1).await;
-    within(wire.break_down()).await;
-    // One stopped before, the other stops now, when there is nobody to tell.
-    while !within(stopped.recv(9)).await.unwrap().is_empty() {} // what is here, until the loss is seen
-    tokio::time::sleep(QUIET).await;
+    let also_held = receive(&mut cut_off, 1).await;
+    within(proxy.take_down()).await;
+    // One stopped before, the other stops now, without a connection.
+    while !within(stopped.recv(9)).await.unwrap().is_empty() {} // what is buffered, until the loss is seen
+    tokio::time::sleep(QUIET_TIME).await;
     within(cut_off.stop()).await.unwrap();
     assert!(within(cut_off.recv(9)).await.unwrap().is_empty());
-    wire.mend();
+    proxy.restore();
     let all = drain(&transport, &queue, 6).await; // on the next connection, where neither consumes
     assert_eq!(all.len(), 6);
     assert!(within(stopped.recv(9)).await.unwrap().is_empty());
@@ -202,16 +208,17 @@ async fn a_stopped_consumer_that_is_cut_off_has_ended() {
     held.into_iter().chain(also_held).for_each(|stale| stale.receipt.ack());
 }
 
+/// The journal continues where it was, and `CaughtUp` comes once.
 #[tokio::test]
-async fn the_journal_goes_on_where_it_was_and_is_caught_up_with_once() {
-    let wire = Wire::lay().await;
-    let (transport, _) = wire.open().await;
+async fn journal_catches_up_only_once() {
+    let proxy = TcpProxy::start().await;
+    let (transport, _) = proxy.open().await;
     let direct = connect().await;
     let job = JobId::generate();
     store(&direct, (0..1_000).map(|id| fact(job, id)).collect()).await;
     let mut reader = transport.journal().await.unwrap();
     let (mut facts, mut caught_up) = read_up_to(&mut reader, job, "10").await;
-    within(wire.cut()).await; // before it has caught up
+    within(proxy.cut()).await; // before it has caught up
     let (more, told) = read_up_to(&mut reader, job, "999").await;
     facts.extend(more);
     caught_up += told;
@@ -220,12 +227,12 @@ async fn the_journal_goes_on_where_it_was_and_is_caught_up_with_once() {
     facts.extend(more);
     caught_up += told;
     assert_eq!(caught_up, 1);
-    within(wire.cut()).await; // after
+    within(proxy.cut()).await; // after
     let (more, told) = read_up_to(&mut reader, job, "1099").await;
     facts.extend(more);
-    within(wire.cut()).await; // at its very end
+    within(proxy.cut()).await; // at its very end
     let (last, told_again) = tokio::join!(read_up_to(&mut reader, job, "end"), async {
-        tokio::time::sleep(QUIET).await;
+        tokio::time::sleep(QUIET_TIME).await;
         store(&direct, vec![fact(job, "end")]).await;
     })
     .0;
@@ -236,23 +243,24 @@ async fn the_journal_goes_on_where_it_was_and_is_caught_up_with_once() {
 }
 
 #[tokio::test]
-async fn events_are_heard_again() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn events_resume_after_a_cut() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let direct = connect().await;
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
-    hear(&direct, &lane, &mut events, "before").await;
-    within(wire.cut()).await;
-    hear(&direct, &lane, &mut events, "after").await;
+    exchange_event(&direct, &lane, &mut events, "before").await;
+    within(proxy.cut()).await;
+    exchange_event(&direct, &lane, &mut events, "after").await;
 }
 
+/// Requests during an outage wait for its end.
 #[tokio::test]
-async fn what_is_asked_during_an_outage_waits_for_its_end() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn requests_wait_out_an_outage() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Tasks.of(&lane);
-    within(wire.break_down()).await;
-    tokio::time::sleep(QUIET).await;
+    within(proxy.take_down()).await;
+    tokio::time::sleep(QUIET_TIME).await;
     let other = Lane::new(&format!("amqp-{}", JobId::generate())).unwrap();
     let asked = async {
         tokio::join!(
@@ -264,24 +272,25 @@ async fn what_is_asked_during_an_outage_waits_for_its_end() {
         )
     };
     let mut asked = std::pin::pin!(within(asked));
-    assert!(timeout(QUIET, &mut asked).await.is_err(), "there was no outage");
-    wire.mend();
+    assert!(timeout(QUIET_TIME, &mut asked).await.is_err(), "there was no outage");
+    proxy.restore();
     let (opened, published, consumer, journal, events) = asked.await;
     opened.unwrap();
     assert_eq!(published, [Published::Stored, Published::Stored]);
-    assert_eq!(ids(&take(&mut consumer.unwrap(), 1).await), ["0"]);
+    assert_eq!(ids(&receive(&mut consumer.unwrap(), 1).await), ["0"]);
     within(journal.unwrap().next()).await.unwrap();
-    hear(&transport, &lane, &mut events.unwrap(), "heard").await;
+    exchange_event(&transport, &lane, &mut events.unwrap(), "heard").await;
 }
 
+/// A transport that is closed during an outage ends every request that waits.
 #[tokio::test]
-async fn a_transport_that_is_closed_during_an_outage_ends_all_that_waits() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn close_ends_waiting_requests() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
-    within(wire.break_down()).await;
+    within(proxy.take_down()).await;
     let (received, heard, published, opened, ()) = within(async {
         tokio::join!(
             consumer.recv(1),
@@ -289,52 +298,54 @@ async fn a_transport_that_is_closed_during_an_outage_ends_all_that_waits() {
             async { transport.publisher().await.unwrap().publish(numbered(&queue, 0..2)).await },
             transport.open_lane(&lane),
             async {
-                tokio::time::sleep(QUIET).await;
+                tokio::time::sleep(QUIET_TIME).await;
                 transport.close().await;
             },
         )
     })
     .await;
-    for why in [is_end(received), is_end(heard), is_end(opened)] {
+    for why in [disconnect_reason(received), disconnect_reason(heard), disconnect_reason(opened)] {
         assert!(why.contains("closed at this end"), "{why}");
     }
     assert_eq!(published, [Published::Unknown, Published::Unknown]);
-    wire.mend();
-    is_end(within(consumer.recv(1)).await);
+    proxy.restore();
+    disconnect_reason(within(consumer.recv(1)).await);
 }
 
+/// A transport gives up a configured time after it lost its connection.
 #[tokio::test]
-async fn a_transport_gives_up_when_it_was_told_to() {
-    let wire = Wire::lay().await;
-    let mut config = wire.config();
+async fn transport_gives_up_in_time() {
+    let proxy = TcpProxy::start().await;
+    let mut config = proxy.config();
     config.give_up_after_loss = Some(Duration::from_secs(1));
     let transport = within(AmqpTransport::connect(config)).await.unwrap();
     let (_, lane) = open().await;
     let queue = QueueRole::Tasks.of(&lane);
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
     let start = std::time::Instant::now();
-    within(wire.break_down()).await;
-    let why = is_end(within(consumer.recv(1)).await);
+    within(proxy.take_down()).await;
+    let why = disconnect_reason(within(consumer.recv(1)).await);
     assert!(why.contains("not back after") && why.contains("tries"), "{why}");
     assert!((1..15).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
-    is_end(within(transport.consume(&queue, 1)).await.map(drop));
+    disconnect_reason(within(transport.consume(&queue, 1)).await.map(drop));
 }
 
+/// A queue that others replaced during an outage, with other arguments, ends the transport.
 #[tokio::test]
-async fn queues_that_were_replaced_by_others_meanwhile_end_the_transport() {
-    let wire = Wire::lay().await;
-    let (transport, lane) = wire.open().await;
+async fn replaced_queue_ends_transport() {
+    let proxy = TcpProxy::start().await;
+    let (transport, lane) = proxy.open().await;
     let queue = QueueRole::Dead.of(&lane);
     let mut consumer = transport.consume(&queue, 1).await.unwrap();
-    within(wire.break_down()).await;
-    let by_hand = ByHand::open().await;
-    by_hand.delete(&queue).await;
+    within(proxy.take_down()).await;
+    let raw_client = RawClient::open().await;
+    raw_client.delete(&queue).await;
     let options = QueueDeclareOptions { durable: true, ..Default::default() };
-    let declared = by_hand.channel.queue_declare(queue.to_string().into(), options, FieldTable::default());
+    let declared = raw_client.channel.queue_declare(queue.to_string().into(), options, FieldTable::default());
     declared.await.unwrap();
-    wire.mend();
-    let why = is_end(within(consumer.recv(1)).await);
+    proxy.restore();
+    let why = disconnect_reason(within(consumer.recv(1)).await);
     assert!(why.contains("other settings") && why.contains(&queue.to_string()), "{why}");
-    is_end(within(transport.open_lane(&lane)).await);
-    by_hand.delete(&queue).await;
+    disconnect_reason(within(transport.open_lane(&lane)).await);
+    raw_client.delete(&queue).await;
 }

@@ -1,4 +1,4 @@
-//! A wire to the broker that can be cut, and worse.
+//! A TCP proxy to the broker that cuts, delays and withholds.
 
 use std::sync::{
     Mutex,
@@ -14,52 +14,53 @@ use tokio::{
 
 use super::*;
 
-/// Takes connections on a port of its own and hands on what comes, until it is cut.
-pub(super) struct Wire {
+/// A proxy that accepts connections on a port of its own and forwards their bytes.
+pub(super) struct TcpProxy {
     url: String,
-    state: Arc<State>,
+    state: Arc<ProxyState>,
     listening: JoinHandle<()>,
 }
 
 #[derive(Default)]
-struct State {
+struct ProxyState {
     connections: Mutex<JoinSet<()>>,
     down: AtomicBool,
-    manner: watch::Sender<Manner>,
-    /// How many connections a manner has ended.
-    ended: AtomicUsize,
+    mode: watch::Sender<ProxyMode>,
+    /// Number of connections that a mode has ended or muted.
+    faults: AtomicUsize,
 }
 
-/// How a wire treats what it hands on.
+/// The way in which a proxy treats the bytes that it forwards.
 #[derive(Clone, Copy, Default)]
-pub(super) enum Manner {
+pub(super) enum ProxyMode {
     #[default]
-    Well,
-    /// A byte at a time, as far as it can.
-    InBytes,
-    /// So much later, both ways.
-    Late(Duration),
-    /// The connection ends once so many more bytes have gone to the broker, wherever in a frame that is.
+    Normal,
+    /// Forwards a byte at a time, as far as it can.
+    SingleBytes,
+    /// Forwards after this delay, both ways.
+    Delayed(Duration),
+    /// Ends the connection after this number of further bytes to the broker, wherever in a frame
+    /// that is.
     CutAfter(usize),
-    /// Each connection ends when bytes that have this among them are to go to the broker, this time and whenever they come.
+    /// Ends each connection before bytes with this text go to the broker, now and later.
     CutAt(&'static str),
-    /// Nothing that the broker says comes through any more. It hears everything.
-    Deaf,
+    /// Forwards nothing from the broker, and everything to it.
+    Mute,
 }
 
-impl Wire {
-    /// To the broker that all tests share.
-    pub(super) async fn lay() -> Self {
-        Self::lay_to(&broker_url()).await
+impl TcpProxy {
+    /// Starts a proxy to the broker that all tests share.
+    pub(super) async fn start() -> Self {
+        Self::start_to(&broker_url()).await
     }
 
-    pub(super) async fn lay_to(url: &str) -> Self {
+    pub(super) async fn start_to(url: &str) -> Self {
         let (user, rest) = url.split_once('@').expect("a user");
         let (broker, vhost) = rest.split_once('/').unwrap_or((rest, ""));
         let broker = broker.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("{user}@{}/{vhost}", listener.local_addr().unwrap());
-        let state = Arc::<State>::default();
+        let state = Arc::<ProxyState>::default();
         let own = Arc::clone(&state);
         let listening = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
@@ -70,12 +71,12 @@ impl Wire {
                 let state = Arc::clone(&own);
                 own.connections.lock().unwrap().spawn(async move {
                     let Ok(far) = TcpStream::connect(broker).await else { return };
-                    far.set_nodelay(true).unwrap(); // else bytes alone would be put together again
+                    far.set_nodelay(true).unwrap(); // else single bytes would be merged again
                     near.set_nodelay(true).unwrap();
                     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
                     tokio::select! {
-                        () = state.hand_on(near_in, far_out, true) => {}
-                        () = state.hand_on(far_in, near_out, false) => {}
+                        () = state.forward(near_in, far_out, true) => {}
+                        () = state.forward(far_in, near_out, false) => {}
                     }
                 });
             }
@@ -83,7 +84,7 @@ impl Wire {
         Self { url, state, listening }
     }
 
-    /// A transport over this wire, with a lane of its own.
+    /// Opens a transport over this proxy, with a lane of its own.
     pub(super) async fn open(&self) -> (Arc<AmqpTransport>, Lane) {
         let transport = within(AmqpTransport::connect(self.config())).await.unwrap();
         let lane = Lane::new(&format!("amqp-{}", JobId::generate())).unwrap();
@@ -99,7 +100,7 @@ impl Wire {
         AmqpConfig::new(&self.url).unwrap()
     }
 
-    /// Cuts what is connected, both connections of a transport at least; waits for them if they are not back yet.
+    /// Cuts all connections, at least both of a transport. Waits for them if they are not back yet.
     pub(super) async fn cut(&self) {
         loop {
             let up = {
@@ -114,64 +115,65 @@ impl Wire {
         }
     }
 
-    /// Cuts it and lets nobody through until `mend`.
-    pub(super) async fn break_down(&self) {
+    /// Cuts all connections and accepts none until `restore`.
+    pub(super) async fn take_down(&self) {
         self.state.down.store(true, Ordering::SeqCst);
         self.cut().await;
     }
 
-    pub(super) fn mend(&self) {
+    pub(super) fn restore(&self) {
         self.state.down.store(false, Ordering::SeqCst);
     }
 
-    /// Treats what is and will be connected like this.
-    pub(super) fn treat(&self, manner: Manner) {
-        self.state.manner.send_replace(manner);
+    /// Sets the mode of all connections, present and future.
+    pub(super) fn set_mode(&self, mode: ProxyMode) {
+        self.state.mode.send_replace(mode);
     }
 
-    /// How many connections were ended by [`Manner::CutAfter`] or [`Manner::CutAt`], or kept from hearing by [`Manner::Deaf`].
-    pub(super) fn ended(&self) -> usize {
-        self.state.ended.load(Ordering::SeqCst)
+    /// Returns the number of connections that [`ProxyMode::CutAfter`] or [`ProxyMode::CutAt`]
+    /// ended, or [`ProxyMode::Mute`] muted.
+    pub(super) fn fault_count(&self) -> usize {
+        self.state.faults.load(Ordering::SeqCst)
     }
 }
 
-impl State {
-    /// Hands on bytes one way, until there are no more.
-    async fn hand_on(
+impl ProxyState {
+    /// Forwards bytes one way, until there are no more.
+    async fn forward(
         &self,
         mut from: impl AsyncRead + Unpin,
         mut to: impl AsyncWrite + Unpin,
         to_broker: bool,
     ) {
         let mut buffer = vec![0; 16 << 10];
-        let mut deaf = false;
-        let mut manner = self.manner.subscribe();
+        let mut mute = false;
+        let mut mode = self.mode.subscribe();
         let mut left = None;
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let (now, changed) = (*manner.borrow(), manner.has_changed().unwrap_or(false));
-            manner.mark_unchanged();
+            let (now, changed) = (*mode.borrow(), mode.has_changed().unwrap_or(false));
+            mode.mark_unchanged();
             let mut bytes = &buffer[..count];
             let step = match now {
-                Manner::InBytes => 1,
+                ProxyMode::SingleBytes => 1,
                 _ => bytes.len(),
             };
             match now {
-                Manner::Late(time) => tokio::time::sleep(time).await,
-                Manner::Deaf => deaf |= !to_broker,
-                Manner::CutAfter(limit) if to_broker => {
+                ProxyMode::Delayed(time) => tokio::time::sleep(time).await,
+                ProxyMode::Mute => mute |= !to_broker,
+                ProxyMode::CutAfter(limit) if to_broker => {
                     let room = left.filter(|_| !changed).unwrap_or(limit);
                     bytes = &bytes[..bytes.len().min(room)];
                     left = Some(room - bytes.len());
                 }
-                Manner::CutAt(word) if to_broker && contains(bytes, word) => {
-                    self.ended.fetch_add(1, Ordering::SeqCst);
+                ProxyMode::CutAt(word) if to_broker && contains(bytes, word) => {
+                    self.faults.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
                 _ => {}
             }
-            if deaf {
-                self.ended.fetch_add(1, Ordering::SeqCst);
-                return std::future::pending().await; // the far end's words pile up
+            if mute {
+                self.faults.fetch_add(1, Ordering::SeqCst);
+                return std::future::pending().await; // the far end's bytes pile up
             }
             for piece in bytes.chunks(step) {
                 if to.write_all(piece).await.is_err() || to.flush().await.is_err() {
@@ -179,8 +181,8 @@ impl State {
                 }
             }
             if left == Some(0) {
-                self.ended.fetch_add(1, Ordering::SeqCst);
-                self.manner.send_replace(Manner::Well);
+                self.faults.fetch_add(1, Ordering::SeqCst);
+                self.mode.send_replace(ProxyMode::Normal);
                 return;
             }
         }
@@ -191,7 +193,7 @@ fn contains(bytes: &[u8], word: &str) -> bool {
     bytes.windows(word.len()).any(|window| window == word.as_bytes())
 }
 
-impl Drop for Wire {
+impl Drop for TcpProxy {
     fn drop(&mut self) {
         self.listening.abort();
     }

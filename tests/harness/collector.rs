@@ -1,4 +1,4 @@
-//! What an OpenTelemetry collector would do: takes spans by OTLP over HTTP, and keeps them.
+//! An OpenTelemetry collector: receives spans by OTLP over HTTP, and keeps them.
 
 use std::sync::{Arc, Mutex};
 
@@ -13,16 +13,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// A collector. It is gone when the test is.
+/// A collector that ends with its test.
 pub(crate) struct Collector {
     address: std::net::SocketAddr,
-    taken: Arc<Mutex<Vec<Exported>>>,
+    taken: Arc<Mutex<Vec<ExportedSpan>>>,
 }
 
-/// A span as it came.
+/// A span as it was received.
 #[derive(Debug, Clone)]
-pub(crate) struct Exported {
-    /// The process that it is of: `service.name`.
+pub(crate) struct ExportedSpan {
+    /// The process that exported it: `service.name`.
     pub(crate) service: String,
     /// The head of the request that brought it, in small letters.
     pub(crate) head: String,
@@ -36,7 +36,7 @@ impl Collector {
         let taking = Arc::clone(&taken);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(take(stream, Arc::clone(&taking)));
+                tokio::spawn(receive_spans(stream, Arc::clone(&taking)));
             }
         });
         Self { address, taken }
@@ -46,13 +46,13 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// What has come so far.
-    pub(crate) fn taken(&self) -> Vec<Exported> {
+    /// Returns the spans received so far.
+    pub(crate) fn spans(&self) -> Vec<ExportedSpan> {
         self.taken.lock().unwrap().clone()
     }
 }
 
-impl Exported {
+impl ExportedSpan {
     pub(crate) fn trace(&self) -> String {
         hex(&self.span.trace_id)
     }
@@ -61,7 +61,7 @@ impl Exported {
         hex(&self.span.span_id)
     }
 
-    /// Empty if there is none.
+    /// Returns the id of the parent; empty if there is none.
     pub(crate) fn parent(&self) -> String {
         hex(&self.span.parent_span_id)
     }
@@ -71,8 +71,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Requests of one connection, until it is closed.
-async fn take(stream: TcpStream, taken: Arc<Mutex<Vec<Exported>>>) {
+/// Receives the requests of one connection, until it is closed.
+async fn receive_spans(stream: TcpStream, taken: Arc<Mutex<Vec<ExportedSpan>>>) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut head = String::new();
@@ -89,18 +89,18 @@ async fn take(stream: TcpStream, taken: Arc<Mutex<Vec<Exported>>>) {
         stream.read_exact(&mut body).await.unwrap();
         let request = ExportTraceServiceRequest::decode(&body[..]).unwrap();
         let spans = request.resource_spans.into_iter().flat_map(|of_process| {
-            let service = text(&of_process.resource.unwrap_or_default().attributes, "service.name");
+            let service = attribute_text(&of_process.resource.unwrap_or_default().attributes, "service.name");
             let spans = of_process.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans);
             let head = head.clone();
-            spans.map(move |span| Exported { service: service.clone(), head: head.clone(), span })
+            spans.map(move |span| ExportedSpan { service: service.clone(), head: head.clone(), span })
         });
         taken.lock().unwrap().extend(spans);
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
     }
 }
 
-/// An attribute; empty if there is none.
-fn text(attributes: &[KeyValue], key: &str) -> String {
+/// Returns the text of an attribute; empty if there is none.
+fn attribute_text(attributes: &[KeyValue], key: &str) -> String {
     let found = attributes.iter().find(|attribute| attribute.key == key);
     match found.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
         Some(Value::StringValue(text)) => text.clone(),

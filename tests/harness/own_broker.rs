@@ -20,7 +20,7 @@ impl OwnBroker {
         Self(Arc::new(Mutex::new(broker)))
     }
 
-    /// Does something to it.
+    /// Calls `act` with the broker, on a thread of its own.
     pub(crate) async fn with<T: Send + 'static>(
         &self,
         act: impl FnOnce(&mut LocalBroker) -> T + Send + 'static,
@@ -29,7 +29,7 @@ impl OwnBroker {
         tokio::task::spawn_blocking(move || act(&mut broker.lock().unwrap())).await.unwrap()
     }
 
-    /// What `rabbitmqctl` prints.
+    /// Returns the output of `rabbitmqctl`.
     pub(crate) async fn ctl(&self, words: &str) -> String {
         let words: Vec<String> = words.split(' ').map(Into::into).collect();
         self.with(move |broker| {
@@ -39,9 +39,10 @@ impl OwnBroker {
         .await
     }
 
-    /// Waits until it has on its disk which queues and streams it has: half a second after they were made, by itself. One
-    /// that is killed before may forget them; docs/reliability.md tells of that.
-    pub(crate) async fn written_down(&self) {
+    /// Writes the broker's directory of queues and streams to its disk, which the broker does by
+    /// itself half a second after they were declared. A broker that is killed before may forget
+    /// them (docs/reliability.md).
+    pub(crate) async fn sync_directory(&self) {
         for system in ["quorum_queues", "coordination"] {
             let books = format!("#{{names := #{{directory_rev := Books}}}} = ra_system:fetch({system})");
             let sync = format!("{books}, ok = dets:sync(Books).");

@@ -6,7 +6,7 @@ use gristmill_shared::{JobId, Lane, QueueRole, Transport};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::{Ended, Process, broker::broker_url, within};
+use super::{Process, ProcessOutput, broker::broker_url, within};
 
 /// A lane of its own on the shared broker, and a directory for ledgers and cursors.
 pub(crate) struct Site {
@@ -20,18 +20,18 @@ impl Site {
         Self::at(broker_url())
     }
 
-    /// On the broker at this URL.
+    /// Creates a site on the broker at this URL.
     pub(crate) fn at(broker: String) -> Self {
         let lane = format!("test-{}", JobId::generate()).parse().unwrap();
         Self { dir: tempfile::tempdir().unwrap(), lane, broker }
     }
 
-    /// The site's lane.
+    /// Returns the site's lane.
     pub(crate) fn lane(&self) -> Lane {
         self.lane.clone()
     }
 
-    /// A path in the site's directory.
+    /// Returns a path in the site's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -41,7 +41,7 @@ impl Site {
         self.start_with(words, |command| command)
     }
 
-    /// [`Site::start`], with something changed.
+    /// Like [`Site::start`], with a changed command.
     pub(crate) fn start_with(
         &self,
         words: &str,
@@ -52,7 +52,7 @@ impl Site {
         Process::start(words, command)
     }
 
-    /// One of our programs, not started yet.
+    /// Returns one of our programs, not started yet.
     pub(crate) fn command(&self, words: &str) -> Command {
         let mut split = words.split_whitespace();
         let program = match split.next().unwrap() {
@@ -67,7 +67,8 @@ impl Site {
         command
     }
 
-    /// Any program, not started yet, that is told of the site as ours are: through its environment, of which it has nothing else.
+    /// Returns any program, not started yet. As with our own, its environment names the site, and
+    /// has nothing else.
     pub(crate) fn program(&self, path: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(path);
         command
@@ -79,12 +80,12 @@ impl Site {
     }
 
     /// Waits until the job's ledger has outcomes.
-    pub(crate) async fn first_outcomes(&self, job: &str) {
-        self.shown(job, |shown| shown["account"]["done"].as_u64() > Some(0)).await;
+    pub(crate) async fn wait_for_outcomes(&self, job: &str) {
+        self.wait_shown(job, |shown| shown["account"]["done"].as_u64() > Some(0)).await;
     }
 
-    /// Waits until `sink show` shows something of the job, and returns all that it shows.
-    pub(crate) async fn shown(
+    /// Waits until `sink show` has `what` of the job, and returns all that it shows.
+    pub(crate) async fn wait_shown(
         &self,
         job: &str,
         what: impl Fn(&serde_json::Value) -> bool + Send + Sync,
@@ -104,8 +105,8 @@ impl Site {
     }
 
     /// Runs one of our programs to its end.
-    pub(crate) async fn run(&self, words: &str) -> Ended {
-        self.start(words).end().await
+    pub(crate) async fn run(&self, words: &str) -> ProcessOutput {
+        self.start(words).output().await
     }
 
     /// Runs one of our programs that prints JSON.
@@ -114,19 +115,19 @@ impl Site {
         serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{words}: {error}: {ended:?}"))
     }
 
-    /// A connection of the test's own.
+    /// Opens a connection of the test's own.
     pub(crate) async fn transport(&self) -> Arc<dyn Transport> {
         let transport = gristmill::connect(&self.broker, "test").await.unwrap();
         transport.open_lane(&self.lane).await.unwrap();
         transport
     }
 
-    /// One of the lane's queues.
+    /// Returns one of the lane's queues.
     pub(crate) fn queue(&self, role: QueueRole) -> gristmill_shared::Queue {
         role.of(&self.lane)
     }
 
-    /// Whether nothing waits in a queue. Only when nobody else consumes it.
+    /// True if nothing waits in a queue. The queue must have no other consumer.
     pub(crate) async fn is_empty(&self, role: QueueRole) -> bool {
         let transport = self.transport().await;
         let mut consumer = transport.consume(&self.queue(role), 1).await.unwrap();

@@ -19,14 +19,14 @@ pub(crate) struct Process {
     stdout: JoinHandle<String>,
 }
 
-/// How a process ended.
+/// The exit code and the output of a process that has ended.
 #[derive(Debug)]
-pub(crate) struct Ended {
+pub(crate) struct ProcessOutput {
     /// Its exit code; if a signal ended it, that signal's number below zero.
     pub(crate) code: i32,
-    /// What it said on stdout.
+    /// Everything on stdout.
     pub(crate) stdout: String,
-    /// What it said on stderr.
+    /// Everything on stderr.
     pub(crate) stderr: String,
 }
 
@@ -55,8 +55,8 @@ impl Process {
         Self { name: name.into(), child, said, stdout }
     }
 
-    /// Waits until it has said something that contains `text` on stderr, and returns the line.
-    pub(crate) async fn says(&mut self, text: &str) -> String {
+    /// Waits until a line on stderr contains `text`, and returns the line.
+    pub(crate) async fn wait_for(&mut self, text: &str) -> String {
         let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(text)).cloned();
         let line = within(text, self.said.wait_for(|lines| find(lines).is_some()))
             .await
@@ -67,15 +67,15 @@ impl Process {
         })
     }
 
-    /// Waits until so many lines on stderr contain `text`.
-    pub(crate) async fn says_times(&mut self, text: &str, times: usize) {
+    /// Waits until `times` lines on stderr contain `text`.
+    pub(crate) async fn wait_for_times(&mut self, text: &str, times: usize) {
         let enough = |lines: &Vec<String>| lines.iter().filter(|line| line.contains(text)).count() >= times;
         let said = within(text, self.said.wait_for(enough)).await.is_ok();
         assert!(said, "{} ended without saying {text:?} {times} times: {:#?}", self.name, self.said.borrow());
     }
 
-    /// How many lines on stderr contain `text` so far.
-    pub(crate) fn said(&self, text: &str) -> usize {
+    /// Returns the number of lines on stderr that contain `text` so far.
+    pub(crate) fn count_lines(&self, text: &str) -> usize {
         self.said.borrow().iter().filter(|line| line.contains(text)).count()
     }
 
@@ -86,7 +86,7 @@ impl Process {
         assert!(!status.success(), "{} ended by itself before it could be killed", self.name);
     }
 
-    /// Its process id, while it runs.
+    /// Returns its process id, while it runs.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it still runs")
     }
@@ -98,13 +98,13 @@ impl Process {
         assert!(sent.success());
     }
 
-    /// Waits until it has ended, by itself or otherwise. Can be given up: whoever waits next learns of it as well.
-    pub(crate) async fn gone(&mut self) {
+    /// Waits until it has ended, by itself or otherwise. May be cancelled and called again.
+    pub(crate) async fn wait(&mut self) {
         within(&self.name, self.child.wait()).await.unwrap();
     }
 
-    /// Waits until it is frozen.
-    pub(crate) async fn frozen(&self) {
+    /// Waits until a signal has stopped it.
+    pub(crate) async fn wait_frozen(&self) {
         let stat = format!("/proc/{}/stat", self.child.id().expect("it still runs"));
         within("a frozen process", async {
             // The state comes after the name in brackets.
@@ -115,29 +115,29 @@ impl Process {
         .await;
     }
 
-    /// SIGTERM, and how it ended.
-    pub(crate) async fn stop(self) -> Ended {
+    /// Sends SIGTERM, and returns its output.
+    pub(crate) async fn stop(self) -> ProcessOutput {
         self.signal("-TERM").await;
-        self.end().await
+        self.output().await
     }
 
-    /// Waits for its end.
-    pub(crate) async fn end(mut self) -> Ended {
+    /// Waits for its end, and returns its output.
+    pub(crate) async fn output(mut self) -> ProcessOutput {
         let status = within(&self.name, self.child.wait()).await.unwrap();
         let stdout = within("its stdout", self.stdout).await.unwrap();
-        // The sender goes when everything has been read.
+        // The sender is dropped when everything has been read.
         while self.said.changed().await.is_ok() {}
         let stderr = self.said.borrow().join("\n");
         let code = status.code().or(status.signal().map(|signal| -signal)).expect("it has ended");
-        Ended { code, stdout, stderr }
+        ProcessOutput { code, stdout, stderr }
     }
 }
 
-impl Ended {
+impl ProcessOutput {
     /// The code of a process that aborted: SIGABRT's.
     pub(crate) const ABORTED: i32 = -6;
 
-    /// Its one line on stdout, if it ended well.
+    /// Returns its one line on stdout, if it ended well.
     pub(crate) fn answer(&self) -> &str {
         assert_eq!(self.code, 0, "{self:?}");
         self.stdout.trim_end()

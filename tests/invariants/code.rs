@@ -1,10 +1,11 @@
-//! Rust source with its comments and its texts blanked out, so that rules can be looked for in what is left.
+//! Rust source without its comments and texts, so that rules look at the code alone.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// The code of a source file, line for line: comments, strings and character literals are gone. This is no
-/// parser: it knows as much of Rust's grammar as is needed to find where those end.
+/// Returns the code of a source file, line for line: comments, strings and character literals are
+/// gone. This is no parser: it knows as much of Rust's grammar as is needed to find where those
+/// end.
 pub(super) fn code_only(source: &str) -> String {
     let mut code = String::with_capacity(source.len());
     let mut rest = source.chars().peekable();
@@ -25,7 +26,7 @@ pub(super) fn code_only(source: &str) -> String {
     code
 }
 
-/// The same without the unit tests, which by the custom of this house are a module at a file's end.
+/// Returns the code without its unit tests, which by convention are a module at a file's end.
 pub(super) fn without_tests(code: &str) -> &str {
     let starts_tests = |after: &str| {
         let module = after.lines().find(|line| !line.starts_with("#["));
@@ -37,7 +38,7 @@ pub(super) fn without_tests(code: &str) -> &str {
     end.map_or(code, |(start, _)| &code[..start])
 }
 
-/// Where `word` stands in `line` as a word of its own, not as a part of a longer name.
+/// True if `word` stands in `line` as a word of its own, not as a part of a longer name.
 pub(super) fn has_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(start, _)| {
         let begins = !word.starts_with(is_name) || !line[..start].ends_with(is_name);
@@ -83,7 +84,8 @@ fn drop_string(rest: &mut Peekable<Chars<'_>>, code: &mut String) {
     }
 }
 
-/// After an `r` or a `b`: a raw string if hashes and a quote follow, else just a name.
+/// Drops a raw string after an `r` or a `b`, if hashes and a quote follow; else that is just a
+/// name.
 fn drop_raw_string(first: char, rest: &mut Peekable<Chars<'_>>, code: &mut String) {
     let mut ahead = rest.clone();
     if first == 'b' {
@@ -106,7 +108,7 @@ fn drop_raw_string(first: char, rest: &mut Peekable<Chars<'_>>, code: &mut Strin
     *rest = ahead;
 }
 
-/// After a quote: a character literal, or a lifetime, of which the name stays.
+/// Drops a character literal after a quote. Of a lifetime the name stays.
 fn drop_character(rest: &mut Peekable<Chars<'_>>) {
     let mut ahead = rest.clone();
     let escaped = ahead.next() == Some('\\');
@@ -120,7 +122,7 @@ fn drop_character(rest: &mut Peekable<Chars<'_>>) {
 }
 
 #[test]
-fn comments_and_texts_go_and_lines_and_code_stay() {
+fn code_only_keeps_code_and_lines() {
     let cases = [
         ("a // b\nc", "a \nc"),
         ("a /* b /* c\n */ d */ e", "a \n e"),
@@ -137,7 +139,7 @@ fn comments_and_texts_go_and_lines_and_code_stay() {
 }
 
 #[test]
-fn a_word_is_not_found_in_a_longer_name() {
+fn words_match_whole_names() {
     assert!(has_word("std::env::var", "env::"));
     assert!(has_word("-> ExitCode {", "ExitCode"));
     assert!(!has_word("my_env::var", "env::"));

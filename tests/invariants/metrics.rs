@@ -1,11 +1,11 @@
-//! What is said of metrics outside of the code is true of them.
+//! The documents, alerts and dashboards agree with the catalogue of metrics.
 
 use gristmill_shared::meter::{CATALOGUE, Listed, Shape};
 
 use super::files;
 
-/// The names of ours in a text, without what a histogram's series end in.
-fn names_in(text: &str) -> impl Iterator<Item = &str> {
+/// Returns the names of our metrics in a text, without the suffixes of a histogram's series.
+fn metric_names(text: &str) -> impl Iterator<Item = &str> {
     text.split(|it: char| !(it.is_ascii_alphanumeric() || it == '_'))
         .filter(|word| word.starts_with("gristmill_"))
         .map(|word| {
@@ -17,15 +17,15 @@ fn names_in(text: &str) -> impl Iterator<Item = &str> {
         })
 }
 
-/// The row of a metric in the table of `docs/metrics.md`.
-fn row(Listed { name, shape, labels, help }: &Listed) -> String {
+/// Returns the row of a metric in the table of `docs/metrics.md`.
+fn table_row(Listed { name, shape, labels, help }: &Listed) -> String {
     let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
     let labels = if labels.is_empty() { "—".into() } else { labels.join(", ") };
     format!("| `{name}` | {} | {labels} | {help} |", shape.as_str())
 }
 
 #[test]
-fn dashboards_alerts_and_documents_name_only_metrics_that_exist() {
+fn documents_name_real_metrics() {
     let mut seen = 0;
     for (path, text) in files(&["json", "yml", "md"]) {
         let looked_at = ["deploy/grafana/", "deploy/prometheus/", "docs/metrics.md"];
@@ -33,27 +33,28 @@ fn dashboards_alerts_and_documents_name_only_metrics_that_exist() {
             continue;
         }
         seen += 1;
-        for name in names_in(&text) {
+        for name in metric_names(&text) {
             assert!(
                 CATALOGUE.iter().any(|listed| listed.name == name),
                 "{path} names {name}, which is not counted"
             );
         }
     }
-    assert!(seen >= 3, "the walk through the house missed what names metrics");
+    assert!(seen >= 3, "the walk through the checkout missed files that name metrics");
 }
 
 #[test]
-fn every_metric_is_in_the_documents_table() {
+fn every_metric_is_documented() {
     let documents = files(&["md"]);
     let (_, page) = documents.iter().find(|(path, _)| path == "docs/metrics.md").unwrap();
     let missing: Vec<_> =
-        CATALOGUE.iter().map(row).filter(|row| !page.lines().any(|line| line == row)).collect();
+        CATALOGUE.iter().map(table_row).filter(|row| !page.lines().any(|line| line == row)).collect();
     assert!(missing.is_empty(), "docs/metrics.md lacks:\n{}", missing.join("\n"));
 }
 
+/// Every alert is explained in docs/metrics.md, and the dashboard is valid JSON.
 #[test]
-fn every_alert_is_explained_and_every_file_can_be_read() {
+fn every_alert_is_explained() {
     let all = files(&["json", "yml", "md"]);
     let text = |wanted| &all.iter().find(|(path, _)| path == wanted).unwrap().1;
     let page = text("docs/metrics.md");
@@ -73,10 +74,10 @@ fn every_alert_is_explained_and_every_file_can_be_read() {
 }
 
 #[test]
-fn a_name_that_is_not_counted_is_seen() {
+fn metric_names_are_found() {
     let text = "rate(gristmill_sink_commit_seconds_bucket{le=\"1\"}[5m]) / gristmill_worker_slots_sum";
     assert_eq!(
-        names_in(text).collect::<Vec<_>>(),
+        metric_names(text).collect::<Vec<_>>(),
         ["gristmill_sink_commit_seconds", "gristmill_worker_slots_sum"]
     );
 }

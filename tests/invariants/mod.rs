@@ -1,7 +1,7 @@
-//! The invariants of the house (ARCHITECTURE.md), as far as a machine can check them.
+//! The invariants of the workspace (ARCHITECTURE.md), as far as a program can check them.
 //!
-//! Not checked here: that user code never runs on a thread that does broker I/O, and that every bound is written
-//! down. The tests of the roles and the reader of the code see to those.
+//! Not checked here: that user code never runs on a thread that does broker I/O, and that every
+//! bound is written down. The tests of the roles and reviewers check those.
 
 mod code;
 mod dependencies;
@@ -13,23 +13,23 @@ use std::path::Path;
 
 use code::{code_only, has_word, without_tests};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const WORKSPACE_ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// How deep and how wide the house may grow before the walk through it is taken for a mistake.
+/// Bound for the number of files, above which the walk through the checkout is taken for a mistake.
 const FILES_MAX: usize = 2_000;
 
 /// Words that may stand in some places only.
-struct Rule {
+struct WordRule {
     words: &'static [&'static str],
     why: &'static str,
-    /// Where they may stand nevertheless, each with its reason: a file, or a folder with its slash at the end.
+    /// Exceptions, each with its reason: a file, or a folder with its slash at the end.
     except: &'static [(&'static str, &'static str)],
-    /// Whether tests keep the rule as well.
+    /// True if tests keep the rule as well.
     in_tests: bool,
 }
 
-const RULES: [Rule; 5] = [
-    Rule {
+const WORD_RULES: [WordRule; 5] = [
+    WordRule {
         words: &["env::", "process::exit", "ExitCode", "tokio::signal", "signal::unix", "ctrl_c"],
         why: "only the front door reads arguments, environment and signals, and only mains exit",
         except: &[
@@ -40,7 +40,7 @@ const RULES: [Rule; 5] = [
         ],
         in_tests: false,
     },
-    Rule {
+    WordRule {
         words: &[
             "unbounded",
             "unbounded_channel",
@@ -53,13 +53,13 @@ const RULES: [Rule; 5] = [
         except: &[],
         in_tests: true,
     },
-    Rule {
+    WordRule {
         words: &["TcpListener", "TcpStream", "UdpSocket", "UnixListener", "UnixStream"],
         why: "only the front door listens, and only transports connect",
         except: &[("src/", "the front door"), ("examples/", "a job's own code, which may use any server")],
         in_tests: false,
     },
-    Rule {
+    WordRule {
         words: &["content_type:", "Message::default", "Form for", "form!"],
         why: "only the wire module makes messages out of values",
         except: &[
@@ -70,7 +70,7 @@ const RULES: [Rule; 5] = [
         ],
         in_tests: false,
     },
-    Rule {
+    WordRule {
         words: &[
             "serde_json::to_string",
             "serde_json::to_string_pretty",
@@ -100,10 +100,10 @@ const RULES: [Rule; 5] = [
     },
 ];
 
-const EXCEPTION_HINT: &str = "(hint: if this place is right, say why in RULES, tests/invariants/mod.rs)";
+const EXCEPTION_HINT: &str = "(hint: if this place is right, say why in WORD_RULES, tests/invariants/mod.rs)";
 
-/// What breaks a rule in one file, each with its place and its reason.
-fn broken(rule: &Rule, path: &str, source: &str) -> Vec<String> {
+/// Returns the violations of a rule in one file, each with its place and its reason.
+fn violations(rule: &WordRule, path: &str, source: &str) -> Vec<String> {
     if (is_test(path) && !rule.in_tests) || rule.except.iter().any(|(place, _)| is_in(path, place)) {
         return Vec::new();
     }
@@ -112,14 +112,15 @@ fn broken(rule: &Rule, path: &str, source: &str) -> Vec<String> {
         .collect()
 }
 
-/// Whether a file holds nothing but tests: one in a folder `tests`, a module `tests`, or the conformance suite.
+/// True if a file holds nothing but tests: one in a folder `tests`, a module `tests`, or the
+/// conformance suite.
 fn is_test(path: &str) -> bool {
     path.split('/').any(|part| part == "tests" || part == "tests.rs")
         || is_in(path, "shared/src/conformance/")
 }
 
-/// The words of a rule in a file's code, with the numbers of their lines.
-fn words_in(rule: &Rule, source: &str) -> impl Iterator<Item = (usize, &'static str)> {
+/// Returns the words of a rule in a file's code, with the numbers of their lines.
+fn words_in(rule: &WordRule, source: &str) -> impl Iterator<Item = (usize, &'static str)> {
     let code = code_only(source);
     let code = if rule.in_tests { code.as_str() } else { without_tests(&code) };
     let lines = code.lines().zip(1..);
@@ -133,15 +134,19 @@ fn is_in(path: &str, place: &str) -> bool {
     if place.ends_with('/') { path.starts_with(place) } else { path == place }
 }
 
-/// Places that other machines do not have: people's own, and this checkout (unless it lies at the very top, as
-/// in a container). Put together here, so that this file does not name them.
+/// Returns places that other machines do not have: home directories, and this checkout (unless it
+/// lies at the very top, as in a container). Put together here, so that this file does not name
+/// them.
 fn machine_places() -> Vec<String> {
     let people = ["home", "root", "Users"].map(|folder| format!("/{folder}/"));
-    let checkout = Path::new(ROOT).parent().is_some_and(|it| it.parent().is_some()).then(|| ROOT.to_owned());
+    let checkout = Path::new(WORKSPACE_ROOT)
+        .parent()
+        .is_some_and(|it| it.parent().is_some())
+        .then(|| WORKSPACE_ROOT.to_owned());
     people.into_iter().chain(checkout).collect()
 }
 
-/// The lines that name such a place.
+/// Returns the lines that name such a place.
 fn machine_paths(path: &str, text: &str) -> Vec<String> {
     let places = machine_places();
     let names = |line: &str| {
@@ -159,10 +164,11 @@ fn machine_paths(path: &str, text: &str) -> Vec<String> {
         .collect()
 }
 
-/// The files of the house with one of these endings (or, for "", without any), by their paths below the root.
+/// Returns the files of the checkout with one of these endings (or, for "", without any), by their
+/// paths below the root.
 fn files(endings: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![Path::new(ROOT).to_owned()];
+    let mut folders = vec![Path::new(WORKSPACE_ROOT).to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -174,30 +180,31 @@ fn files(endings: &[&str]) -> Vec<(String, String)> {
                 && endings.contains(&path.extension().map_or("", |it| it.to_str().unwrap()))
             {
                 let text = fs::read_to_string(&path).unwrap();
-                found.push((path.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned(), text));
+                found.push((path.strip_prefix(WORKSPACE_ROOT).unwrap().to_str().unwrap().to_owned(), text));
             }
         }
-        assert!(found.len() < FILES_MAX, "what is all that? the last one is {:?}", found.last());
+        assert!(found.len() < FILES_MAX, "more than {FILES_MAX} files; the last one is {:?}", found.last());
     }
     found.sort();
     found
 }
 
+/// Restricted words stand only where their rule allows them.
 #[test]
-fn words_stand_only_where_they_may() {
+fn rules_hold_in_every_file() {
     let sources = files(&["rs"]);
-    let broken: Vec<_> = RULES
+    let broken: Vec<_> = WORD_RULES
         .iter()
-        .flat_map(|rule| sources.iter().flat_map(|(path, source)| broken(rule, path, source)))
+        .flat_map(|rule| sources.iter().flat_map(|(path, source)| violations(rule, path, source)))
         .collect();
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
 }
 
 /// An exception that nothing needs would let the word in unseen.
 #[test]
-fn every_excepted_file_is_one() {
+fn every_exception_is_needed() {
     let sources = files(&["rs"]);
-    for rule in &RULES {
+    for rule in &WORD_RULES {
         for (place, reason) in rule.except.iter().filter(|(place, _)| !place.ends_with('/')) {
             let source = sources.iter().find(|(path, _)| path == place);
             let needed = source.is_some_and(|(_, source)| words_in(rule, source).next().is_some());
@@ -207,12 +214,12 @@ fn every_excepted_file_is_one() {
 }
 
 #[test]
-fn no_file_names_a_place_on_its_writers_machine() {
+fn no_file_names_a_machine_path() {
     let files = files(&["rs", "toml", "md", "yml", "yaml", "sh", "lock", "json", ""]);
     for expected in ["Cargo.toml", "src/lib.rs", "scripts/test", ".ci/run"] {
         assert!(
             files.iter().any(|(path, _)| path == expected),
-            "the walk through the house missed {expected}"
+            "the walk through the checkout missed {expected}"
         );
     }
     let found: Vec<_> = files.iter().flat_map(|(path, text)| machine_paths(path, text)).collect();
@@ -220,8 +227,9 @@ fn no_file_names_a_place_on_its_writers_machine() {
 }
 
 #[test]
-fn a_broken_rule_is_told_with_its_place_and_reason() {
-    let of = |path, source| RULES.iter().flat_map(|rule| broken(rule, path, source)).collect::<Vec<_>>();
+fn broken_rule_names_its_line() {
+    let of =
+        |path, source| WORD_RULES.iter().flat_map(|rule| violations(rule, path, source)).collect::<Vec<_>>();
     let why = "only the front door reads arguments, environment and signals, and only mains exit";
     let source = "// std::env::var\nfn a() {\n    std::env::var(\"A\");\n}\n";
     assert_eq!(of("sink/src/a.rs", source), [format!("sink/src/a.rs:3: `env::`: {why} {EXCEPTION_HINT}")]);
@@ -251,7 +259,7 @@ fn a_broken_rule_is_told_with_its_place_and_reason() {
 }
 
 #[test]
-fn a_machines_path_is_told_with_its_place() {
+fn machine_path_names_its_line() {
     let home = &machine_places()[0];
     let told = machine_paths("README.md", &format!("one\ncd {home}me/gristmill\n"));
     assert_eq!(told, [format!("README.md:2: `{home}`: a path that other machines do not have")]);

@@ -1,4 +1,5 @@
-//! Shutdown: roles that receive a signal or are killed while they work, and how their jobs continue.
+//! Shutdown: roles that receive a signal or are killed while they work, and how their jobs
+//! continue.
 
 mod producer;
 mod roles;

@@ -1,4 +1,5 @@
-//! What a Prometheus would do: asks a process, and reads what it says by the rules of the text format.
+//! A client like Prometheus: scrapes a process, and checks the answer by the rules of the text
+//! format.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,23 +10,23 @@ use tokio::{
 
 use super::{Process, within};
 
-/// Where a process answers.
+/// The address at which a process serves its metrics.
 #[derive(Debug, Clone)]
-pub(crate) struct Scraped(String);
+pub(crate) struct ScrapeTarget(String);
 
-/// Everything that a process counted.
+/// The samples of one scrape, by series.
 #[derive(Debug)]
 pub(crate) struct Samples(BTreeMap<String, f64>);
 
-impl Scraped {
-    /// Reads it off what the process logs.
-    pub(crate) async fn of(process: &mut Process) -> Self {
-        let line = process.says("metrics are at http://").await;
+impl ScrapeTarget {
+    /// Reads the address from the process's log.
+    pub(crate) async fn from_log(process: &mut Process) -> Self {
+        let line = process.wait_for("metrics are at http://").await;
         let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
         Self(address.into())
     }
 
-    /// The code and the body that a GET comes to.
+    /// Returns the code and the body of a GET.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.0).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.0);
@@ -44,8 +45,8 @@ impl Scraped {
         Samples::read(&text)
     }
 
-    /// Waits until it counted so.
-    pub(crate) async fn counted(
+    /// Waits until the samples are `enough`, and returns them.
+    pub(crate) async fn wait_for_samples(
         &self,
         what: &str,
         enough: impl Fn(&Samples) -> bool + Send + Sync,
@@ -62,8 +63,8 @@ impl Scraped {
         .await
     }
 
-    /// Waits until `/readyz` has this code, and returns what it says.
-    pub(crate) async fn ready(&self, wanted: u16) -> String {
+    /// Waits until `/readyz` has this code, and returns its body.
+    pub(crate) async fn wait_ready(&self, wanted: u16) -> String {
         within("another answer of /readyz", async {
             loop {
                 let (code, body) = self.get("/readyz").await;
@@ -78,13 +79,13 @@ impl Scraped {
 }
 
 impl Samples {
-    /// The sum over all series of that name whose labels contain `labels`.
+    /// Returns the sum over all series of that name whose labels contain `labels`.
     pub(crate) fn sum(&self, name: &str, labels: &str) -> f64 {
         let of_name = self.0.iter().filter(|(series, _)| series.split('{').next() == Some(name));
         of_name.filter(|(series, _)| series.contains(labels)).map(|(_, value)| value).sum()
     }
 
-    /// Whether there is such a series.
+    /// True if there is such a series.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.keys().any(|series| series.split('{').next() == Some(name))
     }
@@ -126,7 +127,7 @@ impl Samples {
 }
 
 #[test]
-fn what_breaks_the_rules_is_noticed() {
+fn bad_metrics_text_is_refused() {
     let good = "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\"} 1\n";
     assert!(Samples::read(good).sum("a_total", "b=\"c\"") > 0.5);
     for bad in [
