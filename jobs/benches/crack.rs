@@ -1,7 +1,9 @@
-//! How fast one thread tries candidates, beside a bare loop over the same hash crate's compression function.
+//! The speed of `crack` on one thread, beside a bare loop over the same crate's compression
+//! function.
 //!
-//! The two take turns, a millisecond or less each, so that what else the machine does disturbs both alike; the ratio is
-//! the median of the turns' ratios. The best rate is that of the turn that was disturbed least.
+//! The two alternate, a millisecond or less each, so that other load on the machine disturbs both
+//! alike. The ratio is the median of the turns' ratios. The best rate is that of the least
+//! disturbed turn.
 
 use std::{
     hint::black_box,
@@ -11,11 +13,11 @@ use std::{
 use gristmill_jobs::Crack;
 use gristmill_shared::{Job, JobId, StopSignal, TaskContext, TaskIndex};
 
-/// How often each of the two has its turn.
-const TURNS: usize = 501;
-/// How many tasks, of the size they have if nobody says another, make a turn.
-const TASKS: u64 = 2;
-/// The first of them, among the words of six letters.
+/// The number of turns of each of the two.
+const TURN_COUNT: usize = 501;
+/// The number of tasks of a turn, of the default size.
+const TURN_TASKS: u64 = 2;
+/// The first task of each turn, among the words of six letters.
 const FIRST_TASK: TaskIndex = TaskIndex(2000);
 
 fn main() {
@@ -36,7 +38,7 @@ fn compare<const N: usize>(
     let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
 
     let crack = || {
-        for task in job.split_from(FIRST_TASK).take(TASKS as usize) {
+        for task in job.split_from(FIRST_TASK).take(TURN_TASKS as usize) {
             assert_eq!(
                 job.process(task.expect("a task"), &cx).ok(),
                 Some(None),
@@ -47,7 +49,7 @@ fn compare<const N: usize>(
     let bare = || {
         let (start, block) = black_box((start, [[7; 64]]));
         let mut found = 0;
-        for _ in 0..TASKS * job.chunk {
+        for _ in 0..TURN_TASKS * job.chunk {
             let mut state = start;
             compress(&mut state, &block);
             found += u64::from(state == start);
@@ -55,15 +57,15 @@ fn compare<const N: usize>(
         assert_eq!(found, 0);
     };
 
-    let turns: Vec<_> = (0..TURNS).map(|_| (time(crack), time(bare))).collect();
+    let turns: Vec<_> = (0..TURN_COUNT).map(|_| (time(crack), time(bare))).collect();
     let rates = |times: Vec<Duration>| {
-        let candidates = (TASKS * job.chunk) as f64;
+        let candidates = (TURN_TASKS * job.chunk) as f64;
         let rates = sorted(times.into_iter().map(|time| candidates / time.as_secs_f64() / 1e6));
-        format!("{:.1} M/s, best {:.1}", rates[TURNS / 2], rates[TURNS - 1])
+        format!("{:.1} M/s, best {:.1}", rates[TURN_COUNT / 2], rates[TURN_COUNT - 1])
     };
     let ratios = sorted(turns.iter().map(|(crack, bare)| bare.as_secs_f64() / crack.as_secs_f64()));
     let (crack, bare): (Vec<_>, Vec<_>) = turns.into_iter().unzip();
-    println!("{name:<8}{:>22}{:>22}{:>14.2}", rates(crack), rates(bare), ratios[TURNS / 2]);
+    println!("{name:<8}{:>22}{:>22}{:>14.2}", rates(crack), rates(bare), ratios[TURN_COUNT / 2]);
 }
 
 fn time(run: impl Fn()) -> Duration {

@@ -1,4 +1,4 @@
-//! `crack`: finds the word behind a digest by trying them all.
+//! `crack`: finds the word of a digest by trying all words.
 
 mod alphabet;
 mod rows;
@@ -10,7 +10,7 @@ use gristmill_shared::{Account, Conclusion, Job, JobError, Plan, TaskContext, Ta
 use serde::{Deserialize, Serialize};
 
 pub use self::target_digest::Algorithm;
-use self::{alphabet::Alphabet, target_digest::Digest};
+use self::{alphabet::Alphabet, target_digest::TargetDigest};
 use crate::pieces;
 
 /// The most letters a word may have.
@@ -18,8 +18,8 @@ const MAX_LENGTH: u32 = 1024;
 
 /// Find the word behind a SHA-1, SHA-256 or MD5 digest.
 ///
-/// Words are tried in the order a, b, …, z, aa, ab, … (the empty word is not
-/// among them) until one fits.
+/// Words are tried in the order a, b, …, z, aa, ab, … (without the empty word)
+/// until one matches.
 ///
 /// Examples:
 ///   gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4
@@ -34,9 +34,9 @@ pub struct Crack {
     #[arg(long, value_name = "HEX")]
     pub hash: String,
 
-    /// Algorithm of the digest [default: as its length says]
+    /// Algorithm of the digest [default: the one of its length]
     ///
-    /// Must fit the length.
+    /// Must match the length.
     #[arg(long)]
     #[serde(default)]
     pub algorithm: Option<Algorithm>,
@@ -47,8 +47,8 @@ pub struct Crack {
 
     /// The letters of a word, as in a-z0-9_
     ///
-    /// Ranges and single letters. A '-' that is meant goes first or last; a letter named twice
-    /// counts once.
+    /// Ranges and single letters. A literal '-' goes first or last; a letter given twice counts
+    /// once.
     #[arg(long, value_name = "LETTERS", default_value = DEFAULT_ALPHABET, allow_hyphen_values = true)]
     #[serde(default = "default_alphabet")]
     pub alphabet: String,
@@ -70,27 +70,27 @@ const fn default_chunk() -> u64 {
     DEFAULT_CHUNK
 }
 
-/// What a search knows so far.
+/// The state of a search.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CrackReport {
     /// The word, once it is found.
     pub word: Option<String>,
-    /// Candidates in the chunks that are done. The chunk that had the word counts whole.
+    /// The number of candidates in finished chunks. The chunk with the word counts in full.
     pub searched: u64,
 }
 
-/// A spec that was found good.
-struct Search {
-    digest: Digest,
+/// A valid spec, parsed.
+struct CrackSearch {
+    digest: TargetDigest,
     alphabet: Alphabet,
-    /// How many candidates there are.
+    /// The number of all candidates.
     size: u64,
 }
 
 impl Crack {
-    /// Checks everything. A microsecond's work, so that it can be done for every task.
-    fn search(&self) -> Result<Search, JobError> {
-        let digest = Digest::parse(&self.hash, self.algorithm)?;
+    /// Checks and parses the spec. Takes about a microsecond, so it can be done for every task.
+    fn search(&self) -> Result<CrackSearch, JobError> {
+        let digest = TargetDigest::parse(&self.hash, self.algorithm)?;
         let alphabet = Alphabet::parse(&self.alphabet)?;
         let max_length = self.max_length;
         if !(1..=MAX_LENGTH).contains(&max_length) {
@@ -105,23 +105,23 @@ impl Crack {
             JobError::new(format!(
                 "{size} candidates of up to {max_length} letters are more than can be numbered, expected at most {} \
                  (hint: a smaller --max-length or --alphabet)",
-                grouped(u64::MAX.into())
+                group_thousands(u64::MAX.into())
             ))
         })?;
-        Ok(Search { digest, alphabet, size })
+        Ok(CrackSearch { digest, alphabet, size })
     }
 }
 
 impl Job for Crack {
     const KIND: &'static str = "crack";
-    /// Numbers of candidates; 0 is the first letter alone.
+    /// A range of candidates by number; 0 is the first letter alone.
     type Task = Range<u64>;
-    /// The word, if it is among them.
+    /// The word, if it is in the range.
     type Output = Option<String>;
     type Report = CrackReport;
 
     fn plan(&self) -> Result<Plan, JobError> {
-        Ok(Plan::of(pieces::count(self.search()?.size, self.chunk)).unit("chunks"))
+        Ok(Plan::of(pieces::piece_count(self.search()?.size, self.chunk)).unit("chunks"))
     }
 
     fn split(&self) -> impl Iterator<Item = Result<Range<u64>, JobError>> + Send {
@@ -133,7 +133,7 @@ impl Job for Crack {
             Ok(search) => (search.size, None),
             Err(error) => (0, Some(Err(error))),
         };
-        pieces::from(index.0, size, self.chunk).map(Ok).chain(refused)
+        pieces::pieces_from(index.0, size, self.chunk).map(Ok).chain(refused)
     }
 
     fn process(&self, task: Range<u64>, cx: &TaskContext) -> Result<Option<String>, TaskError> {
@@ -161,7 +161,7 @@ impl Job for Crack {
         if let Some(word) = &report.word {
             return Conclusion::answer(word);
         }
-        let searched = grouped(report.searched.into());
+        let searched = group_thousands(report.searched.into());
         match self.search() {
             Err(error) => Conclusion::no_answer(error.to_string()),
             Ok(search) if search.size == report.searched => {
@@ -169,16 +169,16 @@ impl Job for Crack {
             }
             Ok(search) => Conclusion::no_answer(format!(
                 "only {searched} of {} candidates were searched and none fits (failed chunks: {}, skipped: {})",
-                grouped(search.size.into()),
-                grouped(account.failed.into()),
-                grouped(account.skipped.into()),
+                group_thousands(search.size.into()),
+                group_thousands(account.failed.into()),
+                group_thousands(account.skipped.into()),
             )),
         }
     }
 }
 
-/// With a comma between thousands.
-fn grouped(number: u128) -> String {
+/// Formats a number with a comma between thousands.
+fn group_thousands(number: u128) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -206,17 +206,17 @@ mod tests {
         }
     }
 
-    const ZEROS: &str = "0000000000000000000000000000000000000000";
+    const ZERO_DIGEST: &str = "0000000000000000000000000000000000000000";
 
     #[test]
-    fn the_plan_counts_chunks() {
-        assert_eq!(crack(ZEROS, 4).plan().unwrap(), Plan::of(48).unit("chunks"));
-        assert_eq!(crack(ZEROS, 1).plan().unwrap().tasks, Some(1));
+    fn plan_counts_chunks() {
+        assert_eq!(crack(ZERO_DIGEST, 4).plan().unwrap(), Plan::of(48).unit("chunks"));
+        assert_eq!(crack(ZERO_DIGEST, 1).plan().unwrap().tasks, Some(1));
     }
 
     #[test]
-    fn the_plan_refuses_what_cannot_be_searched() {
-        let good = crack(ZEROS, 4);
+    fn bad_specs_are_refused() {
+        let good = crack(ZERO_DIGEST, 4);
         for (bad, why) in [
             (Crack { hash: "f00".into(), ..good.clone() }, "3 hex digits"),
             (Crack { max_length: 0, ..good.clone() }, "--max-length 0: expected 1 to 1024"),
@@ -234,14 +234,15 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_may_leave_out_what_has_a_default() {
-        let spec: Crack = serde_json::from_str(&format!(r#"{{"hash":"{ZEROS}","max_length":4}}"#)).unwrap();
-        assert_eq!(spec, crack(ZEROS, 4));
+    fn spec_fields_have_defaults() {
+        let spec: Crack =
+            serde_json::from_str(&format!(r#"{{"hash":"{ZERO_DIGEST}","max_length":4}}"#)).unwrap();
+        assert_eq!(spec, crack(ZERO_DIGEST, 4));
     }
 
     #[test]
-    fn the_end_is_told_honestly() {
-        let job = crack(ZEROS, 4);
+    fn conclusion_states_coverage() {
+        let job = crack(ZERO_DIGEST, 4);
         let mut report = CrackReport::default();
         for index in (0..48).rev() {
             assert!(job.collect(&mut report, TaskIndex(index), None).is_continue());
@@ -264,16 +265,16 @@ mod tests {
         for (number, text) in
             [(0, "0"), (999, "999"), (1000, "1,000"), (475_254, "475,254"), (1_000_000, "1,000,000")]
         {
-            assert_eq!(grouped(number), text);
+            assert_eq!(group_thousands(number), text);
         }
     }
 
     #[test]
-    fn a_task_that_is_not_of_this_job_is_rejected() {
+    fn foreign_task_is_rejected() {
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
         for task in [475_250..475_255, 7..6] {
-            let trouble = crack(ZEROS, 4).process(task, &cx).unwrap_err().into_trouble();
+            let trouble = crack(ZERO_DIGEST, 4).process(task, &cx).unwrap_err().into_trouble();
             assert!(
                 matches!(&trouble, Trouble::Rejected(why) if why.contains("not within 0..475254")),
                 "{trouble:?}"

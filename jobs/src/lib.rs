@@ -1,7 +1,7 @@
 //! The built-in jobs: [`Crack`], [`Primes`] and [`Spin`], one file each.
 //!
-//! Each value is a spec: it comes from the command line (`clap::Args`) or from a message, and `plan` is the one gate
-//! that refuses what cannot be done. So `plan` trusts nothing that either of them has checked.
+//! Each value is a spec, from the command line (`clap::Args`) or from a message. `plan` is the only
+//! place that refuses invalid specs, so it trusts no earlier check.
 
 mod crack;
 mod pieces;
@@ -10,4 +10,4 @@ mod spin;
 
 pub use crack::{Algorithm, Crack, CrackReport};
 pub use primes::Primes;
-pub use spin::{FloatFolds, How, Misbehaviour, Spin, SpinOutput, SpinReport, SpinTask, Work};
+pub use spin::{FloatFolds, Misbehaviour, MisbehaviourKind, Spin, SpinOutput, SpinReport, SpinTask, Work};

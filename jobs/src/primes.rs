@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::pieces;
 
-/// The largest limit. It bounds what a worker keeps: the primes up to its root are 5.8 million, or up to 64 MB.
+/// The largest limit. Bounds a worker's memory: there are 5.8 million primes up to its root, in up
+/// to 64 MB.
 const MAX_LIMIT: u64 = 10_000_000_000_000_000;
 
 /// Count the primes below a limit.
@@ -24,7 +25,7 @@ pub struct Primes {
     #[arg(long, value_name = "N")]
     pub limit: u64,
 
-    /// How many numbers one task sieves
+    /// Numbers that one task sieves
     #[arg(long, value_name = "NUMBERS", default_value_t = DEFAULT_SLICE)]
     #[serde(default = "default_slice")]
     pub slice: u64,
@@ -40,7 +41,7 @@ impl Job for Primes {
     const KIND: &'static str = "primes";
     /// The numbers to sieve.
     type Task = Range<u64>;
-    /// How many of them are prime.
+    /// The number of primes among them.
     type Output = u64;
     type Report = u64;
 
@@ -52,7 +53,7 @@ impl Job for Primes {
         if slice == 0 {
             return Err(JobError::new("--slice 0: expected at least 1 number a task"));
         }
-        Ok(Plan::of(pieces::count(limit, slice)).unit("slices"))
+        Ok(Plan::of(pieces::piece_count(limit, slice)).unit("slices"))
     }
 
     fn split(&self) -> impl Iterator<Item = Result<Range<u64>, JobError>> + Send {
@@ -60,7 +61,7 @@ impl Job for Primes {
     }
 
     fn split_from(&self, index: TaskIndex) -> impl Iterator<Item = Result<Range<u64>, JobError>> + Send {
-        pieces::from(index.0, self.limit, self.slice).map(Ok)
+        pieces::pieces_from(index.0, self.limit, self.slice).map(Ok)
     }
 
     fn process(&self, task: Range<u64>, cx: &TaskContext) -> Result<u64, TaskError> {
@@ -68,7 +69,7 @@ impl Job for Primes {
         if task.start > task.end || task.end > limit {
             return Err(TaskError::reject(format!("numbers {task:?} are not within 0..{limit}")));
         }
-        sieve::count(task, limit, cx)
+        sieve::count_primes(task, limit, cx)
     }
 
     fn collect(&self, report: &mut u64, _: TaskIndex, output: u64) -> ControlFlow<()> {
@@ -84,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_plan_counts_slices() {
+    fn plan_counts_slices() {
         let plan = |limit, slice| Primes { limit, slice }.plan().unwrap();
         assert_eq!(plan(100_000_000, 100_000), Plan::of(1000).unit("slices"));
         assert_eq!(plan(0, 1).tasks, Some(0));
@@ -93,20 +94,20 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_refuses_what_cannot_be_sieved() {
+    fn bad_specs_are_refused() {
         let refusal = |limit, slice| Primes { limit, slice }.plan().unwrap_err().to_string();
         assert_eq!(refusal(10, 0), "--slice 0: expected at least 1 number a task");
         assert!(refusal(MAX_LIMIT + 1, 1).starts_with("--limit 10000000000000001: expected at most 10^16"));
     }
 
     #[test]
-    fn a_spec_may_leave_out_the_slice() {
+    fn slice_has_a_default() {
         let spec: Primes = serde_json::from_str(r#"{"limit":10}"#).unwrap();
         assert_eq!(spec, Primes { limit: 10, slice: 1_000_000 });
     }
 
     #[test]
-    fn a_task_that_is_not_of_this_job_is_rejected() {
+    fn foreign_task_is_rejected() {
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
         for task in [90..101, 7..6] {

@@ -1,4 +1,4 @@
-//! `spin`: a load to measure and to break things with.
+//! `spin`: a synthetic load for measurements and fault tests.
 
 mod fixed_work;
 mod floats;
@@ -15,16 +15,16 @@ pub use self::{
     fixed_work::Work,
     floats::{FloatFolds, SpinOutput},
     load::SpinTask,
-    misbehave::{How, Misbehaviour},
+    misbehave::{Misbehaviour, MisbehaviourKind},
 };
 
-/// The most a task may carry, so that it stays below the 1 MiB that any task may have.
+/// The largest payload of a task, in bytes. The task stays below the limit of 1 MiB for any task.
 const MAX_PAYLOAD: u32 = 1_000_000;
 
-/// Run tasks that each do a fixed amount of work: a load to measure and to break things with.
+/// Run tasks that each do a fixed amount of work, for measurements and fault tests.
 ///
-/// The amount is measured here, once, and sent along. A worker does it without
-/// a look at the clock, so a task that was interrupted is a slow task.
+/// The amount is measured here, once, and is part of the job. A worker does it
+/// without reading the clock, so a task that was interrupted takes longer.
 ///
 /// Examples:
 ///   gristmill run spin --tasks 1000000
@@ -35,78 +35,79 @@ const MAX_PAYLOAD: u32 = 1_000_000;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Spin {
-    /// How many tasks
+    /// Number of tasks
     #[arg(long, value_name = "N")]
     pub tasks: u64,
 
-    /// How long the work of one task takes this machine, in µs; as LEAST..MOST at random between them, both included
+    /// Work of one task as time on this machine, in µs; LEAST..MOST is random between the two, both
+    /// included
     #[arg(long = "micros", value_name = "D", default_value = "0")]
     #[serde(default)]
     pub work: Work,
 
-    /// How many bytes of text each task carries, at most 1000000
+    /// Bytes of text in each task, at most 1000000
     #[arg(long, value_name = "BYTES", default_value_t)]
     #[serde(default)]
     pub payload: u32,
 
-    /// The share of tasks, 0 to 1, that fail their first one or two tries and then succeed
-    #[arg(long, value_name = "P", default_value = "0", value_parser = share)]
+    /// Share of tasks, 0 to 1, that fail their first one or two attempts and then succeed
+    #[arg(long, value_name = "P", default_value = "0", value_parser = parse_share)]
     #[serde(default)]
     pub fail_rate: f64,
 
-    /// A task that aborts the process of its worker, as a crash in native code would; may be given several times
+    /// A task that aborts the process of its worker, like a crash in native code; may be given
+    /// several times
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub poison: Vec<u64>,
 
-    /// A task that takes memory until its worker dies of it; limit its workers' (`ulimit -v`), or the machine suffers
+    /// A task that allocates memory until its worker dies; limit the workers' memory (`ulimit -v`),
+    /// or the whole machine runs out of it
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hog: Vec<u64>,
 
-    /// A task that never ends, and does not see when it should; has an end only with --task-timeout
+    /// A task that sleeps forever and ignores a stop; ends only with --task-timeout
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang: Vec<u64>,
 
-    /// A task like that of --hang, which computes for ever instead of sleeping
+    /// A task like that of --hang that computes forever instead of sleeping
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hang_busy: Vec<u64>,
 
-    /// A task that panics at each try; may be given several times
+    /// A task that panics at each attempt; may be given several times
     #[arg(long, value_name = "INDEX")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub panic: Vec<u64>,
 
-    /// A task that does something else than its work and does not look whether it should end, as
-    /// INDEX=HOW with spin, sleep, await, command:SECONDS, abort or overflow as HOW; may be given
-    /// several times
+    /// A task that does not do its work and ignores a stop, as INDEX=HOW with spin, sleep, await,
+    /// command:SECONDS, abort or overflow as HOW; may be given several times
     #[arg(long, value_name = "INDEX=HOW")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub misbehave: Vec<Misbehaviour>,
 
-    /// Each output has a float of any finite bits, and the report an exact sum of them
+    /// Put a random finite float into each output, and their exact sum into the report
     #[arg(long)]
     #[serde(default, skip_serializing_if = "is_false")]
     pub floats: bool,
 
-    /// Decides which tasks fail, how long each is between two bounds, and what payloads and floats
-    /// are
+    /// Seed of the failing tasks, of work between two bounds, and of payloads and floats
     #[arg(long, value_name = "S", default_value_t)]
     #[serde(default)]
     pub seed: u64,
 }
 
-/// What came in: proof that each task counted once.
+/// The report of a spin, which proves that each task counted once.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SpinReport {
-    /// Tasks with an output.
+    /// The number of tasks with an output.
     pub count: u64,
-    /// The exact sum of their indices; as text in JSON, where many readers round what is beyond 2^53.
+    /// The exact sum of their indices. Text in JSON, since many readers round numbers beyond 2^53.
     #[serde(with = "as_text")]
     pub sum: u128,
-    /// Of a spin with floats.
+    /// The folds of the floats, if the spin has floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floats: Option<FloatFolds>,
 }
@@ -116,21 +117,23 @@ fn is_false(it: &bool) -> bool {
 }
 
 impl Spin {
-    /// How long the work of this task takes the machine where the job was submitted, undisturbed, in µs. The same for
-    /// the same index and seed, so that the ideal schedule of a job can be told.
+    /// Returns the work of this task as time on the machine where the job was submitted,
+    /// undisturbed, in µs. A function of index and seed, so that the ideal schedule of a job can be
+    /// computed.
     #[must_use]
     pub fn micros_of(&self, index: TaskIndex) -> u32 {
-        // Another text than for `failures`: a task's length says nothing about whether it fails.
-        self.work.micros_by(|| xxh3_64_with_seed(format!("micros {}", index.0).as_bytes(), self.seed))
+        // Another text than for `failures`, so that a task's length and its failures are
+        // independent.
+        self.work.draw_micros(|| xxh3_64_with_seed(format!("micros {}", index.0).as_bytes(), self.seed))
     }
 
-    /// The output of this task.
+    /// Returns the output of this task.
     fn output(&self, index: u64) -> SpinOutput {
-        SpinOutput { index, float: self.floats.then(|| floats::float_of(index, self.seed)) }
+        SpinOutput { index, float: self.floats.then(|| floats::random_float(index, self.seed)) }
     }
 
-    /// The report of a run in which each task counted once, from the parameters alone: no value of
-    /// it has travelled.
+    /// Computes the report of a run in which each task counted once, from the parameters alone; no
+    /// value was encoded or sent.
     #[must_use]
     pub fn expected(&self) -> SpinReport {
         let mut report = SpinReport::default();
@@ -140,7 +143,7 @@ impl Spin {
         report
     }
 
-    /// How many tries of this task fail: none, one or two.
+    /// Returns the number of attempts of this task that fail: none, one or two.
     fn failures(&self, index: u64) -> u32 {
         let draw = xxh3_64_with_seed(&index.to_le_bytes(), self.seed);
         let share = (draw >> 11) as f64 / (1_u64 << 53) as f64; // 53 random bits: even over 0..1, never 1
@@ -160,7 +163,7 @@ impl Job for Spin {
             return Err(JobError::new(format!("--payload {payload}: expected at most {MAX_PAYLOAD} bytes")));
         }
         if !is_share(&self.fail_rate) {
-            return Err(JobError::new(format!("--fail-rate {}: {A_SHARE}", self.fail_rate)));
+            return Err(JobError::new(format!("--fail-rate {}: {SHARE_EXPECTED}", self.fail_rate)));
         }
         self.work.check()?;
         Ok(Plan::of(self.tasks))
@@ -180,7 +183,7 @@ impl Job for Spin {
             std::process::abort();
         }
         if self.hog.contains(&index) {
-            die_of_hunger();
+            exhaust_memory();
         }
         if self.hang.contains(&index) {
             loop {
@@ -193,7 +196,7 @@ impl Job for Spin {
             }
         }
         if self.panic.contains(&index) {
-            lose_countenance(index);
+            panic_as_asked(index);
         }
         if let Some(misbehaviour) = self.misbehave.iter().find(|task| task.index == index) {
             misbehaviour.perform();
@@ -223,32 +226,32 @@ impl Job for Spin {
     }
 }
 
-/// Takes memory, and uses it, until there is none; then the allocator aborts the process.
-fn die_of_hunger() -> ! {
-    const BITE: usize = 64 << 20;
-    let mut eaten = Vec::new();
+/// Allocates memory, and touches it, until there is none; then the allocator aborts the process.
+fn exhaust_memory() -> ! {
+    const CHUNK_BYTES: usize = 64 << 20;
+    let mut held = Vec::new();
     loop {
-        eaten.push(black_box(vec![1_u8; BITE])); // ones, since zeros would take no memory
-        black_box(&eaten);
+        held.push(black_box(vec![1_u8; CHUNK_BYTES])); // ones, since zeros would take no memory
+        black_box(&held);
     }
 }
 
-fn lose_countenance(index: u64) -> ! {
+fn panic_as_asked(index: u64) -> ! {
     panic!("task {index} panics, as --panic asks")
 }
 
-const A_SHARE: &str = "expected a share from 0 to 1";
+const SHARE_EXPECTED: &str = "expected a share from 0 to 1";
 
 fn is_share(rate: &f64) -> bool {
     (0.0..=1.0).contains(rate)
 }
 
-/// The command line checks it too, since a spec cannot carry what is not a number.
-fn share(text: &str) -> Result<f64, &'static str> {
-    text.parse().ok().filter(is_share).ok_or(A_SHARE)
+/// Parses a share on the command line, which must refuse NaN itself since a spec cannot carry it.
+fn parse_share(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(is_share).ok_or(SHARE_EXPECTED)
 }
 
-/// A number as text.
+/// The serde form of a number as text.
 mod as_text {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
@@ -272,13 +275,13 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_is_the_number_of_tasks() {
+    fn plan_counts_tasks() {
         assert_eq!(spin(1_000_000).plan().unwrap(), Plan::of(1_000_000));
         assert_eq!(spin(0).split().count(), 0);
     }
 
     #[test]
-    fn the_plan_refuses_what_cannot_be_done() {
+    fn bad_specs_are_refused() {
         for (bad, why) in [
             (Spin { fail_rate: -0.1, ..spin(1) }, "--fail-rate -0.1: expected a share from 0 to 1"),
             (Spin { fail_rate: f64::NAN, ..spin(1) }, "--fail-rate NaN"),
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_the_tasks_fails_once_or_twice_and_then_succeeds() {
+    fn failing_share_succeeds_later() {
         let job = Spin { fail_rate: 0.25, seed: 7, ..spin(10_000) };
         let mut by_failures = [0; 3];
         for index in 0..job.tasks {
@@ -327,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_between_bounds_are_even_and_follow_from_index_and_seed() {
+    fn lengths_are_even_and_repeatable() {
         let job = |seed| Spin { work: Work::between(100..=199), seed, ..spin(10_000) };
         let lengths =
             |job: Spin| (0..job.tasks).map(|index| job.micros_of(TaskIndex(index))).collect::<Vec<_>>();
@@ -343,22 +346,26 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_says_a_range_only_if_there_is_one() {
+    fn spec_has_a_range_only_if_set() {
         let json = |work| serde_json::to_value(Spin { work, ..spin(1) }).unwrap()["work"].take();
         assert_eq!(json(Work::default()), serde_json::json!({"micros": 0, "iterations_per_micro": 0}));
         let work = json(Work::between(3..=9));
         assert_eq!((&work["micros"], &work["micros_to"]), (&3.into(), &9.into()));
-        assert_eq!(serde_json::from_value::<Work>(work.clone()).unwrap().micros_by(|| u64::MAX), 9, "{work}");
+        assert_eq!(
+            serde_json::from_value::<Work>(work.clone()).unwrap().draw_micros(|| u64::MAX),
+            9,
+            "{work}"
+        );
     }
 
     #[test]
-    fn a_rate_of_0_fails_none_and_of_1_all() {
+    fn fail_rate_bounds_are_exact() {
         let (none, all) = (spin(1), Spin { fail_rate: 1.0, ..spin(1) });
         assert!((0..1000).all(|index| none.failures(index) == 0 && all.failures(index) > 0));
     }
 
     #[test]
-    fn the_sum_is_exact_beyond_u64_and_travels_as_text() {
+    fn sum_is_exact_beyond_u64() {
         let mut report = SpinReport::default();
         for _ in 0..3 {
             let output = SpinOutput { index: u64::MAX, float: None };
@@ -372,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_spec_may_leave_out_what_has_a_default() {
+    fn spec_fields_have_defaults() {
         assert_eq!(serde_json::from_str::<Spin>(r#"{"tasks":9}"#).unwrap(), spin(9));
     }
 }

@@ -1,4 +1,4 @@
-//! The jobs as the front door offers them: as subcommands named by their kind.
+//! Tests of the jobs as subcommands, named by their kind, as the command line offers them.
 
 use clap::{Args, Command};
 use gristmill_jobs::{Algorithm, Crack, Primes, Spin, Work};
@@ -10,7 +10,7 @@ fn parse<J: Job + Args>(arguments: &str) -> Result<J, clap::Error> {
 }
 
 #[test]
-fn what_is_left_out_is_as_in_a_spec_that_leaves_it_out() {
+fn omitted_flags_equal_omitted_fields() {
     let spec = |json| serde_json::from_str::<Crack>(json).unwrap();
     assert_eq!(
         parse::<Crack>("crack --hash f00 --max-length 4").unwrap(),
@@ -23,7 +23,7 @@ fn what_is_left_out_is_as_in_a_spec_that_leaves_it_out() {
 }
 
 #[test]
-fn what_is_given_arrives() {
+fn given_flags_arrive() {
     let crack = "crack --hash f00 --algorithm md5 --max-length 4 --alphabet -a-c --chunk 7";
     let wanted = Crack {
         hash: "f00".into(),
@@ -46,7 +46,7 @@ fn what_is_given_arrives() {
 }
 
 #[test]
-fn work_is_measured_when_it_is_asked_for() {
+fn work_is_measured_on_parse() {
     let spin: Spin = parse("spin --tasks 1 --micros 250").unwrap();
     let spec = serde_json::to_value(&spin).unwrap();
     assert_eq!(spec["work"]["micros"], 250);
@@ -55,7 +55,7 @@ fn work_is_measured_when_it_is_asked_for() {
 }
 
 #[test]
-fn a_share_that_json_cannot_carry_is_refused_before_it_is_sent() {
+fn bad_share_is_refused() {
     for rate in ["nan", "inf", "1.01", "-0.5"] {
         let error = parse::<Spin>(&format!("spin --tasks 1 --fail-rate={rate}")).unwrap_err().to_string();
         assert!(error.contains("expected a share from 0 to 1"), "{error}");
@@ -63,7 +63,7 @@ fn a_share_that_json_cannot_carry_is_refused_before_it_is_sent() {
 }
 
 #[test]
-fn help_has_an_example_on_a_line_of_its_own() {
+fn help_has_an_example_line() {
     for command in [
         Crack::augment_args(Command::new(Crack::KIND)),
         Primes::augment_args(Command::new(Primes::KIND)),

@@ -1,5 +1,5 @@
-//! What must hold of every built-in job with any parameters, however its tasks are batched, ordered and repeated: the
-//! report is what one would get by doing it alone and in order.
+//! Properties of every built-in job: for any parameters, batches, orders and repetitions, the
+//! report equals the one of a sequential computation.
 
 use std::fmt::Debug;
 
@@ -11,11 +11,12 @@ use gristmill_shared::{
 use proptest::{prelude::*, sample::Index};
 use sha2::Digest;
 
-fn how() -> impl Strategy<Value = LocalRun> {
+fn local_runs() -> impl Strategy<Value = LocalRun> {
     (1..4_u32, 1..40_u32, any::<u64>()).prop_map(|(repeat, batch, seed)| LocalRun { repeat, batch, seed })
 }
 
-/// Runs it, and checks what holds of all jobs: the plan is exact, and the split can be entered anywhere.
+/// Runs a job and checks the properties of all jobs: the plan is exact, and the split can start
+/// anywhere.
 fn run<J: Job<Task: PartialEq + Debug>>(job: &J, how: LocalRun, enter: Index) -> LocalOutcome<J::Report> {
     let all: Vec<_> = job.split().collect::<Result<_, _>>().unwrap();
     assert_eq!(job.plan().unwrap().tasks, Some(all.len() as u64));
@@ -30,7 +31,7 @@ fn run<J: Job<Task: PartialEq + Debug>>(job: &J, how: LocalRun, enter: Index) ->
     outcome
 }
 
-/// All words of up to `max_length` letters, in order.
+/// Returns all words of up to `max_length` letters, in order.
 fn words(letters: &[char], max_length: u32) -> Vec<String> {
     let mut all = Vec::new();
     let mut longest = vec![String::new()];
@@ -50,7 +51,7 @@ fn hex(bytes: impl AsRef<[u8]>) -> String {
 
 proptest! {
     #[test]
-    fn crack_finds_the_word_or_searches_them_all(
+    fn crack_finds_word_or_searches_all(
         (alphabet, letters, max_length) in prop_oneof![
             Just(("a-z", "abcdefghijklmnopqrstuvwxyz", 2)),
             Just(("x", "x", 200)),
@@ -61,7 +62,7 @@ proptest! {
         chunk in 1..300_u64,
         hidden in proptest::option::of(any::<Index>()),
         algorithm in 0..3,
-        how in how(),
+        how in local_runs(),
         enter in any::<Index>(),
     ) {
         let letters: Vec<char> = letters.chars().collect();
@@ -87,10 +88,10 @@ proptest! {
     }
 
     #[test]
-    fn primes_are_counted_like_by_trial_division(
+    fn primes_match_trial_division(
         limit in 0..4000_u64,
         slice in prop_oneof![1..50_u64, 1..5000_u64, Just(u64::MAX)],
-        how in how(),
+        how in local_runs(),
         enter in any::<Index>(),
     ) {
         let alone = (2..limit).filter(|n| (2..*n).take_while(|d| d * d <= *n).all(|d| n % d != 0)).count();
@@ -100,13 +101,13 @@ proptest! {
     }
 
     #[test]
-    fn spin_counts_every_task_once_also_those_that_fail_at_first(
+    fn spin_counts_each_task_once(
         tasks in 0..400_u64,
         payload in prop_oneof![Just(0), 1..100_u32],
         fail_rate in prop_oneof![Just(0.0), Just(1.0), 0.0..1.0],
         seed in any::<u64>(),
         floats in any::<bool>(),
-        how in how(),
+        how in local_runs(),
         enter in any::<Index>(),
     ) {
         let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed, floats, ..Spin::default() };

@@ -1,4 +1,4 @@
-//! The letters that candidates are made of, and how many candidates there are.
+//! The alphabet of the candidates, and their number.
 
 use gristmill_shared::JobError;
 
@@ -7,36 +7,37 @@ const MAX_LETTERS: usize = 256;
 
 /// One letter, ready to be copied into a message.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Letter {
+pub(super) struct AlphabetLetter {
     pub(super) letter: char,
     utf8: [u8; 4],
     width: u8,
 }
 
-impl Letter {
+impl AlphabetLetter {
     fn new(letter: char) -> Self {
         let mut utf8 = [0; 4];
         let width = letter.encode_utf8(&mut utf8).len() as u8;
         Self { letter, utf8, width }
     }
 
-    /// Its bytes in UTF-8, one to four.
+    /// Returns its bytes in UTF-8, one to four.
     #[inline]
     pub(super) fn bytes(&self) -> &[u8] {
         &self.utf8[..usize::from(self.width)]
     }
 }
 
-/// Letters in the order they were named, each once. Never empty.
+/// Letters in the order of the spec, each once. Never empty.
 #[derive(Debug)]
-pub(super) struct Alphabet(Vec<Letter>);
+pub(super) struct Alphabet(Vec<AlphabetLetter>);
 
 impl Alphabet {
-    /// Expands ranges (`a-z`). A `-` that is first or last is a letter; a letter named twice counts once.
+    /// Parses letters and ranges (`a-z`). A `-` that is first or last is a letter; a letter given
+    /// twice counts once.
     pub(super) fn parse(text: &str) -> Result<Self, JobError> {
         let refuse = |why: String| Err(JobError::new(format!("--alphabet {text:?}: {why}")));
         let symbols: Vec<char> = text.chars().collect();
-        let mut letters: Vec<Letter> = Vec::with_capacity(symbols.len().min(MAX_LETTERS));
+        let mut letters: Vec<AlphabetLetter> = Vec::with_capacity(symbols.len().min(MAX_LETTERS));
         let mut at = 0;
         while let Some(&low) = symbols.get(at) {
             let (high, next) = match symbols.get(at + 1..at + 3) {
@@ -60,7 +61,7 @@ impl Alphabet {
                 if letters.len() == MAX_LETTERS {
                     return refuse(format!("more than {MAX_LETTERS} letters, expected at most that many"));
                 }
-                letters.push(Letter::new(letter));
+                letters.push(AlphabetLetter::new(letter));
             }
             at = next;
         }
@@ -70,11 +71,12 @@ impl Alphabet {
         Ok(Self(letters))
     }
 
-    pub(super) fn letters(&self) -> &[Letter] {
+    pub(super) fn letters(&self) -> &[AlphabetLetter] {
         &self.0
     }
 
-    /// How many words of 1 to `max_length` letters there are, if u64 can count them; else the number as text.
+    /// Returns the number of words of 1 to `max_length` letters. The error is the number as text,
+    /// if it exceeds u64.
     pub(super) fn words(&self, max_length: u32) -> Result<u64, String> {
         let letters = self.0.len() as u128;
         let mut words = Some(0_u128);
@@ -82,7 +84,7 @@ impl Alphabet {
             words = words.and_then(|shorter| shorter.checked_add(1)?.checked_mul(letters));
         }
         match words {
-            Some(words) => u64::try_from(words).map_err(|_| super::grouped(words)),
+            Some(words) => u64::try_from(words).map_err(|_| super::group_thousands(words)),
             None => Err(format!("about 10^{:.0}", f64::from(max_length) * (letters as f64).log10())),
         }
     }
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_and_literal_letters_expand_in_order() {
+    fn ranges_and_letters_expand() {
         for (text, letters) in [
             ("a-e", "abcde"),
             ("a-c0-2", "abc012"),
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unclear_alphabet_is_refused_with_what_is_wrong() {
+    fn unclear_alphabet_is_refused() {
         for (text, why) in [
             ("", "no letters"),
             ("z-a", "did you mean a-z?"),
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_counted_up_to_the_last_that_fits() {
+    fn words_are_counted_up_to_u64() {
         let words = |text, max_length| Alphabet::parse(text).unwrap().words(max_length);
         assert_eq!(words("a-z", 4), Ok(475_254));
         assert_eq!(words("a", 1000), Ok(1000));

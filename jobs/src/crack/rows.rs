@@ -1,44 +1,50 @@
-//! The candidates, a row at a time, each as a padded message that a compression function takes as it is.
+//! Candidates, a row at a time, each as a padded message that is ready for a compression function.
 
 use std::ops::Range;
 
-use super::alphabet::Letter;
+use super::alphabet::AlphabetLetter;
 
-/// What every digest here works on.
-pub(super) type Block = [u8; 64];
+/// A block of a message, of the same size for every digest here.
+pub(super) type MessageBlock = [u8; 64];
 
-/// A row has at least so many messages (unless all words of a length are fewer), and at most 256.
+/// The fewest messages of a row, unless all words of a length are fewer. A row has at most 256.
 ///
-/// What was just written byte by byte cannot be read by the block until it has reached the cache, and that waits for
-/// all that is computed before it. So a message that is hashed as soon as it is changed is hashed alone; of messages
-/// that were changed some time ago a core hashes two or three at once, which is twice as fast.
-const FEWEST: usize = 16;
+/// A core cannot read a block right after its bytes were written: the read waits until the writes
+/// have reached the cache, and those wait for earlier computations. So a message that is hashed
+/// right after a change is hashed alone. Of messages that were changed some time ago a core hashes
+/// two or three at once, which is twice as fast.
+const ROW_MIN_WORDS: usize = 16;
 
-/// An odometer whose last wheels stand still: the words a, b, …, z, then aa, ab, …, az, then ba, bb, …
+/// All words, one row after the other: a, b, …, z, then aa, ab, …, az, then ba, bb, …
 ///
-/// A row is all the words that have a stem in common. To turn to the next row mostly changes one letter in each message
-/// and nothing else. It allocates only when words get longer.
+/// A row holds all words with a common stem. Advancing to the next row mostly changes one letter in
+/// each message and nothing else. It allocates only when words get longer.
 #[derive(Debug)]
-pub(super) struct Rows<'a> {
-    letters: &'a [Letter],
-    /// The place of each letter of the stem in the alphabet.
+pub(super) struct CandidateRows<'a> {
+    letters: &'a [AlphabetLetter],
+    /// The index in the alphabet of each letter of the stem.
     wheels: Vec<usize>,
-    /// The same in UTF-8.
+    /// The stem in UTF-8.
     stem: Vec<u8>,
-    /// How many letters follow the stem; every combination of so many is in the row.
+    /// The number of letters after the stem. The row has every combination of them.
     ending: u32,
-    /// The row, each message from a multiple of `stride` on.
-    messages: Vec<Block>,
+    /// The messages of the row, each at a multiple of `stride`.
+    messages: Vec<MessageBlock>,
     stride: usize,
-    /// How many blocks each message has: letters of more bytes may need another.
+    /// The number of blocks of each message: letters of several bytes may need another block.
     sizes: Vec<usize>,
     length_bytes: fn(u64) -> [u8; 8],
 }
 
-impl<'a> Rows<'a> {
-    /// The row that has the word with this number, and the word's place in it. Number 0 is the first letter alone.
-    /// `letters` are not empty; `length_bytes` is the byte order in which the digest takes the message's length in bits.
-    pub(super) fn at(letters: &'a [Letter], number: u64, length_bytes: fn(u64) -> [u8; 8]) -> (Self, usize) {
+impl<'a> CandidateRows<'a> {
+    /// Returns the row with this word, by number, and the word's place in it. Number 0 is the first
+    /// letter alone. `letters` must not be empty. `length_bytes` is the byte order in which the
+    /// digest takes the message's length in bits.
+    pub(super) fn seek(
+        letters: &'a [AlphabetLetter],
+        number: u64,
+        length_bytes: fn(u64) -> [u8; 8],
+    ) -> (Self, usize) {
         let mut wheels = wheels(letters, number);
         let ending = ending(letters, wheels.len());
         let last = wheels.split_off(wheels.len() - ending as usize);
@@ -54,41 +60,42 @@ impl<'a> Rows<'a> {
             length_bytes,
         };
         rows.stem = rows.wheels.iter().flat_map(|&wheel| letters[wheel].bytes()).copied().collect();
-        rows.lay_out();
+        rows.write_messages();
         (rows, place)
     }
 
-    /// How many words the row has.
+    /// Returns the number of words of the row.
     #[inline]
     pub(super) fn width(&self) -> usize {
         self.sizes.len()
     }
 
-    /// How many blocks a message of the row has at most.
+    /// Returns the most blocks of a message of the row.
     #[inline]
     pub(super) fn blocks(&self) -> usize {
         self.stride
     }
 
-    /// Some words of the row, each padded: all of its blocks.
+    /// Returns the padded messages of some words of the row, each as its blocks.
     #[inline]
-    pub(super) fn messages(&self, places: Range<usize>) -> impl Iterator<Item = &[Block]> {
+    pub(super) fn messages(&self, places: Range<usize>) -> impl Iterator<Item = &[MessageBlock]> {
         let messages = &self.messages[places.start * self.stride..places.end * self.stride];
         messages.chunks_exact(self.stride).zip(&self.sizes[places]).map(|(message, &size)| &message[..size])
     }
 
-    /// Turns to the next row.
+    /// Advances to the next row.
     pub(super) fn advance(&mut self) {
         let length = self.stem.len();
-        match self.turn() {
-            Some(changed) if self.stem.len() == length => self.restem(changed),
-            Some(_) => self.lay_out(),
+        match self.advance_stem() {
+            Some(changed) if self.stem.len() == length => self.replace_stem(changed),
+            Some(_) => self.write_messages(),
             None => self.lengthen(),
         }
     }
 
-    /// Turns to the next stem of as many letters, if there is one, and says from which byte on it is another.
-    fn turn(&mut self) -> Option<usize> {
+    /// Advances to the next stem with the same number of letters. Returns the first byte that
+    /// changed, or `None` if there is no such stem.
+    fn advance_stem(&mut self) -> Option<usize> {
         for at in (0..self.wheels.len()).rev() {
             let wheel = self.wheels[at];
             let rest = self.stem.len() - self.letters[wheel].bytes().len();
@@ -105,30 +112,32 @@ impl<'a> Rows<'a> {
         None
     }
 
-    /// Writes the stem, from its byte `changed` on, into messages that had another one of the same length.
-    fn restem(&mut self, changed: usize) {
-        let messages = self.messages.chunks_exact_mut(self.stride).map(<[Block]>::as_flattened_mut);
+    /// Writes the stem, from its byte `changed` on, over an old one of the same length in all
+    /// messages.
+    fn replace_stem(&mut self, changed: usize) {
+        let messages = self.messages.chunks_exact_mut(self.stride).map(<[MessageBlock]>::as_flattened_mut);
         match self.stem[changed..] {
-            [byte] => messages.for_each(|message| message[changed] = byte), // mostly; worth not to be a memcpy
+            [byte] => messages.for_each(|message| message[changed] = byte), // the usual case, faster than a memcpy
             ref bytes => {
                 messages.for_each(|message| message[changed..][..bytes.len()].copy_from_slice(bytes))
             }
         }
     }
 
-    /// Turns to the first of the words that are one letter longer.
+    /// Advances to the first row of words that are one letter longer.
     #[cold]
     fn lengthen(&mut self) {
         let length = self.wheels.len() + self.ending as usize + 1;
         self.ending = ending(self.letters, length);
         self.wheels = vec![0; length - self.ending as usize];
         self.stem = self.letters[0].bytes().repeat(self.wheels.len());
-        self.lay_out();
+        self.write_messages();
     }
 
-    /// Writes all messages: a word, a bit that ends it, zeros, and its length in bits in the last 8 bytes.
-    fn lay_out(&mut self) {
-        let (base, zeros) = (self.letters.len(), [0; size_of::<Block>()]);
+    /// Writes all messages: a word, the bit that ends it, zeros, and its length in bits in the last
+    /// 8 bytes.
+    fn write_messages(&mut self) {
+        let (base, zeros) = (self.letters.len(), [0; size_of::<MessageBlock>()]);
         let widest = self.letters.iter().map(|letter| letter.bytes().len()).max().unwrap_or_default();
         self.stride = blocks(self.stem.len() + widest * self.ending as usize);
         self.messages.clear();
@@ -145,44 +154,46 @@ impl<'a> Rows<'a> {
             }
             bytes[end] = 0x80;
             let size = blocks(end);
-            let length = size * size_of::<Block>() - 8;
+            let length = size * size_of::<MessageBlock>() - 8;
             bytes[length..][..8].copy_from_slice(&(self.length_bytes)(end as u64 * 8));
             self.sizes.push(size);
         }
     }
 }
 
-/// The word with this number, as text.
-pub(super) fn word(letters: &[Letter], number: u64) -> String {
+/// Returns the word with this number, as text.
+pub(super) fn word(letters: &[AlphabetLetter], number: u64) -> String {
     wheels(letters, number).into_iter().map(|wheel| letters[wheel].letter).collect()
 }
 
-/// The word with this number, as the places of its letters.
-fn wheels(letters: &[Letter], number: u64) -> Vec<usize> {
+/// Returns the word with this number, as the indices of its letters.
+fn wheels(letters: &[AlphabetLetter], number: u64) -> Vec<usize> {
     let base = letters.len() as u64;
     let mut wheels = Vec::new();
     let mut rest = Some(number);
     while let Some(number) = rest {
         wheels.push((number % base) as usize);
-        rest = (number / base).checked_sub(1); // there is no letter for "nothing", as a digit 0 would be
+        rest = (number / base).checked_sub(1); // unlike the digit 0, no letter stands for "nothing"
     }
     wheels.reverse();
     wheels
 }
 
-/// How many letters of words of this length are left to the row: one, or as many more as it takes to make it wide.
-fn ending(letters: &[Letter], length: usize) -> u32 {
+/// Returns the number of letters that a row varies in words of this length: one, or more if one
+/// makes the row too short.
+fn ending(letters: &[AlphabetLetter], length: usize) -> u32 {
     let (mut ending, mut width) = (1, letters.len());
-    while width < FEWEST && letters.len() > 1 && (ending as usize) < length {
+    while width < ROW_MIN_WORDS && letters.len() > 1 && (ending as usize) < length {
         ending += 1;
         width *= letters.len();
     }
     ending
 }
 
-/// How many blocks it takes for so many bytes, a bit that ends them, and their length.
+/// Returns the number of blocks for a message of `bytes` bytes, the bit that ends it, and its
+/// length.
 fn blocks(bytes: usize) -> usize {
-    (bytes + 1 + 8).div_ceil(size_of::<Block>())
+    (bytes + 1 + 8).div_ceil(size_of::<MessageBlock>())
 }
 
 #[cfg(test)]
@@ -190,7 +201,7 @@ mod tests {
     use super::*;
     use crate::crack::alphabet::Alphabet;
 
-    /// What a digest pads a text to, from its definition.
+    /// Pads a text as the definition of the digests says.
     fn padded(text: &str) -> Vec<u8> {
         let mut bytes = text.as_bytes().to_vec();
         bytes.push(0x80);
@@ -202,15 +213,15 @@ mod tests {
     }
 
     #[test]
-    fn words_come_in_order_of_length_then_alphabet() {
+    fn words_are_ordered() {
         let alphabet = Alphabet::parse("abc").unwrap();
         let words: Vec<_> = (0..14).map(|number| word(alphabet.letters(), number)).collect();
         assert_eq!(words.join(" "), "a b c aa ab ac ba bb bc ca cb cc aaa aab");
     }
 
-    /// Through words of one letter, of as many as the ending, and of more; and over the bounds of blocks.
+    /// Covers words of one letter, of as many as the ending, and of more, and the bounds of blocks.
     #[test]
-    fn row_by_row_every_word_is_there_once_and_padded() {
+    fn rows_have_each_word_padded() {
         for (text, first, words) in [
             ("a", 0, 200),
             ("ab", 0, 5000),
@@ -226,7 +237,7 @@ mod tests {
         ] {
             let alphabet = Alphabet::parse(text).unwrap();
             let letters = alphabet.letters();
-            let (mut rows, place) = Rows::at(letters, first, u64::to_le_bytes);
+            let (mut rows, place) = CandidateRows::seek(letters, first, u64::to_le_bytes);
             let mut number = first;
             let mut places = place..rows.width();
             while number < first + words {
@@ -242,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_can_be_entered_anywhere() {
+    fn row_can_be_entered_anywhere() {
         for text in ["a", "ab", "a-z", "aß€😀"] {
             let alphabet = Alphabet::parse(text).unwrap();
             for number in (0..1000).chain(50_000..51_000) {
                 if text == "a" && number > 1000 {
-                    break; // words longer than any that is searched
+                    break; // words longer than the longest of a search
                 }
-                let (rows, place) = Rows::at(alphabet.letters(), number, u64::to_le_bytes);
+                let (rows, place) = CandidateRows::seek(alphabet.letters(), number, u64::to_le_bytes);
                 let message = rows.messages(place..rows.width()).next().unwrap().as_flattened();
                 assert_eq!(message, padded(&word(alphabet.letters(), number)), "{text:?} {number}");
             }
@@ -257,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_wide_but_not_too_wide() {
+    fn row_width_is_bounded() {
         for (text, short, long) in
             [("a", 1, 1), ("ab", 4, 16), ("abc", 9, 27), ("a-d", 16, 16), ("a-o", 225, 225), ("a-p", 16, 16)]
         {
@@ -268,10 +279,10 @@ mod tests {
     }
 
     #[test]
-    fn the_last_number_of_all_has_a_word() {
+    fn last_number_has_a_word() {
         let alphabet = Alphabet::parse("ab").unwrap();
         assert_eq!(word(alphabet.letters(), u64::MAX), format!("{}b", "a".repeat(63)));
-        let (rows, place) = Rows::at(alphabet.letters(), u64::MAX, u64::to_be_bytes);
+        let (rows, place) = CandidateRows::seek(alphabet.letters(), u64::MAX, u64::to_be_bytes);
         assert_eq!((rows.width(), place), (16, 1));
     }
 }

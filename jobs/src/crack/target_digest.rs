@@ -1,24 +1,25 @@
-//! The digests, by their compression functions: a candidate is one prepared block, and one call says whether it fits.
+//! Digests by their compression functions: a candidate is a prepared message, hashed without
+//! copies.
 
 use clap::ValueEnum;
 use gristmill_shared::{JobError, TaskContext, TaskError};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    alphabet::Letter,
-    rows::{self, Block, Rows},
+    alphabet::AlphabetLetter,
+    rows::{self, CandidateRows, MessageBlock},
 };
 
-/// How many blocks are hashed between two looks at whether the job was stopped: well under a millisecond.
+/// The number of blocks hashed between two checks for a stop: well under a millisecond.
 const CHECK_EVERY: usize = 4096;
 
-// The state each digest starts from: FIPS 180-4 sections 5.3.1 and 5.3.3, RFC 1321 section 3.3.
+// The initial state of each digest: FIPS 180-4 sections 5.3.1 and 5.3.3, RFC 1321 section 3.3.
 const SHA1_START: [u32; 5] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
 const SHA256_START: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 const MD5_START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
-/// How a digest was made.
+/// The algorithm of a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
@@ -48,16 +49,17 @@ impl Algorithm {
     }
 }
 
-/// The digest that is looked for, as the words a compression function leaves.
+/// The digest of the wanted word, as the state words of a compression function.
 #[derive(Debug)]
-pub(super) enum Digest {
+pub(super) enum TargetDigest {
     Sha1([u32; 5]),
     Sha256([u32; 8]),
     Md5([u32; 4]),
 }
 
-impl Digest {
-    /// Reads hex digits in either case. The length decides the algorithm, and must fit `algorithm` if that is given.
+impl TargetDigest {
+    /// Parses hex digits in either case. The length determines the algorithm, and must match
+    /// `algorithm` if that is given.
     pub(super) fn parse(hex: &str, algorithm: Option<Algorithm>) -> Result<Self, JobError> {
         if let Some(other) = hex.chars().find(|c| !c.is_ascii_hexdigit()) {
             return Err(JobError::new(format!(
@@ -85,28 +87,28 @@ impl Digest {
         })
     }
 
-    /// The first of `count` words from number `first` on that has this digest.
+    /// Finds the first of `count` words from number `first` on that has this digest.
     ///
     /// # Errors
-    /// Only that the task was stopped.
+    /// Only if the task is stopped.
     pub(super) fn find(
         &self,
-        letters: &[Letter],
+        letters: &[AlphabetLetter],
         first: u64,
         count: u64,
         cx: &TaskContext,
     ) -> Result<Option<String>, TaskError> {
         let found = match self {
             Self::Sha1(wanted) => {
-                let rows = Rows::at(letters, first, u64::to_be_bytes);
+                let rows = CandidateRows::seek(letters, first, u64::to_be_bytes);
                 search(rows, count, wanted, &SHA1_START, sha1::block_api::compress, cx)
             }
             Self::Sha256(wanted) => {
-                let rows = Rows::at(letters, first, u64::to_be_bytes);
+                let rows = CandidateRows::seek(letters, first, u64::to_be_bytes);
                 search(rows, count, wanted, &SHA256_START, sha2::block_api::compress256, cx)
             }
             Self::Md5(wanted) => {
-                let rows = Rows::at(letters, first, u64::to_le_bytes);
+                let rows = CandidateRows::seek(letters, first, u64::to_le_bytes);
                 search(rows, count, wanted, &MD5_START, md5::block_api::compress, cx)
             }
         }?;
@@ -114,17 +116,18 @@ impl Digest {
     }
 }
 
-/// The inner loop, once per digest: which of `count` words, from a place in a row on, has the digest.
+/// Runs the inner loop, compiled once per digest. Returns the position among `count` words, from a
+/// place in a row on, of the first that has the digest.
 fn search<const N: usize>(
-    (mut rows, mut place): (Rows<'_>, usize),
+    (mut rows, mut place): (CandidateRows<'_>, usize),
     count: u64,
     wanted: &[u32; N],
     start: &[u32; N],
-    compress: impl Fn(&mut [u32; N], &[Block]),
+    compress: impl Fn(&mut [u32; N], &[MessageBlock]),
     cx: &TaskContext,
 ) -> Result<Option<u64>, TaskError> {
     let mut done = 0;
-    let mut unchecked = CHECK_EVERY; // so that the first thing is a look
+    let mut unchecked = CHECK_EVERY; // so that the loop begins with a check
     while done < count {
         if unchecked >= CHECK_EVERY {
             cx.check()?;
@@ -146,7 +149,7 @@ fn search<const N: usize>(
     Ok(None)
 }
 
-/// Hex digits as big-endian words. There are 8 · N of them.
+/// Parses 8 · N hex digits as big-endian words.
 fn words<const N: usize>(hex: &str) -> [u32; N] {
     let mut words = [0; N];
     for (at, digit) in hex.chars().enumerate() {
@@ -171,9 +174,10 @@ mod tests {
         bytes.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Over the lengths at which a message gets another block, in one, two, three and four bytes a letter.
+    /// Covers the lengths at which a message needs another block, with letters of one to four
+    /// bytes.
     #[test]
-    fn every_length_of_word_is_found_by_its_digest() {
+    fn words_of_any_length_are_found() {
         let cx = context(StopSignal::new());
         for text in ["x", "ß", "€", "😀"] {
             let alphabet = Alphabet::parse(text).unwrap();
@@ -184,7 +188,7 @@ mod tests {
                     hex(sha2::Sha256::digest(&word)).to_uppercase(),
                     hex(md5::Md5::digest(&word)),
                 ] {
-                    let digest = Digest::parse(&digest, None).unwrap();
+                    let digest = TargetDigest::parse(&digest, None).unwrap();
                     let (number, found) = (length as u64 - 1, Some(word.clone()));
                     assert_eq!(digest.find(alphabet.letters(), number, 1, &cx).unwrap(), found);
                     assert_eq!(digest.find(alphabet.letters(), 0, number, &cx).unwrap(), None, "too early");
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_that_differs_in_one_bit_fits_nothing() {
+    fn one_bit_off_matches_nothing() {
         let cx = context(StopSignal::new());
         let alphabet = Alphabet::parse("a-z").unwrap();
         let right = hex(sha1::Sha1::digest("node"));
@@ -204,7 +208,7 @@ mod tests {
             let wrong = format!("{}{digit:x}{}", &right[..at], &right[at + 1..]);
             let number = 26 + 676 + 17_576 + 13 * 17_576 + 14 * 676 + 3 * 26 + 4;
             let find = |hex: &str| {
-                Digest::parse(hex, None).unwrap().find(alphabet.letters(), number, 1, &cx).unwrap()
+                TargetDigest::parse(hex, None).unwrap().find(alphabet.letters(), number, 1, &cx).unwrap()
             };
             assert_eq!(find(&right).as_deref(), Some("node"));
             assert_eq!(find(&wrong), None);
@@ -212,21 +216,21 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_job_ends_a_search_that_would_take_days() {
+    fn stopped_search_does_not_start() {
         let stop = StopSignal::new();
         stop.stop();
         let alphabet = Alphabet::parse("a-z").unwrap();
-        let digest = Digest::parse(&"0".repeat(40), None).unwrap();
+        let digest = TargetDigest::parse(&"0".repeat(40), None).unwrap();
         let trouble =
             digest.find(alphabet.letters(), 0, u64::MAX, &context(stop)).unwrap_err().into_trouble();
         assert_eq!(trouble, Trouble::Stopped);
     }
 
     #[test]
-    fn a_job_that_is_stopped_ends_a_search_under_way() {
+    fn stop_ends_a_running_search() {
         let stop = StopSignal::new();
         let alphabet = Alphabet::parse("a-z").unwrap();
-        let digest = Digest::parse(&"0".repeat(40), None).unwrap();
+        let digest = TargetDigest::parse(&"0".repeat(40), None).unwrap();
         let search = |count, stop| digest.find(alphabet.letters(), 0, count, &context(stop));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -239,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_digest_is_refused_with_what_was_expected() {
+    fn bad_digest_is_refused() {
         let zeros = |n| "0".repeat(n);
         for (text, algorithm, why) in [
             (String::new(), None, "0 hex digits, expected 40 for sha1"),
@@ -249,9 +253,9 @@ mod tests {
             (format!("+{}", zeros(39)), None, "'+' is no hex digit"),
             (zeros(40), Some(Algorithm::Md5), "expected 32 for md5 (hint: leave --algorithm out"),
         ] {
-            let error = Digest::parse(&text, algorithm).unwrap_err().to_string();
+            let error = TargetDigest::parse(&text, algorithm).unwrap_err().to_string();
             assert!(error.contains(why), "{text:?}: {error}");
         }
-        assert!(Digest::parse(&zeros(40), Some(Algorithm::Sha1)).is_ok());
+        assert!(TargetDigest::parse(&zeros(40), Some(Algorithm::Sha1)).is_ok());
     }
 }

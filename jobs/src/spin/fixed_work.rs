@@ -1,4 +1,4 @@
-//! A fixed amount of work, measured once.
+//! A fixed amount of work, calibrated once.
 
 use std::{
     hint::black_box,
@@ -11,20 +11,23 @@ use std::{
 use gristmill_shared::{JobError, TaskContext, TaskError};
 use serde::{Deserialize, Serialize};
 
-/// Iterations between two looks at whether the job was stopped: well under a millisecond.
+/// The number of iterations between two checks for a stop: well under a millisecond.
 const CHECK_EVERY: u64 = 1 << 16;
-/// How often the speed is measured, each time for about [`ROUND`]; the fastest counts, since what disturbs only slows.
-const ROUNDS: u32 = 10;
-const ROUND: Duration = Duration::from_millis(2);
+/// The number of measurements of the speed. The fastest counts, since disturbances only slow it
+/// down.
+const ROUND_COUNT: u32 = 10;
+/// The approximate time of one measurement.
+const ROUND_TIME: Duration = Duration::from_millis(2);
 
-/// So many iterations that they took the machine where the job was submitted so many microseconds.
+/// An amount of work: microseconds, with the iterations per microsecond of the machine where the
+/// job was submitted.
 ///
-/// Where it is made it is measured: [`Work::micros`], [`Work::between`] and the command line take about 20 ms for it,
-/// unless it is 0.
+/// [`Work::micros`], [`Work::between`] and the command line measure the speed, which takes about 20
+/// ms, unless the work is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Work {
     micros: u32,
-    /// If it is there, the most that a task takes, and `micros` the least.
+    /// The longest time of a task, if it is random; `micros` is then the shortest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     micros_to: Option<u32>,
     #[serde(default)]
@@ -32,19 +35,20 @@ pub struct Work {
 }
 
 impl Work {
-    /// Work for this long, on this machine, undisturbed.
+    /// Creates work that takes this time on this machine, undisturbed.
     #[must_use]
     pub fn micros(micros: u32) -> Self {
-        Self::measured(micros, None)
+        Self::measure(micros, None)
     }
 
-    /// Work that takes each task another time within these bounds. The job refuses bounds that are reversed.
+    /// Creates work that takes each task a random time within these bounds. The job refuses
+    /// reversed bounds.
     #[must_use]
     pub fn between(micros: RangeInclusive<u32>) -> Self {
-        Self::measured(*micros.start(), Some(*micros.end()))
+        Self::measure(*micros.start(), Some(*micros.end()))
     }
 
-    fn measured(micros: u32, micros_to: Option<u32>) -> Self {
+    fn measure(micros: u32, micros_to: Option<u32>) -> Self {
         let none = micros_to.unwrap_or(micros) == 0;
         Self { micros, micros_to, iterations_per_micro: if none { 0 } else { calibrate() } }
     }
@@ -67,14 +71,15 @@ impl Work {
         Ok(())
     }
 
-    /// How many µs a task takes for which `draw` was drawn, from all numbers alike: any within the bounds alike.
-    pub(super) fn micros_by(self, draw: impl FnOnce() -> u64) -> u32 {
+    /// Returns the time of a task in µs, uniform within the bounds if `draw` is uniform over all
+    /// numbers.
+    pub(super) fn draw_micros(self, draw: impl FnOnce() -> u64) -> u32 {
         let Some(to) = self.micros_to else { return self.micros };
         let lengths = u128::from(to.saturating_sub(self.micros)) + 1;
         self.micros + ((u128::from(draw()) * lengths) >> u64::BITS) as u32
     }
 
-    /// Does so many µs of it, all or until the job was stopped.
+    /// Works for `micros` µs, or until the job is stopped.
     pub(super) fn perform(self, micros: u32, cx: &TaskContext) -> Result<(), TaskError> {
         let mut left = u64::from(micros).saturating_mul(self.iterations_per_micro);
         while left > 0 {
@@ -90,7 +95,7 @@ impl Work {
 impl FromStr for Work {
     type Err = ParseIntError;
 
-    /// A number of µs, or two with `..` between them: the least and the most.
+    /// Parses a number of µs, or two with `..` between them: the least and the most.
     fn from_str(text: &str) -> Result<Self, ParseIntError> {
         match text.split_once("..") {
             None => text.parse().map(Self::micros),
@@ -99,22 +104,23 @@ impl FromStr for Work {
     }
 }
 
-/// Iterations per µs, at least 1.
+/// Measures the iterations per µs, at least 1.
 fn calibrate() -> u64 {
     let mut fastest = 0;
     let mut iterations = CHECK_EVERY;
-    for _ in 0..ROUNDS {
+    for _ in 0..ROUND_COUNT {
         let start = Instant::now();
         iterate(iterations);
         let nanos = start.elapsed().as_nanos().max(1);
         let per = |duration: Duration| u64::try_from(u128::from(iterations) * duration.as_nanos() / nanos);
         fastest = fastest.max(per(Duration::from_micros(1)).unwrap_or(u64::MAX));
-        iterations = per(ROUND).unwrap_or(u64::MAX).clamp(1, 1 << 30);
+        iterations = per(ROUND_TIME).unwrap_or(u64::MAX).clamp(1, 1 << 30);
     }
     fastest.max(1)
 }
 
-/// The work itself: each step needs the one before, so that no compiler and no core can shorten it.
+/// Runs the iterations. Each step needs the result of the previous one, so that no compiler and no
+/// core can shorten them.
 #[inline(never)]
 fn iterate(iterations: u64) {
     let mut state = black_box(0x9e37_79b9_7f4a_7c15_u64);
@@ -137,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn work_takes_the_time_it_was_measured_for_or_longer() {
+    fn work_takes_its_time() {
         let work = Work::micros(20_000);
         let start = Instant::now();
         work.perform(20_000, &context(StopSignal::new())).unwrap();
@@ -146,30 +152,30 @@ mod tests {
     }
 
     #[test]
-    fn no_work_is_not_measured() {
+    fn zero_work_is_not_measured() {
         assert_eq!("0".parse(), Ok(Work::default()));
         assert_eq!("0..0".parse(), Ok(Work { micros_to: Some(0), ..Work::default() }));
     }
 
     #[test]
-    fn what_is_no_number_of_microseconds_is_refused() {
+    fn bad_micros_are_refused() {
         for text in ["", "1.5", "..", "1..", "..5", "1..=5", "1..2..3", "-1", "5000000000"] {
             assert!(text.parse::<Work>().is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn work_between_two_bounds_takes_any_time_within_them() {
+    fn work_range_is_inclusive() {
         let work = |least, most| Work { micros: least, micros_to: Some(most), iterations_per_micro: 1 };
         for (draw, micros) in [(0, 5), (u64::MAX / 2 + 1, 7), (u64::MAX, 8)] {
-            assert_eq!(work(5, 8).micros_by(|| draw), micros);
+            assert_eq!(work(5, 8).draw_micros(|| draw), micros);
         }
-        assert_eq!(work(5, 5).micros_by(|| u64::MAX), 5);
-        assert_eq!(work(0, u32::MAX).micros_by(|| u64::MAX), u32::MAX);
+        assert_eq!(work(5, 5).draw_micros(|| u64::MAX), 5);
+        assert_eq!(work(0, u32::MAX).draw_micros(|| u64::MAX), u32::MAX);
     }
 
     #[test]
-    fn a_stopped_job_ends_an_hour_of_work() {
+    fn stop_ends_long_work() {
         let stop = StopSignal::new();
         stop.stop();
         let work = Work { iterations_per_micro: u64::MAX, ..Work::default() };

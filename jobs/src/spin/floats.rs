@@ -1,4 +1,5 @@
-//! The floats of a spin: outputs that must keep their bits, and folds of them that any order gives.
+//! The floats of a spin: outputs that must keep their bits, and folds that do not depend on the
+//! order.
 
 use std::fmt;
 
@@ -24,12 +25,12 @@ pub struct SpinOutput {
 /// Sums and a digest of the floats in a spin's outputs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct FloatFolds {
-    /// Their exact sum: it changes with each bit of each of them.
+    /// The exact sum, which changes with each bit of each float.
     pub sum: ExactSum,
-    /// Half the left plus half the right, and so on: every step rounds.
+    /// The tree of means of left and right; every step rounds.
     pub tree: Tree<f64>,
-    /// The wrapping sum of a hash of the bits of each: it tells `-0.0` from `0.0`, as the others do
-    /// not.
+    /// The wrapping sum of a hash of each float's bits. Unlike the others, it distinguishes `-0.0`
+    /// from `0.0`.
     pub digest: u32,
 }
 
@@ -53,16 +54,16 @@ fn mean(left: f64, right: f64) -> f64 {
     left / 2.0 + right / 2.0
 }
 
-/// A finite float of any size, some of them subnormal or `-0.0`; the same for the same index and
-/// seed.
-pub(super) fn float_of(index: u64, seed: u64) -> f64 {
-    /// The bits of a float's exponent; all of them set mean that it is not finite.
-    const EXPONENT: u64 = 0x7ff << 52;
+/// Returns a pseudo-random finite float of any size, sometimes subnormal or `-0.0`; a function of
+/// index and seed.
+pub(super) fn random_float(index: u64, seed: u64) -> f64 {
+    /// The bits of a float's exponent. A float with all of them set is not finite.
+    const EXPONENT_BITS: u64 = 0x7ff << 52;
     let bits = xxh3_64_with_seed(format!("float {index}").as_bytes(), seed);
     match bits % 8 {
-        0 => f64::from_bits(bits & !EXPONENT),
+        0 => f64::from_bits(bits & !EXPONENT_BITS),
         1 => -0.0,
-        _ if bits & EXPONENT == EXPONENT => f64::MAX,
+        _ if bits & EXPONENT_BITS == EXPONENT_BITS => f64::MAX,
         _ => f64::from_bits(bits),
     }
 }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_is_a_number_or_a_pair() {
+    fn output_is_a_number_or_a_pair() {
         for (output, json) in [
             (SpinOutput { index: 7, float: None }, "7"),
             (SpinOutput { index: 7, float: Some(-0.0) }, "[7,-0.0]"),
@@ -121,11 +122,11 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_finite_and_of_every_sort() {
-        let floats: Vec<f64> = (0..10_000).map(|index| float_of(index, 3)).collect();
+    fn floats_are_finite_and_varied() {
+        let floats: Vec<f64> = (0..10_000).map(|index| random_float(index, 3)).collect();
         assert!(floats.iter().all(|float| float.is_finite()));
         assert!(floats.iter().any(|float| float.is_subnormal()));
         assert!(floats.iter().any(|float| float.to_bits() == (-0.0_f64).to_bits()));
-        assert_ne!(float_of(1, 3).to_bits(), float_of(1, 4).to_bits());
+        assert_ne!(random_float(1, 3).to_bits(), random_float(1, 4).to_bits());
     }
 }

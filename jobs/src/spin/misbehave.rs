@@ -1,4 +1,4 @@
-//! Tasks that do not do what a task should: to test what they cost.
+//! Misbehaving tasks, to test their effects.
 
 use std::{
     future::{Future as _, pending},
@@ -17,21 +17,21 @@ use serde::{Deserialize, Serialize};
 pub struct Misbehaviour {
     /// The index of the task.
     pub index: u64,
-    /// Its act, instead of its work.
-    pub how: How,
+    /// The kind of misbehaviour.
+    pub how: MisbehaviourKind,
 }
 
-/// An act of a task that misbehaves. None looks at `cx.check()`.
+/// A kind of misbehaviour, in place of the task's work. None calls `cx.check()`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum How {
-    /// Computes for ever.
+pub enum MisbehaviourKind {
+    /// Computes forever.
     Spin,
-    /// Sleeps for ever.
+    /// Sleeps forever.
     Sleep,
     /// Waits for a future that is never ready.
     Await,
-    /// Waits for `sleep` with this number of seconds, by the standard library's means.
+    /// Runs `sleep` with this number of seconds, by the standard library.
     Command(String),
     /// Aborts its process.
     Abort,
@@ -43,48 +43,48 @@ impl FromStr for Misbehaviour {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str =
+        const EXPECTED_SYNTAX: &str =
             "expected INDEX=HOW, with spin, sleep, await, command:SECONDS, abort or overflow as HOW";
-        let (index, how) = text.split_once('=').ok_or(EXPECTED)?;
+        let (index, how) = text.split_once('=').ok_or(EXPECTED_SYNTAX)?;
         let how = match how.split_once(':') {
-            Some(("command", seconds)) => How::Command(seconds.into()),
-            Some(_) => return Err(EXPECTED),
+            Some(("command", seconds)) => MisbehaviourKind::Command(seconds.into()),
+            Some(_) => return Err(EXPECTED_SYNTAX),
             None => match how {
-                "spin" => How::Spin,
-                "sleep" => How::Sleep,
-                "await" => How::Await,
-                "abort" => How::Abort,
-                "overflow" => How::Overflow,
-                _ => return Err(EXPECTED),
+                "spin" => MisbehaviourKind::Spin,
+                "sleep" => MisbehaviourKind::Sleep,
+                "await" => MisbehaviourKind::Await,
+                "abort" => MisbehaviourKind::Abort,
+                "overflow" => MisbehaviourKind::Overflow,
+                _ => return Err(EXPECTED_SYNTAX),
             },
         };
-        Ok(Self { index: index.parse().map_err(|_| EXPECTED)?, how })
+        Ok(Self { index: index.parse().map_err(|_| EXPECTED_SYNTAX)?, how })
     }
 }
 
 impl Misbehaviour {
-    /// Misbehaves. First prints a line, and tells standard error, since nothing else shows when
-    /// it begins.
+    /// Misbehaves. First prints a line to each of standard output and standard error, since its
+    /// beginning has no other trace.
     pub(super) fn perform(&self) -> ! {
         println!("task {} prints", self.index);
         eprintln!("task {} misbehaves: {:?}", self.index, self.how);
         match &self.how {
-            How::Spin => loop {
+            MisbehaviourKind::Spin => loop {
                 black_box(());
             },
-            How::Sleep => sleep(),
-            How::Await => {
+            MisbehaviourKind::Sleep => sleep(),
+            MisbehaviourKind::Await => {
                 let mut never = pin!(pending::<()>());
                 let ready = never.as_mut().poll(&mut Context::from_waker(Waker::noop()));
                 assert!(ready.is_pending());
                 sleep()
             }
-            How::Command(seconds) => {
+            MisbehaviourKind::Command(seconds) => {
                 let ended = Command::new("sleep").arg(seconds).status();
                 panic!("sleep {seconds} ended: {ended:?}")
             }
-            How::Abort => std::process::abort(),
-            How::Overflow => {
+            MisbehaviourKind::Abort => std::process::abort(),
+            MisbehaviourKind::Overflow => {
                 let depth = overflow(0);
                 panic!("a stack of {depth} frames has not overflowed")
             }
@@ -98,7 +98,7 @@ fn sleep() -> ! {
     }
 }
 
-/// Calls itself, each time with some stack of its own, deeper than any stack.
+/// Overflows the stack: calls itself, with some stack of its own each time.
 fn overflow(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     if depth == u64::MAX { depth } else { overflow(frame[7] + 1).max(black_box(frame)[3]) }
@@ -109,10 +109,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn misbehaviour_is_read_from_words() {
+    fn misbehaviour_is_parsed() {
         let parsed = |text: &str| text.parse::<Misbehaviour>();
-        assert_eq!(parsed("7=overflow"), Ok(Misbehaviour { index: 7, how: How::Overflow }));
-        let how = How::Command("4242.5".into());
+        assert_eq!(parsed("7=overflow"), Ok(Misbehaviour { index: 7, how: MisbehaviourKind::Overflow }));
+        let how = MisbehaviourKind::Command("4242.5".into());
         assert_eq!(parsed("0=command:4242.5"), Ok(Misbehaviour { index: 0, how }));
         for bad in ["", "7", "spin", "x=spin", "7=dance", "7=command", "7=spin:3"] {
             assert!(parsed(bad).is_err(), "{bad}");
