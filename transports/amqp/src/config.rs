@@ -1,89 +1,94 @@
-//! Where the broker is, and who we are there.
+//! The broker's address, the user, and the limits of connecting.
 
 use std::{fmt, time::Duration};
 
 use gristmill_shared::TransportError;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use crate::{Access, connection::tls::Tls};
+use crate::{Access, connection::TlsSettings};
 
-/// For how long [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries, unless told otherwise.
+/// Time for which [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries by default.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
-/// The largest frame, in bytes. Without it lapin would take any size that the broker asks for, times 64.
-const FRAME_MAX: u32 = 131_072;
-/// Seconds between heartbeats, unless the URL says otherwise. A peer that is silent for twice as long is gone, which is
-/// soon enough for whoever asks whether the broker is there.
-const HEARTBEAT: u16 = 6;
-/// How long one attempt to connect may take, unless the URL says otherwise with `connection_timeout`.
+/// The largest frame, in bytes. Without it lapin would accept 64 times any size that the broker
+/// asks for.
+const FRAME_MAX_BYTES: u32 = 131_072;
+/// Seconds between heartbeats, unless the URL sets them. A peer that is silent for twice as long
+/// counts as lost, which is soon enough for callers that watch the connection.
+const HEARTBEAT_SECS: u16 = 6;
+/// Time limit for one attempt to connect, unless the URL sets `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// What the URL may say after its `?`.
-const PARAMETERS: [Parameter; 3] = [
-    Parameter {
+/// Parameters that the URL may have after its `?`.
+const URL_PARAMETERS: [UrlParameter; 3] = [
+    UrlParameter {
         name: "auth_mechanism",
         expected: "plain, amqplain or external",
-        takes: |value| ["plain", "amqplain", "external"].iter().any(|one| value.eq_ignore_ascii_case(one)),
+        is_valid: |value| ["plain", "amqplain", "external"].iter().any(|one| value.eq_ignore_ascii_case(one)),
     },
-    Parameter {
+    UrlParameter {
         name: "connection_timeout",
         expected: "milliseconds, as connection_timeout=5000",
-        takes: |value| value.parse::<u64>().is_ok(),
+        is_valid: |value| value.parse::<u64>().is_ok(),
     },
-    Parameter {
+    UrlParameter {
         name: "heartbeat",
         expected: "seconds from 0 to 65535, as heartbeat=10",
-        takes: |value| value.parse::<u16>().is_ok(),
+        is_valid: |value| value.parse::<u16>().is_ok(),
     },
 ];
 
-/// Something that the URL may say.
-struct Parameter {
+/// A parameter of the URL.
+struct UrlParameter {
     name: &'static str,
     expected: &'static str,
-    takes: fn(&str) -> bool,
+    is_valid: fn(&str) -> bool,
 }
 
-/// Where the broker is, and who we are there. Neither `Display` nor `Debug` shows the password.
+/// The broker's address and the user. Neither `Display` nor `Debug` shows the password.
 #[derive(Clone)]
 pub struct AmqpConfig {
-    /// What the broker's operator sees of us: role, host and process. Defaults to `gristmill`.
+    /// The connection name that the broker's operator sees: role, host and process. Defaults to
+    /// `gristmill`.
     pub name: String,
-    /// For how long a first connection is tried for. Defaults to [`GIVE_UP_AFTER`].
+    /// Time for which a first connection is attempted. Defaults to [`GIVE_UP_AFTER`].
     pub give_up_after: Duration,
-    /// For how long a connection that was lost is tried for before the transport gives up for good. Defaults to
-    /// `None`: for ever.
+    /// Time for which a lost connection is attempted before the transport gives up for good.
+    /// Defaults to `None`: no limit.
     pub give_up_after_loss: Option<Duration>,
-    /// Whether everything must be declared, and so compared and bound, by us: that we may not is an error then. Defaults to
-    /// false: whoever may not declare looks whether it is there.
+    /// Requires that this process declares everything, which also compares and binds it; a missing
+    /// permission is then an error. By default a process that may not declare checks that the
+    /// entities exist.
     pub must_declare: bool,
     uri: AMQPUri,
-    /// Whether somebody gave a password; without one it is RabbitMQ's first, `guest`.
+    /// True if a password was given; otherwise it is RabbitMQ's default, `guest`.
     has_password: bool,
-    /// If the URL is `amqps://`.
-    tls: Option<Tls>,
+    /// TLS files, if the URL is `amqps://`.
+    tls: Option<TlsSettings>,
 }
 
 impl AmqpConfig {
-    /// [`AmqpConfig::with_access`], with all that there is in the URL.
+    /// Calls [`AmqpConfig::with_access`] with no credentials outside the URL.
     ///
     /// # Errors
-    /// As there.
+    /// The same.
     pub fn new(url: &str) -> Result<Self, TransportError> {
         Self::with_access(url, &Access::default())
     }
 
-    /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the system's CAs (or
-    /// those in the file that `SSL_CERT_FILE` names) unless `access` names others. Reads the files that `access` names,
-    /// as each connection will do again.
+    /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the
+    /// system's CAs (or those in the file that `SSL_CERT_FILE` names) unless `access` names others.
+    /// Reads the files that `access` names, as each connection will do again.
     ///
-    /// What is missing is as RabbitMQ has it at first: `guest`, `guest`, `localhost`, 5672 or 5671, `/`. After a `?`
-    /// may follow `heartbeat` (seconds), `connection_timeout` (milliseconds, for one attempt) and `auth_mechanism`.
+    /// Missing parts have RabbitMQ's defaults: `guest`, `guest`, `localhost`, 5672 or 5671, `/`.
+    /// The parameters after a `?` are `heartbeat` (seconds), `connection_timeout` (milliseconds,
+    /// for one attempt) and `auth_mechanism`.
     ///
     /// # Errors
-    /// [`TransportError::Invalid`] says what is wrong with the URL or a file, without showing the password.
+    /// [`TransportError::Invalid`] names the defect of the URL or a file, without showing the
+    /// password.
     pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
-        let mut uri = parse(url)?;
-        uri.query.frame_max = Some(FRAME_MAX);
-        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        let mut uri = parse_url(url)?;
+        uri.query.frame_max = Some(FRAME_MAX_BYTES);
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
         let tls = access.tls(&uri.scheme)?;
         let has_password = access.identify(url, &mut uri)?;
         Ok(Self {
@@ -97,27 +102,27 @@ impl AmqpConfig {
         })
     }
 
-    /// Whether a URL is one of those, as far as can be told without what comes beside it: a password, certificates.
+    /// Checks a URL without the credentials beside it: password and certificates.
     ///
     /// # Errors
-    /// [`TransportError::Invalid`] says what is wrong with it, without showing the password.
+    /// [`TransportError::Invalid`] names the defect, without showing the password.
     pub fn check(url: &str) -> Result<(), TransportError> {
-        parse(url).map(drop)
+        parse_url(url).map(drop)
     }
 
-    /// How to trust and be trusted, if it is to be TLS.
-    pub(crate) fn tls(&self) -> Option<&Tls> {
+    /// Returns the TLS files, `None` without TLS.
+    pub(crate) fn tls(&self) -> Option<&TlsSettings> {
         self.tls.as_ref()
     }
 
-    /// The same error of a login; with what may be its cause: that nobody gave a password, or, if it is the virtual host
-    /// that was refused, how to see which there are.
-    pub(crate) fn explain(&self, error: TransportError) -> TransportError {
+    /// Adds a hint at the likely cause to a failed login: no password was given, or, if the virtual
+    /// host was refused, how to list those there are.
+    pub(crate) fn add_login_hint(&self, error: TransportError) -> TransportError {
         let TransportError::Denied { transport, reason } = error else { return error };
         let user = &self.uri.authority.userinfo.username;
         let reason = if reason.starts_with("NOT_ALLOWED") {
-            let hint = "the user was let in, but not to that virtual host; `rabbitmqctl list_vhosts` names those there are, \
-                        `rabbitmqctl list_permissions -p VHOST` who may use one";
+            let hint = "the user may not use that virtual host; `rabbitmqctl list_vhosts` lists those there are, \
+                        `rabbitmqctl list_permissions -p VHOST` the users of one";
             format!("{reason} (hint: {hint})")
         } else if self.has_password || user.is_empty() {
             reason
@@ -132,7 +137,7 @@ impl AmqpConfig {
         &self.uri.vhost
     }
 
-    /// Holds the password.
+    /// Returns the address, which contains the password.
     pub(crate) fn uri(&self) -> &AMQPUri {
         &self.uri
     }
@@ -142,10 +147,10 @@ impl AmqpConfig {
     }
 }
 
-fn parse(url: &str) -> Result<AMQPUri, TransportError> {
-    refuse_torn_passwords(url)?;
-    refuse_wrong_parameters(url)?;
-    let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid(&plain(&why)))?;
+fn parse_url(url: &str) -> Result<AMQPUri, TransportError> {
+    reject_unescaped_password(url)?;
+    reject_invalid_parameters(url)?;
+    let mut uri: AMQPUri = url.parse().map_err(|why: String| invalid_url(&plain_reason(&why)))?;
     if let Some(host) = ipv6_host(url) {
         uri.authority.host = host.into(); // lapin would go to localhost instead
     }
@@ -153,47 +158,48 @@ fn parse(url: &str) -> Result<AMQPUri, TransportError> {
         uri.vhost = "/".into(); // a slash at the end; nobody has a virtual host without a name
     }
     if uri.vhost.len() > u8::MAX.into() {
-        return Err(invalid("its virtual host is longer than 255 bytes"));
+        return Err(invalid_url("its virtual host is longer than 255 bytes"));
     }
     Ok(uri)
 }
 
-fn invalid(why: &str) -> TransportError {
+fn invalid_url(why: &str) -> TransportError {
     TransportError::Invalid(format!(
         "the broker's URL is not valid: {why} (hint: expected amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…)"
     ))
 }
 
-/// The parser's complaint, unless it quotes the URL and with it the password.
-fn plain(why: &str) -> String {
+/// Returns the parser's message, unless it quotes the URL and with it the password.
+fn plain_reason(why: &str) -> String {
     if why.starts_with("Invalid URL") { "it has no //".into() } else { why.replace("Invalid", "invalid") }
 }
 
-/// A password with a `/`, `?` or `#` of its own is taken for a host and a path, and then shown as such.
-fn refuse_torn_passwords(url: &str) -> Result<(), TransportError> {
+/// Rejects a URL whose password contains `/`, `?` or `#`: the parser would take part of it for a
+/// host or a path, which errors show.
+fn reject_unescaped_password(url: &str) -> Result<(), TransportError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let torn = rest.find(['/', '?', '#']).is_some_and(|end| rest[end..].contains('@'));
     if torn {
         let hint =
             "in a password write / as %2F, ? as %3F, # as %23 and @ as %40; in a virtual host @ as %40";
         return Err(TransportError::Invalid(format!(
-            "the broker's URL has an @ where none can be; it is not shown here (hint: {hint})"
+            "the broker's URL has an @ in an invalid place; it is not shown here (hint: {hint})"
         )));
     }
     Ok(())
 }
 
-fn refuse_wrong_parameters(url: &str) -> Result<(), TransportError> {
+fn reject_invalid_parameters(url: &str) -> Result<(), TransportError> {
     let query = url.split_once('?').map_or("", |(_, query)| query).split('#').next().unwrap_or_default();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some(parameter) = PARAMETERS.iter().find(|parameter| parameter.name == key) else {
-            let known = PARAMETERS.map(|parameter| parameter.name).join(", ");
+        let Some(parameter) = URL_PARAMETERS.iter().find(|parameter| parameter.name == key) else {
+            let known = URL_PARAMETERS.map(|parameter| parameter.name).join(", ");
             return Err(TransportError::Invalid(format!(
                 "the broker's URL has an unknown parameter {key:?} (hint: known are {known})"
             )));
         };
-        if !(parameter.takes)(value) {
+        if !(parameter.is_valid)(value) {
             return Err(TransportError::Invalid(format!(
                 "the broker's URL has {key}={value:?} (hint: expected {})",
                 parameter.expected
@@ -203,7 +209,7 @@ fn refuse_wrong_parameters(url: &str) -> Result<(), TransportError> {
     Ok(())
 }
 
-/// User, password, host and port.
+/// Returns user, password, host and port.
 pub(crate) fn authority(url: &str) -> Option<&str> {
     url.split_once("://")?.1.split(['/', '?', '#']).next()
 }
@@ -214,7 +220,7 @@ fn ipv6_host(url: &str) -> Option<&str> {
     host.strip_prefix('[')?.split_once(']').map(|(host, _)| host)
 }
 
-/// `amqp://user@host:port/vhost`; the virtual host `/` is left out.
+/// Writes `amqp://user@host:port/vhost`; the virtual host `/` is left out.
 impl fmt::Display for AmqpConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let AMQPUri { scheme, authority, vhost, .. } = &self.uri;
@@ -252,8 +258,9 @@ mod tests {
         AmqpConfig::new(url).unwrap().to_string()
     }
 
+    /// Missing parts show their defaults.
     #[test]
-    fn what_is_missing_is_filled_in_and_the_password_is_left_out() {
+    fn url_is_shown_without_password() {
         assert_eq!(shown("amqp://localhost"), "amqp://guest@localhost:5672");
         assert_eq!(shown("amqp://me:secret@10.0.0.1:1234/"), "amqp://me@10.0.0.1:1234");
         assert_eq!(shown("amqps://me:secret@host/mill%2fone"), "amqps://me@host:5671/mill%2fone");
@@ -262,28 +269,29 @@ mod tests {
         assert_eq!(config.uri().authority.userinfo.password, "secret");
     }
 
+    /// A refused virtual host gets another hint.
     #[test]
-    fn a_password_is_asked_for_only_where_the_login_was_refused() {
-        let told = |url: &str, reason: &str| {
+    fn only_failed_login_hints_password() {
+        let explain = |url: &str, reason: &str| {
             let error = TransportError::Denied { transport: "amqp://here".into(), reason: reason.into() };
-            AmqpConfig::new(url).unwrap().explain(error).to_string()
+            AmqpConfig::new(url).unwrap().add_login_hint(error).to_string()
         };
         let refused = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN";
-        assert!(told("amqp://me@host", refused).contains("no password was given for the user me"));
-        assert!(!told("amqp://me:wrong@host", refused).contains("(hint: "));
-        let elsewhere = told("amqp://me@host/nope", "NOT_ALLOWED - vhost nope not found");
+        assert!(explain("amqp://me@host", refused).contains("no password was given for the user me"));
+        assert!(!explain("amqp://me:wrong@host", refused).contains("(hint: "));
+        let elsewhere = explain("amqp://me@host/nope", "NOT_ALLOWED - vhost nope not found");
         assert!(elsewhere.contains("list_vhosts") && !elsewhere.contains("PASSWORD"), "{elsewhere}");
     }
 
     #[test]
-    fn an_ipv6_host_is_not_taken_for_localhost() {
+    fn ipv6_host_is_not_localhost() {
         let config = AmqpConfig::new("amqp://me:pass@[2001:db8::1]:5673/x").unwrap();
         assert_eq!(config.uri().authority.host, "2001:db8::1");
         assert_eq!(config.to_string(), "amqp://me@[2001:db8::1]:5673/x");
     }
 
     #[test]
-    fn the_frame_size_is_ours_and_the_heartbeat_the_users_if_given() {
+    fn url_sets_heartbeat_but_no_frame_size() {
         let query = |url| AmqpConfig::new(url).unwrap().uri().query.clone();
         assert_eq!(query("amqp://host").heartbeat, Some(6));
         assert_eq!(query("amqp://host?heartbeat=3").heartbeat, Some(3));
@@ -293,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_url_is_refused_without_showing_the_password() {
+    fn bad_url_hides_password() {
         let long = format!("amqp://me:secret@host/{}", "v".repeat(256));
         for url in [
             "me:secret@host",
@@ -311,8 +319,9 @@ mod tests {
         }
     }
 
+    /// The error also says what the parameter expects.
     #[test]
-    fn a_wrong_parameter_is_told_with_its_value_and_what_it_takes() {
+    fn wrong_parameter_is_quoted() {
         for (query, expected) in [
             ("heartbeat=soon", "seconds from 0 to 65535"),
             ("heartbeat=70000", "seconds from 0 to 65535"),
@@ -327,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_is_not_escaped_is_refused_and_not_shown() {
+    fn unescaped_password_is_refused() {
         for url in ["amqp://me:1234/secret@host:5", "amqp://me:12?secret@host", "amqp://me:#secret@host/v"] {
             let error = AmqpConfig::new(url).unwrap_err().to_string();
             assert!(!error.contains("secret") && error.contains("%2F"), "{error}");

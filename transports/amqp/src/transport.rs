@@ -1,4 +1,4 @@
-//! The transport: what is asked of whichever generation there is.
+//! The transport over RabbitMQ: each call goes to the current generation.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,103 +15,105 @@ use tokio::{
 use crate::{
     MAX_MESSAGE,
     config::AmqpConfig,
-    consume::consumer::AmqpConsumer,
-    consume::events::AmqpEvents,
-    connection::generation::{Failure, Generation},
-    consume::journal::AmqpJournal,
-    connection::handle::Link,
-    connection::backoff::Pauses,
-    publish::publisher::AmqpPublisher,
+    connection::{ConnectError, ConnectionHandle, Generation, ReconnectBackoff},
+    consume::{AmqpConsumer, AmqpJournal, events::AmqpEvents},
+    publish::AmqpPublisher,
 };
 
-/// A first connection that takes longer is told of, once.
-const SILENT_FOR: Duration = Duration::from_secs(1);
-/// An attempt gets at least this long, however little is left.
-const MIN_ATTEMPT: Duration = Duration::from_secs(1);
-/// How often a lane is declared before the broker's trouble with it counts as ours: for about 8 s.
-const OPEN_TRIES: u32 = 15;
-/// RabbitMQ takes a delivery back after 30 minutes, unless configured otherwise.
+/// Delay before a first connection that takes longer is logged, once.
+const CONNECT_LOG_DELAY: Duration = Duration::from_secs(1);
+/// The shortest timeout of an attempt, even if less of the total time is left.
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Number of attempts to declare a lane before the broker's error is returned: about 8 s.
+const OPEN_ATTEMPTS_MAX: u32 = 15;
+/// Time after which RabbitMQ takes a delivery back, unless configured otherwise: 30 minutes.
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
-/// A pair of connections to a RabbitMQ: one publishes, one consumes.
+/// A pair of connections to RabbitMQ: one publishes, one consumes.
 ///
-/// Its futures need a tokio runtime with a timer; the connections themselves run on threads of their own. Dropping it
-/// closes nothing as long as something that came from it is left, and then closes in the background;
-/// [`Transport::close`] closes at once.
+/// Its futures need a tokio runtime with a timer; the connections run on threads of their own.
+/// Dropping it closes nothing while anything that came from it is left, and then closes in the
+/// background; [`Transport::close`] closes at once.
 ///
-/// Connections that are lost come back by themselves, and what came from the transport goes on with them: publishes
-/// that have no answer are sent again, consumers take messages again, readers go on where they were. It only takes
-/// longer. [`TransportError::Disconnected`] and [`Published::Unknown`](gristmill_shared::Published::Unknown) mean that
-/// the transport was closed, gave up ([`AmqpConfig::give_up_after_loss`]), or came back to queues with other settings.
+/// Lost connections are restored, and all users of the transport continue: publishes without an
+/// answer are resent, consumers receive again, and readers continue from their last position. These
+/// calls only take longer. [`TransportError::Disconnected`] and
+/// [`Published::Unknown`](gristmill_shared::Published::Unknown) mean that the transport was closed,
+/// gave up ([`AmqpConfig::give_up_after_loss`]), or found queues with other settings after a
+/// reconnect.
 pub struct AmqpTransport {
-    link: Arc<Link>,
+    handle: Arc<ConnectionHandle>,
     publisher: Arc<AmqpPublisher>,
 }
 
 impl AmqpTransport {
-    /// Connects, and keeps trying for as long as the configuration says while nobody answers.
+    /// Connects, and retries until the configured time is over while the broker does not answer.
     ///
     /// # Errors
-    /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the broker does not know
-    /// us or the virtual host.
+    /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the
+    /// broker does not know the user or the virtual host.
     pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
-        let first = first_generation(&config).await?;
+        let first = connect_first_generation(&config).await?;
         let transport = config.to_string();
-        let link = Link::start(config, first).map_err(|error| TransportError::Unreachable {
+        let handle = ConnectionHandle::start(config, first).map_err(|error| TransportError::Unreachable {
             transport,
             tries: 1,
             spent: Duration::ZERO,
             reason: format!("cannot start a thread: {error}"),
         })?;
-        let link = Arc::new(link);
-        let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&link)));
-        Ok(Arc::new(Self { link, publisher }))
+        let handle = Arc::new(handle);
+        let publisher = Arc::new(AmqpPublisher::start(Arc::clone(&handle)));
+        Ok(Arc::new(Self { handle, publisher }))
     }
 
-    /// Declares something of a lane, until the broker's trouble with it counts as ours.
-    async fn again_and_again<T, F: Future<Output = Result<T, TransportError>> + Send>(
+    /// Declares entities of a lane, and retries with backoff while the error is temporary, at most
+    /// [`OPEN_ATTEMPTS_MAX`] times on a working connection.
+    async fn retry_with_backoff<T, F: Future<Output = Result<T, TransportError>> + Send>(
         &self,
         lane: &Lane,
         declare: impl Fn(Arc<Generation>) -> F + Send,
     ) -> Result<T, TransportError> {
-        let mut pauses = Pauses::new();
+        let mut backoff = ReconnectBackoff::new();
         let mut tries = 1;
         loop {
-            let generation = self.link.generation().await?;
+            let generation = self.handle.generation().await?;
             match declare(Arc::clone(&generation)).await {
-                Err(error) if error.is_retryable() && (tries < OPEN_TRIES || generation.end.is_over()) => {
+                Err(error)
+                    if error.is_retryable()
+                        && (tries < OPEN_ATTEMPTS_MAX || generation.end.is_terminated()) =>
+                {
                     tracing::debug!(%lane, tries, "cannot open the lane yet: {error}");
                 }
                 done => return done,
             }
             tries += 1;
-            sleep(pauses.next()).await;
+            sleep(backoff.next_delay()).await;
         }
     }
 }
 
-pub(crate) async fn first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
+pub(crate) async fn connect_first_generation(config: &AmqpConfig) -> Result<Generation, TransportError> {
     let start = Instant::now();
-    let mut pauses = Pauses::new();
-    let (mut tries, mut told) = (0, false);
+    let mut backoff = ReconnectBackoff::new();
+    let (mut tries, mut logged) = (0, false);
     loop {
         tries += 1;
         let left = config.give_up_after.saturating_sub(start.elapsed());
-        let within = config.attempt_timeout().min(left.max(MIN_ATTEMPT));
+        let within = config.attempt_timeout().min(left.max(ATTEMPT_TIMEOUT_MIN));
         let reason = match Generation::connect(config, 1, within).await {
             Ok(generation) => return Ok(generation),
-            Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Unreachable(reason)) => reason,
+            Err(ConnectError::Fatal(error)) => return Err(error),
+            Err(ConnectError::Unreachable(reason)) => reason,
         };
-        let pause = pauses.next();
+        let pause = backoff.next_delay();
         if start.elapsed() + pause >= config.give_up_after {
             let (transport, spent) = (config.to_string(), start.elapsed());
             return Err(TransportError::Unreachable { transport, tries, spent, reason });
         }
-        if !told && start.elapsed() >= SILENT_FOR {
+        if !logged && start.elapsed() >= CONNECT_LOG_DELAY {
             let left = config.give_up_after.saturating_sub(start.elapsed()).as_secs_f64().ceil();
             tracing::warn!("cannot reach {config} yet: {reason}; trying for {left} s more");
-            told = true;
+            logged = true;
         }
         sleep(pause).await;
     }
@@ -130,24 +132,25 @@ impl Transport for AmqpTransport {
     }
 
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        let declared = self
-            .again_and_again(lane, |generation| async move { self.link.open_lane(&generation, lane).await });
+        let declared = self.retry_with_backoff(lane, |generation| async move {
+            self.handle.open_lane(&generation, lane).await
+        });
         declared.await?;
-        self.link.keep(lane, Shards::ONE);
+        self.handle.remember_lane(lane, Shards::ONE);
         Ok(())
     }
 
     async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        let declared = self.again_and_again(lane, |generation| async move {
-            self.link.open_shards(&generation, lane, at_least).await
+        let declared = self.retry_with_backoff(lane, |generation| async move {
+            self.handle.open_shards(&generation, lane, at_least).await
         });
         let there = declared.await?;
-        self.link.keep(lane, there);
+        self.handle.remember_lane(lane, there);
         Ok(there)
     }
 
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.link.end.check()?;
+        self.handle.end.check()?;
         Ok(Arc::clone(&self.publisher) as _)
     }
 
@@ -158,34 +161,34 @@ impl Transport for AmqpTransport {
                 "{queue} has no consumers: its messages ripen (hint: consume {target})"
             )));
         }
-        Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.link), queue, prefetch).await?))
+        Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.handle), queue, prefetch).await?))
     }
 
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        Ok(Box::new(AmqpJournal::open(Arc::clone(&self.link)).await?))
+        Ok(Box::new(AmqpJournal::open(Arc::clone(&self.handle)).await?))
     }
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        Ok(Box::new(AmqpEvents::listen(Arc::clone(&self.link), filter).await?))
+        Ok(Box::new(AmqpEvents::subscribe(Arc::clone(&self.handle), filter).await?))
     }
 
     fn health(&self) -> watch::Receiver<Health> {
-        self.link.health().subscribe()
+        self.handle.health().subscribe()
     }
 
     async fn close(&self) {
-        self.link.close().await;
+        self.handle.close().await;
     }
 }
 
 impl fmt::Display for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.link.config.fmt(f)
+        self.handle.config.fmt(f)
     }
 }
 
 impl fmt::Debug for AmqpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpTransport").field("config", &self.link.config).finish_non_exhaustive()
+        f.debug_struct("AmqpTransport").field("config", &self.handle.config).finish_non_exhaustive()
     }
 }

@@ -1,38 +1,41 @@
-//! How long we wait before we try again.
+//! Delays between attempts to connect.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// The first pause. Each is twice the last up to the longest; jitter adds up to as much again.
-const MIN: Duration = Duration::from_millis(50);
-/// The longest pause in the first minute or so, when most brokers come back.
-const MAX_AT_FIRST: Duration = Duration::from_millis(500);
-/// How many pauses are short: those of about a minute.
-const SHORT: usize = 80;
-/// The longest pause later.
-const MAX: Duration = Duration::from_millis(2_500);
-/// What holds for so long counts as mended: the pauses begin anew.
-pub(crate) const STEADY: Duration = Duration::from_secs(10);
+/// The first delay. Each one doubles up to the maximum; jitter adds up to as much again.
+const DELAY_MIN: Duration = Duration::from_millis(50);
+/// The longest delay in about the first minute, when most brokers return.
+const SHORT_DELAY_MAX: Duration = Duration::from_millis(500);
+/// Number of short delays: about a minute's worth.
+const SHORT_DELAY_COUNT: usize = 80;
+/// The longest delay later.
+const DELAY_MAX: Duration = Duration::from_millis(2_500);
+/// Uptime after which the delays start from the first one again.
+pub(crate) const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 
-/// Pauses without end: at most 1 s for the first minute, then up to 5 s.
+/// An endless series of delays: at most 1 s for the first minute, then up to 5 s.
 #[derive(Debug)]
-pub(crate) struct Pauses {
+pub(crate) struct ReconnectBackoff {
     short: std::iter::Take<ExponentialBackoff>,
     long: ExponentialBackoff,
 }
 
-impl Pauses {
+impl ReconnectBackoff {
     pub(crate) fn new() -> Self {
-        Self { short: backoff(MIN, MAX_AT_FIRST).take(SHORT), long: backoff(MAX_AT_FIRST, MAX) }
+        Self {
+            short: exponential(DELAY_MIN, SHORT_DELAY_MAX).take(SHORT_DELAY_COUNT),
+            long: exponential(SHORT_DELAY_MAX, DELAY_MAX),
+        }
     }
 
-    pub(crate) fn next(&mut self) -> Duration {
-        self.short.next().or_else(|| self.long.next()).unwrap_or(MAX)
+    pub(crate) fn next_delay(&mut self) -> Duration {
+        self.short.next().or_else(|| self.long.next()).unwrap_or(DELAY_MAX)
     }
 }
 
-fn backoff(min: Duration, max: Duration) -> ExponentialBackoff {
+fn exponential(min: Duration, max: Duration) -> ExponentialBackoff {
     ExponentialBuilder::new()
         .with_min_delay(min)
         .with_max_delay(max)
@@ -45,16 +48,17 @@ fn backoff(min: Duration, max: Duration) -> ExponentialBackoff {
 mod tests {
     use super::*;
 
+    /// Later delays are bounded too.
     #[test]
-    fn pauses_are_short_for_a_minute_and_bounded_for_ever() {
-        let mut pauses = Pauses::new();
-        let short: Vec<_> = (0..SHORT).map(|_| pauses.next()).collect();
+    fn delays_are_short_for_a_minute() {
+        let mut backoff = ReconnectBackoff::new();
+        let short: Vec<_> = (0..SHORT_DELAY_COUNT).map(|_| backoff.next_delay()).collect();
         assert!(short[0] < Duration::from_millis(150), "{short:?}");
         assert!(short.iter().all(|pause| *pause <= Duration::from_secs(1)), "{short:?}");
         let minute: Duration = short.iter().sum();
         assert!((45..90).contains(&minute.as_secs()), "{minute:?}");
-        let long: Vec<_> = (0..1_000).map(|_| pauses.next()).collect();
+        let long: Vec<_> = (0..1_000).map(|_| backoff.next_delay()).collect();
         assert!(long.iter().all(|pause| *pause <= Duration::from_secs(5)), "{long:?}");
-        assert!(long[10] >= MAX, "{long:?}");
+        assert!(long[10] >= DELAY_MAX, "{long:?}");
     }
 }

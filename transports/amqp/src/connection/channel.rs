@@ -1,4 +1,4 @@
-//! Channels that are closed with care.
+//! Channels that are closed in an order that lapin tolerates.
 
 use std::{future::Future, ops::Deref};
 
@@ -7,90 +7,91 @@ use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::connection::generation::ANSWER_TIMEOUT;
+use super::generation::REPLY_TIMEOUT;
 
-/// Closes a channel. The broker answers that only after it has dealt with everything sent before.
-pub(crate) async fn close(channel: &Channel) {
-    // It fails if the channel or the connection is gone already, which is the aim.
-    let _ = timeout(ANSWER_TIMEOUT, channel.close(200, "closed".into())).await;
+/// Closes a channel. The broker confirms this only after it has handled everything sent before.
+pub(crate) async fn close_channel(channel: &Channel) {
+    // It fails if the channel or the connection is gone already, which is fine.
+    let _ = timeout(REPLY_TIMEOUT, channel.close(200, "closed".into())).await;
 }
 
-/// A channel, with the consumer and the task on it if there are any. Dropping it ends the task, closes the channel and
-/// drops the consumer, in this order and in the background.
+/// A channel, with its consumer and its task if there are any. Dropping it ends the task, closes
+/// the channel and drops the consumer, in this order and in the background.
 ///
-/// lapin closes what is dropped too, but it looks at the state first and acts later, and if the channel was closed in
-/// between, it ends the whole connection. What was closed by hand it leaves alone.
+/// lapin also closes dropped channels, but it checks the state first and acts later; if the channel
+/// was closed in between, it ends the whole connection. A channel that was closed explicitly is
+/// left alone.
 #[derive(Debug)]
-pub(crate) struct OwnChannel {
+pub(crate) struct OwnedChannel {
     channel: Channel,
     connection: ConnectionStatus,
     consumer: Option<Consumer>,
-    /// The task on it, and the token that tells it to end.
+    /// The task that writes to the channel, and the token that stops it.
     task: TaskTracker,
-    leave: CancellationToken,
-    /// What the generation waits for before its connections close.
+    shutdown: CancellationToken,
+    /// Tasks that the generation waits for before its connections close.
     tasks: TaskTracker,
     runtime: Handle,
 }
 
-impl OwnChannel {
+impl OwnedChannel {
     pub(crate) fn new(
         channel: Channel,
         connection: ConnectionStatus,
-        leave: CancellationToken,
+        shutdown: CancellationToken,
         tasks: TaskTracker,
         runtime: Handle,
     ) -> Self {
-        Self { channel, connection, consumer: None, task: TaskTracker::new(), leave, tasks, runtime }
+        Self { channel, connection, consumer: None, task: TaskTracker::new(), shutdown, tasks, runtime }
     }
 
     pub(crate) fn set_consumer(&mut self, consumer: Consumer) {
         self.consumer = Some(consumer);
     }
 
-    /// What comes to the consumer next; `None` if there is no consumer any more. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<lapin::Result<Delivery>> {
+    /// Returns the consumer's next delivery, or `None` without a consumer. Cancel safe.
+    pub(crate) async fn next_delivery(&mut self) -> Option<lapin::Result<Delivery>> {
         self.consumer.as_mut()?.next().await
     }
 
-    /// Waits until the generation is over.
-    pub(crate) async fn over(&self) {
-        self.leave.cancelled().await;
+    /// Waits until the generation is terminated.
+    pub(crate) async fn wait_terminated(&self) {
+        self.shutdown.cancelled().await;
     }
 
-    /// Whether it can still be used.
+    /// True if the channel can still be used.
     pub(crate) fn is_open(&self) -> bool {
-        !self.leave.is_cancelled() && self.channel.status().connected()
+        !self.shutdown.is_cancelled() && self.channel.status().connected()
     }
 
-    /// Whether the broker takes nothing from its connection just now.
+    /// True if the broker currently reads nothing from the channel's connection.
     pub(crate) fn is_blocked(&self) -> bool {
         self.connection.blocked()
     }
 
-    /// Runs the task that writes to the channel. It must end when the token says so.
+    /// Runs the task that writes to the channel. It must end when the token is cancelled.
     pub(crate) fn spawn<F>(&self, task: impl FnOnce(Channel, CancellationToken) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let task = task(self.channel.clone(), self.leave.clone());
+        let task = task(self.channel.clone(), self.shutdown.clone());
         self.task.spawn_on(self.tasks.track_future(task), &self.runtime);
     }
 
-    /// What dropping does, and waits for it.
+    /// Does what dropping does. The returned future waits for it.
     pub(crate) fn close(&mut self) -> impl Future<Output = ()> + Send + 'static {
-        self.leave.cancel();
+        self.shutdown.cancel();
         self.task.close();
         let (task, channel, consumer) = (self.task.clone(), self.channel.clone(), self.consumer.take());
         async move {
             task.wait().await;
-            close(&channel).await;
+            close_channel(&channel).await;
             drop(consumer);
         }
     }
 }
 
-impl Deref for OwnChannel {
+impl Deref for OwnedChannel {
     type Target = Channel;
 
     fn deref(&self) -> &Channel {
@@ -98,7 +99,7 @@ impl Deref for OwnChannel {
     }
 }
 
-impl Drop for OwnChannel {
+impl Drop for OwnedChannel {
     fn drop(&mut self) {
         let closed = self.close();
         self.tasks.spawn_on(closed, &self.runtime);

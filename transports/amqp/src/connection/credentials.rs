@@ -1,30 +1,31 @@
-//! What opens the broker's door besides the URL.
+//! Credentials for the broker that are not in the URL.
 
 use std::{fmt, path::PathBuf};
 
 use gristmill_shared::TransportError;
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 
-use crate::{config::authority, connection::tls::Tls};
+use super::tls::TlsSettings;
+use crate::config::authority;
 
-/// What opens the door besides the URL. `Debug` does not show the password.
+/// Credentials that are not in the URL. `Debug` does not show the password.
 #[derive(Clone, Default)]
 pub struct Access {
-    /// The password of the URL's user, so that the URL can be shown to everybody.
+    /// The password of the URL's user, so that the URL can be shown to anyone.
     pub password: Option<String>,
-    /// A PEM file with the CAs that may have signed the broker's certificate, *instead* of the system's: whoever names
-    /// one means that one. Needs `amqps://`, as do the next two.
+    /// A PEM file with the CAs that may have signed the broker's certificate, *instead* of the
+    /// system's. Needs `amqps://`, as do the next two fields.
     pub tls_ca: Option<PathBuf>,
-    /// A PEM file with our certificate and its issuers. If the URL names no user, the certificate says who we are (SASL
-    /// EXTERNAL).
+    /// A PEM file with the client certificate and its issuers. If the URL names no user, the
+    /// certificate authenticates (SASL EXTERNAL).
     pub tls_cert: Option<PathBuf>,
     /// A PEM file with the key of that certificate, without a passphrase.
     pub tls_key: Option<PathBuf>,
 }
 
 impl Access {
-    /// Looks through the files.
-    pub(crate) fn tls(&self, scheme: &AMQPScheme) -> Result<Option<Tls>, TransportError> {
+    /// Returns the TLS files, after a check that they can be used; `None` for `amqp://`.
+    pub(crate) fn tls(&self, scheme: &AMQPScheme) -> Result<Option<TlsSettings>, TransportError> {
         let Self { tls_ca, tls_cert, tls_key, .. } = self;
         if *scheme == AMQPScheme::AMQP {
             return match [tls_ca, tls_cert, tls_key].into_iter().flatten().next() {
@@ -46,12 +47,13 @@ impl Access {
                 return Err(TransportError::Invalid(why));
             }
         };
-        let tls = Tls { ca: tls_ca.clone(), identity };
+        let tls = TlsSettings { ca: tls_ca.clone(), identity };
         tls.connector().map_err(|why| TransportError::Invalid(why.to_string()))?;
         Ok(Some(tls))
     }
 
-    /// Decides who says who we are: a user with a password, or our certificate. Says whether a password was given.
+    /// Chooses between a user with a password and the client certificate, and enters the choice
+    /// into `uri`. Returns true if a password was given.
     pub(crate) fn identify(&self, url: &str, uri: &mut AMQPUri) -> Result<bool, TransportError> {
         let user = userinfo(url);
         let in_the_url = user.is_some_and(|user| user.contains(':'));
@@ -71,7 +73,7 @@ impl Access {
                      user (hint: amqps://USER@HOST, or no password)",
                 );
             }
-            uri.authority.userinfo.username.clear(); // else `guest`, whom nobody named
+            uri.authority.userinfo.username.clear(); // else `guest`, which the URL does not name
             uri.authority.userinfo.password.clear();
         } else if let Some(password) = &self.password {
             if in_the_url {
@@ -97,7 +99,7 @@ impl fmt::Debug for Access {
     }
 }
 
-/// What the URL says before the `@`, if there is one.
+/// Returns the part of the URL before the `@`, if there is one.
 fn userinfo(url: &str) -> Option<&str> {
     Some(authority(url)?.rsplit_once('@')?.0)
 }
@@ -112,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_of_its_own_goes_with_a_url_that_has_none() {
+    fn separate_password_completes_url() {
         let access = Access { password: Some("se/cr@et".into()), ..Access::default() };
         assert!(!format!("{access:?}").contains("se/cr"));
         for (url, user) in [("amqp://me@host", "me"), ("amqp://host", "guest")] {
@@ -128,8 +130,9 @@ mod tests {
         );
     }
 
+    /// A certificate without its key is refused too.
     #[test]
-    fn what_is_for_tls_is_refused_without_it_and_in_halves() {
+    fn tls_files_need_amqps() {
         let ca = || Access { tls_ca: Some("ca.pem".into()), ..Access::default() };
         assert!(with("amqp://host", ca()).unwrap_err().contains("amqps://"));
         assert!(

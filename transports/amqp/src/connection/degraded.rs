@@ -1,54 +1,55 @@
-//! What the broker has ended and does not let us begin again, as far as that is known just now.
+//! Consumers and readers that the broker has ended and that cannot be restored at present.
 
 use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
-/// All that is interrupted; clones share it. At most one for each consumer and reader.
+/// All current degradations; clones share them. At most one for each consumer and reader.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Interruptions(watch::Sender<BTreeMap<u64, Interruption>>);
+pub(crate) struct Degradations(watch::Sender<BTreeMap<u64, Degradation>>);
 
-/// In which generation something is interrupted, and why.
+/// The generation that is degraded, and the reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Interruption {
+pub(crate) struct Degradation {
     generation: u64,
     why: String,
 }
 
-/// One interruption, which lasts until this is dropped.
+/// One degradation, which lasts until the guard is dropped.
 #[derive(Debug)]
-pub(crate) struct Interrupted {
+pub(crate) struct DegradedGuard {
     id: u64,
-    all: Interruptions,
+    all: Degradations,
 }
 
-impl Interruptions {
-    /// One more.
-    pub(crate) fn begin(&self, generation: u64, why: String) -> Interrupted {
+impl Degradations {
+    /// Adds a degradation of `generation`.
+    pub(crate) fn add(&self, generation: u64, why: String) -> DegradedGuard {
         let mut id = 0;
         self.0.send_modify(|all| {
             id = all.last_key_value().map_or(0, |(last, _)| last + 1);
-            all.insert(id, Interruption { generation, why });
+            all.insert(id, Degradation { generation, why });
         });
-        Interrupted { id, all: self.clone() }
+        DegradedGuard { id, all: self.clone() }
     }
 
-    /// Why a generation does not deliver all that it should, while it does not; of several reasons the oldest.
-    pub(crate) fn of(&self, generation: u64) -> Option<String> {
+    /// Returns the reason why a generation does not deliver everything, `None` if it does; the
+    /// oldest of several reasons.
+    pub(crate) fn reason_in(&self, generation: u64) -> Option<String> {
         let all = self.0.borrow();
         all.values().find(|one| one.generation == generation).map(|one| one.why.clone())
     }
 
-    /// Tells when they change.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<BTreeMap<u64, Interruption>> {
+    /// Returns a receiver that is notified of every change.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<BTreeMap<u64, Degradation>> {
         self.0.subscribe()
     }
 }
 
-impl Interrupted {
-    /// It goes on, and why by now.
-    pub(crate) fn go_on(&self, generation: u64, why: String) {
-        let now = Interruption { generation, why };
+impl DegradedGuard {
+    /// Replaces the generation and the reason; the degradation continues.
+    pub(crate) fn update(&self, generation: u64, why: String) {
+        let now = Degradation { generation, why };
         self.all.0.send_if_modified(|all| {
             let is_news = all.get(&self.id) != Some(&now);
             all.insert(self.id, now);
@@ -57,7 +58,7 @@ impl Interrupted {
     }
 }
 
-impl Drop for Interrupted {
+impl Drop for DegradedGuard {
     fn drop(&mut self) {
         self.all.0.send_modify(|all| drop(all.remove(&self.id)));
     }
@@ -67,17 +68,18 @@ impl Drop for Interrupted {
 mod tests {
     use super::*;
 
+    /// A degradation counts only for its generation.
     #[test]
-    fn an_interruption_lasts_until_it_is_dropped_and_counts_for_its_generation() {
-        let all = Interruptions::default();
-        let first = all.begin(1, "first".into());
-        let second = all.begin(1, "second".into());
-        assert_eq!((all.of(1).as_deref(), all.of(2)), (Some("first"), None));
+    fn degradation_ends_with_its_guard() {
+        let all = Degradations::default();
+        let first = all.add(1, "first".into());
+        let second = all.add(1, "second".into());
+        assert_eq!((all.reason_in(1).as_deref(), all.reason_in(2)), (Some("first"), None));
         drop(first);
-        assert_eq!(all.of(1).as_deref(), Some("second"));
-        second.go_on(2, "still".into());
-        assert_eq!((all.of(1), all.of(2).as_deref()), (None, Some("still")));
+        assert_eq!(all.reason_in(1).as_deref(), Some("second"));
+        second.update(2, "still".into());
+        assert_eq!((all.reason_in(1), all.reason_in(2).as_deref()), (None, Some("still")));
         drop(second);
-        assert_eq!(all.of(2), None);
+        assert_eq!(all.reason_in(2), None);
     }
 }

@@ -1,4 +1,4 @@
-//! One life of the connections: made whole, and over as a whole.
+//! One lifetime of the pair of connections, which starts and ends as a whole.
 
 use std::{future::Future, io, pin::pin, sync::Arc, time::Duration};
 
@@ -18,231 +18,254 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::{channel::OwnedChannel, runtime::DedicatedRuntime, termination::Termination};
 use crate::{
-    connection::channel::OwnChannel,
     config::AmqpConfig,
-    connection::termination::End,
-    failure::{self, NOT_FOUND, Wish},
-    connection::runtime::OwnRuntime,
-    topology::EVENTS,
+    failure::{self, NOT_FOUND, Operation},
+    topology::EVENTS_EXCHANGE,
 };
 
-/// A thread that does nothing but talk to the broker, so that no task's work holds up a heartbeat; a second one would mostly
-/// wake the first.
-const THREADS: usize = 1;
-/// How long the broker may take over one answer.
-pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the publishing connection is tried, if only to learn whether the broker takes anything.
-const PROBE_EVERY: Duration = Duration::from_secs(2);
-/// The same, where such tries are refused again and again.
-const PROBE_SELDOM: Duration = Duration::from_secs(300);
-/// Where such a try goes. No one listens to it.
-pub(crate) const PROBE_KEY: &str = "probe";
-/// How long an attempt to connect that was given up is kept until lapin has noticed.
-const GIVEN_UP_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the end may take to be told to the broker.
+/// Threads that only talk to the broker, so that no task's work delays a heartbeat; a second one
+/// would mostly wake the first.
+const IO_THREADS: usize = 1;
+/// Time limit for one reply of the broker.
+pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between messages on the publishing connection that show if the broker accepts any.
+const PROBE_INTERVAL: Duration = Duration::from_secs(2);
+/// The same interval at most, after repeated refusals.
+const PROBE_INTERVAL_MAX: Duration = Duration::from_secs(300);
+/// Routing key of these messages. No queue is bound to it.
+pub(crate) const PROBE_ROUTING_KEY: &str = "probe";
+/// Time that an abandoned attempt to connect is kept until lapin notices.
+const ABANDONED_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit for the broker to answer the close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One life of the connections, and of all that came from them.
+/// One lifetime of the connections, and of everything that came from them.
 ///
-/// It has a runtime of its own: when that goes, so do lapin's tasks, threads and sockets, in whatever state they are.
+/// It has a runtime of its own; dropping that ends lapin's tasks, threads and sockets in any state.
 #[derive(Debug)]
 pub(crate) struct Generation {
-    /// Deliveries carry it, so that one of an older generation is never settled in a newer.
+    /// Number of the generation. Deliveries carry it, so that one of an older generation is never
+    /// settled in a newer one.
     pub(crate) number: u64,
-    /// Once it is over, everything that lives by it fails.
-    pub(crate) end: End,
-    /// Why the broker takes no messages, while it does not.
+    /// Termination of the generation, after which everything that belongs to it fails.
+    pub(crate) end: Termination,
+    /// Reason why the broker accepts no messages; `None` while it does.
     pub(crate) blocked: watch::Sender<Option<String>>,
-    connections: Connections,
-    /// Whoever has something to tell the broker before the connections close.
+    connections: ConnectionPair,
+    /// Tasks that finish their writes to the broker before the connections close.
     tasks: TaskTracker,
-    runtime: OwnRuntime,
+    runtime: DedicatedRuntime,
 }
 
-/// Two, because a broker that is low on memory stops reading from whoever publishes, and acks must still get through.
+/// A pair, because a broker that is low on memory stops reading from publishers, and acks must
+/// still get through.
 #[derive(Clone, Debug)]
-struct Connections {
+struct ConnectionPair {
     publishing: Arc<Connection>,
     consuming: Arc<Connection>,
 }
 
-/// Why there is no generation.
-pub(crate) enum Failure {
-    /// Trying again may help.
+/// Reason why a generation could not be built.
+pub(crate) enum ConnectError {
+    /// A failure that a later attempt may not have.
     Unreachable(String),
-    /// It will not.
-    Final(TransportError),
+    /// A failure that lasts.
+    Fatal(TransportError),
 }
 
 impl Generation {
-    /// Tries once.
-    pub(crate) async fn connect(config: &AmqpConfig, number: u64, within: Duration) -> Result<Self, Failure> {
-        let attempt = Attempt::start().map_err(|error| Failure::Unreachable(error.to_string()))?;
+    /// Attempts once to open both connections.
+    pub(crate) async fn connect(
+        config: &AmqpConfig,
+        number: u64,
+        within: Duration,
+    ) -> Result<Self, ConnectError> {
+        let attempt =
+            ConnectAttempt::start().map_err(|error| ConnectError::Unreachable(error.to_string()))?;
         let open = |purpose| attempt.connect(config, number, purpose);
         let opened = timeout(within, async { futures::join!(open("publish"), open("consume")) }).await;
         let Ok((publishing, consuming)) = opened else {
-            return Err(Failure::Unreachable(format!("no answer within {:.1} s", within.as_secs_f64())));
+            return Err(ConnectError::Unreachable(format!("no answer within {:.1} s", within.as_secs_f64())));
         };
         let transport = config.to_string();
         let connected = |result: Result<lapin::Result<Connection>, _>| match result {
             Ok(Ok(connection)) => Ok(Arc::new(connection)),
-            Ok(Err(error)) => Err(match failure::hopeless(&transport, &error) {
-                Some(hopeless) => Failure::Final(config.explain(hopeless)),
-                None => Failure::Unreachable(failure::reason(&error)),
+            Ok(Err(error)) => Err(match failure::as_fatal(&transport, &error) {
+                Some(fatal) => ConnectError::Fatal(config.add_login_hint(fatal)),
+                None => ConnectError::Unreachable(failure::reason(&error)),
             }),
-            Err(panic) => Err(Failure::Unreachable(format!("lapin failed: {panic}"))),
+            Err(panic) => Err(ConnectError::Unreachable(format!("lapin failed: {panic}"))),
         };
         let connections =
-            Connections { publishing: connected(publishing)?, consuming: connected(consuming)? };
-        let runtime = attempt.succeeded();
+            ConnectionPair { publishing: connected(publishing)?, consuming: connected(consuming)? };
+        let runtime = attempt.into_runtime();
         let blocked = watch::Sender::new(None);
         let generation = Self {
             number,
-            end: End::new(&transport),
+            end: Termination::new(&transport),
             blocked,
             connections,
             tasks: TaskTracker::new(),
             runtime,
         };
-        let Connections { publishing, consuming } = generation.connections.clone();
-        generation.spawn(observe(
+        let ConnectionPair { publishing, consuming } = generation.connections.clone();
+        generation.spawn(watch_events(
             Arc::clone(&publishing),
             generation.end.clone(),
             generation.blocked.clone(),
         ));
-        generation.spawn(observe(consuming, generation.end.clone(), generation.blocked.clone()));
-        generation.spawn(probe(publishing, generation.end.clone()));
+        generation.spawn(watch_events(consuming, generation.end.clone(), generation.blocked.clone()));
+        generation.spawn(probe_blocking(publishing, generation.end.clone()));
         Ok(generation)
     }
 
-    /// Runs a task on the generation's own threads. It must end when the generation does, and must not own it.
+    /// Runs a task on the generation's own threads. It must end when the generation does, and must
+    /// not own it.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, self.runtime.handle());
     }
 
-    /// A new channel on the consuming connection.
-    pub(crate) async fn channel(&self) -> Result<OwnChannel, TransportError> {
-        let channel =
-            self.ask(Wish::Free, "a new channel", self.connections.consuming.create_channel()).await?;
-        Ok(self.own(channel, &self.connections.consuming))
+    /// Opens a channel on the consuming connection.
+    pub(crate) async fn open_channel(&self) -> Result<OwnedChannel, TransportError> {
+        let channel = self
+            .request(Operation::Unrestricted, "a new channel", self.connections.consuming.create_channel())
+            .await?;
+        Ok(self.wrap_channel(channel, &self.connections.consuming))
     }
 
-    /// A new channel on the publishing connection, which confirms.
-    pub(crate) async fn publishing_channel(&self) -> Result<OwnChannel, TransportError> {
+    /// Opens a channel with publisher confirms on the publishing connection.
+    pub(crate) async fn open_publishing_channel(&self) -> Result<OwnedChannel, TransportError> {
         let connection = &self.connections.publishing;
         let mut opening = pin!(async {
             let channel = connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
             lapin::Result::Ok(channel)
         });
-        // While the broker blocks whoever publishes, nothing gets through to it, and it is well all the same.
+        // While the broker blocks publishers, it does not answer on this connection, but the
+        // connection is healthy.
         loop {
-            let answer = tokio::select! {
+            let reply = tokio::select! {
                 biased;
-                answer = timeout(ANSWER_TIMEOUT, &mut opening) => answer,
+                reply = timeout(REPLY_TIMEOUT, &mut opening) => reply,
                 () = self.end.wait() => return Err(self.end.error()),
             };
-            match answer {
-                Ok(Ok(channel)) => return Ok(self.own(channel, connection)),
-                Ok(Err(error)) => return Err(self.explain(Wish::Free, "a channel to publish on", &error)),
+            match reply {
+                Ok(Ok(channel)) => return Ok(self.wrap_channel(channel, connection)),
+                Ok(Err(error)) => {
+                    return Err(self.to_transport_error(
+                        Operation::Unrestricted,
+                        "a channel to publish on",
+                        &error,
+                    ));
+                }
                 Err(_) if connection.status().blocked() => {}
-                Err(_) => return Err(self.end.disconnected("no answer to a channel to publish on")),
+                Err(_) => return Err(self.end.disconnect_error("no answer to a channel to publish on")),
             }
         }
     }
 
-    /// The heartbeat in seconds, the largest frame in bytes, and how many channels there may be, 0 for any number.
-    pub(crate) fn negotiated(&self) -> (u16, u32, u16) {
+    /// Returns the heartbeat in seconds, the largest frame in bytes, and the maximum number of
+    /// channels, 0 for any number.
+    pub(crate) fn negotiated_limits(&self) -> (u16, u32, u16) {
         let negotiated = self.connections.consuming.configuration();
         (negotiated.heartbeat(), negotiated.frame_max(), negotiated.channel_max())
     }
 
-    fn own(&self, channel: lapin::Channel, connection: &Connection) -> OwnChannel {
-        let (leave, tasks) = (self.end.child_token(), self.tasks.clone());
-        OwnChannel::new(channel, connection.status().clone(), leave, tasks, self.runtime.handle().clone())
+    fn wrap_channel(&self, channel: lapin::Channel, connection: &Connection) -> OwnedChannel {
+        let (shutdown, tasks) = (self.end.child_token(), self.tasks.clone());
+        OwnedChannel::new(
+            channel,
+            connection.status().clone(),
+            shutdown,
+            tasks,
+            self.runtime.handle().clone(),
+        )
     }
 
-    /// Asks the broker for something and waits for its answer, within [`ANSWER_TIMEOUT`].
-    pub(crate) async fn ask<T>(
+    /// Sends a request to the broker and waits for its reply, at most [`REPLY_TIMEOUT`].
+    pub(crate) async fn request<T>(
         &self,
-        wish: Wish,
+        operation: Operation,
         what: &str,
-        question: impl Future<Output = lapin::Result<T>>,
+        call: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, TransportError> {
         self.end.check()?;
-        let answer = tokio::select! {
+        let reply = tokio::select! {
             biased;
-            answer = timeout(ANSWER_TIMEOUT, question) => answer,
+            reply = timeout(REPLY_TIMEOUT, call) => reply,
             () = self.end.wait() => return Err(self.end.error()),
         };
-        match answer {
-            Ok(answer) => answer.map_err(|error| self.explain(wish, what, &error)),
+        match reply {
+            Ok(reply) => reply.map_err(|error| self.to_transport_error(operation, what, &error)),
             Err(_) => {
-                // Whatever it is that stands there, it is no broker to work with.
-                self.end.because(format!("no answer to {what} within {} s", ANSWER_TIMEOUT.as_secs()));
+                // A peer that does not reply in time cannot be used.
+                self.end.terminate(format!("no answer to {what} within {} s", REPLY_TIMEOUT.as_secs()));
                 Err(self.end.error())
             }
         }
     }
 
-    fn explain(&self, wish: Wish, what: &str, error: &lapin::Error) -> TransportError {
-        if let Some(denied) = failure::denied(self.end.transport(), wish, error) {
+    fn to_transport_error(&self, operation: Operation, what: &str, error: &lapin::Error) -> TransportError {
+        if let Some(denied) = failure::as_access_error(self.end.transport(), operation, error) {
             return denied;
         }
         let reason = failure::reason(error);
-        if failure::of_the_connection(error) {
-            self.end.because(&*reason); // whoever asked may be the first to notice
+        if failure::is_connection_error(error) {
+            self.end.terminate(&*reason); // the caller may be the first to notice
         }
-        let hint = match failure::code(error) {
-            Some(NOT_FOUND) => {
-                " (hint: it was never made, as `gristmill setup` does, or somebody deleted it)"
-            }
+        let hint = match failure::reply_code(error) {
+            Some(NOT_FOUND) => " (hint: it was never created, as `gristmill setup` does, or was deleted)",
             _ => "",
         };
-        self.end.check().err().unwrap_or_else(|| self.end.disconnected(&format!("{what}: {reason}{hint}")))
+        self.end
+            .check()
+            .err()
+            .unwrap_or_else(|| self.end.disconnect_error(&format!("{what}: {reason}{hint}")))
     }
 
-    /// One more connection, which does not belong to the generation but shares its runtime.
-    pub(crate) async fn connect_again(
+    /// Opens another connection, which does not belong to the generation but shares its runtime.
+    pub(crate) async fn open_extra_connection(
         &self,
         config: &AmqpConfig,
         purpose: &str,
     ) -> lapin::Result<Connection> {
-        match self.runtime.spawn(connecting(config, self.number, purpose)).await {
+        match self.runtime.spawn(open_connection(config, self.number, purpose)).await {
             Ok(connected) => connected,
             Err(panic) => Err(io::Error::other(format!("lapin failed: {panic}")).into()),
         }
     }
 
-    /// Ends the generation: what was settled is handed on, then the connections close.
+    /// Terminates the generation: sends the pending acks, then closes the connections.
     pub(crate) async fn close(&self) {
-        self.end.because("it was closed at this end");
-        say_goodbye(&self.tasks, &self.connections).await;
+        self.end.terminate("it was closed at this end");
+        close_gracefully(&self.tasks, &self.connections).await;
     }
 }
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.end.because("it was dropped at this end");
+        self.end.terminate("it was dropped at this end");
         let (tasks, connections) = (self.tasks.clone(), self.connections.clone());
-        self.runtime.end_after(async move { say_goodbye(&tasks, &connections).await });
+        self.runtime.shut_down_after(async move { close_gracefully(&tasks, &connections).await });
     }
 }
 
-/// Connections that are being made, and the runtime on which they live, with all of lapin's own tasks.
+/// Connections that are being opened, and their runtime, with all of lapin's own tasks.
 ///
-/// If it is given up, the runtime stays until lapin has noticed: its threads do not bear to lose their tasks.
-struct Attempt {
-    runtime: Option<OwnRuntime>,
+/// The runtime of an abandoned attempt stays until lapin has noticed, because lapin's threads panic
+/// if their tasks vanish.
+struct ConnectAttempt {
+    runtime: Option<DedicatedRuntime>,
     tasks: TaskTracker,
-    given_up: CancellationToken,
+    abandoned: CancellationToken,
 }
 
-impl Attempt {
+impl ConnectAttempt {
     fn start() -> std::io::Result<Self> {
-        let runtime = Some(OwnRuntime::start(THREADS)?);
-        Ok(Self { runtime, tasks: TaskTracker::new(), given_up: CancellationToken::new() })
+        let runtime = Some(DedicatedRuntime::start(IO_THREADS)?);
+        Ok(Self { runtime, tasks: TaskTracker::new(), abandoned: CancellationToken::new() })
     }
 
     async fn connect(
@@ -251,34 +274,38 @@ impl Attempt {
         number: u64,
         purpose: &str,
     ) -> Result<lapin::Result<Connection>, JoinError> {
-        let given_up = self.given_up.clone();
-        let connecting = connecting(config, number, purpose);
+        let abandoned = self.abandoned.clone();
+        let connecting = open_connection(config, number, purpose);
         let connecting = self.tasks.track_future(async move {
             let connected = connecting.await;
-            if let (true, Ok(connection)) = (given_up.is_cancelled(), &connected) {
-                let _ = connection.close(200, "too late".into()).await; // it fails if it is gone, which is the aim
+            if let (true, Ok(connection)) = (abandoned.is_cancelled(), &connected) {
+                let _ = connection.close(200, "too late".into()).await; // it fails if it is gone already
             }
             connected
         });
-        self.runtime.as_ref().expect("only its end takes it").spawn(connecting).await
+        self.runtime
+            .as_ref()
+            .expect("only consuming or dropping the attempt takes it")
+            .spawn(connecting)
+            .await
     }
 
-    fn succeeded(mut self) -> OwnRuntime {
-        self.runtime.take().expect("only its end takes it")
+    fn into_runtime(mut self) -> DedicatedRuntime {
+        self.runtime.take().expect("only consuming or dropping the attempt takes it")
     }
 }
 
-impl Drop for Attempt {
+impl Drop for ConnectAttempt {
     fn drop(&mut self) {
         let Some(mut runtime) = self.runtime.take() else { return };
-        self.given_up.cancel();
+        self.abandoned.cancel();
         self.tasks.close();
         let tasks = self.tasks.clone();
-        runtime.end_after(async move { drop(timeout(GIVEN_UP_TIMEOUT, tasks.wait()).await) });
+        runtime.shut_down_after(async move { drop(timeout(ABANDONED_TIMEOUT, tasks.wait()).await) });
     }
 }
 
-fn connecting(
+fn open_connection(
     config: &AmqpConfig,
     number: u64,
     purpose: &str,
@@ -298,24 +325,25 @@ fn connecting(
     }
 }
 
-async fn say_goodbye(tasks: &TaskTracker, Connections { publishing, consuming }: &Connections) {
+async fn close_gracefully(tasks: &TaskTracker, ConnectionPair { publishing, consuming }: &ConnectionPair) {
     tasks.close();
-    let goodbye = async {
+    let closing = async {
         tasks.wait().await;
-        // They fail if the connection is gone already, which is the aim.
+        // They fail if the connection is gone already, which is fine.
         let _ = futures::join!(publishing.close(200, "closed".into()), consuming.close(200, "closed".into()));
     };
-    if timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
-        tracing::debug!("the broker did not answer the goodbye");
+    if timeout(CLOSE_TIMEOUT, closing).await.is_err() {
+        tracing::debug!("the broker did not confirm the close in time");
     }
 }
 
-/// Reports what the broker says about a connection, and ends the generation when the connection goes.
-async fn observe(connection: Arc<Connection>, end: End, blocked: watch::Sender<Option<String>>) {
+/// Reports what the broker sends about a connection, and terminates the generation when the
+/// connection is lost.
+async fn watch_events(connection: Arc<Connection>, end: Termination, blocked: watch::Sender<Option<String>>) {
     let mut events = pin!(connection.events_listener());
-    // An event is sent only to those who listen already.
+    // lapin sends an event only to existing listeners.
     if !connection.status().connected() {
-        end.because("the broker hung up");
+        end.terminate("the broker closed the connection");
     }
     loop {
         let event = tokio::select! {
@@ -334,20 +362,21 @@ async fn observe(connection: Arc<Connection>, end: End, blocked: watch::Sender<O
                 tracing::info!("{} takes messages again", end.transport());
                 blocked.send_replace(None);
             }
-            // A channel's error comes here too, and ends only that channel.
+            // A channel's error arrives here too, and ends only that channel.
             Some(Event::Error(error)) if !connection.status().connected() => {
-                end.because(failure::reason(&error));
+                end.terminate(failure::reason(&error));
             }
             Some(_) => {}
-            None => end.because("the connection is closed"),
+            None => end.terminate("the connection is closed"),
         }
     }
 }
 
-/// Publishes something that nobody hears, now and then: a broker that takes no messages says so only to those who try.
-async fn probe(connection: Arc<Connection>, end: End) {
+/// Publishes an unroutable message now and then, because the broker reports that it accepts no
+/// messages only to publishers.
+async fn probe_blocking(connection: Arc<Connection>, end: Termination) {
     let mut channel = None;
-    let mut pause = PROBE_EVERY;
+    let mut pause = PROBE_INTERVAL;
     let trying = async {
         loop {
             sleep(pause).await;
@@ -355,18 +384,18 @@ async fn probe(connection: Arc<Connection>, end: End) {
                 continue;
             }
             if let Some(old) = channel.take_if(|channel: &mut lapin::Channel| !channel.status().connected()) {
-                drop(old); // there is no such exchange yet, or it is not ours to publish to
-                pause = (pause * 2).min(PROBE_SELDOM);
+                drop(old); // the exchange is missing, or publishing to it is forbidden
+                pause = (pause * 2).min(PROBE_INTERVAL_MAX);
             }
             let own = match channel.take() {
                 Some(own) => own,
                 None => match connection.create_channel().await {
                     Ok(own) => own,
-                    Err(_) => continue, // whoever has something to say learns why
+                    Err(_) => continue, // real publishers see the error
                 },
             };
             let own = channel.insert(own);
-            let (exchange, key) = (EVENTS.into(), PROBE_KEY.into());
+            let (exchange, key) = (EVENTS_EXCHANGE.into(), PROBE_ROUTING_KEY.into());
             let _ = own.basic_publish(exchange, key, Default::default(), &[], Default::default()).await;
         }
     };

@@ -1,4 +1,4 @@
-//! The connection that comes back: whichever generation there is, or the next.
+//! The connection that survives a loss: the current generation, or the next one.
 
 use std::{
     collections::BTreeMap,
@@ -11,114 +11,113 @@ use gristmill_shared::{Health, Lane, QueueRole, Shards, TransportError};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::task::TaskTracker;
 
+use super::{
+    degraded::Degradations, generation::Generation, runtime::DedicatedRuntime, supervisor::Supervisor,
+    termination::Termination,
+};
 use crate::{
     config::AmqpConfig,
-    connection::termination::End,
-    connection::generation::Generation,
-    connection::degraded::Interruptions,
-    connection::runtime::OwnRuntime,
-    connection::supervisor::Supervisor,
-    topology::{self, JOURNAL},
-    topology::declare_connection::Visit,
+    topology::{self, DeclareSession, JOURNAL_QUEUE},
 };
 
-/// A thread that sees to the generations, and outlives each of them.
-const THREADS: usize = 1;
-/// How long the last generation may take to end.
+/// Threads of the supervisor, which outlives each generation.
+const SUPERVISOR_THREADS: usize = 1;
+/// Time limit for the last generation to close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What everything that came from a transport hangs on. With the last of it, the connections close.
+/// The owner of the connections, shared by all users of a transport. The connections close when the
+/// last owner is dropped.
 #[derive(Debug)]
-pub(crate) struct Link {
-    line: Line,
+pub(crate) struct ConnectionHandle {
+    connection: CurrentConnection,
     tasks: TaskTracker,
-    runtime: OwnRuntime,
+    runtime: DedicatedRuntime,
 }
 
-/// The way to the generations. It keeps none of them up.
+/// Access to the current generation. It does not keep the connections open.
 #[derive(Clone, Debug)]
-pub(crate) struct Line {
+pub(crate) struct CurrentConnection {
     pub(crate) config: Arc<AmqpConfig>,
-    /// The end for good.
-    pub(crate) end: End,
+    /// The final termination, after which there is no further generation.
+    pub(crate) end: Termination,
     generations: watch::Receiver<Option<Arc<Generation>>>,
     health: watch::Sender<Health>,
-    /// Those that were opened, with as many shards as were seen, and are declared again on a broker that may have
-    /// forgotten them.
+    /// Opened lanes, with the largest number of shards seen; declared again after a reconnect,
+    /// because the broker may have lost them.
     lanes: Arc<Mutex<BTreeMap<Lane, Shards>>>,
-    /// Whether we may declare, as far as we know.
-    pub(crate) declares: Arc<AtomicBool>,
-    /// Whether it was told that the journal is not there.
-    pub(crate) journal_missed: Arc<AtomicBool>,
-    pub(crate) interruptions: Interruptions,
+    /// False once the broker has refused a declaration.
+    pub(crate) may_declare: Arc<AtomicBool>,
+    /// True while a logged outage of the journal lasts.
+    pub(crate) journal_outage_logged: Arc<AtomicBool>,
+    pub(crate) degradations: Degradations,
 }
 
-impl Link {
+impl ConnectionHandle {
     pub(crate) fn start(config: AmqpConfig, first: Generation) -> std::io::Result<Self> {
         let health = watch::Sender::new(Health::Well);
-        let runtime = OwnRuntime::start(THREADS)?;
-        let end = End::new(&config.to_string());
+        let runtime = DedicatedRuntime::start(SUPERVISOR_THREADS)?;
+        let end = Termination::new(&config.to_string());
         let (current, generations) = watch::channel(Some(Arc::new(first)));
-        let line = Line {
+        let connection = CurrentConnection {
             config: Arc::new(config),
             end,
             generations,
             health,
             lanes: Arc::default(),
-            declares: Arc::new(AtomicBool::new(true)),
-            journal_missed: Arc::default(),
-            interruptions: Interruptions::default(),
+            may_declare: Arc::new(AtomicBool::new(true)),
+            journal_outage_logged: Arc::default(),
+            degradations: Degradations::default(),
         };
-        let link = Self { line: line.clone(), tasks: TaskTracker::new(), runtime };
-        link.spawn(Supervisor::new(line, current).run());
-        Ok(link)
+        let handle = Self { connection: connection.clone(), tasks: TaskTracker::new(), runtime };
+        handle.spawn(Supervisor::new(connection, current).run());
+        Ok(handle)
     }
 
-    /// Runs a task beside the generations. It must end when the link does, and must not own it.
+    /// Runs a task beside the generations. It must end when the handle does, and must not own it.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn_on(task, self.runtime.handle());
     }
 
-    /// Ends it for good: what was settled is handed on, then the connections close.
+    /// Terminates for good: sends the pending acks, then closes the connections.
     pub(crate) async fn close(&self) {
-        self.end.because("it was closed at this end");
-        wait_for(&self.tasks).await;
+        self.end.terminate("it was closed at this end");
+        wait_for_tasks(&self.tasks).await;
     }
 }
 
-async fn wait_for(tasks: &TaskTracker) {
+async fn wait_for_tasks(tasks: &TaskTracker) {
     tasks.close();
     if timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::debug!("the connections did not close in time");
     }
 }
 
-impl Deref for Link {
-    type Target = Line;
+impl Deref for ConnectionHandle {
+    type Target = CurrentConnection;
 
-    fn deref(&self) -> &Line {
-        &self.line
+    fn deref(&self) -> &CurrentConnection {
+        &self.connection
     }
 }
 
-impl Drop for Link {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
-        self.end.because("it was dropped at this end");
+        self.end.terminate("it was dropped at this end");
         let tasks = self.tasks.clone();
-        self.runtime.end_after(async move { wait_for(&tasks).await });
+        self.runtime.shut_down_after(async move { wait_for_tasks(&tasks).await });
     }
 }
 
-impl Line {
-    /// The generation that there is, or else the next.
+impl CurrentConnection {
+    /// Returns the current generation, or waits for the next.
     ///
     /// # Errors
-    /// If there will be none.
+    /// There will be no further generation.
     pub(crate) async fn generation(&self) -> Result<Arc<Generation>, TransportError> {
         let mut generations = self.generations.clone();
         let next = async move {
             let is_up = |generation: &Option<Arc<Generation>>| {
-                generation.as_ref().is_some_and(|generation| !generation.end.is_over())
+                generation.as_ref().is_some_and(|generation| !generation.end.is_terminated())
             };
             generations.wait_for(is_up).await.ok().and_then(|found| found.clone())
         };
@@ -133,10 +132,10 @@ impl Line {
         &self.health
     }
 
-    /// Whether a queue belongs to a lane that was opened, or is the journal's.
-    pub(crate) fn should_exist(&self, queue: &str) -> bool {
+    /// True if a queue belongs to an opened lane, or is the journal's.
+    pub(crate) fn expects_queue(&self, queue: &str) -> bool {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        queue == JOURNAL && !lanes.is_empty()
+        queue == JOURNAL_QUEUE && !lanes.is_empty()
             || lanes.iter().any(|(lane, shards)| {
                 QueueRole::ALL
                     .into_iter()
@@ -145,18 +144,19 @@ impl Line {
             })
     }
 
-    /// The lane was opened, and is to stay, with so many shards at least.
-    pub(crate) fn keep(&self, lane: &Lane, shards: Shards) {
+    /// Records an opened lane with at least `shards` shards, for [`Self::redeclare_lanes`].
+    pub(crate) fn remember_lane(&self, lane: &Lane, shards: Shards) {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = lanes.entry(lane.clone()).or_default();
         *kept = shards.max(*kept);
     }
 
-    /// Declares the lanes that were opened, where they are missing. Not the journal, see [`crate::ready`].
-    pub(crate) async fn declare(&self, generation: &Generation) -> Result<(), TransportError> {
+    /// Declares the opened lanes, where they are missing. The journal is separate, see
+    /// [`Self::wait_for_journal`].
+    pub(crate) async fn redeclare_lanes(&self, generation: &Generation) -> Result<(), TransportError> {
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (lane, shards) in lanes {
-            self.declare_one(generation, &lane).await?;
+            self.declare_lane(generation, &lane).await?;
             if shards > Shards::ONE {
                 self.open_shards(generation, &lane, shards).await?;
             }
@@ -170,20 +170,20 @@ impl Line {
         lane: &Lane,
         at_least: Shards,
     ) -> Result<Shards, TransportError> {
-        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
-        let there = topology::open_shards(&mut visit, lane, at_least).await;
-        visit.end().await;
+        let mut session = DeclareSession::open(generation, &self.config, &self.may_declare).await?;
+        let there = topology::open_shards(&mut session, lane, at_least).await;
+        session.close().await;
         there
     }
 
-    pub(crate) async fn declare_one(
+    pub(crate) async fn declare_lane(
         &self,
         generation: &Generation,
         lane: &Lane,
     ) -> Result<(), TransportError> {
-        let mut visit = Visit::begin(generation, &self.config, &self.declares).await?;
-        let opened = topology::open_lane(&mut visit, lane).await;
-        visit.end().await;
+        let mut session = DeclareSession::open(generation, &self.config, &self.may_declare).await?;
+        let opened = topology::open_lane(&mut session, lane).await;
+        session.close().await;
         opened
     }
 }

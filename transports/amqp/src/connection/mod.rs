@@ -1,12 +1,22 @@
-//! The pair of connections to the broker: made, watched, replaced when lost, and closed.
+//! The pair of connections to the broker: opened, watched, replaced after a loss, and closed.
 
-pub(crate) mod backoff;
-pub(crate) mod channel;
-pub(crate) mod credentials;
-pub(crate) mod degraded;
-pub(crate) mod generation;
-pub(crate) mod handle;
-pub(crate) mod runtime;
-pub(crate) mod supervisor;
-pub(crate) mod termination;
-pub(crate) mod tls;
+mod backoff;
+mod channel;
+mod credentials;
+mod degraded;
+mod generation;
+mod handle;
+mod runtime;
+mod supervisor;
+mod termination;
+mod tls;
+
+pub use self::credentials::Access;
+pub(crate) use self::{
+    backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
+    channel::{OwnedChannel, close_channel},
+    degraded::DegradedGuard,
+    generation::{ConnectError, Generation, PROBE_ROUTING_KEY, REPLY_TIMEOUT},
+    handle::{ConnectionHandle, CurrentConnection},
+    tls::{TlsFailure, TlsSettings, classify_tls_error},
+};

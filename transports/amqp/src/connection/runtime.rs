@@ -1,4 +1,4 @@
-//! Threads of our own.
+//! Threads that belong to the transport.
 
 use std::{future::Future, mem};
 
@@ -7,11 +7,12 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A runtime that may be dropped anywhere, also on a thread that runs async code: it does not wait for its threads.
+/// A runtime that may be dropped on any thread, even one that runs async code, because it does not
+/// wait for its own threads.
 #[derive(Debug)]
-pub(crate) struct OwnRuntime(Option<Runtime>);
+pub(crate) struct DedicatedRuntime(Option<Runtime>);
 
-impl OwnRuntime {
+impl DedicatedRuntime {
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
         Builder::new_multi_thread()
             .worker_threads(threads)
@@ -22,7 +23,7 @@ impl OwnRuntime {
     }
 
     pub(crate) fn handle(&self) -> &Handle {
-        self.0.as_ref().map(Runtime::handle).expect("only the drop of its owner takes it")
+        self.0.as_ref().map(Runtime::handle).expect("only dropping its owner takes it")
     }
 
     pub(crate) fn spawn<T: Send + 'static>(
@@ -32,18 +33,18 @@ impl OwnRuntime {
         self.handle().spawn(task)
     }
 
-    /// Runs what its owner has to do last, and then ends. For the owner's drop.
-    pub(crate) fn end_after(&mut self, last: impl Future<Output = ()> + Send + 'static) {
+    /// Runs the last task of its owner, then shuts down. Called when the owner is dropped.
+    pub(crate) fn shut_down_after(&mut self, last: impl Future<Output = ()> + Send + 'static) {
         let runtime = Self(mem::take(&mut self.0));
         let handle = runtime.handle().clone();
         handle.spawn(async move {
             last.await;
-            drop(runtime); // from one of its own threads, which is allowed: it does not wait for them
+            drop(runtime); // on one of its own threads, which is safe: it does not wait for them
         });
     }
 }
 
-impl Drop for OwnRuntime {
+impl Drop for DedicatedRuntime {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();

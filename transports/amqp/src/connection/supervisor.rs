@@ -1,4 +1,4 @@
-//! Sees to it that there is a generation: when one is lost, it builds the next.
+//! The supervisor of the generations: when one is lost, it builds the next.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,78 +8,83 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{
-    connection::generation::{Failure, Generation},
-    connection::handle::Line,
-    connection::backoff::{Pauses, STEADY},
+use super::{
+    backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
+    generation::{ConnectError, Generation},
+    handle::CurrentConnection,
 };
 
-/// For how long it is tried in vain to connect again before that is told, and how often it is told then.
-const TELL_AFTER: Duration = Duration::from_secs(10);
-const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Delay before failed attempts to reconnect are logged as a warning, and the interval after that.
+const RECONNECT_LOG_DELAY: Duration = Duration::from_secs(10);
+const RECONNECT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 pub(crate) struct Supervisor {
-    line: Line,
+    connection: CurrentConnection,
     current: watch::Sender<Option<Arc<Generation>>>,
-    /// How many generations were begun.
-    begun: u64,
-    pauses: Pauses,
+    /// Number of generations started so far.
+    generation_count: u64,
+    backoff: ReconnectBackoff,
 }
 
-/// Why an attempt did not end in a generation.
-enum Trouble {
-    /// Nobody answers, or not well.
-    Passing(String),
-    /// The broker does not let us. Somebody may mend that.
-    Refused(String),
-    /// What is there is not what we need, and to wait does not help.
-    Lasting(TransportError),
+/// Reason why an attempt did not produce a generation.
+enum ReconnectError {
+    /// The broker does not answer, or answers with an error that may pass.
+    Transient(String),
+    /// The broker refuses access, which an operator may correct.
+    AccessDenied(String),
+    /// The broker's entities do not match, which waiting does not change.
+    Fatal(TransportError),
 }
 
 impl Supervisor {
-    pub(crate) fn new(line: Line, current: watch::Sender<Option<Arc<Generation>>>) -> Self {
-        Self { line, current, begun: 1, pauses: Pauses::new() }
+    pub(crate) fn new(
+        connection: CurrentConnection,
+        current: watch::Sender<Option<Arc<Generation>>>,
+    ) -> Self {
+        Self { connection, current, generation_count: 1, backoff: ReconnectBackoff::new() }
     }
 
-    /// Runs until the end for good, which it brings about itself if there can be no further generation.
+    /// Runs until the final termination, which it causes itself if there can be no further
+    /// generation.
     pub(crate) async fn run(mut self) {
-        let end = self.line.end.clone();
+        let end = self.connection.end.clone();
         tokio::select! {
             biased;
             () = end.wait() => {}
-            why = self.replace_what_is_lost() => {
-                tracing::error!("{}: {why}; it is given up", self.line.config);
-                end.because(why);
+            why = self.replace_lost_generations() => {
+                tracing::error!("{}: {why}; giving up", self.connection.config);
+                end.terminate(why);
             }
         }
-        self.line.health().send_replace(Health::Closed);
+        self.connection.health().send_replace(Health::Closed);
         let last = self.current.send_replace(None);
         if let Some(last) = last {
             last.close().await;
         }
     }
 
-    /// Why there can be no further generation.
-    async fn replace_what_is_lost(&mut self) -> String {
+    /// Replaces each lost generation. Returns the reason why there can be no further one.
+    async fn replace_lost_generations(&mut self) -> String {
         loop {
             let Some(generation) = self.current.borrow().clone() else {
                 return "there is no connection".into();
             };
             let since = Instant::now();
-            self.watch_over(&generation).await;
-            if since.elapsed() >= STEADY {
-                self.pauses = Pauses::new();
+            self.report_health(&generation).await;
+            if since.elapsed() >= BACKOFF_RESET_AFTER {
+                self.backoff = ReconnectBackoff::new();
             }
             tracing::warn!(
                 "lost the connection to {}: {}; connecting again",
-                self.line.config,
+                self.connection.config,
                 generation.end.reason()
             );
-            self.line.health().send_replace(Health::Away(generation.end.reason().into()));
+            self.connection.health().send_replace(Health::Away(generation.end.reason().into()));
             self.current.send_replace(None);
-            // What of it still works says goodbye: acks get through, and the broker gives the rest to others.
+            // A connection that still works is closed properly: acks get through, and the broker
+            // requeues the rest.
             tokio::spawn(async move { generation.close().await });
-            match self.next().await {
+            match self.reconnect().await {
                 Ok(generation) => {
                     self.current.send_replace(Some(generation));
                 }
@@ -88,19 +93,19 @@ impl Supervisor {
         }
     }
 
-    /// Says how the generation is, until it is over.
-    async fn watch_over(&self, generation: &Generation) {
+    /// Publishes the health of a generation until it is terminated.
+    async fn report_health(&self, generation: &Generation) {
         let mut blocked = generation.blocked.subscribe();
-        let mut interruptions = self.line.interruptions.subscribe();
+        let mut degradations = self.connection.degradations.subscribe();
         loop {
-            interruptions.mark_unchanged();
-            let interrupted = self.line.interruptions.of(generation.number);
+            degradations.mark_unchanged();
+            let interrupted = self.connection.degradations.reason_in(generation.number);
             let health = match (blocked.borrow_and_update().clone(), interrupted) {
                 (Some(why), _) => Health::Blocked(why),
                 (None, Some(why)) => Health::Interrupted(why),
                 (None, None) => Health::Well,
             };
-            self.line.health().send_if_modified(|old| {
+            self.connection.health().send_if_modified(|old| {
                 let is_news = *old != health;
                 *old = health;
                 is_news
@@ -109,77 +114,78 @@ impl Supervisor {
                 biased;
                 () = generation.end.wait() => return,
                 changed = blocked.changed() => if changed.is_err() { return generation.end.wait().await },
-                changed = interruptions.changed() => if changed.is_err() { return generation.end.wait().await },
+                changed = degradations.changed() => if changed.is_err() { return generation.end.wait().await },
             }
         }
     }
 
-    async fn next(&mut self) -> Result<Arc<Generation>, String> {
+    async fn reconnect(&mut self) -> Result<Arc<Generation>, String> {
         let start = Instant::now();
-        let mut tell = start + TELL_AFTER;
+        let mut next_log = start + RECONNECT_LOG_DELAY;
         let mut tries: u32 = 0;
         let mut refused = false;
         let mut reason = String::from("not tried");
         loop {
-            let pause = self.pauses.next();
-            let left = self.line.config.give_up_after_loss.map(|limit| limit.saturating_sub(start.elapsed()));
+            let pause = self.backoff.next_delay();
+            let left =
+                self.connection.config.give_up_after_loss.map(|limit| limit.saturating_sub(start.elapsed()));
             if left.is_some_and(|left| left.is_zero()) {
                 let seconds = start.elapsed().as_secs_f64();
                 return Err(format!("not back after {tries} tries in {seconds:.1} s: {reason}"));
             }
             sleep(left.map_or(pause, |left| pause.min(left))).await;
             tries += 1;
-            reason = match self.attempt().await {
+            reason = match self.try_connect().await {
                 Ok(generation) => {
                     let seconds = start.elapsed().as_secs_f64();
-                    let transport = &self.line.config;
+                    let transport = &self.connection.config;
                     tracing::info!("connected to {transport} again after {seconds:.1} s, tries: {tries}");
                     return Ok(generation);
                 }
-                Err(Trouble::Lasting(error)) => return Err(error.to_string()),
-                Err(Trouble::Refused(reason)) => {
+                Err(ReconnectError::Fatal(error)) => return Err(error.to_string()),
+                Err(ReconnectError::AccessDenied(reason)) => {
                     if !refused {
-                        tracing::warn!("{reason}; trying again until somebody mends it");
+                        tracing::warn!("{reason}; retrying until it is corrected");
                     }
                     refused = true;
                     reason
                 }
-                Err(Trouble::Passing(reason)) => reason,
+                Err(ReconnectError::Transient(reason)) => reason,
             };
-            let transport = &self.line.config;
-            if Instant::now() < tell {
+            let transport = &self.connection.config;
+            if Instant::now() < next_log {
                 tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
             } else {
                 let seconds = start.elapsed().as_secs();
                 tracing::warn!(
-                    "cannot connect to {transport} again yet, {tries} tries in {seconds} s: {reason}; trying on"
+                    "cannot connect to {transport} again yet, {tries} tries in {seconds} s: {reason}; still trying"
                 );
-                tell = Instant::now() + TELL_EVERY;
+                next_log = Instant::now() + RECONNECT_LOG_INTERVAL;
             }
         }
     }
 
-    /// Tries once. A generation in which the lanes that were opened are missing would be of no use.
-    async fn attempt(&mut self) -> Result<Arc<Generation>, Trouble> {
-        let Line { config, .. } = &self.line;
-        self.begun += 1;
-        let connected = Generation::connect(config, self.begun, config.attempt_timeout()).await;
+    /// Attempts once, and declares the opened lanes. A generation without them would be of no use.
+    async fn try_connect(&mut self) -> Result<Arc<Generation>, ReconnectError> {
+        let CurrentConnection { config, .. } = &self.connection;
+        self.generation_count += 1;
+        let connected = Generation::connect(config, self.generation_count, config.attempt_timeout()).await;
         let generation = connected.map_err(|failure| match failure {
-            Failure::Unreachable(reason) => Trouble::Passing(reason),
-            Failure::Final(error) => Trouble::Refused(error.to_string()),
+            ConnectError::Unreachable(reason) => ReconnectError::Transient(reason),
+            ConnectError::Fatal(error) => ReconnectError::AccessDenied(error.to_string()),
         })?;
         let declared = tokio::select! {
             biased;
             () = generation.end.wait() => Err(generation.end.error()),
-            declared = self.line.declare(&generation) => declared,
+            declared = self.connection.redeclare_lanes(&generation) => declared,
         };
         match declared {
             Ok(()) => Ok(Arc::new(generation)),
             Err(error @ (TransportError::Denied { .. } | TransportError::Forbidden { .. })) => {
-                Err(Trouble::Refused(error.to_string()))
+                Err(ReconnectError::AccessDenied(error.to_string()))
             }
-            Err(error) if error.is_retryable() => Err(Trouble::Passing(error.to_string())),
-            Err(error) => Err(Trouble::Lasting(error)),
+            Err(error) if error.is_retryable() => Err(ReconnectError::Transient(error.to_string())),
+            Err(error) => Err(ReconnectError::Fatal(error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Why and when something is over, for all who live by it.
+//! A shared, one-shot termination signal with its reason.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,13 +7,13 @@ use tokio_util::sync::CancellationToken;
 
 /// The end of a generation, or of all of them, which comes once. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct End {
+pub(crate) struct Termination {
     transport: Arc<str>,
     reason: Arc<OnceLock<String>>,
     token: CancellationToken,
 }
 
-impl End {
+impl Termination {
     pub(crate) fn new(transport: &str) -> Self {
         Self { transport: transport.into(), reason: Arc::default(), token: CancellationToken::new() }
     }
@@ -22,29 +22,31 @@ impl End {
         &self.transport
     }
 
-    /// Ends it. The first reason stays.
-    pub(crate) fn because(&self, reason: impl Into<String>) {
-        let _ = self.reason.set(reason.into()); // it fails if there is one already, which stays
+    /// Terminates. The first reason stays.
+    pub(crate) fn terminate(&self, reason: impl Into<String>) {
+        let _ = self.reason.set(reason.into()); // it fails if there is one already
         self.token.cancel();
     }
 
-    /// Waits for the end.
+    /// Waits for the termination.
     pub(crate) async fn wait(&self) {
         self.token.cancelled().await;
     }
 
-    /// Cancelled at the end, or before by itself.
+    /// Returns a token that is cancelled by the termination, and can be cancelled before by itself.
     pub(crate) fn child_token(&self) -> CancellationToken {
         self.token.child_token()
     }
 
+    /// Fails after the termination.
+    ///
     /// # Errors
-    /// If the end has come.
+    /// [`TransportError::Disconnected`], with the reason.
     pub(crate) fn check(&self) -> Result<(), TransportError> {
-        if self.is_over() { Err(self.error()) } else { Ok(()) }
+        if self.is_terminated() { Err(self.error()) } else { Ok(()) }
     }
 
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_terminated(&self) -> bool {
         self.token.is_cancelled()
     }
 
@@ -53,10 +55,10 @@ impl End {
     }
 
     pub(crate) fn error(&self) -> TransportError {
-        self.disconnected(self.reason())
+        self.disconnect_error(self.reason())
     }
 
-    pub(crate) fn disconnected(&self, reason: &str) -> TransportError {
+    pub(crate) fn disconnect_error(&self, reason: &str) -> TransportError {
         TransportError::Disconnected { transport: self.transport.to_string(), reason: reason.into() }
     }
 }

@@ -1,4 +1,4 @@
-//! TLS: whom we trust, who we are, and what is wrong if it fails.
+//! TLS: trusted CAs, the client certificate, and errors with hints.
 
 use std::{
     fmt, fs, io,
@@ -17,55 +17,57 @@ use rustls::{
 
 const CA_HINT: &str =
     "--tls-ca FILE names the CA that signed the broker's certificate; without it the system's CAs count";
-const OURS_HINT: &str = "see --tls-cert, and which CA the broker trusts (`cacertfile` in its configuration)";
+const CLIENT_CERTIFICATE_HINT: &str =
+    "see --tls-cert, and which CA the broker trusts (`cacertfile` in its configuration)";
 const CLOCK_HINT: &str = "renew it on the broker; or is a clock wrong?";
 const PORT_HINT: &str = "without TLS it is amqp://; RabbitMQ's port for TLS is 5671";
 
-/// Whom we trust and who we are, as files. They are read for each connection, so that renewed ones are found.
+/// Files of trusted CAs and of the client's identity. They are read for each connection, so that
+/// renewed ones take effect.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Tls {
-    /// The CAs that count; those of the system if `None`.
+pub(crate) struct TlsSettings {
+    /// Trusted CAs; those of the system if `None`.
     pub(crate) ca: Option<PathBuf>,
-    /// Our certificate and its key.
+    /// The client certificate and its key.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// What is wrong with the files. The text has a hint.
+/// A defect of the files. The text has a hint.
 #[derive(Debug)]
-pub(crate) struct Unusable(String);
+pub(crate) struct TlsFileError(String);
 
-impl fmt::Display for Unusable {
+impl fmt::Display for TlsFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Unusable {}
+impl std::error::Error for TlsFileError {}
 
-impl Tls {
+impl TlsSettings {
     /// Reads the files. Blocks, for milliseconds.
     ///
     /// # Errors
-    /// One of them cannot be read, holds nothing of use, or does not fit to another.
-    pub(crate) fn connector(&self) -> Result<RustlsConnector, Unusable> {
+    /// A file cannot be read, holds nothing usable, or does not match another one.
+    pub(crate) fn connector(&self) -> Result<RustlsConnector, TlsFileError> {
         let roots = match &self.ca {
-            Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(certificates("CA", ca)?),
+            Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(read_certificates("CA", ca)?),
             None => RustlsConnectorConfig::new_with_native_certs().map_err(|why| {
-                Unusable(format!(
+                TlsFileError(format!(
                     "this system has no trusted CAs: {why} (hint: install ca-certificates, or name the broker's CA with \
                      --tls-ca FILE)"
                 ))
             })?,
         };
         let Some((cert, key)) = &self.identity else {
-            return roots.connector_with_no_client_auth().map_err(|why| self.unusable(&why));
+            return roots.connector_with_no_client_auth().map_err(|why| self.file_error(&why));
         };
-        let chain = certificates("certificate", cert)?;
-        roots.connector_with_single_cert(chain, private_key(key)?).map_err(|why| self.unusable(&why))
+        let chain = read_certificates("certificate", cert)?;
+        roots.connector_with_single_cert(chain, read_private_key(key)?).map_err(|why| self.file_error(&why))
     }
 
-    fn unusable(&self, why: &io::Error) -> Unusable {
-        let text = match (&self.identity, cause::<rustls::Error>(why)) {
+    fn file_error(&self, why: &io::Error) -> TlsFileError {
+        let text = match (&self.identity, inner_error::<rustls::Error>(why)) {
             (Some((cert, key)), Some(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) => {
                 format!(
                     "the key in {} is not that of the certificate in {} (hint: our own certificate comes first in the file, its \
@@ -75,95 +77,97 @@ impl Tls {
                 )
             }
             (Some((cert, _)), Some(_)) => {
-                format!("the certificate in {} is of no use: {why} (hint: see --tls-cert)", cert.display())
+                format!("the certificate in {} cannot be used: {why} (hint: see --tls-cert)", cert.display())
             }
             _ => {
                 let ca = self.ca.as_deref().unwrap_or(Path::new("the system's store"));
                 format!("no certificate in {} can be read: {why} (hint: {CA_HINT})", ca.display())
             }
         };
-        Unusable(text)
+        TlsFileError(text)
     }
 }
 
-fn read(what: &str, path: &Path) -> Result<Vec<u8>, Unusable> {
+fn read_file(what: &str, path: &Path) -> Result<Vec<u8>, TlsFileError> {
     fs::read(path).map_err(|why| {
         let path = path.display();
-        Unusable(format!("cannot read the {what} file {path}: {why} (hint: it is read for each connection)"))
+        TlsFileError(format!(
+            "cannot read the {what} file {path}: {why} (hint: it is read for each connection)"
+        ))
     })
 }
 
-fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(what, path)?).collect();
+fn read_certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read_file(what, path)?).collect();
     match found {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(Unusable(format!(
+        _ => Err(TlsFileError(format!(
             "the {what} file {} holds no certificate (hint: expected PEM, -----BEGIN CERTIFICATE-----)",
             path.display()
         ))),
     }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Unusable> {
-    let text = read("key", path)?;
+fn read_private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+    let text = read_file("key", path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|why| {
         let locked = text.windows(9).any(|word| word == b"ENCRYPTED");
         let hint = match why {
             PemError::NoItemsFound if locked => {
-                "it has a passphrase, which nobody can type here; `openssl pkey -in FILE -out NEW` takes it off"
+                "it has a passphrase, which cannot be entered here; `openssl pkey -in FILE -out NEW` removes it"
             }
             _ => "expected PEM, -----BEGIN PRIVATE KEY-----",
         };
-        Unusable(format!("the key file {} holds no private key that can be used (hint: {hint})", path.display()))
+        TlsFileError(format!("the key file {} holds no private key that can be used (hint: {hint})", path.display()))
     })
 }
 
-fn cause<T: std::error::Error + 'static>(error: &io::Error) -> Option<&T> {
+fn inner_error<T: std::error::Error + 'static>(error: &io::Error) -> Option<&T> {
     error.get_ref()?.downcast_ref()
 }
 
-/// Why TLS did not come about, with a hint; and whose fault it is.
+/// A failed TLS handshake by its cause, with a hint.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Trouble {
-    /// Our files.
+pub(crate) enum TlsFailure {
+    /// The local files.
     Files(String),
-    /// What is there speaks no TLS, or none that we do.
-    Speech(String),
-    /// One of the two does not trust the other.
+    /// The peer speaks no TLS, or no version that is supported.
+    Protocol(String),
+    /// One of the two peers does not trust the other.
     Trust(String),
 }
 
-/// What an error means, if it is one of TLS.
-pub(crate) fn trouble(error: &io::Error) -> Option<Trouble> {
-    if let Some(files) = cause::<Unusable>(error) {
-        return Some(Trouble::Files(files.to_string()));
+/// Returns the meaning of an error, if it comes from TLS.
+pub(crate) fn classify_tls_error(error: &io::Error) -> Option<TlsFailure> {
+    if let Some(files) = inner_error::<TlsFileError>(error) {
+        return Some(TlsFailure::Files(files.to_string()));
     }
     use rustls::Error;
-    let trouble = match cause::<Error>(error)? {
+    let failure = match inner_error::<Error>(error)? {
         Error::InvalidCertificate(why) => {
-            let (why, hint) = untrusted(why);
-            Trouble::Trust(format!("its certificate {why} (hint: {hint})"))
+            let (why, hint) = describe_certificate_error(why);
+            TlsFailure::Trust(format!("its certificate {why} (hint: {hint})"))
         }
         Error::AlertReceived(alert) => {
-            let (why, hint) = alerted(*alert);
-            Trouble::Trust(format!("{why} (hint: {hint})"))
+            let (why, hint) = describe_alert(*alert);
+            TlsFailure::Trust(format!("{why} (hint: {hint})"))
         }
         Error::InvalidMessage(_) => {
-            Trouble::Speech(format!("it does not speak TLS there (hint: {PORT_HINT})"))
+            TlsFailure::Protocol(format!("it does not speak TLS there (hint: {PORT_HINT})"))
         }
-        why => Trouble::Speech(format!("{why} (hint: TLS 1.2 or 1.3 is needed; {PORT_HINT})")),
+        why => TlsFailure::Protocol(format!("{why} (hint: TLS 1.2 or 1.3 is needed; {PORT_HINT})")),
     };
-    Some(trouble)
+    Some(failure)
 }
 
-/// What is wrong with the broker's certificate.
-fn untrusted(why: &CertificateError) -> (String, &'static str) {
+/// Describes the defect of the broker's certificate.
+fn describe_certificate_error(why: &CertificateError) -> (String, &'static str) {
     match why {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             ("was not signed by a CA that we trust".into(), CA_HINT)
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let names: Vec<_> = presented.iter().map(|name| bare(name)).collect();
+            let names: Vec<_> = presented.iter().map(|name| plain_name(name)).collect();
             let names = if names.is_empty() {
                 "no host at all (a CN does not count)".into()
             } else {
@@ -178,19 +182,20 @@ fn untrusted(why: &CertificateError) -> (String, &'static str) {
             (format!("is not for {host:?}, but for {names}"), hint)
         }
         CertificateError::ExpiredContext { time, not_after } => {
-            (format!("has expired, {} ago", apart(*not_after, *time)), CLOCK_HINT)
+            (format!("has expired, {} ago", format_age(*not_after, *time)), CLOCK_HINT)
         }
         CertificateError::NotValidYetContext { time, not_before } => {
-            (format!("is not valid yet, only in {}", apart(*time, *not_before)), CLOCK_HINT)
+            (format!("is not valid yet, only in {}", format_age(*time, *not_before)), CLOCK_HINT)
         }
         CertificateError::Revoked => ("was revoked".into(), CLOCK_HINT),
         other => (format!("is not acceptable: {other}"), CA_HINT),
     }
 }
 
-/// What the broker has against us.
-fn alerted(alert: AlertDescription) -> (String, &'static str) {
-    let ours = |why: &str| (format!("the broker does not accept our certificate: {why}"), OURS_HINT);
+/// Describes why the broker refuses the client.
+fn describe_alert(alert: AlertDescription) -> (String, &'static str) {
+    let ours =
+        |why: &str| (format!("the broker does not accept our certificate: {why}"), CLIENT_CERTIFICATE_HINT);
     match alert {
         AlertDescription::CertificateRequired | AlertDescription::NoCertificate => {
             ("the broker wants a client certificate".into(), "--tls-cert FILE and --tls-key FILE")
@@ -203,21 +208,21 @@ fn alerted(alert: AlertDescription) -> (String, &'static str) {
         | AlertDescription::CertificateUnknown
         | AlertDescription::AccessDenied => ours("it gives no other reason"),
         AlertDescription::HandshakeFailure => (
-            "the broker breaks the handshake off".into(),
-            "it may want a client certificate, --tls-cert FILE and --tls-key FILE; its log knows",
+            "the broker aborts the handshake".into(),
+            "it may want a client certificate, --tls-cert FILE and --tls-key FILE; see its log",
         ),
-        other => (format!("the broker breaks the handshake off: {other:?}"), "its log knows why"),
+        other => (format!("the broker aborts the handshake: {other:?}"), "see its log for the reason"),
     }
 }
 
-/// The name in what the verifier prints: `DnsName("localhost")`, `IpAddress(127.0.0.1)`.
-fn bare(name: &str) -> &str {
+/// Extracts the name from the verifier's output: `DnsName("localhost")`, `IpAddress(127.0.0.1)`.
+fn plain_name(name: &str) -> &str {
     let inner = name.split_once('(').map_or(name, |(_, inner)| inner.trim_end_matches(')'));
     inner.trim_matches('"')
 }
 
-/// How long from one to the other, as people say it.
-fn apart(from: UnixTime, to: UnixTime) -> String {
+/// Formats the time between two instants with one unit.
+fn format_age(from: UnixTime, to: UnixTime) -> String {
     let between = Duration::from_secs(to.as_secs().saturating_sub(from.as_secs()));
     match between.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
@@ -235,34 +240,37 @@ mod tests {
         io::Error::new(io::ErrorKind::InvalidData, why.into())
     }
 
-    fn told(why: impl Into<rustls::Error>) -> String {
-        match trouble(&error(why)).unwrap() {
-            Trouble::Files(text) | Trouble::Speech(text) | Trouble::Trust(text) => text,
+    fn text_of(why: impl Into<rustls::Error>) -> String {
+        match classify_tls_error(&error(why)).unwrap() {
+            TlsFailure::Files(text) | TlsFailure::Protocol(text) | TlsFailure::Trust(text) => text,
         }
     }
 
     #[test]
-    fn each_trouble_has_its_own_words_and_a_hint() {
+    fn each_tls_failure_has_a_hint() {
         let at = |secs| UnixTime::since_unix_epoch(Duration::from_secs(secs));
         let expected = ServerName::try_from("10.0.0.1").unwrap();
         let presented = vec![r#"DnsName("rabbit")"#.into(), "IpAddress(127.0.0.1)".into()];
         let cases = [
-            (told(CertificateError::UnknownIssuer), "not signed by a CA that we trust"),
+            (text_of(CertificateError::UnknownIssuer), "not signed by a CA that we trust"),
             (
-                told(CertificateError::ExpiredContext { time: at(864_000), not_after: at(0) }),
+                text_of(CertificateError::ExpiredContext { time: at(864_000), not_after: at(0) }),
                 "expired, 10 days ago",
             ),
             (
-                told(CertificateError::NotValidYetContext { time: at(0), not_before: at(3_600) }),
+                text_of(CertificateError::NotValidYetContext { time: at(0), not_before: at(3_600) }),
                 "only in 60 min",
             ),
             (
-                told(CertificateError::NotValidForNameContext { expected, presented }),
+                text_of(CertificateError::NotValidForNameContext { expected, presented }),
                 r#"is not for "10.0.0.1", but for rabbit, 127.0.0.1"#,
             ),
-            (told(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)), "--tls-cert FILE"),
-            (told(rustls::Error::AlertReceived(AlertDescription::UnknownCA)), "not accept our certificate"),
-            (told(rustls::InvalidMessage::InvalidContentType), "does not speak TLS"),
+            (text_of(rustls::Error::AlertReceived(AlertDescription::CertificateRequired)), "--tls-cert FILE"),
+            (
+                text_of(rustls::Error::AlertReceived(AlertDescription::UnknownCA)),
+                "not accept our certificate",
+            ),
+            (text_of(rustls::InvalidMessage::InvalidContentType), "does not speak TLS"),
         ];
         for (text, part) in &cases {
             assert!(text.contains(part) && text.contains("(hint: "), "{part:?} is missing: {text}");
@@ -270,8 +278,8 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_are_none_of_tls() {
-        assert_eq!(trouble(&io::ErrorKind::ConnectionRefused.into()), None);
-        assert_eq!(trouble(&io::Error::other("something")), None);
+    fn other_errors_are_not_tls() {
+        assert_eq!(classify_tls_error(&io::ErrorKind::ConnectionRefused.into()), None);
+        assert_eq!(classify_tls_error(&io::Error::other("something")), None);
     }
 }

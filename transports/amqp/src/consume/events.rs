@@ -1,4 +1,4 @@
-//! Listens to events, through a queue that lives and dies with the listener.
+//! A reader of events, through a queue that exists as long as the reader.
 
 use std::{fmt, sync::Arc};
 
@@ -10,51 +10,52 @@ use lapin::{
     types::{FieldTable, ShortString},
 };
 
+use super::{resubscribe::AutoRecover, stream_reader::StreamReader};
 use crate::{
-    failure::Wish,
-    consume::stream_reader::Feed,
-    connection::generation::Generation,
-    connection::handle::Link,
+    connection::{ConnectionHandle, Generation},
+    failure::Operation,
     publish::properties,
-    consume::resubscribe::Renewed,
-    topology::{EVENTS, EVENTS_QUEUE, number, table, text},
+    topology::{EVENTS_EXCHANGE, EVENTS_QUEUE_PREFIX, number, table, text},
 };
 
-/// How many events may wait for a slow listener. Beyond that it misses the oldest.
+/// Maximum number of events that wait for a slow reader. Beyond that, the oldest are dropped.
 pub const EVENTS_MAX_WAITING: u64 = 10_000;
 
 pub(crate) struct AmqpEvents {
     key: String,
-    feed: Renewed<Feed>,
+    reader: AutoRecover<StreamReader>,
 }
 
 impl AmqpEvents {
-    pub(crate) async fn listen(link: Arc<Link>, filter: EventFilter) -> Result<Self, TransportError> {
+    pub(crate) async fn subscribe(
+        handle: Arc<ConnectionHandle>,
+        filter: EventFilter,
+    ) -> Result<Self, TransportError> {
         let key = binding_key(&filter);
-        let listen = |generation| listen(generation, key.clone());
-        let feed = Renewed::make(link, format!("listening to {key}"), listen).await?;
-        Ok(Self { key, feed })
+        let subscribe = |generation| subscribe(generation, key.clone());
+        let reader = AutoRecover::open(handle, format!("listening to {key}"), subscribe).await?;
+        Ok(Self { key, reader })
     }
 }
 
 #[async_trait]
 impl EventReader for AmqpEvents {
-    /// What is told while there is no connection is missed.
+    /// Events that are published while there is no connection are missed.
     async fn next(&mut self) -> Result<Message, TransportError> {
         loop {
             let key = &self.key;
-            let feed = self.feed.get(|| {
+            let reader = self.reader.get(|| {
                 let key = key.clone();
-                move |generation| listen(generation, key.clone())
+                move |generation| subscribe(generation, key.clone())
             });
-            let feed = feed.await?;
-            match feed.next().await {
+            let reader = reader.await?;
+            match reader.next().await {
                 Ok(event) => {
-                    return Ok(properties::incoming(&event.properties, Bytes::from(event.data), false));
+                    return Ok(properties::decode(&event.properties, Bytes::from(event.data), false));
                 }
                 Err(error) => {
-                    let generation = feed.generation();
-                    self.feed.lost(generation, &error);
+                    let generation = reader.generation();
+                    self.reader.mark_lost(generation, &error);
                 }
             }
         }
@@ -67,22 +68,27 @@ impl fmt::Debug for AmqpEvents {
     }
 }
 
-pub(crate) async fn listen(generation: Arc<Generation>, key: String) -> Result<Feed, TransportError> {
-    let channel = generation.channel().await?;
+pub(crate) async fn subscribe(
+    generation: Arc<Generation>,
+    key: String,
+) -> Result<StreamReader, TransportError> {
+    let channel = generation.open_channel().await?;
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     let arguments = table([
         ("x-queue-type", text("classic")),
         ("x-max-length", number(EVENTS_MAX_WAITING)),
         ("x-overflow", text("drop-head")),
     ]);
-    // A name of ours rather than the broker's, so that rights can be told apart; any id that is unique will do.
-    let queue = ShortString::from(format!("{EVENTS_QUEUE}{}", JobId::generate()));
+    // The name is chosen here and not by the broker, so that permissions can match it; any unique
+    // id will do.
+    let queue = ShortString::from(format!("{EVENTS_QUEUE_PREFIX}{}", JobId::generate()));
     let declare = channel.queue_declare(queue.clone(), options, arguments);
-    generation.ask(Wish::DeclareQueue, "a queue for events", declare).await?;
+    generation.request(Operation::DeclareQueue, "a queue for events", declare).await?;
     let options = QueueBindOptions::default();
-    let bind = channel.queue_bind(queue.clone(), EVENTS.into(), key.into(), options, FieldTable::default());
-    generation.ask(Wish::Bind, "events", bind).await?;
-    Feed::open(generation, channel, queue, FieldTable::default()).await
+    let bind =
+        channel.queue_bind(queue.clone(), EVENTS_EXCHANGE.into(), key.into(), options, FieldTable::default());
+    generation.request(Operation::Bind, "events", bind).await?;
+    StreamReader::open(generation, channel, queue, FieldTable::default()).await
 }
 
 pub(crate) fn binding_key(filter: &EventFilter) -> String {

@@ -1,8 +1,10 @@
-//! Consumers of queues and readers of the journal and of events, which survive a lost connection.
+//! Consumers of queues and readers of the journal and of events, which recover by themselves.
 
-pub(crate) mod consumer;
+mod consumer;
 pub(crate) mod events;
-pub(crate) mod journal;
-pub(crate) mod resubscribe;
-pub(crate) mod stream_reader;
-pub(crate) mod unsettled;
+mod journal;
+mod resubscribe;
+mod stream_reader;
+mod unsettled;
+
+pub(crate) use self::{consumer::AmqpConsumer, journal::AmqpJournal, stream_reader::StreamReader};

@@ -1,4 +1,4 @@
-//! What lives on a channel, and is made again when that is lost.
+//! Subscriptions that are opened again after their channel is lost.
 
 use std::sync::Arc;
 
@@ -6,42 +6,40 @@ use futures::future::BoxFuture;
 use gristmill_shared::TransportError;
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    connection::generation::Generation,
-    connection::degraded::Interrupted,
-    connection::handle::{Line, Link},
-    connection::backoff::{Pauses, STEADY},
+use crate::connection::{
+    BACKOFF_RESET_AFTER, ConnectionHandle, CurrentConnection, DegradedGuard, Generation, ReconnectBackoff,
 };
 
-/// Something on a channel, of this generation or of the next. It is made again while somebody waits for it.
-pub(crate) struct Renewed<T> {
-    /// What it is, for the log.
+/// A subscription in the current or the next generation. It is opened again while a caller waits
+/// for it.
+pub(crate) struct AutoRecover<T> {
+    /// Its name in log lines.
     what: String,
-    state: State<T>,
-    /// How it ended last, and when it began.
-    lost: Option<Lost>,
+    state: RecoverState<T>,
+    /// The last loss, and the time of the last start.
+    lost: Option<SubscriptionLoss>,
     since: Instant,
-    pauses: Option<Pauses>,
-    link: Arc<Link>,
+    backoff: Option<ReconnectBackoff>,
+    handle: Arc<ConnectionHandle>,
 }
 
-enum State<T> {
-    Here(T),
-    /// Kept, so that whoever stops to wait does not begin from the start the next time.
-    Making(BoxFuture<'static, (Pauses, Result<T, TransportError>)>),
-    Gone,
+enum RecoverState<T> {
+    Active(T),
+    /// Kept, so that a cancelled caller does not restart the recovery.
+    Recovering(BoxFuture<'static, (ReconnectBackoff, Result<T, TransportError>)>),
+    Lost,
 }
 
-/// How something ended.
-struct Lost {
+/// The generation in which a subscription was lost, and the reason.
+struct SubscriptionLoss {
     generation: u64,
     reason: String,
 }
 
-impl<T: Send + 'static> Renewed<T> {
-    /// Makes it for the first time, on this generation or the next.
-    pub(crate) async fn make<F>(
-        link: Arc<Link>,
+impl<T: Send + 'static> AutoRecover<T> {
+    /// Opens the subscription for the first time, in the current generation or the next.
+    pub(crate) async fn open<F>(
+        handle: Arc<ConnectionHandle>,
         what: String,
         make: impl Fn(Arc<Generation>) -> F,
     ) -> Result<Self, TransportError>
@@ -49,134 +47,135 @@ impl<T: Send + 'static> Renewed<T> {
         F: Future<Output = Result<T, TransportError>>,
     {
         let made = loop {
-            let generation = link.generation().await?;
+            let generation = handle.generation().await?;
             match make(Arc::clone(&generation)).await {
-                Err(error) if error.is_retryable() && generation.end.is_over() => {
+                Err(error) if error.is_retryable() && generation.end.is_terminated() => {
                     tracing::debug!("{what} waits for the next connection: {error}");
                 }
                 made => break made?,
             }
         };
-        let (since, pauses) = (Instant::now(), Some(Pauses::new()));
-        Ok(Self { what, state: State::Here(made), lost: None, since, pauses, link })
+        let (since, backoff) = (Instant::now(), Some(ReconnectBackoff::new()));
+        Ok(Self { what, state: RecoverState::Active(made), lost: None, since, backoff, handle })
     }
 
-    /// What there is, or else the next. Cancel safe.
+    /// Returns the subscription, or waits until it is open again. Cancel safe.
     ///
     /// # Errors
-    /// If there will be none.
+    /// There will be no further generation, or the queue does not match.
     pub(crate) async fn get<M, F>(&mut self, make: impl FnOnce() -> M) -> Result<&mut T, TransportError>
     where
         M: Fn(Arc<Generation>) -> F + Send + 'static,
         F: Future<Output = Result<T, TransportError>> + Send + 'static,
     {
-        self.link.end.check()?;
-        if matches!(self.state, State::Gone) {
-            let line = Line::clone(&self.link);
-            let pauses = self.pauses.take().unwrap_or_else(Pauses::new);
-            let making = make_again(line, self.what.clone(), self.lost.take(), pauses, make());
-            self.state = State::Making(Box::pin(making));
+        self.handle.end.check()?;
+        if matches!(self.state, RecoverState::Lost) {
+            let connection = CurrentConnection::clone(&self.handle);
+            let backoff = self.backoff.take().unwrap_or_else(ReconnectBackoff::new);
+            let recovering = recover(connection, self.what.clone(), self.lost.take(), backoff, make());
+            self.state = RecoverState::Recovering(Box::pin(recovering));
         }
-        if let State::Making(making) = &mut self.state {
-            let (pauses, made) = making.await;
-            self.pauses = Some(pauses);
-            self.state = State::Gone;
-            self.state = State::Here(made?);
+        if let RecoverState::Recovering(recovering) = &mut self.state {
+            let (backoff, made) = recovering.await;
+            self.backoff = Some(backoff);
+            self.state = RecoverState::Lost;
+            self.state = RecoverState::Active(made?);
             self.since = Instant::now();
         }
         match &mut self.state {
-            State::Here(it) => Ok(it),
-            State::Making(_) | State::Gone => Err(self.link.end.error()),
+            RecoverState::Active(it) => Ok(it),
+            RecoverState::Recovering(_) | RecoverState::Lost => Err(self.handle.end.error()),
         }
     }
 
-    pub(crate) fn here(&mut self) -> Option<&mut T> {
+    pub(crate) fn active(&mut self) -> Option<&mut T> {
         match &mut self.state {
-            State::Here(it) => Some(it),
-            State::Making(_) | State::Gone => None,
+            RecoverState::Active(it) => Some(it),
+            RecoverState::Recovering(_) | RecoverState::Lost => None,
         }
     }
 
-    /// It is of no use any more; the next `get` makes another.
-    pub(crate) fn lost(&mut self, generation: u64, error: &TransportError) {
-        let reason = reason(error);
-        self.state = State::Gone;
-        self.lost = Some(Lost { generation, reason });
-        if self.since.elapsed() >= STEADY {
-            self.pauses = Some(Pauses::new());
+    /// Marks the subscription as lost; the next `get` opens another.
+    pub(crate) fn mark_lost(&mut self, generation: u64, error: &TransportError) {
+        let reason = error_reason(error);
+        self.state = RecoverState::Lost;
+        self.lost = Some(SubscriptionLoss { generation, reason });
+        if self.since.elapsed() >= BACKOFF_RESET_AFTER {
+            self.backoff = Some(ReconnectBackoff::new());
         }
     }
 
-    pub(crate) fn line(&self) -> &Line {
-        &self.link
+    pub(crate) fn connection(&self) -> &CurrentConnection {
+        &self.handle
     }
 }
 
-/// Why, where the connection may stand all the same.
-fn reason(error: &TransportError) -> String {
+/// Returns the reason alone, since the connection itself may still be up.
+fn error_reason(error: &TransportError) -> String {
     match error {
         TransportError::Disconnected { reason, .. } => reason.clone(),
         error => error.to_string(),
     }
 }
 
-/// Until it is made, or there is no further generation.
-async fn make_again<T, M, F>(
-    line: Line,
+/// Retries until the subscription is open, or until there is no further generation.
+async fn recover<T, M, F>(
+    connection: CurrentConnection,
     what: String,
-    lost: Option<Lost>,
-    mut pauses: Pauses,
+    lost: Option<SubscriptionLoss>,
+    mut backoff: ReconnectBackoff,
     make: M,
-) -> (Pauses, Result<T, TransportError>)
+) -> (ReconnectBackoff, Result<T, TransportError>)
 where
     M: Fn(Arc<Generation>) -> F + Send + 'static,
     F: Future<Output = Result<T, TransportError>> + Send + 'static,
 {
-    let mut interrupted: Option<Interrupted> = None;
+    let mut degraded: Option<DegradedGuard> = None;
     let mut remade = false;
     loop {
-        sleep(pauses.next()).await;
-        let generation = match line.generation().await {
+        sleep(backoff.next_delay()).await;
+        let generation = match connection.generation().await {
             Ok(generation) => generation,
-            Err(error) => return (pauses, Err(error)),
+            Err(error) => return (backoff, Err(error)),
         };
         let error = match make(Arc::clone(&generation)).await {
             Ok(made) => {
                 if remade {
                     tracing::warn!(
-                        "{what} goes on, from a queue that was gone and has been made anew: what it held is lost (hint: a job \
-                         that gets no outcomes any more says so; `producer resume JOB --missing` sends what is missing again)"
+                        "{what} continues on a queue that was deleted and has been declared again: its \
+                         messages are lost (hint: a job that gets no more outcomes reports it; \
+                         `producer resume JOB --missing` sends what is missing again)"
                     );
-                } else if let Some(Lost { reason, .. }) =
+                } else if let Some(SubscriptionLoss { reason, .. }) =
                     lost.filter(|lost| lost.generation == generation.number)
                 {
-                    tracing::warn!("{what} was interrupted: {reason}; it goes on");
+                    tracing::warn!("{what} was interrupted: {reason}; it continues");
                 }
-                return (pauses, Ok(made));
+                return (backoff, Ok(made));
             }
-            // Its queue may be gone.
-            Err(error) => match line.declare(&generation).await {
+            // The queue may be missing.
+            Err(error) => match connection.redeclare_lanes(&generation).await {
                 Ok(()) => {
-                    remade |= reason(&error).contains("NOT_FOUND");
+                    remade |= error_reason(&error).contains("NOT_FOUND");
                     error
                 }
                 Err(refused) => refused,
             },
         };
-        if generation.end.is_over() {
+        if generation.end.is_terminated() {
             continue;
         }
         if matches!(error, TransportError::Mismatch { .. } | TransportError::Invalid(_)) {
-            line.end.because(error.to_string());
-            return (pauses, Err(line.end.error()));
+            connection.end.terminate(error.to_string());
+            return (backoff, Err(connection.end.error()));
         }
-        let why = format!("{what} is interrupted: {}", reason(&error));
-        if let Some(interrupted) = &interrupted {
+        let why = format!("{what} is interrupted: {}", error_reason(&error));
+        if let Some(degraded) = &degraded {
             tracing::debug!("{why}");
-            interrupted.go_on(generation.number, why);
+            degraded.update(generation.number, why);
         } else {
             tracing::warn!("{why}; trying again");
-            interrupted = Some(line.interruptions.begin(generation.number, why));
+            degraded = Some(connection.degradations.add(generation.number, why));
         }
     }
 }

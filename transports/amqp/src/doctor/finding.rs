@@ -1,32 +1,32 @@
-//! What was found.
+//! Findings of the doctor.
 
 use std::fmt::{self, Display};
 
 use super::role::Part;
 
-/// What one check found.
+/// Result of one check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// What was looked at, in a word or two.
+    /// The subject of the check, in a word or two.
     pub check: String,
-    /// Whether it is as it should be.
+    /// The severity.
     pub verdict: Verdict,
-    /// What was found, in a line.
+    /// The finding, in one line.
     pub found: String,
-    /// What to do about it, if there is something.
+    /// The remedy, if there is one.
     pub hint: Option<String>,
 }
 
-/// Whether something is as it should be.
+/// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Verdict {
-    /// It is.
+    /// Expected state.
     Ok,
-    /// It cannot be seen from here.
+    /// Not visible from here.
     Unseen,
-    /// It works, but not as well as it should, or not yet.
+    /// Works, but not as well as it should, or not yet.
     Warning,
-    /// It does not work.
+    /// Does not work.
     Problem,
 }
 
@@ -67,7 +67,8 @@ impl Display for Verdict {
     }
 }
 
-/// What the user may do, where `wanted` is the part that it has to have.
+/// Summarizes the user's permissions. `wanted` is the role that the user must have, if one is
+/// given.
 pub(super) fn rights(
     wanted: Option<Part>,
     fits: &[Part],
@@ -78,14 +79,15 @@ pub(super) fn rights(
         [] => String::new(),
         untried => format!(" ({})", untried.join("; ")),
     };
-    // What an operator lacks counts once for all that it declares, so that nobody is taken for one by that.
+    // The operator comes last: all that it declares counts as one missing permission, so that
+    // otherwise most users would be nearest to it.
     let nearest = lacking.into_iter().min_by_key(|(part, lacks)| (*part == Part::Operator, lacks.len()));
     match (wanted, fits, nearest) {
         (_, [], Some((part, lacks))) => {
-            let whole = if wanted.is_some() { "" } else { ", and of no other part; it is nearest to this" };
+            let whole = if wanted.is_some() { "" } else { ", nor of any other role; this one is nearest" };
             let lacks = lacks.join("; ");
             Finding::problem("rights", format_args!("not those of a fleet's {part}{whole}: {lacks}{untried}"))
-                .hint("deploy/rabbitmq-permissions gives each part's user its rights")
+                .hint("deploy/rabbitmq-permissions gives each role's user its rights")
         }
         (_, fits, _) => {
             let fits: Vec<_> = fits.iter().map(ToString::to_string).collect();
@@ -100,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_who_fits_nowhere_is_told_what_is_nearest() {
+    fn misfit_user_learns_nearest_role() {
         let lacking = vec![
             (Part::Sink, vec!["a".into(), "b".into()]),
             (Part::Worker, vec!["the user w lacks the read right on the queue q".into()]),
@@ -114,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_tried_is_not_called_well() {
+    fn untested_right_is_unseen() {
         let found = rights(Some(Part::Worker), &[Part::Worker], Vec::new(), &["not tried".into()]);
         assert_eq!(found.verdict, Verdict::Unseen);
         assert!(found.found.contains("(not tried)"), "{found:?}");

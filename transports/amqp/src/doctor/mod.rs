@@ -1,14 +1,15 @@
-//! Looks a broker over: all that can be seen over AMQP, without harm to whoever works there.
+//! Checks of a broker: all that is visible over AMQP, without harm to its users.
 //!
-//! Nothing is made, bound, consumed or deleted that others have. Whether we may publish is tried with messages to nobody,
-//! whether we may consume or declare with requests that are refused for another reason if they are not for this one.
+//! The checks create, bind, consume and delete nothing that others use. Publishing is tested with
+//! unroutable messages; consuming and declaring with requests that the broker refuses for another
+//! reason after it has checked the permissions.
 
 mod finding;
 mod handshake;
-mod presence;
-mod role;
 mod inventory;
+mod presence;
 mod probe;
+mod role;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -23,44 +24,44 @@ pub use finding::{Finding, Verdict};
 pub use role::Part;
 
 use self::{
-    handshake::Greeting,
-    presence::Hearing,
-    role::Need,
-    inventory::Standing,
-    probe::{Trial, Tried},
+    handshake::ServerIdentity,
+    inventory::BrokerInventory,
+    presence::PresenceListener,
+    probe::{ProbeOutcome, RightsProbe},
+    role::RequiredRight,
 };
 use crate::{
     MAX_MESSAGE,
     config::AmqpConfig,
-    failure::Wish,
-    connection::generation::Generation,
-    topology::{EVENTS, JOURNAL},
-    transport::first_generation,
-    topology::declare_connection::Visit,
+    connection::Generation,
+    failure::Operation,
+    topology::{DeclareSession, EVENTS_EXCHANGE, JOURNAL_QUEUE},
+    transport::connect_first_generation,
 };
 
-/// How long a greeting may take.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the way to the broker and back is measured; the shortest counts.
+/// Time limit for the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Number of measured round trips; the shortest counts.
 const ROUND_TRIPS: usize = 5;
-/// A round trip beyond which small batches wait more than they work.
+/// Round-trip time above which small batches wait longer than they run.
 const SLOW_ROUND_TRIP: Duration = Duration::from_millis(50);
-/// How many channels a process of ours may have on one connection; they are about ten.
+/// Number of channels that a process may need on one connection; about ten are in use.
 const CHANNELS_NEEDED: u16 = 32;
-/// The largest message that comes of the default bounds: a result, 256 KiB and an output of 1 MiB.
+/// The largest message under the default limits: a result of 256 KiB and an output of 1 MiB.
 const MESSAGE_NEEDED: usize = 2 << 20;
 
-/// Looks over the broker, and a lane on it, as the user of `config`. If `part` is given, it must have that part's rights,
-/// else those of any. Takes about 4 s, and at most a minute or so where the broker gives no answers.
+/// Checks the broker, and a lane on it, as the user of `config`. If `part` is given, the user must
+/// have the permissions of that role, otherwise those of any. Takes about 4 s, and at most about a
+/// minute if the broker does not answer.
 ///
 /// A broker that cannot be reached is a finding too.
 pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let greeting = Greeting::hear(config, GREETING_TIMEOUT).await;
-    let generation = match first_generation(config).await {
+    let server = ServerIdentity::fetch(config, HANDSHAKE_TIMEOUT).await;
+    let generation = match connect_first_generation(config).await {
         Ok(generation) => Arc::new(generation),
         Err(error) => {
-            findings.extend(greeting.ok().map(|greeting| version(&greeting)));
+            findings.extend(server.ok().map(|server| version(&server)));
             let hint = match &error {
                 TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
                     Some("check the user and the password")
@@ -78,15 +79,15 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
             return findings;
         }
     };
-    findings.push(match greeting {
-        Ok(greeting) => version(&greeting),
-        Err(why) => Finding::unseen("version", format_args!("the broker was not understood: {why}")),
+    findings.push(match server {
+        Ok(server) => version(&server),
+        Err(why) => Finding::unseen("version", format_args!("the broker's version is unknown: {why}")),
     });
-    let examination = Examination { config, lane, part, generation, findings };
-    examination.run().await
+    let diagnosis = Diagnosis { config, lane, part, generation, findings };
+    diagnosis.run().await
 }
 
-struct Examination<'a> {
+struct Diagnosis<'a> {
     config: &'a AmqpConfig,
     lane: &'a Lane,
     part: Option<Part>,
@@ -94,36 +95,36 @@ struct Examination<'a> {
     findings: Vec<Finding>,
 }
 
-impl Examination<'_> {
+impl Diagnosis<'_> {
     async fn run(mut self) -> Vec<Finding> {
-        if let Err(error) = self.look().await {
+        if let Err(error) = self.run_checks().await {
             self.findings.push(Finding::problem("connection", error));
         }
         self.generation.close().await; // with a goodbye, else the broker's log has a line
         self.findings
     }
 
-    async fn look(&mut self) -> Result<(), TransportError> {
+    async fn run_checks(&mut self) -> Result<(), TransportError> {
         let connection = self.connection().await?;
         self.findings.push(connection);
-        let declares = Arc::new(AtomicBool::new(true));
-        let mut visit = Visit::begin(&self.generation, self.config, &declares).await?;
-        let mut trial = Trial::new(Arc::clone(&self.generation));
-        let alarm = trial.alarm().await;
+        let may_declare = Arc::new(AtomicBool::new(true));
+        let mut session = DeclareSession::open(&self.generation, self.config, &may_declare).await?;
+        let mut probe = RightsProbe::new(Arc::clone(&self.generation));
+        let alarm = probe.check_alarm().await;
         self.findings.push(alarm);
-        let hearing = Hearing::begin(Arc::clone(&self.generation), self.lane).await;
-        let standing = Standing::look(&mut visit, self.lane).await?;
-        let configure = trial.declare(&mut visit, self.lane).await?;
-        self.findings.extend(standing.findings(&configure, self.config.vhost()));
-        self.findings.extend(standing.compare(&mut visit, &configure).await?);
-        let rights = self.rights(&mut visit, &mut trial, &standing, &hearing, configure).await?;
+        let listener = PresenceListener::start(Arc::clone(&self.generation), self.lane).await;
+        let inventory = BrokerInventory::collect(&mut session, self.lane).await?;
+        let configure = probe.try_declare(&mut session, self.lane).await?;
+        self.findings.extend(inventory.findings(&configure, self.config.vhost()));
+        self.findings.extend(inventory.compare(&mut session, &configure).await?);
+        let rights = self.rights(&mut session, &mut probe, &inventory, &listener, configure).await?;
         self.findings.push(rights);
-        let size = trial.size(MAX_MESSAGE, MESSAGE_NEEDED).await;
+        let size = probe.check_message_size(MAX_MESSAGE, MESSAGE_NEEDED).await;
         self.findings.push(size);
-        let heard = hearing.finish().await;
-        // Once more, since somebody who was just starting has had the time by now.
-        let standing = Standing::look(&mut visit, self.lane).await?;
-        self.findings.extend(heard.findings(&standing));
+        let presence = listener.finish().await;
+        // Collected again, because a process that was just starting has had time to subscribe.
+        let inventory = BrokerInventory::collect(&mut session, self.lane).await?;
+        self.findings.extend(presence.findings(&inventory));
         self.findings.push(
             Finding::unseen("consumer_timeout", "it cannot be seen over AMQP; 30 min unless set otherwise").hint(
                 "`rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'` tells it, in ms; it must be at \
@@ -136,20 +137,20 @@ impl Examination<'_> {
                  one that sets a length or an age may drop tasks",
             ),
         );
-        visit.end().await;
+        session.close().await;
         Ok(())
     }
 
     async fn connection(&self) -> Result<Finding, TransportError> {
-        let channel = self.generation.channel().await?;
+        let channel = self.generation.open_channel().await?;
         let mut shortest = Duration::MAX;
         for _ in 0..ROUND_TRIPS {
             let start = Instant::now();
             let asked = channel.basic_qos(1, BasicQosOptions::default());
-            self.generation.ask(Wish::Free, "a prefetch", asked).await?;
+            self.generation.request(Operation::Unrestricted, "a prefetch", asked).await?;
             shortest = shortest.min(start.elapsed());
         }
-        let (heartbeat, frame_max, channel_max) = self.generation.negotiated();
+        let (heartbeat, frame_max, channel_max) = self.generation.negotiated_limits();
         let found = format!(
             "{}: round trip {:.1} ms, heartbeat {heartbeat} s, frames of {frame_max} bytes, {channel_max} channels",
             self.config,
@@ -157,7 +158,7 @@ impl Examination<'_> {
         );
         Ok(if heartbeat == 0 {
             Finding::warning("connection", found)
-                .hint("without heartbeats a peer that is gone is noticed late; see `heartbeat` on the broker")
+                .hint("without heartbeats a lost peer is noticed late; see `heartbeat` on the broker")
         } else if channel_max != 0 && channel_max < CHANNELS_NEEDED {
             Finding::warning("connection", found).hint("set channel_max on the broker to 32 or more")
         } else if shortest > SLOW_ROUND_TRIP {
@@ -170,51 +171,58 @@ impl Examination<'_> {
 
     async fn rights(
         &self,
-        visit: &mut Visit,
-        trial: &mut Trial,
-        standing: &Standing,
-        hearing: &Hearing,
-        configure: Tried,
+        session: &mut DeclareSession,
+        probe: &mut RightsProbe,
+        inventory: &BrokerInventory,
+        listener: &PresenceListener,
+        configure: ProbeOutcome,
     ) -> Result<Finding, TransportError> {
-        let (mut fits, mut lacking, mut untried) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fits, mut lacking, mut untested) = (Vec::new(), Vec::new(), Vec::new());
         let parts = self.part.map_or(Part::ALL.to_vec(), |part| vec![part]);
         for part in parts {
             let mut lacks = Vec::new();
-            for need in part.needs(self.lane, standing.shards()) {
-                let tried = match &need {
-                    Need::DeclareAll => configure.clone(),
-                    // A right that is lacking shows first, also if there is nothing to listen to.
-                    Need::Listen => match hearing.tried() {
-                        Tried::Untried(_) if !standing.has(EVENTS) => Tried::missing(),
-                        tried => tried,
+            for need in part.needs(self.lane, inventory.shards()) {
+                let outcome = match &need {
+                    RequiredRight::DeclareAll => configure.clone(),
+                    // A missing permission takes precedence over a missing exchange.
+                    RequiredRight::Listen => match listener.outcome() {
+                        ProbeOutcome::Untested(_) if !inventory.has(EVENTS_EXCHANGE) => {
+                            ProbeOutcome::missing()
+                        }
+                        outcome => outcome,
                     },
-                    Need::Bind(exchange) if standing.has(exchange) => {
-                        trial.bind(visit, self.lane, exchange).await?
+                    RequiredRight::Bind(exchange) if inventory.has(exchange) => {
+                        probe.try_bind(session, self.lane, exchange).await?
                     }
-                    Need::Publish(exchange) if standing.has(exchange) => trial.publish(exchange).await,
-                    Need::Consume(queue) if standing.has(&queue.to_string()) => {
-                        trial.consume(visit, &queue.to_string()).await?
+                    RequiredRight::Publish(exchange) if inventory.has(exchange) => {
+                        probe.try_publish(exchange).await
                     }
-                    Need::ReadJournal if standing.has(JOURNAL) => trial.consume(visit, JOURNAL).await?,
-                    Need::Publish(_) | Need::Consume(_) | Need::ReadJournal | Need::Bind(_) => {
-                        Tried::missing()
+                    RequiredRight::Consume(queue) if inventory.has(&queue.to_string()) => {
+                        probe.try_consume(session, &queue.to_string()).await?
                     }
+                    RequiredRight::ReadJournal if inventory.has(JOURNAL_QUEUE) => {
+                        probe.try_consume(session, JOURNAL_QUEUE).await?
+                    }
+                    RequiredRight::Publish(_)
+                    | RequiredRight::Consume(_)
+                    | RequiredRight::ReadJournal
+                    | RequiredRight::Bind(_) => ProbeOutcome::missing(),
                 };
-                match tried {
-                    Tried::May => {}
-                    Tried::MayNot(why) => lacks.push(why),
-                    Tried::Untried(why) if untried.contains(&why) => {}
-                    Tried::Untried(why) => untried.push(why),
+                match outcome {
+                    ProbeOutcome::Allowed => {}
+                    ProbeOutcome::Denied(why) => lacks.push(why),
+                    ProbeOutcome::Untested(why) if untested.contains(&why) => {}
+                    ProbeOutcome::Untested(why) => untested.push(why),
                 }
             }
             if lacks.is_empty() { fits.push(part) } else { lacking.push((part, lacks)) }
         }
-        Ok(finding::rights(self.part, &fits, lacking, &untried))
+        Ok(finding::rights(self.part, &fits, lacking, &untested))
     }
 }
 
-fn version(greeting: &Greeting) -> Finding {
-    let Greeting { product, version } = greeting;
+fn version(server: &ServerIdentity) -> Finding {
+    let ServerIdentity { product, version } = server;
     let found = format!("{product} {version}");
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
     let number = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
@@ -235,9 +243,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_version_decides_what_is_said_of_it() {
+    fn version_decides_severity() {
         let judged = |product: &str, number: &str| {
-            version(&Greeting { product: product.into(), version: number.into() }).verdict
+            version(&ServerIdentity { product: product.into(), version: number.into() }).verdict
         };
         assert_eq!(judged("RabbitMQ", "3.9.29"), Verdict::Problem);
         assert_eq!(judged("RabbitMQ", "3.10.8"), Verdict::Ok);

@@ -1,66 +1,74 @@
-//! What each part in a fleet needs to be allowed.
+//! The permissions that each role of a fleet needs.
 
 use std::fmt;
 
 use gristmill_shared::{Lane, Queue, QueueRole, Shards};
 
-use crate::topology::{DEAD, EVENTS, FACTS, RESULTS, WORK};
+use crate::topology::{DEAD_EXCHANGE, EVENTS_EXCHANGE, FACTS_EXCHANGE, RESULTS_EXCHANGE, WORK_EXCHANGE};
 
-/// A part in a fleet, which has a user of its own.
+/// A role in a fleet, which has a user of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// Submits jobs, cancels them and waits for them.
     Producer,
     /// Runs tasks.
     Worker,
-    /// Folds results, and sends failed tasks again.
+    /// Folds results, and resends failed tasks.
     Sink,
-    /// Makes the lanes; see `deploy/rabbitmq-permissions`.
+    /// Creates the lanes; see `deploy/rabbitmq-permissions`.
     Operator,
 }
 
-/// What a part needs.
+/// A permission that a role needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Need {
-    /// To publish to this exchange.
+pub(super) enum RequiredRight {
+    /// Publish to this exchange.
     Publish(&'static str),
-    /// To consume this queue.
+    /// Consume this queue.
     Consume(Queue),
-    /// To read the journal.
+    /// Read the journal.
     ReadJournal,
-    /// To have a queue of its own that hears events.
+    /// Read events, through a queue of its own.
     Listen,
-    /// To declare all that there is.
+    /// Declare all entities.
     DeclareAll,
-    /// To bind queues of the lane to this exchange.
+    /// Bind queues of the lane to this exchange.
     Bind(&'static str),
 }
 
 impl Part {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::Producer, Self::Worker, Self::Sink, Self::Operator];
 
-    /// What it needs on a lane with so many tasks queues.
-    pub(super) fn needs(self, lane: &Lane, shards: Shards) -> Vec<Need> {
+    /// Returns the permissions that the role needs on a lane with that number of tasks queues.
+    pub(super) fn needs(self, lane: &Lane, shards: Shards) -> Vec<RequiredRight> {
         let (publish, consume, listen): (&[_], Vec<_>, _) = match self {
             Self::Operator => {
-                let bind = [WORK, RESULTS, DEAD, FACTS].map(Need::Bind);
-                return [Need::DeclareAll, Need::ReadJournal].into_iter().chain(bind).collect();
+                let bind =
+                    [WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, FACTS_EXCHANGE].map(RequiredRight::Bind);
+                return [RequiredRight::DeclareAll, RequiredRight::ReadJournal]
+                    .into_iter()
+                    .chain(bind)
+                    .collect();
             }
-            Self::Producer => (&[WORK, RESULTS, FACTS, EVENTS], Vec::new(), true),
+            Self::Producer => {
+                (&[WORK_EXCHANGE, RESULTS_EXCHANGE, FACTS_EXCHANGE, EVENTS_EXCHANGE], Vec::new(), true)
+            }
             Self::Worker => (
-                &[WORK, RESULTS, DEAD, EVENTS],
+                &[WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE],
                 shards.queues().chain([QueueRole::Again, QueueRole::Suspect]).collect(),
                 false,
             ),
-            Self::Sink => {
-                (&[WORK, RESULTS, FACTS, DEAD, EVENTS], vec![QueueRole::Results, QueueRole::Dead], true)
-            }
+            Self::Sink => (
+                &[WORK_EXCHANGE, RESULTS_EXCHANGE, FACTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE],
+                vec![QueueRole::Results, QueueRole::Dead],
+                true,
+            ),
         };
-        let publish = publish.iter().map(|exchange| Need::Publish(exchange));
-        let consume = consume.iter().map(|role| Need::Consume(role.of(lane)));
-        let listen = listen.then_some(Need::Listen);
-        publish.chain(consume).chain([Need::ReadJournal]).chain(listen).collect()
+        let publish = publish.iter().map(|exchange| RequiredRight::Publish(exchange));
+        let consume = consume.iter().map(|role| RequiredRight::Consume(role.of(lane)));
+        let listen = listen.then_some(RequiredRight::Listen);
+        publish.chain(consume).chain([RequiredRight::ReadJournal]).chain(listen).collect()
     }
 }
 
@@ -85,7 +93,7 @@ mod tests {
     use regex::Regex;
 
     use super::*;
-    use crate::topology::{EVENTS_QUEUE, JOURNAL};
+    use crate::topology::{EVENTS_QUEUE_PREFIX, JOURNAL_QUEUE};
 
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     enum Right {
@@ -94,15 +102,16 @@ mod tests {
         Read,
     }
 
-    const RIGHTS: [Right; 3] = [Right::Configure, Right::Write, Right::Read];
+    const ALL_RIGHTS: [Right; 3] = [Right::Configure, Right::Write, Right::Read];
 
-    fn in_the_house(path: &str) -> PathBuf {
+    fn repository_path(path: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
     }
 
-    /// The expressions that the script sets for a part's user, one for each of [`RIGHTS`].
-    fn set_by_the_script(part: Part, lane: &str) -> [String; 3] {
-        let mut script = Command::new(in_the_house("deploy/rabbitmq-permissions"));
+    /// Returns the expressions that the script sets for a role's user, one for each of
+    /// [`ALL_RIGHTS`].
+    fn script_rights(part: Part, lane: &str) -> [String; 3] {
+        let mut script = Command::new(repository_path("deploy/rabbitmq-permissions"));
         let printed = script.args(["--dry-run", "--prefix", "", "--lane", lane]).output().unwrap();
         assert!(printed.status.success(), "{printed:?}");
         let printed = String::from_utf8(printed.stdout).unwrap();
@@ -111,29 +120,34 @@ mod tests {
         line.split(' ').skip(1).map(str::to_owned).collect::<Vec<_>>().try_into().unwrap()
     }
 
-    /// Whether a part needs that right on a thing of that name.
-    fn is_needed(needs: &[Need], right: Right, name: &str) -> bool {
+    /// True if a role needs that permission on an entity of that name.
+    fn is_needed(needs: &[RequiredRight], right: Right, name: &str) -> bool {
         needs.iter().any(|need| match need {
-            Need::Publish(exchange) => right == Right::Write && name == *exchange,
-            Need::Consume(queue) => right == Right::Read && name == queue.to_string(),
-            Need::ReadJournal => right == Right::Read && name == JOURNAL,
-            Need::Listen => name.starts_with(EVENTS_QUEUE) || right == Right::Read && name == EVENTS,
-            Need::DeclareAll => name.starts_with("gristmill."),
-            Need::Bind(exchange) => right == Right::Read && name == *exchange,
+            RequiredRight::Publish(exchange) => right == Right::Write && name == *exchange,
+            RequiredRight::Consume(queue) => right == Right::Read && name == queue.to_string(),
+            RequiredRight::ReadJournal => right == Right::Read && name == JOURNAL_QUEUE,
+            RequiredRight::Listen => {
+                name.starts_with(EVENTS_QUEUE_PREFIX) || right == Right::Read && name == EVENTS_EXCHANGE
+            }
+            RequiredRight::DeclareAll => name.starts_with("gristmill."),
+            RequiredRight::Bind(exchange) => right == Right::Read && name == *exchange,
         })
     }
 
+    /// Compares the permissions script with the needs of each role, in both directions.
     #[test]
-    fn the_script_gives_each_part_what_it_needs_and_nothing_else() {
+    fn script_grants_needed_rights_only() {
         let (lane, other): (Lane, Lane) = ("night".parse().unwrap(), "nights".parse().unwrap());
         let all = Shards::new(gristmill_shared::SHARDS_MAX).unwrap();
         let roles = || QueueRole::ALL.into_iter().chain(all.queues());
         let queues = roles().flat_map(|role| [role.of(&lane).to_string(), role.of(&other).to_string()]);
-        let ours = [WORK, RESULTS, FACTS, DEAD, EVENTS, JOURNAL].map(str::to_owned);
+        let ours =
+            [WORK_EXCHANGE, RESULTS_EXCHANGE, FACTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE, JOURNAL_QUEUE]
+                .map(str::to_owned);
         // The default exchange goes by the name of amq.default.
         let others =
             ["amq.default", "amq.topic", "amq.gen-1", "gristmill", "gristmill.", "mine", "my.gristmill.work"];
-        let own = format!("{EVENTS_QUEUE}01");
+        let own = format!("{EVENTS_QUEUE_PREFIX}01");
         let names: Vec<_> = queues
             .chain(ours)
             .chain(others.map(str::to_owned))
@@ -141,8 +155,8 @@ mod tests {
             .collect();
         for part in Part::ALL {
             let needs = part.needs(&lane, all);
-            let set = set_by_the_script(part, "night").map(|set| Regex::new(&set).unwrap());
-            for (right, set) in RIGHTS.into_iter().zip(set) {
+            let set = script_rights(part, "night").map(|set| Regex::new(&set).unwrap());
+            for (right, set) in ALL_RIGHTS.into_iter().zip(set) {
                 for name in &names {
                     assert_eq!(
                         set.is_match(name),
@@ -155,8 +169,8 @@ mod tests {
     }
 
     #[test]
-    fn the_protocol_shows_what_the_script_sets() {
-        let page = std::fs::read_to_string(in_the_house("docs/protocol.md")).unwrap();
+    fn protocol_page_matches_script() {
+        let page = std::fs::read_to_string(repository_path("docs/protocol.md")).unwrap();
         for part in Part::ALL {
             let start = format!("| {part}");
             let is_its = |line: &&str| line.starts_with(&start) && line.contains("| `^");
@@ -165,7 +179,7 @@ mod tests {
             let plain =
                 |cell: &str| cell.trim_matches([' ', '|', '`']).replace("\\|", "|").replace("LANE", "night");
             let shown: Vec<_> = shown.into_iter().map(plain).collect();
-            assert_eq!(shown, set_by_the_script(part, "night"), "{part}");
+            assert_eq!(shown, script_rights(part, "night"), "{part}");
         }
     }
 }

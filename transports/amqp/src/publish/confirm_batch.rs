@@ -1,9 +1,9 @@
-//! A wave: letters that are sent together and answered together.
+//! A batch of messages that are sent together and confirmed together.
 //!
-//! The broker returns a letter that has no queue, and *then* confirms it. lapin hangs a returned letter on whichever
-//! confirm comes next, which may be another's. But every return hangs on some confirm at the latest when its own has
-//! come; so once all confirms of a channel are in, so are all returns, and they say by themselves whose they are.
-//! That is why a channel has one wave under way at a time.
+//! The broker returns an unroutable message and *then* confirms it. lapin attaches a returned
+//! message to the next confirm, which may belong to another message. But each return is attached to
+//! a confirm no later than its own; so once all confirms of a channel are in, all returns are too,
+//! and each return names its message. That is why a channel has one batch in flight at a time.
 
 use std::{collections::HashSet, pin::pin, time::Duration};
 
@@ -18,144 +18,145 @@ use gristmill_shared::{
 use lapin::{Channel, Confirmation, message::BasicReturnMessage};
 use tokio::time::{Instant, sleep_until};
 
-use crate::{
-    failure::{self, ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED, Wish},
-    publish::frame::Letter,
-};
+use super::frame::PublishFrame;
+use crate::failure::{self, ACCESS_REFUSED, NOT_FOUND, Operation, PRECONDITION_FAILED};
 
-/// For how long a wave may get no answer at all on connections that stand, the first time; then for twice as long, and
-/// so on. A broker that has just come back may lose track of what a queue has not confirmed yet, and never answer.
-pub(crate) const SILENCE: Duration = Duration::from_secs(10);
+/// Time without any confirm, while the connection is up, after which a batch is resent; doubled
+/// each time. A broker that has just recovered may forget what a queue has not confirmed yet, and
+/// never answer.
+pub(crate) const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest such time.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(300);
+pub(crate) const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
-/// What became of a wave.
-pub(crate) struct Sent {
-    /// Of each letter in turn.
-    pub(crate) answers: Vec<Published>,
-    /// The broker ended the channel, or the connection, over one of them.
-    pub(crate) disliked: bool,
-    /// The broker stopped answering. The channel is of no use any more: late answers would be taken for another's.
-    pub(crate) silent: bool,
+/// Confirms of one batch.
+pub(crate) struct BatchConfirms {
+    /// One result for each message, in order.
+    pub(crate) results: Vec<Published>,
+    /// True if the broker closed the channel or the connection because of one of the messages.
+    pub(crate) caused_close: bool,
+    /// True if the broker stopped answering. The channel cannot be used any more, because late
+    /// confirms would be matched to other messages.
+    pub(crate) timed_out: bool,
 }
 
-/// Sends the letters on a channel that confirms and has nothing else under way. While `blocked` says that the broker
-/// takes nothing, silence is no silence.
+/// Sends the messages on a channel that is in confirm mode and has nothing else in flight. The
+/// timeout does not count while `blocked` returns true.
 pub(crate) async fn send(
     channel: &Channel,
-    letters: &[&Letter],
-    silence: Duration,
+    frames: &[&PublishFrame],
+    confirm_timeout: Duration,
     blocked: impl Fn() -> bool,
-) -> Sent {
-    // Polled together, so that they share a write; in turn, so that they keep their order.
-    let sent = join_all(letters.iter().map(|letter| {
-        let (exchange, key) = (letter.exchange.into(), letter.key.as_str().into());
-        channel.basic_publish(exchange, key, letter.options(), &letter.message.body, letter.properties())
+) -> BatchConfirms {
+    // Polled together, to share a write; created in order, to keep the order.
+    let sent = join_all(frames.iter().map(|frame| {
+        let (exchange, key) = (frame.exchange.into(), frame.key.as_str().into());
+        channel.basic_publish(exchange, key, frame.options(), &frame.message.body, frame.properties())
     }))
     .await;
-    if letters.iter().any(|letter| letter.durable) {
+    if frames.iter().any(|frame| frame.durable) {
         reached(FailPoint::Sent);
     }
     let confirms = sent.into_iter().map(|sent| match sent {
         Ok(confirm) => confirm.left_future(),
         Err(error) => ready(Err(error)).right_future(),
     });
-    let confirmed = all_answers(confirms.collect(), silence, blocked).await;
-    let silent = confirmed.iter().any(Option::is_none);
-    let disliked =
-        confirmed.iter().flatten().any(|answer| answer.as_ref().is_err_and(failure::over_what_was_sent));
-    Sent { answers: answers(letters, &confirmed), disliked, silent }
+    let confirmed = await_confirms(confirms.collect(), confirm_timeout, blocked).await;
+    let timed_out = confirmed.iter().any(Option::is_none);
+    let caused_close =
+        confirmed.iter().flatten().any(|result| result.as_ref().is_err_and(failure::is_caused_by_message));
+    BatchConfirms { results: classify_confirms(frames, &confirmed), caused_close, timed_out }
 }
 
-/// Waits for all answers, or until there was none for so long while it was not `blocked`; then some are missing.
+/// Waits for all confirms, or until none came for `confirm_timeout` while not `blocked`; then some
+/// are `None`.
 ///
-/// They are awaited in turn, as they come as a rule: one listener and one timer for all, where each with its own would cost
-/// more than its letter.
-async fn all_answers<T>(
+/// They are awaited in order, which is usually the order of arrival, with one timer for all: a
+/// timer for each would cost more than the message.
+async fn await_confirms<T>(
     mut pending: Vec<impl Future<Output = T> + Unpin>,
-    silence: Duration,
+    confirm_timeout: Duration,
     blocked: impl Fn() -> bool,
 ) -> Vec<Option<T>> {
-    let mut answers: Vec<Option<T>> = pending.iter().map(|_| None).collect();
+    let mut results: Vec<Option<T>> = pending.iter().map(|_| None).collect();
     let mut last = Instant::now();
-    let mut too_long = pin!(sleep_until(last + silence));
+    let mut deadline = pin!(sleep_until(last + confirm_timeout));
     for place in 0..pending.len() {
-        while answers[place].is_none() {
+        while results[place].is_none() {
             tokio::select! {
                 biased;
-                answer = &mut pending[place] => {
-                    answers[place] = Some(answer);
+                result = &mut pending[place] => {
+                    results[place] = Some(result);
                     last = Instant::now();
                 }
-                () = &mut too_long => {
-                    let others = pending.iter_mut().zip(&mut answers).filter(|(_, answer)| answer.is_none());
-                    for (pending, answer) in others {
-                        *answer = pending.now_or_never();
-                        if answer.is_some() {
+                () = &mut deadline => {
+                    let others = pending.iter_mut().zip(&mut results).filter(|(_, result)| result.is_none());
+                    for (pending, result) in others {
+                        *result = pending.now_or_never();
+                        if result.is_some() {
                             last = Instant::now();
                         }
                     }
                     if blocked() {
                         last = Instant::now();
-                    } else if last.elapsed() >= silence {
-                        return answers;
+                    } else if last.elapsed() >= confirm_timeout {
+                        return results;
                     }
-                    too_long.as_mut().reset(last + silence);
+                    deadline.as_mut().reset(last + confirm_timeout);
                 }
             }
         }
     }
-    answers
+    results
 }
 
-type Confirmed = lapin::Result<Confirmation>;
+type ConfirmResult = lapin::Result<Confirmation>;
 
-fn answers(letters: &[&Letter], confirmed: &[Option<Confirmed>]) -> Vec<Published> {
-    let returned: HashSet<_> =
-        confirmed.iter().flatten().filter_map(returned).map(returned_address).collect();
+fn classify_confirms(frames: &[&PublishFrame], confirmed: &[Option<ConfirmResult>]) -> Vec<Published> {
+    let returned: HashSet<_> = confirmed.iter().flatten().filter_map(returned).map(returned_key).collect();
     let broken = confirmed.iter().any(|confirmed| !matches!(confirmed, Some(Ok(_))));
-    let answer = |(letter, confirmed): (&&Letter, &Option<Confirmed>)| match confirmed {
-        _ if returned.contains(&address(letter)) => Published::Unroutable,
+    let result = |(frame, confirmed): (&&PublishFrame, &Option<ConfirmResult>)| match confirmed {
+        _ if returned.contains(&frame_key(frame)) => Published::Unroutable,
         Some(Ok(Confirmation::Ack(None))) => Published::Stored,
-        // Its own return may have been waiting when the channel broke.
+        // Its own return may have been pending when the channel broke.
         Some(Ok(Confirmation::Ack(Some(_)))) if broken => Published::Unknown,
         Some(Ok(Confirmation::Ack(Some(_)))) => Published::Stored,
         Some(Ok(Confirmation::Nack(_))) => Published::Rejected,
-        Some(Ok(Confirmation::NotRequested)) | None => Published::Unknown, // the publisher makes sure that it is requested
-        Some(Err(error)) => unsent(letter, error),
+        Some(Ok(Confirmation::NotRequested)) | None => Published::Unknown, // the publisher always requests it
+        Some(Err(error)) => result_after_close(frame, error),
     };
-    letters.iter().zip(confirmed).map(answer).collect()
+    frames.iter().zip(confirmed).map(result).collect()
 }
 
-fn returned(confirmed: &Confirmed) -> Option<&BasicReturnMessage> {
+fn returned(confirmed: &ConfirmResult) -> Option<&BasicReturnMessage> {
     match confirmed {
         Ok(Confirmation::Ack(returned) | Confirmation::Nack(returned)) => returned.as_ref(),
         Ok(Confirmation::NotRequested) | Err(_) => None,
     }
 }
 
-fn address(letter: &Letter) -> (&str, &str, &str) {
-    (letter.exchange, &letter.key, &letter.message.id)
+fn frame_key(frame: &PublishFrame) -> (&str, &str, &str) {
+    (frame.exchange, &frame.key, &frame.message.id)
 }
 
-fn returned_address(message: &BasicReturnMessage) -> (&str, &str, &str) {
+fn returned_key(message: &BasicReturnMessage) -> (&str, &str, &str) {
     let id = message.properties.message_id().as_ref().map_or("", |id| id.as_str());
     (message.exchange.as_str(), message.routing_key.as_str(), id)
 }
 
-/// What became of a letter when the channel broke before its confirm came.
+/// Returns the result of a message whose channel broke before its confirm came.
 ///
-/// The broker closes a channel over one letter, and what it says tells which kind of letter can never have been taken.
-fn unsent(letter: &Letter, error: &lapin::Error) -> Published {
+/// The broker closes a channel because of one message, and its reason shows which messages it can
+/// never have accepted.
+fn result_after_close(frame: &PublishFrame, error: &lapin::Error) -> Published {
     let why = failure::reason(error);
-    let names_exchange = why.contains(&format!("exchange '{}'", letter.exchange));
-    match failure::code(error) {
+    let names_exchange = why.contains(&format!("exchange '{}'", frame.exchange));
+    match failure::reply_code(error) {
         Some(NOT_FOUND) if names_exchange => Published::Unroutable,
         Some(ACCESS_REFUSED) if names_exchange => {
-            Published::Denied(failure::lacks(Wish::Publish, &why).unwrap_or(why))
+            Published::Denied(failure::missing_permission(Operation::Publish, &why).unwrap_or(why))
         }
         Some(PRECONDITION_FAILED)
-            if failure::size_limit(&why).is_some_and(|limit| letter.message.body.len() > limit) =>
+            if failure::size_limit(&why).is_some_and(|limit| frame.message.body.len() > limit) =>
         {
             Published::Refused(why)
         }
@@ -174,119 +175,127 @@ mod tests {
 
     use super::*;
 
-    fn letter(id: &str) -> Letter {
+    fn frame(id: &str) -> PublishFrame {
         let to = Address::Queue(QueueRole::Tasks.of(&Lane::default()));
         let message = Message { id: id.into(), body: vec![0; 100].into(), ..Message::default() };
-        Letter::new(Outgoing { to, message }).unwrap()
+        PublishFrame::new(Outgoing { to, message }).unwrap()
     }
 
-    fn letters(ids: &str) -> Vec<Letter> {
-        ids.split(' ').map(letter).collect()
+    fn frames(ids: &str) -> Vec<PublishFrame> {
+        ids.split(' ').map(frame).collect()
     }
 
     fn returned(id: &str) -> BasicReturnMessage {
-        let letter = letter(id);
-        let mut delivery = Delivery::mock(0, letter.exchange.into(), letter.key.into(), false, Vec::new());
+        let frame = frame(id);
+        let mut delivery = Delivery::mock(0, frame.exchange.into(), frame.key.into(), false, Vec::new());
         delivery.properties = BasicProperties::default().with_message_id(id.into());
         BasicReturnMessage { delivery, reply_code: 312, reply_text: "NO_ROUTE".into() }
     }
 
-    fn ack() -> Confirmed {
+    fn ack() -> ConfirmResult {
         Ok(Confirmation::Ack(None))
     }
 
-    fn ack_with(id: &str) -> Confirmed {
+    fn ack_with(id: &str) -> ConfirmResult {
         Ok(Confirmation::Ack(Some(returned(id))))
     }
 
-    fn answers(letters: &[Letter], confirmed: impl IntoIterator<Item = Confirmed>) -> Vec<Published> {
-        let letters: Vec<_> = letters.iter().collect();
-        super::answers(&letters, &confirmed.into_iter().map(Some).collect::<Vec<_>>())
+    fn classify(
+        frames: &[PublishFrame],
+        confirmed: impl IntoIterator<Item = ConfirmResult>,
+    ) -> Vec<Published> {
+        let frames: Vec<_> = frames.iter().collect();
+        super::classify_confirms(&frames, &confirmed.into_iter().map(Some).collect::<Vec<_>>())
     }
 
-    fn refusal(kind: AMQPSoftError, text: &str) -> Confirmed {
+    fn refusal(kind: AMQPSoftError, text: &str) -> ConfirmResult {
         let error = AMQPError::new(AMQPErrorKind::Soft(kind), text.into());
         Err(ErrorKind::ProtocolError(error).into())
     }
 
-    /// Answers that come after so many seconds each.
+    /// Awaits confirms that arrive after the given seconds.
     async fn after(seconds: &[u64], blocked: impl Fn() -> bool) -> (Vec<Option<u64>>, u64) {
         let start = Instant::now();
         let one = |&second: &u64| {
-            let answer = sleep_until(start + Duration::from_secs(second)).map(move |()| second);
-            answer.boxed()
+            let result = sleep_until(start + Duration::from_secs(second)).map(move |()| second);
+            result.boxed()
         };
-        let answers = all_answers(seconds.iter().map(one).collect(), SILENCE, blocked).await;
-        (answers, start.elapsed().as_secs())
+        let results = await_confirms(seconds.iter().map(one).collect(), CONFIRM_TIMEOUT, blocked).await;
+        (results, start.elapsed().as_secs())
     }
 
+    /// The wait goes on as long as some confirm arrives within the timeout.
     #[tokio::test(start_paused = true)]
-    async fn answers_may_come_in_any_order_as_long_as_some_come() {
+    async fn confirms_come_in_any_order() {
         assert_eq!(after(&[], || false).await, (vec![], 0));
         assert_eq!(after(&[1, 0, 3], || false).await, (vec![Some(1), Some(0), Some(3)], 3));
-        let (answers, took) = after(&[28, 9, 18, 27], || false).await;
-        assert_eq!((answers.iter().all(Option::is_some), took), (true, 28), "{answers:?}");
+        let (results, took) = after(&[28, 9, 18, 27], || false).await;
+        assert_eq!((results.iter().all(Option::is_some), took), (true, 28), "{results:?}");
     }
 
+    /// Without any confirm, the wait ends unless the broker blocks.
     #[tokio::test(start_paused = true)]
-    async fn silence_ends_the_waiting_unless_the_broker_blocks() {
+    async fn blocked_broker_does_not_time_out() {
         assert_eq!(after(&[2, 60, 1], || false).await.0, [Some(2), None, Some(1)]);
-        let (answers, took) = after(&[60, 4, 60], || false).await;
-        assert_eq!(answers, [None, Some(4), None]);
+        let (results, took) = after(&[60, 4, 60], || false).await;
+        assert_eq!(results, [None, Some(4), None]);
         assert!((14..=20).contains(&took), "{took} s");
         assert_eq!(after(&[60], || true).await, (vec![Some(60)], 60));
     }
 
+    /// The confirm that carries a return may belong to another message.
     #[test]
-    fn a_returned_letter_is_told_by_its_name_and_not_by_the_confirm_it_hangs_on() {
+    fn return_is_matched_by_message_id() {
         use Published::{Rejected, Stored, Unroutable};
         let confirmed = [ack_with("c"), ack(), ack(), Ok(Confirmation::Nack(Some(returned("e")))), ack()];
         assert_eq!(
-            answers(&letters("a b c d e"), confirmed),
+            classify(&frames("a b c d e"), confirmed),
             [Stored, Stored, Unroutable, Rejected, Unroutable]
         );
     }
 
     #[test]
-    fn a_channel_that_is_gone_leaves_its_letters_unknown() {
+    fn lost_channel_leaves_unknown() {
         use Published::{Rejected, Stored, Unknown};
         let gone = || Err(ErrorKind::MissingHeartbeatError.into());
         let confirmed = [ack(), gone(), Ok(Confirmation::Nack(None)), gone()];
-        assert_eq!(answers(&letters("a b c d"), confirmed), [Stored, Unknown, Rejected, Unknown]);
+        assert_eq!(classify(&frames("a b c d"), confirmed), [Stored, Unknown, Rejected, Unknown]);
     }
 
+    /// A missing confirm is unknown, and so is an ack that carries another message's return.
     #[test]
-    fn what_was_not_answered_in_time_is_unknown_and_makes_others_doubtful() {
+    fn timeout_makes_acks_doubtful() {
         use Published::{Stored, Unknown};
         let confirmed = [Some(ack()), None, Some(ack_with("x"))];
-        let letters = letters("a b c");
-        let letters: Vec<_> = letters.iter().collect();
-        assert_eq!(super::answers(&letters, &confirmed), [Stored, Unknown, Unknown]);
+        let frames = frames("a b c");
+        let frames: Vec<_> = frames.iter().collect();
+        assert_eq!(super::classify_confirms(&frames, &confirmed), [Stored, Unknown, Unknown]);
     }
 
+    /// An ack that carries another message's return may have one of its own pending.
     #[test]
-    fn what_carries_anothers_return_when_the_channel_breaks_may_have_been_returned_itself() {
+    fn lost_channel_makes_acks_doubtful() {
         use Published::{Unknown, Unroutable};
         let confirmed = [Err(ErrorKind::MissingHeartbeatError.into()), ack_with("a")];
-        assert_eq!(answers(&letters("a b"), confirmed), [Unroutable, Unknown]);
+        assert_eq!(classify(&frames("a b"), confirmed), [Unroutable, Unknown]);
     }
 
     #[test]
-    fn a_channel_that_was_closed_over_a_letter_tells_what_was_wrong() {
-        let answer = |kind, text: &str| answers(&letters("a"), [refusal(kind, text)]).remove(0);
+    fn close_reason_decides_result() {
+        let result = |kind, text: &str| classify(&frames("a"), [refusal(kind, text)]).remove(0);
         let missing = "NOT_FOUND - no exchange 'gristmill.work' in vhost '/'";
-        assert_eq!(answer(AMQPSoftError::NOTFOUND, missing), Published::Unroutable);
+        assert_eq!(result(AMQPSoftError::NOTFOUND, missing), Published::Unroutable);
         let other = "NOT_FOUND - no exchange 'gristmill.dead' in vhost '/'";
-        assert_eq!(answer(AMQPSoftError::NOTFOUND, other), Published::Unknown);
+        assert_eq!(result(AMQPSoftError::NOTFOUND, other), Published::Unknown);
         let forbidden =
             "ACCESS_REFUSED - access to exchange 'gristmill.work' in vhost '/' refused for user 'me'";
         let lacks = "the user me lacks the write right on the exchange gristmill.work";
-        assert_eq!(answer(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(lacks.into()));
+        assert_eq!(result(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(lacks.into()));
         let large = |limit| {
             format!("PRECONDITION_FAILED - message size 100 is larger than configured max size {limit}")
         };
         let refused = Published::Refused(large(99));
-        assert_eq!(answer(AMQPSoftError::PRECONDITIONFAILED, &large(99)), refused);
-        assert_eq!(answer(AMQPSoftError::PRECONDITIONFAILED, &large(100)), Published::Unknown);
+        assert_eq!(result(AMQPSoftError::PRECONDITIONFAILED, &large(99)), refused);
+        assert_eq!(result(AMQPSoftError::PRECONDITIONFAILED, &large(100)), Published::Unknown);
     }
 }

@@ -1,6 +1,8 @@
-//! Publishing: messages with their AMQP properties, sent in batches and confirmed one by one.
+//! Publishing: messages are converted to AMQP, sent in batches and confirmed one by one.
 
-pub(crate) mod confirm_batch;
-pub(crate) mod frame;
+mod confirm_batch;
+mod frame;
 pub(crate) mod properties;
-pub(crate) mod publisher;
+mod publisher;
+
+pub(crate) use self::publisher::AmqpPublisher;

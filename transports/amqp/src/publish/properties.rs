@@ -1,7 +1,7 @@
-//! A message and its AMQP properties, both ways.
+//! Conversion between messages and their AMQP properties.
 //!
-//! On the way in nothing fails: messages may come from other languages or from somebody's hand. What is missing or of
-//! an odd type gets its default, and what it means is for the wire module to say.
+//! Decoding never fails, because other languages and operators publish messages too. A missing or
+//! malformed property gets its default, and the wire module decides what that means.
 
 use bytes::Bytes;
 use gristmill_shared::{
@@ -15,26 +15,26 @@ use lapin::{
 
 use crate::topology::{number, text};
 
-/// How large all texts in a message's headers may be together. They must fit into one frame.
+/// Total size of all texts in a message's headers. They must fit into one frame.
 const HEADERS_MAX_BYTES: usize = 64 << 10;
-const PERSISTENT: u8 = 2;
-const TRANSIENT: u8 = 1;
+const PERSISTENT_MODE: u8 = 2;
+const TRANSIENT_MODE: u8 = 1;
 
-const ATTEMPT: &str = "gm-attempt";
-const LOSS: &str = "gm-loss";
+const ATTEMPT_HEADER: &str = "gm-attempt";
+const LOSS_HEADER: &str = "gm-loss";
 const RELEASED_HEADER: &str = "gm-released";
 const UNDECODABLE_HEADER: &str = "gm-undecodable";
 const DELAY_HEADER: &str = "gm-delay";
-const DELIVERY_COUNT: &str = "x-delivery-count";
-const REASON: &str = "gm-reason";
-const ORIGIN: &str = "gm-origin";
-const TRACEPARENT: &str = "traceparent";
+const DELIVERY_COUNT_HEADER: &str = "x-delivery-count";
+const REASON_HEADER: &str = "gm-reason";
+const ORIGIN_HEADER: &str = "gm-origin";
+const TRACEPARENT_HEADER: &str = "traceparent";
 
-/// Whether AMQP has room for all that a message says of itself.
+/// Checks that all properties of a message fit into AMQP.
 ///
 /// # Errors
-/// What it has no room for.
-pub(crate) fn fits(message: &Message) -> Result<(), String> {
+/// The property that does not fit.
+pub(crate) fn check_size(message: &Message) -> Result<(), String> {
     let Message { id, form, app, content_type, content_encoding, headers, .. } = message;
     for (what, text) in [
         ("message id", id),
@@ -50,7 +50,7 @@ pub(crate) fn fits(message: &Message) -> Result<(), String> {
             ));
         }
     }
-    let size: usize = texts(headers).map(|(_, text)| text.len()).sum();
+    let size: usize = text_headers(headers).map(|(_, text)| text.len()).sum();
     if size > HEADERS_MAX_BYTES {
         return Err(format!(
             "its headers have {size} bytes of text, and at most {HEADERS_MAX_BYTES} are sent"
@@ -59,44 +59,44 @@ pub(crate) fn fits(message: &Message) -> Result<(), String> {
     Ok(())
 }
 
-/// The properties of a message to be published, which [fits]. What has its default value is left out. The timestamp is in
-/// seconds.
-pub(crate) fn outgoing(message: &Message, durable: bool) -> BasicProperties {
+/// Converts a message that passed [`check_size`] to AMQP properties. Default values are omitted.
+/// The timestamp is in seconds.
+pub(crate) fn encode(message: &Message, durable: bool) -> BasicProperties {
     let mut properties = BasicProperties::default()
-        .with_delivery_mode(if durable { PERSISTENT } else { TRANSIENT })
+        .with_delivery_mode(if durable { PERSISTENT_MODE } else { TRANSIENT_MODE })
         .with_timestamp(message.timestamp_ms / 1_000)
-        .with_headers(table_of(&message.headers));
-    if let Some(id) = short(&message.id) {
+        .with_headers(header_table(&message.headers));
+    if let Some(id) = short_string(&message.id) {
         properties = properties.with_message_id(id);
     }
-    if let Some(form) = short(&message.form) {
+    if let Some(form) = short_string(&message.form) {
         properties = properties.with_type(form);
     }
     if let Some(job) = message.job {
         properties = properties.with_correlation_id(job.to_string().into());
     }
-    if let Some(app) = short(&message.app) {
+    if let Some(app) = short_string(&message.app) {
         properties = properties.with_app_id(app);
     }
-    if let Some(content_type) = short(&message.content_type) {
+    if let Some(content_type) = short_string(&message.content_type) {
         properties = properties.with_content_type(content_type);
     }
-    if let Some(encoding) = short(&message.content_encoding) {
+    if let Some(encoding) = short_string(&message.content_encoding) {
         properties = properties.with_content_encoding(encoding);
     }
     properties
 }
 
-/// Nothing if it is empty, or does not fit.
-fn short(text: &str) -> Option<ShortString> {
+/// Returns `None` for a text that is empty or too long.
+fn short_string(text: &str) -> Option<ShortString> {
     if text.is_empty() { None } else { ShortString::try_new(text).ok() }
 }
 
-fn table_of(headers: &Headers) -> FieldTable {
+fn header_table(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::default();
     let numbers = [
-        (ATTEMPT, headers.attempt),
-        (LOSS, headers.loss),
+        (ATTEMPT_HEADER, headers.attempt),
+        (LOSS_HEADER, headers.loss),
         (RELEASED_HEADER, headers.released),
         (DELAY_HEADER, headers.delay_ms),
     ];
@@ -105,44 +105,47 @@ fn table_of(headers: &Headers) -> FieldTable {
             table.insert(name.into(), number(value));
         }
     }
-    for (name, value) in texts(headers) {
+    for (name, value) in text_headers(headers) {
         table.insert(name.into(), text(value));
     }
     table
 }
 
-fn texts(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
+fn text_headers(headers: &Headers) -> impl Iterator<Item = (&'static str, &str)> {
     let all = [
-        (REASON, &headers.reason),
-        (ORIGIN, &headers.origin),
-        (TRACEPARENT, &headers.traceparent),
+        (REASON_HEADER, &headers.reason),
+        (ORIGIN_HEADER, &headers.origin),
+        (TRACEPARENT_HEADER, &headers.traceparent),
         (UNDECODABLE_HEADER, &headers.undecodable),
     ];
     all.into_iter().filter_map(|(name, text)| Some((name, text.as_deref()?)))
 }
 
-/// The message that was delivered. From the dead queue, what the broker itself moved there says why.
-pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queue: bool) -> Message {
+/// Converts a delivery to a message. In the dead queue, the broker's own dead-letter headers supply
+/// a missing reason and origin.
+pub(crate) fn decode(properties: &BasicProperties, body: Bytes, from_dead_queue: bool) -> Message {
     let text =
         |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned()).unwrap_or_default();
     let table = properties.headers().as_ref();
     let header = |name: &str| table.and_then(|table| table.inner().get(name));
     let mut headers = Headers {
-        attempt: header(ATTEMPT).map(count).unwrap_or_default(),
-        loss: header(LOSS).map(count).unwrap_or_default(),
-        released: header(RELEASED_HEADER).map(count).unwrap_or_default(),
-        undecodable: header(UNDECODABLE_HEADER).and_then(string),
-        delay_ms: header(DELAY_HEADER).map(count).unwrap_or_default(),
-        reason: header(REASON).and_then(string),
-        origin: header(ORIGIN).and_then(string),
-        traceparent: header(TRACEPARENT).and_then(string).filter(|trace| trace.len() <= REASON_MAX_BYTES),
+        attempt: header(ATTEMPT_HEADER).map(to_count).unwrap_or_default(),
+        loss: header(LOSS_HEADER).map(to_count).unwrap_or_default(),
+        released: header(RELEASED_HEADER).map(to_count).unwrap_or_default(),
+        undecodable: header(UNDECODABLE_HEADER).and_then(to_text),
+        delay_ms: header(DELAY_HEADER).map(to_count).unwrap_or_default(),
+        reason: header(REASON_HEADER).and_then(to_text),
+        origin: header(ORIGIN_HEADER).and_then(to_text),
+        traceparent: header(TRACEPARENT_HEADER)
+            .and_then(to_text)
+            .filter(|trace| trace.len() <= REASON_MAX_BYTES),
     };
     if from_dead_queue && let Some(table) = table {
-        let (reason, origin) = death(table);
+        let (reason, origin) = read_death(table);
         headers.reason = headers.reason.or(reason);
         headers.origin = headers.origin.or(origin);
     }
-    // They travel on with what follows, so they must fit into that.
+    // Later messages carry them too, so they must fit there.
     for text in [&mut headers.reason, &mut headers.origin, &mut headers.undecodable].into_iter().flatten() {
         *text = clip_reason(text).into_owned();
     }
@@ -159,16 +162,17 @@ pub(crate) fn incoming(properties: &BasicProperties, body: Bytes, from_dead_queu
     }
 }
 
-/// How often the message was delivered before. Quorum queues count it, but not on every version for every reason; the
-/// flag is never wrong.
+/// Returns the number of earlier deliveries. Quorum queues count them, but not on every version for
+/// every reason; the flag is always right.
 pub(crate) fn deliveries_before(properties: &BasicProperties, redelivered: bool) -> u32 {
     let table = properties.headers().as_ref();
-    let counted = table.and_then(|table| table.inner().get(DELIVERY_COUNT)).map_or(0, count);
+    let counted = table.and_then(|table| table.inner().get(DELIVERY_COUNT_HEADER)).map_or(0, to_count);
     if redelivered { counted.max(1) } else { 0 }
 }
 
-/// Why and whence the broker moved the message: its latest move, or the first where the broker tells only that.
-fn death(table: &FieldTable) -> (Option<String>, Option<String>) {
+/// Returns the reason and the queue of the broker's latest dead-lettering, or of the first if the
+/// broker reports only that.
+fn read_death(table: &FieldTable) -> (Option<String>, Option<String>) {
     let latest = match table.inner().get("x-death") {
         Some(AMQPValue::FieldArray(moves)) => match moves.as_slice().first() {
             Some(AMQPValue::FieldTable(latest)) => Some(latest),
@@ -176,17 +180,17 @@ fn death(table: &FieldTable) -> (Option<String>, Option<String>) {
         },
         _ => None,
     };
-    let said = |key: &str, first: &str| {
+    let value = |key: &str, first: &str| {
         latest
             .and_then(|latest| latest.inner().get(key))
             .or_else(|| table.inner().get(first))
-            .and_then(string)
+            .and_then(to_text)
     };
-    let reason = said("reason", "x-first-death-reason").map(|why| format!("the broker gave it up: {why}"));
-    (reason, said("queue", "x-first-death-queue"))
+    let reason = value("reason", "x-first-death-reason").map(|why| format!("the broker gave it up: {why}"));
+    (reason, value("queue", "x-first-death-queue"))
 }
 
-fn count(value: &AMQPValue) -> u32 {
+fn to_count(value: &AMQPValue) -> u32 {
     let number = match *value {
         AMQPValue::ShortShortInt(number) => number.into(),
         AMQPValue::ShortShortUInt(number) => number.into(),
@@ -200,7 +204,7 @@ fn count(value: &AMQPValue) -> u32 {
     u32::try_from(number.max(0)).unwrap_or(u32::MAX)
 }
 
-fn string(value: &AMQPValue) -> Option<String> {
+fn to_text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => Some(text.to_string()), // invalid UTF-8 becomes U+FFFD
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
@@ -240,16 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn a_message_comes_out_as_it_went_in() {
+    fn message_round_trips() {
         for message in [full(), Message::default()] {
-            let properties = outgoing(&message, true);
-            assert_eq!(incoming(&properties, message.body.clone(), false), message);
+            let properties = encode(&message, true);
+            assert_eq!(decode(&properties, message.body.clone(), false), message);
         }
     }
 
     #[test]
-    fn defaults_are_left_out() {
-        let properties = outgoing(&Message::default(), false);
+    fn defaults_are_omitted() {
+        let properties = encode(&Message::default(), false);
         assert_eq!(*properties.delivery_mode(), Some(1));
         assert_eq!(*properties.message_id(), None);
         assert_eq!(*properties.content_encoding(), None);
@@ -257,35 +261,36 @@ mod tests {
     }
 
     #[test]
-    fn what_amqp_has_no_room_for_is_refused() {
+    fn oversized_properties_are_refused() {
         let long = Message { id: "x".repeat(256), ..full() };
-        assert!(fits(&long).unwrap_err().contains("message id is 256 bytes"));
+        assert!(check_size(&long).unwrap_err().contains("message id is 256 bytes"));
         let mut long = full();
         long.headers.reason = Some("x".repeat(HEADERS_MAX_BYTES));
-        assert!(fits(&long).unwrap_err().contains("headers"));
-        assert_eq!(fits(&full()), Ok(()));
+        assert!(check_size(&long).unwrap_err().contains("headers"));
+        assert_eq!(check_size(&full()), Ok(()));
     }
 
     #[test]
-    fn odd_properties_become_defaults() {
+    fn malformed_properties_get_defaults() {
         let properties =
             BasicProperties::default().with_correlation_id("no uuid".into()).with_headers(table([
-                (ATTEMPT, text("three")),
-                (LOSS, AMQPValue::LongLongInt(-5)),
-                (REASON, AMQPValue::LongLongInt(7)),
-                (ORIGIN, AMQPValue::LongString(vec![b'a', 0xff].into())),
+                (ATTEMPT_HEADER, text("three")),
+                (LOSS_HEADER, AMQPValue::LongLongInt(-5)),
+                (REASON_HEADER, AMQPValue::LongLongInt(7)),
+                (ORIGIN_HEADER, AMQPValue::LongString(vec![b'a', 0xff].into())),
             ]));
-        let message = incoming(&properties, Bytes::new(), false);
+        let message = decode(&properties, Bytes::new(), false);
         assert_eq!((message.job, message.headers.attempt, message.headers.loss), (None, 0, 0));
         assert_eq!(message.headers.reason, None);
         assert_eq!(message.headers.origin.as_deref(), Some("a\u{fffd}"));
-        assert_eq!(incoming(&BasicProperties::default(), Bytes::new(), true), Message::default());
+        assert_eq!(decode(&BasicProperties::default(), Bytes::new(), true), Message::default());
     }
 
     #[test]
-    fn deliveries_are_counted_by_the_broker_or_to_one() {
+    fn redelivery_counts_at_least_once() {
         let counted = |count: i64| {
-            BasicProperties::default().with_headers(table([(DELIVERY_COUNT, AMQPValue::LongLongInt(count))]))
+            BasicProperties::default()
+                .with_headers(table([(DELIVERY_COUNT_HEADER, AMQPValue::LongLongInt(count))]))
         };
         assert_eq!(deliveries_before(&counted(3), true), 3);
         assert_eq!(deliveries_before(&counted(0), true), 1);
@@ -295,17 +300,21 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_with_long_headers_can_go_on() {
+    fn long_headers_are_clipped() {
         let long = "x".repeat(70_000);
-        let headers = table([(REASON, text(&long)), (ORIGIN, text(&long)), (TRACEPARENT, text(&long))]);
-        let message = incoming(&BasicProperties::default().with_headers(headers), Bytes::new(), false);
-        fits(&message).unwrap();
+        let headers = table([
+            (REASON_HEADER, text(&long)),
+            (ORIGIN_HEADER, text(&long)),
+            (TRACEPARENT_HEADER, text(&long)),
+        ]);
+        let message = decode(&BasicProperties::default().with_headers(headers), Bytes::new(), false);
+        check_size(&message).unwrap();
         assert_eq!(message.headers.traceparent, None, "half of it is none");
         assert!(message.headers.reason.unwrap().ends_with("(cut)"));
     }
 
     #[test]
-    fn counts_come_in_any_width() {
+    fn counts_have_any_width() {
         for value in [
             AMQPValue::ShortShortInt(4),
             AMQPValue::ShortShortUInt(4),
@@ -315,13 +324,13 @@ mod tests {
             AMQPValue::LongUInt(4),
             AMQPValue::LongLongInt(4),
         ] {
-            assert_eq!(count(&value), 4, "{value:?}");
+            assert_eq!(to_count(&value), 4, "{value:?}");
         }
-        assert_eq!(count(&AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
+        assert_eq!(to_count(&AMQPValue::LongLongInt(i64::MAX)), u32::MAX);
     }
 
     #[test]
-    fn the_dead_queue_tells_what_the_broker_did_and_no_other_queue_does() {
+    fn only_dead_queue_reads_x_death() {
         let latest = table([("reason", text("delivery_limit")), ("queue", text("again"))]);
         let moves = FieldArray::from(vec![AMQPValue::FieldTable(latest)]);
         let moved = table([
@@ -330,14 +339,14 @@ mod tests {
             ("x-first-death-queue", text("retry")),
         ]);
         let properties = BasicProperties::default().with_headers(moved);
-        let dead = incoming(&properties, Bytes::new(), true).headers;
+        let dead = decode(&properties, Bytes::new(), true).headers;
         assert_eq!(dead.reason.as_deref(), Some("the broker gave it up: delivery_limit"));
         assert_eq!(dead.origin.as_deref(), Some("again"));
-        assert_eq!(incoming(&properties, Bytes::new(), false).headers, Headers::default());
+        assert_eq!(decode(&properties, Bytes::new(), false).headers, Headers::default());
 
         let first = BasicProperties::default()
-            .with_headers(table([("x-first-death-reason", text("rejected")), (ORIGIN, text("ours"))]));
-        let dead = incoming(&first, Bytes::new(), true).headers;
+            .with_headers(table([("x-first-death-reason", text("rejected")), (ORIGIN_HEADER, text("ours"))]));
+        let dead = decode(&first, Bytes::new(), true).headers;
         assert_eq!(dead.reason.as_deref(), Some("the broker gave it up: rejected"));
         assert_eq!(dead.origin.as_deref(), Some("ours"), "our own word counts for more");
     }

@@ -1,6 +1,7 @@
-//! Publishing: requests from everywhere, and a few channels that each send one wave after the other.
+//! The publisher: requests from all tasks, and a few channels that each send one batch after the
+//! other.
 //!
-//! Facts have a channel of their own: a journal that gives no answers holds up nobody else.
+//! Facts have a channel of their own, so that a journal that does not answer delays nothing else.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -12,161 +13,169 @@ use tokio::{
     time::sleep,
 };
 
+use super::{
+    confirm_batch::{self, BatchConfirms, CONFIRM_TIMEOUT, CONFIRM_TIMEOUT_MAX},
+    frame::PublishFrame,
+};
 use crate::{
     MAX_MESSAGE,
-    connection::channel::OwnChannel,
-    publish::frame::Letter,
-    connection::handle::{Line, Link},
-    connection::backoff::Pauses,
-    publish::confirm_batch::{self, SILENCE, SILENCE_MAX, Sent},
+    connection::{ConnectionHandle, CurrentConnection, OwnedChannel, ReconnectBackoff},
 };
 
-/// How many channels publish what is no fact. While one waits for its confirms, the next one sends.
-const CHANNELS: usize = 2;
-/// How many channels publish facts, which are few.
+/// Number of channels that publish all but facts. While one waits for its confirms, the next one
+/// sends.
+const WORK_CHANNELS: usize = 2;
+/// Number of channels that publish facts, which are few.
 const JOURNAL_CHANNELS: usize = 1;
-/// How many letters a channel may have unconfirmed. All channels together: 1,500.
-const WAVE_LETTERS: usize = 500;
-/// How many bytes of bodies a channel may have unconfirmed. All channels together: 48 MiB.
-const WAVE_BYTES: usize = 16 << 20;
-/// A wave of so many letters shows that many come. The next one then lingers for company: a message in a small wave costs
-/// everybody more, the broker above all.
-const MANY: usize = 16;
-/// For so long.
-const LINGER: Duration = Duration::from_millis(1);
-/// How many requests may wait for a channel, of facts and of the rest each; whoever brings one more waits.
-const REQUESTS_WAITING: usize = 64;
-/// How many channels in a row the broker may close over letters of which it answers none.
-const FRUITLESS_TRIES: u32 = 5;
-/// How often the queues of a wave's letters are made anew if they are gone.
-const REMAKE_TRIES: u32 = 3;
+/// Maximum number of unconfirmed messages of a channel. All channels together: 1,500.
+const BATCH_MESSAGES_MAX: usize = 500;
+/// Maximum number of unconfirmed bytes of bodies of a channel. All channels together: 48 MiB.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Size of a batch from which the next one is delayed, to collect more messages: small batches cost
+/// more per message, mostly in the broker.
+const COALESCE_MESSAGES_MIN: usize = 16;
+/// Delay of the next batch.
+const COALESCE_DELAY: Duration = Duration::from_millis(1);
+/// Maximum number of requests that wait for a channel, of facts and of the rest each; further
+/// publishers wait.
+const QUEUED_REQUESTS_MAX: usize = 64;
+/// Number of consecutive channel closes without any result before messages are tried alone or
+/// refused.
+const CHANNEL_CLOSES_MAX: u32 = 5;
+/// Number of times that missing queues are declared again for a batch.
+const REDECLARE_ATTEMPTS_MAX: u32 = 3;
 
-const _: () = assert!(MAX_MESSAGE <= WAVE_BYTES, "the largest message must fit into a wave");
+const _: () = assert!(MAX_MESSAGE <= BATCH_BYTES_MAX, "the largest message must fit into a batch");
 
-/// The publisher that all of a process shares.
+/// The publisher that the whole process shares.
 #[derive(Debug)]
 pub(crate) struct AmqpPublisher {
-    work: Way,
-    facts: Way,
-    /// What the channels live on.
-    _link: Arc<Link>,
+    work: ChannelGroup,
+    facts: ChannelGroup,
+    /// Keeps the connections open.
+    _handle: Arc<ConnectionHandle>,
 }
 
-/// To channels that take turns.
+/// A sender to channels that take turns.
 #[derive(Debug)]
-struct Way(mpsc::Sender<Request>);
+struct ChannelGroup(mpsc::Sender<BatchRequest>);
 
-/// Letters that travel together, within a wave's bounds, and who waits for the answers.
+/// Messages that are sent together, within the limits of a batch, and the channel for their
+/// results.
 #[derive(Debug)]
-struct Request {
-    letters: Vec<Letter>,
+struct BatchRequest {
+    frames: Vec<PublishFrame>,
     bytes: usize,
-    answers: oneshot::Sender<Vec<Published>>,
+    results: oneshot::Sender<Vec<Published>>,
 }
 
 impl AmqpPublisher {
-    pub(crate) fn start(link: Arc<Link>) -> Self {
-        let work = Way::start(&link, CHANNELS);
-        let facts = Way::start(&link, JOURNAL_CHANNELS);
-        Self { work, facts, _link: link }
+    pub(crate) fn start(handle: Arc<ConnectionHandle>) -> Self {
+        let work = ChannelGroup::start(&handle, WORK_CHANNELS);
+        let facts = ChannelGroup::start(&handle, JOURNAL_CHANNELS);
+        Self { work, facts, _handle: handle }
     }
 }
 
 #[async_trait]
 impl Publisher for AmqpPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
-        let mut answers = vec![Published::Unknown; batch.len()];
+        let mut results = vec![Published::Unknown; batch.len()];
         let (mut work, mut facts) = (Vec::new(), Vec::new());
         for (place, outgoing) in batch.into_iter().enumerate() {
-            let way = if outgoing.to == Address::Journal { &mut facts } else { &mut work };
-            match Letter::new(outgoing) {
-                Ok(letter) => way.push((place, letter)),
-                Err(why) => answers[place] = Published::Refused(why),
+            let group = if outgoing.to == Address::Journal { &mut facts } else { &mut work };
+            match PublishFrame::new(outgoing) {
+                Ok(frame) => group.push((place, frame)),
+                Err(why) => results[place] = Published::Refused(why),
             }
         }
         let (work, facts) = join!(self.work.publish(work), self.facts.publish(facts));
-        for (place, answer) in work.into_iter().chain(facts) {
-            answers[place] = answer;
+        for (place, result) in work.into_iter().chain(facts) {
+            results[place] = result;
         }
-        answers
+        results
     }
 }
 
-impl Way {
-    fn start(link: &Arc<Link>, channels: usize) -> Self {
-        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING);
-        let inbox = Arc::new(Mutex::new(Inbox { receiver, left_over: None }));
+impl ChannelGroup {
+    fn start(handle: &Arc<ConnectionHandle>, channels: usize) -> Self {
+        let (requests, receiver) = mpsc::channel(QUEUED_REQUESTS_MAX);
+        let queue = Arc::new(Mutex::new(RequestQueue { receiver, left_over: None }));
         for _ in 0..channels {
-            let sender = Sender { inbox: Arc::clone(&inbox), line: Line::clone(link), channel: None };
-            link.spawn(sender.run());
+            let writer = ChannelWriter {
+                queue: Arc::clone(&queue),
+                connection: CurrentConnection::clone(handle),
+                channel: None,
+            };
+            handle.spawn(writer.run());
         }
         Self(requests)
     }
 
-    /// What is more than a wave is sent in several, one after the other, so that it keeps its order.
-    async fn publish(&self, letters: Vec<(usize, Letter)>) -> Vec<(usize, Published)> {
-        let (places, letters): (Vec<_>, Vec<_>) = letters.into_iter().unzip();
-        let mut answers = Vec::with_capacity(places.len());
-        let mut wave = Letters::default();
-        for letter in letters {
-            if !wave.has_room_for(&letter) {
-                answers.extend(self.request(mem::take(&mut wave)).await);
+    /// Publishes in batches, one after the other, which keeps the order.
+    async fn publish(&self, frames: Vec<(usize, PublishFrame)>) -> Vec<(usize, Published)> {
+        let (places, frames): (Vec<_>, Vec<_>) = frames.into_iter().unzip();
+        let mut results = Vec::with_capacity(places.len());
+        let mut batch = FrameBatch::default();
+        for frame in frames {
+            if !batch.has_room_for(&frame) {
+                results.extend(self.submit(mem::take(&mut batch)).await);
             }
-            wave.push(letter);
+            batch.push(frame);
         }
-        if !wave.letters.is_empty() {
-            answers.extend(self.request(wave).await);
+        if !batch.frames.is_empty() {
+            results.extend(self.submit(batch).await);
         }
-        places.into_iter().zip(answers).collect()
+        places.into_iter().zip(results).collect()
     }
 
-    async fn request(&self, Letters { letters, bytes }: Letters) -> Vec<Published> {
-        let count = letters.len();
-        let (answers, answered) = oneshot::channel();
-        let request = Request { letters, bytes, answers };
-        let answered = async { self.0.send(request).await.ok().map(|()| answered)?.await.ok() };
-        answered.await.unwrap_or_else(|| vec![Published::Unknown; count])
+    async fn submit(&self, FrameBatch { frames, bytes }: FrameBatch) -> Vec<Published> {
+        let count = frames.len();
+        let (results, reply) = oneshot::channel();
+        let request = BatchRequest { frames, bytes, results };
+        let reply = async { self.0.send(request).await.ok().map(|()| reply)?.await.ok() };
+        reply.await.unwrap_or_else(|| vec![Published::Unknown; count])
     }
 }
 
 #[derive(Default)]
-struct Letters {
-    letters: Vec<Letter>,
+struct FrameBatch {
+    frames: Vec<PublishFrame>,
     bytes: usize,
 }
 
-impl Letters {
-    fn has_room_for(&self, letter: &Letter) -> bool {
-        self.letters.len() < WAVE_LETTERS && self.bytes + letter.message.body.len() <= WAVE_BYTES
+impl FrameBatch {
+    fn has_room_for(&self, frame: &PublishFrame) -> bool {
+        self.frames.len() < BATCH_MESSAGES_MAX && self.bytes + frame.message.body.len() <= BATCH_BYTES_MAX
     }
 
-    fn push(&mut self, letter: Letter) {
-        self.bytes += letter.message.body.len();
-        self.letters.push(letter);
+    fn push(&mut self, frame: PublishFrame) {
+        self.bytes += frame.message.body.len();
+        self.frames.push(frame);
     }
 }
 
 /// Requests on their way to the channels.
-struct Inbox {
-    receiver: mpsc::Receiver<Request>,
-    /// The one that did not fit into the last wave.
-    left_over: Option<Request>,
+struct RequestQueue {
+    receiver: mpsc::Receiver<BatchRequest>,
+    /// The request that did not fit into the last batch.
+    left_over: Option<BatchRequest>,
 }
 
-impl Inbox {
-    /// Waits for a request, and takes as many more as are there and fit into a wave with it. `None` if all publishers
-    /// are gone.
-    async fn gather(&mut self) -> Option<Vec<Request>> {
+impl RequestQueue {
+    /// Waits for a request, and adds all waiting requests that fit into the same batch. `None` if
+    /// all publishers are gone.
+    async fn next_batch(&mut self) -> Option<Vec<BatchRequest>> {
         let first = match self.left_over.take() {
             Some(request) => request,
             None => self.receiver.recv().await?,
         };
-        let (mut letters, mut bytes) = (first.letters.len(), first.bytes);
+        let (mut frames, mut bytes) = (first.frames.len(), first.bytes);
         let mut requests = vec![first];
         while let Ok(request) = self.receiver.try_recv() {
-            letters += request.letters.len();
+            frames += request.frames.len();
             bytes += request.bytes;
-            if letters > WAVE_LETTERS || bytes > WAVE_BYTES {
+            if frames > BATCH_MESSAGES_MAX || bytes > BATCH_BYTES_MAX {
                 self.left_over = Some(request);
                 break;
             }
@@ -176,145 +185,148 @@ impl Inbox {
     }
 }
 
-/// The task that owns one publishing channel. Nobody else may publish on it: two tasks on one channel would get each
-/// other's confirms.
-struct Sender {
-    inbox: Arc<Mutex<Inbox>>,
-    line: Line,
-    channel: Option<OwnChannel>,
+/// The task that owns one publishing channel. Two tasks on one channel would receive each other's
+/// confirms.
+struct ChannelWriter {
+    queue: Arc<Mutex<RequestQueue>>,
+    connection: CurrentConnection,
+    channel: Option<OwnedChannel>,
 }
 
-impl Sender {
-    /// Ends with the link, or when all publishers are gone. Whoever waits for an answer then learns that it is
+impl ChannelWriter {
+    /// Ends with the connection, or when all publishers are gone. Pending requests then end as
     /// unknown.
     async fn run(mut self) {
-        let end = self.line.end.clone();
+        let end = self.connection.end.clone();
         tokio::select! {
             () = end.wait() => {}
-            () = self.send_waves() => {}
+            () = self.send_batches() => {}
         }
         if let Some(mut channel) = self.channel {
             channel.close().await; // its waits are bounded
         }
     }
 
-    async fn send_waves(&mut self) {
-        let mut many = false;
+    async fn send_batches(&mut self) {
+        let mut coalesce = false;
         loop {
-            let gathered = {
-                let mut inbox = self.inbox.lock().await;
-                if many && inbox.left_over.is_none() {
-                    sleep(LINGER).await; // and nobody else takes anything meanwhile
+            let batch = {
+                let mut queue = self.queue.lock().await;
+                if coalesce && queue.left_over.is_none() {
+                    sleep(COALESCE_DELAY).await; // under the lock, so that no other channel takes any
                 }
-                inbox.gather().await
+                queue.next_batch().await
             };
-            let Some(requests) = gathered else { return };
-            let (letters, waiting) = unpack(requests);
-            many = letters.len() >= MANY;
-            let Some(mut answers) = self.send(letters).await else { return };
+            let Some(requests) = batch else { return };
+            let (frames, waiting) = split_requests(requests);
+            coalesce = frames.len() >= COALESCE_MESSAGES_MIN;
+            let Some(mut results) = self.send_all(frames).await else { return };
             for (count, waiting) in waiting.into_iter().rev() {
-                let own = answers.split_off(answers.len() - count);
-                let _ = waiting.send(own); // it fails if nobody waits any more
+                let own = results.split_off(results.len() - count);
+                let _ = waiting.send(own); // it fails if the caller is gone
             }
         }
     }
 
-    /// Sends until all are answered, in as many generations as it takes: what was unconfirmed when one was lost is
-    /// sent again in the next, stored before or not. `None` at the end for good.
-    async fn send(&mut self, letters: Vec<Letter>) -> Option<Vec<Published>> {
-        let mut answers = vec![Published::Unknown; letters.len()];
-        let fruitless = self.send_together(letters.into_iter().enumerate().collect(), &mut answers).await?;
-        // The broker closes the channel over one of them. Alone, each shows whether it is that one.
-        for (place, letter) in fruitless {
-            if !self.send_together(vec![(place, letter)], &mut answers).await?.is_empty() {
-                let why = format!("the broker closes every channel over it, {FRUITLESS_TRIES} in a row");
-                answers[place] = Published::Refused(why);
+    /// Sends until every message has a result, over as many generations as needed: messages that
+    /// were unconfirmed when one was lost are resent in the next, stored or not. `None` after the
+    /// final termination.
+    async fn send_all(&mut self, frames: Vec<PublishFrame>) -> Option<Vec<Published>> {
+        let mut results = vec![Published::Unknown; frames.len()];
+        let unanswered = self.send_batch(frames.into_iter().enumerate().collect(), &mut results).await?;
+        // The broker closes the channel because of one of them. Sent alone, each shows if it is
+        // that one.
+        for (place, frame) in unanswered {
+            if !self.send_batch(vec![(place, frame)], &mut results).await?.is_empty() {
+                let why = format!("the broker closes every channel over it, {CHANNEL_CLOSES_MAX} in a row");
+                results[place] = Published::Refused(why);
             }
         }
-        Some(answers)
+        Some(results)
     }
 
-    /// Gives back what brings no answer but channels that the broker closes over it, [`FRUITLESS_TRIES`] in a row.
-    /// Connections that are lost, however many, say nothing of the letters.
-    async fn send_together(
+    /// Returns the messages for which the broker only closed channels, [`CHANNEL_CLOSES_MAX`] in a
+    /// row. Lost connections do not count, because the messages did not cause them.
+    async fn send_batch(
         &mut self,
-        mut left: Vec<(usize, Letter)>,
-        answers: &mut [Published],
-    ) -> Option<Vec<(usize, Letter)>> {
-        let (mut fruitless, mut remade, mut silence) = (0, 0, SILENCE);
-        let mut pauses = Pauses::new();
-        while !left.is_empty() && fruitless < FRUITLESS_TRIES {
-            let channel = self.channel().await?;
-            let letters: Vec<&Letter> = left.iter().map(|(_, letter)| letter).collect();
-            let Sent { answers: mut sent, disliked, silent } = tokio::select! {
+        mut left: Vec<(usize, PublishFrame)>,
+        results: &mut [Published],
+    ) -> Option<Vec<(usize, PublishFrame)>> {
+        let (mut closes, mut redeclared, mut confirm_timeout) = (0, 0, CONFIRM_TIMEOUT);
+        let mut backoff = ReconnectBackoff::new();
+        while !left.is_empty() && closes < CHANNEL_CLOSES_MAX {
+            let channel = self.ensure_channel().await?;
+            let frames: Vec<&PublishFrame> = left.iter().map(|(_, frame)| frame).collect();
+            let BatchConfirms { results: mut sent, caused_close, timed_out } = tokio::select! {
                 biased;
-                sent = confirm_batch::send(channel, &letters, silence, || channel.is_blocked()) => sent,
-                () = channel.over() => continue,
+                sent = confirm_batch::send(channel, &frames, confirm_timeout, || channel.is_blocked()) => sent,
+                () = channel.wait_terminated() => continue,
             };
-            if remade < REMAKE_TRIES && self.remakes(&letters, &mut sent).await? {
-                remade += 1;
+            if redeclared < REDECLARE_ATTEMPTS_MAX && self.redeclare_missing(&frames, &mut sent).await? {
+                redeclared += 1;
             }
             let before = left.len();
             left = left
                 .into_iter()
                 .zip(sent)
-                .filter_map(|((place, letter), answer)| {
-                    let again = answer == Published::Unknown;
-                    answers[place] = answer;
-                    again.then_some((place, letter))
+                .filter_map(|((place, frame), result)| {
+                    let again = result == Published::Unknown;
+                    results[place] = result;
+                    again.then_some((place, frame))
                 })
                 .collect();
-            if silent {
+            if timed_out {
                 self.channel = None;
-                silence = (silence * 2).min(SILENCE_MAX);
-                let (count, transport) = (left.len(), &self.line.config);
+                confirm_timeout = (confirm_timeout * 2).min(CONFIRM_TIMEOUT_MAX);
+                let (count, transport) = (left.len(), &self.connection.config);
                 tracing::warn!("{transport} leaves {count} messages without an answer; they are sent again");
-                if left.iter().any(|(_, letter)| letter.is_fact()) {
-                    self.await_journal().await?; // rather than to wait for longer and longer silences
+                if left.iter().any(|(_, frame)| frame.is_fact()) {
+                    self.wait_for_journal().await?; // instead of ever longer timeouts
                 }
             } else if left.len() < before {
-                fruitless = 0;
-            } else if disliked {
-                fruitless += 1;
+                closes = 0;
+            } else if caused_close {
+                closes += 1;
             }
             if !left.is_empty() {
-                tracing::debug!("{} messages are sent again", left.len());
-                sleep(pauses.next()).await;
+                tracing::debug!("resending {} messages", left.len());
+                sleep(backoff.next_delay()).await;
             }
         }
         Some(left)
     }
 
-    /// Whether some have no queue although it should exist; then the lanes are made again, or the journal, and the
-    /// answers to these letters are open. `None` at the end for good.
-    async fn remakes(&self, letters: &[&Letter], sent: &mut [Published]) -> Option<bool> {
-        let gone = |letter: &Letter| self.line.should_exist(&letter.key);
-        let mut some = false;
-        for (letter, answer) in letters.iter().zip(sent) {
-            if *answer == Published::Unroutable && gone(letter) {
-                (some, *answer) = (true, Published::Unknown);
+    /// Declares the opened lanes again, or the journal, if a message was unroutable although its
+    /// queue should exist; such messages become unknown. Returns true if there were any, `None`
+    /// after the final termination.
+    async fn redeclare_missing(&self, frames: &[&PublishFrame], sent: &mut [Published]) -> Option<bool> {
+        let is_expected = |frame: &PublishFrame| self.connection.expects_queue(&frame.key);
+        let mut missing = false;
+        for (frame, result) in frames.iter().zip(sent) {
+            if *result == Published::Unroutable && is_expected(frame) {
+                (missing, *result) = (true, Published::Unknown);
             }
         }
-        if some {
-            tracing::warn!("{} lacks queues that were there; making them anew", self.line.config);
-            if letters.iter().any(|letter| letter.is_fact()) {
-                self.await_journal().await?;
+        if missing {
+            tracing::warn!("{} has lost queues; declaring them again", self.connection.config);
+            if frames.iter().any(|frame| frame.is_fact()) {
+                self.wait_for_journal().await?;
             } else {
-                let generation = self.line.generation().await.ok()?;
-                if let Err(error) = self.line.declare(&generation).await {
-                    tracing::warn!("cannot make them anew: {error}");
+                let generation = self.connection.generation().await.ok()?;
+                if let Err(error) = self.connection.redeclare_lanes(&generation).await {
+                    tracing::warn!("cannot declare them again: {error}");
                 }
             }
         }
-        Some(some)
+        Some(missing)
     }
 
-    /// Waits until there is a journal again, or there can be none, which the next answers then say. `None` at the end
-    /// for good.
-    async fn await_journal(&self) -> Option<()> {
+    /// Waits until the journal is back, or until it is certain that there is none, which the next
+    /// results then report. `None` after the final termination.
+    async fn wait_for_journal(&self) -> Option<()> {
         loop {
-            let generation = self.line.generation().await.ok()?;
-            match self.line.journal_ready(&generation).await {
+            let generation = self.connection.generation().await.ok()?;
+            match self.connection.wait_for_journal(&generation).await {
                 Ok(()) => return Some(()),
                 Err(error) if error.is_retryable() => {} // the generation is over
                 Err(error) => {
@@ -325,31 +337,31 @@ impl Sender {
         }
     }
 
-    /// The channel, or a new one if there is another generation or the broker closed the last one over a letter that
-    /// it did not like. `None` at the end for good.
-    async fn channel(&mut self) -> Option<&OwnChannel> {
+    /// Returns the channel, or opens a new one in a new generation or after the broker closed the
+    /// last one because of a message. `None` after the final termination.
+    async fn ensure_channel(&mut self) -> Option<&OwnedChannel> {
         while self.channel.as_ref().is_none_or(|channel| !channel.is_open() || !channel.status().confirm()) {
             self.channel = None;
-            let generation = self.line.generation().await.ok()?;
-            match generation.publishing_channel().await {
+            let generation = self.connection.generation().await.ok()?;
+            match generation.open_publishing_channel().await {
                 Ok(channel) => self.channel = Some(channel),
-                Err(error) => generation.end.because(format!("nothing can be published: {error}")),
+                Err(error) => generation.end.terminate(format!("nothing can be published: {error}")),
             }
         }
         self.channel.as_ref()
     }
 }
 
-/// Who waits for how many of a wave's answers.
-type Waiting = (usize, oneshot::Sender<Vec<Published>>);
+/// Number of results of a request, and the channel that takes them.
+type PendingReply = (usize, oneshot::Sender<Vec<Published>>);
 
-/// All letters of a wave, and who waits for them, in the same order.
-fn unpack(requests: Vec<Request>) -> (Vec<Letter>, Vec<Waiting>) {
-    let mut letters = Vec::with_capacity(requests.iter().map(|request| request.letters.len()).sum());
+/// Returns all messages of a batch, and the pending replies in the same order.
+fn split_requests(requests: Vec<BatchRequest>) -> (Vec<PublishFrame>, Vec<PendingReply>) {
+    let mut frames = Vec::with_capacity(requests.iter().map(|request| request.frames.len()).sum());
     let mut waiting = Vec::with_capacity(requests.len());
     for request in requests {
-        waiting.push((request.letters.len(), request.answers));
-        letters.extend(request.letters);
+        waiting.push((request.frames.len(), request.results));
+        frames.extend(request.frames);
     }
-    (letters, waiting)
+    (frames, waiting)
 }

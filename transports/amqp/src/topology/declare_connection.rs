@@ -1,7 +1,8 @@
-//! A short connection to declare on: what goes wrong there closes that connection and no other.
+//! A short-lived connection for declarations: an error closes it and no other.
 //!
-//! A broker that is asked for the same queues by several processes at once may answer with an internal error, which
-//! closes the whole connection: RabbitMQ 3.10 knows a new stream by name some time before it can be read.
+//! A broker that several processes ask for the same queues at once may answer with an internal
+//! error, which closes the whole connection: RabbitMQ 3.10 knows a new stream by name some time
+//! before it can be read.
 
 use std::sync::{
     Arc,
@@ -14,88 +15,98 @@ use tokio::time::timeout;
 
 use crate::{
     config::AmqpConfig,
-    failure::{self, Wish},
-    connection::generation::{ANSWER_TIMEOUT, Generation},
+    connection::{Generation, REPLY_TIMEOUT},
+    failure::{self, Operation},
 };
 
 /// A connection with one channel at a time.
 #[derive(Debug)]
-pub(crate) struct Visit {
+pub(crate) struct DeclareSession {
     connection: Connection,
     channel: Channel,
     transport: String,
-    declares: Arc<AtomicBool>,
-    /// Whether it is an error that we may not.
+    may_declare: Arc<AtomicBool>,
+    /// True if a missing permission to declare is an error.
     pub(crate) must_declare: bool,
 }
 
-impl Visit {
-    /// `declares` is kept beyond the visit: whether we may declare, as far as we know.
-    pub(crate) async fn begin(
+impl DeclareSession {
+    /// Opens the connection. `may_declare` outlives the session, and is false once the broker has
+    /// refused a declaration.
+    pub(crate) async fn open(
         generation: &Generation,
         config: &AmqpConfig,
-        declares: &Arc<AtomicBool>,
+        may_declare: &Arc<AtomicBool>,
     ) -> Result<Self, TransportError> {
         let transport = config.to_string();
-        let connecting = generation.connect_again(config, "declare");
-        let connection = answer(&transport, Wish::Free, "a connection", connecting).await?;
-        let channel = answer(&transport, Wish::Free, "a channel", connection.create_channel()).await?;
-        let (declares, must_declare) = (Arc::clone(declares), config.must_declare);
-        Ok(Self { connection, channel, transport, declares, must_declare })
+        let connecting = generation.open_extra_connection(config, "declare");
+        let connection = await_reply(&transport, Operation::Unrestricted, "a connection", connecting).await?;
+        let channel =
+            await_reply(&transport, Operation::Unrestricted, "a channel", connection.create_channel())
+                .await?;
+        let (may_declare, must_declare) = (Arc::clone(may_declare), config.must_declare);
+        Ok(Self { connection, channel, transport, may_declare, must_declare })
     }
 
-    /// The channel, or a new one if the last question closed it: a refusal does, and so does asking for what is not
-    /// there.
+    /// Returns the channel, or a new one if the last request closed it: refusals do, and lookups of
+    /// missing entities.
     pub(crate) async fn channel(&mut self) -> Result<Channel, TransportError> {
         if !self.channel.status().connected() {
-            let channel = answer(&self.transport, Wish::Free, "a channel", self.connection.create_channel());
+            let channel = await_reply(
+                &self.transport,
+                Operation::Unrestricted,
+                "a channel",
+                self.connection.create_channel(),
+            );
             self.channel = channel.await?;
         }
         Ok(self.channel.clone())
     }
 
-    /// Waits for an answer, but not for ever. `Disconnected` means that another visit may do better.
-    pub(crate) async fn ask<T>(
+    /// Waits for a reply, for a limited time. `Disconnected` means that another session may
+    /// succeed.
+    pub(crate) async fn request<T>(
         &self,
-        wish: Wish,
+        operation: Operation,
         what: &str,
-        question: impl Future<Output = lapin::Result<T>>,
+        call: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, TransportError> {
-        answer(&self.transport, wish, what, question).await
+        await_reply(&self.transport, operation, what, call).await
     }
 
-    /// Whether we may declare, as far as we know.
-    pub(crate) fn declares(&self) -> bool {
-        self.declares.load(Ordering::Relaxed)
+    /// Returns false once the broker has refused a declaration.
+    pub(crate) fn may_declare(&self) -> bool {
+        self.may_declare.load(Ordering::Relaxed)
     }
 
-    /// We were refused once. Each try is a line in the broker's log, so what is there is only looked at from now on.
-    pub(crate) fn declares_not(&self) {
-        self.declares.store(false, Ordering::Relaxed);
+    /// Records a refusal. Each attempt is a line in the broker's log, so entities are only looked
+    /// up from now on.
+    pub(crate) fn disable_declare(&self) {
+        self.may_declare.store(false, Ordering::Relaxed);
     }
 
-    /// The broker's name, for errors.
+    /// Returns the broker's name, for errors.
     pub(crate) fn transport(&self) -> String {
         self.transport.clone()
     }
 
-    pub(crate) async fn end(self) {
-        // It fails if the connection is gone already, which is the aim.
-        let _ = timeout(ANSWER_TIMEOUT, self.connection.close(200, "declared".into())).await;
+    pub(crate) async fn close(self) {
+        // It fails if the connection is gone already, which is fine.
+        let _ = timeout(REPLY_TIMEOUT, self.connection.close(200, "declared".into())).await;
     }
 }
 
-async fn answer<T>(
+async fn await_reply<T>(
     transport: &str,
-    wish: Wish,
+    operation: Operation,
     what: &str,
-    question: impl Future<Output = lapin::Result<T>>,
+    call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, TransportError> {
     let lost = |reason| TransportError::Disconnected { transport: transport.into(), reason };
-    match timeout(ANSWER_TIMEOUT, question).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(failure::denied(transport, wish, &error)
+    match timeout(REPLY_TIMEOUT, call).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(failure::as_access_error(transport, operation, &error)
             .unwrap_or_else(|| lost(format!("{what}: {}", failure::reason(&error))))),
-        Err(_) => Err(lost(format!("no answer to {what} within {} s", ANSWER_TIMEOUT.as_secs()))),
+        Err(_) => Err(lost(format!("no answer to {what} within {} s", REPLY_TIMEOUT.as_secs()))),
     }
 }

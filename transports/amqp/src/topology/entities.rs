@@ -1,9 +1,10 @@
-//! What stands on the broker: exchanges, the queues of a lane, the journal.
+//! The entities on the broker: exchanges, the queues of a lane, the journal.
 //!
-//! Whoever may declare does so, each time, which also mends and compares; whoever may not only looks.
+//! A process that may declare does so each time, which also repairs and compares; others only check
+//! that the entities exist.
 //!
-//! Everything is published through an exchange of its own kind, never through the default one, because whoever may
-//! write to the default exchange may write into any queue.
+//! Each kind of message has its own exchange. The default exchange is not used, because the
+//! permission to write to it is one to write into any queue.
 
 use std::fmt;
 
@@ -17,125 +18,137 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use crate::{
-    failure::{self, NOT_IMPLEMENTED, PRECONDITION_FAILED, Wish},
-    topology::declare_connection::Visit,
-};
+use super::declare_connection::DeclareSession;
+use crate::failure::{self, NOT_IMPLEMENTED, Operation, PRECONDITION_FAILED};
 
-/// Tasks, on all their ways.
-pub(crate) const WORK: &str = "gristmill.work";
-/// Results, and what is told to the sink about jobs.
-pub(crate) const RESULTS: &str = "gristmill.results";
-/// What the journal gets. Not its name: a right to write to the exchange would be one to bind and unbind the queue.
-pub(crate) const FACTS: &str = "gristmill.facts";
-/// The journal: its queue and routing key.
-pub(crate) const JOURNAL: &str = "gristmill.journal";
-/// Messages that are none of ours.
-pub(crate) const DEAD: &str = "gristmill.dead";
-/// Live news, by topic.
-pub(crate) const EVENTS: &str = "gristmill.events";
+/// Exchange of tasks: new, retried, requeued and suspect ones.
+pub(crate) const WORK_EXCHANGE: &str = "gristmill.work";
+/// Exchange of results and of messages about jobs for the sink.
+pub(crate) const RESULTS_EXCHANGE: &str = "gristmill.results";
+/// Exchange of facts. It is not named like the journal, because permissions match names: writing to
+/// the exchange would then include binding and unbinding the queue.
+pub(crate) const FACTS_EXCHANGE: &str = "gristmill.facts";
+/// The journal: its queue and its routing key.
+pub(crate) const JOURNAL_QUEUE: &str = "gristmill.journal";
+/// Exchange of messages that cannot be processed.
+pub(crate) const DEAD_EXCHANGE: &str = "gristmill.dead";
+/// Exchange of live events, by topic.
+pub(crate) const EVENTS_EXCHANGE: &str = "gristmill.events";
 
-/// What the queues of listeners begin with. No lane's queue does: a lane's name has no colon.
-pub(crate) const EVENTS_QUEUE: &str = "gristmill.events:";
+/// Prefix of the queues of event readers. No lane's queue has it, because a lane's name has no
+/// colon.
+pub(crate) const EVENTS_QUEUE_PREFIX: &str = "gristmill.events:";
 
-/// For how long the journal keeps a fact, unless it grows beyond [`JOURNAL_MAX_BYTES`] before.
+/// Time for which the journal keeps a fact, unless it exceeds [`JOURNAL_MAX_BYTES`] before.
 pub const JOURNAL_MAX_AGE: &str = "7D";
-/// How large the journal may grow before it forgets the oldest facts, in bytes.
+/// Size at which the journal drops the oldest facts, in bytes.
 pub const JOURNAL_MAX_BYTES: i64 = 64 << 20;
-/// The journal forgets by whole segments of this size, and never the last.
+/// Segment size of the journal, which drops whole segments and never the last.
 const JOURNAL_SEGMENT_BYTES: i64 = 4 << 20;
-/// How often a message may come back before the broker gives it up: never, in practice. What became of a task is ours
-/// to count. It must be said because 3.10 takes -1 for 0, and 4.x takes silence for 20.
+/// Number of returns after which the broker would drop a message: never, in practice, because the
+/// attempts of a task are counted elsewhere. It is set because 3.10 takes -1 for 0, and 4.x
+/// defaults to 20.
 const DELIVERY_LIMIT: i64 = 1_000_000;
 
-/// Through which exchange a queue gets its messages; its name is the routing key.
-pub(crate) fn exchange_of(role: QueueRole) -> &'static str {
+/// Returns the exchange that feeds a queue; the queue's name is the routing key.
+pub(crate) fn exchange_for(role: QueueRole) -> &'static str {
     match role {
         QueueRole::Tasks
         | QueueRole::Shard(_)
         | QueueRole::Suspect
         | QueueRole::Retry(_)
-        | QueueRole::Again => WORK,
-        QueueRole::Results => RESULTS,
-        QueueRole::Dead => DEAD,
+        | QueueRole::Again => WORK_EXCHANGE,
+        QueueRole::Results => RESULTS_EXCHANGE,
+        QueueRole::Dead => DEAD_EXCHANGE,
     }
 }
 
-/// Declares what is missing, but for the journal.
-pub(crate) async fn open_lane(visit: &mut Visit, lane: &Lane) -> Result<(), TransportError> {
-    let exchanges = [WORK, RESULTS, DEAD].map(|name| Thing::Exchange(name, ExchangeKind::Direct));
-    let events = Thing::Exchange(EVENTS, ExchangeKind::Topic);
-    let queues = QueueRole::ALL.into_iter().map(|role| Thing::queue(&role.of(lane)));
-    let things: Vec<_> = exchanges.into_iter().chain([events]).chain(queues).collect();
-    if visit.declares() && declare_at_once(visit, &things).await? {
+/// Declares the missing entities of a lane, without the journal.
+pub(crate) async fn open_lane(session: &mut DeclareSession, lane: &Lane) -> Result<(), TransportError> {
+    let exchanges = [WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE]
+        .map(|name| BrokerEntity::Exchange(name, ExchangeKind::Direct));
+    let events = BrokerEntity::Exchange(EVENTS_EXCHANGE, ExchangeKind::Topic);
+    let queues = QueueRole::ALL.into_iter().map(|role| BrokerEntity::queue(&role.of(lane)));
+    let entities: Vec<_> = exchanges.into_iter().chain([events]).chain(queues).collect();
+    if session.may_declare() && declare_pipelined(session, &entities).await? {
         return Ok(());
     }
-    for thing in things {
-        thing.provide(visit, Some(lane)).await?;
+    for entity in entities {
+        entity.ensure(session, Some(lane)).await?;
     }
     Ok(())
 }
 
-/// Declares them all without waiting for one answer after the other; answers whether that went well. If it did not, who asks
-/// one after the other learns which of them was refused.
-async fn declare_at_once(visit: &mut Visit, things: &[Thing]) -> Result<bool, TransportError> {
-    let channel = visit.channel().await?;
+/// Declares all entities without waiting for each reply. Returns true if that succeeded; otherwise
+/// the caller declares them one by one to find the refused one.
+async fn declare_pipelined(
+    session: &mut DeclareSession,
+    entities: &[BrokerEntity],
+) -> Result<bool, TransportError> {
+    let channel = session.channel().await?;
     let mut declared = false;
-    let declaring = async {
-        try_join_all(things.iter().map(|thing| thing.declaring(&channel))).await?;
+    let declarations = async {
+        try_join_all(entities.iter().map(|entity| entity.declare_on(&channel))).await?;
         declared = true;
-        try_join_all(things.iter().map(|thing| thing.binding(&channel))).await.map(drop)
+        try_join_all(entities.iter().map(|entity| entity.bind_on(&channel))).await.map(drop)
     };
-    match visit.ask(Wish::Free, "a lane's queues", declaring).await {
+    match session.request(Operation::Unrestricted, "a lane's queues", declarations).await {
         Ok(()) => return Ok(true),
-        Err(silence) if channel.status().connected() => return Err(silence),
-        Err(TransportError::Forbidden { .. }) if !declared && !visit.must_declare => visit.declares_not(),
+        Err(error) if channel.status().connected() => return Err(error),
+        Err(TransportError::Forbidden { .. }) if !declared && !session.must_declare => {
+            session.disable_declare()
+        }
         Err(_) => {}
     }
     Ok(false)
 }
 
-/// Makes the shards that are missing, and counts further ones up to the first that is missing.
+/// Creates the missing shards up to `at_least`, and counts further ones up to the first that is
+/// missing.
 pub(crate) async fn open_shards(
-    visit: &mut Visit,
+    session: &mut DeclareSession,
     lane: &Lane,
     at_least: Shards,
 ) -> Result<Shards, TransportError> {
     for shard in at_least.queues().filter(|shard| *shard != QueueRole::Tasks) {
-        Thing::queue(&shard.of(lane)).provide(visit, Some(lane)).await?;
+        BrokerEntity::queue(&shard.of(lane)).ensure(session, Some(lane)).await?;
     }
     let mut there = at_least;
     while let Some(more) = there.one_more() {
-        match Thing::queue(&more.last().of(lane)).look(visit).await? {
-            Seen::There { .. } => there = more,
-            Seen::Missing | Seen::Hidden => break,
+        match BrokerEntity::queue(&more.last().of(lane)).lookup(session).await? {
+            Existence::Present { .. } => there = more,
+            Existence::Missing | Existence::Hidden => break,
         }
     }
     Ok(there)
 }
 
-/// Declares the journal if it is missing, and sees whether it can be read. Apart from the lanes, since RabbitMQ may
-/// know a stream by name and yet not have it: one that somebody else is just making, or one that it lost.
-pub(crate) async fn open_journal(visit: &mut Visit) -> Result<(), TransportError> {
-    Thing::Exchange(FACTS, ExchangeKind::Direct).provide(visit, None).await?;
-    Thing::journal().provide(visit, None).await?;
-    can_be_read(visit, JOURNAL).await
+/// Declares the journal if it is missing, and checks that it can be read. It is separate from the
+/// lanes, since RabbitMQ may know a stream by name and not have it: because another process is
+/// creating it, or because it was lost.
+pub(crate) async fn open_journal(session: &mut DeclareSession) -> Result<(), TransportError> {
+    BrokerEntity::Exchange(FACTS_EXCHANGE, ExchangeKind::Direct).ensure(session, None).await?;
+    BrokerEntity::journal().ensure(session, None).await?;
+    check_readable(session, JOURNAL_QUEUE).await
 }
 
-/// Reading a stream that is there by name only is an internal error, which closes the connection.
-async fn can_be_read(visit: &mut Visit, stream: &str) -> Result<(), TransportError> {
-    let channel = visit.channel().await?;
-    visit.ask(Wish::Free, "a prefetch", channel.basic_qos(1, BasicQosOptions::default())).await?;
+/// Checks that a stream can be read. For a stream that exists by name only, that is an internal
+/// error, which closes the connection.
+async fn check_readable(session: &mut DeclareSession, stream: &str) -> Result<(), TransportError> {
+    let channel = session.channel().await?;
+    session
+        .request(Operation::Unrestricted, "a prefetch", channel.basic_qos(1, BasicQosOptions::default()))
+        .await?;
     let offset = table([("x-stream-offset", text("next"))]);
     let reading = channel.basic_consume(stream.into(), "".into(), BasicConsumeOptions::default(), offset);
-    visit.ask(Wish::Read, &format!("a reader of {stream}"), reading).await.map(drop)
+    session.request(Operation::Read, &format!("a reader of {stream}"), reading).await.map(drop)
 }
 
-/// Something that stands on the broker.
+/// An exchange or queue on the broker.
 #[derive(Clone)]
-pub(crate) enum Thing {
+pub(crate) enum BrokerEntity {
     Exchange(&'static str, ExchangeKind),
-    /// With the exchange that it is bound to under its own name.
+    /// A queue, with the exchange that it is bound to under its own name.
     Queue {
         name: String,
         exchange: &'static str,
@@ -143,27 +156,27 @@ pub(crate) enum Thing {
     },
 }
 
-/// How a thing was found.
+/// Result of a lookup on the broker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Seen {
-    /// With so many messages that wait and so many consumers, if it is a queue.
-    There {
+pub(crate) enum Existence {
+    /// The entity exists; the numbers of ready messages and consumers are those of a queue.
+    Present {
         messages: u32,
         consumers: u32,
     },
     Missing,
-    /// It is none of ours to know: RabbitMQ 4.3 shows a thing only to whoever has some right on it.
+    /// Unknown, because RabbitMQ 4.3 shows an entity only to users with some permission on it.
     Hidden,
 }
 
-impl Thing {
+impl BrokerEntity {
     pub(crate) fn queue(queue: &Queue) -> Self {
-        let (name, exchange) = (queue.to_string(), exchange_of(queue.role));
+        let (name, exchange) = (queue.to_string(), exchange_for(queue.role));
         Self::Queue { name, exchange, arguments: queue_arguments(queue) }
     }
 
     pub(crate) fn journal() -> Self {
-        Self::Queue { name: JOURNAL.into(), exchange: FACTS, arguments: journal_arguments() }
+        Self::Queue { name: JOURNAL_QUEUE.into(), exchange: FACTS_EXCHANGE, arguments: journal_arguments() }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -173,24 +186,25 @@ impl Thing {
         }
     }
 
-    /// Sees to it that it is there, for that lane or for all: declares it, or, where we may not, looks.
-    async fn provide(&self, visit: &mut Visit, lane: Option<&Lane>) -> Result<(), TransportError> {
-        if visit.declares() {
-            match self.declare(visit).await {
-                Err(TransportError::Forbidden { .. }) if !visit.must_declare => visit.declares_not(),
-                Ok(()) => return self.bind(visit).await,
+    /// Ensures that the entity exists, for that lane or for all: declares it, or looks it up if
+    /// declarations are forbidden.
+    async fn ensure(&self, session: &mut DeclareSession, lane: Option<&Lane>) -> Result<(), TransportError> {
+        if session.may_declare() {
+            match self.declare(session).await {
+                Err(TransportError::Forbidden { .. }) if !session.must_declare => session.disable_declare(),
+                Ok(()) => return self.bind(session).await,
                 refused => return refused,
             }
         }
-        if self.look(visit).await? != Seen::Missing {
+        if self.lookup(session).await? != Existence::Missing {
             return Ok(());
         }
-        match self.declare(visit).await {
-            Ok(()) => self.bind(visit).await,
+        match self.declare(session).await {
+            Ok(()) => self.bind(session).await,
             Err(TransportError::Forbidden { transport, lacks }) => {
                 let lane = lane.map_or("LANE", Lane::as_str);
                 let hint = format!(
-                    "`gristmill setup --lane {lane}`, by a user who may configure, makes all that a lane needs, with \
+                    "`gristmill setup --lane {lane}`, by a user who may configure, creates all that a lane needs, with \
                      --shards N the further tasks queues too"
                 );
                 let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
@@ -200,24 +214,24 @@ impl Thing {
         }
     }
 
-    /// Makes it, or compares it with what is there.
-    pub(crate) async fn declare(&self, visit: &mut Visit) -> Result<(), TransportError> {
-        let channel = visit.channel().await?;
-        let wish = match self {
-            Self::Exchange(..) => Wish::DeclareExchange,
-            Self::Queue { .. } => Wish::DeclareQueue,
+    /// Creates the entity, or compares it with the existing one.
+    pub(crate) async fn declare(&self, session: &mut DeclareSession) -> Result<(), TransportError> {
+        let channel = session.channel().await?;
+        let operation = match self {
+            Self::Exchange(..) => Operation::DeclareExchange,
+            Self::Queue { .. } => Operation::DeclareQueue,
         };
-        agree(visit, wish, &self.to_string(), self.declaring(&channel)).await
+        declare_matching(session, operation, &self.to_string(), self.declare_on(&channel)).await
     }
 
-    async fn bind(&self, visit: &mut Visit) -> Result<(), TransportError> {
+    async fn bind(&self, session: &mut DeclareSession) -> Result<(), TransportError> {
         let Self::Queue { name, exchange, .. } = self else { return Ok(()) };
-        let channel = visit.channel().await?;
+        let channel = session.channel().await?;
         let what = format!("the binding of {name} to {exchange}");
-        agree(visit, Wish::Bind, &what, self.binding(&channel)).await
+        declare_matching(session, Operation::Bind, &what, self.bind_on(&channel)).await
     }
 
-    async fn declaring(&self, channel: &Channel) -> lapin::Result<()> {
+    async fn declare_on(&self, channel: &Channel) -> lapin::Result<()> {
         match self.clone() {
             Self::Exchange(name, kind) => {
                 let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -231,45 +245,46 @@ impl Thing {
     }
 
     /// Binds a queue to its exchange.
-    async fn binding(&self, channel: &Channel) -> lapin::Result<()> {
+    async fn bind_on(&self, channel: &Channel) -> lapin::Result<()> {
         let Self::Queue { name, exchange, .. } = self else { return Ok(()) };
         let (queue, key, options) = (name.as_str(), name.as_str(), QueueBindOptions::default());
         channel.queue_bind(queue.into(), (*exchange).into(), key.into(), options, FieldTable::default()).await
     }
 
-    /// Looks whether it is there, without making it, which takes no right (or, from 4.3 on, any).
-    pub(crate) async fn look(&self, visit: &mut Visit) -> Result<Seen, TransportError> {
-        let channel = visit.channel().await?;
+    /// Looks the entity up without creating it, which needs no permission (from 4.3 on, any).
+    pub(crate) async fn lookup(&self, session: &mut DeclareSession) -> Result<Existence, TransportError> {
+        let channel = session.channel().await?;
         let mut missing = false;
         let looking = async {
-            let seen = match self.clone() {
+            let existence = match self.clone() {
                 Self::Exchange(name, kind) => {
                     let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
-                    let seen = channel.exchange_declare(name.into(), kind, options, FieldTable::default());
-                    seen.await.map(|()| Seen::There { messages: 0, consumers: 0 })
+                    let existence =
+                        channel.exchange_declare(name.into(), kind, options, FieldTable::default());
+                    existence.await.map(|()| Existence::Present { messages: 0, consumers: 0 })
                 }
                 Self::Queue { name, .. } => {
                     let options = QueueDeclareOptions { passive: true, ..Default::default() };
-                    let seen = channel.queue_declare(name.into(), options, FieldTable::default()).await;
-                    seen.map(|queue| Seen::There {
+                    let existence = channel.queue_declare(name.into(), options, FieldTable::default()).await;
+                    existence.map(|queue| Existence::Present {
                         messages: queue.message_count(),
                         consumers: queue.consumer_count(),
                     })
                 }
             };
-            // A queue that it knows and does not have is NOT_FOUND too, in other words.
-            seen.inspect_err(|error| missing = failure::reason(error).starts_with("NOT_FOUND - no "))
+            // A queue that is known but not available is NOT_FOUND too, with another text.
+            existence.inspect_err(|error| missing = failure::reason(error).starts_with("NOT_FOUND - no "))
         };
-        match visit.ask(Wish::Free, &self.to_string(), looking).await {
-            Ok(seen) => Ok(seen),
-            Err(_) if missing => Ok(Seen::Missing),
-            Err(TransportError::Forbidden { .. }) => Ok(Seen::Hidden),
+        match session.request(Operation::Unrestricted, &self.to_string(), looking).await {
+            Ok(existence) => Ok(existence),
+            Err(_) if missing => Ok(Existence::Missing),
+            Err(TransportError::Forbidden { .. }) => Ok(Existence::Hidden),
             Err(error) => Err(error),
         }
     }
 }
 
-impl fmt::Display for Thing {
+impl fmt::Display for BrokerEntity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exchange(name, _) => write!(f, "the exchange {name}"),
@@ -278,31 +293,32 @@ impl fmt::Display for Thing {
     }
 }
 
-async fn agree(
-    visit: &Visit,
-    wish: Wish,
+async fn declare_matching(
+    session: &DeclareSession,
+    operation: Operation,
     what: &str,
     declaration: impl Future<Output = lapin::Result<()>>,
 ) -> Result<(), TransportError> {
     let mut refusal = None;
     let declaration = async {
         declaration.await.inspect_err(|error| {
-            if matches!(failure::code(error), Some(PRECONDITION_FAILED | NOT_IMPLEMENTED)) {
+            if matches!(failure::reply_code(error), Some(PRECONDITION_FAILED | NOT_IMPLEMENTED)) {
                 refusal = Some(failure::reason(error));
             }
         })
     };
-    let declared = visit.ask(wish, what, declaration).await;
+    let declared = session.request(operation, what, declaration).await;
     let Some(refusal) = refusal else { return declared };
-    let transport = visit.transport();
-    Err(match difference(&refusal) {
+    let transport = session.transport();
+    Err(match parse_difference(&refusal) {
         Some(difference) => TransportError::Mismatch { transport, what: what.into(), difference },
         None => TransportError::Invalid(format!("{transport} cannot have {what}: {refusal}")),
     })
 }
 
-/// Both sides, out of RabbitMQ's `… inequivalent arg 'ARG' for … in vhost '/': received OURS but current is THEIRS`.
-fn difference(refusal: &str) -> Option<String> {
+/// Extracts both values from RabbitMQ's `… inequivalent arg 'ARG' for … in vhost '/': received OURS
+/// but current is THEIRS`.
+fn parse_difference(refusal: &str) -> Option<String> {
     let (_, rest) = refusal.split_once("inequivalent arg '")?;
     let (argument, rest) = rest.split_once('\'')?;
     let (ours, theirs) = rest.split_once("received ")?.1.split_once(" but current is ")?;
@@ -316,7 +332,7 @@ fn queue_arguments(queue: &Queue) -> FieldTable {
     let mut arguments = table([
         ("x-queue-type", text("quorum")),
         ("x-delivery-limit", number(DELIVERY_LIMIT)),
-        // Drop-head, the default, would lose tasks; and what is dead-lettered at least once must have it.
+        // Drop-head, the default, would lose tasks; and at-least-once dead-lettering requires this.
         ("x-overflow", text("reject-publish")),
     ]);
     let mut add = |name: &str, value| {
@@ -332,7 +348,7 @@ fn queue_arguments(queue: &Queue) -> FieldTable {
         add("x-message-ttl", number(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)));
     }
     if let Some(target) = spec.ripens.map(|(_, to)| to).or(spec.dead_letters_to) {
-        add("x-dead-letter-exchange", text(exchange_of(target)));
+        add("x-dead-letter-exchange", text(exchange_for(target)));
         add("x-dead-letter-routing-key", text(&target.of(&queue.lane).to_string()));
         add("x-dead-letter-strategy", text("at-least-once"));
     }
@@ -382,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn every_queue_is_safe_from_the_brokers_defaults() {
+    fn queues_override_broker_defaults() {
         for role in QueueRole::ALL {
             assert_eq!(get(role, "x-queue-type"), Some(text("quorum")), "{role:?}");
             assert_eq!(get(role, "x-delivery-limit"), Some(number(DELIVERY_LIMIT)), "{role:?}");
@@ -391,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_queue_promises_becomes_its_arguments() {
+    fn queue_spec_sets_arguments() {
         assert_eq!(get(QueueRole::Tasks, "x-max-length"), Some(number(1_000)));
         assert_eq!(get(QueueRole::Tasks, "x-dead-letter-exchange"), Some(text("gristmill.dead")));
         assert_eq!(get(QueueRole::Tasks, "x-dead-letter-routing-key"), Some(text("gristmill.default.dead")));
@@ -405,13 +421,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mismatch_shows_both_sides() {
+    fn mismatch_shows_both_values() {
         let told = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': \
                     received '1000' but current is '5'";
-        assert_eq!(difference(told).unwrap(), "x-max-length is 5 there and would be 1000 here");
+        assert_eq!(parse_difference(told).unwrap(), "x-max-length is 5 there and would be 1000 here");
         let told = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': \
                     received none but current is the value '5' of type 'signedint'";
-        assert_eq!(difference(told).unwrap(), "x-message-ttl is 5 there and would be none here");
-        assert_eq!(difference("PRECONDITION_FAILED - something else"), None);
+        assert_eq!(parse_difference(told).unwrap(), "x-message-ttl is 5 there and would be none here");
+        assert_eq!(parse_difference("PRECONDITION_FAILED - something else"), None);
     }
 }

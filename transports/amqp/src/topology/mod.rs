@@ -1,11 +1,16 @@
-//! The broker's exchanges and queues: how they are declared, compared and looked up.
+//! The exchanges and queues on the broker: declared, compared and looked up.
 
-pub(crate) mod declare_connection;
+mod declare_connection;
 mod entities;
-pub(crate) mod journal_ready;
+mod journal_ready;
 
-pub use entities::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
-pub(crate) use entities::{
-    DEAD, EVENTS, EVENTS_QUEUE, FACTS, JOURNAL, RESULTS, Seen, Thing, WORK, exchange_of, number, open_journal,
-    open_lane, open_shards, table, text,
+pub use self::entities::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
+pub(crate) use self::{
+    declare_connection::DeclareSession,
+    entities::{
+        BrokerEntity, DEAD_EXCHANGE, EVENTS_EXCHANGE, EVENTS_QUEUE_PREFIX, Existence, FACTS_EXCHANGE,
+        JOURNAL_QUEUE, RESULTS_EXCHANGE, WORK_EXCHANGE, exchange_for, number, open_lane, open_shards, table,
+        text,
+    },
+    journal_ready::repair_hint,
 };
