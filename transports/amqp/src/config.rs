@@ -155,7 +155,7 @@ fn parse_url(url: &str) -> Result<AMQPUri, TransportError> {
         uri.authority.host = host.into(); // lapin would go to localhost instead
     }
     if uri.vhost.is_empty() {
-        uri.vhost = "/".into(); // a slash at the end; nobody has a virtual host without a name
+        uri.vhost = "/".into(); // a slash at the end; a virtual host without a name is not supported
     }
     if uri.vhost.len() > u8::MAX.into() {
         return Err(invalid_url("its virtual host is longer than 255 bytes"));
@@ -228,7 +228,7 @@ impl fmt::Display for AmqpConfig {
         let host = &authority.host;
         let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
         let user = &authority.userinfo.username;
-        let at = if user.is_empty() { "" } else { "@" }; // our certificate says who we are
+        let at = if user.is_empty() { "" } else { "@" }; // the certificate authenticates
         write!(f, "{scheme}://{user}{at}{open}{host}{close}:{}", authority.port)?;
         if vhost != "/" {
             write!(f, "/{}", vhost.replace('/', "%2f"))?;

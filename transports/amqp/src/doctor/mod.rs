@@ -100,7 +100,7 @@ impl Diagnosis<'_> {
         if let Err(error) = self.run_checks().await {
             self.findings.push(Finding::problem("connection", error));
         }
-        self.generation.close().await; // with a goodbye, else the broker's log has a line
+        self.generation.close().await; // in order, otherwise the broker logs a lost connection
         self.findings
     }
 

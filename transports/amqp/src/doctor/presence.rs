@@ -63,21 +63,21 @@ impl PresenceListener {
 
     /// Collects events until [`LISTEN_DURATION`] after the start.
     pub(super) async fn finish(self) -> LanePresence {
-        let mut heard = LanePresence::default();
-        let Ok(mut reader) = self.reader else { return LanePresence { unavailable: true, ..heard } };
+        let mut presence = LanePresence::default();
+        let Ok(mut reader) = self.reader else { return LanePresence { unavailable: true, ..presence } };
         while let Ok(Ok(event)) = timeout_at(self.started + LISTEN_DURATION, reader.next()).await {
             let sent = event.properties.timestamp().unwrap_or_default();
             let message = properties::decode(&event.properties, Bytes::from(event.data), false);
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             if sent > 0 {
-                heard.clock_offsets_s.insert(message.app.clone(), sent.abs_diff(now));
+                presence.clock_offsets_s.insert(message.app.clone(), sent.abs_diff(now));
             }
             if let Ok(Event::Worker(beat)) = Event::decode(&message) {
-                heard.heartbeats_ms.insert(message.app.clone(), message.timestamp_ms);
-                heard.workers.insert(message.app, beat);
+                presence.heartbeats_ms.insert(message.app.clone(), message.timestamp_ms);
+                presence.workers.insert(message.app, beat);
             }
         }
-        heard
+        presence
     }
 }
 

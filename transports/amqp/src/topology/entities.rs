@@ -422,12 +422,12 @@ mod tests {
 
     #[test]
     fn mismatch_shows_both_values() {
-        let told = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': \
+        let refusal = "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/': \
                     received '1000' but current is '5'";
-        assert_eq!(parse_difference(told).unwrap(), "x-max-length is 5 there and would be 1000 here");
-        let told = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': \
+        assert_eq!(parse_difference(refusal).unwrap(), "x-max-length is 5 there and would be 1000 here");
+        let refusal = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': \
                     received none but current is the value '5' of type 'signedint'";
-        assert_eq!(parse_difference(told).unwrap(), "x-message-ttl is 5 there and would be none here");
+        assert_eq!(parse_difference(refusal).unwrap(), "x-message-ttl is 5 there and would be none here");
         assert_eq!(parse_difference("PRECONDITION_FAILED - something else"), None);
     }
 }
