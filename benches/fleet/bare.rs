@@ -1,8 +1,10 @@
-//! Bare lapin: loops that publish, relay and consume, and nothing else. What everything of ours is divided by.
+//! Bare lapin: loops that publish, relay and consume, and nothing else. They are the baseline by
+//! which Gristmill's figures are divided.
 //!
-//! They give the promises that we give, at the least cost that lapin has for it: durable quorum queues, persistent and
-//! mandatory messages, confirmed; a message is acked after what follows from it was confirmed. Publishes are polled
-//! together, so that they share a write, and acks cover all up to a message.
+//! They give the same guarantees at the least cost that lapin has for them: durable quorum queues;
+//! persistent, mandatory and confirmed messages; an ack only after everything that follows from a
+//! message was confirmed. Publishes are polled together, so that they share a write, and one ack
+//! covers all messages up to its own.
 
 use std::{
     collections::HashSet,
@@ -19,61 +21,63 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use crate::Outcome;
+use crate::BenchResult;
 
-/// How many messages may be unconfirmed.
-pub(crate) const WINDOW: u64 = 1_000;
-/// How many deliveries may be unacked.
-const PREFETCH: u16 = 500;
-/// How many publishes share a write, or deliveries an ack.
-const TOGETHER: usize = 250;
-/// The body: the message's number and padding, about what a batch with a single task has beside its headers.
+/// The most unconfirmed messages.
+pub(crate) const WINDOW_MESSAGES: u64 = 1_000;
+/// The most unacked deliveries.
+const PREFETCH_MESSAGES: u16 = 500;
+/// The number of publishes that share a write, and of deliveries that share an ack.
+const CHUNK_MESSAGES: usize = 250;
+/// The size of a body: the message's number and padding, about that of a batch with a single task
+/// without its headers.
 const BODY_BYTES: usize = 64;
 
-/// What a process of the baseline does. Each says `ready` on stdout, waits for a line on stdin, does it, and says what it
-/// has counted.
+/// A process of the baseline. It prints `ready`, waits for a line on stdin, runs, and prints the
+/// number of messages that it has counted.
 #[derive(Debug, Clone, clap::Subcommand)]
-pub(crate) enum Loop {
-    /// Publishes so many messages, confirmed.
+pub(crate) enum BareLoop {
+    /// Publishes `count` messages with confirms.
     Publish { url: String, to: String, count: u64 },
-    /// Takes so many messages, publishes each again, confirmed, and then acks it.
+    /// Consumes `count` messages, publishes each again with a confirm, and then acks it.
     Relay { url: String, from: String, to: String, count: u64 },
-    /// Takes so many different messages and acks them.
+    /// Consumes `count` different messages and acks them.
     Consume { url: String, from: String, count: u64 },
 }
 
 /// Runs a process of the baseline.
-pub(crate) async fn run(what: Loop) -> Outcome<()> {
-    let (Loop::Publish { url, .. } | Loop::Relay { url, .. } | Loop::Consume { url, .. }) = &what;
+pub(crate) async fn run(command: BareLoop) -> BenchResult<()> {
+    let (BareLoop::Publish { url, .. } | BareLoop::Relay { url, .. } | BareLoop::Consume { url, .. }) =
+        &command;
     let connection = connect(url).await?;
     let channel = channel(&connection).await?;
     println!("ready");
     std::io::stdout().flush()?;
-    std::io::stdin().lock().read_line(&mut String::new())?; // nothing else is to be done in this process meanwhile
-    let counted = match what {
-        Loop::Publish { to, count, .. } => publish(&channel, &to, count).await?,
-        Loop::Relay { from, to, count, .. } => relay(&channel, &from, &to, count).await?,
-        Loop::Consume { from, count, .. } => consume(&channel, &from, count).await?,
+    std::io::stdin().lock().read_line(&mut String::new())?; // blocks: the process has nothing else to do
+    let counted = match command {
+        BareLoop::Publish { to, count, .. } => publish(&channel, &to, count).await?,
+        BareLoop::Relay { from, to, count, .. } => relay(&channel, &from, &to, count).await?,
+        BareLoop::Consume { from, count, .. } => consume(&channel, &from, count).await?,
     };
     println!("{counted}");
     Ok(connection.close(200, "done".into()).await?)
 }
 
-/// A connection of lapin's, as it comes.
-pub(crate) async fn connect(url: &str) -> Outcome<Connection> {
+/// Opens a lapin connection with its defaults.
+pub(crate) async fn connect(url: &str) -> BenchResult<Connection> {
     Ok(Connection::connect(url, ConnectionProperties::default()).await?)
 }
 
-/// A channel that confirms, and that holds the baseline's number of deliveries.
-pub(crate) async fn channel(connection: &Connection) -> Outcome<Channel> {
+/// Opens a channel with confirms and the baseline's prefetch.
+pub(crate) async fn channel(connection: &Connection) -> BenchResult<Channel> {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    channel.basic_qos(PREFETCH_MESSAGES, BasicQosOptions::default()).await?;
     Ok(channel)
 }
 
-/// Makes an empty queue of the kind that ours are.
-pub(crate) async fn make_queue(channel: &Channel, name: &str) -> Outcome<()> {
+/// Creates an empty queue of the same type as Gristmill's.
+pub(crate) async fn create_queue(channel: &Channel, name: &str) -> BenchResult<()> {
     channel.queue_delete(name.into(), QueueDeleteOptions::default()).await?;
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
@@ -82,8 +86,8 @@ pub(crate) async fn make_queue(channel: &Channel, name: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Publishes these bodies, polled together, and waits until the broker has written each of them down.
-pub(crate) async fn publish_all(channel: &Channel, to: &str, bodies: Vec<Vec<u8>>) -> Outcome<u64> {
+/// Publishes these bodies, polled together, and waits until the broker has confirmed all of them.
+pub(crate) async fn publish_all(channel: &Channel, to: &str, bodies: Vec<Vec<u8>>) -> BenchResult<u64> {
     let count = bodies.len() as u64;
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let sent = join_all(bodies.iter().map(|body| {
@@ -99,28 +103,29 @@ pub(crate) async fn publish_all(channel: &Channel, to: &str, bodies: Vec<Vec<u8>
     Ok(count)
 }
 
-/// The body of the message with this number.
+/// Returns the body of the message with this number.
 pub(crate) fn body(number: u64) -> Vec<u8> {
     let mut body = vec![b'.'; BODY_BYTES];
     body[..8].copy_from_slice(&number.to_be_bytes());
     body
 }
 
-fn number_of(body: &[u8]) -> Outcome<u64> {
+fn decode_number(body: &[u8]) -> BenchResult<u64> {
     Ok(u64::from_be_bytes(*body.first_chunk().ok_or("a message that is none of ours")?))
 }
 
-async fn publish(channel: &Channel, to: &str, count: u64) -> Outcome<u64> {
-    let mut waves = (0..count).step_by(TOGETHER).map(|first| first..count.min(first + TOGETHER as u64));
+async fn publish(channel: &Channel, to: &str, count: u64) -> BenchResult<u64> {
+    let mut chunks =
+        (0..count).step_by(CHUNK_MESSAGES).map(|first| first..count.min(first + CHUNK_MESSAGES as u64));
     let mut under_way = FuturesOrdered::new();
     let (mut unconfirmed, mut confirmed) = (0, 0);
     loop {
-        if unconfirmed + TOGETHER as u64 <= WINDOW
-            && let Some(wave) = waves.next()
+        if unconfirmed + CHUNK_MESSAGES as u64 <= WINDOW_MESSAGES
+            && let Some(chunk) = chunks.next()
         {
-            unconfirmed += wave.end - wave.start;
-            let wave = publish_all(channel, to, wave.map(body).collect());
-            under_way.push_back(wave);
+            unconfirmed += chunk.end - chunk.start;
+            let chunk = publish_all(channel, to, chunk.map(body).collect());
+            under_way.push_back(chunk);
         } else if let Some(stored) = under_way.next().await {
             let stored: u64 = stored?;
             unconfirmed -= stored;
@@ -131,9 +136,9 @@ async fn publish(channel: &Channel, to: &str, count: u64) -> Outcome<u64> {
     }
 }
 
-async fn relay(channel: &Channel, from: &str, to: &str, count: u64) -> Outcome<u64> {
+async fn relay(channel: &Channel, from: &str, to: &str, count: u64) -> BenchResult<u64> {
     let consumer = consumer(channel, from).await?;
-    let mut deliveries = consumer.ready_chunks(TOGETHER);
+    let mut deliveries = consumer.ready_chunks(CHUNK_MESSAGES);
     let mut under_way = FuturesOrdered::new();
     let (mut taken, mut relayed) = (0, 0);
     while relayed < count {
@@ -158,16 +163,16 @@ async fn relay(channel: &Channel, from: &str, to: &str, count: u64) -> Outcome<u
     Ok(relayed)
 }
 
-async fn consume(channel: &Channel, from: &str, count: u64) -> Outcome<u64> {
+async fn consume(channel: &Channel, from: &str, count: u64) -> BenchResult<u64> {
     let consumer = consumer(channel, from).await?;
-    let mut deliveries = consumer.ready_chunks(TOGETHER);
+    let mut deliveries = consumer.ready_chunks(CHUNK_MESSAGES);
     let mut seen = HashSet::new();
     while (seen.len() as u64) < count {
         let chunk = deliveries.next().await.ok_or("the consumer ended")?;
         let mut last = 0;
         for delivery in chunk {
             let delivery = delivery?;
-            seen.insert(number_of(&delivery.data)?);
+            seen.insert(decode_number(&delivery.data)?);
             last = delivery.delivery_tag;
         }
         channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
@@ -175,8 +180,8 @@ async fn consume(channel: &Channel, from: &str, count: u64) -> Outcome<u64> {
     Ok(seen.len() as u64)
 }
 
-/// Takes messages from a queue.
-pub(crate) async fn consumer(channel: &Channel, from: &str) -> Outcome<lapin::Consumer> {
+/// Starts a consumer of a queue.
+pub(crate) async fn consumer(channel: &Channel, from: &str) -> BenchResult<lapin::Consumer> {
     let options = BasicConsumeOptions::default();
     Ok(channel.basic_consume(from.into(), "".into(), options, FieldTable::default()).await?)
 }

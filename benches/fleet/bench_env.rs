@@ -1,4 +1,4 @@
-//! What a run of the benchmark stands on: a broker of its own, a directory, and the programs.
+//! The environment of the benchmark: a broker of its own, a directory, and the programs.
 
 use std::{
     env,
@@ -11,24 +11,24 @@ use gristmill_shared::Lane;
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::{Outcome, usage::processor_seconds};
+use crate::{BenchResult, usage::processor_seconds};
 
-/// A broker, and a place for ledgers and cursors.
+/// A broker, and a directory for ledgers and cursors.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct BenchEnv {
     url: String,
     version: String,
     broker_pid: u32,
     dir: TempDir,
-    /// This program, which also is a producer of exact work, and the processes of the baseline.
+    /// This program, which also is a producer of given work, and the processes of the baseline.
     program: PathBuf,
     lanes: AtomicU32,
     _broker: LocalBroker,
 }
 
-impl Site {
+impl BenchEnv {
     /// Starts the broker.
-    pub(crate) async fn start() -> Outcome<Self> {
+    pub(crate) async fn start() -> BenchResult<Self> {
         let broker = tokio::task::spawn_blocking(LocalBroker::start).await??;
         let broker_pid = broker.pid().ok_or("the broker is down")?;
         Ok(Self {
@@ -46,7 +46,7 @@ impl Site {
         &self.url
     }
 
-    /// RabbitMQ's version.
+    /// Returns RabbitMQ's version.
     pub(crate) fn version(&self) -> &str {
         &self.version
     }
@@ -55,27 +55,27 @@ impl Site {
         self.dir.path()
     }
 
-    /// The broker's processor time so far.
-    pub(crate) fn broker_seconds(&self) -> Outcome<f64> {
+    /// Returns the broker's processor time so far, in seconds.
+    pub(crate) fn broker_seconds(&self) -> BenchResult<f64> {
         processor_seconds(self.broker_pid)
     }
 
-    /// A lane that nobody has used.
-    pub(crate) fn new_lane(&self) -> Outcome<Lane> {
+    /// Returns an unused lane.
+    pub(crate) fn new_lane(&self) -> BenchResult<Lane> {
         Ok(Lane::new(&format!("bench-{}", self.lanes.fetch_add(1, Ordering::Relaxed)))?)
     }
 
-    /// One of our programs, as everybody has it, on a lane.
+    /// Returns a command that runs one of the released programs on a lane.
     pub(crate) fn program(&self, path: &str, lane: &Lane) -> Command {
         self.on_lane(Command::new(path), lane)
     }
 
-    /// This program in one of Gristmill's roles, on a lane.
+    /// Returns a command that runs this program in one of Gristmill's roles, on a lane.
     pub(crate) fn own_program(&self, lane: &Lane) -> Command {
         self.on_lane(Command::new(&self.program), lane)
     }
 
-    /// This program as a process of the baseline.
+    /// Returns a command that runs this program as a process of the baseline.
     pub(crate) fn baseline(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("bare").args(arguments).env_clear();

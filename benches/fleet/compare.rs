@@ -1,13 +1,14 @@
-//! Two runs side by side.
+//! Comparison of two runs.
 
 use std::{fmt::Write as _, fs, path::Path};
 
 use crate::{
-    Outcome,
-    figure::{Better, Figure, Report, number},
+    BenchResult,
+    figure::{BenchReport, Better, Figure, format_number},
 };
 
-/// What has changed since an older run, and whether anything judged got worse beyond its tolerance.
+/// The changes since an older run, and the number of judged figures that are worse beyond their
+/// tolerance.
 #[derive(Debug)]
 pub(crate) struct Comparison {
     pub(crate) table: String,
@@ -15,14 +16,14 @@ pub(crate) struct Comparison {
 }
 
 /// Reads an older run's JSON.
-pub(crate) fn load(path: &Path) -> Outcome<Report> {
-    let told = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
-    let json = fs::read_to_string(path).map_err(|error| told(&error))?;
-    Ok(serde_json::from_str(&json).map_err(|error| told(&error))?)
+pub(crate) fn load(path: &Path) -> BenchResult<BenchReport> {
+    let with_path = |error: &dyn std::error::Error| format!("{}: {error}", path.display());
+    let json = fs::read_to_string(path).map_err(|error| with_path(&error))?;
+    Ok(serde_json::from_str(&json).map_err(|error| with_path(&error))?)
 }
 
-/// Compares figure by figure. What only one of the runs has is left out, and counted.
-pub(crate) fn compare(old: &Report, new: &Report) -> Comparison {
+/// Compares figure by figure. Figures that only one run has are left out, and counted.
+pub(crate) fn compare(old: &BenchReport, new: &BenchReport) -> Comparison {
     let mut table = format!("old: {}\n\n", old.machine);
     let (mut regressions, mut alone) = (0, 0);
     for figure in &new.figures {
@@ -30,7 +31,7 @@ pub(crate) fn compare(old: &Report, new: &Report) -> Comparison {
             alone += 1;
             continue;
         };
-        let mark = match (worse(before, figure), figure.tolerance) {
+        let mark = match (worsening(before, figure), figure.tolerance) {
             (_, None) => "",
             (worse, Some(tolerance)) if worse > tolerance => {
                 regressions += 1;
@@ -40,7 +41,7 @@ pub(crate) fn compare(old: &Report, new: &Report) -> Comparison {
             _ => "same",
         };
         let change = (figure.median / before.median - 1.0) * 100.0;
-        let (was, is) = (number(before.median), number(figure.median));
+        let (was, is) = (format_number(before.median), format_number(figure.median));
         let _ = writeln!(
             table,
             "{:<44} {was:>10} → {is:>10} {:<12} {change:>+7.1} % {mark}",
@@ -56,8 +57,8 @@ pub(crate) fn compare(old: &Report, new: &Report) -> Comparison {
     Comparison { table, regressions }
 }
 
-/// By which part of the old value the new one is worse; below 0 if it is better.
-fn worse(old: &Figure, new: &Figure) -> f64 {
+/// Returns the fraction of the old value by which the new one is worse; below 0 if it is better.
+fn worsening(old: &Figure, new: &Figure) -> f64 {
     match new.better {
         Better::Higher => old.median / new.median - 1.0,
         Better::Lower => new.median / old.median - 1.0,

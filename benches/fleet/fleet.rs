@@ -1,4 +1,4 @@
-//! Our own fleet: a sink and workers on a lane, and the jobs they are given.
+//! Gristmill's own fleet: a sink and workers on a lane, and their jobs.
 
 use std::{num::NonZeroU16, path::PathBuf, time::Instant};
 
@@ -6,48 +6,48 @@ use gristmill_shared::{JobId, Lane, QueueRole, wire::Finished};
 use lapin::options::QueueDeleteOptions;
 use tokio::process::Command;
 
-use crate::{Outcome, bare, bench_env::Site, process::Process};
+use crate::{BenchResult, bare, bench_env::BenchEnv, process::BenchProcess};
 
-/// The programs as everybody has them.
-const PRODUCER: &str = env!("CARGO_BIN_EXE_producer");
-const WORKER: &str = env!("CARGO_BIN_EXE_worker");
-const SINK: &str = env!("CARGO_BIN_EXE_sink");
-/// How many slots a worker has.
-pub(crate) const SLOTS: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
+/// The released programs.
+const PRODUCER_PROGRAM: &str = env!("CARGO_BIN_EXE_producer");
+const WORKER_PROGRAM: &str = env!("CARGO_BIN_EXE_worker");
+const SINK_PROGRAM: &str = env!("CARGO_BIN_EXE_sink");
+/// The number of a worker's slots.
+pub(crate) const SLOT_COUNT: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
 
-/// A sink and workers that are up.
+/// A running sink and its workers.
 #[derive(Debug)]
-pub(crate) struct Fleet<'a> {
-    pub(crate) site: &'a Site,
+pub(crate) struct BenchFleet<'a> {
+    pub(crate) env: &'a BenchEnv,
     pub(crate) lane: Lane,
-    pub(crate) sink: Process,
-    pub(crate) workers: Vec<Process>,
-    /// Whether they are this program, which knows more kinds.
+    pub(crate) sink: BenchProcess,
+    pub(crate) workers: Vec<BenchProcess>,
+    /// True if they are this program, which knows more kinds.
     own: bool,
 }
 
-/// What a job came to.
+/// A job that has ended.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub(crate) struct FinishedJob {
     pub(crate) job: JobId,
     pub(crate) finished: Finished,
-    /// From the start of its producer to its answer.
+    /// The time from the start of its producer to its answer.
     pub(crate) seconds: f64,
     /// The producer's processor time.
     pub(crate) producer_seconds: f64,
 }
 
-/// Processor time that everybody has used so far.
+/// The processor time of each role so far, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Spent {
+pub(crate) struct RoleSeconds {
     pub(crate) worker: f64,
     pub(crate) sink: f64,
     pub(crate) broker: f64,
 }
 
-impl Spent {
-    /// What was used in between.
-    pub(crate) fn since(self, before: Self) -> Self {
+impl RoleSeconds {
+    /// Returns the processor time since `before`.
+    pub(crate) fn minus(self, before: Self) -> Self {
         Self {
             worker: self.worker - before.worker,
             sink: self.sink - before.sink,
@@ -56,102 +56,108 @@ impl Spent {
     }
 }
 
-impl<'a> Fleet<'a> {
-    /// A sink and one worker, as everybody has them.
-    pub(crate) async fn start(site: &'a Site) -> Outcome<Self> {
-        let lane = site.new_lane()?;
-        let sink = Self::sink(site.program(SINK, &lane)).await?;
-        let worker = Self::worker(site.program(WORKER, &lane)).await?;
-        Ok(Self { site, lane, sink, workers: vec![worker], own: false })
+impl<'a> BenchFleet<'a> {
+    /// Starts the released sink and one released worker.
+    pub(crate) async fn start(env: &'a BenchEnv) -> BenchResult<Self> {
+        let lane = env.new_lane()?;
+        let sink = Self::sink(env.program(SINK_PROGRAM, &lane)).await?;
+        let worker = Self::worker(env.program(WORKER_PROGRAM, &lane)).await?;
+        Ok(Self { env, lane, sink, workers: vec![worker], own: false })
     }
 
-    /// A sink and workers that know this program's kinds as well; each worker keeps its diary in one of these files.
-    pub(crate) async fn start_own(site: &'a Site, diaries: &[PathBuf]) -> Outcome<Self> {
-        let lane = site.new_lane()?;
-        let mut command = site.own_program(&lane);
+    /// Starts a sink and workers that know this program's kinds too. Each worker logs to one of
+    /// these files.
+    pub(crate) async fn start_own(env: &'a BenchEnv, task_logs: &[PathBuf]) -> BenchResult<Self> {
+        let lane = env.new_lane()?;
+        let mut command = env.own_program(&lane);
         command.arg("sink");
         let sink = Self::sink(command).await?;
         let mut workers = Vec::new();
-        for diary in diaries {
-            let mut command = site.own_program(&lane);
-            command.arg("worker").env(crate::DIARY_VARIABLE, diary);
+        for task_log in task_logs {
+            let mut command = env.own_program(&lane);
+            command.arg("worker").env(crate::TASK_LOG_VARIABLE, task_log);
             workers.push(Self::worker(command).await?);
         }
-        Ok(Self { site, lane, sink, workers, own: true })
+        Ok(Self { env, lane, sink, workers, own: true })
     }
 
-    async fn sink(command: Command) -> Outcome<Process> {
-        let mut sink = Process::start("sink", command)?;
-        sink.says("serving").await?;
+    async fn sink(command: Command) -> BenchResult<BenchProcess> {
+        let mut sink = BenchProcess::start("sink", command)?;
+        sink.wait_for_stderr("serving").await?;
         Ok(sink)
     }
 
-    async fn worker(mut command: Command) -> Outcome<Process> {
-        command.args(["--slots", &SLOTS.to_string()]);
-        let mut worker = Process::start("worker", command)?;
-        worker.says("taking tasks").await?;
+    async fn worker(mut command: Command) -> BenchResult<BenchProcess> {
+        command.args(["--slots", &SLOT_COUNT.to_string()]);
+        let mut worker = BenchProcess::start("worker", command)?;
+        worker.wait_for_stderr("taking tasks").await?;
         Ok(worker)
     }
 
-    /// Starts a producer that submits a job and waits for it; `words` are the kind and its flags. The work of a `spin`
-    /// is measured by that producer, unless it is this program's.
-    pub(crate) fn submit(&self, words: &[&str]) -> Outcome<Process> {
+    /// Starts a producer that submits a job and waits for it. `words` are the kind and its flags.
+    /// The producer measures the work of a `spin`, unless it is this program.
+    pub(crate) fn submit(&self, words: &[&str]) -> BenchResult<BenchProcess> {
         let given = self.own || words.contains(&"--spec");
         let mut command = if given {
-            let mut command = self.site.own_program(&self.lane);
+            let mut command = self.env.own_program(&self.lane);
             command.arg("producer");
             command
         } else {
-            self.site.program(PRODUCER, &self.lane)
+            self.env.program(PRODUCER_PROGRAM, &self.lane)
         };
         command.arg("submit").args(words).args(["--wait", "--json"]);
-        Process::start("producer", command)
+        BenchProcess::start("producer", command)
     }
 
-    /// Runs a job to its end. Fails unless its ledger adds up.
-    pub(crate) async fn run(&self, words: &[&str]) -> Outcome<Done> {
+    /// Runs a job to its end. Fails unless its ledger is verified.
+    pub(crate) async fn run(&self, words: &[&str]) -> BenchResult<FinishedJob> {
         let start = Instant::now();
         let producer = self.submit(words)?;
-        self.see_through(start, producer).await
+        self.wait_for_job(start, producer).await
     }
 
-    /// Waits for a job's end. Fails unless its ledger adds up.
-    pub(crate) async fn see_through(&self, start: Instant, mut producer: Process) -> Outcome<Done> {
-        let finished: Finished = producer.json().await?;
+    /// Waits for a job's end. Fails unless its ledger is verified.
+    pub(crate) async fn wait_for_job(
+        &self,
+        start: Instant,
+        mut producer: BenchProcess,
+    ) -> BenchResult<FinishedJob> {
+        let finished: Finished = producer.read_json().await?;
         let seconds = start.elapsed().as_secs_f64();
-        let ended = producer.end_well().await?;
+        let ended = producer.wait_success().await?;
         let job = finished.job;
         self.verify(job).await?;
-        Ok(Done { job, finished, seconds, producer_seconds: ended.seconds })
+        Ok(FinishedJob { job, finished, seconds, producer_seconds: ended.seconds })
     }
 
-    async fn verify(&self, job: JobId) -> Outcome<()> {
-        let mut command = self.site.program(SINK, &self.lane);
+    async fn verify(&self, job: JobId) -> BenchResult<()> {
+        let mut command = self.env.program(SINK_PROGRAM, &self.lane);
         command.args(["verify", &job.to_string()]);
-        Process::start("sink verify", command)?.end_well().await.map(drop)
+        BenchProcess::start("sink verify", command)?.wait_success().await.map(drop)
     }
 
-    /// Where the sink's ledger is.
+    /// Returns the path of the sink's ledger.
     pub(crate) fn ledger(&self) -> PathBuf {
-        self.site.dir().join(format!("{}.ledger", self.lane))
+        self.env.dir().join(format!("{}.ledger", self.lane))
     }
 
-    /// Processor time so far.
-    pub(crate) fn spent(&self) -> Outcome<Spent> {
-        let workers = self.workers.iter().map(Process::seconds);
-        Ok(Spent {
-            worker: workers.sum::<Outcome<f64>>()?,
+    /// Returns the processor time of all roles so far.
+    pub(crate) fn role_seconds(&self) -> BenchResult<RoleSeconds> {
+        let workers = self.workers.iter().map(BenchProcess::seconds);
+        Ok(RoleSeconds {
+            worker: workers.sum::<BenchResult<f64>>()?,
             sink: self.sink.seconds()?,
-            broker: self.site.broker_seconds()?,
+            broker: self.env.broker_seconds()?,
         })
     }
 
-    /// Lets everybody leave, and takes the lane's queues away, so that they cost the broker nothing from now on.
-    pub(crate) async fn end(self) -> Outcome<()> {
+    /// Stops all roles and deletes the lane's queues, so that they cost the broker nothing from
+    /// then on.
+    pub(crate) async fn shut_down(self) -> BenchResult<()> {
         for process in self.workers.into_iter().chain([self.sink]) {
             process.stop().await?;
         }
-        let connection = bare::connect(self.site.url()).await?;
+        let connection = bare::connect(self.env.url()).await?;
         let channel = connection.create_channel().await?;
         for role in QueueRole::ALL {
             let queue = role.of(&self.lane).to_string();
@@ -161,10 +167,10 @@ impl<'a> Fleet<'a> {
     }
 }
 
-impl Done {
-    /// Fails unless a `spin` of so many tasks gave the sum that it must.
-    pub(crate) fn must_be_spin_of(&self, tasks: u64) -> Outcome<()> {
-        let expected = spin_answer(tasks);
+impl FinishedJob {
+    /// Fails unless this was a `spin` of `tasks` tasks with the right sum.
+    pub(crate) fn check_spin(&self, tasks: u64) -> BenchResult<()> {
+        let expected = expected_spin_answer(tasks);
         let (account, text) = (&self.finished.account, &self.finished.conclusion.text);
         if *text == expected && account.done == tasks && account.failed == 0 {
             return Ok(());
@@ -173,8 +179,8 @@ impl Done {
     }
 }
 
-/// What a `spin` of so many tasks answers.
-pub(crate) fn spin_answer(tasks: u64) -> String {
+/// Returns the answer of a `spin` of `tasks` tasks.
+pub(crate) fn expected_spin_answer(tasks: u64) -> String {
     let sum = u128::from(tasks) * u128::from(tasks.saturating_sub(1)) / 2;
     format!("{tasks} tasks, sum {sum}")
 }

@@ -1,4 +1,4 @@
-//! Kinds of job for this program's own roles.
+//! Job kinds for this program's own roles.
 
 use std::{
     fs::File,
@@ -12,11 +12,11 @@ use gristmill::prelude::*;
 use gristmill_jobs::{Spin, SpinOutput, SpinReport, SpinTask};
 use serde::{Deserialize, Serialize};
 
-/// A [`Spin`] as it travels, its work measured before: so that others can do the very same. To workers and sinks it is a
-/// `spin` like any other.
+/// A [`Spin`] with its spec, whose work was measured before, so that all runs do the same work.
+/// Workers and sinks see a `spin` like any other.
 #[derive(Debug, Serialize, Deserialize, clap::Args)]
 #[serde(transparent)]
-pub(crate) struct Given {
+pub(crate) struct GivenSpin {
     /// The spec, as JSON
     #[arg(long, value_parser = spin)]
     spec: Spin,
@@ -26,7 +26,7 @@ fn spin(json: &str) -> Result<Spin, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
-impl Job for Given {
+impl Job for GivenSpin {
     const KIND: &'static str = Spin::KIND;
     type Task = SpinTask;
     type Output = SpinOutput;
@@ -49,7 +49,7 @@ impl Job for Given {
     }
 }
 
-/// A search that ends when a certain task is done. Its workers write down when their tasks begin and end.
+/// A search that ends when a certain task is done. Its workers log when their tasks begin and end.
 #[derive(Debug, Serialize, Deserialize, clap::Args)]
 pub(crate) struct Hunt {
     /// The work of each task: a spin's spec, as JSON
@@ -64,7 +64,7 @@ impl Job for Hunt {
     const KIND: &'static str = "hunt";
     type Task = SpinTask;
     type Output = u64;
-    /// What was found.
+    /// The task that was found.
     type Report = Option<u64>;
 
     fn plan(&self) -> Result<Plan, JobError> {
@@ -74,9 +74,9 @@ impl Job for Hunt {
         self.spec.split()
     }
     fn process(&self, task: SpinTask, cx: &TaskContext) -> Result<u64, TaskError> {
-        Diary::count(Entry::Begun)?;
+        TaskLog::record(LogEntry::Begun)?;
         let done = self.spec.process(task, cx);
-        Diary::count(Entry::Ended)?;
+        TaskLog::record(LogEntry::Ended)?;
         done.map(|output| output.index)
     }
     fn collect(&self, found: &mut Option<u64>, _: TaskIndex, output: u64) -> ControlFlow<()> {
@@ -94,66 +94,67 @@ impl Job for Hunt {
     }
 }
 
-/// This process's diary, and the file that it is kept in. Under one lock: else of two tasks that end at the same time the first
-/// might be written last.
-static KEPT: Mutex<Option<(Diary, File)>> = Mutex::new(None);
+/// This process's log and its file, under one lock. Without it, of two tasks that end at the same
+/// time the first might be written last.
+static TASK_LOG: Mutex<Option<(TaskLog, File)>> = Mutex::new(None);
 
-/// What there is to be written down of a task.
+/// An entry of the log.
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+enum LogEntry {
     Begun,
     Ended,
 }
 
-/// What a worker tells of its tasks, in a file: how many it has begun, how many have ended, and when the last did.
+/// A worker's log of its tasks, in a file: the numbers of begun and ended tasks, and the time of
+/// the last end.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Diary {
+pub(crate) struct TaskLog {
     pub(crate) begun: u64,
     pub(crate) ended: u64,
     /// Microseconds since 1970.
     pub(crate) last_end_us: u64,
 }
 
-impl Diary {
-    /// Keeps it in this file from now on.
-    pub(crate) fn keep(file: File) {
-        *kept() = Some((Self::default(), file));
+impl TaskLog {
+    /// Writes the log to this file from now on.
+    pub(crate) fn write_to(file: File) {
+        *lock_task_log() = Some((Self::default(), file));
     }
 
-    /// Reads a worker's.
+    /// Reads a worker's log.
     pub(crate) fn read(file: &File) -> std::io::Result<Self> {
         let mut bytes = [0; 24];
         let length = file.read_at(&mut bytes, 0)?;
         if length < bytes.len() {
             return Ok(Self::default()); // no task has begun yet
         }
-        let at = |place: usize| {
+        let at = |index: usize| {
             let mut number = [0; 8];
-            number.copy_from_slice(&bytes[place * 8..][..8]);
+            number.copy_from_slice(&bytes[index * 8..][..8]);
             u64::from_ne_bytes(number)
         };
         Ok(Self { begun: at(0), ended: at(1), last_end_us: at(2) })
     }
 
-    /// Counts a task.
-    fn count(entry: Entry) -> Result<(), TaskError> {
-        let mut kept = kept();
-        let (diary, file) = kept.as_mut().ok_or_else(|| TaskError::reject("this worker keeps no diary"))?;
+    /// Records the begin or the end of a task.
+    fn record(entry: LogEntry) -> Result<(), TaskError> {
+        let mut guard = lock_task_log();
+        let (log, file) = guard.as_mut().ok_or_else(|| TaskError::reject("this worker keeps no task log"))?;
         match entry {
-            Entry::Begun => diary.begun += 1,
-            Entry::Ended => (diary.ended, diary.last_end_us) = (diary.ended + 1, now_us()),
+            LogEntry::Begun => log.begun += 1,
+            LogEntry::Ended => (log.ended, log.last_end_us) = (log.ended + 1, now_us()),
         }
-        let numbers = [diary.begun, diary.ended, diary.last_end_us].map(u64::to_ne_bytes);
+        let numbers = [log.begun, log.ended, log.last_end_us].map(u64::to_ne_bytes);
         Ok(file.write_all_at(numbers.as_flattened(), 0)?)
     }
 }
 
-/// Nothing panics under the lock.
-fn kept() -> MutexGuard<'static, Option<(Diary, File)>> {
-    KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks the log. Nothing panics under the lock.
+fn lock_task_log() -> MutexGuard<'static, Option<(TaskLog, File)>> {
+    TASK_LOG.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Microseconds since 1970.
+/// Returns the time in microseconds since 1970.
 pub(crate) fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))

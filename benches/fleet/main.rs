@@ -1,5 +1,5 @@
-//! The end-to-end benchmark: one command that starts a RabbitMQ of its own and prints one table. See
-//! `docs/performance.md` for what the rows mean.
+//! The end-to-end benchmark: one command that starts a RabbitMQ of its own and prints one table.
+//! See `docs/performance.md` for the meaning of the rows.
 //!
 //! ```sh
 //! cargo bench --bench fleet
@@ -7,9 +7,9 @@
 //! cargo bench --bench fleet -- --only tiny,single --json new.json --compare old.json
 //! ```
 //!
-//! Every process of a measurement is a process here too. Those that are not our own programs are this one, started again
-//! with other arguments: the bare loops (`bare …`), and Gristmill's roles with kinds of the benchmark's own
-//! (`producer …`, `worker …`, `sink …`, `run …`).
+//! Every process of a measurement is a process here too. A process that is not a released program
+//! is this program, started again with other arguments: the bare loops (`bare …`), and Gristmill's
+//! roles with kinds of the benchmark's own (`producer …`, `worker …`, `sink …`, `run …`).
 
 mod bare;
 mod bench_env;
@@ -35,36 +35,36 @@ use std::{
 use clap::{Parser, ValueEnum};
 
 use crate::{
-    bare::Loop,
-    bench_env::Site,
-    figure::Report,
-    kinds::{Diary, Given, Hunt},
-    load::Load,
+    bare::BareLoop,
+    bench_env::BenchEnv,
+    figure::BenchReport,
+    kinds::{GivenSpin, Hunt, TaskLog},
+    load::BackgroundLoad,
     machine::Machine,
     scale::Scale,
 };
 
-/// What a step of the benchmark comes to.
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+/// The result of a step of the benchmark.
+type BenchResult<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// The environment variable that names a worker's diary.
-const DIARY_VARIABLE: &str = "BENCH_DIARY";
+/// The environment variable that names the file of a worker's task log.
+const TASK_LOG_VARIABLE: &str = "BENCH_DIARY";
 
 /// Measures a whole fleet on a RabbitMQ of its own, against bare lapin and rayon
 #[derive(Debug, Parser)]
-struct Flags {
+struct BenchFlags {
     /// One small round, for a first look: under a minute
     #[arg(long, conflicts_with = "full")]
     quick: bool,
     /// Longer jobs, and ten million tasks for the memory
     #[arg(long)]
     full: bool,
-    /// How many rounds; medians count
+    /// Number of rounds; medians count
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
     /// Only these rows
     #[arg(long, value_name = "ROW", value_delimiter = ',')]
-    only: Vec<Row>,
+    only: Vec<RowName>,
     /// Write the figures to this file as well
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -76,9 +76,9 @@ struct Flags {
     bench: bool,
 }
 
-/// What can be measured by itself.
+/// A row of the benchmark that can be selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Row {
+enum RowName {
     /// Bare lapin: publish only, consume only
     Bare,
     /// A task a message, against bare lapin
@@ -104,55 +104,55 @@ enum Row {
 /// A run of the benchmark.
 #[derive(Debug)]
 struct Bench {
-    site: Site,
+    env: BenchEnv,
     scale: Scale,
-    report: Report,
+    report: BenchReport,
 }
 
 fn main() -> ExitCode {
     let first = env::args().nth(1);
     match first.as_deref() {
         Some("producer" | "worker" | "sink" | "run") => return role(),
-        Some("bare") => return told(in_runtime(bare_process())),
+        Some("bare") => return exit_code(in_runtime(bare_process())),
         _ => {}
     }
-    let flags = Flags::parse();
-    told(in_runtime(measure(flags)))
+    let flags = BenchFlags::parse();
+    exit_code(in_runtime(measure(flags)))
 }
 
-/// One of Gristmill's roles, which knows the benchmark's kinds.
+/// Runs one of Gristmill's roles, which knows the benchmark's kinds.
 fn role() -> ExitCode {
-    if let Some(path) = env::var_os(DIARY_VARIABLE) {
+    if let Some(path) = env::var_os(TASK_LOG_VARIABLE) {
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
         match file {
-            Ok(file) => Diary::keep(file),
-            Err(error) => return told(Err(error.into())),
+            Ok(file) => TaskLog::write_to(file),
+            Err(error) => return exit_code(Err(error.into())),
         }
     }
-    gristmill::App::new().job::<Given>().job::<Hunt>().main()
+    gristmill::App::new().job::<GivenSpin>().job::<Hunt>().main()
 }
 
-/// A process of the baseline.
-async fn bare_process() -> Outcome<ExitCode> {
+/// Runs a process of the baseline.
+async fn bare_process() -> BenchResult<ExitCode> {
     #[derive(Debug, Parser)]
     struct Arguments {
         #[command(subcommand)]
-        what: Loop,
+        command: BareLoop,
     }
-    bare::run(Arguments::parse_from(env::args().skip(1)).what).await?;
+    bare::run(Arguments::parse_from(env::args().skip(1)).command).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(flags: Flags) -> Outcome<ExitCode> {
-    let old = flags.compare.as_deref().map(compare::load).transpose()?; // before minutes are spent
-    let scale = Scale::of(flags.quick, flags.full, flags.rounds);
-    let site = Site::start().await?;
-    let report = Report::new(Machine::look(site.version())?, scale.name);
-    let load = Load::begin(&site)?;
-    let mut bench = Bench { site, scale, report };
+async fn measure(flags: BenchFlags) -> BenchResult<ExitCode> {
+    let old = flags.compare.as_deref().map(compare::load).transpose()?; // fails before minutes are spent
+    let scale = Scale::select(flags.quick, flags.full, flags.rounds);
+    let env = BenchEnv::start().await?;
+    let report = BenchReport::new(Machine::detect(env.version())?, scale.name);
+    let load = BackgroundLoad::start(&env)?;
+    let mut bench = Bench { env, scale, report };
     bench.measure(&|row| flags.only.is_empty() || flags.only.contains(&row)).await?;
-    let Bench { site, mut report, .. } = bench;
-    report.others = load.of_others(&site)?;
+    let Bench { env, mut report, .. } = bench;
+    report.others = load.share_of_others(&env)?;
     println!("{report}");
     if let Some(path) = &flags.json {
         fs::write(path, serde_json::to_string_pretty(&report)?)?;
@@ -164,48 +164,48 @@ async fn measure(flags: Flags) -> Outcome<ExitCode> {
 }
 
 impl Bench {
-    /// Round by round, so that what disturbs for a while disturbs all rows alike.
-    async fn measure(&mut self, asked: &(dyn Fn(Row) -> bool + Sync)) -> Outcome<()> {
+    /// Measures round by round, so that a temporary disturbance affects all rows alike.
+    async fn measure(&mut self, asked: &(dyn Fn(RowName) -> bool + Sync)) -> BenchResult<()> {
         for round in 1..=self.scale.rounds {
             eprintln!("round {round} of {}", self.scale.rounds);
-            if asked(Row::Bare) {
-                self.bare_halves().await?;
+            if asked(RowName::Bare) {
+                self.measure_bare_halves().await?;
             }
-            if asked(Row::Single) {
-                self.single_tasks().await?;
+            if asked(RowName::Single) {
+                self.measure_single_tasks().await?;
             }
-            if asked(Row::Tiny) {
-                self.tiny_tasks().await?;
+            if asked(RowName::Tiny) {
+                self.measure_tiny_tasks().await?;
             }
-            if asked(Row::Local) || asked(Row::Short) {
-                self.short_tasks(asked(Row::Local), asked(Row::Short)).await?;
+            if asked(RowName::Local) || asked(RowName::Short) {
+                self.measure_short_tasks(asked(RowName::Local), asked(RowName::Short)).await?;
             }
-            if asked(Row::Long) {
-                self.long_tasks().await?;
+            if asked(RowName::Long) {
+                self.measure_long_tasks().await?;
             }
-            if asked(Row::Tail) && round <= self.scale.tail_rounds {
-                self.long_tail(round).await?;
+            if asked(RowName::Tail) && round <= self.scale.tail_rounds {
+                self.measure_long_tail(round).await?;
             }
         }
-        if asked(Row::Latency) {
-            self.latency().await?;
+        if asked(RowName::Latency) {
+            self.measure_latency().await?;
         }
-        if asked(Row::Stop) {
-            self.early_stop().await?;
+        if asked(RowName::Stop) {
+            self.measure_early_stop().await?;
         }
-        if asked(Row::Memory) {
-            self.memory().await?;
+        if asked(RowName::Memory) {
+            self.measure_memory().await?;
         }
         Ok(())
     }
 }
 
-/// Runs to the end; what goes wrong is told.
-fn in_runtime(what: impl Future<Output = Outcome<ExitCode>>) -> Outcome<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(what)
+/// Runs a future to its end.
+fn in_runtime(future: impl Future<Output = BenchResult<ExitCode>>) -> BenchResult<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(future)
 }
 
-fn told(outcome: Outcome<ExitCode>) -> ExitCode {
+fn exit_code(outcome: BenchResult<ExitCode>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
         eprintln!("{error}");
         ExitCode::FAILURE

@@ -1,33 +1,33 @@
-//! How much is measured.
+//! The size of a run.
 
-/// How many rounds, and how large.
+/// The number of rounds and the sizes of the jobs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
-    /// For whoever compares.
+    /// The name, for comparisons.
     pub(crate) name: &'static str,
-    /// Rounds of everything that is divided by a baseline.
+    /// The rounds of all figures that are divided by a baseline.
     pub(crate) rounds: u32,
-    /// Messages of the baseline, and of ours with a task each.
+    /// The messages of the baseline, and of jobs with one task in each.
     pub(crate) messages: u64,
-    /// Tasks of no work.
+    /// The tasks without work.
     pub(crate) tiny_tasks: u64,
-    /// How long a job with work takes rayon.
+    /// The duration under rayon of a job with work, in seconds.
     pub(crate) spin_seconds: u64,
-    /// Tasks of the long tail.
+    /// The tasks of the long tail.
     pub(crate) tail_tasks: u64,
-    /// How many rounds have one, since each takes long.
+    /// The rounds with a long tail, since each takes long.
     pub(crate) tail_rounds: u32,
-    /// Lone tasks, one after the other.
+    /// The lone tasks, one after the other.
     pub(crate) latency_rounds: usize,
-    /// Jobs that end early.
+    /// The jobs that end early.
     pub(crate) stops: u32,
-    /// Whether memory is looked at after ten million tasks as well as after one.
+    /// True if memory is measured after ten million tasks as well as after one.
     pub(crate) ten_million: bool,
 }
 
 impl Scale {
-    /// Less than a minute, ten minutes, or an hour.
-    pub(crate) fn of(quick: bool, full: bool, rounds: Option<u32>) -> Self {
+    /// Selects a run of less than a minute, of ten minutes, or of an hour.
+    pub(crate) fn select(quick: bool, full: bool, rounds: Option<u32>) -> Self {
         let usual = Self {
             name: "usual",
             rounds: 5,

@@ -9,12 +9,12 @@ use gristmill_shared::{
     wire::{BATCH_MAX_BYTES, PackedTasks},
 };
 
-use crate::{SIZES, wire::batch};
+use crate::{BATCH_SIZES, wire::batch};
 
-/// So many tasks of no work, packed into one batch and taken into the digest.
+/// Measures packing of tasks without work into one batch, and into the digest.
 pub(crate) fn split(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("split");
-    for count in SIZES {
+    for count in BATCH_SIZES {
         group.throughput(Throughput::Elements(count.into()));
         group.bench_with_input(BenchmarkId::from_parameter(count), &count, |bencher, count| {
             bencher.iter(|| black_box(packed(*count)).count());
@@ -22,10 +22,10 @@ pub(crate) fn split(criterion: &mut Criterion) {
     }
 }
 
-/// A batch of them run by a slot, to the outputs as they travel.
+/// Measures a slot that runs such a batch, up to the outputs as they travel.
 pub(crate) fn process(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("process");
-    for count in SIZES {
+    for count in BATCH_SIZES {
         let job = erase(spin(count));
         let (spec, tasks) = (job.spec().expect("a spin's parameters are small"), packed(count).finish());
         let batch = batch(&spec, &tasks, count);
@@ -33,7 +33,7 @@ pub(crate) fn process(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::from_parameter(count), &batch, |bencher, batch| {
             bencher.iter(|| {
                 let mut outputs = 0;
-                let mut hand_on = |chunk: Chunk| {
+                let mut emit = |chunk: Chunk| {
                     outputs += chunk
                         .done
                         .into_iter()
@@ -41,7 +41,7 @@ pub(crate) fn process(criterion: &mut Criterion) {
                         .sum::<usize>();
                 };
                 let context = TaskContext::new(batch.job, TaskIndex(0), 0, StopSignal::new());
-                let mut run = BatchRun::new(context, &Policy::default(), StopSignal::new(), &mut hand_on);
+                let mut run = BatchRun::new(context, &Policy::default(), StopSignal::new(), &mut emit);
                 let ran = job.process_batch(batch, &mut run).expect("the batch is well-formed");
                 drop(run);
                 assert!(ran == count && outputs > 0, "{ran} tasks ran, {outputs} bytes of outputs");
@@ -50,7 +50,7 @@ pub(crate) fn process(criterion: &mut Criterion) {
     }
 }
 
-/// So many tasks of a spin, as a producer packs them.
+/// Returns `count` tasks of a spin, packed as a producer packs them.
 pub(crate) fn packed(count: u32) -> PackedTasks {
     let job = erase(spin(count));
     let mut split = job.split_from(TaskIndex(0)).expect("a spin can be split");

@@ -1,5 +1,5 @@
-//! The parts by themselves: `cargo bench --bench micro`, or with a name, `cargo bench --bench micro -- wire`. What the
-//! sink does alone is beside it: `cargo bench -p gristmill-sink`.
+//! Benchmarks of the parts: `cargo bench --bench micro`, or with a name, `cargo bench --bench micro
+//! -- wire`. The parts of the sink have their own: `cargo bench -p gristmill-sink`.
 
 mod batching;
 mod pipeline;
@@ -11,5 +11,5 @@ criterion_group!(parts, batching::split, batching::process, wire::batches, wire:
 criterion_group!(whole, pipeline::memory_and_rayon);
 criterion_main!(parts, whole);
 
-/// How many tasks the messages have that are measured: one alone, a usual one, the largest.
-const SIZES: [u32; 3] = [1, 100, 10_000];
+/// The numbers of tasks in the measured messages: one alone, a usual one, the largest.
+const BATCH_SIZES: [u32; 3] = [1, 100, 10_000];

@@ -1,5 +1,5 @@
-//! A whole job within one process, over the memory transport, beside the same work under rayon: what all of the
-//! pipeline costs but the broker.
+//! A whole job within one process, over the memory transport, beside the same work under rayon: the
+//! cost of the pipeline without the broker.
 
 use std::{future::pending, num::NonZeroU16, sync::Arc};
 
@@ -15,12 +15,12 @@ use gristmill_worker::Worker;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::runtime::Runtime;
 
-/// As many slots, and threads of rayon.
-const SLOTS: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
-/// Each job's tasks take this many microseconds of one core together.
+/// The number of slots, and of rayon's threads.
+const SLOT_COUNT: NonZeroU16 = NonZeroU16::new(2).expect("2 is not 0");
+/// The work of each job's tasks together, in microseconds of one core.
 const WORK_MICROS: u64 = 1_000_000;
 
-/// Tasks of 10 µs and of 1 ms.
+/// Measures tasks of 10 µs and of 1 ms.
 pub(crate) fn memory_and_rayon(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pipeline");
     group.sample_size(10);
@@ -30,24 +30,24 @@ pub(crate) fn memory_and_rayon(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(spin.tasks));
         group.bench_function(format!("memory/{micros} µs"), |bencher| {
             let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
-            let pipeline = runtime.block_on(Pipeline::start());
+            let pipeline = runtime.block_on(MemoryPipeline::start());
             bencher.iter(|| runtime.block_on(pipeline.run(spin.clone())));
         });
         group.bench_function(format!("rayon/{micros} µs"), |bencher| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(SLOTS.get().into()).build();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(SLOT_COUNT.get().into()).build();
             let pool = pool.expect("two threads can be started");
-            bencher.iter(|| pool.install(|| under_rayon(&spin)));
+            bencher.iter(|| pool.install(|| run_rayon(&spin)));
         });
     }
 }
 
-/// A sink and a worker that wait for jobs, and a producer.
-struct Pipeline {
+/// A producer, and a sink and a worker that wait for jobs.
+struct MemoryPipeline {
     transport: Arc<dyn Transport>,
     producer: Producer,
 }
 
-impl Pipeline {
+impl MemoryPipeline {
     async fn start() -> Self {
         let mut registry = Registry::default();
         registry.register::<Spin>().expect("it is the first");
@@ -64,7 +64,7 @@ impl Pipeline {
         let sink = sink.expect("a ledger in memory can be made");
         let claimed = sink.claim(Arc::clone(&transport)).await.expect("nobody else has the lane");
         tokio::spawn(claimed.run_until(pending()));
-        let worker = Worker::new(registry, app).slots(SLOTS);
+        let worker = Worker::new(registry, app).slots(SLOT_COUNT);
         tokio::spawn(worker.run_until(Arc::clone(&transport), pending()));
         Self { producer: Producer::new(Arc::clone(&transport), "bench"), transport }
     }
@@ -87,7 +87,7 @@ impl Pipeline {
     }
 }
 
-fn under_rayon(spin: &Spin) {
+fn run_rayon(spin: &Spin) {
     let context = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
     let outputs = (0..spin.tasks).into_par_iter().map(|index| spin.process(SpinTask::Bare(index), &context));
     let found: u64 = outputs.map(|output| output.expect("a spin that does not fail").index).sum();

@@ -1,4 +1,4 @@
-//! Messages to bytes and back, as the producer, the worker and the sink do it.
+//! Encoding and decoding of messages, as the producer, the worker and the sink do it.
 
 use std::hint::black_box;
 
@@ -10,12 +10,12 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-use crate::{SIZES, batching::packed};
+use crate::{BATCH_SIZES, batching::packed};
 
-/// A batch of so many tasks, packed and unpacked.
+/// Measures encoding and decoding of a batch.
 pub(crate) fn batches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wire/batch");
-    for count in SIZES {
+    for count in BATCH_SIZES {
         group.throughput(Throughput::Elements(count.into()));
         let tasks = packed(count).finish();
         let spec = spec(count);
@@ -29,12 +29,12 @@ pub(crate) fn batches(criterion: &mut Criterion) {
     }
 }
 
-/// As many outputs, packed and unpacked.
+/// Measures encoding and decoding of results with as many outputs.
 pub(crate) fn results(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("wire/results");
-    for count in SIZES {
+    for count in BATCH_SIZES {
         group.throughput(Throughput::Elements(count.into()));
-        let outputs = packed(count).finish(); // a spin's output is its task's index, as its task is
+        let outputs = packed(count).finish(); // a spin's output is its task's index, like its task
         group.bench_with_input(BenchmarkId::new("encode", count), &outputs, |bencher, outputs| {
             bencher.iter(|| message(outputs, count));
         });
@@ -45,7 +45,7 @@ pub(crate) fn results(criterion: &mut Criterion) {
     }
 }
 
-/// The parameters of a spin of so many tasks, as they travel.
+/// Returns the spec of a spin of `count` tasks, as it travels.
 fn spec(count: u32) -> Box<RawValue> {
     let job = erase(Spin { tasks: count.into(), ..Spin::default() });
     job.spec().expect("a spin's parameters are small")

@@ -13,7 +13,7 @@ use tokio::{
 const CONNECTIONS_MAX: usize = 16;
 /// The largest request that is read.
 const REQUEST_MAX_BYTES: usize = 8 << 10;
-/// The time limit of one exchange, from the first byte of the request to the last of the response.
+/// The time limit of one exchange, from the accept to the last byte of the response.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after a failed accept, for example when there are no file descriptors left.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);

@@ -1,5 +1,5 @@
-//! A lone task on an idle fleet, submitted by a process that is connected already, against a bare message that goes to
-//! another process and comes back.
+//! Latency: a lone task on an idle fleet, submitted by a process that is connected already, against
+//! a bare message to another process and back.
 
 use std::{sync::Arc, time::Instant};
 
@@ -9,70 +9,70 @@ use gristmill_producer::{News, Producer, SubmitOptions};
 use gristmill_shared::erase;
 use lapin::options::BasicAckOptions;
 
-use super::baseline::{FIRST, SECOND};
+use super::baseline::{FIRST_QUEUE, SECOND_QUEUE};
 use crate::{
-    Bench, Outcome, bare,
-    figure::{Better, Gauge, quantile},
-    fleet::{Fleet, spin_answer},
+    Bench, BenchResult, bare,
+    figure::{Better, FigureSpec, quantile},
+    fleet::{BenchFleet, expected_spin_answer},
 };
 
-const BARE_P50: Gauge = Gauge::shown("bare round of two hops, p50", "ms", Better::Lower);
-const BARE_P99: Gauge = Gauge::shown("bare round of two hops, p99", "ms", Better::Lower);
-const OURS_P50: Gauge = Gauge::shown("a lone task, submit to report, p50", "ms", Better::Lower);
-const OURS_P99: Gauge = Gauge::shown("a lone task, submit to report, p99", "ms", Better::Lower);
-const RATIO: Gauge =
-    Gauge::judged("a lone task ÷ bare round, p50", "× time", Better::Lower, 0.25).demand(3.0);
+const BARE_P50: FigureSpec = FigureSpec::shown("bare round of two hops, p50", "ms", Better::Lower);
+const BARE_P99: FigureSpec = FigureSpec::shown("bare round of two hops, p99", "ms", Better::Lower);
+const OURS_P50: FigureSpec = FigureSpec::shown("a lone task, submit to report, p50", "ms", Better::Lower);
+const OURS_P99: FigureSpec = FigureSpec::shown("a lone task, submit to report, p99", "ms", Better::Lower);
+const LATENCY_RATIO: FigureSpec =
+    FigureSpec::judged("a lone task ÷ bare round, p50", "× time", Better::Lower, 0.25).demand(3.0);
 
-/// Rounds of each that are not counted: what is used for the first time is made then.
-const WARM_UP: usize = 5;
+/// The first rounds of each, which are not counted, since resources are created on their first use.
+const WARM_UP_ROUNDS: usize = 5;
 
 impl Bench {
-    /// One of each in turn.
-    pub(crate) async fn latency(&mut self) -> Outcome<()> {
-        self.make_queues().await?;
+    /// Measures a bare message and a lone task in turn.
+    pub(crate) async fn measure_latency(&mut self) -> BenchResult<()> {
+        self.create_queues().await?;
         let rounds = self.scale.latency_rounds;
-        let fleet = Fleet::start(&self.site).await?;
-        let transport = gristmill::connect(self.site.url(), "bench").await?;
+        let fleet = BenchFleet::start(&self.env).await?;
+        let transport = gristmill::connect(self.env.url(), "bench").await?;
         let producer = Producer::new(Arc::clone(&transport), "bench");
         let options = SubmitOptions { lane: fleet.lane.clone(), ..SubmitOptions::default() };
 
-        let (url, count) = (self.site.url(), (WARM_UP + rounds).to_string());
-        let mut relay = self.bare(&["relay", url, FIRST, SECOND, &count]).await?;
-        relay.go().await?;
+        let (url, count) = (self.env.url(), (WARM_UP_ROUNDS + rounds).to_string());
+        let mut relay = self.start_bare(&["relay", url, FIRST_QUEUE, SECOND_QUEUE, &count]).await?;
+        relay.send_go().await?;
         let connection = bare::connect(url).await?;
         let channel = bare::channel(&connection).await?;
-        let mut consumer = bare::consumer(&channel, SECOND).await?;
+        let mut consumer = bare::consumer(&channel, SECOND_QUEUE).await?;
 
         let (mut bare_ms, mut ours_ms) = (Vec::new(), Vec::new());
-        for round in 0..WARM_UP + rounds {
+        for round in 0..WARM_UP_ROUNDS + rounds {
             let bare = bare_round(&channel, &mut consumer, round as u64).await?;
             let ours = lone_task(&producer, options.clone()).await?;
-            if round >= WARM_UP {
+            if round >= WARM_UP_ROUNDS {
                 bare_ms.push(bare);
                 ours_ms.push(ours);
             }
         }
-        relay.line().await?;
-        relay.end_well().await?;
+        relay.next_line().await?;
+        relay.wait_success().await?;
         connection.close(200, "done".into()).await?;
         transport.close().await;
-        fleet.end().await?;
+        fleet.shut_down().await?;
 
         let p50 = |times: &[f64]| quantile(times, 0.5);
         self.report.add(&BARE_P50, p50(&bare_ms));
         self.report.add(&BARE_P99, quantile(&bare_ms, 0.99));
         self.report.add(&OURS_P50, p50(&ours_ms));
         self.report.add(&OURS_P99, quantile(&ours_ms, 0.99));
-        self.report.add(&RATIO, p50(&ours_ms) / p50(&bare_ms));
+        self.report.add(&LATENCY_RATIO, p50(&ours_ms) / p50(&bare_ms));
         Ok(())
     }
 }
 
-/// A message to the relay and back, in milliseconds.
-async fn bare_round(channel: &lapin::Channel, back: &mut lapin::Consumer, number: u64) -> Outcome<f64> {
+/// Sends a message to the relay and back. Returns the time in milliseconds.
+async fn bare_round(channel: &lapin::Channel, back: &mut lapin::Consumer, number: u64) -> BenchResult<f64> {
     let start = Instant::now();
     let body = bare::body(number);
-    let sent = bare::publish_all(channel, FIRST, vec![body.clone()]);
+    let sent = bare::publish_all(channel, FIRST_QUEUE, vec![body.clone()]);
     let came = async {
         let delivery = back.next().await.ok_or("the consumer ended")??;
         let milliseconds = start.elapsed().as_secs_f64() * 1e3;
@@ -86,8 +86,9 @@ async fn bare_round(channel: &lapin::Channel, back: &mut lapin::Consumer, number
     Ok(milliseconds)
 }
 
-/// A job of one task, from before it is opened until its answer is here, in milliseconds.
-async fn lone_task(producer: &Producer, options: SubmitOptions) -> Outcome<f64> {
+/// Runs a job of one task. Returns the time from before it is opened until its answer, in
+/// milliseconds.
+async fn lone_task(producer: &Producer, options: SubmitOptions) -> BenchResult<f64> {
     let job = erase(Spin { tasks: 1, ..Spin::default() });
     let start = Instant::now();
     let (submission, mut watch) = producer.open_watched(job, options).await?;
@@ -100,7 +101,7 @@ async fn lone_task(producer: &Producer, options: SubmitOptions) -> Outcome<f64> 
     };
     let sent = async { Ok(submission.send().await?) };
     let (_, (finished, took)) = futures::try_join!(sent, answered)?;
-    match finished.conclusion.text == spin_answer(1) {
+    match finished.conclusion.text == expected_spin_answer(1) {
         true => Ok(took.as_secs_f64() * 1e3),
         false => Err(format!("wrong answer: {finished:?}").into()),
     }

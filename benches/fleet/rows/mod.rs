@@ -1,4 +1,4 @@
-//! The rows of the table, a file for each kind of question.
+//! The rows of the table, with a file for each kind of question.
 
 pub(crate) mod baseline;
 pub(crate) mod batches;

@@ -1,7 +1,7 @@
-//! The long tail: few long tasks of random length, against the best schedule there is for them.
+//! The long tail: few long tasks of random length, against the best possible schedule for them.
 //!
-//! That schedule is not only computed but run, by two threads that know all lengths and do nothing else: so what else
-//! happens on the machine slows both.
+//! That schedule is not only computed but run, by two threads that know all lengths and do nothing
+//! else: other load on the machine then slows both.
 
 use std::{thread, time::Instant};
 
@@ -9,24 +9,25 @@ use gristmill_jobs::{Spin, SpinTask, Work};
 use gristmill_shared::{Job as _, JobId, StopSignal, TaskContext, TaskIndex};
 
 use crate::{
-    Bench, Outcome,
-    figure::{Better, Gauge},
-    fleet::SLOTS,
+    Bench, BenchResult,
+    figure::{Better, FigureSpec},
+    fleet::SLOT_COUNT,
 };
 
-/// What is over the ideal schedule, less one task, which whoever does not know the lengths may start last.
-const TAIL: Gauge =
-    Gauge::judged("tasks of 50 to 500 ms, less the longest ÷ ideal", "× time", Better::Lower, 0.05)
+/// The time over the ideal schedule, less one task, which a scheduler that does not know the
+/// lengths may start last.
+const TAIL_RATIO: FigureSpec =
+    FigureSpec::judged("tasks of 50 to 500 ms, less the longest ÷ ideal", "× time", Better::Lower, 0.05)
         .demand(1.05);
-const PLAIN: Gauge = Gauge::shown("tasks of 50 to 500 ms ÷ ideal", "× time", Better::Lower);
+const PLAIN_RATIO: FigureSpec = FigureSpec::shown("tasks of 50 to 500 ms ÷ ideal", "× time", Better::Lower);
 
-/// The bounds of a task's length, in µs.
-const MICROS: std::ops::RangeInclusive<u32> = 50_000..=500_000;
+/// The bounds of a task's duration, in µs.
+const TASK_MICROS: std::ops::RangeInclusive<u32> = 50_000..=500_000;
 
 impl Bench {
-    /// So many tasks as the scale says, with other lengths each round.
-    pub(crate) async fn long_tail(&mut self, round: u32) -> Outcome<()> {
-        let work = Work::between(MICROS);
+    /// Measures as many tasks as the scale states, with other lengths each round.
+    pub(crate) async fn measure_long_tail(&mut self, round: u32) -> BenchResult<()> {
+        let work = Work::between(TASK_MICROS);
         let spin = Spin { tasks: self.scale.tail_tasks, work, seed: round.into(), ..Spin::default() };
         let ours = self.run_fleet(&spin).await?.seconds;
         let lengths: Vec<_> =
@@ -34,22 +35,23 @@ impl Bench {
         let all: u64 = lengths.iter().map(|(_, micros)| u64::from(*micros)).sum();
         let longest = lengths.iter().map(|(_, micros)| *micros).max().unwrap_or_default();
         let ideal = run_ideal(spin, lengths).await?;
-        let longest = f64::from(longest) / all as f64 * ideal * f64::from(SLOTS.get()); // at the speed there was
-        self.report.add(&PLAIN, ours / ideal);
-        self.report.add(&TAIL, (ours - longest) / ideal);
+        // At the speed of this run.
+        let longest = f64::from(longest) / all as f64 * ideal * f64::from(SLOT_COUNT.get());
+        self.report.add(&PLAIN_RATIO, ours / ideal);
+        self.report.add(&TAIL_RATIO, (ours - longest) / ideal);
         Ok(())
     }
 }
 
-/// The longest task first, each to the thread that has least to do: with many tasks as good as the best there is. In
-/// seconds.
-async fn run_ideal(spin: Spin, mut lengths: Vec<(u64, u32)>) -> Outcome<f64> {
+/// Runs the longest task first, each on the thread with the least load. With many tasks this is as
+/// good as the best schedule. Returns the time in seconds.
+async fn run_ideal(spin: Spin, mut lengths: Vec<(u64, u32)>) -> BenchResult<f64> {
     lengths.sort_by_key(|&(_, micros)| std::cmp::Reverse(micros));
-    let mut hands = vec![(0_u64, Vec::new()); SLOTS.get().into()];
+    let mut shares = vec![(0_u64, Vec::new()); SLOT_COUNT.get().into()];
     for (index, micros) in lengths {
-        if let Some(hand) = hands.iter_mut().min_by_key(|(load, _)| *load) {
-            hand.0 += u64::from(micros);
-            hand.1.push(index);
+        if let Some(share) = shares.iter_mut().min_by_key(|(load, _)| *load) {
+            share.0 += u64::from(micros);
+            share.1.push(index);
         }
     }
     tokio::task::spawn_blocking(move || {
@@ -60,7 +62,7 @@ async fn run_ideal(spin: Spin, mut lengths: Vec<(u64, u32)>) -> Outcome<f64> {
                 let failed = |index: &&u64| spin.process(SpinTask::Bare(**index), &context).is_err();
                 tasks.iter().filter(failed).count()
             };
-            let threads: Vec<_> = hands.iter().map(|(_, tasks)| scope.spawn(move || run(tasks))).collect();
+            let threads: Vec<_> = shares.iter().map(|(_, tasks)| scope.spawn(move || run(tasks))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap_or(1)).sum::<usize>()
         });
         let seconds = start.elapsed().as_secs_f64();
