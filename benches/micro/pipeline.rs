@@ -62,7 +62,7 @@ impl MemoryPipeline {
             stall_after: None,
         });
         let sink = sink.expect("a ledger in memory can be made");
-        let claimed = sink.claim(Arc::clone(&transport)).await.expect("nobody else has the lane");
+        let claimed = sink.claim(Arc::clone(&transport)).await.expect("the lane is free");
         tokio::spawn(claimed.run_until(pending()));
         let worker = Worker::new(registry, app).slots(SLOT_COUNT);
         tokio::spawn(worker.run_until(Arc::clone(&transport), pending()));
@@ -73,10 +73,11 @@ impl MemoryPipeline {
         let expected = format!("{} tasks, sum {}", spin.tasks, sum(spin.tasks));
         let opened = self.producer.open(erase(spin), SubmitOptions::default()).await;
         let submission = opened.expect("the memory transport takes everything");
-        let mut watch = Watch::open(&*self.transport, submission.id()).await.expect("nobody closes it");
+        let mut watch =
+            Watch::open(&*self.transport, submission.id()).await.expect("the transport stays open");
         let answered = async {
             loop {
-                if let News::Finished(finished) = watch.next().await.expect("nobody closes it") {
+                if let News::Finished(finished) = watch.next().await.expect("the transport stays open") {
                     return finished.conclusion.text;
                 }
             }
