@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt::Write};
 
-/// An error with its causes on one line, each once: `cannot read x: permission denied`.
+/// Returns an error with its causes on one line, each once: `cannot read x: permission denied`.
 #[must_use]
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -1,28 +1,32 @@
-//! Places at which a test lets a process die or freeze: between publish, confirm, ack and commit.
+//! Fail points: places between publish, confirm, ack and commit at which a test aborts or freezes a
+//! process.
 //!
-//! They exist with the feature `fail-points` only, which the end-to-end tests turn on. Without it nothing of this is in
-//! a program: [`reached`] and [`arm`] are empty.
+//! They exist only with the feature `fail-points`, which the end-to-end tests enable. Without it
+//! [`reached`] and [`arm`] are empty.
 
 /// A place in the life of a task, a result or a fact.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FailPoint {
-    /// RabbitMQ's transport, in any role: messages for queues are written to the broker, and no confirm was read.
+    /// RabbitMQ's transport, in any role: messages for queues are written to the broker, and no
+    /// confirm is read.
     Sent,
-    /// Producer: batches are confirmed; how far it got is not saved.
+    /// Producer: batches are confirmed; the cursor is not saved.
     ProducerConfirmed,
-    /// Producer: every task is confirmed; the cursor knows of no seal.
+    /// Producer: every task is confirmed; the cursor has no seal.
     ProducerSplit,
-    /// Producer: the cursor is sealed; the sink was not told.
+    /// Producer: the cursor is sealed; the seal is not published.
     ProducerSealed,
-    /// Worker: tasks have outcomes; nothing of them is published.
+    /// Worker: tasks have outcomes; none of them is published.
     WorkerRan,
     /// Worker: the outcomes are confirmed; their batch is not acked.
     WorkerStored,
-    /// Sink: results are folded; nothing of them is committed.
+    /// Sink: results are folded; none of them is committed.
     SinkFolded,
-    /// Sink: results are committed; they are not acked, and what follows from them is not published.
+    /// Sink: results are committed; they are not acked, and their outbox messages are not
+    /// published.
     SinkCommitted,
-    /// Sink: what follows is committed and the results are acked; it is not published.
+    /// Sink: outbox messages are committed and the results are acked; the messages are not
+    /// published.
     SinkTelling,
 }
 
@@ -30,11 +34,11 @@ pub enum FailPoint {
 mod unarmed {
     use super::FailPoint;
 
-    /// Without the feature `fail-points`: nothing.
+    /// Does nothing without the feature `fail-points`.
     #[inline(always)]
     pub const fn reached(_: FailPoint) {}
 
-    /// Without the feature `fail-points`: nothing; the variable is not looked up.
+    /// Does nothing without the feature `fail-points`; the variable is not read.
     #[inline(always)]
     pub fn arm(_: impl FnOnce(&str) -> Option<String>) {}
 }
@@ -55,26 +59,26 @@ mod armed {
 
     use super::FailPoint;
 
-    /// The environment variable that arms one fail point, as [`Fault`] writes itself.
+    /// The environment variable that arms one fail point. Its value is the text of a [`Fault`].
     pub const VARIABLE: &str = "GRISTMILL_FAIL_POINT";
 
-    /// What happens to the process.
+    /// The effect of a fault on the process.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub enum Action {
-        /// It is gone at once, with nothing flushed, closed or dropped: as by `kill -9`.
+        /// The process ends at once, like `kill -9`: nothing is flushed, closed or dropped.
         Abort,
-        /// It freezes, until somebody sends it SIGCONT.
+        /// The process freezes until it receives SIGCONT.
         Stop,
     }
 
-    /// What happens where, and when.
+    /// One armed fail point: the place, the count and the action.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Fault {
-        /// Where.
+        /// The place.
         pub point: FailPoint,
-        /// When it is reached for this time; 1 is the first.
+        /// The number of the pass at which it acts; 1 is the first.
         pub time: u32,
-        /// What.
+        /// The effect on the process.
         pub action: Action,
     }
 
@@ -85,7 +89,7 @@ mod armed {
     }
 
     impl Fault {
-        const POINTS: [FailPoint; 9] = [
+        const ALL_POINTS: [FailPoint; 9] = [
             FailPoint::Sent,
             FailPoint::ProducerConfirmed,
             FailPoint::ProducerSplit,
@@ -97,24 +101,24 @@ mod armed {
             FailPoint::SinkTelling,
         ];
 
-        /// What the process says on stderr when it happens.
+        /// Returns the line that the process writes to stderr when the fault acts.
         #[must_use]
         pub fn evidence(&self) -> String {
             format!("fail point reached: {self}")
         }
 
-        fn read(text: &str) -> Option<Self> {
+        fn parse(text: &str) -> Option<Self> {
             let mut words = text.split(' ');
             let (point, time, action) = (words.next()?, words.next()?.parse().ok()?, words.next()?);
-            let all = Self::POINTS
+            let all = Self::ALL_POINTS
                 .into_iter()
                 .flat_map(|point| [Action::Abort, Action::Stop].map(|action| Self { point, time, action }));
             all.into_iter()
                 .find(|fault| format!("{:?} {:?}", fault.point, fault.action) == format!("{point} {action}"))
         }
 
-        fn happen(&self) {
-            // Nobody is left to tell if stderr is closed.
+        fn execute(&self) {
+            // If stderr is closed, the line is lost.
             let _ = writeln!(std::io::stderr(), "{}", self.evidence());
             match self.action {
                 Action::Abort => abort(),
@@ -127,26 +131,28 @@ mod armed {
         }
     }
 
-    static ARMED: OnceLock<Fault> = OnceLock::new();
-    static TIMES: AtomicU32 = AtomicU32::new(0);
+    static ARMED_FAULT: OnceLock<Fault> = OnceLock::new();
+    static REACHED_COUNT: AtomicU32 = AtomicU32::new(0);
 
-    /// Called by the front door before anything else, which alone may look at the environment.
+    /// Arms the fault that the environment names. The front door, which alone reads the
+    /// environment, calls it first.
     ///
     /// # Panics
-    /// If the variable is no [`Fault`]: its test would show nothing.
+    /// If the variable is no [`Fault`], because the test would then prove nothing.
     pub fn arm(variable: impl FnOnce(&str) -> Option<String>) {
         if let Some(text) = variable(VARIABLE) {
-            let fault = Fault::read(&text).unwrap_or_else(|| panic!("{VARIABLE}={text} is no fault"));
-            let _ = ARMED.set(fault); // a process is armed once
+            let fault = Fault::parse(&text).unwrap_or_else(|| panic!("{VARIABLE}={text} is no fault"));
+            let _ = ARMED_FAULT.set(fault); // a process is armed once
         }
     }
 
-    /// The process is at this place. Blocks while it is frozen.
+    /// Executes the armed fault if the process is at its place for the armed time. Blocks while the
+    /// process is frozen.
     pub fn reached(point: FailPoint) {
-        if let Some(fault) = ARMED.get().filter(|fault| fault.point == point)
-            && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == fault.time
+        if let Some(fault) = ARMED_FAULT.get().filter(|fault| fault.point == point)
+            && REACHED_COUNT.fetch_add(1, Ordering::Relaxed) + 1 == fault.time
         {
-            fault.happen();
+            fault.execute();
         }
     }
 
@@ -155,13 +161,13 @@ mod armed {
         use super::*;
 
         #[test]
-        fn every_fault_is_read_as_it_is_written() {
-            for point in Fault::POINTS {
+        fn faults_round_trip_as_text() {
+            for point in Fault::ALL_POINTS {
                 let fault = Fault { point, time: 3, action: Action::Stop };
-                assert_eq!(Fault::read(&fault.to_string()), Some(fault));
+                assert_eq!(Fault::parse(&fault.to_string()), Some(fault));
             }
-            assert_eq!(Fault::read("WorkerRan 1 Explode"), None);
-            assert_eq!(Fault::read("Nowhere 1 Abort"), None);
+            assert_eq!(Fault::parse("WorkerRan 1 Explode"), None);
+            assert_eq!(Fault::parse("Nowhere 1 Abort"), None);
         }
     }
 }

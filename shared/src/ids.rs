@@ -1,4 +1,4 @@
-//! Identities as types, so that a round cannot be passed where an index is meant.
+//! Identities as distinct types, so that a round cannot be passed in place of an index.
 
 use std::{fmt, io, str::FromStr, sync::Arc};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use xxhash_rust::xxh3::Xxh3;
 
-/// One submission of a job. UUID version 7: ids sort by the time of their submission.
+/// The identity of one submission of a job. UUID version 7: ids sort by the time of submission.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Uuid", into = "Uuid")]
 pub struct JobId(Uuid);
@@ -25,7 +25,7 @@ impl From<JobId> for Uuid {
 }
 
 impl JobId {
-    /// A new id, unique everywhere.
+    /// Generates a new id, unique everywhere.
     #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
@@ -57,7 +57,7 @@ impl FromStr for JobId {
 
 /// A task's place in its job: 0, 1, 2, … in the order of the split.
 ///
-/// On the wire it lies below [`TaskIndex::LIMIT`], because beyond that many readers of JSON round numbers.
+/// On the wire it is below [`TaskIndex::LIMIT`], because many JSON readers round larger numbers.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct TaskIndex(pub u64);
@@ -79,10 +79,10 @@ impl From<TaskIndex> for u64 {
 }
 
 impl TaskIndex {
-    /// No index on the wire is as large, and no job has more tasks: 2⁵³.
+    /// The exclusive upper bound of an index on the wire, and the most tasks of a job: 2⁵³.
     pub const LIMIT: u64 = 1 << 53;
 
-    /// The index that lies `tasks` further on.
+    /// Returns the index `tasks` further on; saturates at `u64::MAX`.
     #[must_use]
     pub const fn plus(self, tasks: u64) -> Self {
         Self(self.0.saturating_add(tasks))
@@ -95,7 +95,7 @@ impl fmt::Display for TaskIndex {
     }
 }
 
-/// 0, and one more each time failed tasks of a job are sent again.
+/// The round of a job: 0 at first, and one more each time its failed tasks are sent again.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Round(pub u32);
@@ -106,7 +106,7 @@ impl fmt::Display for Round {
     }
 }
 
-macro_rules! name {
+macro_rules! name_type {
     ($(#[$doc:meta])* $Name:ident, $what:literal, $expected:literal, $max:literal, $allowed:expr) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,10 +114,10 @@ macro_rules! name {
         pub struct $Name(Arc<str>);
 
         impl $Name {
-            /// Checks the characters and the length.
+            /// Makes a name after a check of its characters and length.
             ///
             /// # Errors
-            /// [`InvalidName`] says what was expected.
+            /// [`InvalidName`] with the expected form.
             pub fn new(text: &str) -> Result<Self, InvalidName> {
                 let allowed: fn(char) -> bool = $allowed;
                 if text.is_empty() || text.len() > $max || !text.chars().all(allowed) {
@@ -126,7 +126,7 @@ macro_rules! name {
                 Ok(Self(text.into()))
             }
 
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -167,7 +167,7 @@ macro_rules! name {
     };
 }
 
-name!(
+name_type!(
     /// The stable name of a job type on the wire, independent of the Rust type's name.
     Kind,
     "kind",
@@ -176,7 +176,7 @@ name!(
     |c| matches!(c, 'a'..='z' | '0'..='9' | '-')
 );
 
-name!(
+name_type!(
     /// A named set of queues that a fleet of workers serves.
     Lane,
     "lane",
@@ -192,8 +192,8 @@ impl Default for Lane {
     }
 }
 
-name!(
-    /// One process of a fleet, as it is named in results, events and failures.
+name_type!(
+    /// The identity of one process of a fleet in results, events and failures.
     WorkerId,
     "worker id",
     "1 to 120 of letters, digits, '-' and '_'",
@@ -202,7 +202,8 @@ name!(
 );
 
 impl WorkerId {
-    /// An id no other process has: `HOST-PID-RANDOM`. Characters of `host` that an id may not have become `-`.
+    /// Generates an id that no other process has: `HOST-PID-RANDOM`. Characters of `host` that an
+    /// id may not contain become `-`.
     #[must_use]
     pub fn generate(host: &str) -> Self {
         let host: String =
@@ -212,8 +213,8 @@ impl WorkerId {
     }
 }
 
-name!(
-    /// A ledger's own identity: two sinks with different ledgers must not serve one lane.
+name_type!(
+    /// The identity of a ledger: two sinks with different ledgers must not serve one lane.
     LedgerId,
     "ledger id",
     "1 to 63 of a-z, 0-9 and '-'",
@@ -222,15 +223,15 @@ name!(
 );
 
 impl LedgerId {
-    /// A new id, unique everywhere.
+    /// Generates a new id, unique everywhere.
     #[must_use]
     pub fn generate() -> Self {
         Self(Uuid::now_v7().to_string().into())
     }
 }
 
-name!(
-    /// One build of a program: two executables with other bytes have other ids.
+name_type!(
+    /// The identity of a build of a program: executables with different bytes have different ids.
     BuildId,
     "build id",
     "1 to 63 of a-z, 0-9 and '-'",
@@ -239,11 +240,11 @@ name!(
 );
 
 impl BuildId {
-    /// The id of an executable: the XXH3 of its bytes, as 16 hexadecimal digits. Reads all of it;
-    /// blocks.
+    /// Returns the id of an executable: the XXH3 of its bytes, as 16 hexadecimal digits. Reads the
+    /// whole file and blocks.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the executable cannot be read.
     pub fn of(mut executable: impl io::Read) -> io::Result<Self> {
         let mut hash = Xxh3::new();
         let mut buffer = vec![0; 1 << 20];
@@ -258,15 +259,15 @@ impl BuildId {
     }
 }
 
-/// A name or id that is not one.
+/// The error for a text that is no valid name or id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{got:?} is not a {what} (hint: expected {expected})")]
 pub struct InvalidName {
-    /// What was wanted.
+    /// The kind of name or id.
     pub what: &'static str,
-    /// What was given.
+    /// The given text.
     pub got: String,
-    /// What is allowed.
+    /// The allowed form.
     pub expected: &'static str,
 }
 
@@ -275,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_refuse_what_a_queue_name_or_routing_key_cannot_carry() {
+    fn names_fit_queue_names_and_routing_keys() {
         assert!(Lane::new("night-shift_2").is_ok());
         for bad in ["", "a.b", "A", "ä", "a b", "*", &"x".repeat(64)] {
             assert!(Lane::new(bad).is_err(), "{bad:?} passed");
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_readers_would_round_is_no_index() {
+    fn index_fits_a_json_number() {
         assert_eq!(
             serde_json::from_str::<TaskIndex>("9007199254740991").unwrap(),
             TaskIndex(TaskIndex::LIMIT - 1)
@@ -318,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_id_is_made_of_any_host_name() {
+    fn worker_id_accepts_any_host_name() {
         let id = WorkerId::generate("my.host.lan");
         assert!(WorkerId::new(id.as_str()).is_ok(), "{id}");
     }

@@ -1,4 +1,4 @@
-//! What a user writes: one `impl Job`.
+//! The trait that a user implements: [`Job`].
 
 use std::{fmt, future::Future, ops::ControlFlow, str::FromStr};
 
@@ -6,14 +6,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
 
-/// A divisible job: how it is split, how one task is processed, how outputs are folded into a report.
+/// A divisible job: it is split into tasks, each task is processed, and the outputs are folded into
+/// a report.
 ///
-/// The value itself is the *spec*: it is serialised (at most 16 KiB) and travels with every batch, so that any
-/// worker or sink that registered the kind can take part. A field that only the splitting machine needs (the path
-/// of an input file) is `#[serde(skip)]`.
+/// The value itself is the *spec*: it is serialised (at most 16 KiB) and travels with every batch,
+/// so that any worker or sink that registered the kind can take part. Mark a field that only the
+/// splitting machine needs (the path of an input file) `#[serde(skip)]`.
 ///
-/// The promise a job can rely on: `collect` sees every task that has an output exactly once, in any order,
-/// whatever was killed when. The promise it gives: `split` is deterministic, and `process` may be run again.
+/// A job can rely on this: `collect` sees every task that has an output exactly once, in any order,
+/// whichever processes are killed. In return `split` must be deterministic, and `process` must
+/// allow a second run of a task.
 ///
 /// ```
 /// use std::ops::{ControlFlow, Range};
@@ -52,7 +54,7 @@ use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
 /// assert_eq!(outcome.report, 49_995_000);
 /// ```
 pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The stable name on the wire: 1 to 63 of `a-z`, `0-9` and `-`.
+    /// The stable name on the wire: 1 to 63 characters of `a-z`, `0-9` and `-`.
     const KIND: &'static str;
     /// The version of the job's code and of its types. Raise it with every change after which a
     /// task, an output or the report means something else, or a task gives another output.
@@ -61,10 +63,10 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// results of another version are not folded. See "Changing a job while a fleet runs" in
     /// `docs/guide.md`.
     const VERSION: u32 = 0;
-    /// What the ledger keeps besides the report. Defaults to nothing.
+    /// The part of the job that the ledger keeps besides the report. Defaults to none.
     const KEEP: Keep = Keep::Report;
     /// True if [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
-    /// outputs, whatever [`Job::KEEP`] says. Defaults to `false`: the report is that of `collect`.
+    /// outputs regardless of [`Job::KEEP`]. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
     /// True if the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
     /// beside its output.
@@ -82,8 +84,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// job when the report is saved.
     type Report: Serialize + DeserializeOwned + Default + Send;
 
-    /// Runs in the producer, before anything is sent: refuses bad parameters, and says how many tasks there will
-    /// be if it is known. Defaults to an unknown number.
+    /// Checks the parameters and returns the number of tasks if it is known. Runs in the producer
+    /// before anything is sent. Defaults to an unknown number.
     ///
     /// # Errors
     /// An error refuses the job; nothing was sent.
@@ -91,37 +93,41 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         Ok(Plan::unknown())
     }
 
-    /// Runs in the producer, on a thread of its own. Lazy; the same spec yields the same tasks in the same order.
-    /// An error or a panic aborts the job, visibly.
+    /// Returns the tasks as a lazy iterator. Runs in the producer, on a thread of its own. The same
+    /// spec must yield the same tasks in the same order. An error or a panic aborts the job and is
+    /// reported.
     fn split(&self) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send;
 
-    /// [`Job::split`] from `index` on. Defaults to skipping; a job that can jump there overrides it.
+    /// Returns the tasks of [`Job::split`] from `index` on. Defaults to skipping; a job that can
+    /// jump to an index overrides it.
     fn split_from(&self, index: TaskIndex) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send {
         self.split().skip(usize::try_from(index.0).unwrap_or(usize::MAX))
     }
 
-    /// Runs in a worker before the first task of the job there: opens what its tasks share, such as
-    /// a model or a pool of connections. Once per worker and round of the job;
-    /// [`TaskContext::state`] reads it, and it is dropped on a slot's thread when the round has
-    /// ended. Its time counts for no task. Defaults to no state.
+    /// Opens the state that the job's tasks share, such as a model or a pool of connections. Runs
+    /// in a worker before the first task of the job there, once per worker and round of the job.
+    /// [`TaskContext::state`] reads the state; it is dropped on a slot's thread when the round has
+    /// ended. The time of this call counts for no task. Defaults to no state.
     ///
     /// # Errors
-    /// The tasks of the batch that needed it have failed for this reason, and are tried again as
-    /// after an error of `process`. Another batch tries again, at most once a second; until then
-    /// batches are left to other workers, at no cost, or fail if the error was
+    /// An error fails the tasks of the batch that needed the state; they are tried again as after
+    /// an error of `process`. A later batch calls `prepare` again, at most once a second. Until
+    /// then batches are left to other workers at no cost, or fail if the error was
     /// [`TaskError::reject`]. A panic counts as an error.
     fn prepare(&self) -> Result<State, TaskError> {
         Ok(State::none())
     }
 
-    /// Runs in a worker, at least once per task, on a slot's own thread, which may block and compute.
+    /// Processes one task. Runs in a worker, at least once per task, on a slot's own thread, which
+    /// may block and compute.
     ///
     /// # Errors
-    /// `?` on any error means "try again later, up to the job's `max_attempts`"; [`TaskError::reject`] means "never
-    /// again"; [`TaskError::retry_after`] says when. A panic counts as an error.
+    /// `?` on any error means "try again later, up to the job's `max_attempts`";
+    /// [`TaskError::reject`] means "never again"; [`TaskError::retry_after`] sets the delay. A
+    /// panic counts as an error.
     ///
-    /// A job writes this or [`Job::process_async`], which is what the default runs, one task at a
-    /// time.
+    /// A job implements this or [`Job::process_async`]. The default runs `process_async`, one task
+    /// at a time.
     fn process(&self, task: Self::Task, cx: &TaskContext) -> Result<Self::Output, TaskError> {
         cx.block_on(self.process_async(task, cx))?
     }
@@ -131,12 +137,12 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     ///
     /// The future is dropped at its next await when the job is stopped and when its own deadline
     /// passes. All futures of a slot are polled on its one thread, so code that computes or blocks
-    /// for long belongs into [`Job::process`]. Sockets, timers and what is spawned are driven by
-    /// one runtime for all slots of the worker.
+    /// for long belongs in [`Job::process`]. One runtime for all slots of the worker drives
+    /// sockets, timers and spawned futures.
     ///
     /// # Errors
-    /// The errors are those of [`Job::process`]. The default fails each task and says that the job
-    /// wrote neither.
+    /// The errors are those of [`Job::process`]. The default rejects each task, because the job
+    /// implements neither method.
     fn process_async(
         &self,
         task: Self::Task,
@@ -151,12 +157,13 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         async { Err(TaskError::reject(neither)) }
     }
 
-    /// Runs in the sink, exactly once per task that has an output, in any order, on a thread that may compute but
-    /// should not block. `Break` ends the job early: nothing is folded after it. A panic fails the job.
+    /// Folds one output into the report. Runs in the sink, exactly once per task that has an
+    /// output, in any order, on a thread that may compute but should not block. `Break` ends the
+    /// job early: nothing is folded after it. A panic fails the job.
     fn collect(&self, report: &mut Self::Report, index: TaskIndex, output: Self::Output) -> ControlFlow<()>;
 
-    /// [`Job::collect`] with the task itself: called in its place if the job sets
-    /// [`Job::WITH_TASKS`].
+    /// Folds one output with its task. The sink calls it instead of [`Job::collect`] if the job
+    /// sets [`Job::WITH_TASKS`].
     fn collect_with_task(
         &self,
         report: &mut Self::Report,
@@ -168,12 +175,12 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         self.collect(report, index, output)
     }
 
-    /// Makes the report at the job's end, from all outputs in the order of their indices; for folds
-    /// whose result depends on the order, such as a plain sum of floats. Called only with
-    /// [`Job::FOLDS_IN_ORDER`]; what `collect` folded until then is replaced.
+    /// Makes the report at the job's end, from all outputs in the order of their indices. Meant for
+    /// folds whose result depends on the order, such as a plain sum of floats. Called only with
+    /// [`Job::FOLDS_IN_ORDER`]; its result replaces the report of `collect`.
     ///
-    /// Runs in the sink, once per end: after a reopened job ends again it sees all outputs anew.
-    /// The outputs are read from the ledger one by one, so that memory stays flat. A panic fails
+    /// Runs in the sink, once per end: when a reopened job ends again, it gets all outputs again.
+    /// The outputs are read from the ledger one by one, so memory use stays constant. A panic fails
     /// the job.
     fn fold_in_order(&self, outputs: &mut dyn Iterator<Item = (TaskIndex, Self::Output)>) -> Self::Report {
         outputs.for_each(drop);
@@ -181,7 +188,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     }
 
     /// Returns the text that the user reads at the end, and whether it is an answer. Defaults to
-    /// the report as JSON; with failed tasks that is no answer but a partial report, and says so.
+    /// the report as JSON; if tasks failed, the text marks it as a partial report and no answer.
     fn conclude(&self, report: &Self::Report, account: &Account) -> Conclusion {
         match serde_json::to_string(report) {
             Ok(json) => Conclusion::if_complete(json, account),
@@ -190,7 +197,7 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     }
 }
 
-/// What the ledger keeps of a job.
+/// The part of a job that the ledger keeps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
@@ -204,7 +211,7 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// Returns whether outputs are kept.
+    /// True if outputs are kept.
     #[must_use]
     pub fn keeps_outputs(self) -> bool {
         self >= Self::Outputs
@@ -234,12 +241,12 @@ impl fmt::Display for Keep {
     }
 }
 
-/// What a job says before it starts.
+/// The number of tasks and their unit, known before a job starts.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// How many tasks the split will yield, if that is known.
+    /// The number of tasks that the split yields, if it is known.
     pub tasks: Option<u64>,
-    /// What one task is called in progress and reports, in the plural. Defaults to `tasks`.
+    /// The name of the tasks in progress and reports, in the plural. Defaults to `tasks`.
     #[serde(default = "default_unit")]
     pub unit: String,
 }
@@ -249,26 +256,26 @@ fn default_unit() -> String {
 }
 
 impl Plan {
-    /// A split that yields exactly this many tasks. A split that then yields another number fails the job.
+    /// Plans exactly `tasks` tasks. A split that yields another number fails the job.
     #[must_use]
     pub fn of(tasks: u64) -> Self {
         Self { tasks: Some(tasks), ..Self::unknown() }
     }
 
-    /// A split whose end is not known before it is reached.
+    /// Plans a number of tasks that is unknown until the split ends.
     #[must_use]
     pub fn unknown() -> Self {
         Self { tasks: None, unit: default_unit() }
     }
 
-    /// Names the unit, in the plural.
+    /// Sets the unit, in the plural.
     #[must_use]
     pub fn unit(self, unit: &str) -> Self {
         Self { unit: unit.into(), ..self }
     }
 }
 
-/// How many tasks have which outcome.
+/// The number of tasks with each kind of outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Account {
     /// Tasks in the job: as sealed by the producer, or as planned while the split goes on.
@@ -277,34 +284,36 @@ pub struct Account {
     pub done: u64,
     /// Tasks that failed for good.
     pub failed: u64,
-    /// Tasks that the job's early end made unnecessary.
+    /// Tasks that were not run because the job ended early.
     pub skipped: u64,
-    /// Outcomes that came again and were ignored.
+    /// Outcomes that arrived again and were ignored.
     pub duplicates: u64,
-    /// Outcomes that came after the job had ended and were ignored.
+    /// Outcomes that arrived after the job's end and were ignored.
     pub late: u64,
-    /// Why the job ended before all of its tasks did.
+    /// The reason why the job ended before all of its tasks did.
     pub stopped: Option<String>,
 }
 
-/// What the user reads at the end.
+/// The text that the user reads at the job's end.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Conclusion {
-    /// For stdout if it is an answer, else for stderr. One line or several, without a final line feed.
+    /// The text, for stdout if it is an answer, else for stderr. One line or more, without a final
+    /// line feed.
     pub text: String,
-    /// Whether the job found what it was asked for. A search may end without an answer.
+    /// True if the job found an answer. A search may end without one.
     pub answered: bool,
 }
 
 impl Conclusion {
-    /// The answer.
+    /// Makes a conclusion with an answer.
     #[must_use]
     pub fn answer(text: impl Into<String>) -> Self {
         Self { text: text.into(), answered: true }
     }
 
-    /// The answer, if no task failed. Otherwise there is none, and `text` is shown as what the
-    /// other tasks gave. A job that `collect` ended early has its answer, whatever failed before.
+    /// Makes a conclusion with an answer if no task failed. Otherwise there is no answer, and
+    /// `text` is shown as a partial report. A job that `collect` ended early has its answer even if
+    /// tasks failed before.
     #[must_use]
     pub fn if_complete(text: impl Into<String>, account: &Account) -> Self {
         let Account { total, failed, stopped, .. } = account;
@@ -316,7 +325,7 @@ impl Conclusion {
         Self::no_answer(format!("no answer: {failed}{total} {tasks} failed; partial report: {text}"))
     }
 
-    /// There is none, and why.
+    /// Makes a conclusion without an answer; `text` is the reason.
     #[must_use]
     pub fn no_answer(text: impl Into<String>) -> Self {
         Self { text: text.into(), answered: false }
@@ -325,13 +334,13 @@ impl Conclusion {
 
 /// A job that cannot be planned, split or read.
 ///
-/// The type deliberately is no `std::error::Error`, so that `?` turns any error into one, as with
-/// [`TaskError`].
+/// The type deliberately does not implement `std::error::Error`, so that `?` converts any error
+/// into it, as with [`TaskError`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct JobError(String);
 
 impl JobError {
-    /// Says what is wrong: a lowercase fragment with the value seen and a hint.
+    /// Makes an error from its reason: a lowercase fragment with the value seen and a hint.
     #[must_use]
     pub fn new(why: impl fmt::Display) -> Self {
         Self(why.to_string())
@@ -361,17 +370,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_tasks_make_a_report_partial() {
+    fn failed_task_makes_partial_report() {
         let account = Account { total: Some(3), done: 3, ..Account::default() };
         assert_eq!(Conclusion::if_complete("7", &account), Conclusion::answer("7"));
-        for (total, failed, told) in [
+        for (total, failed, text) in [
             (Some(2), 2, "no answer: 2 of 2 tasks failed; partial report: 7"),
             (Some(2), 1, "no answer: 1 of 2 tasks failed; partial report: 7"),
             (None, 1, "no answer: 1 task failed; partial report: 7"),
             (None, 2, "no answer: 2 tasks failed; partial report: 7"),
         ] {
             let account = Account { total, failed, ..Account::default() };
-            assert_eq!(Conclusion::if_complete("7", &account), Conclusion::no_answer(told));
+            assert_eq!(Conclusion::if_complete("7", &account), Conclusion::no_answer(text));
         }
         let stopped = Some("the job has its answer".into());
         let account = Account { failed: 1, skipped: 1, stopped, ..Account::default() };

@@ -1,4 +1,5 @@
-//! What a process knows from the journal: which jobs nobody needs any more, and which lanes have a sink.
+//! The state of jobs and lanes that a process reads from the journal: rounds that have ended, and
+//! lanes that a sink serves.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,117 +16,123 @@ use crate::{
     wire::{Fact, Finished, Serving, Stopped},
 };
 
-/// How many jobs a board remembers; the oldest are forgotten first. A job forgotten while its tasks are still queued
-/// is run to its end, which the sink ignores.
+/// The most jobs that a tracker remembers; the oldest are forgotten first. If a job is forgotten
+/// while its tasks are still queued, workers run them, and the sink ignores their outcomes.
 pub const BOARD_MAX_JOBS: usize = 100_000;
 
-/// How many lanes a board knows to be served. Those beyond count as not served, of which no more follows than a hint.
-const BOARD_MAX_LANES: usize = 10_000;
+/// The most served lanes that a tracker remembers. Further lanes count as not served, which only
+/// affects a hint.
+const TRACKER_MAX_LANES: usize = 10_000;
 
-/// How many facts about one job may wait for who listens to it. A job has few; whoever lags behind is told no more.
+/// The most facts about one job that may wait in its subscription. A job has few facts; a
+/// subscriber that lags behind is unsubscribed.
 pub const FACTS_MAX_WAITING: usize = 64;
 
-/// Follows the journal and tells the parts of a process when a job's round has ended, and what else is said of it.
+/// Follows the journal and notifies the parts of a process of the end of a job's round and of other
+/// facts about the job.
 #[derive(Debug, Default)]
 pub struct JobBoard {
-    jobs: Mutex<BTreeMap<JobId, Rounds>>,
-    /// Those who listen to a job.
-    ears: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
-    /// Jobs whose producers are here, with their tasks that are to be sent again.
-    refusals: Mutex<BTreeMap<JobId, Weak<refusals::Shared>>>,
+    jobs: Mutex<BTreeMap<JobId, JobRounds>>,
+    /// The subscriber of each job.
+    subscribers: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
+    /// The tasks to be sent again, of each job whose producer runs in this process.
+    refusals: Mutex<BTreeMap<JobId, Weak<refusals::RefusalQueue>>>,
     served: Mutex<BTreeSet<Lane>>,
     caught_up: CancellationToken,
-    /// Counts the rounds that have ended.
+    /// The number of rounds that have ended.
     ends: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct Rounds {
-    /// This round and all before have ended.
+struct JobRounds {
+    /// The last round that has ended; all earlier ones have ended too.
     ended: Option<Round>,
-    /// Signals somebody asked for.
+    /// The stop signals that were requested, by round.
     signals: BTreeMap<Round, StopSignal>,
 }
 
 impl JobBoard {
-    /// Reads the journal up to its present end. The future that comes with the board follows it from there and must
-    /// be run; it ends only with an error.
+    /// Reads the journal up to its present end. Returns the tracker and a future that follows the
+    /// journal from there. Callers must run the future; it ends only with an error.
     ///
     /// # Errors
     /// If the journal cannot be read.
     pub async fn open(
         transport: &dyn Transport,
     ) -> Result<(Arc<Self>, impl Future<Output = TransportError> + Send + 'static), TransportError> {
-        let board = Arc::new(Self::default());
+        let tracker = Arc::new(Self::default());
         let mut journal = transport.journal().await?;
         while let JournalEntry::Fact(message) = journal.next().await? {
-            board.learn(&message);
+            tracker.apply_fact(&message);
         }
-        board.caught_up.cancel();
-        let following = Arc::clone(&board);
-        Ok((board, async move { following.follow(&mut *journal).await }))
+        tracker.caught_up.cancel();
+        let follower = Arc::clone(&tracker);
+        Ok((tracker, async move { follower.follow(&mut *journal).await }))
     }
 
-    /// A board that knows nothing yet. The future that comes with it reads the journal from its start and follows it; it
-    /// must be run, and ends only with an error. [`JobBoard::caught_up`] tells when everything that had ended is known.
+    /// Returns an empty tracker and a future that reads the journal from its start and follows it.
+    /// Callers must run the future; it ends only with an error. [`JobBoard::caught_up`] waits until
+    /// every round that had ended at the start is known.
     pub fn start(
         transport: Arc<dyn Transport>,
     ) -> (Arc<Self>, impl Future<Output = TransportError> + Send + 'static) {
-        let board = Arc::new(Self::default());
-        let following = Arc::clone(&board);
+        let tracker = Arc::new(Self::default());
+        let follower = Arc::clone(&tracker);
         let follow = async move {
             match transport.journal().await {
-                Ok(mut journal) => following.follow(&mut *journal).await,
+                Ok(mut journal) => follower.follow(&mut *journal).await,
                 Err(error) => error,
             }
         };
-        (board, follow)
+        (tracker, follow)
     }
 
-    /// Waits until the journal has been read to what was its end at the start. For ever if the board's future ends
-    /// before. Cancel safe.
+    /// Waits until the journal has been read up to the end that it had at the start. Waits forever
+    /// if the tracker's future ends earlier. Cancel safe.
     pub async fn caught_up(&self) {
         self.caught_up.cancelled().await;
     }
 
-    /// What the journal says of `job` from now on, in its order. One listens to a job at a time: whoever comes later
-    /// takes the place of the one before.
+    /// Subscribes to the facts about `job` from now on, in the order of the journal. A job has one
+    /// subscriber: a later call replaces the earlier subscriber.
     ///
-    /// The channel closes when its place is taken, when [`FACTS_MAX_WAITING`] facts wait in it and another one comes, and
-    /// when the board goes. What was missed then is in the journal.
+    /// The channel closes when the subscriber is replaced, when a fact arrives while
+    /// [`FACTS_MAX_WAITING`] wait in it, and when the tracker is dropped. Missed facts are in the
+    /// journal.
     #[must_use]
     pub fn listen(&self, job: JobId) -> mpsc::Receiver<Message> {
-        let (ear, heard) = mpsc::channel(FACTS_MAX_WAITING);
-        let mut ears = self.ears();
-        ears.retain(|_, ear| !ear.is_closed()); // so there are never more than listen, and those who left since
-        ears.insert(job, ear);
-        heard
+        let (subscriber, facts) = mpsc::channel(FACTS_MAX_WAITING);
+        let mut subscribers = self.subscribers();
+        subscribers.retain(|_, subscriber| !subscriber.is_closed()); // bounds the map
+        subscribers.insert(job, subscriber);
+        facts
     }
 
-    /// Learns a fact that was told as an event, before the journal is read as far. It will come there again.
+    /// Applies a fact that arrived as an event, before the journal is read up to it. The journal
+    /// delivers it again.
     pub fn hear(&self, fact: &Message) {
-        self.learn(fact);
+        self.apply_fact(fact);
     }
 
     async fn follow(&self, journal: &mut dyn JournalReader) -> TransportError {
         loop {
             match journal.next().await {
-                Ok(JournalEntry::Fact(message)) => self.learn(&message),
+                Ok(JournalEntry::Fact(message)) => self.apply_fact(&message),
                 Ok(JournalEntry::CaughtUp) => self.caught_up.cancel(),
                 Err(error) => return error,
             }
         }
     }
 
-    fn learn(&self, message: &Message) {
-        self.tell(message);
+    fn apply_fact(&self, message: &Message) {
+        self.notify_subscriber(message);
         match Fact::decode(message) {
             Ok(Fact::Stopped(Stopped { job, round, .. }) | Fact::Finished(Finished { job, round, .. })) => {
-                self.end(job, round);
+                self.end_round(job, round);
             }
             Ok(Fact::Serving(Serving { lane, .. })) => {
                 let mut served = self.served();
-                if served.len() < BOARD_MAX_LANES {
+                if served.len() < TRACKER_MAX_LANES {
                     served.insert(lane);
                 }
             }
@@ -136,21 +143,22 @@ impl JobBoard {
                 }
             }
             Ok(Fact::Opened(_) | Fact::Reopened(_) | Fact::Missing(_)) => {}
-            // Of a later version, for days: whoever starts meets it again, and can do nothing about it.
-            Err(error) => tracing::debug!(id = message.id, %error, "passing over an entry of the journal"),
+            // A later version wrote it, and the journal keeps it for days: every start reads it
+            // again.
+            Err(error) => tracing::debug!(id = message.id, %error, "skipping an undecodable journal entry"),
         }
     }
 
-    fn tell(&self, message: &Message) {
+    fn notify_subscriber(&self, message: &Message) {
         let Some(job) = message.job else { return };
-        let mut ears = self.ears();
-        if ears.get(&job).is_some_and(|ear| ear.try_send(message.clone()).is_err()) {
-            ears.remove(&job);
+        let mut subscribers = self.subscribers();
+        if subscribers.get(&job).is_some_and(|subscriber| subscriber.try_send(message.clone()).is_err()) {
+            subscribers.remove(&job);
         }
     }
 
-    fn end(&self, job: JobId, round: Round) {
-        self.with(job, |rounds| {
+    fn end_round(&self, job: JobId, round: Round) {
+        self.with_rounds(job, |rounds| {
             rounds.ended = rounds.ended.max(Some(round));
             for (_, signal) in rounds.signals.range(..=round) {
                 signal.stop();
@@ -160,17 +168,18 @@ impl JobBoard {
         self.ends.send_modify(|ends| *ends = ends.wrapping_add(1));
     }
 
-    /// Changes each time after the round of a job has ended and its signals were given. No end is
-    /// missed.
+    /// Returns a channel that changes each time a round of a job has ended, after its stop signals
+    /// were given. No end is missed.
     #[must_use]
     pub fn ends(&self) -> watch::Receiver<u64> {
         self.ends.subscribe()
     }
 
-    /// The signal that tells when `round` of `job` ends; given already if it has.
+    /// Returns the signal that is given when `round` of `job` ends; it is given already if the
+    /// round has ended.
     #[must_use]
     pub fn stop_signal(&self, job: JobId, round: Round) -> StopSignal {
-        self.with(job, |rounds| {
+        self.with_rounds(job, |rounds| {
             if rounds.ended.is_some_and(|ended| round <= ended) {
                 let signal = StopSignal::new();
                 signal.stop();
@@ -180,22 +189,23 @@ impl JobBoard {
         })
     }
 
-    /// The tasks of `job` whose outcomes a sink refuses from now on. The last caller gets them.
+    /// Returns the tasks of `job` whose outcomes a sink refuses from now on. A later call replaces
+    /// the earlier one.
     #[must_use]
     pub fn refused(&self, job: JobId) -> RefusedTasks {
         let tasks = RefusedTasks::default();
         let mut refusals = self.refusals();
-        refusals.retain(|_, tasks| tasks.strong_count() > 0); // so there are never more than producers here
-        refusals.insert(job, Arc::downgrade(tasks.shared()));
+        refusals.retain(|_, tasks| tasks.strong_count() > 0); // at most one entry per producer here
+        refusals.insert(job, Arc::downgrade(tasks.queue()));
         tasks
     }
 
-    fn refusals(&self) -> MutexGuard<'_, BTreeMap<JobId, Weak<refusals::Shared>>> {
+    fn refusals(&self) -> MutexGuard<'_, BTreeMap<JobId, Weak<refusals::RefusalQueue>>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a sink has said that it serves the lane, in what the journal still has. A sink says so when it starts, and
-    /// each day; it may be gone since.
+    /// True if the journal, as far as it is kept, says that a sink serves the lane. A sink
+    /// announces this when it starts and once a day; it may have stopped since.
     #[must_use]
     pub fn is_served(&self, lane: &Lane) -> bool {
         self.served().contains(lane)
@@ -205,13 +215,13 @@ impl JobBoard {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ears(&self) -> MutexGuard<'_, BTreeMap<JobId, mpsc::Sender<Message>>> {
-        self.ears.lock().unwrap_or_else(PoisonError::into_inner)
+    fn subscribers(&self) -> MutexGuard<'_, BTreeMap<JobId, mpsc::Sender<Message>>> {
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, job: JobId, look: impl FnOnce(&mut Rounds) -> T) -> T {
+    fn with_rounds<T>(&self, job: JobId, access: impl FnOnce(&mut JobRounds) -> T) -> T {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = look(jobs.entry(job).or_default());
+        let answer = access(jobs.entry(job).or_default());
         while jobs.len() > BOARD_MAX_JOBS {
             jobs.pop_first();
         }
@@ -224,41 +234,44 @@ mod tests {
     use super::*;
     use crate::{LedgerId, wire::Form as _};
 
+    /// The end of a round stops that round and all earlier ones, but none of the later ones.
     #[test]
-    fn an_ended_round_stops_itself_and_those_before_but_none_after() {
-        let (board, job) = (JobBoard::default(), JobId::generate());
-        let signals: Vec<_> = (0..3).map(|round| board.stop_signal(job, Round(round))).collect();
-        board.end(job, Round(1));
+    fn round_end_stops_earlier_rounds() {
+        let (tracker, job) = (JobBoard::default(), JobId::generate());
+        let signals: Vec<_> = (0..3).map(|round| tracker.stop_signal(job, Round(round))).collect();
+        tracker.end_round(job, Round(1));
         assert_eq!(signals.iter().map(StopSignal::is_stopped).collect::<Vec<_>>(), [true, true, false]);
-        assert!(board.stop_signal(job, Round(0)).is_stopped());
-        assert!(!board.stop_signal(job, Round(2)).is_stopped());
-        assert!(!board.stop_signal(JobId::generate(), Round(0)).is_stopped());
+        assert!(tracker.stop_signal(job, Round(0)).is_stopped());
+        assert!(!tracker.stop_signal(job, Round(2)).is_stopped());
+        assert!(!tracker.stop_signal(JobId::generate(), Round(0)).is_stopped());
     }
 
     #[test]
-    fn a_lane_is_served_once_a_sink_has_said_so() {
-        let (board, night): (_, Lane) = (JobBoard::default(), "night".parse().unwrap());
+    fn sink_fact_marks_lane_served() {
+        let (tracker, night): (_, Lane) = (JobBoard::default(), "night".parse().unwrap());
         let serving = Serving { lane: night.clone(), ledger: LedgerId::generate(), place: "here".into() };
-        board.learn(&serving.message("1".into(), "sink"));
-        assert!(board.is_served(&night) && !board.is_served(&Lane::default()));
+        tracker.apply_fact(&serving.message("1".into(), "sink"));
+        assert!(tracker.is_served(&night) && !tracker.is_served(&Lane::default()));
     }
 
+    /// A subscriber gets the facts of its own job only, and its channel closes if facts were
+    /// missed.
     #[tokio::test]
-    async fn who_listens_to_a_job_hears_of_it_alone_and_learns_that_facts_were_missed() {
-        let (board, job) = (JobBoard::default(), JobId::generate());
+    async fn subscriber_sees_own_job_and_overflow() {
+        let (tracker, job) = (JobBoard::default(), JobId::generate());
         let fact = |job, id: usize| Message { job: Some(job), id: id.to_string(), ..Message::default() };
-        let replaced = board.listen(job);
-        let mut heard = board.listen(job);
+        let replaced = tracker.listen(job);
+        let mut facts = tracker.listen(job);
         assert!(replaced.is_closed());
-        board.learn(&fact(JobId::generate(), 0));
-        (0..=FACTS_MAX_WAITING).for_each(|id| board.learn(&fact(job, id)));
+        tracker.apply_fact(&fact(JobId::generate(), 0));
+        (0..=FACTS_MAX_WAITING).for_each(|id| tracker.apply_fact(&fact(job, id)));
         for id in 0..FACTS_MAX_WAITING {
-            assert_eq!(heard.recv().await, Some(fact(job, id)));
+            assert_eq!(facts.recv().await, Some(fact(job, id)));
         }
-        assert_eq!(heard.recv().await, None, "the last one did not fit, and nothing is left out in silence");
+        assert_eq!(facts.recv().await, None, "the last fact did not fit, so the channel is closed");
 
-        drop(board.listen(job));
-        let _heard = board.listen(JobId::generate());
-        assert_eq!(board.ears().len(), 1, "whoever left is forgotten");
+        drop(tracker.listen(job));
+        let _facts = tracker.listen(JobId::generate());
+        assert_eq!(tracker.subscribers().len(), 1, "a dropped subscriber is removed");
     }
 }

@@ -1,58 +1,58 @@
-//! The queues of a lane: which there are, what bounds them, and what flows into what.
+//! The queues of a lane: their roles, their bounds and the message flow between them.
 //!
 //! ```text
 //! producer ──▶ tasks ──▶ worker ──▶ results ──▶ sink
 //!                ▲        │   ▲
-//!                │        ▼   └── again ◀─┐ (ripe)
+//!                │        ▼   └── again ◀─┐ (delay expired)
 //!                │   retry.1s … retry.10m ┘
-//!                └── suspect (tasks that may have killed a worker)     dead (what is no message of ours)
+//!                └── suspect (tasks that may have killed a worker)     dead (invalid messages)
 //! ```
 //!
-//! `tasks` is one queue, or several: the [shards](crate::Shards) of the lane.
+//! `tasks` is one queue or several: the [shards](crate::Shards) of the lane.
 
 use std::{fmt, time::Duration};
 
 use crate::{FurtherShard, Lane, RETRY_DELAY_MAX};
 
-/// How many task batches may wait in a shard of a lane. A producer that is refused slows down.
+/// The most task batches that may wait in a shard of a lane. A producer that is refused slows down.
 pub const TASKS_MAX_MESSAGES: u64 = 1_000;
-/// How many bytes of task batches may wait in a shard of a lane.
+/// The most bytes of task batches that may wait in a shard of a lane.
 pub const TASKS_MAX_BYTES: u64 = 64 << 20;
-/// How many bytes of results may wait for a sink. A worker that is refused waits, and then runs on only as far as its
-/// bounds for what is not handed on let it.
+/// The most bytes of results that may wait for a sink. A worker that is refused publishes again
+/// later, and meanwhile runs tasks only up to its bounds for unconfirmed results.
 pub const RESULTS_MAX_BYTES: u64 = 256 << 20;
 
-/// One queue of one lane. Displays as its name on the broker.
+/// A queue of a lane. Displays as its name on the broker.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct Queue {
     /// The lane it belongs to.
     pub lane: Lane,
-    /// Its part in the lane.
+    /// Its role in the lane.
     pub role: QueueRole,
 }
 
-/// The part a queue has in its lane.
+/// The role of a queue in its lane.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum QueueRole {
-    /// Where producers send batches and workers take them; the first shard of a lane that has several.
+    /// Task batches from producers to workers; the first shard of a lane that has several.
     Tasks,
-    /// A further one of those.
+    /// A further shard of the tasks queue.
     Shard(FurtherShard),
-    /// Batches that may have killed their worker; one at a time per worker.
+    /// Batches that may have killed their worker. A worker takes one at a time.
     Suspect,
-    /// Failed tasks wait here before they are tried again.
+    /// Failed tasks that wait for their next attempt.
     Retry(RetryDelay),
-    /// Where retries ripen to.
+    /// Retries whose delay has expired.
     Again,
-    /// Where results and job-level messages go to the sink.
+    /// Results and job-level messages to the sink.
     Results,
-    /// Messages that are none of ours, with the reason.
+    /// Dead letters: messages that are not valid Gristmill messages, with the reason.
     Dead,
 }
 
 impl QueueRole {
-    /// Every queue that each lane has, so no further shards; targets of dead letters first, so that they can be declared
-    /// in this order.
+    /// The queues that every lane has, without further shards. Targets of dead letters come first,
+    /// so that the queues can be declared in this order.
     pub const ALL: [Self; 9] = [
         Self::Dead,
         Self::Again,
@@ -65,7 +65,7 @@ impl QueueRole {
         Self::Results,
     ];
 
-    /// What its queue is called within a lane; shards are called alike.
+    /// Returns the name of the queue within a lane. Further shards have the same name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -81,13 +81,13 @@ impl QueueRole {
         }
     }
 
-    /// The queue with this part in `lane`.
+    /// Returns the queue with this role in `lane`.
     #[must_use]
     pub fn of(self, lane: &Lane) -> Queue {
         Queue { lane: lane.clone(), role: self }
     }
 
-    /// What the queue promises.
+    /// Returns the properties of the queue.
     #[must_use]
     pub fn spec(self) -> QueueSpec {
         let plain = QueueSpec {
@@ -114,25 +114,27 @@ impl QueueRole {
     }
 }
 
-/// What a queue promises, in no broker's words. A full queue refuses; it never drops.
+/// The properties of a queue, independent of the broker. A full queue rejects new messages; it
+/// never drops old ones.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QueueSpec {
-    /// Refuses further messages while this many wait.
+    /// The number of waiting messages from which on the queue rejects new ones.
     pub max_messages: Option<u64>,
-    /// Refuses further messages while this many bytes wait.
+    /// The number of waiting bytes from which on the queue rejects new messages.
     pub max_bytes: Option<u64>,
-    /// A message moves on to that queue of the lane after this time. Such a queue has no consumers.
+    /// The time after which a message moves to another queue of the lane, and that queue. Such a
+    /// queue has no consumers.
     pub ripens: Option<(Duration, QueueRole)>,
-    /// Where the broker puts a message that it gives up on.
+    /// The queue for messages that the broker dead-letters.
     pub dead_letters_to: Option<QueueRole>,
-    /// Only one of its consumers gets messages at a time; the next takes over when it goes.
+    /// True if only one of the consumers gets messages at a time; the next takes over when it ends.
     pub single_active_consumer: bool,
 }
 
 /// The steps of the retry ladder.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum RetryDelay {
-    /// 1 s, after the first failure.
+    /// 1 s, after the first failure of a task.
     Second,
     /// 10 s, after the second.
     TenSeconds,
@@ -143,7 +145,7 @@ pub enum RetryDelay {
 }
 
 impl RetryDelay {
-    /// The step for a task that has now failed this often in its round.
+    /// Returns the step for a task that has now failed `failures` times in its round.
     #[must_use]
     pub fn after(failures: u32) -> Self {
         match failures {
@@ -157,15 +159,15 @@ impl RetryDelay {
     /// Every step, the shortest first.
     pub const ALL: [Self; 4] = [Self::Second, Self::TenSeconds, Self::Minute, Self::TenMinutes];
 
-    /// Returns the longest step that is not longer than `delay`; none if `delay` is shorter than
-    /// every step.
+    /// Returns the longest step that is not longer than `delay`, or `None` if `delay` is shorter
+    /// than every step.
     #[must_use]
     pub fn within(delay: Duration) -> Option<Self> {
         Self::ALL.into_iter().rev().find(|step| step.duration() <= delay)
     }
 
-    /// Returns the step on which a wait of `delay` begins, and the rest that is left after it. A
-    /// delay is rounded up to the whole second, is at least the shortest step, and at most
+    /// Returns the first step of a wait of `delay`, and the time that remains after it. The delay
+    /// is rounded up to the whole second, and is at least the shortest step and at most
     /// [`RETRY_DELAY_MAX`].
     #[must_use]
     pub fn first_step(delay: Duration) -> (Self, Duration) {
@@ -175,7 +177,7 @@ impl RetryDelay {
         (step, whole.saturating_sub(step.duration()))
     }
 
-    /// How long a task waits on this step.
+    /// Returns the time that a task waits on this step.
     #[must_use]
     pub fn duration(self) -> Duration {
         Duration::from_secs(match self {
@@ -213,16 +215,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_the_documented_ones() {
+    fn queue_names_match_the_docs() {
         let names: Vec<_> = QueueRole::ALL.iter().map(|role| role.of(&Lane::default()).to_string()).collect();
         let expected = "dead again tasks suspect retry.1s retry.10s retry.1m retry.10m results";
         let expected: Vec<_> = expected.split(' ').map(|name| format!("gristmill.default.{name}")).collect();
         assert_eq!(names, expected);
     }
 
+    /// A message that the broker moves never meets a bounded queue.
     #[test]
-    fn what_the_broker_moves_by_itself_never_meets_a_bounded_queue() {
-        // A full target would refuse the moved message, and no publisher would be there to hear of it.
+    fn broker_moves_to_unbounded_queues() {
+        // A full target would reject the moved message, and no publisher would get the rejection.
         for role in QueueRole::ALL {
             let spec = role.spec();
             for target in spec.ripens.map(|(_, to)| to).into_iter().chain(spec.dead_letters_to) {
@@ -232,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn delays_are_taken_apart_into_steps() {
+    fn delay_splits_into_ladder_steps() {
         let steps = |delay: Duration| {
             let (mut step, mut rest) = RetryDelay::first_step(delay);
             let mut steps = vec![step];
@@ -240,7 +243,7 @@ mod tests {
                 (step, rest) = (next, rest - next.duration());
                 steps.push(step);
             }
-            assert_eq!(rest, Duration::ZERO, "of whole seconds nothing is left");
+            assert_eq!(rest, Duration::ZERO, "whole seconds leave no rest");
             steps
         };
         use RetryDelay::{Minute, Second, TenMinutes, TenSeconds};
@@ -260,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ladder_rises_and_then_stays() {
+    fn retry_ladder_ends_at_ten_minutes() {
         let steps: Vec<_> =
             (1..=6).map(|failures| RetryDelay::after(failures).duration().as_secs()).collect();
         assert_eq!(steps, [1, 10, 60, 600, 600, 600]);

@@ -1,7 +1,7 @@
-//! The contract of Gristmill: what a job is, what travels, and what a broker must do.
+//! The contract of Gristmill: the job trait, the messages, and the transport traits.
 //!
-//! Everything here is plain: no broker's client, no database, no command line. The roles (`producer`, `worker`,
-//! `sink`) and the transports depend on this crate and not on one another.
+//! This crate names no broker client, no database and no command line. The roles (`producer`,
+//! `worker`, `sink`) and the transports depend on this crate and not on one another.
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;

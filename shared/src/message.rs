@@ -1,4 +1,4 @@
-//! What travels: properties that say what a body is, and the body.
+//! Messages: properties that describe a body, and the body.
 
 use bytes::Bytes;
 
@@ -6,80 +6,86 @@ use crate::{JobId, TraceParent};
 
 /// A message as every transport carries it.
 ///
-/// What the body means is the wire module's business; a transport carries it untouched.
+/// The wire module interprets the body; a transport carries it unchanged.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Message {
-    /// Unique among the messages of its job; the same message published again has the same id.
+    /// The id, unique among the messages of its job. The same message published again has the same
+    /// id.
     pub id: String,
-    /// Which of the wire formats the body is in, for instance `gristmill.batch.v1`.
+    /// The message type, which names the wire format of the body, for instance
+    /// `gristmill.batch.v1`.
     pub form: String,
     /// The job it belongs to, if any.
     pub job: Option<JobId>,
     /// The process that published it.
     pub app: String,
-    /// When it was published, in milliseconds since 1970. For people; nothing depends on it.
+    /// The time of publication, in milliseconds since 1970. For people; nothing depends on it.
     pub timestamp_ms: u64,
-    /// `application/json`, if it is ours.
+    /// The content type: `application/json` for Gristmill's own messages.
     pub content_type: String,
-    /// How the body is packed; empty for not at all.
+    /// The compression of the body; empty for none.
     pub content_encoding: String,
-    /// What is counted and traced from message to message.
+    /// The counters and the trace context.
     pub headers: Headers,
     /// The body.
     pub body: Bytes,
 }
 
-/// What is counted and traced from message to message. Absent on the broker where it has its default value.
+/// The counters and the trace context that pass from message to message. A header with its default
+/// value is absent on the broker.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Headers {
-    /// `gm-attempt`: how often the tasks of this batch have failed.
+    /// `gm-attempt`: the number of times that the tasks of this batch have failed.
     pub attempt: u32,
-    /// `gm-loss`: how often the worker of this single task has died.
+    /// `gm-loss`: the number of times that the worker of this single task has died.
     pub loss: u32,
-    /// `gm-released`: how often workers that may not or cannot run this batch left it to others.
+    /// `gm-released`: the number of times that workers that may not or cannot run this batch left
+    /// it to others.
     pub released: u32,
-    /// `gm-undecodable`: which workers could not decode it, and since when: milliseconds since 1970
-    /// and worker ids, separated by spaces.
+    /// `gm-undecodable`: the time of the first failure to decode the batch, in milliseconds since
+    /// 1970, and the ids of the workers that could not decode it, separated by spaces.
     pub undecodable: Option<String>,
-    /// `gm-delay`: on a retried batch, how many milliseconds it has still to wait once it has come
-    /// out of its present step of the retry ladder.
+    /// `gm-delay`: on a retried batch, the milliseconds that it still has to wait after its present
+    /// step of the retry ladder.
     pub delay_ms: u32,
-    /// `gm-reason`: why a message is in the dead queue.
+    /// `gm-reason`: the reason why a message is in the dead queue.
     pub reason: Option<String>,
-    /// `gm-origin`: which queue a dead message came from.
+    /// `gm-origin`: the queue that a dead message came from.
     pub origin: Option<String>,
     /// `traceparent`: the W3C trace context.
     pub traceparent: Option<String>,
 }
 
 impl Headers {
-    /// The trace that the message belongs to, if it says so in a way that others understand.
+    /// Returns the trace that the message belongs to, if the header is a valid W3C trace context.
     #[must_use]
     pub fn trace(&self) -> Option<TraceParent> {
         self.traceparent.as_deref()?.parse().ok()
     }
 
-    /// What the log calls that trace.
+    /// Returns the id of that trace in the log.
     #[must_use]
     pub fn trace_id(&self) -> Option<String> {
         self.trace().map(TraceParent::trace_id)
     }
 
-    /// What the log calls the span that the message was made in, if that is to be recorded. A span of ours that has a
-    /// `trace_id` and a `span_id` is exported as that one (`--otlp`); its `parent_id`, if it has one, came in a message.
+    /// Returns the id in the log of the span that made the message, if that span is to be recorded.
+    /// A span of this process with a `trace_id` and a `span_id` is exported under these ids
+    /// (`--otlp`); its `parent_id`, if any, came in a message.
     #[must_use]
     pub fn span_id(&self) -> Option<String> {
         self.trace().and_then(TraceParent::span_id)
     }
 
-    /// The headers of messages that follow from a batch that has begun: releases before that do not
-    /// count any more.
+    /// Returns the headers of messages that follow from a started batch: earlier releases no longer
+    /// count.
     #[must_use]
     pub fn begun(&self) -> Self {
         Self { released: 0, undecodable: None, ..self.clone() }
     }
 
-    /// Those of messages that follow from this one: of its trace, and of a new span, that of whoever takes this one.
+    /// Returns the headers of messages that follow from this one: in its trace, with the new span
+    /// of the process that takes this message.
     #[must_use]
     pub fn follow(&self) -> Self {
         let mut headers = self.clone();

@@ -18,15 +18,15 @@ pub struct Outcome<R> {
     pub account: Account,
     /// The text for the user.
     pub conclusion: Conclusion,
-    /// Tasks that failed for good, and why. A job over a broker, and `gristmill::run`, tell the
-    /// first [`FINISHED_MAX_FAILURES`](crate::wire::FINISHED_MAX_FAILURES); the account has the
-    /// number of all.
+    /// Tasks that failed for good, with the reason. A job over a broker, and `gristmill::run`,
+    /// report the first [`FINISHED_MAX_FAILURES`](crate::wire::FINISHED_MAX_FAILURES); the account
+    /// has the number of all failed tasks.
     pub failures: BTreeMap<TaskIndex, String>,
 }
 
 impl<R> Outcome<R> {
-    /// Returns whether the report is the answer: no task failed, and the job was not ended from
-    /// outside. Programs of Gristmill exit with code 0 then.
+    /// True if the report is the answer: no task failed, and the job was not ended from outside.
+    /// Programs of Gristmill exit with code 0 then.
     #[must_use]
     pub fn is_answered(&self) -> bool {
         self.conclusion.answered && self.account.failed == 0
@@ -35,7 +35,7 @@ impl<R> Outcome<R> {
     /// Returns the report if it is the answer.
     ///
     /// # Errors
-    /// [`NoAnswer`] if tasks failed, the job was ended from outside, or the search was in vain.
+    /// [`NoAnswer`] if tasks failed, the job was ended from outside, or the search found nothing.
     pub fn into_answer(self) -> Result<R, NoAnswer> {
         if self.is_answered() {
             return Ok(self.report);
@@ -45,7 +45,7 @@ impl<R> Outcome<R> {
     }
 }
 
-/// A job that ended without an answer.
+/// The error for a job that ended without an answer.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "the job has no answer, {} of its tasks failed: {}{}",
@@ -59,7 +59,7 @@ pub struct NoAnswer {
     pub account: Box<Account>,
     /// The text for the user.
     pub conclusion: String,
-    /// Tasks that failed for good, and why, as in [`Outcome::failures`].
+    /// Tasks that failed for good, with the reason, as in [`Outcome::failures`].
     pub failures: BTreeMap<TaskIndex, String>,
 }
 
@@ -68,7 +68,7 @@ fn first_failure(failures: &BTreeMap<TaskIndex, String>) -> String {
     first.map_or_else(String::new, |(index, reason)| format!("; task {index}: {reason}"))
 }
 
-/// The end of a job whose report is not at hand.
+/// The error for a job that has ended and whose report is not available.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{why}")]
 #[non_exhaustive]
@@ -84,7 +84,7 @@ impl Finished {
     ///
     /// # Errors
     /// [`NoReport`] if the report is too large to travel, if there is none because the job's own
-    /// code failed or an older sink told the end, or if it is the report of another kind.
+    /// code failed or an older sink published the end, or if it is the report of another kind.
     pub fn report<J: Job>(&self) -> Result<J::Report, NoReport> {
         let none = |why: String| NoReport { why, finished: Box::new(self.clone()) };
         let Self { job, kind, .. } = self;

@@ -1,5 +1,5 @@
-//! The treatment of a job's tasks when they fail, and what is kept of them. Travels in every
-//! batch, so that every worker treats a job alike.
+//! The policy of a job: the treatment of failed tasks, and the part that the ledger keeps. It
+//! travels in every batch, so that all workers treat a job alike.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,38 +7,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Keep, RetryDelay};
 
-/// How often a task is tried unless the job says otherwise.
+/// The default number of attempts of a task.
 pub const DEFAULT_MAX_ATTEMPTS: u32 = 5;
 
-/// The most delays a policy may list; the last one repeats, so more would hardly be reached.
+/// The most delays that a policy may list. The last one repeats, so more would hardly be reached.
 pub const RETRY_DELAYS_MAX: usize = 16;
 
-/// The longest wait before a next try: a task that asks for more waits this long. At 10 min for
-/// each hop of the retry ladder this takes 144 messages.
+/// The longest wait before a retry; a longer delay is reduced to it. At 10 min for each step of the
+/// retry ladder this takes 144 messages.
 pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The treatment of a job's tasks when they fail, and what is kept of them.
+/// The treatment of a job's failed tasks, and the part of the job that the ledger keeps.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Policy {
-    /// A task that failed this often is a failure. At least 1. Defaults to [`DEFAULT_MAX_ATTEMPTS`].
+    /// The number of failed attempts after which a task has failed for good. At least 1. Defaults
+    /// to [`DEFAULT_MAX_ATTEMPTS`].
     #[serde(default = "default_max_attempts")]
     pub max_attempts: u32,
-    /// How long one task may take, in milliseconds; `TaskContext::check` sees it. Defaults to no limit.
+    /// The time limit of one task, in milliseconds; `TaskContext::check` enforces it. Defaults to
+    /// no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task_timeout_ms: Option<u64>,
-    /// When so many tasks have failed, the job ends early. Defaults to never.
+    /// The number of failed tasks that ends the job early. Defaults to no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_fast: Option<FailFast>,
-    /// Only workers of the submitter's build run the tasks. Defaults to any build of the job's
-    /// version.
+    /// True if only workers of the submitter's build may run the tasks. Defaults to any build of
+    /// the job's version.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub same_build: bool,
-    /// The waits before the second, third, ... try, in milliseconds; the last one repeats. At most
-    /// [`RETRY_DELAYS_MAX`], each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which means
-    /// the retry ladder: 1 s, 10 s, 1 min, 10 min.
+    /// The waits before the second, third, ... attempt, in milliseconds; the last one repeats. At
+    /// most [`RETRY_DELAYS_MAX`], each from 1 s to [`RETRY_DELAY_MAX`]. Defaults to none, which
+    /// means the retry ladder: 1 s, 10 s, 1 min, 10 min.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retry_delays_ms: Vec<u64>,
-    /// The part of the job that the ledger keeps. Defaults to what its kind says:
+    /// The part of the job that the ledger keeps. Defaults to
     /// [`Job::KEEP`](crate::Job::KEEP).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
@@ -62,13 +64,13 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// How long one task may take.
+    /// Returns the time limit of one task.
     #[must_use]
     pub fn task_timeout(&self) -> Option<Duration> {
         self.task_timeout_ms.map(Duration::from_millis)
     }
 
-    /// Returns the wait before a task's next try, after it has now failed `failures` times in its
+    /// Returns the wait before a task's next attempt, after it has failed `failures` times in its
     /// round.
     #[must_use]
     pub fn retry_delay(&self, failures: u32) -> Duration {
@@ -79,7 +81,7 @@ impl Policy {
     }
 }
 
-/// How many failures end a job early.
+/// The number or share of failed tasks that ends a job early.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailFast {
@@ -101,7 +103,8 @@ impl fmt::Display for FailFast {
 impl FromStr for FailFast {
     type Err = NoFailFast;
 
-    /// A number of tasks, `10`, or a share of them, `5%`; 0 of either would end every job.
+    /// Parses a number of tasks, `10`, or a share of them, `5%`. Zero is refused, because it would
+    /// end every job.
     fn from_str(text: &str) -> Result<Self, NoFailFast> {
         let parsed = match text.strip_suffix('%') {
             Some(percent) => {
@@ -113,7 +116,7 @@ impl FromStr for FailFast {
     }
 }
 
-/// A text that is no [`FailFast`].
+/// The error for a text that is no [`FailFast`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a number of failed tasks from 1 on, or a share of all from 1% to 100%")]
 pub struct NoFailFast;
@@ -123,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_retry_delay_repeats() {
+    fn last_retry_delay_repeats() {
         let waits = |policy: &Policy| [1, 2, 3, 9].map(|failures| policy.retry_delay(failures).as_millis());
         let listed = |retry_delays_ms: &[u64]| Policy {
             retry_delays_ms: retry_delays_ms.to_vec(),
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fail_fast_is_a_number_or_a_share() {
+    fn fail_fast_parses_number_or_share() {
         for (text, meant) in
             [("1", FailFast::Tasks(1)), ("2000", FailFast::Tasks(2000)), ("100%", FailFast::Percent(100))]
         {

@@ -1,4 +1,4 @@
-//! State that a job opens once per worker and keeps for all of its tasks there.
+//! The state that a job opens once per worker and shares among its tasks there.
 
 use std::{
     any::{Any, type_name},
@@ -12,36 +12,36 @@ use crate::TaskError;
 /// model, a pool of connections, a table. Tasks read it with
 /// [`TaskContext::state`](crate::TaskContext::state), from several threads at a time.
 #[derive(Clone, Default)]
-pub struct State(Option<Value>);
+pub struct State(Option<TypedValue>);
 
 #[derive(Clone)]
-struct Value {
+struct TypedValue {
     value: Arc<dyn Any + Send + Sync>,
     type_name: &'static str,
 }
 
 impl State {
-    /// Returns no state: that of a job which needs none.
+    /// Returns the empty state, for a job that needs none.
     #[must_use]
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Wraps a value, which is dropped when the job has ended and none of its tasks runs in this
+    /// Wraps a value. It is dropped when the job has ended and none of its tasks runs in this
     /// worker any more.
     #[must_use]
     pub fn new<T: Send + Sync + 'static>(value: T) -> Self {
-        Self(Some(Value { value: Arc::new(value), type_name: type_name::<T>() }))
+        Self(Some(TypedValue { value: Arc::new(value), type_name: type_name::<T>() }))
     }
 
     /// Returns the value, if it has this type.
     ///
     /// # Errors
-    /// A rejection that names both types: another try would find the same.
+    /// A rejection that names both types, because a retry would fail alike.
     pub(crate) fn get<T: 'static>(&self) -> Result<&T, TaskError> {
         let found = match &self.0 {
             None => "none",
-            Some(Value { value, type_name }) => match value.downcast_ref() {
+            Some(TypedValue { value, type_name }) => match value.downcast_ref() {
                 Some(value) => return Ok(value),
                 None => type_name,
             },
@@ -66,12 +66,12 @@ mod tests {
     use crate::Trouble;
 
     #[test]
-    fn state_is_read_by_its_own_type_only() {
+    fn state_is_read_by_its_type_only() {
         let state = State::new(String::from("seven"));
         assert_eq!(state.get::<String>().unwrap(), "seven");
         for (state, found) in [(state, "alloc::string::String"), (State::none(), "none")] {
             let Trouble::Rejected(why) = state.get::<u32>().unwrap_err().into_trouble() else {
-                panic!("another try is pointless")
+                panic!("a retry is pointless")
             };
             assert!(why.contains("of type u32") && why.contains(&format!("is {found}")), "{why}");
         }

@@ -1,4 +1,4 @@
-//! Publishing until it is stored: for messages that must not get lost and may wait.
+//! Publishing with retries, for messages that must not get lost and may wait.
 
 use std::time::Duration;
 
@@ -6,16 +6,18 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::{Address, Outgoing, Published, Publisher};
 
-/// The first pause after a full queue refused a message.
-const PAUSE_MIN: Duration = Duration::from_millis(5);
-/// The longest pause between two tries.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// The first pause after a full queue rejected a message.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// The longest pause between two attempts.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// Publishes until the broker has stored every message; a full queue is tried again with growing pauses, for as long
-/// as it stays full. Drop the future to give up; messages may then be stored or not.
+/// Publishes until the broker has confirmed every message. Messages that a full queue rejects are
+/// published again with growing backoff, without a limit. If the future is dropped, messages may be
+/// stored or not.
 ///
 /// # Errors
-/// [`StoreError`]; then some of the messages may be stored. [`StoreError::Refused`] comes last, when all the others are.
+/// [`StoreError`]; some of the messages may be stored then. [`StoreError::Refused`] is returned
+/// last, when all other messages are stored.
 pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing>) -> Result<(), StoreError> {
     match publish_until_answered(publisher, batch).await?.into_iter().next() {
         None => Ok(()),
@@ -23,17 +25,18 @@ pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing
     }
 }
 
-/// [`publish_until_stored`], and gives back the messages that can never be stored, with the reason; all the others are.
+/// Publishes like [`publish_until_stored`], but returns the messages that can never be stored, with
+/// the reason; all other messages are stored.
 ///
 /// # Errors
-/// [`StoreError`], but never [`StoreError::Refused`]; then some of the messages may be stored.
+/// [`StoreError`], but never [`StoreError::Refused`]; some of the messages may be stored then.
 pub async fn publish_until_answered(
     publisher: &dyn Publisher,
     batch: Vec<Outgoing>,
 ) -> Result<Vec<(Outgoing, String)>, StoreError> {
-    let mut pauses = ExponentialBuilder::default()
-        .with_min_delay(PAUSE_MIN)
-        .with_max_delay(PAUSE_MAX)
+    let mut backoff = ExponentialBuilder::default()
+        .with_min_delay(RETRY_PAUSE_MIN)
+        .with_max_delay(RETRY_PAUSE_MAX)
         .with_jitter()
         .without_max_times()
         .build();
@@ -42,7 +45,7 @@ pub async fn publish_until_answered(
     loop {
         let answers = publisher.publish(left.clone()).await;
         if answers.len() != left.len() {
-            return Err(StoreError::Lost); // of some of them nobody knows
+            return Err(StoreError::Lost); // some messages have no answer
         }
         let mut full = Vec::new();
         for (outgoing, answer) in left.into_iter().zip(answers) {
@@ -59,38 +62,38 @@ pub async fn publish_until_answered(
             return Ok(refused);
         }
         left = full;
-        tokio::time::sleep(pauses.next().unwrap_or(PAUSE_MAX)).await;
+        tokio::time::sleep(backoff.next().unwrap_or(RETRY_PAUSE_MAX)).await;
     }
 }
 
-/// Why a message could not be stored.
+/// The error for a message that could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The connection went before the broker answered; stored or not, nobody knows.
-    #[error("the connection to the broker was lost while it had messages to confirm")]
+    /// The connection was lost before the broker answered; messages may be stored or not.
+    #[error("lost the connection to the broker before it confirmed all messages")]
     Lost,
-    /// The queue is not there.
+    /// The queue does not exist.
     #[error(
-        "{0} does not exist on the broker (hint: somebody deleted it; start this process again, or run `gristmill setup`, to make it anew)"
+        "{0} does not exist on the broker (hint: it was deleted; restart this process, or run `gristmill setup`, to declare it again)"
     )]
     Unroutable(Address),
-    /// It can never be stored.
-    #[error("the broker would not take a message for {to}: {why}")]
+    /// The message can never be stored.
+    #[error("the broker does not accept a message for {to}: {why}")]
     Refused {
-        /// Where to.
+        /// The destination.
         to: Address,
-        /// Why not.
+        /// The reason.
         why: String,
     },
-    /// We may not publish there.
+    /// The user may not publish there.
     #[error(
         "the broker does not let us publish to {to}: {why} (hint: each role has rights of its own; use the user of this role, or give this one the right)"
     )]
     Denied {
-        /// Where to.
+        /// The destination.
         to: Address,
-        /// What the broker said.
+        /// The broker's message.
         why: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Tasks whose outcomes a sink refused, gathered until their producer sends them again.
+//! Tasks whose outcomes a sink refused, collected until their producer sends them again.
 
 use std::{
     collections::BTreeMap,
@@ -11,33 +11,33 @@ use tokio::sync::Notify;
 
 use crate::{Round, wire::Refused};
 
-/// The most ranges that wait to be sent again. Of further ones only is kept that there are some;
-/// then the producer asks the sink for all that is missing.
+/// The most ranges that wait to be sent again. Further ranges are dropped and only set a flag; then
+/// the producer asks the sink for all missing tasks.
 pub const REFUSED_MAX_RANGES: usize = 10_000;
 
 /// Tasks of one job that are to be sent again because their outcomes were refused.
 ///
-/// [`JobBoard::refused`](crate::JobBoard::refused) gives it; clones share what they hold.
+/// [`JobBoard::refused`](crate::JobBoard::refused) returns it; clones share their ranges.
 #[derive(Debug, Clone, Default)]
-pub struct RefusedTasks(Arc<Shared>);
+pub struct RefusedTasks(Arc<RefusalQueue>);
 
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
-    pending: Mutex<Pending>,
-    some: Notify,
+pub(crate) struct RefusalQueue {
+    pending: Mutex<PendingRanges>,
+    added: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+struct PendingRanges {
     round: Round,
-    /// Start and end of each range; they neither overlap nor touch.
+    /// The start and end of each range; ranges neither overlap nor touch.
     ranges: BTreeMap<u64, u64>,
-    /// Ranges were dropped.
+    /// True if ranges were dropped.
     is_incomplete: bool,
 }
 
-impl Pending {
-    /// Adds a range, joined with those that it meets.
+impl PendingRanges {
+    /// Adds a range and joins it with the ranges that it overlaps or touches.
     fn add(&mut self, mut range: Range<u64>) {
         let met = self.ranges.range(..=range.end).rev().take_while(|(_, end)| **end >= range.start);
         let met: Vec<u64> = met.map(|(start, _)| *start).collect();
@@ -50,23 +50,23 @@ impl Pending {
     }
 }
 
-/// Tasks to be sent again in one go.
+/// Tasks to be sent again in one round.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusedRanges {
     /// The round in which they are sent.
     pub round: Round,
-    /// Which tasks: ascending, disjoint, none empty; at least one range.
+    /// The task indices: at least one range, ascending, disjoint, none empty.
     pub ranges: Vec<Range<u64>>,
-    /// True if further tasks were refused that are not named, since there were too many ranges.
+    /// True if further tasks were refused that are not listed, because there were too many ranges.
     pub is_incomplete: bool,
 }
 
 impl RefusedTasks {
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn queue(&self) -> &Arc<RefusalQueue> {
         &self.0
     }
 
-    /// Takes what has been refused so far, if there is anything.
+    /// Takes the tasks that have been refused so far, or returns `None`.
     #[must_use]
     pub fn take(&self) -> Option<RefusedRanges> {
         let mut pending = self.0.pending();
@@ -77,22 +77,22 @@ impl RefusedTasks {
         (!ranges.is_empty()).then_some(RefusedRanges { round, ranges, is_incomplete })
     }
 
-    /// Waits until something has been refused, and takes it. Cancel safe.
+    /// Waits until tasks have been refused, and takes them. Cancel safe.
     pub async fn next(&self) -> RefusedRanges {
         loop {
-            let mut some = std::pin::pin!(self.0.some.notified());
-            some.as_mut().enable();
+            let mut added = std::pin::pin!(self.0.added.notified());
+            added.as_mut().enable();
             if let Some(ranges) = self.take() {
                 return ranges;
             }
-            some.await;
+            added.await;
         }
     }
 }
 
-impl Shared {
-    /// Adds the tasks of a fact. Ranges of earlier rounds are dropped: a round ended, and with it
-    /// its tasks.
+impl RefusalQueue {
+    /// Adds the tasks of a fact. Drops the ranges of earlier rounds, because those rounds have
+    /// ended.
     pub(crate) fn add(&self, Refused { job, round, ranges, .. }: &Refused) {
         let mut pending = self.pending();
         if *round > pending.round {
@@ -112,12 +112,12 @@ impl Shared {
             }
         }
         if pending.is_incomplete {
-            tracing::debug!(%job, "more ranges of tasks were refused than are remembered; the sink is asked for them");
+            tracing::debug!(%job, "more ranges of tasks were refused than are kept; the producer will ask the sink for missing tasks");
         }
-        self.some.notify_waiters();
+        self.added.notify_waiters();
     }
 
-    fn pending(&self) -> MutexGuard<'_, Pending> {
+    fn pending(&self) -> MutexGuard<'_, PendingRanges> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,11 +138,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_ranges_are_joined_and_taken_once() {
+    async fn refused_ranges_join_and_drain_once() {
         let tasks = RefusedTasks::default();
         let add = async {
-            tasks.shared().add(&refused(0, &[(4, 2), (0, 3)]));
-            tasks.shared().add(&refused(0, &[(3, 1), (9, 1), (7, 0)]));
+            tasks.queue().add(&refused(0, &[(4, 2), (0, 3)]));
+            tasks.queue().add(&refused(0, &[(3, 1), (9, 1), (7, 0)]));
         };
         let (ranges, ()) = tokio::join!(tasks.next(), add);
         assert_eq!(
@@ -153,25 +153,25 @@ mod tests {
     }
 
     #[test]
-    fn a_later_round_replaces_earlier_ranges() {
+    fn later_round_replaces_ranges() {
         let tasks = RefusedTasks::default();
-        tasks.shared().add(&refused(0, &[(0, 3)]));
-        tasks.shared().add(&refused(1, &[(5, 1), (7, 1)]));
-        tasks.shared().add(&refused(0, &[(8, 1)]));
+        tasks.queue().add(&refused(0, &[(0, 3)]));
+        tasks.queue().add(&refused(1, &[(5, 1), (7, 1)]));
+        tasks.queue().add(&refused(0, &[(8, 1)]));
         let later = RefusedRanges { round: Round(1), ranges: vec![5..6, 7..8], is_incomplete: false };
         assert_eq!(tasks.take(), Some(later));
     }
 
     #[test]
-    fn refused_ranges_have_a_bound() {
+    fn refused_ranges_are_bounded() {
         let tasks = RefusedTasks::default();
         let many: Vec<_> = (0..=REFUSED_MAX_RANGES as u64).map(|place| (2 * place, 1)).collect();
-        tasks.shared().add(&refused(0, &many));
+        tasks.queue().add(&refused(0, &many));
         let taken = tasks.take().unwrap();
         assert_eq!((taken.ranges.len(), taken.is_incomplete), (REFUSED_MAX_RANGES, true));
-        // Neighbours are one range, in whatever order they come.
+        // Neighbours become one range, in any order of arrival.
         for index in (0..=3 * REFUSED_MAX_RANGES as u64).rev() {
-            tasks.shared().add(&refused(0, &[(index, 1)]));
+            tasks.queue().add(&refused(0, &[(index, 1)]));
         }
         let taken = tasks.take().unwrap();
         assert_eq!((taken.ranges.len(), taken.is_incomplete), (1, false));

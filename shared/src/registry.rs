@@ -1,4 +1,4 @@
-//! Which kinds of job a process knows.
+//! The kinds of job that a process knows.
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::{AnyJob, InvalidName, Job, JobError, Kind, erased};
 
-/// The kinds of job a worker or a sink knows. Built at start, then shared.
+/// The kinds of job that a worker or a sink knows. Built at start, then shared.
 ///
 /// ```
 /// # use gristmill_shared::{Job, JobError, Registry, TaskContext, TaskError, TaskIndex};
@@ -15,7 +15,9 @@ use crate::{AnyJob, InvalidName, Job, JobError, Kind, erased};
 /// # impl Job for Nothing {
 /// #     const KIND: &'static str = "nothing";
 /// #     type Task = (); type Output = (); type Report = ();
-/// #     fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send { std::iter::empty() }
+/// #     fn split(&self) -> impl Iterator<Item = Result<(), JobError>> + Send {
+/// #         std::iter::empty()
+/// #     }
 /// #     fn process(&self, _: (), _: &TaskContext) -> Result<(), TaskError> { Ok(()) }
 /// #     fn collect(&self, _: &mut (), _: TaskIndex, _: ()) -> std::ops::ControlFlow<()> {
 /// #         std::ops::ControlFlow::Continue(())
@@ -28,22 +30,22 @@ use crate::{AnyJob, InvalidName, Job, JobError, Kind, erased};
 /// ```
 #[derive(Clone, Default)]
 pub struct Registry {
-    openers: BTreeMap<Kind, Opener>,
+    openers: BTreeMap<Kind, JobOpener>,
 }
 
-/// The code of a kind: its version, and how a job is made of a spec.
+/// The code of a kind: its version, and the function that makes a job from a spec.
 #[derive(Clone)]
-struct Opener {
+struct JobOpener {
     version: u32,
-    open: Open,
+    source: JobSource,
 }
 
 /// The source of a kind's jobs.
 #[derive(Clone)]
-enum Open {
-    /// Reads the job from its spec.
-    Read(fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>),
-    /// Gives this job, whatever the spec.
+enum JobSource {
+    /// Decodes the job from its spec.
+    Spec(fn(&RawValue) -> Result<Arc<dyn AnyJob>, JobError>),
+    /// Returns this job for every spec.
     Fixed(Arc<dyn AnyJob>),
 }
 
@@ -51,39 +53,42 @@ impl Registry {
     /// Adds a kind.
     ///
     /// # Errors
-    /// If the kind is registered already, or its name is not one.
+    /// If the kind is registered already, or its name is invalid.
     pub fn register<J: Job>(&mut self) -> Result<(), RegisterError> {
         let kind = Kind::new(J::KIND)?;
-        let opener = Opener { version: J::VERSION, open: Open::Read(erased::open::<J>) };
+        let opener = JobOpener { version: J::VERSION, source: JobSource::Spec(erased::open::<J>) };
         if self.openers.insert(kind.clone(), opener).is_some() {
             return Err(RegisterError::Twice(kind));
         }
         Ok(())
     }
 
-    /// Returns a registry that knows one job: every spec of its kind opens as this very value, and
-    /// is not read. For a process that has all roles, so that fields that do not travel are there.
+    /// Returns a registry with one job: every spec of its kind opens as this value and is not
+    /// decoded. Meant for a process with all roles, so that fields that do not travel are
+    /// available.
     ///
     /// # Errors
-    /// If the name of its kind is not one.
+    /// If the name of its kind is invalid.
     pub fn of_one(job: Arc<dyn AnyJob>) -> Result<Self, RegisterError> {
         let kind = Kind::new(job.kind())?;
-        let opener = Opener { version: job.version(), open: Open::Fixed(job) };
+        let opener = JobOpener { version: job.version(), source: JobSource::Fixed(job) };
         Ok(Self { openers: BTreeMap::from([(kind, opener)]) })
     }
 
-    /// The names of all kinds, in alphabetical order.
+    /// Returns the names of all kinds, in alphabetical order.
     pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
         self.openers.keys()
     }
 
-    /// The kind as a label of metrics: those that are not registered are one, since anybody may name any number of them.
+    /// Returns the kind as a metric label. All kinds that are not registered share one label,
+    /// because messages may name any number of them.
     #[must_use]
     pub fn label<'a>(&self, kind: &'a Kind) -> &'a str {
         if self.openers.contains_key(kind) { kind.as_str() } else { "unknown" }
     }
 
-    /// Reads a job from its parameters as they travel. Not for every batch: keep what it gives.
+    /// Decodes a job from its parameters as they travel. Costly: callers keep the job for further
+    /// batches.
     ///
     /// # Errors
     /// If the kind is not registered, is registered in another version, or the parameters do not
@@ -94,12 +99,12 @@ impl Registry {
             Some(opener) if opener.version != version => {
                 Err(OpenError::Version { kind: kind.clone(), here: opener.version, wanted: version })
             }
-            Some(Opener { open: Open::Read(read), .. }) => read(spec).map_err(OpenError::Spec),
-            Some(Opener { open: Open::Fixed(job), .. }) => Ok(Arc::clone(job)),
+            Some(JobOpener { source: JobSource::Spec(decode), .. }) => decode(spec).map_err(OpenError::Spec),
+            Some(JobOpener { source: JobSource::Fixed(job), .. }) => Ok(Arc::clone(job)),
         }
     }
 
-    /// The version in which the kind is registered, if it is.
+    /// Returns the version in which the kind is registered, if it is.
     #[must_use]
     pub fn version(&self, kind: &Kind) -> Option<u32> {
         self.openers.get(kind).map(|opener| opener.version)
@@ -112,22 +117,22 @@ impl fmt::Debug for Registry {
     }
 }
 
-/// A kind that cannot be registered.
+/// The error for a kind that cannot be registered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// Two job types have the same name on the wire.
     #[error("two jobs of kind {0} are registered (hint: give one another KIND)")]
     Twice(Kind),
-    /// The name has characters a kind cannot have.
+    /// The name is no valid kind.
     #[error(transparent)]
     Name(#[from] InvalidName),
 }
 
-/// A job that cannot be read here.
+/// The error for a job that cannot be opened in this process.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The kind is not registered in this process; in another it may be.
+    /// The kind is not registered in this process; it may be in another.
     #[error("no job of its kind is registered here")]
     UnknownKind,
     /// The kind is registered here in another version of its code.

@@ -1,4 +1,4 @@
-//! How many task queues a lane has.
+//! The shards of a lane: its task queues.
 
 use std::{fmt, num::NonZeroU8, str::FromStr};
 
@@ -6,55 +6,55 @@ use serde::{Deserialize, Serialize};
 
 use crate::QueueRole;
 
-/// The most task queues that a lane may have. Each costs the broker a process and every worker a channel, and one alone
-/// carries thousands of messages a second.
+/// The most task queues that a lane may have. Each costs the broker a process and every worker a
+/// channel, and one queue alone carries thousands of messages a second.
 pub const SHARDS_MAX: u8 = 64;
 
-/// A number of task queues of a lane, 1 to [`SHARDS_MAX`].
+/// The number of task queues of a lane, 1 to [`SHARDS_MAX`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct Shards(NonZeroU8);
 
-/// Which shard it is, of those after the first: 2 to [`SHARDS_MAX`]. [`Shards::queues`] gives them.
+/// The number of a shard after the first: 2 to [`SHARDS_MAX`]. [`Shards::queues`] returns them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct FurtherShard(NonZeroU8);
 
-/// A number of shards that is none.
+/// The error for a number of shards that is out of bounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("expected a number of shards from 1 to {SHARDS_MAX}")]
 pub struct InvalidShards;
 
 impl Shards {
-    /// The tasks queue that every lane has, and no further one.
+    /// One shard: the tasks queue that every lane has.
     pub const ONE: Self = Self(NonZeroU8::MIN);
 
-    /// So many.
+    /// Makes a number of shards.
     ///
     /// # Errors
-    /// If it is 0 or above [`SHARDS_MAX`].
+    /// If `number` is 0 or above [`SHARDS_MAX`].
     pub fn new(number: u8) -> Result<Self, InvalidShards> {
         NonZeroU8::new(number).filter(|number| number.get() <= SHARDS_MAX).map(Self).ok_or(InvalidShards)
     }
 
-    /// How many they are.
+    /// Returns the number.
     #[must_use]
     pub fn get(self) -> u8 {
         self.0.get()
     }
 
-    /// One more, unless there are as many as there may be.
+    /// Returns the next larger number, or `None` at [`SHARDS_MAX`].
     #[must_use]
     pub fn one_more(self) -> Option<Self> {
         self.0.checked_add(1).and_then(|number| Self::new(number.get()).ok())
     }
 
-    /// The queue that is the last of so many.
+    /// Returns the role of the last of these queues.
     #[must_use]
     pub fn last(self) -> QueueRole {
         if self == Self::ONE { QueueRole::Tasks } else { QueueRole::Shard(FurtherShard(self.0)) }
     }
 
-    /// All of them, from the first on.
+    /// Returns the roles of all these queues, from the first on.
     pub fn queues(self) -> impl Iterator<Item = QueueRole> + Clone {
         (1..=self.get()).filter_map(|number| Some(Self(NonZeroU8::new(number)?).last()))
     }
@@ -105,8 +105,9 @@ mod tests {
     use super::*;
     use crate::Lane;
 
+    /// The first shard is the queue that every lane has; further shards have numbers.
     #[test]
-    fn the_first_shard_is_the_queue_that_every_lane_has_and_the_others_have_numbers() {
+    fn further_shards_have_numbers() {
         let names: Vec<_> =
             Shards::new(3).unwrap().queues().map(|queue| queue.of(&Lane::default()).to_string()).collect();
         assert_eq!(
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_1_to_64() {
+    fn shards_are_1_to_64() {
         for (text, number) in [("1", Some(1)), ("64", Some(64)), ("0", None), ("65", None), ("many", None)] {
             assert_eq!(text.parse::<Shards>().ok().map(Shards::get), number, "{text}");
         }

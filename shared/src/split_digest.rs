@@ -9,14 +9,15 @@ use crate::TaskIndex;
 
 /// A running digest of a job's tasks.
 ///
-/// The sum (modulo 2⁶⁴) of the XXH3 hash of each encoded task, seeded with its index: it can be saved and taken up
-/// again after any task. It tells a changed split from an unchanged one; it is no protection against an attacker.
+/// The sum (modulo 2⁶⁴) of the XXH3 hash of each encoded task, seeded with its index. It can be
+/// saved and resumed after any task. It tells a changed split from an unchanged one; it does not
+/// protect against an attacker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SplitDigest(u64);
 
 impl SplitDigest {
-    /// Takes in the next task.
+    /// Adds the next task.
     pub(crate) fn add(&mut self, index: TaskIndex, task: &[u8]) {
         self.0 = self.0.wrapping_add(xxh3_64_with_seed(task, index.0));
     }

@@ -1,4 +1,4 @@
-//! One task from the inside: its context, and how it may fail.
+//! The context of a running task, its errors and its stop signal.
 
 use std::{
     fmt,
@@ -18,21 +18,22 @@ use crate::{
     wire::{clip_reason, encoded_len},
 };
 
-/// What [`Job::process`](crate::Job::process) knows of the task it runs.
+/// The context of a running task, for [`Job::process`](crate::Job::process).
 #[derive(Debug, Clone)]
 pub struct TaskContext {
     job: JobId,
     index: TaskIndex,
     attempt: u32,
     stop: StopSignal,
-    /// Given when the run's batch was taken from its thread.
+    /// Given when the batch of the run is revoked from its thread.
     revoked: StopSignal,
     deadline: Option<Instant>,
     state: State,
 }
 
 impl TaskContext {
-    /// For the first task of a batch. `failures` is how often the task has failed before.
+    /// Makes the context of the first task of a batch. `failures` is the number of failed attempts
+    /// so far.
     #[must_use]
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
         let attempt = failures.saturating_add(1);
@@ -40,13 +41,13 @@ impl TaskContext {
         Self { job, index, attempt, stop, revoked, deadline: None, state: State::none() }
     }
 
-    /// Adds a state, for tests that call [`Job::process`](crate::Job::process) themselves.
+    /// Sets the state, for tests that call [`Job::process`](crate::Job::process) directly.
     #[must_use]
     pub fn with_state(self, state: State) -> Self {
         Self { state, ..self }
     }
 
-    /// Gives the tasks of the batch their job's state.
+    /// Sets the job's state for the tasks of the batch.
     pub(crate) fn set_state(&mut self, state: State) {
         self.state = state;
     }
@@ -55,52 +56,55 @@ impl TaskContext {
     /// slots that run tasks of the job share it.
     ///
     /// # Errors
-    /// If the job prepares nothing of this type. Pass it on with `?`: the task has failed for good.
+    /// If the job has no state, or one of another type. Pass it on with `?`: the task fails for
+    /// good.
     pub fn state<T: 'static>(&self) -> Result<&T, TaskError> {
         self.state.get()
     }
 
-    /// The same context with a second stop signal, for a run whose batch is taken from its thread.
-    /// The outcome is discarded then, so the task ends as if the job were stopped.
+    /// Adds a second stop signal, which revokes the run's batch from its thread. The outcome is
+    /// discarded then, so the task ends as if the job were stopped.
     #[must_use]
     pub fn with_revoked(self, revoked: StopSignal) -> Self {
         Self { revoked, ..self }
     }
 
-    /// The same context with a deadline, for tests of a job.
+    /// Sets a deadline, for tests of a job.
     #[must_use]
     pub fn with_deadline(self, deadline: Instant) -> Self {
         Self { deadline: Some(deadline), ..self }
     }
 
-    /// The same context, moved to another task of the batch.
+    /// Moves the context to another task of the batch.
     pub(crate) fn move_to(&mut self, index: TaskIndex, deadline: Option<Instant>) {
         self.index = index;
         self.deadline = deadline;
     }
 
-    /// The job. With [`TaskContext::index`] an idempotency key for side effects, since a task may run twice.
+    /// Returns the job. Together with [`TaskContext::index`] it is an idempotency key for side
+    /// effects, because a task may run twice.
     #[must_use]
     pub fn job(&self) -> JobId {
         self.job
     }
 
-    /// The task's index in its job.
+    /// Returns the task's index in its job.
     #[must_use]
     pub fn index(&self) -> TaskIndex {
         self.index
     }
 
-    /// 1 for the first try, and one more for each try that ended in an error.
+    /// Returns 1 for the first attempt, and one more for each attempt that ended in an error.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// Call this now and then in long tasks: a stopped job or a passed deadline ends the task here.
+    /// Fails if the job is stopped or the deadline has passed. Long tasks call it regularly, so
+    /// that they end early.
     ///
     /// # Errors
-    /// Pass it on with `?`; it does not count as a failure of the task if the job was stopped.
+    /// Pass it on with `?`. It does not count as a failure of the task if the job was stopped.
     pub fn check(&self) -> Result<(), TaskError> {
         if self.stop.is_stopped() || self.revoked.is_stopped() {
             return Err(TaskError::stopped());
@@ -111,7 +115,7 @@ impl TaskContext {
         }
     }
 
-    /// The time at which the task fails, if the job has a time limit for its tasks.
+    /// Returns the time at which the task fails, if the job has a time limit for its tasks.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -130,20 +134,20 @@ impl TaskContext {
     /// no broker traffic.
     ///
     /// The future is polled on the calling thread. Tasks that it spawns, and its sockets and
-    /// timers, go on after it has ended, so that a client may be shared between tasks. Timers and
-    /// sockets are made within the future: `cx.block_on(async { sleep(time).await })`.
+    /// timers, continue after it has ended, so that tasks may share a client. Timers and sockets
+    /// must be made within the future: `cx.block_on(async { sleep(time).await })`.
     ///
     /// # Errors
     /// Returns the error of [`TaskContext::check`] when the job is stopped or the deadline passes;
     /// the future is dropped then. Also fails if it is called from within async code, or if the
     /// operating system gives no runtime.
     pub fn block_on<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
-        task_runtime()?.block_on(self.until_ended(future))
+        task_runtime()?.block_on(self.run_until_stopped(future))
     }
 
-    /// Waits for `future`, but not beyond the job's stop or the deadline; then the future is
-    /// dropped.
-    pub(crate) async fn until_ended<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
+    /// Waits for `future`, at most until the job is stopped or the deadline passes; then the future
+    /// is dropped.
+    pub(crate) async fn run_until_stopped<F: Future>(&self, future: F) -> Result<F::Output, TaskError> {
         let overdue = async {
             match self.deadline {
                 Some(deadline) => sleep_until(deadline.into()).await,
@@ -159,11 +163,11 @@ impl TaskContext {
     }
 }
 
-/// Why a task gave no output.
+/// The error of a task without an output.
 ///
-/// The type deliberately is no `std::error::Error`, so that `?` turns any error into one: those of
-/// the standard library and of `thiserror`, `anyhow::Error`, `Box<dyn Error + Send + Sync>`, and
-/// texts. The reason has the text of the error and of its causes, and keeps nothing else of them.
+/// The type deliberately does not implement `std::error::Error`, so that `?` converts any error
+/// into it: those of the standard library and of `thiserror`, `anyhow::Error`, `Box<dyn Error +
+/// Send + Sync>`, and texts. The reason holds only the text of the error and of its causes.
 ///
 /// ```
 /// use std::time::Duration;
@@ -186,28 +190,28 @@ impl TaskContext {
 /// ```
 pub struct TaskError(Trouble);
 
-/// What a [`TaskError`] means for the task.
+/// The consequence of a [`TaskError`] for the task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trouble {
-    /// Try again later, with this reason.
+    /// The attempt failed for this reason; the task is tried again later.
     Failed(String),
-    /// Never again, with this reason.
+    /// The task failed for good, for this reason.
     Rejected(String),
-    /// The task does not decode as the kind's type, with this reason: it is wrong, or was made by
-    /// another build.
+    /// The task does not decode as the kind's type, for this reason: it is invalid, or another
+    /// build made it.
     Undecodable(String),
-    /// The job was stopped; no outcome.
+    /// The job was stopped; the task has no outcome.
     Stopped,
-    /// The deadline passed; counts as a failure.
+    /// The deadline passed. Counts as a failed attempt.
     TimedOut,
-    /// Try again after this delay, whatever the job's policy says, with this reason. Counts as a
-    /// failure.
+    /// The attempt failed for this reason; the task is tried again after this delay, which
+    /// overrides the job's policy. Counts as a failed attempt.
     Delayed(String, Duration),
 }
 
 impl Trouble {
-    /// With a reason of a length that travels.
-    pub(crate) fn clipped(self) -> Self {
+    /// Clips the reason to the length that travels.
+    pub(crate) fn clip(self) -> Self {
         match self {
             Self::Failed(reason) => Self::Failed(clip_reason(&reason).into_owned()),
             Self::Rejected(reason) => Self::Rejected(clip_reason(&reason).into_owned()),
@@ -217,7 +221,7 @@ impl Trouble {
         }
     }
 
-    /// How many bytes the reason takes on the wire, where some characters take six.
+    /// Returns the size of the reason on the wire in bytes, where some characters take six.
     pub(crate) fn encoded_len(&self) -> usize {
         match self {
             Self::Failed(reason)
@@ -230,31 +234,32 @@ impl Trouble {
 }
 
 impl TaskError {
-    /// This task will never succeed: record it as failed at once.
+    /// Makes an error that fails the task for good, without further attempts.
     #[must_use]
     pub fn reject(why: impl fmt::Display) -> Self {
         Self(Trouble::Rejected(why.to_string()))
     }
 
-    /// This try failed; another one may not. What `?` does with any error.
+    /// Makes an error that fails this attempt; later attempts may succeed. `?` converts any error
+    /// this way.
     #[must_use]
     pub fn failed(why: impl fmt::Display) -> Self {
         Self(Trouble::Failed(why.to_string()))
     }
 
-    /// Fails this try; the next one begins after `delay`, which takes the place of the job's own
-    /// retry delays. The try counts like any other. The delay is rounded up to the whole second,
-    /// and is at least 1 s and at most [`RETRY_DELAY_MAX`](crate::RETRY_DELAY_MAX).
+    /// Makes an error that fails this attempt; the next one starts after `delay`, which replaces
+    /// the job's own retry delays. The attempt counts like any other. The delay is rounded up to
+    /// the whole second, and is at least 1 s and at most
+    /// [`RETRY_DELAY_MAX`](crate::RETRY_DELAY_MAX).
     ///
-    /// The reason is a plain one; [`TaskError::context`] says more.
+    /// The reason is a standard text; [`TaskError::context`] adds to it.
     #[must_use]
     pub fn retry_after(delay: Duration) -> Self {
-        Self(Trouble::Delayed(format!("it asks for another try after {delay:?}"), delay))
+        Self(Trouble::Delayed(format!("the task asks for a retry after {delay:?}"), delay))
     }
 
     /// Puts `text` and a colon before the reason, as in `reading the index: no such file`. Changes
-    /// nothing else: a rejected task stays rejected, and a stop or a passed deadline has no reason
-    /// to add to.
+    /// nothing else: a rejected task stays rejected, and a stop or a passed deadline has no reason.
     #[must_use]
     pub fn context(self, text: impl fmt::Display) -> Self {
         Self(match self.0 {
@@ -277,12 +282,12 @@ impl TaskError {
         Self(Trouble::Undecodable(why.to_string()))
     }
 
-    /// Returns whether the job was stopped, so that the task has no outcome.
+    /// True if the job was stopped, so that the task has no outcome.
     pub(crate) fn is_stop(&self) -> bool {
         matches!(self.0, Trouble::Stopped)
     }
 
-    /// What it means for the task.
+    /// Returns the consequence for the task.
     #[must_use]
     pub fn into_trouble(self) -> Trouble {
         self.0
@@ -301,18 +306,19 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for TaskError {
     }
 }
 
-/// Tells the running tasks of a job that it was stopped. Cheap to clone and to ask; once stopped, always stopped.
+/// A one-shot signal that stops the running tasks of a job. Cheap to clone and to check; a given
+/// signal stays given.
 #[derive(Clone, Default)]
-pub struct StopSignal(Arc<Signal>);
+pub struct StopSignal(Arc<SignalState>);
 
 #[derive(Default)]
-struct Signal {
+struct SignalState {
     given: AtomicBool,
     wake: Notify,
 }
 
 impl StopSignal {
-    /// A signal that nobody has given yet.
+    /// Makes a signal that is not given yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -324,7 +330,7 @@ impl StopSignal {
         self.0.wake.notify_waiters();
     }
 
-    /// Whether the signal was given.
+    /// True if the signal was given.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.0.given.load(Ordering::Acquire)
@@ -333,7 +339,7 @@ impl StopSignal {
     /// Waits until the signal is given. Cancel safe.
     pub async fn stopped(&self) {
         let mut wake = std::pin::pin!(self.0.wake.notified());
-        wake.as_mut().enable(); // from here on no signal is missed
+        wake.as_mut().enable(); // no signal is missed from here on
         if !self.is_stopped() {
             wake.await;
         }
@@ -351,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_sees_a_stop_and_a_deadline() {
+    fn check_sees_stop_and_deadline() {
         let stop = StopSignal::new();
         let mut cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop.clone());
         assert!(cx.check().is_ok());
@@ -362,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_revoked_run_stops_its_task() {
+    async fn revoked_run_stops_its_task() {
         let revoked = StopSignal::new();
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         let cx = cx.with_revoked(revoked.clone());
@@ -372,14 +378,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stop_wakes_whoever_waits_and_whoever_comes_later() {
+    async fn stop_wakes_current_and_later_waiters() {
         let stop = StopSignal::new();
         tokio::join!(stop.stopped(), async { stop.clone().stop() });
         stop.stopped().await;
     }
 
     #[test]
-    fn any_error_becomes_a_failure_with_its_causes() {
+    fn any_error_becomes_a_failure() {
         fn task() -> Result<u32, TaskError> {
             Ok("x".parse::<u32>()?)
         }
@@ -417,13 +423,13 @@ mod tests {
 
     #[test]
     fn context_goes_before_the_reason() {
-        let told = |error: TaskError| error.context("row 7").into_trouble();
-        assert_eq!(told(DiskGone.into()), Trouble::Failed("row 7: the disk is gone".into()));
-        assert_eq!(told(TaskError::reject("odd")), Trouble::Rejected("row 7: odd".into()));
-        assert_eq!(told(TaskError::stopped()), Trouble::Stopped);
+        let with_context = |error: TaskError| error.context("row 7").into_trouble();
+        assert_eq!(with_context(DiskGone.into()), Trouble::Failed("row 7: the disk is gone".into()));
+        assert_eq!(with_context(TaskError::reject("odd")), Trouble::Rejected("row 7: odd".into()));
+        assert_eq!(with_context(TaskError::stopped()), Trouble::Stopped);
         let wait = Duration::from_secs(30);
-        let reason = "row 7: it asks for another try after 30s";
-        assert_eq!(told(TaskError::retry_after(wait)), Trouble::Delayed(reason.into(), wait));
+        let reason = "row 7: the task asks for a retry after 30s";
+        assert_eq!(with_context(TaskError::retry_after(wait)), Trouble::Delayed(reason.into(), wait));
     }
 
     fn context(stop: StopSignal) -> TaskContext {
@@ -431,14 +437,14 @@ mod tests {
     }
 
     #[test]
-    fn async_code_runs_to_its_end() {
+    fn block_on_returns_the_output() {
         let cx = context(StopSignal::new());
         assert_eq!(cx.attempt(), 3);
         assert_eq!(cx.block_on(async { 7 }).unwrap(), 7);
     }
 
     #[test]
-    fn async_code_ends_at_stop_and_at_the_deadline() {
+    fn block_on_ends_at_stop_and_deadline() {
         let stop = StopSignal::new();
         let mut cx = context(stop.clone());
         let never = |cx: &TaskContext| cx.block_on(pending::<()>()).unwrap_err().into_trouble();
@@ -454,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn block_on_within_async_code_is_refused() {
+    async fn block_on_refuses_async_callers() {
         let error = context(StopSignal::new()).block_on(async { 7 }).unwrap_err();
         let Trouble::Rejected(why) = error.into_trouble() else { panic!("it would be tried again") };
         assert!(why.contains("await the future instead"), "{why}");

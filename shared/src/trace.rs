@@ -1,4 +1,4 @@
-//! The W3C trace context of a message: which job's trace it belongs to, and in which span it was made.
+//! The W3C trace context of a message: the trace of its job, and the span that made it.
 
 use std::{
     fmt,
@@ -14,8 +14,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::JobId;
 
-/// What the header `traceparent` says. A job is one trace. Whoever sends a batch of it has a span for that, whoever takes
-/// a message another one, which follows from the message's; what is published then carries that on.
+/// The value of the header `traceparent`. A job is one trace. The process that publishes a batch
+/// opens a span for it. The process that takes a message opens another span, a child of the
+/// message's, and its own messages carry that one.
 ///
 /// ```
 /// # use gristmill_shared::{JobId, TraceParent};
@@ -35,41 +36,45 @@ pub struct TraceParent {
     flags: u8,
 }
 
-/// Somebody may record it.
-const SAMPLED: u8 = 1;
+/// The flag that allows the trace to be recorded.
+const SAMPLED_FLAG: u8 = 1;
 
 impl TraceParent {
-    /// Of whoever sends a message with this id, in the trace of its job. The trace's id is the job's, without its hyphens,
-    /// so that one finds the other; 62 of its bits are random. The message published again is the same span.
+    /// Returns the span that publishes a message with the id `message`, in the trace of its job.
+    /// The trace id is the job's id without hyphens, so that one can be found from the other; 62 of
+    /// its bits are random. A message published again has the same span.
     #[must_use]
     pub fn of_job(job: JobId, message: &str) -> Self {
-        Self { trace: Uuid::from(job).as_u128(), span: span(message.as_bytes()), flags: SAMPLED }
+        Self { trace: Uuid::from(job).as_u128(), span: span_number(message.as_bytes()), flags: SAMPLED_FLAG }
     }
 
-    /// Of whoever takes a message that has this. A new one each time, since a message may be taken twice.
+    /// Returns a new span for the process that takes a message with this context. Each call returns
+    /// another one, because a message may be taken twice.
     #[must_use]
     pub fn follow(self) -> Self {
-        // Hashes of numbers that go on from a random one: asking for randomness each time would cost more than all else here.
-        static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| AtomicU64::new(Uuid::now_v7().as_u64_pair().1));
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { span: span(&number.to_le_bytes()), ..self }
+        // Hashes of numbers that count up from a random one: a random number each time would cost
+        // more than the rest of this function.
+        static NEXT_SEED: LazyLock<AtomicU64> =
+            LazyLock::new(|| AtomicU64::new(Uuid::now_v7().as_u64_pair().1));
+        let seed = NEXT_SEED.fetch_add(1, Ordering::Relaxed);
+        Self { span: span_number(&seed.to_le_bytes()), ..self }
     }
 
-    /// What all messages of a trace have in common.
+    /// Returns the trace id, which all messages of a trace share.
     #[must_use]
     pub fn trace_id(self) -> String {
         format!("{:032x}", self.trace)
     }
 
-    /// Which span of it, if it is to be recorded: whoever began the trace may not want it.
+    /// Returns the span id if the trace is to be recorded; its origin may have disabled that.
     #[must_use]
     pub fn span_id(self) -> Option<String> {
-        (self.flags & SAMPLED != 0).then(|| format!("{:016x}", self.span))
+        (self.flags & SAMPLED_FLAG != 0).then(|| format!("{:016x}", self.span))
     }
 }
 
-fn span(of: &[u8]) -> u64 {
-    xxh3_64(of).max(1) // 0 is none
+fn span_number(seed: &[u8]) -> u64 {
+    xxh3_64(seed).max(1) // 0 is invalid
 }
 
 impl fmt::Display for TraceParent {
@@ -78,7 +83,7 @@ impl fmt::Display for TraceParent {
     }
 }
 
-/// It is no trace context, which is no reason not to work on a message.
+/// The error for an invalid trace context. The message is processed nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a W3C traceparent, 00-TRACE-SPAN-FLAGS")]
 pub struct InvalidTrace;
@@ -95,7 +100,7 @@ impl FromStr for TraceParent {
         };
         let (version, trace) = (field(2).ok_or(InvalidTrace)?, field(32).ok_or(InvalidTrace)?);
         let (span, flags) = (field(16).ok_or(InvalidTrace)?, field(2).ok_or(InvalidTrace)?);
-        // A later version may have more fields, and says the same in these.
+        // A later version may have more fields; these keep their meaning.
         let more = fields.next().is_some();
         if trace == 0 || span == 0 || version == 0xff || (version == 0 && more) {
             return Err(InvalidTrace);
@@ -110,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_goes_on_from_message_to_message() {
+    fn trace_continues_across_messages() {
         let job = JobId::generate();
         let (batch, again) = (TraceParent::of_job(job, "1"), TraceParent::of_job(job, "1"));
         assert_eq!(batch, again, "the same message is the same span");
@@ -122,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_that_nobody_wants_recorded_goes_on_unrecorded() {
+    fn unsampled_trace_stays_unsampled() {
         let theirs: TraceParent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00".parse().unwrap();
         assert_eq!((theirs.span_id(), theirs.follow().span_id()), (None, None));
         assert!(theirs.follow().to_string().ends_with("-00"));
     }
 
     #[test]
-    fn what_is_no_trace_context_is_told_from_one() {
+    fn invalid_trace_context_is_refused() {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         for good in [
             format!("00-{trace}-b7ad6b7169203331-01"),

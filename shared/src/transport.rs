@@ -1,10 +1,11 @@
-//! The seam between the roles and a broker: three primitives, and nothing of any client library.
+//! The interface between the roles and a broker: three primitives, independent of any client
+//! library.
 //!
 //! | primitive | semantics | for |
 //! |---|---|---|
 //! | work queue | competing consumers, each message settled once | task batches, results |
 //! | log | kept, many readers, each from the start | the journal |
-//! | topic | live, pub/sub, lost if nobody listens | events |
+//! | topic | live, pub/sub, lost without a subscriber | events |
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -13,117 +14,127 @@ use tokio::sync::watch;
 
 use crate::{JobId, Lane, Message, Queue, Shards, WorkerId};
 
-/// A connection to a broker, or something that behaves like one. Shared by all parts of a process.
+/// A connection to a broker, or an equivalent of one. Shared by all parts of a process.
 ///
-/// A transport may come back by itself when its connection is lost. Then everything that came from it goes on, and only
-/// takes longer: what is asked waits, publishes without an answer are made again, consumers take messages again (what
-/// was unsettled is delivered again, and its old receipts do nothing), a journal reader goes on where it was, an event
-/// reader misses what was told meanwhile. [`TransportError::Disconnected`] and [`Published::Unknown`] then mean that it
-/// is gone for good.
+/// A transport may reconnect by itself when its connection is lost. Then its publishers, consumers
+/// and readers continue with a delay. Requests wait. Publishes without an answer are repeated.
+/// Consumers take messages again: unsettled messages are delivered again, and their old receipts do
+/// nothing. A journal reader continues at its position. An event reader misses the events in
+/// between. [`TransportError::Disconnected`] and [`Published::Unknown`] then mean that the
+/// connection is lost for good.
 ///
-/// An implementor writes every method; none has a default. The conformance suite (feature `conformance`) says what
-/// each must do. `Display` names the instance for errors and logs, without its password.
+/// An implementor writes every method; none has a default. The conformance suite (feature
+/// `conformance`) specifies the behaviour of each. `Display` names the instance for errors and
+/// logs, without its password.
 #[async_trait]
 pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
-    /// What this backend can do. Constant for the life of the transport.
+    /// Returns the capabilities of the backend. Constant for the life of the transport.
     fn capabilities(&self) -> Capabilities;
 
-    /// Creates the lane's queues, the journal and the events topic where they are missing. Idempotent; every role
-    /// calls it before anything else. Whoever may create nothing only looks whether all is there.
+    /// Creates the lane's queues, the journal and the events topic where they are missing.
+    /// Idempotent; every role calls it before anything else. With a user that may not create
+    /// entities it only checks that all exist.
     ///
     /// # Errors
-    /// [`TransportError::Mismatch`] if something exists with other settings, and we may create such things;
-    /// [`TransportError::Forbidden`] if something is missing, and we may not create it.
+    /// [`TransportError::Mismatch`] if an entity exists with other settings and the user may create
+    /// such entities; [`TransportError::Forbidden`] if an entity is missing and the user may not
+    /// create it.
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
 
-    /// Creates the shards of a lane's tasks queue up to `at_least` so many, where they are missing, and says how many there
-    /// are, without a gap: somebody else may have made more. [`Shards::ONE`] creates nothing, and asks. Idempotent; whoever
-    /// uses shards calls it after [`Transport::open_lane`].
+    /// Creates the missing shards of a lane's tasks queue up to `at_least`, and returns the number
+    /// of shards that exist without a gap; other processes may have created more. [`Shards::ONE`]
+    /// creates nothing and only counts. Idempotent; users of shards call it after
+    /// [`Transport::open_lane`].
     ///
-    /// Only who takes from all shards, or sees to it that somebody does, may create any: in one that nobody takes from, tasks
-    /// would wait for ever.
+    /// Callers that create shards must consume from all of them, or make sure that a worker does:
+    /// in a shard without a consumer, tasks would wait forever.
     ///
     /// # Errors
-    /// [`TransportError::Mismatch`] if something exists with other settings.
+    /// [`TransportError::Mismatch`] if a shard exists with other settings.
     async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError>;
 
-    /// A publisher; all of a process's publishers may share one connection.
+    /// Opens a publisher. All publishers of a process may share one connection.
     ///
     /// # Errors
-    /// If the connection is gone for good.
+    /// If the connection is lost for good.
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError>;
 
-    /// Starts to take messages from a queue: at most `prefetch` of them are unsettled at any time.
+    /// Starts to consume a queue. At most `prefetch` messages are unsettled at any time.
     ///
     /// # Errors
-    /// If the connection is gone for good, or the queue is.
+    /// If the connection or the queue is lost for good.
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError>;
 
-    /// Reads the journal from its start, and then follows it.
+    /// Opens a reader that reads the journal from its start and then follows it.
     ///
     /// # Errors
-    /// If the connection is gone for good.
+    /// If the connection is lost for good.
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError>;
 
-    /// Listens to events from now on.
+    /// Subscribes to events from now on.
     ///
     /// # Errors
-    /// If the connection is gone for good.
+    /// If the connection is lost for good.
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError>;
 
-    /// How the transport is just now, and from now on. For people who wait, and for health checks; nothing else needs to
-    /// look, since whatever is asked meanwhile waits by itself.
+    /// Returns a channel with the present health of the transport and its changes. Meant for
+    /// displays and health checks; other callers do not need it, because requests wait by
+    /// themselves.
     fn health(&self) -> watch::Receiver<Health>;
 
-    /// Hands on what was settled and closes the connections. What is unsettled is delivered again, to others.
-    /// Everything that came from this transport fails with [`TransportError::Disconnected`] afterwards.
+    /// Sends the pending settlements and closes the connections. Unsettled messages are delivered
+    /// again, to other consumers. Everything that this transport opened then fails with
+    /// [`TransportError::Disconnected`].
     async fn close(&self);
 }
 
-/// How a transport is just now.
+/// The present health of a transport.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
     /// Connected, and the broker takes messages.
     Well,
-    /// Connected, but the broker takes no messages, and why: it is low on memory, for instance. It still delivers.
+    /// Connected, but the broker takes no messages, with the reason: it is low on memory, for
+    /// instance. It still delivers.
     Blocked(String),
-    /// Connected, and the broker takes messages, but something that it delivers to us ended and cannot be begun again, and
-    /// why: its queue was deleted, for instance. It is tried again.
+    /// Connected, and the broker takes messages, but a consumer or reader ended and cannot be
+    /// restarted yet, with the reason: its queue was deleted, for instance. The transport keeps
+    /// trying.
     Interrupted(String),
-    /// The connection is lost, and why; it is made again.
+    /// The connection is lost, with the reason; the transport reconnects.
     Away(String),
-    /// It is gone for good.
+    /// The connection is closed for good.
     Closed,
 }
 
-/// Hands messages to the broker.
+/// A publisher of messages to the broker.
 #[async_trait]
 pub trait Publisher: fmt::Debug + Send + Sync {
-    /// Publishes a batch and answers once the broker has said of every message what became of it, in the order of
-    /// the batch. Waits while the bounded window of unconfirmed messages is full, or while the broker blocks.
+    /// Publishes a batch, waits for the broker's answer to every message, and returns the answers
+    /// in the order of the batch. Waits while the bounded window of unconfirmed messages is full,
+    /// or while the broker blocks.
     ///
-    /// Several calls may be under way at once. Dropping the future withdraws nothing: the messages may still be
-    /// stored.
+    /// Several calls may run at once. Dropping the future withdraws nothing: the messages may still
+    /// be stored.
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published>;
 }
 
-/// A message and where it goes.
+/// A message with its destination.
 #[derive(Clone, Debug)]
 pub struct Outgoing {
-    /// Where to.
+    /// The destination.
     pub to: Address,
-    /// What.
+    /// The message.
     pub message: Message,
 }
 
-/// Where a message goes.
+/// The destination of a message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Address {
-    /// A work queue. Durable, and returned if the queue is missing.
+    /// A work queue. Durable; the message is returned if the queue is missing.
     Queue(Queue),
     /// The journal. Durable.
     Journal,
-    /// Whoever listens now.
+    /// The present subscribers of a topic.
     Events(Topic),
 }
 
@@ -137,63 +148,68 @@ impl fmt::Display for Address {
     }
 }
 
-/// What became of a published message.
+/// The broker's answer to a published message.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Published {
-    /// The broker has taken responsibility for it. (For events: it was passed to whoever listens.)
+    /// The broker has taken responsibility for the message. (For events: it was passed to the
+    /// present subscribers.)
     Stored,
-    /// The broker refused it, because the queue is full or for a trouble of its own. It is not stored. Try again
-    /// later.
+    /// The broker rejected the message, because the queue is full or because of a failure of its
+    /// own. It is not stored. Callers try again later.
     Rejected,
-    /// There is no such queue. It is not stored.
+    /// The queue does not exist. The message is not stored.
     Unroutable,
-    /// The connection went for good before the answer came: stored or not, nobody knows. Publishing it again may make
-    /// a duplicate.
+    /// The connection was lost for good before the answer: the message may be stored or not.
+    /// Publishing it again may make a duplicate.
     Unknown,
-    /// It can never be published, and why: it is larger than the broker takes. Another message may fare better.
+    /// The message can never be published, with the reason: it is larger than the broker takes.
+    /// Other messages may succeed.
     Refused(String),
-    /// We may not publish there, and what the broker said. No message fares better until somebody changes that.
+    /// The user may not publish there, with the broker's message. No message succeeds until an
+    /// operator changes that.
     Denied(String),
 }
 
-/// Takes messages from one queue. Dropping it hands back what is unsettled.
+/// A consumer of one queue. Dropping it requeues unsettled messages.
 #[async_trait]
 pub trait Consumer: fmt::Debug + Send {
-    /// Waits for at least one delivery and returns what is there, at most `max` of them. An empty vector means that
-    /// [`Consumer::stop`] was called and everything delivered before has been returned.
+    /// Waits for at least one delivery and returns those that have arrived, at most `max`. An empty
+    /// vector means that [`Consumer::stop`] was called and all earlier deliveries have been
+    /// returned.
     ///
     /// Cancel safe: a dropped call loses no delivery.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection or the queue went for good; every later call says so too.
+    /// [`TransportError::Disconnected`] if the connection or the queue is lost for good; all later
+    /// calls fail alike.
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError>;
 
-    /// Asks the broker for no further deliveries. Those that are here already are still returned and can be settled,
-    /// unless the connection is lost meanwhile: a stopped consumer does not come back.
+    /// Cancels further deliveries. Deliveries that have arrived are still returned and can be
+    /// settled, unless the connection is lost meanwhile: a stopped consumer is not restarted.
     ///
     /// # Errors
-    /// If the connection is gone for good.
+    /// If the connection is lost for good.
     async fn stop(&mut self) -> Result<(), TransportError>;
 
-    /// Hands all settlements so far to the broker, then hands back what is unsettled.
+    /// Sends all settlements so far to the broker, then requeues unsettled messages.
     async fn close(self: Box<Self>);
 }
 
-/// A message that the broker has entrusted to us until we settle it.
+/// A message that the broker has delivered and that this process must settle.
 #[derive(Debug)]
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// How often it was delivered before, to somebody who did not settle it. That alone does not mean that somebody
-    /// died. A backend that cannot count says 1 for every number above 0.
+    /// The number of earlier deliveries that were not settled. They alone do not mean that a
+    /// consumer crashed. A backend that cannot count returns 1 for every number above 0.
     pub deliveries_before: u32,
     /// The right to settle it.
     pub receipt: Receipt,
 }
 
 impl Delivery {
-    /// It was delivered before, to somebody who did not settle it.
+    /// True if an earlier delivery of the message was not settled.
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.deliveries_before > 0
@@ -202,9 +218,9 @@ impl Delivery {
 
 /// The right to settle one delivery, once: settling consumes it.
 ///
-/// Dropping a receipt settles nothing: the message stays with its consumer until that goes, and is then delivered
-/// again. A receipt outlives its connection; settling it then does nothing, because the broker has already given
-/// the message to somebody else.
+/// Dropping a receipt settles nothing: the message stays with its consumer until that ends, and is
+/// then delivered again. A receipt may outlive its connection; settling it then does nothing,
+/// because the broker has already requeued the message.
 #[derive(Debug)]
 #[must_use = "an unsettled delivery counts against the prefetch"]
 pub struct Receipt {
@@ -213,89 +229,92 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// For transports: the right to settle what `token` names.
+    /// Makes the receipt of the delivery that `token` names. Called by transports.
     pub fn new(token: Token, settler: Arc<dyn Settler>) -> Self {
         Self { token, settler }
     }
 
-    /// The message is dealt with: everything that follows from it is stored elsewhere. Returns at once; settlements
-    /// reach the broker in groups.
+    /// Acknowledges the message: everything that follows from it is stored elsewhere. Returns at
+    /// once; settlements reach the broker in groups.
     pub fn ack(self) {
         self.settler.settle(self.token, Settlement::Ack);
     }
 
-    /// Gives the message back to the queue, for anybody. Costs the message a delivery on some brokers, so work
-    /// that was not begun is published again and then acked instead.
+    /// Returns the message to the queue, for any consumer. Some brokers count this as a delivery,
+    /// so unstarted work is published again and then acked instead.
     pub fn requeue(self) {
         self.settler.settle(self.token, Settlement::Requeue);
     }
 
-    /// Renews the lease where a backend works by leases; does nothing where a delivery lasts as long as its
+    /// Renews the lease if the backend uses leases; does nothing if a delivery lasts as long as its
     /// connection.
     pub fn extend(&self) {
         self.settler.extend(self.token);
     }
 }
 
-/// What a transport knows a delivery by.
+/// The identity of a delivery within its transport.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Token {
-    /// Which connection delivered it. A settlement of an older generation is dropped, never sent.
+    /// The generation of the connection that delivered it. A settlement of an older generation is
+    /// dropped, never sent.
     pub generation: u64,
-    /// Its number in that generation.
+    /// The number of the delivery in that generation.
     pub tag: u64,
 }
 
-/// How a delivery ends.
+/// The way in which a delivery ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Settlement {
-    /// Dealt with.
+    /// The message is acknowledged and removed.
     Ack,
-    /// Back to the queue.
+    /// The message returns to the queue.
     Requeue,
 }
 
 /// A transport's side of a [`Receipt`]. Neither method blocks.
 pub trait Settler: fmt::Debug + Send + Sync {
-    /// Settles, or does nothing if the token's generation is over.
+    /// Settles the delivery; does nothing if the token's generation has ended.
     fn settle(&self, token: Token, how: Settlement);
-    /// Renews a lease, where there are leases.
+    /// Renews the lease of the delivery, if the backend uses leases.
     fn extend(&self, token: Token);
 }
 
-/// Reads the journal from its start, and then follows it.
+/// A reader that reads the journal from its start and then follows it.
 #[async_trait]
 pub trait JournalReader: fmt::Debug + Send {
-    /// The next entry, in the order of the journal. Entries may come twice, since whoever writes repeats after a
-    /// crash; they have ids to tell. If the journal was deleted and made anew meanwhile, it is read from its start.
-    /// Cancel safe.
+    /// Waits for the next entry, in the order of the journal. Entries may come twice, because
+    /// writers repeat them after a crash; their ids tell them apart. If the journal was deleted and
+    /// created again meanwhile, it is read from its start. Cancel safe.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection went for good.
+    /// [`TransportError::Disconnected`] if the connection is lost for good.
     async fn next(&mut self) -> Result<JournalEntry, TransportError>;
 }
 
-/// What a journal reader gives.
+/// An entry of the journal, or the mark between reading and following.
 #[expect(clippy::large_enum_variant, reason = "read one at a time, never kept in numbers")]
 #[derive(Clone, Debug)]
 pub enum JournalEntry {
     /// A fact.
     Fact(Message),
-    /// Once: everything that was in the journal when the reader was opened has been read.
+    /// Returned once, when everything that was in the journal at the opening of the reader has been
+    /// read.
     CaughtUp,
 }
 
-/// Listens to events.
+/// A subscription to events.
 #[async_trait]
 pub trait EventReader: fmt::Debug + Send {
-    /// The next event. A slow reader misses the oldest, and what is told while there is no connection. Cancel safe.
+    /// Waits for the next event. A slow reader misses the oldest events, and every reader misses
+    /// those published while there is no connection. Cancel safe.
     ///
     /// # Errors
-    /// [`TransportError::Disconnected`] if the connection went for good.
+    /// [`TransportError::Disconnected`] if the connection is lost for good.
     async fn next(&mut self) -> Result<Message, TransportError>;
 }
 
-/// What an event is about.
+/// The subject of an event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Topic {
     /// A job's progress.
@@ -304,17 +323,17 @@ pub enum Topic {
     Worker(Lane, WorkerId),
 }
 
-/// Which events to listen to.
+/// A filter for a subscription to events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum EventFilter {
-    /// All of a lane.
+    /// All events of a lane.
     Lane(Lane),
-    /// One job's.
+    /// The events of one job.
     Job(JobId),
 }
 
 impl EventFilter {
-    /// Whether an event on `topic` is wanted.
+    /// True if the filter accepts events on `topic`.
     #[must_use]
     pub fn wants(&self, topic: &Topic) -> bool {
         match (self, topic) {
@@ -325,91 +344,95 @@ impl EventFilter {
     }
 }
 
-/// What a backend can do; what it cannot do is said before a job starts.
+/// The capabilities of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capabilities {
-    /// What a stored message survives.
+    /// The failures that a stored message survives.
     pub durability: Durability,
-    /// When an unsettled delivery comes again.
+    /// The condition on which an unsettled delivery is delivered again.
     pub redelivery: Redelivery,
-    /// Whether other processes can join.
+    /// True if other processes can connect.
     pub shared: bool,
-    /// How long a delivery may stay unsettled before the broker takes it back, if there is such a bound.
+    /// The longest time that a delivery may stay unsettled before the broker takes it back, if
+    /// there is such a bound.
     pub max_hold: Option<Duration>,
-    /// The largest body it takes, in bytes.
+    /// The size of the largest accepted body in bytes.
     pub max_message: usize,
 }
 
-/// What a stored message survives.
+/// The failures that a stored message survives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Durability {
-    /// Nothing: it lives in this process.
+    /// None: messages are stored in this process.
     Volatile,
-    /// The broker's process being killed.
+    /// A crash of the broker's process.
     ProcessCrash,
-    /// The broker's machine losing power.
+    /// A power failure of the broker's machine.
     PowerLoss,
 }
 
-/// When an unsettled delivery comes again.
+/// The condition on which an unsettled delivery is delivered again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Redelivery {
-    /// When its consumer or its connection goes.
+    /// Its consumer or its connection ends.
     OnDisconnect,
-    /// When its lease is not renewed for this long.
+    /// Its lease is not renewed for this time.
     OnLease(Duration),
 }
 
-/// Why a transport cannot do what it was asked. Grouped by what the caller does next.
+/// The error of a transport. Each variant asks for another reaction of the caller.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
-    /// The connection, or the queue under a consumer, went for good: it was closed at this end, or the transport gave
-    /// up.
+    /// The connection, or the queue of a consumer, is lost for good: this process closed it, or the
+    /// transport gave up.
     #[error("lost the connection to {transport}: {reason}")]
     Disconnected {
         /// The transport's name.
         transport: String,
-        /// What the broker or the operating system said.
+        /// The message of the broker or the operating system.
         reason: String,
     },
-    /// Nobody answers there. Try later, or elsewhere.
+    /// The broker does not answer. Callers try later or elsewhere.
     #[error("cannot reach the broker at {transport} ({tries} in {seconds:.1} s): {reason}", tries = tries_text(*.tries), seconds = .spent.as_secs_f64())]
     Unreachable {
         /// The transport's name.
         transport: String,
-        /// How often it was tried.
+        /// The number of attempts.
         tries: u32,
-        /// For how long.
+        /// The time spent on the attempts.
         spent: Duration,
-        /// What the last try ended in.
+        /// The error of the last attempt.
         reason: String,
     },
-    /// The broker is there but does not let us in. Mend the user, the password or the virtual host.
+    /// The broker refuses the login. The operator must correct the user, the password or the
+    /// virtual host.
     #[error("the broker at {transport} refuses: {reason}")]
     Denied {
         /// The transport's name.
         transport: String,
-        /// What the broker said.
+        /// The broker's message.
         reason: String,
     },
-    /// We are let in, but may not do this. Somebody must give the user the right, or do it in our stead.
+    /// The user is logged in, but lacks the permission. The operator must grant it, or do this step
+    /// for the process.
     #[error("the broker at {transport} refuses: {lacks}")]
     Forbidden {
         /// The transport's name.
         transport: String,
-        /// Who lacks which right on what.
+        /// The user, the missing permission and its object.
         lacks: String,
     },
-    /// We and the broker do not trust each other. Mend the certificates, or those who are trusted.
-    #[error("no trust between us and the broker at {transport}: {reason}")]
+    /// The TLS handshake failed: one side does not trust the other. The operator must correct the
+    /// certificates or the trusted authorities.
+    #[error("the TLS handshake with the broker at {transport} failed: {reason}")]
     Untrusted {
         /// The transport's name.
         transport: String,
-        /// Who does not trust whom, why, and a hint.
+        /// The side without trust, the reason and a hint.
         reason: String,
     },
-    /// Something exists with other settings. Delete it there, or use another lane.
+    /// An entity exists with other settings. The operator must delete it, or use another lane.
     #[error("{what} exists on {transport} with other settings: {difference}")]
     Mismatch {
         /// The transport's name.
@@ -419,13 +442,14 @@ pub enum TransportError {
         /// Both settings.
         difference: String,
     },
-    /// The URL, or a wish, that this transport cannot fulfil. Mend the configuration.
+    /// The transport does not support the URL or an option. The operator must correct the
+    /// configuration.
     #[error("{0}")]
     Invalid(String),
 }
 
 impl TransportError {
-    /// Whether trying again later may help without anybody changing anything.
+    /// True if a later attempt may succeed without a change by an operator.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {

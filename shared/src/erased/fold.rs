@@ -1,74 +1,76 @@
-//! Folding: outputs become a report, on the sink's side.
+//! Folding of outputs into a report, in the sink.
 
 use std::{fmt, ops::Range, sync::Arc};
 
 use serde_json::value::RawValue;
 
-use super::{Erased, catch};
+use super::{ErasedJob, catch};
 use crate::{
     Account, Conclusion, Job, JobError, TaskIndex, finite,
     wire::{DoneSpan, Malformed},
 };
 
-/// A job's report so far. Only the sink's ledger thread works with it.
+/// The report of a job so far. Only the sink's ledger thread uses it.
 pub trait AnyFold: fmt::Debug + Send {
-    /// Folds those outputs of `span` whose index lies in one of `fresh` (ascending, within the span).
+    /// Folds the outputs of `span` whose index lies in a range of `fresh` (ascending, within the
+    /// span).
     ///
     /// # Errors
-    /// After [`CollectError::Malformed`] the report is as before; after [`CollectError::Panicked`] it must be
-    /// thrown away and loaded again.
+    /// After [`CollectError::Malformed`] the report is unchanged. After [`CollectError::Panicked`]
+    /// callers must discard the report and load it again.
     fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError>;
 
-    /// The report, encoded.
+    /// Encodes the report.
     ///
     /// # Errors
     /// If the job's report does not encode as JSON, or contains a float that is not finite.
     fn report(&self) -> Result<Box<RawValue>, JobError>;
 
-    /// Replaces the report by that of [`Job::fold_in_order`]. `outputs` are all that were kept,
+    /// Replaces the report by that of [`Job::fold_in_order`]. `outputs` are all kept outputs,
     /// encoded, in the order of their indices.
     ///
     /// # Errors
-    /// If the job's code panics, or an output does not decode; the report is as before.
+    /// If the job's code panics, or an output does not decode; the report is unchanged.
     fn fold_in_order(
         &mut self,
         outputs: &mut dyn Iterator<Item = (TaskIndex, Box<RawValue>)>,
     ) -> Result<(), String>;
 
-    /// See [`Job::conclude`]. A panic becomes a conclusion that says so.
+    /// Calls [`Job::conclude`]. A panic becomes a conclusion with the panic's text.
     fn conclude(&self, account: &Account) -> Conclusion;
 }
 
-/// What folding a span came to.
+/// The result of folding a span.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Collected {
-    /// Fresh indices whose output does not decode, and why: failures.
+    /// Fresh indices whose output does not decode, with the reason. They count as failures.
     pub undecodable: Vec<(TaskIndex, String)>,
-    /// The job ended early with this index; fresh indices after it were not folded.
+    /// The index at which the job ended early; fresh indices after it were not folded.
     pub broke_at: Option<TaskIndex>,
 }
 
-/// Why a span was not folded.
+/// The reason why a span was not folded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum CollectError {
-    /// It does not have as many outputs as it says. Nothing was folded.
+    /// The number of outputs or tasks differs from the span's count, or they are no array. Nothing
+    /// was folded.
     Malformed(Malformed),
-    /// `collect` panicked, with this text. The report is no longer to be trusted.
+    /// `collect` panicked with this text. The report may be inconsistent.
     Panicked(String),
 }
 
-pub(super) struct Fold<J: Job> {
-    pub(super) job: Arc<Erased<J>>,
+pub(super) struct TypedFold<J: Job> {
+    pub(super) job: Arc<ErasedJob<J>>,
     pub(super) report: J::Report,
 }
 
-impl<J: Job> fmt::Debug for Fold<J> {
+impl<J: Job> fmt::Debug for TypedFold<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fold({})", J::KIND)
     }
 }
 
-impl<J: Job> AnyFold for Fold<J> {
+impl<J: Job> AnyFold for TypedFold<J> {
     fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError> {
         let outputs = decode_outputs::<J>(span).map_err(CollectError::Malformed)?;
         if outputs.len() != span.count as usize {
@@ -141,7 +143,8 @@ impl<J: Job> AnyFold for Fold<J> {
     }
 }
 
-/// The tasks that the job folds beside the outputs, one for each; none if it folds outputs alone.
+/// Decodes the tasks that the job folds beside the outputs, one for each output. Returns an empty
+/// list if the job folds outputs alone.
 fn decode_tasks<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Task, String>>, Malformed> {
     if !J::WITH_TASKS {
         return Ok(Vec::new());

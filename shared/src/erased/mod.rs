@@ -1,6 +1,7 @@
-//! Jobs without their type parameters: what the roles work with.
+//! Jobs without their type parameters, as the roles use them.
 //!
-//! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the tasks.
+//! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the
+//! tasks.
 
 mod fold;
 mod in_flight;
@@ -12,7 +13,7 @@ mod split;
 use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
-use prepare::{NoState, StateCell};
+use prepare::{PrepareError, StateCell};
 pub use process::{BatchRun, Begins, Chunk, DoneTasks, IsPrepared, TaskFailure};
 pub use running_index::RunningIndex;
 use serde::Serialize;
@@ -24,72 +25,73 @@ use crate::{
     wire::{Batch, Malformed, SPEC_MAX_BYTES},
 };
 
-/// One job, whatever its type.
+/// A job of any type.
 pub trait AnyJob: fmt::Debug + Send + Sync {
-    /// Its kind.
+    /// Returns the kind of the job.
     fn kind(&self) -> &'static str;
 
-    /// The version of its code.
+    /// Returns the version of the job's code.
     fn version(&self) -> u32;
 
-    /// What the ledger keeps of it.
+    /// Returns the part of the job that the ledger keeps.
     fn keep(&self) -> Keep;
 
-    /// See [`Job::FOLDS_IN_ORDER`].
+    /// Returns [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
 
-    /// Returns whether tasks travel beside their outputs: the job wants them in
-    /// [`Job::collect_with_task`], or they are kept.
+    /// True if tasks travel beside their outputs: the job needs them in [`Job::collect_with_task`],
+    /// or the ledger keeps them.
     fn sends_tasks(&self, policy: &Policy) -> bool;
 
-    /// The number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
+    /// Returns the number of tasks that a slot keeps in flight, at least 1. See [`Job::IN_FLIGHT`].
     fn in_flight(&self) -> u32;
 
-    /// Its parameters as they travel.
+    /// Encodes the parameters as they travel.
     ///
     /// # Errors
     /// If they cannot be encoded, contain a float that is not finite, or are larger than
     /// [`SPEC_MAX_BYTES`].
     fn spec(&self) -> Result<Box<RawValue>, JobError>;
 
-    /// See [`Job::plan`].
+    /// Calls [`Job::plan`].
     ///
     /// # Errors
-    /// If the job refuses its parameters, panics over them, or plans more tasks than [`TaskIndex::LIMIT`].
+    /// If the job refuses its parameters, panics, or plans more tasks than [`TaskIndex::LIMIT`].
     fn plan(&self) -> Result<Plan, JobError>;
 
-    /// See [`Job::split_from`]; tasks come in packs.
+    /// Calls [`Job::split_from`] and returns a splitter that packs the tasks.
     ///
     /// # Errors
-    /// If the job panics before it gives its first task.
+    /// If the job panics before it yields its first task.
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError>;
 
     /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
-    /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread, until they
-    /// have all run, the job is stopped or the run is halted; returns how many ran to an outcome.
-    /// Outcomes are handed on through `run`. None run if [`BatchRun::unprepared`] says why.
+    /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread. Ends when all
+    /// tasks have run, the job is stopped or the run is halted. Returns the number of tasks with an
+    /// outcome. Outcomes are emitted through `run`. No task has run if [`BatchRun::unprepared`]
+    /// returns a reason.
     ///
     /// # Errors
-    /// If the batch does not have as many tasks as it says; nothing was run then.
+    /// If the number of tasks differs from the batch's count; no task has run then.
     fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed>;
 
-    /// The report so far, to fold further outputs into; a new one without `saved`.
+    /// Returns a fold that continues the report `saved`, or that starts with an empty report.
     ///
     /// # Errors
-    /// If what was saved does not decode as this job's report.
+    /// If `saved` does not decode as this job's report.
     fn fold(self: Arc<Self>, saved: Option<&RawValue>) -> Result<Box<dyn AnyFold>, JobError>;
 }
 
-/// A job on its way to the roles.
+/// Erases the type of a job, for the roles.
 #[must_use]
 pub fn erase<J: Job>(job: J) -> Arc<dyn AnyJob> {
     erase_shared(Arc::new(job))
 }
 
-/// A job on its way to the roles, which its owner keeps as well.
+/// Erases the type of a job that its owner keeps as well.
 #[must_use]
 pub fn erase_shared<J: Job>(job: Arc<J>) -> Arc<dyn AnyJob> {
-    Arc::new(Erased(job, StateCell::default()))
+    Arc::new(ErasedJob(job, StateCell::default()))
 }
 
 /// Encodes a job's parameters.
@@ -102,7 +104,7 @@ pub(crate) fn encode_spec<J: Job>(job: &J) -> Result<Box<RawValue>, JobError> {
     Ok(spec)
 }
 
-/// Reads a job from its parameters as they travel.
+/// Decodes a job from its parameters as they travel.
 pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
     let why = match catch(|| serde_json::from_str::<J>(spec.get())) {
         Ok(Ok(job)) => return Ok(erase(job)),
@@ -112,16 +114,16 @@ pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError>
     Err(JobError::new(format_args!("the spec {} does not fit kind {}: {why}", clip(spec.get()), J::KIND)))
 }
 
-/// A job, and the state that its tasks share in this process.
-struct Erased<J>(Arc<J>, StateCell);
+/// A job with the state that its tasks share in this process.
+struct ErasedJob<J>(Arc<J>, StateCell);
 
-impl<J: Job> fmt::Debug for Erased<J> {
+impl<J: Job> fmt::Debug for ErasedJob<J> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Job({})", J::KIND)
     }
 }
 
-impl<J: Job> AnyJob for Erased<J> {
+impl<J: Job> AnyJob for ErasedJob<J> {
     fn kind(&self) -> &'static str {
         J::KIND
     }
@@ -171,7 +173,7 @@ impl<J: Job> AnyJob for Erased<J> {
     }
 
     fn split_from(&self, index: TaskIndex) -> Result<Box<dyn AnySplit + '_>, JobError> {
-        begin(index, || self.0.split_from(index))
+        start_split(index, || self.0.split_from(index))
     }
 
     fn process_batch(&self, batch: &Batch<'_>, run: &mut BatchRun<'_>) -> Result<u32, Malformed> {
@@ -189,16 +191,16 @@ impl<J: Job> AnyJob for Erased<J> {
                 ))
             })?,
         };
-        Ok(Box::new(fold::Fold { job: self, report }))
+        Ok(Box::new(fold::TypedFold { job: self, report }))
     }
 }
 
-/// The split of a job that has not travelled.
+/// Splits a job that has not travelled.
 pub(crate) fn split<J: Job>(job: &J) -> Result<Box<dyn AnySplit + '_>, JobError> {
-    begin(TaskIndex(0), || job.split())
+    start_split(TaskIndex(0), || job.split())
 }
 
-fn begin<'a, T: Serialize, I>(
+fn start_split<'a, T: Serialize, I>(
     index: TaskIndex,
     tasks: impl FnOnce() -> I,
 ) -> Result<Box<dyn AnySplit + 'a>, JobError>
@@ -206,17 +208,17 @@ where
     I: Iterator<Item = Result<T, JobError>> + Send + 'a,
 {
     match catch(tasks) {
-        Ok(tasks) => Ok(Box::new(split::Split::new(tasks, index))),
+        Ok(tasks) => Ok(Box::new(split::TypedSplit::new(tasks, index))),
         Err(panic) => Err(JobError::new(format_args!("split failed before task {index}: panic: {panic}"))),
     }
 }
 
-/// Runs user code; a panic becomes its text.
+/// Runs user code and turns a panic into its text.
 fn catch<T>(code: impl FnOnce() -> T) -> Result<T, String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(code)).map_err(|panic| panic_text(&*panic))
 }
 
-/// What a panic said.
+/// Returns the text of a panic.
 #[must_use]
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     if let Some(text) = panic.downcast_ref::<&str>() {
@@ -228,10 +230,10 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     }
 }
 
-/// The beginning of a JSON text, for errors.
+/// Returns the beginning of a JSON text, for errors.
 fn clip(json: &str) -> String {
-    const SHOWN: usize = 120;
-    match json.char_indices().nth(SHOWN) {
+    const CLIPPED_MAX_CHARS: usize = 120;
+    match json.char_indices().nth(CLIPPED_MAX_CHARS) {
         None => json.into(),
         Some((end, _)) => format!("{}…", &json[..end]),
     }

@@ -1,4 +1,4 @@
-//! Preparing: the state of a job in one process, opened by the first batch that needs it.
+//! The state of a job in one process, opened by the first batch that needs it.
 
 use std::{
     fmt,
@@ -9,18 +9,19 @@ use std::{
 use super::catch;
 use crate::{State, TaskError, Trouble};
 
-/// Pause after a failed `prepare`, in which further batches are not run: as long as the shortest wait
-/// of a task that is tried again. A queue full of batches asks a server that is down once a second.
+/// The pause after a failed `prepare` during which further batches are not run. It equals the
+/// shortest retry delay of a task, so a queue full of batches calls a server that is down once a
+/// second.
 const PREPARE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The state of one job. The first batch opens it; those that come meanwhile wait for that.
+/// The state of one job. The first batch opens it; batches that arrive meanwhile wait.
 #[derive(Default)]
-pub(super) struct StateCell(Mutex<Prepared>);
+pub(super) struct StateCell(Mutex<PrepareStatus>);
 
 #[derive(Default)]
-enum Prepared {
+enum PrepareStatus {
     #[default]
-    Not,
+    NotOpened,
     Failed {
         trouble: Trouble,
         at: Instant,
@@ -30,45 +31,46 @@ enum Prepared {
 
 /// The reason why there is no state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NoState {
-    /// `prepare` failed, or refused the job less than [`PREPARE_PAUSE`] ago: the tasks fail.
+pub(super) enum PrepareError {
+    /// `prepare` failed now, or rejected the job less than [`PREPARE_PAUSE`] ago: the tasks fail.
     Failed(Trouble),
-    /// `prepare` failed less than [`PREPARE_PAUSE`] ago: the tasks are not to blame for another try.
+    /// `prepare` failed less than [`PREPARE_PAUSE`] ago: the tasks wait at no cost.
     Paused(String),
 }
 
 impl StateCell {
-    /// Returns the state; `prepare` opens it if it is not there yet. `at_once` passes over the
-    /// pause after a failure.
+    /// Returns the state; calls `prepare` if it is not open yet. `at_once` skips the pause after a
+    /// failure.
     ///
     /// # Errors
-    /// The reason why it could not be opened, now or before; a panic is an error too.
+    /// The reason why the state could not be opened, now or before. A panic is an error too.
     pub(super) fn open(
         &self,
         prepare: impl FnOnce() -> Result<State, TaskError>,
         at_once: bool,
-    ) -> Result<State, NoState> {
-        // User code runs under this lock, whose holders all belong to this job; its panics are
-        // caught.
+    ) -> Result<State, PrepareError> {
+        // User code runs under this lock. Only batches of this job hold it, and panics are caught.
         let mut prepared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*prepared {
-            Prepared::Ready(state) => return Ok(state.clone()),
-            Prepared::Failed { trouble, at } if !at_once && at.elapsed() < PREPARE_PAUSE => {
+            PrepareStatus::Ready(state) => return Ok(state.clone()),
+            PrepareStatus::Failed { trouble, at } if !at_once && at.elapsed() < PREPARE_PAUSE => {
                 return Err(match trouble {
-                    Trouble::Failed(reason) | Trouble::Delayed(reason, _) => NoState::Paused(reason.clone()),
-                    trouble => NoState::Failed(trouble.clone()),
+                    Trouble::Failed(reason) | Trouble::Delayed(reason, _) => {
+                        PrepareError::Paused(reason.clone())
+                    }
+                    trouble => PrepareError::Failed(trouble.clone()),
                 });
             }
-            Prepared::Failed { .. } | Prepared::Not => {}
+            PrepareStatus::Failed { .. } | PrepareStatus::NotOpened => {}
         }
         let opened = catch(prepare)
             .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))
             .map_err(|error| error.context("preparing the job's state").into_trouble());
         *prepared = match &opened {
-            Ok(state) => Prepared::Ready(state.clone()),
-            Err(trouble) => Prepared::Failed { trouble: trouble.clone(), at: Instant::now() },
+            Ok(state) => PrepareStatus::Ready(state.clone()),
+            Err(trouble) => PrepareStatus::Failed { trouble: trouble.clone(), at: Instant::now() },
         };
-        opened.map_err(NoState::Failed)
+        opened.map_err(PrepareError::Failed)
     }
 }
 
@@ -82,12 +84,12 @@ impl fmt::Debug for StateCell {
 mod tests {
     use super::*;
 
-    fn failed(text: &str) -> Option<NoState> {
-        Some(NoState::Failed(Trouble::Failed(format!("preparing the job's state: {text}"))))
+    fn failed(text: &str) -> Option<PrepareError> {
+        Some(PrepareError::Failed(Trouble::Failed(format!("preparing the job's state: {text}"))))
     }
 
     #[test]
-    fn state_is_opened_once() {
+    fn prepare_runs_once() {
         let cell = StateCell::default();
         let first = cell.open(|| Ok(State::new(7_u32)), false).unwrap();
         let second = cell.open(|| unreachable!("it is there"), false).unwrap();
@@ -95,23 +97,24 @@ mod tests {
     }
 
     #[test]
-    fn rejected_job_fails_during_the_pause_too() {
+    fn rejected_job_fails_during_pause() {
         let cell = StateCell::default();
-        let rejected = NoState::Failed(Trouble::Rejected("preparing the job's state: no such model".into()));
+        let rejected =
+            PrepareError::Failed(Trouble::Rejected("preparing the job's state: no such model".into()));
         let first = cell.open(|| Err(TaskError::reject("no such model")), false);
         assert_eq!(first.err(), Some(rejected.clone()));
         assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(rejected));
     }
 
     #[test]
-    fn failed_prepare_is_repeated_after_a_pause() {
+    fn failed_prepare_retries_after_pause() {
         let cell = StateCell::default();
         assert_eq!(cell.open(|| Err("no server")?, false).err(), failed("no server"));
-        let paused = NoState::Paused("preparing the job's state: no server".into());
+        let paused = PrepareError::Paused("preparing the job's state: no server".into());
         assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(paused));
         assert_eq!(cell.open(|| panic!("odd"), true).err(), failed("panic: odd"));
         let long_ago = Instant::now().checked_sub(PREPARE_PAUSE).unwrap();
-        *cell.0.lock().unwrap() = Prepared::Failed { trouble: Trouble::TimedOut, at: long_ago };
+        *cell.0.lock().unwrap() = PrepareStatus::Failed { trouble: Trouble::TimedOut, at: long_ago };
         assert!(cell.open(|| Ok(State::none()), false).is_ok());
     }
 }

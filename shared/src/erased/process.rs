@@ -1,4 +1,4 @@
-//! Processing: the typed loop over a batch's tasks.
+//! The typed loop over a batch's tasks.
 
 mod external_outcomes;
 
@@ -10,29 +10,29 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{NoState, StateCell, catch, in_flight::process_in_flight, running_index::RunningIndex};
+use super::{PrepareError, StateCell, catch, in_flight::process_in_flight, running_index::RunningIndex};
 use crate::{
     Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
 };
 
-/// A long batch hands on what it has at least this often.
-const HAND_ON_EVERY: Duration = Duration::from_millis(500);
+/// The longest time between two chunks of a long batch.
+const EMIT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Outcomes of consecutive stretches of a batch, as they leave a slot.
+/// The outcomes of a part of a batch, as a slot emits them.
 #[derive(Debug, Default)]
 pub struct Chunk {
-    /// Outputs.
+    /// Outputs, in runs of consecutive tasks.
     pub done: Vec<DoneTasks>,
-    /// Tasks that gave none.
+    /// Tasks without an output.
     pub failed: Vec<TaskFailure>,
-    /// How long they took, together.
+    /// The time that all of these tasks took together.
     pub busy: Duration,
     bytes: usize,
 }
 
 impl Chunk {
-    /// The index after the last task that it knows of.
+    /// Returns the index after the last task of the chunk.
     #[must_use]
     pub fn end(&self) -> Option<TaskIndex> {
         let done = self.done.last().map(|done| done.first.plus(done.count.into()));
@@ -49,18 +49,19 @@ impl Chunk {
 pub struct DoneTasks {
     /// The first task.
     pub first: TaskIndex,
-    /// How many.
+    /// The number of tasks.
     pub count: u32,
+    /// The outputs as a JSON array without its closing bracket.
     json: Vec<u8>,
-    /// The tasks themselves, likewise, if they travel with their outputs.
+    /// The tasks in the same form, if they travel with their outputs.
     tasks: Option<Vec<u8>>,
 }
 
 impl DoneTasks {
-    /// These outputs, of consecutive tasks from index `first` on.
+    /// Encodes the outputs of consecutive tasks from index `first` on.
     ///
     /// # Panics
-    /// If one of them does not encode as JSON, or contains a float that is not finite.
+    /// If an output does not encode as JSON, or contains a float that is not finite.
     #[must_use]
     pub fn of(first: TaskIndex, outputs: &[impl Serialize]) -> Self {
         let mut json = serde_json::to_vec(outputs).expect("outputs that encode");
@@ -70,10 +71,10 @@ impl DoneTasks {
         Self { first, count, json, tasks: None }
     }
 
-    /// Adds the tasks that the outputs came of.
+    /// Adds the tasks of the outputs.
     ///
     /// # Panics
-    /// If one of them does not encode as JSON.
+    /// If a task does not encode as JSON.
     #[must_use]
     pub fn with_tasks(self, tasks: &[impl Serialize]) -> Self {
         let mut json = serde_json::to_vec(tasks).expect("tasks that encode");
@@ -81,18 +82,19 @@ impl DoneTasks {
         Self { tasks: Some(json), ..self }
     }
 
-    /// Size of the encoded outputs in bytes, with that of the tasks if they travel along.
+    /// Returns the size of the encoded outputs in bytes, plus that of the tasks if they travel
+    /// along.
     #[must_use]
     pub fn bytes(&self) -> usize {
         const FIELD_BYTES: usize = r#","tasks":]"#.len();
         self.json.len() + self.tasks.as_ref().map_or(0, |tasks| FIELD_BYTES + tasks.len())
     }
 
-    /// Takes along the outputs of the tasks that come next.
+    /// Appends the outputs of the tasks that come next.
     ///
     /// # Errors
-    /// The other's, if its tasks are not the next ones, or are too many to be counted together, or
-    /// if the tasks themselves travel in one of the two only.
+    /// Returns `next` if its tasks do not follow, if the count would overflow, or if only one of
+    /// the two carries the tasks themselves.
     pub fn append(&mut self, next: Self) -> Result<(), Self> {
         let Some(count) = self.count.checked_add(next.count) else { return Err(next) };
         if self.first.plus(self.count.into()) != next.first {
@@ -101,15 +103,15 @@ impl DoneTasks {
         let [_, outputs @ ..] = next.json.as_slice() else { return Err(next) };
         match (&mut self.tasks, next.tasks.as_deref()) {
             (None, None) => {}
-            (Some(tasks), Some([_, more @ ..])) => lengthen(tasks, self.count, more),
+            (Some(tasks), Some([_, more @ ..])) => extend_array(tasks, self.count, more),
             _ => return Err(next),
         }
-        lengthen(&mut self.json, self.count, outputs);
+        extend_array(&mut self.json, self.count, outputs);
         self.count = count;
         Ok(())
     }
 
-    /// A JSON array of the outputs.
+    /// Returns a JSON array of the outputs.
     #[must_use]
     pub fn into_outputs(self) -> Box<RawValue> {
         close_array(self.json)
@@ -123,8 +125,8 @@ impl DoneTasks {
     }
 }
 
-/// Appends further elements to a JSON array that is open and has `count` elements.
-fn lengthen(array: &mut Vec<u8>, count: u32, elements: &[u8]) {
+/// Appends elements to an open JSON array of `count` elements.
+fn extend_array(array: &mut Vec<u8>, count: u32, elements: &[u8]) {
     if count > 0 {
         array.push(b',');
     }
@@ -137,40 +139,40 @@ fn close_array(mut json: Vec<u8>) -> Box<RawValue> {
     RawValue::from_string(json).expect("an array of serialised values is JSON")
 }
 
-/// A task that gave no output this time.
+/// A task without an output in this attempt.
 #[derive(Debug)]
 pub struct TaskFailure {
-    /// Which.
+    /// The index of the task.
     pub index: TaskIndex,
-    /// Why. Never [`Trouble::Stopped`].
+    /// The kind of failure, never [`Trouble::Stopped`].
     pub trouble: Trouble,
-    /// The task, encoded, so that it can be sent again.
+    /// The encoded task, to be sent again.
     pub task: Box<RawValue>,
 }
 
-/// A callback on the slot's thread, before a task with a time limit begins, with its index and its
-/// deadline. If it returns false, the run ends there. `None` as the deadline means that the earlier
-/// one counts no longer and that the task has not begun.
+/// A callback on the slot's thread before a task with a time limit starts. It gets the task's index
+/// and deadline. If it returns false, the run ends there. `None` as the deadline cancels the
+/// earlier deadline; the task has not started yet.
 pub type Begins<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
 
-/// Told on the slot's thread, before the first task begins, for how long the run waited for the
-/// job's state.
+/// A callback on the slot's thread before the first task starts. It gets the time for which the run
+/// waited for the job's state.
 pub type IsPrepared<'a> = dyn Fn(Duration) + Sync + 'a;
 
-/// One run of a batch on one slot: gathers outcomes and hands them on in chunks.
+/// One run of a batch on one slot: collects outcomes and emits them in chunks.
 pub struct BatchRun<'a> {
     cx: TaskContext,
     timeout: Option<Duration>,
     pub(super) halt: StopSignal,
-    hand_on: &'a mut (dyn FnMut(Chunk) + Send),
-    begins: Option<&'a Begins<'a>>,
+    emit_chunk: &'a mut (dyn FnMut(Chunk) + Send),
+    task_start_hook: Option<&'a Begins<'a>>,
     pub(super) running: Option<&'a RunningIndex>,
-    hand_on_every: Duration,
+    emit_interval: Duration,
     chunk: Chunk,
     chunk_began: Instant,
     prepare_time: Duration,
     prepare_at_once: bool,
-    is_prepared: Option<&'a IsPrepared<'a>>,
+    prepared_hook: Option<&'a IsPrepared<'a>>,
     pub(super) unprepared: Option<String>,
 }
 
@@ -181,97 +183,97 @@ impl fmt::Debug for BatchRun<'_> {
 }
 
 impl<'a> BatchRun<'a> {
-    /// A run that starts now. `halt` ends it before its next task (the worker is leaving); the running task does not
-    /// see it. `hand_on` takes each chunk on the slot's thread: when it is large, when it is half a second old, and
-    /// at the end.
+    /// Starts a run. `halt` ends it before its next task (the worker shuts down); the running task
+    /// does not see it. `emit_chunk` takes each chunk on the slot's thread: when it is large, when
+    /// it is half a second old, and at the end of the run.
     pub fn new(
         cx: TaskContext,
         policy: &Policy,
         halt: StopSignal,
-        hand_on: &'a mut (dyn FnMut(Chunk) + Send),
+        emit_chunk: &'a mut (dyn FnMut(Chunk) + Send),
     ) -> Self {
         Self {
             cx,
             timeout: policy.task_timeout(),
             halt,
-            hand_on,
-            begins: None,
+            emit_chunk,
+            task_start_hook: None,
             running: None,
-            hand_on_every: HAND_ON_EVERY,
+            emit_interval: EMIT_INTERVAL,
             chunk: Chunk::default(),
             chunk_began: Instant::now(),
             prepare_time: Duration::ZERO,
             prepare_at_once: false,
-            is_prepared: None,
+            prepared_hook: None,
             unprepared: None,
         }
     }
 
-    /// Returns the time for which the run waited for the job's state before the first task,
-    /// which belongs to no task.
+    /// Returns the time for which the run waited for the job's state before the first task. It
+    /// counts for no task.
     #[must_use]
     pub fn prepare_time(&self) -> Duration {
         self.prepare_time
     }
 
-    /// The same run, without a pause after a failure to open the job's state.
+    /// Disables the pause after a failure to open the job's state.
     #[must_use]
     pub(crate) fn preparing_at_once(self) -> Self {
         Self { prepare_at_once: true, ..self }
     }
 
-    /// Opens the job's state for the tasks, or returns why there is none. None if the run must end.
+    /// Opens the job's state for the tasks, or returns the failure. `None` if the run must end.
     fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Option<Result<(), Trouble>> {
         let began = Instant::now();
         let opened = match state.open(|| job.prepare(), self.prepare_at_once) {
             Ok(state) => Ok(state),
-            Err(NoState::Failed(trouble)) => Err(trouble),
-            Err(NoState::Paused(reason)) => {
+            Err(PrepareError::Failed(trouble)) => Err(trouble),
+            Err(PrepareError::Paused(reason)) => {
                 self.unprepared = Some(reason);
                 return None;
             }
         };
         self.prepare_time = began.elapsed();
-        if let Some(is_prepared) = self.is_prepared {
-            is_prepared(self.prepare_time);
+        if let Some(prepared_hook) = self.prepared_hook {
+            prepared_hook(self.prepare_time);
         }
         self.chunk_began = Instant::now();
         Some(opened.map(|state| self.cx.set_state(state)))
     }
 
-    /// The same run, which tells when the job's state is there, or failed to open.
+    /// Adds a callback for the moment when the job's state is open, or failed to open.
     #[must_use]
-    pub fn telling_prepared(self, is_prepared: &'a IsPrepared<'a>) -> Self {
-        Self { is_prepared: Some(is_prepared), ..self }
+    pub fn telling_prepared(self, hook: &'a IsPrepared<'a>) -> Self {
+        Self { prepared_hook: Some(hook), ..self }
     }
 
-    /// The same run, with somebody who watches over time limits.
+    /// Adds a callback for each start of a task with a time limit.
     #[must_use]
-    pub fn watched(self, begins: &'a Begins<'a>) -> Self {
-        Self { begins: Some(begins), ..self }
+    pub fn watched(self, hook: &'a Begins<'a>) -> Self {
+        Self { task_start_hook: Some(hook), ..self }
     }
 
-    /// The same run, which notes in `running` which task runs, and none while outcomes are handed
-    /// on.
+    /// Records the running task in `running`, and no task while outcomes are emitted.
     #[must_use]
     pub fn noting(self, running: &'a RunningIndex) -> Self {
         Self { running: Some(running), ..self }
     }
 
-    fn begin(&mut self, index: TaskIndex) -> Result<(), TaskError> {
-        // A timeout that the clock cannot express never comes.
+    /// Moves the run's context to the task at `index` and announces its start.
+    fn start_task(&mut self, index: TaskIndex) -> Result<(), TaskError> {
+        // A timeout that the clock cannot express never expires.
         let deadline = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         self.cx.move_to(index, None);
         self.cx.check()?;
         self.cx.move_to(index, deadline);
-        if !self.watch(index, deadline) {
+        if !self.announce_start(index, deadline) {
             return Err(TaskError::stopped());
         }
         Ok(())
     }
 
-    /// The context of a task that begins now beside others, with a deadline of its own.
-    pub(super) fn context(&self, index: TaskIndex) -> Result<TaskContext, TaskError> {
+    /// Returns the context of a task that starts now beside others, with a deadline of its own.
+    pub(super) fn new_task_context(&self, index: TaskIndex) -> Result<TaskContext, TaskError> {
         let mut cx = self.cx.clone();
         cx.move_to(index, None);
         cx.check()?;
@@ -279,28 +281,29 @@ impl<'a> BatchRun<'a> {
         Ok(cx)
     }
 
-    /// Tells whatever watches over the run which task runs from now on. False if the run ends
-    /// there.
-    pub(super) fn watch(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
-        if let (Some(deadline), Some(begins)) = (deadline, self.begins)
-            && !begins(index, Some(deadline))
+    /// Tells the watchers of the run which task runs from now on. Returns false if the run must
+    /// end.
+    pub(super) fn announce_start(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
+        if let (Some(deadline), Some(hook)) = (deadline, self.task_start_hook)
+            && !hook(index, Some(deadline))
         {
             return false;
         }
-        // Only now, so that the watcher never takes this task for one whose deadline has passed.
+        // After the new deadline is set, so that the watcher never applies the old one to this
+        // task.
         if let Some(running) = self.running {
             running.set(index);
         }
         true
     }
 
-    /// Returns for how long the outcomes so far may still wait, or nothing if there are none.
-    pub(super) fn until_flush(&self) -> Option<Duration> {
-        (!self.chunk.is_empty()).then(|| HAND_ON_EVERY.saturating_sub(self.chunk_began.elapsed()))
+    /// Returns for how long the outcomes so far may still wait, or `None` if there are none.
+    pub(super) fn time_until_flush(&self) -> Option<Duration> {
+        (!self.chunk.is_empty()).then(|| EMIT_INTERVAL.saturating_sub(self.chunk_began.elapsed()))
     }
 
-    /// Takes in an output, and the task that it came of if that is to travel along.
-    pub(super) fn done(
+    /// Records an output, and its task if that is to travel along.
+    pub(super) fn record_output(
         &mut self,
         index: TaskIndex,
         output: &impl Serialize,
@@ -346,15 +349,15 @@ impl<'a> BatchRun<'a> {
         Ok(())
     }
 
-    pub(super) fn failed(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
-        let trouble = trouble.clipped();
+    pub(super) fn record_failure(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
+        let trouble = trouble.clip();
         self.chunk.bytes += task.get().len() + trouble.encoded_len();
         self.chunk.failed.push(TaskFailure { index, trouble, task: task.to_owned() });
     }
 
-    /// Hands on a chunk that is large or old. Returns whether it did.
-    pub(super) fn end(&mut self) -> bool {
-        let is_old = self.chunk_began.elapsed() >= self.hand_on_every;
+    /// Emits the chunk if it is large or old. Returns true if it was due.
+    pub(super) fn flush_if_due(&mut self) -> bool {
+        let is_old = self.chunk_began.elapsed() >= self.emit_interval;
         let is_due = self.chunk.bytes >= RESULTS_MESSAGE_BYTES || is_old;
         if is_due {
             self.flush();
@@ -364,11 +367,11 @@ impl<'a> BatchRun<'a> {
 
     pub(super) fn flush(&mut self) {
         if let Some(running) = self.running {
-            running.clear(); // handing on may wait for the broker
+            running.clear(); // emitting may wait for the broker
         }
         self.chunk.busy = self.chunk_began.elapsed();
         if !self.chunk.is_empty() {
-            (self.hand_on)(mem::take(&mut self.chunk));
+            (self.emit_chunk)(mem::take(&mut self.chunk));
         }
         self.chunk_began = Instant::now(); // the slot may have waited for the broker
     }
@@ -385,7 +388,8 @@ pub(super) fn process_batch<J: Job>(
     run: &mut BatchRun<'_>,
 ) -> Result<u32, Malformed> {
     let mut raw = RawTasks { batch, tasks: None };
-    // The usual case decodes the whole array at once; one bad task costs the batch a second look, not its neighbours.
+    // The usual case decodes the whole array at once. If a task is bad, a second pass decodes them
+    // one by one, so that its neighbours still run.
     let decoded = catch(|| serde_json::from_str::<Vec<J::Task>>(batch.tasks.get()));
     let typed: Vec<Result<J::Task, TaskError>> = match decoded {
         Ok(Ok(tasks)) => tasks.into_iter().map(Ok).collect(),
@@ -412,20 +416,20 @@ pub(super) fn process_batch<J: Job>(
             break;
         }
         let outcome = task.and_then(|task| {
-            run.begin(index)?;
+            run.start_task(index)?;
             prepared.clone().map_err(TaskError::from_trouble)?;
             let output = catch(|| job.process(task, &run.cx))
                 .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))?;
             let task = travelling.as_ref().and_then(|tasks| tasks.get(ran as usize).copied());
-            run.done(index, &output, task)
+            run.record_output(index, &output, task)
         });
         match outcome.map_err(TaskError::into_trouble) {
             Ok(()) => {}
             Err(Trouble::Stopped) => break,
-            Err(trouble) => run.failed(index, trouble, raw.tasks()?[ran as usize]),
+            Err(trouble) => run.record_failure(index, trouble, raw.tasks()?[ran as usize]),
         }
         ran += 1;
-        run.end();
+        run.flush_if_due();
     }
     run.flush();
     Ok(ran)
@@ -440,7 +444,7 @@ fn decode_task<J: Job>(task: &RawValue) -> Result<J::Task, TaskError> {
     Err(TaskError::undecodable(format_args!("the task does not decode as a task of kind {}: {why}", J::KIND)))
 }
 
-/// The encoded tasks one by one, found when they are first asked for.
+/// The encoded tasks of a batch one by one, located at the first access.
 pub(super) struct RawTasks<'b, 'a> {
     batch: &'b Batch<'a>,
     tasks: Option<Vec<&'a RawValue>>,

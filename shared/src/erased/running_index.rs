@@ -1,15 +1,15 @@
-//! The task of a batch that runs now, for a watcher on another thread.
+//! The index of the task that a slot runs, for a watcher on another thread.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::TaskIndex;
 
-/// The value that stands for no task: it is beyond [`TaskIndex::LIMIT`].
+/// The value for no task: it is beyond [`TaskIndex::LIMIT`].
 const NO_TASK: u64 = u64::MAX;
 
 /// The index of the task whose code a slot runs, or of none.
 ///
-/// The slot writes it with one relaxed store a task, without a lock and without a look at the
+/// The slot writes it with one relaxed store per task, without a lock and without reading the
 /// clock. A watcher samples it: if two samples give the same index, that task has run for at least
 /// the time between them.
 #[derive(Debug)]
@@ -22,17 +22,17 @@ impl Default for RunningIndex {
 }
 
 impl RunningIndex {
-    /// Notes that the task at `index` runs from now on.
+    /// Records that the task at `index` runs from now on.
     pub fn set(&self, index: TaskIndex) {
         self.0.store(index.0, Ordering::Relaxed);
     }
 
-    /// Notes that no task runs.
+    /// Records that no task runs.
     pub fn clear(&self) {
         self.0.store(NO_TASK, Ordering::Relaxed);
     }
 
-    /// Returns which task runs, or none while outcomes are handed on and before the first task.
+    /// Returns the running task, or none before the first task and while outcomes are emitted.
     #[must_use]
     pub fn get(&self) -> Option<TaskIndex> {
         match self.0.load(Ordering::Relaxed) {

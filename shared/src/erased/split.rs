@@ -1,4 +1,4 @@
-//! Splitting: an iterator of tasks becomes packs of encoded tasks.
+//! Splitting of an iterator of tasks into packs of encoded tasks.
 
 use std::fmt;
 
@@ -10,13 +10,14 @@ use crate::{
     wire::{PackedTasks, TASK_MAX_BYTES},
 };
 
-/// A split under way. Lives on a thread of its own, since user code runs in it.
+/// A split in progress. Runs on a thread of its own, because it calls user code.
 pub trait AnySplit: fmt::Debug + Send {
-    /// Appends the next tasks to `tasks`, until the limit is reached or there are no more, and takes them into
-    /// `digest`.
+    /// Appends the next tasks to `tasks` and to `digest` until `limit` is reached or there are no
+    /// more tasks.
     ///
     /// # Errors
-    /// If the job's iterator gives an error, panics, or gives a task over [`TASK_MAX_BYTES`]. The split is over.
+    /// If the job's iterator yields an error, panics, or yields a task over [`TASK_MAX_BYTES`]. An
+    /// error ends the split.
     fn split_into(
         &mut self,
         tasks: &mut PackedTasks,
@@ -25,16 +26,16 @@ pub trait AnySplit: fmt::Debug + Send {
     ) -> Result<SplitStep, JobError>;
 }
 
-/// When a batch is full.
+/// The size at which a batch is full: either bound is enough.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchLimit {
-    /// It has this many tasks.
+    /// Number of tasks.
     pub tasks: u32,
-    /// Its tasks take at least this many bytes.
+    /// Size of the encoded tasks in bytes. The last task may exceed it.
     pub bytes: usize,
 }
 
-/// Where a split stands.
+/// The reason why a splitting step returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SplitStep {
     /// The limit was reached.
@@ -43,24 +44,24 @@ pub enum SplitStep {
     End,
 }
 
-pub(super) struct Split<I> {
+pub(super) struct TypedSplit<I> {
     tasks: I,
     next: TaskIndex,
 }
 
-impl<I> Split<I> {
+impl<I> TypedSplit<I> {
     pub(super) fn new(tasks: I, next: TaskIndex) -> Self {
         Self { tasks, next }
     }
 }
 
-impl<I> fmt::Debug for Split<I> {
+impl<I> fmt::Debug for TypedSplit<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Split(next {})", self.next)
     }
 }
 
-impl<T: Serialize, I: Iterator<Item = Result<T, JobError>> + Send> AnySplit for Split<I> {
+impl<T: Serialize, I: Iterator<Item = Result<T, JobError>> + Send> AnySplit for TypedSplit<I> {
     fn split_into(
         &mut self,
         tasks: &mut PackedTasks,
@@ -97,11 +98,11 @@ mod tests {
     use super::*;
 
     fn split(tasks: impl Iterator<Item = Result<u64, JobError>> + Send) -> impl AnySplit {
-        Split::new(tasks, TaskIndex(0))
+        TypedSplit::new(tasks, TaskIndex(0))
     }
 
     #[test]
-    fn packs_are_full_by_count_or_by_bytes() {
+    fn count_or_bytes_fill_a_pack() {
         let mut split = split((0..5).map(Ok));
         let mut digest = SplitDigest::default();
         let mut pack = |limit| {
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_and_a_panic_say_where() {
+    fn split_errors_name_the_task() {
         let limit = BatchLimit { tasks: 9, bytes: 100 };
         let mut failing = split([Ok(1), Err(JobError::new("no such file"))].into_iter());
         let error = failing

@@ -1,42 +1,46 @@
-//! Every metric of ours. `docs/metrics.md` says what to make of them.
+//! The catalogue of all metrics. `docs/metrics.md` explains their use.
 
 use super::{Counter, Gauge, Histogram, Listed};
 
-/// Steps for things that take from a tenth of a millisecond to minutes.
-const SECONDS: &[f64] = &[0.000_1, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0];
-/// Steps for a single task, of which some take less than a microsecond.
-const TASK_SECONDS: &[f64] = &[0.000_001, 0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0];
-/// Steps for how many tasks are in a batch.
-const TASKS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 10_000.0];
-/// Steps for a transaction on a local disk.
-const COMMIT_SECONDS: &[f64] =
+/// Buckets for durations from a tenth of a millisecond to minutes, in seconds.
+const DURATION_BUCKETS_SECONDS: &[f64] =
+    &[0.000_1, 0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0];
+/// Buckets for a single task, in seconds. Some tasks take less than a microsecond.
+const TASK_BUCKETS_SECONDS: &[f64] =
+    &[0.000_001, 0.000_01, 0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0];
+/// Buckets for the number of tasks in a batch.
+const BATCH_BUCKETS_TASKS: &[f64] = &[1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 10_000.0];
+/// Buckets for a transaction on a local disk, in seconds.
+const COMMIT_BUCKETS_SECONDS: &[f64] =
     &[0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-const fn count(labels: &[&str]) -> usize {
+const fn label_count(labels: &[&str]) -> usize {
     labels.len()
 }
 
-/// What each says is its comment, so that the two are one.
+/// Defines the metrics and their list. The doc comment of a metric is its help text; several lines
+/// are joined.
 macro_rules! catalogue {
     ($($(#[doc = $help:literal])+ $NAME:ident: $Type:ident = $name:literal, $labels:expr $(, $bounds:expr)?;)+) => {
         $(
             $(#[doc = $help])+
-            pub static $NAME: $Type<{ count(&$labels) }> = $Type::new($name, $labels $(, $bounds)?);
+            pub static $NAME: $Type<{ label_count(&$labels) }> = $Type::new($name, $labels $(, $bounds)?);
         )+
 
-        /// Every metric of ours.
-        pub static CATALOGUE: &[Listed] = &[$($NAME.listed(concat!($($help),+).trim_ascii_start())),+];
+        /// All metrics of Gristmill.
+        pub static CATALOGUE: &[Listed] = &[$($NAME.metric_spec(concat!($($help),+).trim_ascii_start())),+];
     };
 }
 
 catalogue! {
-    // Of every role.
+    // Metrics of every role.
 
     /// 1, with the version of the program and its role
     BUILD_INFO: Gauge = "gristmill_build_info", ["version", "role"];
     /// When the process started, in seconds since 1970
     START_TIME: Gauge = "gristmill_start_time_seconds", [];
-    /// 1 for what the broker is to this process just now (connecting, well, blocked, interrupted, away or closed), else 0
+    /// 1 for what the broker is to this process just now (connecting, well, blocked, interrupted,
+    /// away or closed), else 0
     BROKER_STATE: Gauge = "gristmill_broker_state", ["state"];
     /// How often a lost connection to the broker came back
     BROKER_RECONNECTS: Counter = "gristmill_broker_reconnects_total", [];
@@ -45,7 +49,7 @@ catalogue! {
     /// For how long the connection to the broker was lost, in whole seconds
     BROKER_AWAY: Counter = "gristmill_broker_away_seconds_total", [];
 
-    // Of a worker.
+    // Metrics of a worker.
 
     /// How many tasks the worker runs at a time
     WORKER_SLOTS: Gauge = "gristmill_worker_slots", [];
@@ -57,31 +61,35 @@ catalogue! {
     WORKER_DELIVERIES_HELD: Gauge = "gristmill_worker_deliveries_held", ["queue"];
     /// Batches that had been delivered before, to somebody who did not acknowledge them
     WORKER_REDELIVERIES: Counter = "gristmill_worker_redeliveries_total", ["queue"];
-    /// Tasks by what came of this try: done, failed for good, retried later, lost (its worker died, and it is tried again), or skipped because its job has ended
+    /// Tasks by what came of this try: done, failed for good, retried later, lost (its worker died,
+    /// and it is tried again), or skipped because its job has ended
     WORKER_TASKS: Counter = "gristmill_worker_tasks_total", ["kind", "outcome"];
     /// How many tasks a batch had that was run; its count is that of the batches
-    WORKER_BATCH_TASKS: Histogram = "gristmill_worker_batch_tasks", ["kind"], TASKS;
+    WORKER_BATCH_TASKS: Histogram = "gristmill_worker_batch_tasks", ["kind"], BATCH_BUCKETS_TASKS;
     /// How long a batch ran on its slot
-    WORKER_BATCH_SECONDS: Histogram = "gristmill_worker_batch_seconds", ["kind"], SECONDS;
-    /// How long a task took, on the average of its batch: one value for each batch, not for each task
-    WORKER_TASK_SECONDS: Histogram = "gristmill_worker_task_seconds", ["kind"], TASK_SECONDS;
+    WORKER_BATCH_SECONDS: Histogram = "gristmill_worker_batch_seconds", ["kind"], DURATION_BUCKETS_SECONDS;
+    /// How long a task took, on the average of its batch: one value for each batch, not for each
+    /// task
+    WORKER_TASK_SECONDS: Histogram = "gristmill_worker_task_seconds", ["kind"], TASK_BUCKETS_SECONDS;
     /// Batches, and ends of batches, that were given back to others at no cost
     WORKER_HANDED_BACK: Counter = "gristmill_worker_handed_back_total", [];
-    /// Messages that follow from batches (results, tasks to be tried again, …) and that the broker has confirmed, by queue
+    /// Messages that follow from batches (results, tasks to be tried again, …) and that the broker
+    /// has confirmed, by queue
     WORKER_STORED: Counter = "gristmill_worker_messages_stored_total", ["queue"];
     /// Handoffs of outcomes that wait for the broker to confirm them
     WORKER_HANDOFFS_UNCONFIRMED: Gauge = "gristmill_worker_handoffs_unconfirmed", [];
 
-    // Of a sink.
+    // Metrics of a sink.
 
     /// Messages taken in, by queue: results or dead
     SINK_MESSAGES: Counter = "gristmill_sink_messages_total", ["queue"];
-    /// Tasks that got an outcome in the ledger, each once: done or failed. A failure that an output overrides later stays counted
+    /// Tasks that got an outcome in the ledger, each once: done or failed. A failure that an output
+    /// overrides later stays counted
     SINK_OUTCOMES: Counter = "gristmill_sink_outcomes_total", ["kind", "outcome"];
     /// Outcomes that do not count, and why: duplicate, or late (after the end of the job)
     SINK_IGNORED: Counter = "gristmill_sink_ignored_total", ["why"];
     /// How long writing to the ledger took; its count is that of the commits
-    SINK_COMMIT_SECONDS: Histogram = "gristmill_sink_commit_seconds", [], COMMIT_SECONDS;
+    SINK_COMMIT_SECONDS: Histogram = "gristmill_sink_commit_seconds", [], COMMIT_BUCKETS_SECONDS;
     /// Messages about jobs that the ledger does not know, kept until it does
     SINK_PARKED: Counter = "gristmill_sink_parked_total", [];
     /// Parked messages that were dropped because there were too many
@@ -99,11 +107,12 @@ catalogue! {
     /// Jobs that ended, by how: finished, stopped or failed
     SINK_JOBS_ENDED: Counter = "gristmill_sink_jobs_ended_total", ["kind", "state"];
 
-    // Of a producer, while it sends.
+    // Metrics of a producer while it publishes.
 
     /// Tasks that the broker has stored
     PRODUCER_TASKS: Counter = "gristmill_producer_tasks_sent_total", [];
-    /// Batches by the answer of the broker: stored, or refused because the queue is full (they are sent again)
+    /// Batches by the answer of the broker: stored, or refused because the queue is full (they are
+    /// sent again)
     PRODUCER_BATCHES: Counter = "gristmill_producer_batches_total", ["answer"];
     /// Batches that wait for the answer of the broker
     PRODUCER_UNCONFIRMED: Gauge = "gristmill_producer_batches_unconfirmed", [];

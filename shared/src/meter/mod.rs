@@ -1,31 +1,32 @@
-//! What is counted, for whoever watches a fleet: every metric, with its name and its labels, stands in the catalogue.
+//! The metrics of a fleet. The catalogue lists every metric with its name and its labels.
 //!
-//! It goes through the facade `metrics`, by which a job's own code may count as well. Where nobody listens (the front
-//! door decides), counting comes to nothing. Label values must be few: a job's id is none. For batches and
-//! messages, not for tasks: a count costs about what a small allocation does.
+//! Recording uses the crate `metrics`, so that a job's own code may record metrics as well. Without
+//! a recorder (the front door installs one) it does nothing. Label values must be few: a job's id
+//! is not allowed. Metrics are recorded per batch and message, not per task, because recording
+//! costs about as much as a small allocation.
 
 mod catalogue;
 
 pub use catalogue::*;
 use metrics::{Key, Label, Level, Metadata, with_recorder};
 
-const METADATA: Metadata<'static> = Metadata::new("gristmill", Level::INFO, None);
+const METRIC_METADATA: Metadata<'static> = Metadata::new("gristmill", Level::INFO, None);
 
-/// Goes up only.
+/// A metric that only increases.
 #[derive(Debug)]
 pub struct Counter<const N: usize> {
     name: &'static str,
     labels: [&'static str; N],
 }
 
-/// Goes up and down.
+/// A metric that increases and decreases.
 #[derive(Debug)]
 pub struct Gauge<const N: usize> {
     name: &'static str,
     labels: [&'static str; N],
 }
 
-/// How often which size came, in fixed steps.
+/// A metric that counts values in fixed buckets.
 #[derive(Debug)]
 pub struct Histogram<const N: usize> {
     name: &'static str,
@@ -36,29 +37,29 @@ pub struct Histogram<const N: usize> {
 /// A metric as the catalogue lists it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Listed {
-    /// Its name, with its unit.
+    /// The name, with the unit.
     pub name: &'static str,
-    /// What values it has.
+    /// The type of its values.
     pub shape: Shape,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it says.
+    /// The meaning, for people.
     pub help: &'static str,
 }
 
-/// What values a metric has.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shape {
-    /// A number that goes up only.
+    /// A number that only increases.
     Counter,
-    /// A number.
+    /// A number that increases and decreases.
     Gauge,
-    /// How many values are no larger than each of these.
+    /// The number of values up to each of these bounds.
     Histogram(&'static [f64]),
 }
 
 impl Shape {
-    /// Its name in Prometheus.
+    /// Returns the name of the type in Prometheus.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -74,25 +75,25 @@ impl<const N: usize> Counter<N> {
         Self { name, labels }
     }
 
-    const fn listed(&'static self, help: &'static str) -> Listed {
+    const fn metric_spec(&'static self, help: &'static str) -> Listed {
         Listed { name: self.name, shape: Shape::Counter, labels: &self.labels, help }
     }
 
-    /// So many more, under these values of its labels.
+    /// Adds `more` to the series with these label values.
     pub fn add(&self, values: [&str; N], more: u64) {
         if more > 0 {
-            self.of(values).increment(more);
+            self.handle(values).increment(more);
         }
     }
 
-    /// It has come to this, unless it is there already.
+    /// Raises the series with these label values to `total`, unless it is larger already.
     pub fn reach(&self, values: [&str; N], total: u64) {
-        self.of(values).absolute(total);
+        self.handle(values).absolute(total);
     }
 
-    fn of(&self, values: [&str; N]) -> metrics::Counter {
+    fn handle(&self, values: [&str; N]) -> metrics::Counter {
         let key = key(self.name, self.labels, values);
-        with_recorder(|recorder| recorder.register_counter(&key, &METADATA))
+        with_recorder(|recorder| recorder.register_counter(&key, &METRIC_METADATA))
     }
 }
 
@@ -101,28 +102,28 @@ impl<const N: usize> Gauge<N> {
         Self { name, labels }
     }
 
-    const fn listed(&'static self, help: &'static str) -> Listed {
+    const fn metric_spec(&'static self, help: &'static str) -> Listed {
         Listed { name: self.name, shape: Shape::Gauge, labels: &self.labels, help }
     }
 
-    /// It is this now.
+    /// Sets the series with these label values to `now`.
     pub fn set(&self, values: [&str; N], now: f64) {
-        self.of(values).set(now);
+        self.handle(values).set(now);
     }
 
-    /// One more.
+    /// Adds one to the series with these label values.
     pub fn rise(&self, values: [&str; N]) {
-        self.of(values).increment(1.0);
+        self.handle(values).increment(1.0);
     }
 
-    /// One less.
+    /// Subtracts one from the series with these label values.
     pub fn fall(&self, values: [&str; N]) {
-        self.of(values).decrement(1.0);
+        self.handle(values).decrement(1.0);
     }
 
-    fn of(&self, values: [&str; N]) -> metrics::Gauge {
+    fn handle(&self, values: [&str; N]) -> metrics::Gauge {
         let key = key(self.name, self.labels, values);
-        with_recorder(|recorder| recorder.register_gauge(&key, &METADATA))
+        with_recorder(|recorder| recorder.register_gauge(&key, &METRIC_METADATA))
     }
 }
 
@@ -131,14 +132,14 @@ impl<const N: usize> Histogram<N> {
         Self { name, labels, bounds }
     }
 
-    const fn listed(&'static self, help: &'static str) -> Listed {
+    const fn metric_spec(&'static self, help: &'static str) -> Listed {
         Listed { name: self.name, shape: Shape::Histogram(self.bounds), labels: &self.labels, help }
     }
 
-    /// One more, of this size.
+    /// Counts one value of this size in the series with these label values.
     pub fn record(&self, values: [&str; N], size: f64) {
         let key = key(self.name, self.labels, values);
-        with_recorder(|recorder| recorder.register_histogram(&key, &METADATA)).record(size);
+        with_recorder(|recorder| recorder.register_histogram(&key, &METRIC_METADATA)).record(size);
     }
 }
 
@@ -160,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_keep_to_the_rules_of_prometheus() {
+    fn metric_names_fit_prometheus() {
         let names: BTreeSet<_> = CATALOGUE.iter().map(|listed| listed.name).collect();
         assert_eq!(names.len(), CATALOGUE.len(), "a name twice");
         for Listed { name, shape, labels, help } in CATALOGUE {

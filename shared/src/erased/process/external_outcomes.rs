@@ -1,4 +1,4 @@
-//! A run whose tasks are processed elsewhere: outcomes come from outside of the typed loop.
+//! Runs whose tasks are processed elsewhere: outcomes come from outside the typed loop.
 
 use std::time::{Duration, Instant};
 
@@ -8,33 +8,34 @@ use super::{BatchRun, DoneTasks};
 use crate::{StopSignal, TaskContext, TaskIndex, Trouble, wire::OUTPUT_MAX_BYTES};
 
 impl BatchRun<'_> {
-    /// The same run, which hands on its outcomes at least this often while tasks end. Zero means
-    /// after each task.
+    /// Sets the longest time between two chunks while tasks end. Zero emits a chunk after each
+    /// task.
     #[must_use]
     pub fn hand_on_every(self, interval: Duration) -> Self {
-        Self { hand_on_every: interval, ..self }
+        Self { emit_interval: interval, ..self }
     }
 
-    /// The context of the task that was begun last, or of the first one.
+    /// Returns the context of the task that started last, or of the first task.
     #[must_use]
     pub fn task_context(&self) -> &TaskContext {
         &self.cx
     }
 
-    /// The signal that ends the run before its next task.
+    /// Returns the signal that ends the run before its next task.
     #[must_use]
     pub fn halt_signal(&self) -> &StopSignal {
         &self.halt
     }
 
-    /// Notes that the task at `index` is next, and that its time does not count yet: what it needs
-    /// is opened first, elsewhere. A time limit that was watched before is forgotten.
+    /// Records that the task at `index` is next and that its time limit does not run yet: its state
+    /// is opened elsewhere first. Cancels the deadline of the earlier task.
     ///
     /// # Errors
     /// [`Trouble::Stopped`] if the run must end before this task.
     pub fn await_prepared(&mut self, index: TaskIndex) -> Result<(), Trouble> {
-        let goes_on = self.timeout.is_none() || self.begins.is_none_or(|begins| begins(index, None));
-        if !goes_on {
+        let may_continue =
+            self.timeout.is_none() || self.task_start_hook.is_none_or(|hook| hook(index, None));
+        if !may_continue {
             return Err(Trouble::Stopped);
         }
         if let Some(running) = self.running {
@@ -43,14 +44,14 @@ impl BatchRun<'_> {
         Ok(())
     }
 
-    /// Returns why tasks were not run though they may be: `prepare` failed less than a second ago,
-    /// and is not called again before. It costs them nothing.
+    /// Returns the reason why runnable tasks were not run: `prepare` failed less than a second ago
+    /// and is not called again until then. This does not count as an attempt of the tasks.
     #[must_use]
     pub fn unprepared(&self) -> Option<&str> {
         self.unprepared.as_deref()
     }
 
-    /// Notes that tasks were not run elsewhere, for this reason. See [`BatchRun::unprepared`].
+    /// Records the reason why tasks were not run elsewhere. See [`BatchRun::unprepared`].
     pub fn set_unprepared(&mut self, reason: String) {
         self.unprepared = Some(reason);
     }
@@ -63,20 +64,19 @@ impl BatchRun<'_> {
         }
     }
 
-    /// Begins a task that is processed elsewhere, and returns its deadline, if the job has a time
-    /// limit.
+    /// Starts a task that is processed elsewhere. Returns its deadline if the job has a time limit.
     ///
     /// # Errors
     /// [`Trouble::Stopped`] if the run must end before this task.
     pub fn begin_task(&mut self, index: TaskIndex) -> Result<Option<Instant>, Trouble> {
-        self.begin(index).map_err(crate::TaskError::into_trouble)?;
+        self.start_task(index).map_err(crate::TaskError::into_trouble)?;
         Ok(self.cx.deadline())
     }
 
-    /// Takes the outcome of a task that was processed elsewhere, and hands on what is due. Outcomes
-    /// must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`] is a rejected
-    /// task. [`Trouble::Stopped`] is no outcome. With `sends_task` the task travels beside its
-    /// output.
+    /// Records the outcome of a task that was processed elsewhere, and emits the chunk if it is
+    /// due. Outcomes must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`]
+    /// becomes a rejection. [`Trouble::Stopped`] is no outcome and is ignored. With `sends_task`
+    /// the task travels beside its output.
     pub fn outcome(
         &mut self,
         index: TaskIndex,
@@ -88,21 +88,21 @@ impl BatchRun<'_> {
             Ok(output) if output.get().len() > OUTPUT_MAX_BYTES => {
                 let size = output.get().len();
                 let why = format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}");
-                self.failed(index, Trouble::Rejected(why), task);
+                self.record_failure(index, Trouble::Rejected(why), task);
             }
-            Ok(output) => self.encoded(index, output, sends_task.then_some(task)),
+            Ok(output) => self.record_encoded(index, output, sends_task.then_some(task)),
             Err(Trouble::Stopped) => return,
-            Err(trouble) => self.failed(index, trouble, task),
+            Err(trouble) => self.record_failure(index, trouble, task),
         }
-        self.end();
+        self.flush_if_due();
     }
 
-    /// Hands on all outcomes. Call it at the end of the run.
+    /// Emits all remaining outcomes. Callers call it at the end of the run.
     pub fn finish(&mut self) {
         self.flush();
     }
 
-    fn encoded(&mut self, index: TaskIndex, output: &RawValue, task: Option<&RawValue>) {
+    fn record_encoded(&mut self, index: TaskIndex, output: &RawValue, task: Option<&RawValue>) {
         let array = |value: &RawValue| [b"[", value.get().as_bytes()].concat();
         let one = DoneTasks { first: index, count: 1, json: array(output), tasks: task.map(array) };
         self.chunk.bytes += one.bytes();
@@ -127,16 +127,16 @@ mod tests {
 
     fn run(policy: &Policy, act: impl FnOnce(&mut BatchRun<'_>)) -> Vec<Chunk> {
         let mut chunks = Vec::new();
-        let mut hand_on = |chunk| chunks.push(chunk);
+        let mut emit_chunk = |chunk| chunks.push(chunk);
         let cx = TaskContext::new(JobId::generate(), TaskIndex(5), 0, StopSignal::new());
-        let mut run = BatchRun::new(cx, policy, StopSignal::new(), &mut hand_on);
+        let mut run = BatchRun::new(cx, policy, StopSignal::new(), &mut emit_chunk);
         act(&mut run);
         drop(run);
         chunks
     }
 
     #[test]
-    fn outcomes_from_elsewhere_become_one_chunk() {
+    fn external_outcomes_form_one_chunk() {
         let (task, huge) = (raw("7"), raw(&format!("\"{}\"", "x".repeat(OUTPUT_MAX_BYTES))));
         let chunks = run(&Policy::default(), |run| {
             run.outcome(TaskIndex(5), Ok(&raw("1")), &task, false);
@@ -161,44 +161,44 @@ mod tests {
     }
 
     #[test]
-    fn preparing_ends_the_watch_over_a_task() {
+    fn await_prepared_cancels_the_deadline() {
         let policy = Policy { task_timeout_ms: Some(1_000), ..Policy::default() };
-        let (begun, running) = (Mutex::new(Vec::new()), RunningIndex::default());
-        let begins = |index: TaskIndex, deadline: Option<Instant>| {
-            let mut begun = begun.lock().unwrap();
-            begun.push((index.0, deadline.is_some()));
-            begun.len() < 3
+        let (starts, running) = (Mutex::new(Vec::new()), RunningIndex::default());
+        let hook = |index: TaskIndex, deadline: Option<Instant>| {
+            let mut starts = starts.lock().unwrap();
+            starts.push((index.0, deadline.is_some()));
+            starts.len() < 3
         };
-        let mut hand_on = |_| {};
+        let mut emit_chunk = |_| {};
         let cx = TaskContext::new(JobId::generate(), TaskIndex(5), 0, StopSignal::new());
-        let run = BatchRun::new(cx, &policy, StopSignal::new(), &mut hand_on);
-        let mut run = run.watched(&begins).noting(&running);
+        let run = BatchRun::new(cx, &policy, StopSignal::new(), &mut emit_chunk);
+        let mut run = run.watched(&hook).noting(&running);
         assert!(run.begin_task(TaskIndex(5)).unwrap().is_some());
         run.await_prepared(TaskIndex(6)).unwrap();
         assert_eq!(running.get(), Some(TaskIndex(6)));
         run.add_prepare_time(Duration::from_secs(2));
         run.add_prepare_time(Duration::from_secs(1));
         assert_eq!(run.prepare_time(), Duration::from_secs(3));
-        assert_eq!(run.await_prepared(TaskIndex(6)), Err(Trouble::Stopped), "the batch was taken away");
-        assert_eq!(*begun.lock().unwrap(), [(5, true), (6, false), (6, false)]);
+        assert_eq!(run.await_prepared(TaskIndex(6)), Err(Trouble::Stopped), "the batch was revoked");
+        assert_eq!(*starts.lock().unwrap(), [(5, true), (6, false), (6, false)]);
     }
 
     #[test]
-    fn interval_of_zero_hands_on_each_outcome() {
-        let mut handed_on = 0;
-        let mut hand_on = |_| handed_on += 1;
+    fn zero_interval_emits_each_outcome() {
+        let mut chunks = 0;
+        let mut emit_chunk = |_| chunks += 1;
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
-        let run = BatchRun::new(cx, &Policy::default(), StopSignal::new(), &mut hand_on);
+        let run = BatchRun::new(cx, &Policy::default(), StopSignal::new(), &mut emit_chunk);
         let mut run = run.hand_on_every(Duration::ZERO);
         for index in 0..3 {
             run.outcome(TaskIndex(index), Ok(&raw("1")), &raw("1"), false);
         }
         run.finish();
-        assert_eq!(handed_on, 3);
+        assert_eq!(chunks, 3);
     }
 
     #[test]
-    fn begun_task_has_a_deadline_of_its_own() {
+    fn each_task_has_its_own_deadline() {
         let policy = Policy { task_timeout_ms: Some(60_000), ..Policy::default() };
         run(&policy, |run| {
             let first = run.begin_task(TaskIndex(5)).unwrap();
