@@ -39,9 +39,6 @@ mod connect;
 mod drill;
 mod exit;
 mod library;
-mod observe;
-#[cfg(feature = "otlp")]
-mod otlp;
 pub mod testing;
 
 pub use app::{App, Role};

@@ -115,7 +115,7 @@ fn try_main(app: App, role: Role) -> CommandResult {
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let format = log::fix_format(logging.format()); // before anything is printed
     let export = otlp::begin(matches, serves, version)?;
-    log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::Export::layer));
+    log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::SpanExport::layer));
     if let Some(export) = &export {
         export.announce();
     }
@@ -132,7 +132,7 @@ fn try_main(app: App, role: Role) -> CommandResult {
     });
     runtime.shutdown_background(); // a task that does not end must not block the exit
     if let Some(export) = export {
-        export.end();
+        export.shut_down();
     }
     done
 }

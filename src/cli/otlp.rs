@@ -3,10 +3,10 @@
 use std::env;
 
 use clap::{Arg, ArgMatches, Command};
+use gristmill_observe::Service;
+pub(crate) use gristmill_observe::SpanExport;
 
 use super::{flags::host_name, warn};
-pub(crate) use crate::otlp::Export;
-use crate::otlp::Service;
 use crate::{Role, exit::Failure};
 
 const FLAG_ID: &str = "otlp";
@@ -42,14 +42,14 @@ pub(crate) fn begin(
     matches: &ArgMatches,
     role: Role,
     version: &'static str,
-) -> Result<Option<Export>, Failure> {
+) -> Result<Option<SpanExport>, Failure> {
     let mut here = matches;
     while let Some((_, next)) = here.subcommand() {
         here = next;
     }
     let Ok(given) = here.try_get_one::<String>(FLAG_ID) else { return Ok(None) }; // no such flag
     let name = role.name().map_or_else(|| "gristmill".into(), |role| format!("gristmill-{role}"));
-    let begin = |url: &str| Export::begin(url, Service { name, version, host: &host_name() });
+    let begin = |url: &str| SpanExport::begin(url, Service { name, version, host: &host_name() });
     if let Some(url) = given {
         return begin(url).map(Some).map_err(|why| Failure::usage(format_args!("--otlp {url:?}: {why}")));
     }

@@ -7,9 +7,9 @@ use crate::{Role, exit::Failure};
 
 /// The export of spans, which does not exist in this build.
 #[derive(Debug)]
-pub(crate) enum Export {}
+pub(crate) enum SpanExport {}
 
-impl Export {
+impl SpanExport {
     pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
         match *self {}
     }
@@ -18,7 +18,7 @@ impl Export {
         match *self {}
     }
 
-    pub(crate) fn end(self) {
+    pub(crate) fn shut_down(self) {
         match self {}
     }
 }
@@ -33,6 +33,6 @@ pub(crate) fn add_local_flag(command: Command) -> Command {
     command
 }
 
-pub(crate) fn begin(_: &ArgMatches, _: Role, _: &'static str) -> Result<Option<Export>, Failure> {
+pub(crate) fn begin(_: &ArgMatches, _: Role, _: &'static str) -> Result<Option<SpanExport>, Failure> {
     Ok(None)
 }

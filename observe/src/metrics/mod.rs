@@ -12,6 +12,7 @@ mod readiness;
 mod recorder;
 
 use std::{
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -28,37 +29,41 @@ use self::{
     readiness::Readiness,
     recorder::PrometheusRecorder,
 };
-use crate::{Exit, exit::Failure};
 
 /// The media type of Prometheus' text format.
 const PROMETHEUS_MEDIA_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN_MEDIA_TYPE: &str = "text/plain; charset=utf-8";
 
+/// The reason why metrics cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The address cannot be bound.
+    #[error(transparent)]
+    Listen(io::Error),
+    /// The process has a recorder already.
+    #[error("a metrics recorder is installed already")]
+    RecorderInstalled,
+}
+
 /// A server of metrics and readiness. It stops when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub struct MetricsServer {
     readiness: Arc<Mutex<Readiness>>,
     _server: AbortOnDropHandle<()>,
     health_follower: Option<AbortOnDropHandle<()>>,
 }
 
-impl Window {
+impl MetricsServer {
     /// Installs the recorder and serves at this address from now on. Once in a process.
     ///
     /// # Errors
     /// If the address cannot be bound, or a recorder is installed already.
-    pub(crate) async fn open(address: &str, role: &str, version: &str) -> Result<Self, Failure> {
-        let cannot = |error| {
-            Failure::usage(format_args!(
-                "cannot listen on {address} for --metrics: {error} (hint: expected HOST:PORT, as 127.0.0.1:9400, of this \
-                 machine and not in use)"
-            ))
-        };
-        let listener = TcpListener::bind(address).await.map_err(cannot)?;
-        let address = listener.local_addr().map_err(cannot)?;
+    pub async fn open(address: &str, role: &str, version: &str) -> Result<Self, MetricsError> {
+        let listener = TcpListener::bind(address).await.map_err(MetricsError::Listen)?;
+        let address = listener.local_addr().map_err(MetricsError::Listen)?;
         let recorder = Arc::new(PrometheusRecorder::for_role(role));
         metrics::set_global_recorder(Arc::clone(&recorder))
-            .map_err(|_| Failure::new(Exit::Bug, "a metrics recorder is installed already"))?;
+            .map_err(|_| MetricsError::RecorderInstalled)?;
         BUILD_INFO.set([version, role], 1.0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         START_TIME.set([], now.as_secs_f64().round());
@@ -71,12 +76,12 @@ impl Window {
 
     /// Reports the process as not ready for this reason, however the broker is. With `None` its
     /// readiness is that of the broker.
-    pub(crate) fn wait_for(&self, pending_step: Option<&'static str>) {
+    pub fn set_pending(&self, pending_step: Option<&'static str>) {
         lock(&self.readiness).set_pending(pending_step);
     }
 
     /// Follows the health of this transport from now on.
-    pub(crate) fn follow(&mut self, transport: &dyn Transport) {
+    pub fn follow_health(&mut self, transport: &dyn Transport) {
         let (mut health, readiness) = (transport.health(), Arc::clone(&self.readiness));
         let follow = async move {
             loop {

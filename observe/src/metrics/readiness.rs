@@ -95,7 +95,7 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::recorder::PrometheusRecorder;
+    use crate::metrics::recorder::PrometheusRecorder;
 
     /// Outages count while they last and stop when they end.
     #[test]

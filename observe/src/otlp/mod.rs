@@ -1,4 +1,4 @@
-//! Export of spans of batches and results to a collector, by OTLP over HTTP, for `--otlp`.
+//! SpanExport of spans of batches and results to a collector, by OTLP over HTTP, for `--otlp`.
 //!
 //! A span takes a place in a bounded queue, and is dropped if the queue is full. A thread of its
 //! own exports. While the collector is unreachable only spans are lost, and one warning is logged.
@@ -46,16 +46,16 @@ const TRACES_PATH: &str = "/v1/traces";
 
 /// The service that the spans belong to.
 #[derive(Debug)]
-pub(crate) struct Service<'a> {
+pub struct Service<'a> {
     /// Its name, unless `OTEL_SERVICE_NAME` overrides it.
-    pub(crate) name: String,
-    pub(crate) version: &'static str,
-    pub(crate) host: &'a str,
+    pub name: String,
+    pub version: &'static str,
+    pub host: &'a str,
 }
 
 /// An export of spans to a collector.
 #[derive(Debug)]
-pub(crate) struct Export {
+pub struct SpanExport {
     url: String,
     processor: Arc<BatchSpanProcessor>,
     stats: Arc<ExportStats>,
@@ -75,12 +75,12 @@ impl ExportStats {
     }
 }
 
-impl Export {
+impl SpanExport {
     /// Starts to export to the collector at this URL, without checking that it is reachable.
     ///
     /// # Errors
     /// If the URL is not that of a collector, with the reason.
-    pub(crate) fn begin(url: &str, service: Service<'_>) -> Result<Self, String> {
+    pub fn begin(url: &str, service: Service<'_>) -> Result<Self, String> {
         let url = traces_url(url)?;
         let stats = Arc::new(ExportStats::default());
         let last_error = LastHttpError::default();
@@ -111,17 +111,17 @@ impl Export {
     }
 
     /// Returns the layer that takes the spans, independent of the log level.
-    pub(crate) fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
+    pub fn layer(&self) -> Box<dyn Layer<Registry> + Send + Sync> {
         Box::new(SpanLayer::new(Arc::clone(&self.processor), Arc::clone(&self.stats)).filtered())
     }
 
     /// Logs the destination of the spans.
-    pub(crate) fn announce(&self) {
+    pub fn announce(&self) {
         tracing::info!("spans go to {}", self.url);
     }
 
     /// Waits at most [`FLUSH_TIMEOUT`] for the last spans. Blocks.
-    pub(crate) fn end(self) {
+    pub fn shut_down(self) {
         let _ = self.processor.shutdown_with_timeout(FLUSH_TIMEOUT); // undelivered spans are counted
         let (lost, ended) = self.stats.lost_and_ended();
         if lost > 0 {
