@@ -6,8 +6,8 @@
 //!
 //! The first release counted letters, with `VERSION` 0. This one counts words: an output means
 //! something else, so `VERSION` is 1 now. Workers of the first release that still run leave this
-//! job's tasks to others and say so, and should one of their outputs come, the sink refuses it and
-//! the task runs again.
+//! job's tasks to others and say so. If one of their outputs comes nevertheless, the sink refuses
+//! it and the task runs again.
 
 use std::process::ExitCode;
 

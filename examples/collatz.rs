@@ -1,10 +1,11 @@
-//! A job of one's own, in a program of its own: which number below a limit has the longest Collatz chain?
+//! A job in a program of its own: which number below a limit has the longest Collatz chain?
 //!
 //! ```text
 //! cargo run --release --example collatz -- run collatz --limit 1000000
 //! ```
 //!
-//! The same program is a worker, a sink and a producer: `collatz worker`, `collatz sink`, `collatz producer submit …`.
+//! The same program is a worker, a sink and a producer: `collatz worker`, `collatz sink`, `collatz
+//! producer submit …`.
 
 use std::{ops::Range, process::ExitCode};
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A command ends with its task: when the job is cancelled, when the time limit of a task has
-//! passed, when the worker is told to leave and its grace has ended, and when the worker dies.
+//! passed, when the worker drains and its grace has ended, and when the worker dies.
 
 use std::{path::PathBuf, process::ExitCode};
 

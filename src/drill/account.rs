@@ -1,4 +1,4 @@
-//! What a drill did and what came of it; and whether that is what was promised.
+//! The account of a drill: its faults, its jobs, and whether they are as promised.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -9,24 +9,24 @@ use serde::Serialize;
 use super::plan::Fault;
 use crate::Exit;
 
-/// Of the faults that were planned, this share must have happened: three of four.
-const ENOUGH: (usize, usize) = (3, 4);
-/// And they must be of so many types, or of all that were planned if those are fewer.
-const TYPES: usize = 6;
+/// The share of the planned faults that must have happened: three of four.
+const HAPPENED_SHARE_MIN: (usize, usize) = (3, 4);
+/// The number of fault types that must have happened, or of all planned types if those are fewer.
+const FAULT_TYPES_MIN: usize = 6;
 
-/// A fault that was tried: how it is known to have happened, or why it did not.
+/// A fault that was tried, with the evidence that it happened or the reason that it did not.
 #[derive(Debug)]
-pub(crate) struct Act {
+pub(crate) struct FaultAttempt {
     pub(crate) fault: Fault,
-    pub(crate) came: Result<String, String>,
+    pub(crate) result: Result<String, String>,
 }
 
-/// A process that ended though nobody had asked it to.
+/// A process that ended without a fault of the drill.
 #[derive(Debug, Serialize)]
-pub(crate) struct Left {
+pub(crate) struct UnplannedExit {
     pub(crate) at_seconds: f64,
     pub(crate) who: String,
-    /// Whether it had been up before.
+    /// True if it had been up before.
     pub(crate) was_up: bool,
     /// `None` if a signal ended it.
     pub(crate) code: Option<i32>,
@@ -34,15 +34,15 @@ pub(crate) struct Left {
     pub(crate) said: String,
 }
 
-impl Left {
-    /// Whether it ended as one may that finds no broker at its start; it is then started again, and that is no defect. One
-    /// that was up waits for a broker that it lost.
+impl UnplannedExit {
+    /// True if it found no broker at its start. It is then started again, and that is no defect. A
+    /// process that was up waits for a broker that it lost.
     pub(crate) fn found_no_broker(&self) -> bool {
         self.code == Some(Exit::Broker as i32) && !self.was_up
     }
 }
 
-impl fmt::Display for Left {
+impl fmt::Display for UnplannedExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} left by itself", self.who)?;
         match self.code {
@@ -52,7 +52,7 @@ impl fmt::Display for Left {
     }
 }
 
-/// How often a type of fault was planned, and how often it happened.
+/// The numbers of planned and done faults of a type.
 #[derive(Debug, Serialize)]
 pub(crate) struct FaultCount {
     #[serde(rename = "type")]
@@ -63,42 +63,42 @@ pub(crate) struct FaultCount {
 
 /// One job at the end of the drill.
 #[derive(Debug)]
-pub(crate) struct Sheet {
-    /// Its id, for people.
+pub(crate) struct JobAudit {
+    /// Its id.
     pub(crate) job: String,
-    /// How many tasks were submitted.
+    /// Number of tasks that were submitted.
     pub(crate) tasks: u64,
-    /// The report of a run in which nothing ever went wrong.
+    /// The report of a run without faults.
     pub(crate) expected: SpinReport,
-    /// What the ledger says of it; `None` if it does not have it.
-    pub(crate) found: Option<Found>,
+    /// Findings in the ledger; `None` if it does not have the job.
+    pub(crate) found: Option<LedgerFindings>,
 }
 
-/// What the ledger says of a job.
+/// The findings on a job in the ledger.
 #[derive(Debug)]
-pub(crate) struct Found {
+pub(crate) struct LedgerFindings {
     pub(crate) account: gristmill_shared::Account,
     pub(crate) report: Result<SpinReport, String>,
-    /// What `sink verify` finds wrong; nothing if it proves that each task has one outcome.
+    /// The problems that `sink verify` finds; `Ok` if it proves that each task has one outcome.
     pub(crate) verified: Result<(), String>,
 }
 
-/// A report as the job's conclusion has it.
-fn said(report: &SpinReport) -> String {
+/// Returns a report as the job's conclusion has it.
+fn report_text(report: &SpinReport) -> String {
     Spin::default().conclude(report, &gristmill_shared::Account::default()).text
 }
 
-/// Whether the report is that of a run in which nothing ever went wrong.
+/// The comparison of a report with that of a run without faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
+pub(crate) enum ReportVerdict {
     Right,
     Wrong,
 }
 
 /// The account of a drill.
 #[derive(Debug, Serialize)]
-pub(crate) struct Account {
+pub(crate) struct DrillAccount {
     pub(crate) seed: u64,
     pub(crate) seconds: u64,
     pub(crate) took_seconds: f64,
@@ -108,11 +108,11 @@ pub(crate) struct Account {
     pub(crate) faults_planned: usize,
     pub(crate) faults_done: usize,
     pub(crate) types_done: usize,
-    /// What was planned and did not happen, and why.
+    /// Planned faults that did not happen, with the reasons.
     pub(crate) not_done: Vec<String>,
-    pub(crate) left: Vec<Left>,
+    pub(crate) left: Vec<UnplannedExit>,
     pub(crate) jobs: usize,
-    /// The number of them that have floats, which are compared bit by bit.
+    /// Number of jobs with floats, which are compared bit by bit.
     pub(crate) float_jobs: usize,
     pub(crate) verified: usize,
     pub(crate) tasks: u64,
@@ -125,34 +125,38 @@ pub(crate) struct Account {
     pub(crate) lost: u64,
     /// Outputs in reports beyond the tasks that have one.
     pub(crate) double_counted: u64,
-    pub(crate) report: Verdict,
-    /// Everything that is not as it should be.
+    pub(crate) report: ReportVerdict,
+    /// Everything that is wrong.
     pub(crate) wrong: Vec<String>,
     pub(crate) exact: bool,
     pub(crate) enough_faults: bool,
 }
 
-impl Account {
-    /// An account of these acts, with no job in it yet. `planned` are all faults that were to come.
-    pub(crate) fn of_faults(planned: &[Fault], acts: &[Act]) -> Self {
+impl DrillAccount {
+    /// Creates an account of these attempts, without jobs. `planned` has all faults that were to
+    /// come.
+    pub(crate) fn from_faults(planned: &[Fault], attempts: &[FaultAttempt]) -> Self {
         let of = |fault| planned.iter().filter(|it| **it == fault).count();
-        let came = || acts.iter().filter(|act| act.came.is_ok()).map(|act| act.fault);
+        let happened =
+            || attempts.iter().filter(|attempt| attempt.result.is_ok()).map(|attempt| attempt.fault);
         let faults: Vec<_> = Fault::ALL
             .iter()
             .map(|fault| FaultCount {
                 name: fault.name(),
                 planned: of(*fault),
-                done: came().filter(|it| it == fault).count(),
+                done: happened().filter(|it| it == fault).count(),
             })
             .filter(|count| count.planned > 0)
             .collect();
-        let (faults_planned, faults_done) = (planned.len(), came().count());
-        let types_done = came().collect::<BTreeSet<_>>().len();
+        let (faults_planned, faults_done) = (planned.len(), happened().count());
+        let types_done = happened().collect::<BTreeSet<_>>().len();
         let enough_faults = faults_done > 0
-            && faults_done * ENOUGH.1 >= faults_planned * ENOUGH.0
-            && types_done >= TYPES.min((faults.len() * ENOUGH.0).div_ceil(ENOUGH.1));
-        let not_done =
-            acts.iter().filter_map(|act| Some(format!("{}: {}", act.fault, act.came.as_ref().err()?)));
+            && faults_done * HAPPENED_SHARE_MIN.1 >= faults_planned * HAPPENED_SHARE_MIN.0
+            && types_done
+                >= FAULT_TYPES_MIN.min((faults.len() * HAPPENED_SHARE_MIN.0).div_ceil(HAPPENED_SHARE_MIN.1));
+        let not_done = attempts
+            .iter()
+            .filter_map(|attempt| Some(format!("{}: {}", attempt.fault, attempt.result.as_ref().err()?)));
         Self {
             seed: 0,
             seconds: 0,
@@ -176,22 +180,22 @@ impl Account {
             late: 0,
             lost: 0,
             double_counted: 0,
-            report: Verdict::Right,
+            report: ReportVerdict::Right,
             wrong: Vec::new(),
             exact: false,
             enough_faults,
         }
     }
 
-    /// Puts a job in.
-    pub(crate) fn add(&mut self, sheet: &Sheet) {
-        let Sheet { job, tasks, expected, found } = sheet;
+    /// Adds a job to the account.
+    pub(crate) fn add_job(&mut self, audit: &JobAudit) {
+        let JobAudit { job, tasks, expected, found } = audit;
         self.jobs += 1;
         self.float_jobs += usize::from(expected.floats.is_some());
         self.tasks += tasks;
-        let Some(Found { account, report, verified }) = found else {
+        let Some(LedgerFindings { account, report, verified }) = found else {
             self.lost += tasks;
-            self.report = Verdict::Wrong;
+            self.report = ReportVerdict::Wrong;
             self.wrong.push(format!("job {job}: the ledger does not have it"));
             return;
         };
@@ -218,19 +222,23 @@ impl Account {
         match report {
             Ok(report) if report == expected => {}
             Ok(report) => {
-                self.report = Verdict::Wrong;
+                self.report = ReportVerdict::Wrong;
                 self.double_counted += report.count.saturating_sub(account.done);
-                wrong.push(format!("its report says {}, and not {}", said(report), said(expected)));
+                wrong.push(format!(
+                    "its report says {}, and not {}",
+                    report_text(report),
+                    report_text(expected)
+                ));
             }
             Err(why) => {
-                self.report = Verdict::Wrong;
+                self.report = ReportVerdict::Wrong;
                 wrong.push(format!("its report cannot be read: {why}"));
             }
         }
         self.wrong.extend(wrong.iter().map(|what| format!("job {job}: {what}")));
     }
 
-    /// Draws the line. Nothing is put in after this.
+    /// Completes the account. No job may be added after this.
     pub(crate) fn conclude(mut self) -> Self {
         if self.jobs == 0 {
             self.wrong.push("no job was submitted".into());
@@ -239,13 +247,13 @@ impl Account {
         self
     }
 
-    /// Whether everything is exact, and the faults really happened.
+    /// True if everything is exact, and the faults really happened.
     pub(crate) fn is_passed(&self) -> bool {
         self.exact && self.enough_faults
     }
 }
 
-impl fmt::Display for Account {
+impl fmt::Display for DrillAccount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "seed            {}", self.seed)?;
         writeln!(f, "time            {} s of faults, {:.0} s in all", self.seconds, self.took_seconds)?;
@@ -275,7 +283,7 @@ impl fmt::Display for Account {
         writeln!(f, "ignored         {} duplicates, {} late ones", self.duplicates, self.late)?;
         writeln!(f, "lost            {}", self.lost)?;
         writeln!(f, "double-counted  {}", self.double_counted)?;
-        let report = if self.report == Verdict::Right { "right" } else { "wrong" };
+        let report = if self.report == ReportVerdict::Right { "right" } else { "wrong" };
         writeln!(f, "report          {report}")?;
         for what in &self.wrong {
             writeln!(f, "  wrong: {what}")?;
@@ -300,40 +308,41 @@ mod tests {
         Fault::ALL.to_vec()
     }
 
-    fn all_done() -> Vec<Act> {
-        planned().into_iter().map(|fault| Act { fault, came: Ok(String::new()) }).collect()
+    fn all_done() -> Vec<FaultAttempt> {
+        planned().into_iter().map(|fault| FaultAttempt { fault, result: Ok(String::new()) }).collect()
     }
 
-    /// A job of 100 tasks of which all went well.
-    fn sheet() -> Sheet {
+    /// Returns the audit of a job of 100 tasks without problems.
+    fn audit() -> JobAudit {
         let account = gristmill_shared::Account { total: Some(100), done: 100, ..Default::default() };
         let expected = Spin { tasks: 100, floats: true, seed: 3, ..Spin::default() }.expected();
         let report = Ok(expected.clone());
-        Sheet {
+        JobAudit {
             job: "a".into(),
             tasks: 100,
             expected,
-            found: Some(Found { account, report, verified: Ok(()) }),
+            found: Some(LedgerFindings { account, report, verified: Ok(()) }),
         }
     }
 
-    fn account(acts: &[Act], change: impl FnOnce(&mut Found)) -> Account {
-        let mut account = Account::of_faults(&planned(), acts);
-        let mut sheet = sheet();
-        change(sheet.found.as_mut().unwrap());
-        account.add(&sheet);
+    fn account(attempts: &[FaultAttempt], change: impl FnOnce(&mut LedgerFindings)) -> DrillAccount {
+        let mut account = DrillAccount::from_faults(&planned(), attempts);
+        let mut audit = audit();
+        change(audit.found.as_mut().unwrap());
+        account.add_job(&audit);
         account.conclude()
     }
 
+    /// A drill in which every fault happened and every job adds up is passed.
     #[test]
-    fn a_drill_in_which_everything_happened_and_adds_up_is_passed() {
+    fn exact_drill_is_passed() {
         let account = account(&all_done(), |found| found.account.duplicates = 7);
         assert!(account.is_passed(), "{account}");
         assert_eq!((account.done, account.duplicates, account.lost, account.double_counted), (100, 7, 0, 0));
     }
 
     #[test]
-    fn a_task_without_an_outcome_is_lost() {
+    fn task_without_outcome_is_lost() {
         let account = account(&all_done(), |found| {
             found.account.done = 99;
             found.report = Ok(SpinReport { count: 99, sum: 4949, floats: None });
@@ -344,65 +353,68 @@ mod tests {
     }
 
     #[test]
-    fn an_output_that_was_folded_twice_is_counted() {
+    fn output_folded_twice_is_counted() {
         let account = account(&all_done(), |found| {
             found.report = Ok(SpinReport { count: 101, sum: 4951, floats: None })
         });
         assert!(!account.is_passed());
-        assert_eq!((account.lost, account.double_counted, account.report), (0, 1, Verdict::Wrong));
+        assert_eq!((account.lost, account.double_counted, account.report), (0, 1, ReportVerdict::Wrong));
     }
 
+    /// A sum that is off by one is wrong although the count is right.
     #[test]
-    fn a_sum_that_is_off_by_one_is_wrong_though_the_count_is_right() {
+    fn wrong_sum_is_wrong() {
         let account = account(&all_done(), |found| {
             found.report = Ok(SpinReport { count: 100, sum: 4951, floats: None })
         });
-        assert!(!account.is_passed() && account.report == Verdict::Wrong, "{account}");
+        assert!(!account.is_passed() && account.report == ReportVerdict::Wrong, "{account}");
     }
 
     #[test]
-    fn one_wrong_bit_of_a_float_is_wrong() {
+    fn one_wrong_float_bit_is_wrong() {
         let account = account(&all_done(), |found| {
             let floats = found.report.as_mut().unwrap().floats.as_mut().unwrap();
             floats.sum += f64::from_bits(1);
         });
-        assert!(!account.is_passed() && account.report == Verdict::Wrong, "{account}");
+        assert!(!account.is_passed() && account.report == ReportVerdict::Wrong, "{account}");
         assert_eq!(account.float_jobs, 1);
         assert!(account.wrong[0].contains("100 tasks, sum 4950, float sum "), "{account}");
     }
 
+    /// A failed task, or a ledger that does not add up, is wrong.
     #[test]
-    fn a_failed_task_and_a_ledger_that_does_not_add_up_are_wrong() {
+    fn failed_task_is_wrong() {
         let failed = account(&all_done(), |found| (found.account.done, found.account.failed) = (99, 1));
         assert!(!failed.is_passed() && failed.lost == 0, "{failed}");
         let unproved = account(&all_done(), |found| found.verified = Err("a gap".into()));
         assert!(!unproved.is_passed() && unproved.verified == 0, "{unproved}");
     }
 
+    /// A job that the ledger does not have is lost whole, and a drill without jobs proves nothing.
     #[test]
-    fn a_job_that_the_ledger_does_not_have_is_lost_whole_and_no_job_proves_nothing() {
-        let mut account = Account::of_faults(&planned(), &all_done());
-        account.add(&Sheet { found: None, ..sheet() });
+    fn missing_job_is_lost_whole() {
+        let mut account = DrillAccount::from_faults(&planned(), &all_done());
+        account.add_job(&JobAudit { found: None, ..audit() });
         let account = account.conclude();
         assert!(!account.is_passed() && account.lost == 100, "{account}");
-        assert!(!Account::of_faults(&planned(), &all_done()).conclude().is_passed());
+        assert!(!DrillAccount::from_faults(&planned(), &all_done()).conclude().is_passed());
     }
 
     #[test]
-    fn faults_that_did_not_happen_prove_nothing() {
-        let mut acts = all_done();
-        for act in &mut acts[..4] {
-            act.came = Err("nobody was there".into());
+    fn too_few_faults_prove_nothing() {
+        let mut attempts = all_done();
+        for attempt in &mut attempts[..4] {
+            attempt.result = Err("nobody was there".into());
         }
-        let too_few = account(&acts, |_| ());
+        let too_few = account(&attempts, |_| ());
         assert!(too_few.exact && !too_few.is_passed(), "{too_few}");
         assert!(too_few.to_string().contains("too few faults"), "{too_few}");
         assert!(!account(&[], |_| ()).is_passed());
 
         let (one_type, only) = (vec![Fault::WorkerKilled; 40], Fault::SinkKilled);
-        let acts: Vec<_> =
-            one_type.iter().map(|fault| Act { fault: *fault, came: Ok(String::new()) }).collect();
+        let attempts: Vec<_> =
+            one_type.iter().map(|fault| FaultAttempt { fault: *fault, result: Ok(String::new()) }).collect();
         let planned = [one_type, vec![only]].concat();
-        assert!(!Account::of_faults(&planned, &acts).enough_faults, "one type of two");
+        assert!(!DrillAccount::from_faults(&planned, &attempts).enough_faults, "one type of two");
     }
 }

@@ -1,56 +1,56 @@
-//! What the processes at a post are there for.
+//! The role of supervised processes: their commands, their signs of startup and their ends.
 
 use super::{
-    supervised_process::{Child, Ended, Mark},
-    workload::Series,
-    workspace::Site,
+    supervised_process::{ProcessExit, StartupSign, SupervisedProcess},
+    workload::Workload,
+    workspace::Workspace,
 };
 use crate::Exit;
 
-/// What the processes at a post do.
+/// The role of a supervisor's processes.
 #[derive(Debug)]
-pub(super) enum Duty {
+pub(super) enum DrillRole {
     Worker { slots: u16 },
     Sink,
-    Producer(Series),
+    Producer(Workload),
 }
 
-impl Duty {
-    /// What the next process is started with, or `None` if the duty is done.
-    pub(super) async fn next(&mut self, site: &Site) -> Option<Vec<String>> {
+impl DrillRole {
+    /// Returns the arguments of the next process, or `None` if the role is done.
+    pub(super) async fn next_command(&mut self, workspace: &Workspace) -> Option<Vec<String>> {
         match self {
             Self::Worker { slots } => Some(vec!["worker".into(), "--slots".into(), slots.to_string()]),
             Self::Sink => Some(vec!["sink".into()]),
-            Self::Producer(series) => series.next(site).await,
+            Self::Producer(workload) => workload.next_command(workspace).await,
         }
     }
 
-    /// What shows that a process does its duty.
-    pub(super) fn mark(&self) -> Mark {
+    /// Returns the sign that a process is at work.
+    pub(super) fn startup_sign(&self) -> StartupSign {
         match self {
-            Self::Worker { .. } => Mark::Says("taking tasks"),
-            Self::Sink => Mark::Says("serving"),
-            Self::Producer(_) => Mark::Prints,
+            Self::Worker { .. } => StartupSign::StderrLine("taking tasks"),
+            Self::Sink => StartupSign::StderrLine("serving"),
+            Self::Producer(_) => StartupSign::StdoutLine,
         }
     }
 
-    /// Takes note of what a process said when it came up, if it did.
-    pub(super) fn up(&mut self, site: &Site, child: &Child) {
-        if let (Self::Producer(series), Some(line)) = (self, child.up()) {
-            series.opened(site, &line);
+    /// Records the line of a process that came up, if it did.
+    pub(super) fn note_startup(&mut self, workspace: &Workspace, process: &SupervisedProcess) {
+        if let (Self::Producer(workload), Some(line)) = (self, process.startup_line()) {
+            workload.note_job_id(workspace, &line);
         }
     }
 
-    /// Whether a process ended as it should by itself, which only a producer ever does.
-    pub(super) fn is_done(&self, ended: &Ended) -> bool {
+    /// True if a process ended by itself as it should, which only producers do.
+    pub(super) fn is_done(&self, ended: &ProcessExit) -> bool {
         matches!(self, Self::Producer(_)) && ended.code() == Some(Exit::Ok as i32)
     }
 
-    /// Draws the conclusions from an end, however it came.
-    pub(super) fn follow(&mut self, ended: &Ended) {
+    /// Records an end, by itself or by a fault.
+    pub(super) fn note_exit(&mut self, ended: &ProcessExit) {
         let done = self.is_done(ended);
-        if let (Self::Producer(series), true) = (self, done) {
-            series.sent();
+        if let (Self::Producer(workload), true) = (self, done) {
+            workload.note_sent();
         }
     }
 }

@@ -1,37 +1,37 @@
-//! Why a drill could not be held. What it found wrong is no error but stands in its account.
+//! Errors that keep a drill from running. Defects that it finds are in its account.
 
 use std::io;
 
 use crate::testing::LocalBrokerError;
 
-/// What kept the drill from being held.
+/// The reason that a drill could not run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DrillError {
-    /// There is no private broker.
+    /// A private broker did not start.
     #[error("no broker for the drill (hint: name one that is there with --broker; it is not harmed)")]
     Broker(#[from] LocalBrokerError),
     /// The system refused something.
     #[error("cannot {doing}")]
     System {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
     /// The fleet did not start.
     #[error("the fleet is not up after {waited_s} s: {missing} (hint: see the logs in {logs})")]
     NotUp {
-        /// For how long we waited.
+        /// Seconds that the drill waited.
         waited_s: u64,
-        /// Who is missing, and what they said last.
+        /// The processes that are missing.
         missing: String,
-        /// Where the logs are.
+        /// The directory of the logs.
         logs: String,
     },
-    /// A person ended it before there was anything.
+    /// A user interrupted the drill before its fleet was started.
     #[error("interrupted")]
     Interrupted,
-    /// A person ended it.
+    /// A user interrupted the drill.
     #[error("interrupted; ledger and logs are kept in {kept}")]
     InterruptedAt {
         /// The drill's directory.
@@ -39,7 +39,7 @@ pub(crate) enum DrillError {
     },
 }
 
-/// Says what was being done when the system refused.
-pub(super) fn cannot(doing: &'static str) -> impl FnOnce(io::Error) -> DrillError {
+/// Returns a function that adds the failed action to a system error.
+pub(super) fn system_error(doing: &'static str) -> impl FnOnce(io::Error) -> DrillError {
     move |source| DrillError::System { doing, source }
 }

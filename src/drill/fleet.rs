@@ -1,4 +1,4 @@
-//! The fleet: its posts, who is ordered what, and its end.
+//! The fleet of a drill: its supervisors, the faults that they get, and its end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,190 +10,204 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    drill_role::Duty,
+    drill_role::DrillRole,
     error::DrillError,
-    plan::{Fault, Plan, Planned},
-    process_supervisor::{LEAVE_BOUND, ORDERS, Order, Post, What},
-    workload::Series,
-    workspace::Site,
+    plan::{Fault, Plan, PlannedFault},
+    process_supervisor::{FaultOrder, LEAVE_BOUND, ORDERS_MAX, ProcessFault, ProcessSupervisor},
+    workload::Workload,
+    workspace::Workspace,
 };
 
-/// How long the fleet may take until everybody is up for the first time.
+/// Bound for the time until the whole fleet is up for the first time.
 const UP_BOUND: Duration = Duration::from_secs(60);
-/// A fault waits so long for its target, which may not have recovered from the last one: on a busy machine a broker takes
-/// half a minute to start, and those who follow others wait for it.
+/// Bound for the time that a fault waits for its target, which may not have recovered from the last
+/// one: on a busy machine a broker takes half a minute to start, and restarted processes wait for
+/// it.
 const TARGET_BOUND: Duration = Duration::from_secs(120);
 
-/// Where orders for a post go.
+/// A handle to a supervisor.
 #[derive(Debug, Clone)]
-struct Handle {
+struct SupervisorHandle {
     name: String,
-    orders: mpsc::Sender<Order>,
-    manned: watch::Receiver<bool>,
+    orders: mpsc::Sender<FaultOrder>,
+    running: watch::Receiver<bool>,
 }
 
 /// The fleet of a drill.
 #[derive(Debug)]
-pub(super) struct Crew {
-    site: Arc<Site>,
+pub(super) struct DrillFleet {
+    workspace: Arc<Workspace>,
     slots: u16,
-    workers: Vec<Handle>,
-    sink: Handle,
-    producer: Handle,
-    /// The producer's post, which is given up when everything is sent.
+    workers: Vec<SupervisorHandle>,
+    sink: SupervisorHandle,
+    producer: SupervisorHandle,
+    /// The producer's supervisor, which ends when everything is sent.
     sending: JoinSet<()>,
-    /// All others, which are kept until they are closed.
+    /// All other supervisors, which run until they are closed.
     serving: JoinSet<()>,
-    /// When it is cancelled, no more jobs are submitted.
+    /// Cancelled when no more jobs are to be submitted.
     enough: CancellationToken,
     close: CancellationToken,
 }
 
-impl Crew {
-    /// Starts the fleet; returns when everybody is up.
+impl DrillFleet {
+    /// Starts the fleet and returns once every process is up.
     pub(super) async fn start(
-        site: &Arc<Site>,
+        workspace: &Arc<Workspace>,
         plan: &Plan,
         workers: u16,
         slots: u16,
     ) -> Result<Self, DrillError> {
         let (mut sending, mut serving) = (JoinSet::new(), JoinSet::new());
         let (enough, close) = (CancellationToken::new(), CancellationToken::new());
-        let series = Series::new(plan.seed, plan.length, enough.clone());
-        let post = |name: String, duty, tasks: &mut JoinSet<()>| man(site, &close, name, duty, tasks);
-        let crew = Self {
+        let workload = Workload::new(plan.seed, plan.length, enough.clone());
+        let supervisor = |name: String, role, tasks: &mut JoinSet<()>| {
+            spawn_supervisor(workspace, &close, name, role, tasks)
+        };
+        let fleet = Self {
             workers: (1..=workers)
-                .map(|number| post(format!("worker {number}"), Duty::Worker { slots }, &mut serving))
+                .map(|number| {
+                    supervisor(format!("worker {number}"), DrillRole::Worker { slots }, &mut serving)
+                })
                 .collect(),
-            sink: post("sink".into(), Duty::Sink, &mut serving),
-            producer: post("producer".into(), Duty::Producer(series), &mut sending),
-            site: Arc::clone(site),
+            sink: supervisor("sink".into(), DrillRole::Sink, &mut serving),
+            producer: supervisor("producer".into(), DrillRole::Producer(workload), &mut sending),
+            workspace: Arc::clone(workspace),
             slots,
             sending,
             serving,
             enough,
             close,
         };
-        crew.until_up().await?;
-        Ok(crew)
+        fleet.wait_up().await?;
+        Ok(fleet)
     }
 
-    async fn until_up(&self) -> Result<(), DrillError> {
+    async fn wait_up(&self) -> Result<(), DrillError> {
         let all = || self.workers.iter().chain([&self.sink, &self.producer]);
         let up = futures::future::join_all(all().map(|handle| async {
-            let _ = handle.manned.clone().wait_for(|manned| *manned).await; // a post that is given up does not come
+            let _ = handle.running.clone().wait_for(|running| *running).await; // never, if it has ended
         }));
         if timeout(UP_BOUND, up).await.is_ok() {
             return Ok(());
         }
-        let missing: Vec<_> = all().filter(|it| !*it.manned.borrow()).map(|it| it.name.as_str()).collect();
+        let missing: Vec<_> = all().filter(|it| !*it.running.borrow()).map(|it| it.name.as_str()).collect();
         Err(DrillError::NotUp {
             waited_s: UP_BOUND.as_secs(),
             missing: format!("no {}", missing.join(", no ")),
-            logs: self.site.dir.join("logs").display().to_string(),
+            logs: self.workspace.dir.join("logs").display().to_string(),
         })
     }
 
-    /// Does what is planned, each fault at its time. Returns when the last one is over.
-    pub(super) async fn suffer(&mut self, plan: &Plan) {
+    /// Injects the planned faults, each at its time. Returns when the last one is over.
+    pub(super) async fn inject_all(&mut self, plan: &Plan) {
         let began = Instant::now();
-        let mut acts = JoinSet::new();
+        let mut injections = JoinSet::new();
         for planned in &plan.faults {
             tokio::time::sleep_until(began + planned.at).await;
-            acts.spawn(self.act(*planned));
+            injections.spawn(self.inject(*planned));
         }
-        acts.join_all().await;
+        injections.join_all().await;
         tokio::time::sleep_until(began + plan.length).await;
         self.enough.cancel();
     }
 
-    /// One fault, from its time to its end; notes what came of it.
-    fn act(&mut self, planned: Planned) -> impl Future<Output = ()> + Send + use<> {
-        let Planned { fault, lasts, .. } = planned;
-        let (site, aim) = (Arc::clone(&self.site), self.aim(planned));
+    /// Injects one fault, from its time to its end, and records the result.
+    fn inject(&mut self, planned: PlannedFault) -> impl Future<Output = ()> + Send + use<> {
+        let PlannedFault { fault, duration, .. } = planned;
+        let (workspace, target) = (Arc::clone(&self.workspace), self.select_target(planned));
         async move {
-            let came = match (site.outstanding().await, aim) {
+            let result = match (workspace.outstanding_count().await, target) {
                 (0, _) => Err("there was nothing left to do".into()),
-                (_, Some((whom, what))) => whom.order(what, lasts).await,
-                (_, None) => site.broker.suffer(fault, lasts).await,
+                (_, Some((supervisor, what))) => supervisor.order(what, duration).await,
+                (_, None) => workspace.broker.inject(fault, duration).await,
             };
-            site.act(fault, came);
+            workspace.record_fault(fault, result);
         }
     }
 
-    /// Whom a fault hits, and what is done to them; `None` if it is the broker.
-    fn aim(&mut self, Planned { fault, worker, lasts, .. }: Planned) -> Option<(Handle, What)> {
-        let (whom, what) = match fault {
-            Fault::WorkerKilled => (&self.workers[worker], What::Kill),
-            Fault::WorkerPaused => (&self.workers[worker], What::Pause(lasts)),
-            Fault::WorkerDrained => (&self.workers[worker], What::Drain),
+    /// Returns the target of a fault and the fault of its process; `None` if it is the broker's.
+    fn select_target(
+        &mut self,
+        PlannedFault { fault, worker, duration, .. }: PlannedFault,
+    ) -> Option<(SupervisorHandle, ProcessFault)> {
+        let (supervisor, what) = match fault {
+            Fault::WorkerKilled => (&self.workers[worker], ProcessFault::Kill),
+            Fault::WorkerPaused => (&self.workers[worker], ProcessFault::Pause(duration)),
+            Fault::WorkerDrained => (&self.workers[worker], ProcessFault::Drain),
             Fault::WorkerAdded => {
-                let duty = Duty::Worker { slots: self.slots };
-                let guest = man(&self.site, &self.close, "added worker".into(), duty, &mut self.serving);
-                return Some((guest, What::DrainAfter(lasts)));
+                let role = DrillRole::Worker { slots: self.slots };
+                let added = spawn_supervisor(
+                    &self.workspace,
+                    &self.close,
+                    "added worker".into(),
+                    role,
+                    &mut self.serving,
+                );
+                return Some((added, ProcessFault::DrainAfter(duration)));
             }
-            Fault::SinkKilled => (&self.sink, What::Kill),
-            Fault::SinkPaused => (&self.sink, What::Pause(lasts)),
-            Fault::SinkDrained => (&self.sink, What::Drain),
-            Fault::ProducerKilled => (&self.producer, What::Kill),
-            Fault::ProducerInterrupted => (&self.producer, What::Interrupt),
+            Fault::SinkKilled => (&self.sink, ProcessFault::Kill),
+            Fault::SinkPaused => (&self.sink, ProcessFault::Pause(duration)),
+            Fault::SinkDrained => (&self.sink, ProcessFault::Drain),
+            Fault::ProducerKilled => (&self.producer, ProcessFault::Kill),
+            Fault::ProducerInterrupted => (&self.producer, ProcessFault::Interrupt),
             Fault::BrokerKilled | Fault::BrokerPaused | Fault::ConnectionsClosed => return None,
         };
-        Some((whom.clone(), what))
+        Some((supervisor.clone(), what))
     }
 
     /// Waits until everything is sent.
-    pub(super) async fn until_sent(&mut self) {
+    pub(super) async fn wait_sent(&mut self) {
         while let Some(ended) = self.sending.join_next().await {
             if let Err(panic) = ended {
-                self.site.defect(format!("the producer's post: {panic}"));
+                self.workspace.record_defect(format!("the producer's post: {panic}"));
             }
         }
     }
 
-    /// Lets everybody drain, and returns when nobody is left.
-    pub(super) async fn leave(&mut self) {
+    /// Drains every process, and returns when all have ended.
+    pub(super) async fn drain(&mut self) {
         self.close.cancel();
         while let Some(ended) = self.serving.join_next().await {
             if let Err(panic) = ended {
-                self.site.defect(format!("a post: {panic}"));
+                self.workspace.record_defect(format!("a post: {panic}"));
             }
         }
     }
 }
 
-/// Makes a post and keeps it manned, as one of `tasks`.
-fn man(
-    site: &Arc<Site>,
+/// Spawns a supervisor as one of `tasks`.
+fn spawn_supervisor(
+    workspace: &Arc<Workspace>,
     close: &CancellationToken,
     name: String,
-    duty: Duty,
+    role: DrillRole,
     tasks: &mut JoinSet<()>,
-) -> Handle {
-    let (orders, receiver) = mpsc::channel(ORDERS);
-    let (sender, manned) = watch::channel(false);
-    let post = Post {
+) -> SupervisorHandle {
+    let (orders, receiver) = mpsc::channel(ORDERS_MAX);
+    let (sender, running) = watch::channel(false);
+    let supervisor = ProcessSupervisor {
         name: name.clone(),
-        site: Arc::clone(site),
-        duty,
+        workspace: Arc::clone(workspace),
+        role,
         orders: receiver,
-        manned: sender,
+        running: sender,
         close: close.clone(),
     };
-    tasks.spawn(post.keep());
-    Handle { name, orders, manned }
+    tasks.spawn(supervisor.run());
+    SupervisorHandle { name, orders, running }
 }
 
-impl Handle {
-    /// Orders something, and waits for what comes of it.
-    async fn order(&self, what: What, lasts: Duration) -> Result<String, String> {
-        let (done, came) = oneshot::channel();
+impl SupervisorHandle {
+    /// Orders a fault, and waits for its result.
+    async fn order(&self, what: ProcessFault, duration: Duration) -> Result<String, String> {
+        let (done, result) = oneshot::channel();
         let until = Instant::now() + TARGET_BOUND;
         self.orders
-            .try_send(Order { what, until, done })
+            .try_send(FaultOrder { what, until, done })
             .map_err(|_| format!("{} takes no more orders", self.name))?;
-        match timeout(TARGET_BOUND + lasts + LEAVE_BOUND, came).await {
-            Ok(Ok(came)) => came,
+        match timeout(TARGET_BOUND + duration + LEAVE_BOUND, result).await {
+            Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(format!("{} was given up before that", self.name)),
             Err(_) => Err(format!("{} was not there in time", self.name)),
         }

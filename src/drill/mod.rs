@@ -1,14 +1,13 @@
-//! A fault drill: a fleet at work on real jobs, to which everything is done that may happen to one, and then the
-//! account of what came of it.
+//! A fault drill: injects faults into a fleet that works on real jobs, and accounts for every task.
 //!
 //! ```text
-//! plan (seed) ──▶ crew ──order──▶ post ──▶ child: sink, workers, producer (this same program)
-//!                  └─────────────────────▶ broker, if it is our own
-//!                                               └──▶ ledger ──▶ account
+//! plan (seed) ──▶ fleet ──order──▶ supervisor ──▶ process: sink, workers, producer (this program)
+//!                  └─────────────────────────────▶ broker, if it is a private one
+//!                                                       └──▶ ledger ──▶ account
 //! ```
 //!
-//! A fault counts only if it is known to have happened: the target was up before, tasks were left to do, and the
-//! system says how the process ended, or that it stood still.
+//! A fault counts only if it is known to have happened: the target was up before, tasks were left
+//! to do, and the system reports how the process ended, or that it was stopped.
 
 mod account;
 mod broker;
@@ -26,67 +25,76 @@ mod workspace;
 use std::{ffi::OsString, future::Future, pin::pin, sync::Arc};
 
 pub(crate) use self::{
-    account::Account,
+    account::DrillAccount,
     error::DrillError,
     plan::{Fault, Plan},
 };
-use self::{broker::Broker, fleet::Crew, error::cannot, workspace::Site};
+use self::{broker::DrillBroker, error::system_error, fleet::DrillFleet, workspace::Workspace};
 
-/// Who takes part in a drill.
+/// The fleet of a drill.
 #[derive(Debug)]
 pub(crate) struct Fleet {
-    /// The broker, which is left in peace, and the environment that opens its door; or one of our own, which is not.
+    /// A given broker, which is not harmed, with the environment variables for access; or `None`
+    /// for a private one, which is.
     pub(crate) broker: Option<(String, Vec<(&'static str, OsString)>)>,
     pub(crate) workers: u16,
     pub(crate) slots: u16,
 }
 
-/// Holds a drill. Its directory is removed if it is passed, else kept and told. When `interrupted` comes, every process
-/// is killed.
+/// Runs a drill. Its directory is removed if it is passed, else kept and printed. When
+/// `interrupted` completes, every process is killed.
 ///
 /// # Errors
-/// If it could not be held; what went wrong in it stands in the account.
+/// If it could not run; defects that it finds are in the account.
 pub(crate) async fn hold(
     fleet: Fleet,
     plan: Plan,
     interrupted: impl Future<Output = ()>,
-) -> Result<Account, DrillError> {
+) -> Result<DrillAccount, DrillError> {
     let mut interrupted = pin!(interrupted);
     let broker = match fleet.broker {
-        Some((url, variables)) => Broker::given(url, variables),
+        Some((url, variables)) => DrillBroker::given(url, variables),
         None => tokio::select! {
-            broker = Broker::start() => broker?,
+            broker = DrillBroker::start() => broker?,
             () = &mut interrupted => return Err(DrillError::Interrupted),
         },
     };
-    let site = Arc::new(Site::new(broker)?);
+    let workspace = Arc::new(Workspace::new(broker)?);
     let account = tokio::select! {
-        account = drill(&site, &plan, fleet.workers, fleet.slots) => account?,
+        account = run_phases(&workspace, &plan, fleet.workers, fleet.slots) => account?,
         () = interrupted => {
-            return Err(DrillError::InterruptedAt { kept: site.dir.display().to_string() });
+            return Err(DrillError::InterruptedAt { kept: workspace.dir.display().to_string() });
         }
     };
     if account.is_passed() {
-        std::fs::remove_dir_all(&site.dir).map_err(cannot("remove the drill's directory"))?;
+        std::fs::remove_dir_all(&workspace.dir).map_err(system_error("remove the drill's directory"))?;
     } else {
-        site.say(format_args!("ledger and logs are kept in {}", site.dir.display()));
+        workspace.print_status(format_args!("ledger and logs are kept in {}", workspace.dir.display()));
     }
-    if !site.broker.is_own() {
-        site.say(format_args!(
+    if !workspace.broker.is_own() {
+        workspace.print_status(format_args!(
             "the queues of lane {} stay on the broker, empty if all went well",
-            site.lane()
+            workspace.lane()
         ));
     }
     Ok(account)
 }
 
-async fn drill(site: &Arc<Site>, plan: &Plan, workers: u16, slots: u16) -> Result<Account, DrillError> {
-    site.say(format_args!("the broker is up: {}", site.broker.what()));
-    let mut crew = Crew::start(site, plan, workers, slots).await?;
-    site.say(format_args!("the fleet is up: a sink, {workers} workers, a producer"));
-    crew.suffer(plan).await;
-    site.say(format_args!("no more faults; {} tasks are left to do", site.outstanding().await));
-    verdict::wait_for_jobs(site, crew.until_sent()).await;
-    crew.leave().await;
-    Ok(verdict::account(site, plan).await)
+async fn run_phases(
+    workspace: &Arc<Workspace>,
+    plan: &Plan,
+    workers: u16,
+    slots: u16,
+) -> Result<DrillAccount, DrillError> {
+    workspace.print_status(format_args!("the broker is up: {}", workspace.broker.description()));
+    let mut fleet = DrillFleet::start(workspace, plan, workers, slots).await?;
+    workspace.print_status(format_args!("the fleet is up: a sink, {workers} workers, a producer"));
+    fleet.inject_all(plan).await;
+    workspace.print_status(format_args!(
+        "no more faults; {} tasks are left to do",
+        workspace.outstanding_count().await
+    ));
+    verdict::wait_for_jobs(workspace, fleet.wait_sent()).await;
+    fleet.drain().await;
+    Ok(verdict::build_account(workspace, plan).await)
 }

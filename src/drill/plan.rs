@@ -1,10 +1,11 @@
-//! Which fault comes when and hits whom: all of it follows from the seed.
+//! The plan of a drill: the times, types and targets of its faults, all of which follow from the
+//! seed.
 
 use std::{fmt, time::Duration};
 
 use fastrand::Rng;
 
-/// What can be done to a fleet.
+/// A type of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
     WorkerKilled,
@@ -43,7 +44,7 @@ impl Fault {
         ConnectionsClosed,
     ];
 
-    /// How it is named in the account.
+    /// Returns its name in the account.
     pub(crate) fn name(self) -> &'static str {
         match self {
             WorkerKilled => "worker killed",
@@ -61,16 +62,17 @@ impl Fault {
         }
     }
 
-    /// How long its target is left alone afterwards, so that it is up again when the next one comes.
-    fn recovery(self) -> Duration {
+    /// Returns the time for which its target gets no further fault, so that it is up again when the
+    /// next one comes.
+    fn recovery_time(self) -> Duration {
         match self {
-            BrokerKilled => BROKER_RECOVERY,
-            _ => RECOVERY,
+            BrokerKilled => BROKER_RECOVERY_TIME,
+            _ => RECOVERY_TIME,
         }
     }
 
-    /// Whether it is done to the broker, which only a broker of our own may suffer.
-    fn is_the_brokers(self) -> bool {
+    /// True if it is done to the broker, which only a private broker suffers.
+    fn targets_broker(self) -> bool {
         matches!(self, BrokerKilled | BrokerPaused | ConnectionsClosed)
     }
 }
@@ -81,9 +83,9 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Faults are dealt from a deck with these cards, shuffled anew when it is empty: so each type comes about as often
-/// as it is here, and early.
-const DECK: [Fault; 19] = [
+/// The deck from which faults are drawn, shuffled again when it is empty. Each type comes about as
+/// often as it is listed, and early.
+const FAULT_DECK: [Fault; 19] = [
     WorkerKilled,
     WorkerKilled,
     WorkerKilled,
@@ -105,31 +107,33 @@ const DECK: [Fault; 19] = [
     ConnectionsClosed,
 ];
 
-/// Between two faults, in ms: so short that faults meet, so long that the fleet works in between.
+/// Time between two faults, in ms: short enough that faults meet, long enough that the fleet works
+/// in between.
 const GAP_MS: std::ops::Range<u64> = 1_000..2_600;
-/// For how long a process is paused, in ms: past the heartbeat of 6 s, after two of which the broker gives it up.
+/// Pause of a process, in ms: longer than two heartbeats of 6 s, after which the broker gives its
+/// connection up.
 const PAUSE_MS: std::ops::Range<u64> = 25_000..28_000;
-/// For how long the broker is paused, in ms: a hiccup that no heartbeat notices, by turns with [`PAUSE_MS`].
+/// Pause of the broker, in ms, in turn with [`PAUSE_MS`]: too short for a missed heartbeat.
 const HICCUP_MS: std::ops::Range<u64> = 2_000..6_000;
-/// Below this a drill has no room for a broker that is paused past the heartbeat.
-const LONG_DRILL: Duration = Duration::from_secs(90);
-/// For how long an added worker stays, in ms.
+/// Length below which a drill never pauses the broker for longer than the heartbeat.
+const LONG_DRILL_MIN: Duration = Duration::from_secs(90);
+/// Time that an added worker stays, in ms.
 const VISIT_MS: std::ops::Range<u64> = 2_000..8_000;
-/// Processes are up again so soon after a fault, and the broker after all but one.
-const RECOVERY: Duration = Duration::from_secs(4);
-/// A broker that was killed takes its time to start.
-const BROKER_RECOVERY: Duration = Duration::from_secs(14);
+/// Time after which processes are up again after a fault, and the broker after all but a kill.
+const RECOVERY_TIME: Duration = Duration::from_secs(4);
+/// Time after which a killed broker is up again.
+const BROKER_RECOVERY_TIME: Duration = Duration::from_secs(14);
 
-/// A fault to come.
+/// A planned fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Planned {
-    /// When, from the moment the fleet is up.
+pub(crate) struct PlannedFault {
+    /// Its time, from the moment the fleet is up.
     pub(crate) at: Duration,
     pub(crate) fault: Fault,
-    /// Which worker, for faults of workers; counted from 0.
+    /// The worker that it hits, for faults of workers; counted from 0.
     pub(crate) worker: usize,
-    /// How long it lasts; 0 for what happens at once.
-    pub(crate) lasts: Duration,
+    /// Its duration; 0 for faults without one.
+    pub(crate) duration: Duration,
 }
 
 /// All faults of a drill, in the order of their times.
@@ -137,50 +141,51 @@ pub(crate) struct Planned {
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
-    pub(crate) faults: Vec<Planned>,
+    pub(crate) faults: Vec<PlannedFault>,
 }
 
 impl Plan {
-    /// The same for the same arguments. `workers` is at least 1.
+    /// Plans a drill; the same for the same arguments. `workers` is at least 1.
     pub(crate) fn new(seed: u64, length: Duration, workers: usize, own_broker: bool) -> Self {
-        let mut dealer = Dealer::new(seed, length, workers, own_broker);
+        let mut builder = PlanBuilder::new(seed, length, workers, own_broker);
         let mut faults = Vec::new();
         let mut at = Duration::ZERO;
         loop {
-            at += Duration::from_millis(dealer.rng.u64(GAP_MS));
+            at += Duration::from_millis(builder.rng.u64(GAP_MS));
             if at >= length {
                 return Self { seed, length, faults };
             }
-            faults.extend(dealer.deal(at));
+            faults.extend(builder.next_fault(at));
         }
     }
 
-    /// How many faults of a type are planned.
+    /// Returns the number of planned faults of a type.
     pub(crate) fn count(&self, fault: Fault) -> usize {
         self.faults.iter().filter(|planned| planned.fault == fault).count()
     }
 }
 
-impl fmt::Display for Planned {
+impl fmt::Display for PlannedFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:7.1} s  {}", self.at.as_secs_f64(), self.fault)?;
         if matches!(self.fault, WorkerKilled | WorkerPaused | WorkerDrained) {
             write!(f, ", number {}", self.worker + 1)?;
         }
-        match self.lasts {
+        match self.duration {
             Duration::ZERO => Ok(()),
-            lasts => write!(f, ", for {:.1} s", lasts.as_secs_f64()),
+            duration => write!(f, ", for {:.1} s", duration.as_secs_f64()),
         }
     }
 }
 
-/// Deals faults that fit: on a target that has recovered from the last one, and over before the drill is.
-struct Dealer {
+/// Draws faults that fit: on a target that has recovered from the last one, and over before the
+/// drill is.
+struct PlanBuilder {
     rng: Rng,
     length: Duration,
     cards: Vec<Fault>,
     deck: Vec<Fault>,
-    /// When each is through with its last fault.
+    /// The time from which each worker may get its next fault.
     workers: Vec<Duration>,
     sink: Duration,
     producer: Duration,
@@ -188,9 +193,9 @@ struct Dealer {
     long_pause_next: bool,
 }
 
-impl Dealer {
+impl PlanBuilder {
     fn new(seed: u64, length: Duration, workers: usize, own_broker: bool) -> Self {
-        let cards = DECK.into_iter().filter(|fault| own_broker || !fault.is_the_brokers()).collect();
+        let cards = FAULT_DECK.into_iter().filter(|fault| own_broker || !fault.targets_broker()).collect();
         Self {
             rng: Rng::with_seed(seed),
             length,
@@ -204,42 +209,43 @@ impl Dealer {
         }
     }
 
-    /// The first card that fits at this time, if one does. What fits nowhere yet waits in the deck.
-    fn deal(&mut self, at: Duration) -> Option<Planned> {
-        self.first_that_fits(at).or_else(|| {
+    /// Returns the first fault in the deck that fits at this time, if one does. Others stay in the
+    /// deck.
+    fn next_fault(&mut self, at: Duration) -> Option<PlannedFault> {
+        self.take_fitting(at).or_else(|| {
             if self.deck.len() < self.cards.len() {
                 let mut fresh = self.cards.clone();
                 self.rng.shuffle(&mut fresh);
                 self.deck.extend(fresh);
             }
-            self.first_that_fits(at)
+            self.take_fitting(at)
         })
     }
 
-    fn first_that_fits(&mut self, at: Duration) -> Option<Planned> {
+    fn take_fitting(&mut self, at: Duration) -> Option<PlannedFault> {
         let free: Vec<_> = (0..self.workers.len()).filter(|worker| self.workers[*worker] <= at).collect();
         let worker = self.rng.choice(free).unwrap_or(0);
         for place in 0..self.deck.len() {
             let fault = self.deck[place];
-            let planned = Planned { at, fault, worker, lasts: self.lasts(fault) };
-            let end = at + planned.lasts;
+            let planned = PlannedFault { at, fault, worker, duration: self.draw_duration(fault) };
+            let end = at + planned.duration;
             if *self.target(&planned) > at || end > self.length {
                 continue;
             }
             self.deck.remove(place);
             self.long_pause_next ^= fault == BrokerPaused;
-            // Nobody is replaced while the broker is away.
-            let broker = if fault.is_the_brokers() { Duration::ZERO } else { self.broker };
-            *self.target(&planned) = broker.max(end + fault.recovery());
+            // No process is replaced while the broker is away.
+            let broker = if fault.targets_broker() { Duration::ZERO } else { self.broker };
+            *self.target(&planned) = broker.max(end + fault.recovery_time());
             return Some(planned);
         }
         None
     }
 
-    fn lasts(&mut self, fault: Fault) -> Duration {
+    fn draw_duration(&mut self, fault: Fault) -> Duration {
         let range = match fault {
             WorkerPaused | SinkPaused => PAUSE_MS,
-            BrokerPaused if self.long_pause_next && self.length >= LONG_DRILL => PAUSE_MS,
+            BrokerPaused if self.long_pause_next && self.length >= LONG_DRILL_MIN => PAUSE_MS,
             BrokerPaused => HICCUP_MS,
             WorkerAdded => VISIT_MS,
             _ => return Duration::ZERO,
@@ -247,8 +253,9 @@ impl Dealer {
         Duration::from_millis(self.rng.u64(range))
     }
 
-    /// When the fault's target is free again. An added worker is always new: it waits only for the broker.
-    fn target(&mut self, planned: &Planned) -> &mut Duration {
+    /// Returns the time from which the fault's target is free. An added worker is always new, and
+    /// waits only for the broker.
+    fn target(&mut self, planned: &PlannedFault) -> &mut Duration {
         match planned.fault {
             WorkerKilled | WorkerPaused | WorkerDrained => &mut self.workers[planned.worker],
             SinkKilled | SinkPaused | SinkDrained => &mut self.sink,
@@ -266,14 +273,16 @@ mod tests {
         Plan::new(seed, Duration::from_secs(seconds), 3, true)
     }
 
+    /// The same seed gives the same faults, and another one gives others.
     #[test]
-    fn the_same_seed_gives_the_same_faults_and_another_gives_others() {
+    fn faults_follow_from_the_seed() {
         assert_eq!(plan(7, 120), plan(7, 120));
         assert_ne!(plan(7, 120).faults, plan(8, 120).faults);
     }
 
+    /// Two minutes have at least forty faults, and every type.
     #[test]
-    fn two_minutes_are_at_least_forty_faults_and_every_type_comes() {
+    fn two_minutes_have_every_fault() {
         for seed in 0..100 {
             let plan = plan(seed, 120);
             assert!(plan.faults.len() >= 40, "seed {seed}: {}", plan.faults.len());
@@ -292,14 +301,15 @@ mod tests {
         }
     }
 
+    /// Every fault is over before the drill, and pauses outlast the heartbeat.
     #[test]
-    fn every_fault_is_over_before_the_drill_and_pauses_outlast_the_heartbeat() {
+    fn faults_end_before_the_drill() {
         for seed in 0..100 {
             let plan = plan(seed, 120);
             for planned in &plan.faults {
-                assert!(planned.at + planned.lasts <= plan.length, "seed {seed}: {planned}");
+                assert!(planned.at + planned.duration <= plan.length, "seed {seed}: {planned}");
                 if matches!(planned.fault, WorkerPaused | SinkPaused) {
-                    assert!(planned.lasts >= Duration::from_secs(25), "seed {seed}: {planned}");
+                    assert!(planned.duration >= Duration::from_secs(25), "seed {seed}: {planned}");
                 }
             }
             assert!(plan.faults.is_sorted_by_key(|planned| planned.at));
@@ -307,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn somebody_elses_broker_suffers_nothing() {
+    fn given_broker_has_no_faults() {
         let plan = Plan::new(7, Duration::from_secs(600), 1, false);
-        assert!(plan.faults.len() > 100 && plan.faults.iter().all(|planned| !planned.fault.is_the_brokers()));
+        assert!(plan.faults.len() > 100 && plan.faults.iter().all(|planned| !planned.fault.targets_broker()));
     }
 }

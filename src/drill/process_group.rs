@@ -1,4 +1,4 @@
-//! No process of a drill outlives it, however it ends.
+//! A process group that ends with the drill, however the drill ends.
 
 use std::{
     io,
@@ -6,20 +6,20 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// The leader of the drill's process group. Its input ends when we let go of it or are gone, be it by SIGKILL, and
-/// then it kills its group and so itself. A paused process dies of SIGKILL too.
-const SCRIPT: &str = "trap '' HUP INT TERM; while read -r _; do :; done; kill -s KILL 0";
+/// The script of the group's leader. Its input ends when the drill closes it or ends, be it by
+/// SIGKILL. Then it kills its group and so itself. A stopped process dies of SIGKILL too.
+const LEADER_SCRIPT: &str = "trap '' HUP INT TERM; while read -r _; do :; done; kill -s KILL 0";
 
-/// A process group that is killed as soon as this is dropped, or this process ends in any other way.
+/// A process group that is killed when this is dropped, or when this process ends in any other way.
 #[derive(Debug)]
-pub(super) struct Leash {
+pub(super) struct ProcessGroup {
     shell: Child,
 }
 
-impl Leash {
+impl ProcessGroup {
     pub(super) fn new() -> io::Result<Self> {
         let shell = Command::new("sh")
-            .args(["-c", SCRIPT, "gristmill-leash"])
+            .args(["-c", LEADER_SCRIPT, "gristmill-leash"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -28,17 +28,17 @@ impl Leash {
         Ok(Self { shell })
     }
 
-    /// The group, for those who join it.
-    pub(super) fn group(&self) -> i32 {
+    /// Returns the id of the group, for processes that join it.
+    pub(super) fn id(&self) -> i32 {
         self.shell.id().cast_signed()
     }
 }
 
-impl Drop for Leash {
+impl Drop for ProcessGroup {
     /// Returns when the group has been sent its SIGKILL.
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
-        // It ends by its own hand, and there is nobody to tell.
+        // It kills itself, and the drill is over.
         let _ = self.shell.wait();
     }
 }
@@ -50,11 +50,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_is_on_the_leash_dies_with_it() {
-        let leash = Leash::new().unwrap();
-        let mut member = Command::new("sleep").arg("600").process_group(leash.group()).spawn().unwrap();
+    fn group_member_dies_with_the_group() {
+        let group = ProcessGroup::new().unwrap();
+        let mut member = Command::new("sleep").arg("600").process_group(group.id()).spawn().unwrap();
         assert!(member.try_wait().unwrap().is_none());
-        drop(leash);
+        drop(group);
         assert_eq!(member.wait().unwrap().signal(), Some(9));
     }
 }

@@ -1,4 +1,4 @@
-//! A post is a place in the fleet that is kept manned: who leaves it is followed by another.
+//! A supervisor keeps one process of the fleet running: when it ends, another one is started.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,240 +10,243 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    account::Left,
-    supervised_process::{Child, Ended},
-    drill_role::Duty,
-    workspace::Site,
+    account::UnplannedExit,
+    drill_role::DrillRole,
+    supervised_process::{ProcessExit, SupervisedProcess},
+    workspace::Workspace,
 };
 use crate::Exit;
 
-/// How many orders may wait at a post. The plan leaves time between them, so more than one is seldom.
-pub(super) const ORDERS: usize = 8;
-/// How long a process may take to leave in order: twice the time that a worker needs at worst.
+/// Number of orders that may wait at a supervisor. The plan leaves time between them, so more than
+/// one is rare.
+pub(super) const ORDERS_MAX: usize = 8;
+/// Bound for a process to end after a signal: twice the time that a worker needs at worst.
 pub(super) const LEAVE_BOUND: Duration = Duration::from_secs(60);
-/// Before one who left by itself is followed, doubled each time up to the second.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Who was up for so long starts with a short backoff again.
-const STEADY: Duration = Duration::from_secs(10);
+/// Time before a process that ended by itself is restarted: at first, and at most, doubled each
+/// time.
+const BACKOFF_RANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Uptime after which the backoff is short again.
+const STEADY_UPTIME: Duration = Duration::from_secs(10);
 
-/// What is done to the process at a post.
+/// A fault of a supervised process.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum What {
-    /// SIGKILL.
+pub(super) enum ProcessFault {
+    /// Sends SIGKILL.
     Kill,
-    /// SIGTERM; it must exit 0.
+    /// Sends SIGTERM; the process must exit 0.
     Drain,
-    /// The same after a while, and nobody follows.
+    /// Drains after a while, and ends the supervisor.
     DrainAfter(Duration),
-    /// SIGINT to a producer, which says how to go on.
+    /// Sends SIGINT to a producer, which prints how to resume.
     Interrupt,
-    /// SIGSTOP, and SIGCONT after a while.
+    /// Sends SIGSTOP, and SIGCONT after a while.
     Pause(Duration),
 }
 
-/// An order to a post, and where to say what came of it.
+/// An order to inject a fault, with the sender for its result.
 #[derive(Debug)]
-pub(super) struct Order {
-    pub(super) what: What,
-    /// When nobody is up by then, it is too late.
+pub(super) struct FaultOrder {
+    pub(super) what: ProcessFault,
+    /// Time after which the order is too late.
     pub(super) until: Instant,
     pub(super) done: oneshot::Sender<Result<String, String>>,
 }
 
-/// A post.
+/// A supervisor of one process at a time.
 #[derive(Debug)]
-pub(super) struct Post {
+pub(super) struct ProcessSupervisor {
     pub(super) name: String,
-    pub(super) site: Arc<Site>,
-    pub(super) duty: Duty,
-    pub(super) orders: mpsc::Receiver<Order>,
-    /// Whether somebody is there; for those who wait for the fleet.
-    pub(super) manned: watch::Sender<bool>,
-    /// When it is cancelled, the one who is there drains and nobody follows.
+    pub(super) workspace: Arc<Workspace>,
+    pub(super) role: DrillRole,
+    pub(super) orders: mpsc::Receiver<FaultOrder>,
+    /// True once a process is up, for the start of the fleet.
+    pub(super) running: watch::Sender<bool>,
+    /// When it is cancelled, the process is drained and the supervisor ends.
     pub(super) close: CancellationToken,
 }
 
-/// How a process came to its end.
-enum End {
-    /// By itself.
-    Own(Ended),
-    /// As it was ordered.
-    Ordered(Ended),
-    /// As ordered, and the post is given up.
-    Last,
+/// The end of a supervised process.
+enum SupervisedEnd {
+    /// The process ended by itself.
+    ByItself(ProcessExit),
+    /// The process ended by a fault.
+    Ordered(ProcessExit),
+    /// The process ended by a fault, and the supervisor ends too.
+    Final,
 }
 
-impl Post {
-    /// Keeps the post manned until it is closed, or there is nothing more to do.
-    pub(super) async fn keep(mut self) {
-        let mut backoff = BACKOFF.0;
+impl ProcessSupervisor {
+    /// Keeps a process running until the supervisor is closed, or its role is done.
+    pub(super) async fn run(mut self) {
+        let mut backoff = BACKOFF_RANGE.0;
         loop {
-            // One who starts while the broker is away would give up.
-            self.site.broker.until_up().await;
-            let Some(words) = self.duty.next(&self.site).await else { return };
+            // A process that starts while the broker is away would give up.
+            self.workspace.broker.wait_up().await;
+            let Some(words) = self.role.next_command(&self.workspace).await else { return };
             let began = Instant::now();
-            let end = match self.site.start(&self.name, &words, self.duty.mark()) {
-                Ok(child) => self.attend(child).await,
+            let end = match self.workspace.start_process(&self.name, &words, self.role.startup_sign()) {
+                Ok(process) => self.supervise(process).await,
                 Err(error) => Err(error),
             };
             let (ended, ordered) = match end {
-                Ok(End::Last) => return,
-                Ok(End::Ordered(ended)) => (ended, true),
-                Ok(End::Own(ended)) => (ended, false),
-                Err(error) => return self.site.defect(format!("{}: {error}", self.name)),
+                Ok(SupervisedEnd::Final) => return,
+                Ok(SupervisedEnd::Ordered(ended)) => (ended, true),
+                Ok(SupervisedEnd::ByItself(ended)) => (ended, false),
+                Err(error) => return self.workspace.record_defect(format!("{}: {error}", self.name)),
             };
-            self.duty.follow(&ended);
-            if ordered || self.duty.is_done(&ended) {
+            self.role.note_exit(&ended);
+            if ordered || self.role.is_done(&ended) {
                 continue;
             }
-            self.left_by_itself(&ended);
-            if began.elapsed() > STEADY {
-                backoff = BACKOFF.0;
+            self.record_unplanned_exit(&ended);
+            if began.elapsed() > STEADY_UPTIME {
+                backoff = BACKOFF_RANGE.0;
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff) => {}
                 () = self.close.cancelled() => return,
             }
-            backoff = (backoff * 2).min(BACKOFF.1);
+            backoff = (backoff * 2).min(BACKOFF_RANGE.1);
         }
     }
 
-    /// Stays with a process to its end, and does to it what is ordered.
-    async fn attend(&mut self, mut child: Child) -> io::Result<End> {
-        let up = child.until_up();
+    /// Supervises a process to its end, and injects the faults that are ordered.
+    async fn supervise(&mut self, mut process: SupervisedProcess) -> io::Result<SupervisedEnd> {
+        let up = process.wait_up();
         tokio::select! {
             () = up => {}
-            ended = child.ended() => {
-                self.duty.up(&self.site, &child); // it may have been, for a moment
-                return ended.map(End::Own);
+            ended = process.wait() => {
+                self.role.note_startup(&self.workspace, &process); // it may have been, for a moment
+                return ended.map(SupervisedEnd::ByItself);
             }
-            () = self.close.cancelled() => return Ok(End::Last), // dropped, and so killed
+            () = self.close.cancelled() => return Ok(SupervisedEnd::Final), // dropped, and so killed
         }
-        self.duty.up(&self.site, &child);
-        self.manned.send_replace(true);
+        self.role.note_startup(&self.workspace, &process);
+        self.running.send_replace(true);
         loop {
             let order = tokio::select! {
-                ended = child.ended() => return ended.map(End::Own),
+                ended = process.wait() => return ended.map(SupervisedEnd::ByItself),
                 order = self.orders.recv() => order,
                 () = self.close.cancelled() => None,
             };
             let Some(order) = order else {
-                if let (Err(why), _) = self.let_go(&mut child, Signal::TERM, Exit::Ok).await? {
-                    self.site.defect(format!("{} at the end: {why}", self.name));
+                if let (Err(why), _) = self.stop_gracefully(&mut process, Signal::TERM, Exit::Ok).await? {
+                    self.workspace.record_defect(format!("{} at the end: {why}", self.name));
                 }
-                return Ok(End::Last);
+                return Ok(SupervisedEnd::Final);
             };
             if order.until < Instant::now() || order.done.is_closed() {
                 let _ = order.done.send(Err("nobody was there in time".into()));
                 continue;
             }
-            let (came, ended) = self.carry_out(&mut child, order.what).await?;
-            let last = matches!(order.what, What::DrainAfter(_));
-            let _ = order.done.send(came); // whoever asked may have gone
+            let (result, ended) = self.inject(&mut process, order.what).await?;
+            let last = matches!(order.what, ProcessFault::DrainAfter(_));
+            let _ = order.done.send(result); // the receiver may have given up
             match ended {
-                Some(_) if last => return Ok(End::Last),
-                Some(ended) => return Ok(End::Ordered(ended)),
+                Some(_) if last => return Ok(SupervisedEnd::Final),
+                Some(ended) => return Ok(SupervisedEnd::Ordered(ended)),
                 None => {}
             }
         }
     }
 
-    /// Does what is ordered, and says what came of it; and how the process ended, if it did.
-    async fn carry_out(
+    /// Injects a fault. Returns its result, and the end of the process if it ended.
+    async fn inject(
         &self,
-        child: &mut Child,
-        what: What,
-    ) -> io::Result<(Result<String, String>, Option<Ended>)> {
-        let pid = child.pid();
+        process: &mut SupervisedProcess,
+        what: ProcessFault,
+    ) -> io::Result<(Result<String, String>, Option<ProcessExit>)> {
+        let pid = process.pid();
         match what {
-            What::Kill => {
-                child.signal(Signal::KILL)?;
-                let ended = child.ended().await?;
-                let came = match ended.was_killed() {
+            ProcessFault::Kill => {
+                process.signal(Signal::KILL)?;
+                let ended = process.wait().await?;
+                let result = match ended.was_killed() {
                     true => Ok(format!("{}, pid {pid}", self.name)),
                     false => {
-                        self.left_by_itself(&ended);
+                        self.record_unplanned_exit(&ended);
                         Err(format!("{} had ended by itself: {}", self.name, ended.status))
                     }
                 };
-                Ok((came, Some(ended)))
+                Ok((result, Some(ended)))
             }
-            What::Drain => self.let_go(child, Signal::TERM, Exit::Ok).await,
-            What::DrainAfter(visit) => {
+            ProcessFault::Drain => self.stop_gracefully(process, Signal::TERM, Exit::Ok).await,
+            ProcessFault::DrainAfter(visit) => {
                 tokio::select! {
                     () = tokio::time::sleep(visit) => {}
-                    ended = child.ended() => {
+                    ended = process.wait() => {
                         let ended = ended?;
-                        self.left_by_itself(&ended);
+                        self.record_unplanned_exit(&ended);
                         return Ok((Err(format!("{} left by itself: {}", self.name, ended.status)), Some(ended)));
                     }
                 }
-                self.let_go(child, Signal::TERM, Exit::Ok).await
+                self.stop_gracefully(process, Signal::TERM, Exit::Ok).await
             }
-            What::Interrupt => self.let_go(child, Signal::INT, Exit::Interrupted).await,
-            What::Pause(lasts) => {
-                if !child.freeze().await? {
+            ProcessFault::Interrupt => self.stop_gracefully(process, Signal::INT, Exit::Interrupted).await,
+            ProcessFault::Pause(duration) => {
+                if !process.freeze().await? {
                     return Ok((Err(format!("{} ended instead of standing still", self.name)), None));
                 }
-                self.site.say(format_args!("{} stands still, pid {pid}", self.name));
-                tokio::time::sleep(lasts).await;
-                let still = child.is_frozen()?;
-                child.signal(Signal::CONT)?;
-                let came = match still {
-                    true => Ok(format!("{}, pid {pid}, for {:.1} s", self.name, lasts.as_secs_f64())),
+                self.workspace.print_status(format_args!("{} stands still, pid {pid}", self.name));
+                tokio::time::sleep(duration).await;
+                let still = process.is_frozen()?;
+                process.signal(Signal::CONT)?;
+                let result = match still {
+                    true => Ok(format!("{}, pid {pid}, for {:.1} s", self.name, duration.as_secs_f64())),
                     false => Err(format!("{} went on before it was told to", self.name)),
                 };
-                Ok((came, None))
+                Ok((result, None))
             }
         }
     }
 
-    /// Asks a process to leave. It must do so in time and with this exit code; it may have lost its broker meanwhile.
-    async fn let_go(
+    /// Sends a signal and waits for the end. The process must end in time and with this exit code;
+    /// it may have lost its broker meanwhile.
+    async fn stop_gracefully(
         &self,
-        child: &mut Child,
+        process: &mut SupervisedProcess,
         signal: Signal,
         exit: Exit,
-    ) -> io::Result<(Result<String, String>, Option<Ended>)> {
-        let (name, pid) = (&self.name, child.pid());
+    ) -> io::Result<(Result<String, String>, Option<ProcessExit>)> {
+        let (name, pid) = (&self.name, process.pid());
         let began = Instant::now();
-        child.signal(signal)?;
-        let Ok(ended) = tokio::time::timeout(LEAVE_BOUND, child.ended()).await else {
+        process.signal(signal)?;
+        let Ok(ended) = tokio::time::timeout(LEAVE_BOUND, process.wait()).await else {
             let why =
                 format!("{name}, pid {pid}, had not left {} s after it was asked to", LEAVE_BOUND.as_secs());
-            self.site.defect(why.clone());
-            child.signal(Signal::KILL)?;
-            return Ok((Err(why), Some(child.ended().await?)));
+            self.workspace.record_defect(why.clone());
+            process.signal(Signal::KILL)?;
+            return Ok((Err(why), Some(process.wait().await?)));
         };
         let ended = ended?;
-        let came = match ended.code() {
+        let result = match ended.code() {
             Some(code) if code == exit as i32 => {
                 let took = began.elapsed().as_secs_f64();
                 Ok(format!("{name}, pid {pid}, exit code {code} after {took:.1} s"))
             }
             _ => {
-                self.left_by_itself(&ended);
-                Err(format!("{name}: {}: {}", ended.status, ended.last))
+                self.record_unplanned_exit(&ended);
+                Err(format!("{name}: {}: {}", ended.status, ended.last_line))
             }
         };
-        Ok((came, Some(ended)))
+        Ok((result, Some(ended)))
     }
 
-    /// Takes note of an end that nobody had asked for; a producer that is through with its job had leave to go.
-    fn left_by_itself(&self, ended: &Ended) {
-        if self.duty.is_done(ended) {
+    /// Records an end without a fault. A producer that has sent its job may end.
+    fn record_unplanned_exit(&self, ended: &ProcessExit) {
+        if self.role.is_done(ended) {
             return;
         }
-        let left = Left {
-            at_seconds: self.site.elapsed().as_secs_f64(),
+        let left = UnplannedExit {
+            at_seconds: self.workspace.elapsed().as_secs_f64(),
             who: self.name.clone(),
             was_up: ended.was_up,
             code: ended.code(),
-            said: ended.last.clone(),
+            said: ended.last_line.clone(),
         };
         if !left.found_no_broker() {
-            self.site.defect(left.to_string());
+            self.workspace.record_defect(left.to_string());
         }
-        self.site.left(left);
+        self.workspace.record_exit(left);
     }
 }

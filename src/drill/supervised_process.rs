@@ -1,4 +1,4 @@
-//! One process of the drill: what it says, how it is signalled, how it ends.
+//! A process of the drill: its output, its signals and its end.
 
 use std::{
     fs::File,
@@ -15,43 +15,43 @@ use tokio::{
     sync::watch,
 };
 
-/// How a process shows that it is up.
+/// The sign that a process is up.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Mark {
-    /// By a line on stderr with these words.
-    Says(&'static str),
-    /// By a line on stdout.
-    Prints,
+pub(super) enum StartupSign {
+    /// A line on stderr with these words.
+    StderrLine(&'static str),
+    /// Any line on stdout.
+    StdoutLine,
 }
 
-/// What a process has said.
+/// The lines of a process that matter to the drill.
 #[derive(Debug, Default)]
-struct Said {
+struct ProcessLines {
     /// The line that shows that it is up.
-    up: Option<String>,
+    startup_line: Option<String>,
     /// The last line on stderr.
-    last: String,
+    last_line: String,
 }
 
 /// A process that was started and not yet waited for. Dropping it kills it.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(super) struct SupervisedProcess {
     process: Process,
     pid: Pid,
-    said: watch::Receiver<Said>,
+    lines: watch::Receiver<ProcessLines>,
 }
 
-/// How a process ended.
+/// The end of a process.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct ProcessExit {
     pub(super) status: ExitStatus,
     /// Its last line on stderr.
-    pub(super) last: String,
-    /// Whether it had been up.
+    pub(super) last_line: String,
+    /// True if it had been up.
     pub(super) was_up: bool,
 }
 
-impl Ended {
+impl ProcessExit {
     pub(super) fn code(&self) -> Option<i32> {
         self.status.code()
     }
@@ -61,9 +61,9 @@ impl Ended {
     }
 }
 
-impl Child {
-    /// Starts a process; what it says goes to `log` as well.
-    pub(super) fn start(mut command: Command, mark: Mark, log: File) -> io::Result<Self> {
+impl SupervisedProcess {
+    /// Starts a process; its output goes to `log` as well.
+    pub(super) fn start(mut command: Command, sign: StartupSign, log: File) -> io::Result<Self> {
         let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -72,88 +72,90 @@ impl Child {
             .spawn()?;
         let pid = process.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let pid = pid.ok_or_else(|| io::Error::other("the process has no id"))?;
-        let (sender, said) = watch::channel(Said::default());
+        let (sender, lines) = watch::channel(ProcessLines::default());
         let log = Arc::new(log);
         if let Some(stdout) = process.stdout.take() {
-            tokio::spawn(listen(stdout, Arc::clone(&log), sender.clone(), move |said, line| {
-                if matches!(mark, Mark::Prints) {
-                    said.up = Some(line);
+            tokio::spawn(read_lines(stdout, Arc::clone(&log), sender.clone(), move |lines, line| {
+                if matches!(sign, StartupSign::StdoutLine) {
+                    lines.startup_line = Some(line);
                 }
             }));
         }
         if let Some(stderr) = process.stderr.take() {
-            tokio::spawn(listen(stderr, log, sender, move |said, line| {
-                if matches!(mark, Mark::Says(words) if line.contains(words)) {
-                    said.up = Some(line.clone());
+            tokio::spawn(read_lines(stderr, log, sender, move |lines, line| {
+                if matches!(sign, StartupSign::StderrLine(words) if line.contains(words)) {
+                    lines.startup_line = Some(line.clone());
                 }
-                said.last = line;
+                lines.last_line = line;
             }));
         }
-        Ok(Self { process, pid, said })
+        Ok(Self { process, pid, lines })
     }
 
     pub(super) fn pid(&self) -> i32 {
         self.pid.as_raw_pid()
     }
 
-    /// The line that showed that it is up, if it is.
-    pub(super) fn up(&self) -> Option<String> {
-        self.said.borrow().up.clone()
+    /// Returns the line that showed that it is up, if it is.
+    pub(super) fn startup_line(&self) -> Option<String> {
+        self.lines.borrow().startup_line.clone()
     }
 
     /// Waits until it is up. Never returns if it ends before that: wait for its end as well.
-    pub(super) fn until_up(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut said = self.said.clone();
+    pub(super) fn wait_up(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut lines = self.lines.clone();
         async move {
-            if said.wait_for(|said| said.up.is_some()).await.is_err() {
+            if lines.wait_for(|lines| lines.startup_line.is_some()).await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// Waits for its end. May be dropped and called again.
-    pub(super) async fn ended(&mut self) -> io::Result<Ended> {
+    /// Waits for its end. May be cancelled and called again.
+    pub(super) async fn wait(&mut self) -> io::Result<ProcessExit> {
         let status = self.process.wait().await?;
-        while self.said.changed().await.is_ok() {} // both listeners are at their ends then
-        let said = self.said.borrow();
-        Ok(Ended { status, last: said.last.clone(), was_up: said.up.is_some() })
+        while self.lines.changed().await.is_ok() {} // both readers have ended then
+        let lines = self.lines.borrow();
+        Ok(ProcessExit { status, last_line: lines.last_line.clone(), was_up: lines.startup_line.is_some() })
     }
 
-    /// Sends a signal. Its id is still its own, since nobody but us waits for it.
+    /// Sends a signal. The process id is still its own, since only this type waits for it.
     pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
         Ok(kill_process(self.pid, signal)?)
     }
 
-    /// Freezes it and returns when it stands still, by the system's own word.
+    /// Stops it by SIGSTOP. Returns true once the system reports it as stopped, and false if it has
+    /// ended.
     pub(super) async fn freeze(&self) -> io::Result<bool> {
         self.signal(Signal::STOP)?;
         let pid = self.pid;
-        let stopped = tokio::task::spawn_blocking(move || stands_still(pid, WaitIdOptions::EXITED)).await;
+        let stopped = tokio::task::spawn_blocking(move || is_stopped(pid, WaitIdOptions::EXITED)).await;
         stopped.map_err(io::Error::other)?
     }
 
-    /// Whether it stands still.
+    /// True if it is stopped.
     pub(super) fn is_frozen(&self) -> io::Result<bool> {
-        stands_still(self.pid, WaitIdOptions::NOHANG)
+        is_stopped(self.pid, WaitIdOptions::NOHANG)
     }
 }
 
-/// Asks the system whether a child of ours is stopped; takes nothing away from those who wait for its end.
-pub(super) fn stands_still(pid: Pid, how: WaitIdOptions) -> io::Result<bool> {
-    let news = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | how)?;
-    Ok(news.is_some_and(|news| news.stopped()))
+/// Asks the system whether a child of ours is stopped. Its exit status stays for the task that
+/// waits for its end.
+pub(super) fn is_stopped(pid: Pid, how: WaitIdOptions) -> io::Result<bool> {
+    let status = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | how)?;
+    Ok(status.is_some_and(|status| status.stopped()))
 }
 
-/// Writes down what is said, line by line, to the end.
-async fn listen(
+/// Copies lines to the log and to `record`, until there are no more.
+async fn read_lines(
     from: impl AsyncRead + Unpin,
     log: Arc<File>,
-    said: watch::Sender<Said>,
-    heard: impl Fn(&mut Said, String),
+    lines: watch::Sender<ProcessLines>,
+    record: impl Fn(&mut ProcessLines, String),
 ) {
-    let mut lines = BufReader::new(from).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
+    let mut reader = BufReader::new(from).lines();
+    while let Ok(Some(line)) = reader.next_line().await {
         let _ = writeln!(&*log, "{line}"); // a log that cannot be written must not keep the drill from going on
-        said.send_modify(|said| heard(said, line));
+        lines.send_modify(|lines| record(lines, line));
     }
 }

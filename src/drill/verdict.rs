@@ -1,4 +1,4 @@
-//! The end of a drill: every job is waited for as a user would, and then the ledger is asked.
+//! The verdict of a drill: waits for every job as a user would, and then reads the ledger.
 
 use std::time::Duration;
 
@@ -6,32 +6,32 @@ use gristmill_shared::JobId;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    account::{Account, Found, Sheet},
-    supervised_process::Mark,
+    account::{DrillAccount, JobAudit, LedgerFindings},
     plan::{Fault, Plan},
-    workload::Submitted,
-    workspace::Site,
+    supervised_process::StartupSign,
+    workload::DrillJob,
+    workspace::Workspace,
 };
 use crate::Exit;
 
-/// How long the jobs may take to end, all together, once no fault comes any more. What has not ended then is lost.
+/// Bound for all jobs together to end after the last fault. A job that has not ended then is lost.
 const END_BOUND: Duration = Duration::from_secs(180);
 
-/// Waits for the end of every job, by `producer wait`; a job that does not come to its end is shown by its account.
-pub(super) async fn wait_for_jobs(site: &Site, sent: impl Future<Output = ()>) {
+/// Waits for the end of every job by `producer wait`. A job that does not end shows in its account.
+pub(super) async fn wait_for_jobs(workspace: &Workspace, sent: impl Future<Output = ()>) {
     let deadline = Instant::now() + END_BOUND;
     if timeout_at(deadline, sent).await.is_err() {
-        return site.defect(format!(
+        return workspace.record_defect(format!(
             "the producer has not sent everything {} s after the last fault",
             END_BOUND.as_secs()
         ));
     }
-    for Submitted { job, .. } in site.jobs() {
-        match timeout_at(deadline, wait_for(site, job)).await {
+    for DrillJob { job, .. } in workspace.jobs() {
+        match timeout_at(deadline, wait_for_job(workspace, job)).await {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => site.defect(format!("producer wait {job}: {why}")),
+            Ok(Err(why)) => workspace.record_defect(format!("producer wait {job}: {why}")),
             Err(_) => {
-                return site.defect(format!(
+                return workspace.record_defect(format!(
                     "job {job} has not ended {} s after the last fault",
                     END_BOUND.as_secs()
                 ));
@@ -40,43 +40,45 @@ pub(super) async fn wait_for_jobs(site: &Site, sent: impl Future<Output = ()>) {
     }
 }
 
-async fn wait_for(site: &Site, job: JobId) -> Result<(), String> {
+async fn wait_for_job(workspace: &Workspace, job: JobId) -> Result<(), String> {
     let words = ["producer".into(), "wait".into(), job.to_string()];
-    let mut child = site.start("waiting", &words, Mark::Prints).map_err(|error| error.to_string())?;
-    let ended = child.ended().await.map_err(|error| error.to_string())?;
+    let mut process = workspace
+        .start_process("waiting", &words, StartupSign::StdoutLine)
+        .map_err(|error| error.to_string())?;
+    let ended = process.wait().await.map_err(|error| error.to_string())?;
     match ended.code() {
         Some(code) if code == Exit::Ok as i32 => Ok(()),
-        _ => Err(format!("{}: {}", ended.status, ended.last)),
+        _ => Err(format!("{}: {}", ended.status, ended.last_line)),
     }
 }
 
-/// The account, from the ledger and from everybody's notes. When all processes have ended.
-pub(super) async fn account(site: &Site, plan: &Plan) -> Account {
-    let mut sheets = Vec::new();
-    for submitted in site.jobs() {
-        sheets.push(sheet(site, submitted).await);
+/// Builds the account from the ledger and the notes. All processes must have ended.
+pub(super) async fn build_account(workspace: &Workspace, plan: &Plan) -> DrillAccount {
+    let mut audits = Vec::new();
+    for submitted in workspace.jobs() {
+        audits.push(audit_job(workspace, submitted).await);
     }
-    let strangers = strangers(site).await;
-    let mut notes = std::mem::take(&mut *site.notes());
+    let unexpected = find_unexpected(workspace).await;
+    let mut notes = std::mem::take(&mut *workspace.notes());
     let planned: Vec<Fault> = plan.faults.iter().map(|planned| planned.fault).collect();
-    let mut account = Account {
+    let mut account = DrillAccount {
         seed: plan.seed,
         seconds: plan.length.as_secs(),
-        took_seconds: site.elapsed().as_secs_f64(),
-        broker: site.broker.what().into(),
-        broker_away_seconds: site.broker.away().as_secs_f64(),
+        took_seconds: workspace.elapsed().as_secs_f64(),
+        broker: workspace.broker.description().into(),
+        broker_away_seconds: workspace.broker.time_away().as_secs_f64(),
         left: notes.left,
         wrong: std::mem::take(&mut notes.defects),
-        ..Account::of_faults(&planned, &notes.acts)
+        ..DrillAccount::from_faults(&planned, &notes.attempts)
     };
-    account.wrong.extend(strangers);
-    sheets.iter().for_each(|sheet| account.add(sheet));
+    account.wrong.extend(unexpected);
+    audits.iter().for_each(|audit| account.add_job(audit));
     account.conclude()
 }
 
-async fn sheet(site: &Site, submitted: Submitted) -> Sheet {
-    let Submitted { job, tasks, .. } = submitted;
-    let read = site.read(move |ledger| {
+async fn audit_job(workspace: &Workspace, submitted: DrillJob) -> JobAudit {
+    let DrillJob { job, tasks, .. } = submitted;
+    let read = workspace.read_ledger(move |ledger| {
         let Some(view) = ledger.job(job)? else { return Ok(None) };
         let verified = ledger.verify(job)?;
         let report = view.report.as_ref().map_or(Err("there is none".into()), |report| {
@@ -87,19 +89,19 @@ async fn sheet(site: &Site, submitted: Submitted) -> Sheet {
             (false, true) => Err(format!("{}, {} tasks missing", verified.state, verified.missing)),
             (false, false) => Err(verified.problems.join("; ")),
         };
-        Ok(Some(Found { account: view.summary.account, report, verified }))
+        Ok(Some(LedgerFindings { account: view.summary.account, report, verified }))
     });
     let found = read.await.unwrap_or_else(|error| {
-        site.defect(error);
+        workspace.record_defect(error);
         None
     });
-    Sheet { job: job.to_string(), tasks, expected: submitted.expected(), found }
+    JobAudit { job: job.to_string(), tasks, expected: submitted.expected(), found }
 }
 
-/// What is in the ledger and should not be.
-async fn strangers(site: &Site) -> Vec<String> {
-    let known = site.jobs();
-    let read = site.read(move |ledger| {
+/// Returns everything in the ledger that should not be there.
+async fn find_unexpected(workspace: &Workspace) -> Vec<String> {
+    let known = workspace.jobs();
+    let read = workspace.read_ledger(move |ledger| {
         let (jobs, dead, parked) = (ledger.jobs()?, ledger.dead()?, ledger.parked()?);
         let unknown = jobs.iter().filter(|it| known.iter().all(|job| job.job != it.job));
         let mut found: Vec<_> =

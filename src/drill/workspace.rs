@@ -1,4 +1,4 @@
-//! Where a drill takes place: its directory, its lane, its broker, and the notes that everybody takes.
+//! The workspace of a drill: its directory, lane, broker and notes.
 
 use std::{
     fmt::Display,
@@ -14,58 +14,63 @@ use gristmill_sink::LedgerReader;
 use tokio::{process::Command, time::Instant};
 
 use super::{
-    account::{Act, Left},
-    broker::Broker,
-    supervised_process::{Child, Mark},
-    error::{DrillError, cannot},
-    process_group::Leash,
+    account::{FaultAttempt, UnplannedExit},
+    broker::DrillBroker,
+    error::{DrillError, system_error},
     plan::Fault,
-    workload::Submitted,
+    process_group::ProcessGroup,
+    supervised_process::{StartupSign, SupervisedProcess},
+    workload::DrillJob,
 };
 
-/// What all parts of a drill share.
+/// The state that all parts of a drill share.
 #[derive(Debug)]
-pub(super) struct Site {
+pub(super) struct Workspace {
     exe: PathBuf,
     pub(super) dir: PathBuf,
     lane: String,
-    pub(super) broker: Broker,
+    pub(super) broker: DrillBroker,
     began: Instant,
-    notes: Mutex<Notes>,
+    notes: Mutex<DrillNotes>,
     /// Last, so that it is dropped last.
-    leash: Leash,
+    group: ProcessGroup,
 }
 
-/// What was noted.
+/// The notes of a drill.
 #[derive(Debug, Default)]
-pub(super) struct Notes {
-    pub(super) jobs: Vec<Submitted>,
-    pub(super) acts: Vec<Act>,
-    pub(super) left: Vec<Left>,
+pub(super) struct DrillNotes {
+    pub(super) jobs: Vec<DrillJob>,
+    pub(super) attempts: Vec<FaultAttempt>,
+    pub(super) left: Vec<UnplannedExit>,
     pub(super) defects: Vec<String>,
 }
 
-impl Site {
-    /// Makes the directory, with what the name of the lane is too.
-    pub(super) fn new(broker: Broker) -> Result<Self, DrillError> {
+impl Workspace {
+    /// Creates the directory. Its name contains that of the lane.
+    pub(super) fn new(broker: DrillBroker) -> Result<Self, DrillError> {
         let id = format!("drill-{}-{:08x}", std::process::id(), fastrand::u32(..));
         let dir = std::env::temp_dir().join(format!("gristmill-{id}"));
-        DirBuilder::new().mode(0o700).create(&dir).map_err(cannot("make the drill's directory"))?;
-        fs::create_dir(dir.join("logs")).map_err(cannot("make the drill's directory"))?;
+        DirBuilder::new().mode(0o700).create(&dir).map_err(system_error("make the drill's directory"))?;
+        fs::create_dir(dir.join("logs")).map_err(system_error("make the drill's directory"))?;
         Ok(Self {
-            exe: std::env::current_exe().map_err(cannot("find this program"))?,
+            exe: std::env::current_exe().map_err(system_error("find this program"))?,
             dir,
             lane: id,
             broker,
             began: Instant::now(),
             notes: Mutex::default(),
-            leash: Leash::new().map_err(cannot("start a shell"))?,
+            group: ProcessGroup::new().map_err(system_error("start a shell"))?,
         })
     }
 
-    /// Starts this program in one of its roles. What it says goes to the log of `post`.
-    pub(super) fn start(&self, post: &str, words: &[String], mark: Mark) -> io::Result<Child> {
-        let log = self.dir.join("logs").join(format!("{}.log", post.replace(' ', "-")));
+    /// Starts this program in one of its roles. Its output goes to the log `name`.
+    pub(super) fn start_process(
+        &self,
+        name: &str,
+        words: &[String],
+        sign: StartupSign,
+    ) -> io::Result<SupervisedProcess> {
+        let log = self.dir.join("logs").join(format!("{}.log", name.replace(' ', "-")));
         let mut log = OpenOptions::new().create(true).append(true).open(log)?;
         writeln!(log, "--- {:.1} s: {}", self.began.elapsed().as_secs_f64(), words.join(" "))?;
         let mut command = Command::new(&self.exe);
@@ -81,8 +86,8 @@ impl Site {
             .envs(self.broker.variables())
             .env("GRISTMILL_LANE", &self.lane)
             .env("GRISTMILL_STATE", &self.dir)
-            .process_group(self.leash.group());
-        Child::start(command, mark, log)
+            .process_group(self.group.id());
+        SupervisedProcess::start(command, sign, log)
     }
 
     pub(super) fn lane(&self) -> &str {
@@ -97,8 +102,8 @@ impl Site {
         self.dir.join(format!("{}.ledger", self.lane))
     }
 
-    /// Looks into the ledger, off the runtime's threads.
-    pub(super) async fn read<T: Send + 'static>(
+    /// Reads the ledger, off the runtime's threads.
+    pub(super) async fn read_ledger<T: Send + 'static>(
         &self,
         look: impl FnOnce(&LedgerReader) -> Result<T, gristmill_sink::SinkError> + Send + 'static,
     ) -> Result<T, String> {
@@ -108,58 +113,58 @@ impl Site {
         done.map_err(|error| gristmill_shared::error_chain(&error))
     }
 
-    /// How many tasks have an outcome; 0 if there is no ledger yet.
-    pub(super) async fn outcomes(&self) -> u64 {
-        let jobs = self.read(LedgerReader::jobs).await.unwrap_or_default();
+    /// Returns the number of tasks with an outcome; 0 if there is no ledger yet.
+    pub(super) async fn outcome_count(&self) -> u64 {
+        let jobs = self.read_ledger(LedgerReader::jobs).await.unwrap_or_default();
         jobs.iter().map(|job| job.account.done + job.account.failed).sum()
     }
 
-    /// How many tasks have been submitted and have no outcome yet.
-    pub(super) async fn outstanding(&self) -> u64 {
+    /// Returns the number of tasks that were submitted and have no outcome yet.
+    pub(super) async fn outstanding_count(&self) -> u64 {
         let submitted: u64 = self.jobs().iter().map(|submitted| submitted.tasks).sum();
-        submitted.saturating_sub(self.outcomes().await)
+        submitted.saturating_sub(self.outcome_count().await)
     }
 
-    pub(super) fn jobs(&self) -> Vec<Submitted> {
+    pub(super) fn jobs(&self) -> Vec<DrillJob> {
         self.notes().jobs.clone()
     }
 
-    pub(super) fn submitted(&self, job: Submitted) {
+    pub(super) fn record_job(&self, job: DrillJob) {
         self.notes().jobs.push(job);
     }
 
-    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+    pub(super) fn notes(&self) -> MutexGuard<'_, DrillNotes> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A fault was done, or not.
-    pub(super) fn act(&self, fault: Fault, came: Result<String, String>) {
-        match &came {
-            Ok(how) => self.say(format_args!("{fault}: {how}")),
-            Err(why) => self.say(format_args!("{fault}: did not happen: {why}")),
+    /// Records a fault that happened, or did not.
+    pub(super) fn record_fault(&self, fault: Fault, result: Result<String, String>) {
+        match &result {
+            Ok(how) => self.print_status(format_args!("{fault}: {how}")),
+            Err(why) => self.print_status(format_args!("{fault}: did not happen: {why}")),
         }
-        self.notes().acts.push(Act { fault, came });
+        self.notes().attempts.push(FaultAttempt { fault, result });
     }
 
-    /// A process ended though nobody had asked it to.
-    pub(super) fn left(&self, left: Left) {
-        self.say(format_args!("{left}"));
+    /// Records the end of a process without a fault.
+    pub(super) fn record_exit(&self, left: UnplannedExit) {
+        self.print_status(format_args!("{left}"));
         self.notes().left.push(left);
     }
 
-    /// Something is wrong that no fault excuses.
-    pub(super) fn defect(&self, what: String) {
-        self.say(format_args!("defect: {what}"));
+    /// Records a defect that no fault explains.
+    pub(super) fn record_defect(&self, what: String) {
+        self.print_status(format_args!("defect: {what}"));
         self.notes().defects.push(what);
     }
 
-    /// Since the drill began.
+    /// Returns the time since the drill began.
     pub(super) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Tells the person at the terminal.
-    pub(super) fn say(&self, news: impl Display) {
-        let _ = writeln!(io::stderr(), "[{:6.1} s] {news}", self.began.elapsed().as_secs_f64());
+    /// Prints a line on stderr, with the time.
+    pub(super) fn print_status(&self, text: impl Display) {
+        let _ = writeln!(io::stderr(), "[{:6.1} s] {text}", self.began.elapsed().as_secs_f64());
     }
 }
