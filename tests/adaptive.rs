@@ -77,7 +77,7 @@ impl Transport for BatchSizeRecorder {
         self.0.open_shards(lane, at_least).await
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        Ok(Arc::new(RecordingPublisher(self.0.publisher().await?, Arc::clone(&self.1))))
+        Ok(Arc::new(BatchSizePublisher(self.0.publisher().await?, Arc::clone(&self.1))))
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         self.0.consume(queue, prefetch).await
@@ -103,10 +103,10 @@ impl fmt::Display for BatchSizeRecorder {
 }
 
 #[derive(Debug)]
-struct RecordingPublisher(Arc<dyn Publisher>, BatchSizes);
+struct BatchSizePublisher(Arc<dyn Publisher>, BatchSizes);
 
 #[async_trait]
-impl Publisher for RecordingPublisher {
+impl Publisher for BatchSizePublisher {
     async fn publish(&self, messages: Vec<Outgoing>) -> Vec<Published> {
         for Outgoing { to, message } in &messages {
             if *to == Address::Queue(QueueRole::Tasks.of(&Lane::default())) {

@@ -46,9 +46,9 @@ async fn service_prints_typed_reports() {
 
 /// A job whose tasks run until they are stopped.
 #[derive(Serialize, Deserialize)]
-struct EndlessJob {}
+struct ServiceJob {}
 
-impl Job for EndlessJob {
+impl Job for ServiceJob {
     const KIND: &'static str = "endless";
     type Task = ();
     type Output = ();
@@ -74,21 +74,21 @@ async fn client_cancels_and_waits_by_id() {
     let site = Site::new();
     let client = Client::connect(&broker_url()).await.unwrap().lane(site.lane());
     let mut registry = Registry::default();
-    registry.register::<EndlessJob>().unwrap();
+    registry.register::<ServiceJob>().unwrap();
     let leave = CancellationToken::new();
     let sink = client.sink(registry.clone(), LedgerPlace::Memory).unwrap();
     let sink = tokio::spawn(sink.run_until(client.transport(), leave.clone().cancelled_owned()));
     let worker = client.worker(registry).run_until(client.transport(), leave.clone().cancelled_owned());
     let worker = tokio::spawn(worker);
 
-    let job = client.submit(EndlessJob {}).await.unwrap();
+    let job = client.submit(ServiceJob {}).await.unwrap();
     let (id, cancelled) = (job.id(), job.cancel("enough").await.unwrap());
     assert_eq!(cancelled, gristmill::Cancelling::Told);
     let outcome = within("the end", job.wait()).await.unwrap();
     assert_eq!((outcome.report, outcome.account.stopped.as_deref()), (0, Some("cancelled: enough")));
     assert!(!outcome.is_answered());
     // Once more, by its id alone.
-    let again = within("the end", client.wait::<EndlessJob>(id)).await.unwrap();
+    let again = within("the end", client.wait::<ServiceJob>(id)).await.unwrap();
     assert_eq!(again.account, outcome.account);
     assert_eq!(client.cancel(id, "again").await.unwrap(), gristmill::Cancelling::HadEnded);
 
