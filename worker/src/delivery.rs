@@ -1,4 +1,4 @@
-//! A batch that is being worked on, and the one rule of settling it.
+//! A delivered batch while it is in flight, and the rule for acking it.
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -9,45 +9,47 @@ use gristmill_shared::{Message, QueueRole, Receipt, RunningIndex, meter::WORKER_
 
 /// A message from one of the lane's queues, and the right to settle it.
 #[derive(Debug)]
-pub(crate) struct Work {
+pub(crate) struct BatchDelivery {
     pub(crate) message: Message,
     pub(crate) from: QueueRole,
-    /// How often it was delivered before, as far as that counts.
-    pub(crate) before: u32,
-    pub(crate) batch: Arc<InHand>,
-    /// The one of its tasks that runs.
+    /// Number of earlier deliveries that count towards poison detection.
+    pub(crate) redeliveries: u32,
+    pub(crate) in_flight: Arc<InFlightBatch>,
+    /// The index of the task that runs now.
     pub(crate) running: RunningIndex,
 }
 
-/// A batch in this worker's hands. It is acked when its slot is through with it **and** everything that follows from
-/// it is stored: when the last of the open ends closes. If one never closes, the batch is delivered again elsewhere.
+/// The receipt of a batch that is in flight. The batch is acked when its slot has finished it
+/// **and** everything that follows from it is stored, that is, when its last pending part
+/// completes. If a part never completes, the batch is delivered again elsewhere.
 #[derive(Debug)]
-pub(crate) struct InHand {
+pub(crate) struct InFlightBatch {
     receipt: Mutex<Option<Receipt>>,
     from: QueueRole,
-    open_ends: AtomicUsize,
+    pending_parts: AtomicUsize,
 }
 
-impl InHand {
-    /// With one open end: the slot's.
+impl InFlightBatch {
+    /// A batch with one pending part, the slot's.
     pub(crate) fn new(receipt: Receipt, from: QueueRole) -> Self {
         WORKER_DELIVERIES_HELD.rise([from.as_str()]);
-        Self { receipt: Mutex::new(Some(receipt)), from, open_ends: AtomicUsize::new(1) }
+        Self { receipt: Mutex::new(Some(receipt)), from, pending_parts: AtomicUsize::new(1) }
     }
 
-    /// Something that follows from the batch is on its way to the broker.
-    pub(crate) fn open(&self) {
-        self.open_ends.fetch_add(1, Ordering::Relaxed);
+    /// Adds a pending part: an outcome of the batch that is on its way to the broker.
+    pub(crate) fn add_part(&self) {
+        self.pending_parts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it has been acked.
+    /// True if the batch has been acked.
     pub(crate) fn is_settled(&self) -> bool {
-        self.open_ends.load(Ordering::Acquire) == 0
+        self.pending_parts.load(Ordering::Acquire) == 0
     }
 
-    /// It is stored, or the slot is through.
-    pub(crate) fn close(&self) {
-        if self.open_ends.fetch_sub(1, Ordering::AcqRel) == 1
+    /// Completes a part: its outcome is stored, or the slot has finished the batch. The last one
+    /// acks the batch.
+    pub(crate) fn complete_part(&self) {
+        if self.pending_parts.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(receipt) = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take()
         {
             receipt.ack();
@@ -63,31 +65,31 @@ pub(crate) mod tests {
     use super::*;
 
     #[derive(Debug)]
-    struct Nobody;
+    struct NullSettler;
 
-    impl Settler for Nobody {
+    impl Settler for NullSettler {
         fn settle(&self, _: Token, _: Settlement) {}
         fn extend(&self, _: Token) {}
     }
 
-    impl Work {
-        pub(crate) fn of_nothing(from: QueueRole) -> Self {
-            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(Nobody));
+    impl BatchDelivery {
+        pub(crate) fn for_test(from: QueueRole) -> Self {
+            let receipt = Receipt::new(Token { generation: 0, tag: 0 }, Arc::new(NullSettler));
             Self {
                 message: Message::default(),
                 from,
-                before: 0,
-                batch: Arc::new(InHand::new(receipt, from)),
+                redeliveries: 0,
+                in_flight: Arc::new(InFlightBatch::new(receipt, from)),
                 running: RunningIndex::default(),
             }
         }
     }
 
-    /// Counts acks, and takes nothing else.
+    /// A settler that counts acks and panics at any other settlement.
     #[derive(Debug, Default)]
-    pub(crate) struct Acks(pub(crate) AtomicUsize);
+    pub(crate) struct AckCounter(pub(crate) AtomicUsize);
 
-    impl Settler for Acks {
+    impl Settler for AckCounter {
         fn settle(&self, _: Token, how: Settlement) {
             assert_eq!(how, Settlement::Ack);
             self.0.fetch_add(1, Ordering::Relaxed);
@@ -95,17 +97,19 @@ pub(crate) mod tests {
         fn extend(&self, _: Token) {}
     }
 
+    /// A batch is acked once, and only after its last pending part.
     #[test]
-    fn a_batch_is_acked_once_and_only_after_its_last_open_end() {
-        let acks = Arc::new(Acks::default());
+    fn ack_waits_for_the_last_part() {
+        let acks = Arc::new(AckCounter::default());
         let settler: Arc<dyn Settler> = Arc::clone(&acks) as _;
-        let batch = InHand::new(Receipt::new(Token { generation: 0, tag: 1 }, settler), QueueRole::Tasks);
-        batch.open();
-        batch.open();
-        batch.close();
-        batch.close();
+        let batch =
+            InFlightBatch::new(Receipt::new(Token { generation: 0, tag: 1 }, settler), QueueRole::Tasks);
+        batch.add_part();
+        batch.add_part();
+        batch.complete_part();
+        batch.complete_part();
         assert_eq!(acks.0.load(Ordering::Relaxed), 0, "acked although the slot was not through");
-        batch.close();
+        batch.complete_part();
         assert_eq!(acks.0.load(Ordering::Relaxed), 1);
     }
 }

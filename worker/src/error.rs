@@ -1,29 +1,30 @@
-//! Why a worker ends before it is told to.
+//! The reasons for a worker to end early.
 
 use gristmill_shared::{StoreError, TransportError};
 
-/// Why a worker ends before it is told to. What it had not settled is run again elsewhere.
+/// The reason why a worker ended before its shutdown was requested. Batches that it had not settled
+/// run again elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WorkerError {
-    /// The broker is gone, or does not let us.
+    /// The broker is gone, or refuses the connection.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The broker did not take an outcome.
-    #[error("an outcome could not be handed on; its batch runs again elsewhere")]
+    #[error("an outcome could not be published; its batch runs again elsewhere")]
     Store(#[from] StoreError),
-    /// The operating system gives no thread.
+    /// The operating system refuses another thread.
     #[error("cannot start a slot's thread (hint: fewer slots, or a higher limit on processes)")]
     Threads(#[source] std::io::Error),
-    /// Tasks that do not end have taken too many threads.
+    /// Tasks that do not end hold too many threads.
     #[error(
         "{threads} threads are stuck in tasks that run on long after their time limit or their job's stop, more than the \
-         {slots} slots; what was not begun is handed back (hint: start the worker again, and let the job call cx.check() now and then)"
+         {slots} slots; what was not begun is returned to the queue (hint: start the worker again, and let the job call cx.check() now and then)"
     )]
     Stuck {
-        /// How many.
+        /// Number of stuck threads.
         threads: u32,
-        /// How many slots the worker has.
+        /// Number of slots of the worker.
         slots: u16,
     },
     /// A defect of the worker itself.

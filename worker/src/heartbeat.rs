@@ -1,4 +1,4 @@
-//! Tells whoever listens that this worker is alive.
+//! Heartbeats: events that say that this worker is alive and what it runs.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,39 +12,45 @@ use gristmill_shared::{
 
 use tokio::time::MissedTickBehavior;
 
-use crate::{context::Shop, executor::Seat};
+use crate::{context::WorkerContext, executor::SlotLease};
 
-/// How often a worker says that it is alive.
-const BEAT_EVERY: Duration = Duration::from_secs(2);
+/// Interval of heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Never ends. Nobody depends on a beat, so what becomes of it is not looked at.
-pub(crate) async fn run(shop: Arc<Shop>, publisher: Arc<dyn Publisher>, slots: Vec<Arc<Seat>>) {
-    let mut beats = tokio::time::interval(BEAT_EVERY);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay); // those that an outage swallowed are not made up for
+/// Publishes heartbeats for ever. They are best effort: the answer of the broker is ignored.
+pub(crate) async fn run(
+    context: Arc<WorkerContext>,
+    publisher: Arc<dyn Publisher>,
+    slots: Vec<Arc<SlotLease>>,
+) {
+    let mut beats = tokio::time::interval(HEARTBEAT_INTERVAL);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay); // an outage is not caught up with
     loop {
         beats.tick().await;
         let beat = WorkerBeat {
-            worker: shop.id.clone(),
-            lane: shop.lane.clone(),
+            worker: context.id.clone(),
+            lane: context.lane.clone(),
             slots: u32::try_from(slots.len()).unwrap_or(u32::MAX),
-            busy: shop.counts.busy.load(Ordering::Relaxed),
-            done: shop.counts.done.load(Ordering::Relaxed),
-            errors: shop.counts.errors.load(Ordering::Relaxed),
-            running: running(&slots),
+            busy: context.counts.busy.load(Ordering::Relaxed),
+            done: context.counts.done.load(Ordering::Relaxed),
+            errors: context.counts.errors.load(Ordering::Relaxed),
+            running: running_tasks(&slots),
         };
-        let id = format!("{}/beat/{}", shop.id, shop.message_number());
-        let to = Address::Events(Topic::Worker(shop.lane.clone(), shop.id.clone()));
-        let _ = publisher.publish(vec![Outgoing { to, message: beat.message(id, shop.id.as_str()) }]).await;
+        let id = format!("{}/beat/{}", context.id, context.next_message_seq());
+        let to = Address::Events(Topic::Worker(context.lane.clone(), context.id.clone()));
+        let _ =
+            publisher.publish(vec![Outgoing { to, message: beat.message(id, context.id.as_str()) }]).await;
     }
 }
 
-/// Returns the tasks that have held a thread for [`BEAT_EVERY`] or longer, the longest first.
-fn running(slots: &[Arc<Seat>]) -> Vec<RunningTask> {
+/// Returns the tasks that have held a thread for [`HEARTBEAT_INTERVAL`] or longer, the longest
+/// first.
+fn running_tasks(slots: &[Arc<SlotLease>]) -> Vec<RunningTask> {
     let (now, now_ms) = (Instant::now(), now_ms());
     let mut held: Vec<_> = (0..)
         .zip(slots)
-        .flat_map(|(slot, seat)| seat.tasks(now).into_iter().map(move |task| (slot, task)))
-        .filter(|(_, task)| now.saturating_duration_since(task.since) >= BEAT_EVERY)
+        .flat_map(|(slot, lease)| lease.held_tasks(now).into_iter().map(move |task| (slot, task)))
+        .filter(|(_, task)| now.saturating_duration_since(task.since) >= HEARTBEAT_INTERVAL)
         .collect();
     held.sort_by_key(|(_, task)| task.since);
     held.truncate(RUNNING_MAX_TASKS);
@@ -59,15 +65,15 @@ mod tests {
 
     use super::*;
 
-    /// When somebody published, and whether the answers come.
+    /// A publisher that records the times of publishes and answers when it is allowed to.
     #[derive(Debug)]
-    struct Broker {
+    struct BeatRecorder {
         beats: watch::Sender<Vec<Instant>>,
         answers: watch::Sender<bool>,
     }
 
     #[async_trait]
-    impl Publisher for Broker {
+    impl Publisher for BeatRecorder {
         async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
             self.beats.send_modify(|beats| beats.push(Instant::now()));
             self.answers.subscribe().wait_for(|answers| *answers).await.unwrap();
@@ -76,15 +82,17 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn beats_that_an_outage_swallowed_are_not_made_up_for() {
-        let broker = Arc::new(Broker { beats: watch::Sender::default(), answers: watch::Sender::new(false) });
-        let beating = tokio::spawn(run(Shop::of_nothing().await, Arc::clone(&broker) as _, Vec::new()));
-        tokio::time::sleep(BEAT_EVERY * 10).await;
+    async fn outage_is_not_caught_up_with() {
+        let broker =
+            Arc::new(BeatRecorder { beats: watch::Sender::default(), answers: watch::Sender::new(false) });
+        let beating =
+            tokio::spawn(run(WorkerContext::for_test().await, Arc::clone(&broker) as _, Vec::new()));
+        tokio::time::sleep(HEARTBEAT_INTERVAL * 10).await;
         broker.answers.send_replace(true);
         broker.beats.subscribe().wait_for(|beats| beats.len() >= 4).await.unwrap();
         beating.abort();
         let beats = broker.beats.borrow().clone();
         let pauses: Vec<_> = beats.windows(2).skip(1).map(|pair| pair[1] - pair[0]).collect();
-        assert!(pauses.iter().all(|pause| *pause >= BEAT_EVERY), "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause >= HEARTBEAT_INTERVAL), "{pauses:?}");
     }
 }

@@ -1,7 +1,8 @@
-//! Pulls batches, runs their tasks on slots, publishes the outcomes, and only then settles.
+//! The worker: takes batches, runs their tasks on slots, publishes the outcomes, and only then
+//! settles.
 //!
 //! ```text
-//! intake (async) ──▶ slots (threads, user code) ──▶ handoff (async) ──▶ results, retries ──▶ ack
+//! consumer (async) ──▶ slots (threads, user code) ──▶ publisher (async) ──▶ broker ──▶ ack
 //! ```
 
 mod consumer;

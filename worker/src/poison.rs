@@ -1,46 +1,50 @@
-//! Batches that may have killed their worker: what is done with one before anything of it is run.
+//! Poison detection: the decision on a redelivered batch before any of its tasks runs.
 //!
-//! That a message comes again proves nothing: a crash, a connection that went and a broker's restart look alike. So the
-//! first time changes nothing. From the second on a batch goes to the suspects in parts, and there in parts again, until
-//! a message has one task; a process runs one suspect at a time. Only such a task alone gains a loss.
+//! A redelivery proves nothing: a worker crash, a lost connection and a restart of the broker look
+//! alike. So the first redelivery changes nothing. From the second one on, a batch goes to the
+//! suspects in parts, and there in parts again, until a message has one task. Each process runs one
+//! suspect at a time. Only such a single task gains a loss.
 
 use std::time::{Duration, Instant};
 
 use gristmill_shared::QueueRole;
 
-/// So many deliveries may come to nothing before a batch becomes a suspect.
-const DELIVERIES_IN_GOOD_FAITH: u32 = 2;
-/// Into how many parts a suspect is taken at most. A batch of 10,000 tasks is down to one in four steps.
-pub(crate) const SUSPECT_PARTS: usize = 16;
-/// A task whose worker died this often is a failure.
-pub(crate) const LOSSES_MAX: u32 = 3;
-/// When this process has lost its own connection so shortly before, that is the likelier reason.
-const RECONNECTED_LATELY: Duration = Duration::from_secs(30);
+/// Deliveries of a batch that may come to nothing before it becomes a suspect.
+const TRUSTED_DELIVERIES: u32 = 2;
+/// Parts into which a suspect is split at most. A batch of 10,000 tasks is down to one in four
+/// steps.
+pub(crate) const SUSPECT_MAX_PARTS: usize = 16;
+/// Worker crashes after which a task is a failure.
+pub(crate) const TASK_MAX_LOSSES: u32 = 3;
+/// Time after a reconnect of this process in which redeliveries do not count, because the lost
+/// connection is the likelier reason.
+const RECONNECT_WINDOW: Duration = Duration::from_secs(30);
 
-/// What is done with a batch.
+/// The decision on a delivered batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Verdict {
-    /// It is run as it is.
+pub(crate) enum PoisonVerdict {
+    /// Run the batch as it is.
     Run,
-    /// It goes to the suspects, in parts.
+    /// Send the batch to the suspects, in parts.
     Split,
-    /// Its one task has cost a worker its life; counted before it is run again.
+    /// The single task of the batch has crashed a worker; count a loss before it runs again.
     Loss,
 }
 
-/// How many of the deliveries before count, by when this process last lost its own connection.
-pub(crate) fn that_count(before: u32, reconnected_at: Option<Instant>) -> u32 {
-    if reconnected_at.is_some_and(|at| at.elapsed() < RECONNECTED_LATELY) { 0 } else { before }
+/// Returns the number of earlier deliveries that count, given the time when this process last lost
+/// or regained its own connection.
+pub(crate) fn counted_redeliveries(redeliveries: u32, changed_at: Option<Instant>) -> u32 {
+    if changed_at.is_some_and(|at| at.elapsed() < RECONNECT_WINDOW) { 0 } else { redeliveries }
 }
 
-/// The verdict on a batch of `tasks` tasks from this queue, after so many deliveries that count.
-pub(crate) fn judge(from: QueueRole, before: u32, tasks: u32) -> Verdict {
+/// Decides on a batch of `tasks` tasks from this queue after this number of deliveries that count.
+pub(crate) fn classify(from: QueueRole, redeliveries: u32, tasks: u32) -> PoisonVerdict {
     match from {
-        QueueRole::Suspect if before == 0 => Verdict::Run,
-        QueueRole::Suspect if tasks <= 1 => Verdict::Loss,
-        QueueRole::Suspect => Verdict::Split,
-        _ if before < DELIVERIES_IN_GOOD_FAITH => Verdict::Run,
-        _ => Verdict::Split,
+        QueueRole::Suspect if redeliveries == 0 => PoisonVerdict::Run,
+        QueueRole::Suspect if tasks <= 1 => PoisonVerdict::Loss,
+        QueueRole::Suspect => PoisonVerdict::Split,
+        _ if redeliveries < TRUSTED_DELIVERIES => PoisonVerdict::Run,
+        _ => PoisonVerdict::Split,
     }
 }
 
@@ -50,28 +54,32 @@ mod tests {
     use QueueRole::{Again, Suspect, Tasks};
 
     #[test]
-    fn only_a_single_suspect_gains_a_loss() {
-        for (from, before, tasks, verdict) in [
-            (Tasks, 0, 64, Verdict::Run),
-            (Tasks, 1, 64, Verdict::Run),
-            (Tasks, 2, 64, Verdict::Split),
-            (Again, 1, 1, Verdict::Run),
-            (Again, 2, 1, Verdict::Split),
-            (Suspect, 0, 4, Verdict::Run),
-            (Suspect, 1, 4, Verdict::Split),
-            (Suspect, 0, 1, Verdict::Run),
-            (Suspect, 1, 1, Verdict::Loss),
+    fn single_suspect_gains_a_loss() {
+        for (from, redeliveries, tasks, verdict) in [
+            (Tasks, 0, 64, PoisonVerdict::Run),
+            (Tasks, 1, 64, PoisonVerdict::Run),
+            (Tasks, 2, 64, PoisonVerdict::Split),
+            (Again, 1, 1, PoisonVerdict::Run),
+            (Again, 2, 1, PoisonVerdict::Split),
+            (Suspect, 0, 4, PoisonVerdict::Run),
+            (Suspect, 1, 4, PoisonVerdict::Split),
+            (Suspect, 0, 1, PoisonVerdict::Run),
+            (Suspect, 1, 1, PoisonVerdict::Loss),
         ] {
-            assert_eq!(judge(from, before, tasks), verdict, "{tasks} of {from:?}, {before} before");
+            assert_eq!(
+                classify(from, redeliveries, tasks),
+                verdict,
+                "{tasks} of {from:?}, {redeliveries} redeliveries"
+            );
         }
     }
 
     #[test]
-    fn who_has_just_lost_its_own_connection_suspects_nobody() {
+    fn reconnect_resets_redeliveries() {
         let now = Instant::now();
-        assert_eq!(that_count(9, Some(now)), 0);
-        assert_eq!(that_count(9, None), 9);
-        let Some(long_ago) = now.checked_sub(RECONNECTED_LATELY) else { return }; // the machine has just started
-        assert_eq!(that_count(9, Some(long_ago)), 9);
+        assert_eq!(counted_redeliveries(9, Some(now)), 0);
+        assert_eq!(counted_redeliveries(9, None), 9);
+        let Some(long_ago) = now.checked_sub(RECONNECT_WINDOW) else { return }; // the machine has just started
+        assert_eq!(counted_redeliveries(9, Some(long_ago)), 9);
     }
 }

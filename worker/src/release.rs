@@ -12,9 +12,9 @@ use std::{
 use gristmill_shared::{Headers, Kind, QueueRole, RetryDelay, WorkerId};
 use tokio::{sync::watch, time::Instant};
 
-/// Times that a batch goes back to the queue at once; another worker probably takes it there.
+/// Releases of a batch to the queue at once; another worker probably takes it there.
 const RELEASES_AT_ONCE: u32 = 3;
-/// The delay of each release after that.
+/// Delay of each release after that.
 const RELEASE_DELAY: RetryDelay = RetryDelay::Second;
 /// Workers that must have refused a task that does not decode before it fails.
 const UNDECODABLE_MIN_WORKERS: usize = 3;
@@ -24,14 +24,15 @@ const UNDECODABLE_MIN_TIME: Duration = Duration::from_secs(60);
 const PAUSE_AFTER_RELEASES: u32 = 16;
 /// Releases in a row after a pause that begin the next one.
 const PAUSE_AGAIN_AFTER_RELEASES: u32 = 4;
-/// The first pause, and the longest. Each is twice as long as the one before, until a batch is run.
+/// The first pause. Each is twice as long as the one before, until a batch is run.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The reason why a batch is left to other workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Unfit {
-    /// No job of its kind is registered here.
+    /// This worker knows no job of its kind.
     UnknownKind {
         /// The kinds that are.
         known: Vec<String>,
@@ -54,7 +55,7 @@ pub(crate) enum Unfit {
 }
 
 impl Unfit {
-    /// Returns whether the body does not decode, so that it may be wrong.
+    /// Returns true if the body does not decode, so that it may be malformed.
     fn is_undecodable(&self) -> bool {
         matches!(self, Self::Spec(_) | Self::Tasks(_))
     }
@@ -90,9 +91,9 @@ impl Unfit {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Release {
     /// Publish it to this queue, with these headers.
-    To(QueueRole, Headers),
+    Requeue(QueueRole, Headers),
     /// Fail it: enough workers could not decode it.
-    Never,
+    Fail,
 }
 
 /// Decides on a batch from the queue `from` whose message had these headers. `now_ms` is the time
@@ -106,10 +107,10 @@ pub(crate) fn release(
 ) -> Release {
     let mut headers = headers.clone();
     if unfit.is_undecodable() {
-        let mut refusals = Refusals::read(headers.undecodable.as_deref(), now_ms);
+        let mut refusals = Refusals::parse(headers.undecodable.as_deref(), now_ms);
         refusals.add(worker);
-        if refusals.are_enough(now_ms) {
-            return Release::Never;
+        if refusals.is_complete(now_ms) {
+            return Release::Fail;
         }
         headers.undecodable = Some(refusals.to_string());
     }
@@ -121,10 +122,11 @@ pub(crate) fn release(
         (1..=RELEASES_AT_ONCE, _) => QueueRole::Again,
         _ => QueueRole::Retry(RELEASE_DELAY),
     };
-    Release::To(to, headers)
+    Release::Requeue(to, headers)
 }
 
-/// The header `gm-undecodable`: which workers could not decode a batch, and since when.
+/// The header `gm-undecodable`: the workers that could not decode a batch, and the time of the
+/// first.
 #[derive(Debug, PartialEq, Eq)]
 struct Refusals {
     since_ms: u64,
@@ -133,7 +135,7 @@ struct Refusals {
 
 impl Refusals {
     /// Reads the header of earlier workers: none if it is absent or malformed.
-    fn read(header: Option<&str>, now_ms: u64) -> Self {
+    fn parse(header: Option<&str>, now_ms: u64) -> Self {
         let mut words = header.unwrap_or_default().split(' ');
         let since_ms = words.next().and_then(|word| word.parse().ok());
         let workers = words.take(UNDECODABLE_MIN_WORKERS).map(Into::into).collect();
@@ -148,7 +150,7 @@ impl Refusals {
         }
     }
 
-    fn are_enough(&self, now_ms: u64) -> bool {
+    fn is_complete(&self, now_ms: u64) -> bool {
         let waited = Duration::from_millis(now_ms.saturating_sub(self.since_ms));
         self.workers.len() >= UNDECODABLE_MIN_WORKERS && waited >= UNDECODABLE_MIN_TIME
     }
@@ -161,7 +163,7 @@ impl fmt::Display for Refusals {
     }
 }
 
-/// Decides when a worker that can run nothing of what it is sent takes no more for a while.
+/// Decides when a worker that can run none of its deliveries takes no more for a while.
 #[derive(Debug)]
 pub(crate) struct ReleaseTracker {
     /// Batches released since the last one that was run.
@@ -179,7 +181,7 @@ impl Default for ReleaseTracker {
 
 impl ReleaseTracker {
     /// Counts a batch that is run.
-    pub(crate) fn ran(&self) {
+    pub(crate) fn record_run(&self) {
         if self.in_a_row.load(Ordering::Relaxed) > 0 {
             let mut pause = self.pause();
             self.in_a_row.store(0, Ordering::Relaxed);
@@ -188,7 +190,7 @@ impl ReleaseTracker {
     }
 
     /// Counts a batch that was released. Begins a pause if there were many in a row.
-    pub(crate) fn released(&self, now: Instant) {
+    pub(crate) fn record_release(&self, now: Instant) {
         let mut pause = self.pause();
         if self.paused_until.borrow().is_some_and(|until| now < until) {
             return; // taken before the pause
@@ -202,7 +204,7 @@ impl ReleaseTracker {
         self.paused_until.send_replace(Some(now + *pause));
     }
 
-    /// Changes when a pause begins, to its end.
+    /// Returns a receiver that changes when a pause begins, to the end of that pause.
     pub(crate) fn pauses(&self) -> watch::Receiver<Option<Instant>> {
         self.paused_until.subscribe()
     }
@@ -221,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_is_immediate_three_times_then_slow() {
+    fn fourth_release_is_delayed() {
         let unfit = Unfit::Version { here: 1, wanted: 2 };
         for (from, at_once) in
             [(QueueRole::Tasks, QueueRole::Again), (QueueRole::Suspect, QueueRole::Suspect)]
@@ -229,7 +231,7 @@ mod tests {
             let mut headers = Headers { attempt: 2, loss: 1, ..Headers::default() };
             let mut queues = Vec::new();
             for _ in 0..5 {
-                let Release::To(to, next) = release(&unfit, from, &headers, &worker(1), 0) else {
+                let Release::Requeue(to, next) = release(&unfit, from, &headers, &worker(1), 0) else {
                     panic!("given up")
                 };
                 queues.push(to);
@@ -242,10 +244,10 @@ mod tests {
     }
 
     #[test]
-    fn unprepared_batch_waits_at_no_cost() {
+    fn unprepared_batch_costs_nothing() {
         let unfit = Unfit::Unprepared("no server".into());
         let headers = Headers { attempt: 2, ..Headers::default() };
-        let Release::To(to, next) = release(&unfit, QueueRole::Tasks, &headers, &worker(1), 0) else {
+        let Release::Requeue(to, next) = release(&unfit, QueueRole::Tasks, &headers, &worker(1), 0) else {
             panic!("given up")
         };
         assert_eq!(to, QueueRole::Retry(RetryDelay::Second));
@@ -253,17 +255,17 @@ mod tests {
     }
 
     #[test]
-    fn undecodable_needs_three_workers_and_a_minute() {
+    fn undecodable_needs_three_workers() {
         let unfit = Unfit::Tasks("no number".into());
         let minute = 60_000;
         let mut headers = Headers::default();
         let mut refuse =
             |by: u32, now_ms| match release(&unfit, QueueRole::Tasks, &headers, &worker(by), now_ms) {
-                Release::To(_, next) => {
+                Release::Requeue(_, next) => {
                     headers = next;
                     false
                 }
-                Release::Never => true,
+                Release::Fail => true,
             };
         assert!(!refuse(1, 1_000));
         assert!(!refuse(1, 1_000 + 5 * minute), "one worker alone");
@@ -273,47 +275,47 @@ mod tests {
         let mut headers = Headers::default();
         for by in 1..=3 {
             let next = release(&unfit, QueueRole::Tasks, &headers, &worker(by), minute);
-            let Release::To(_, next) = next else { panic!("within a minute") };
+            let Release::Requeue(_, next) = next else { panic!("within a minute") };
             headers = next;
         }
         assert_eq!(headers.undecodable.as_deref(), Some("60000 w-1 w-2 w-3"));
-        assert_eq!(release(&unfit, QueueRole::Tasks, &headers, &worker(3), 2 * minute), Release::Never);
+        assert_eq!(release(&unfit, QueueRole::Tasks, &headers, &worker(3), 2 * minute), Release::Fail);
     }
 
     #[test]
-    fn an_odd_header_starts_the_count_anew() {
+    fn malformed_header_resets_count() {
         for odd in ["", "soon w-1", "-5 w"] {
-            let read = Refusals::read(Some(odd), 7);
-            assert_eq!(read, Refusals { since_ms: 7, workers: Vec::new() }, "{odd:?}");
+            let parsed = Refusals::parse(Some(odd), 7);
+            assert_eq!(parsed, Refusals { since_ms: 7, workers: Vec::new() }, "{odd:?}");
         }
         let long = format!("5{}", " w".repeat(1_000));
-        assert_eq!(Refusals::read(Some(&long), 7).workers.len(), UNDECODABLE_MIN_WORKERS);
+        assert_eq!(Refusals::parse(Some(&long), 7).workers.len(), UNDECODABLE_MIN_WORKERS);
     }
 
     #[test]
-    fn only_releases_in_a_row_pause_a_worker() {
+    fn consecutive_releases_pause() {
         let tracker = ReleaseTracker::default();
         let pauses = tracker.pauses();
         let mut now = Instant::now();
         for _ in 0..100 {
-            (1..PAUSE_AFTER_RELEASES).for_each(|_| tracker.released(now));
-            tracker.ran();
+            (1..PAUSE_AFTER_RELEASES).for_each(|_| tracker.record_release(now));
+            tracker.record_run();
         }
         assert_eq!(*pauses.borrow(), None);
         let mut lengths = Vec::new();
         for _ in 0..6 {
             while pauses.borrow().is_none_or(|until| until <= now) {
-                tracker.released(now);
+                tracker.record_release(now);
             }
             let until = pauses.borrow().unwrap();
             lengths.push((until - now).as_secs());
-            (0..100).for_each(|_| tracker.released(now)); // what was taken before does not extend it
+            (0..100).for_each(|_| tracker.record_release(now)); // deliveries from before the pause do not extend it
             assert_eq!(*pauses.borrow(), Some(until));
             now = until;
         }
         assert_eq!(lengths, [1, 2, 4, 8, 10, 10]);
-        tracker.ran();
-        (1..PAUSE_AFTER_RELEASES).for_each(|_| tracker.released(now));
-        assert_eq!(*pauses.borrow(), Some(now), "a batch was run: the count begins anew");
+        tracker.record_run();
+        (1..PAUSE_AFTER_RELEASES).for_each(|_| tracker.record_release(now));
+        assert_eq!(*pauses.borrow(), Some(now), "a batch was run, so the count restarts");
     }
 }

@@ -1,7 +1,7 @@
-//! What waits for a slot: intakes bring it in lots, slots take it one by one.
+//! The queue of batches that wait for a slot: consumers push several at a time, slots take one.
 //!
-//! A thread that must be woken costs as much as a tiny batch, so an intake is not woken for each batch that is taken, but
-//! when as many are left as there are slots.
+//! Waking a task costs as much as a tiny batch, so a consumer is not woken for each batch that is
+//! taken, but when as many batches are left as there are slots.
 
 use std::{
     collections::VecDeque,
@@ -14,80 +14,84 @@ use std::{
 use gristmill_shared::QueueRole;
 use tokio::sync::Notify;
 
-use crate::delivery::Work;
+use crate::delivery::BatchDelivery;
 
-/// Where slots take work from, and whoever hands back what no slot will begin.
+/// The receiving half, for slots and for the tasks that requeue batches which no slot will begin.
 #[derive(Clone, Debug)]
-pub(crate) struct Waiting(Arc<Shared>);
+pub(crate) struct RunQueueReceiver(Arc<SharedRunQueue>);
 
-/// Where an intake brings it. When the last of these goes, no more will come.
+/// The sending half, for consumers. The queue is closed when the last one is dropped.
 #[derive(Debug)]
-pub(crate) struct Giving(Arc<Shared>);
+pub(crate) struct RunQueueSender(Arc<SharedRunQueue>);
 
+/// The state and the notifications of both halves.
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
-    /// For threads: there is work, or there will be none.
-    some: Condvar,
-    /// The same, for tasks.
-    some_async: Notify,
-    /// Few are left.
-    few_left: Notify,
-    /// A slot finds nothing.
-    dry: Notify,
-    /// How many are few.
-    few: usize,
+struct SharedRunQueue {
+    state: Mutex<RunQueueState>,
+    /// Notifies threads of a new delivery, and of the end of the queue.
+    available: Condvar,
+    /// Notifies tasks of the same.
+    available_async: Notify,
+    /// Notifies senders that the queue is down to its low watermark.
+    low: Notify,
+    /// Notifies that a slot found the queue empty.
+    idle_slot: Notify,
+    /// Number of waiting deliveries at which senders are woken.
+    low_watermark: usize,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    /// They go first. The shorter one is held, the less likely it is held when its process dies of something else.
-    suspects: VecDeque<Work>,
-    /// At most `few` and a lot of each intake.
-    queue: VecDeque<Work>,
-    givers: usize,
-    /// How many slots wait for work.
+struct RunQueueState {
+    /// Suspects, which go first. The shorter the worker holds one, the less likely it still holds
+    /// it when the process dies for another reason.
+    suspects: VecDeque<BatchDelivery>,
+    /// All others: at most `low_watermark` and one push of each sender.
+    queue: VecDeque<BatchDelivery>,
+    senders: usize,
+    /// Number of slots that wait for a delivery.
     idle: usize,
-    /// How many were taken so far.
+    /// Number of deliveries taken so far.
     taken: u64,
-    /// Number of times that slots were asked to drop what has ended, before they take work.
-    ends: u64,
+    /// Number of requests to drop what has ended, which each slot serves before its next delivery.
+    cleanups: u64,
 }
 
-/// An intake is to bring more when as few are left as there are slots.
-pub(crate) fn waiting(slots: usize) -> (Giving, Waiting) {
-    let state = Mutex::new(State { givers: 1, ..State::default() });
-    let (some, some_async) = (Condvar::new(), Notify::new());
-    let (few_left, dry) = (Notify::new(), Notify::new());
-    let shared = Arc::new(Shared { state, some, some_async, few_left, dry, few: slots });
-    (Giving(Arc::clone(&shared)), Waiting(shared))
+/// Makes a queue whose low watermark is the number of slots.
+pub(crate) fn run_queue(slots: usize) -> (RunQueueSender, RunQueueReceiver) {
+    let state = Mutex::new(RunQueueState { senders: 1, ..RunQueueState::default() });
+    let (available, available_async) = (Condvar::new(), Notify::new());
+    let (low, idle_slot) = (Notify::new(), Notify::new());
+    let shared =
+        Arc::new(SharedRunQueue { state, available, available_async, low, idle_slot, low_watermark: slots });
+    (RunQueueSender(Arc::clone(&shared)), RunQueueReceiver(shared))
 }
 
-impl Shared {
-    /// Nothing panics under the lock.
-    fn state(&self) -> MutexGuard<'_, State> {
+impl SharedRunQueue {
+    /// Locks the state. No code panics under this lock.
+    fn state(&self) -> MutexGuard<'_, RunQueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Giving {
-    /// Gives the lot at once, and waits until few are left. Cancelled, all of it has been given.
-    pub(crate) async fn give(&self, lot: Vec<Work>) {
-        self.0.state().extend(lot);
-        self.0.some.notify_all();
-        self.0.some_async.notify_waiters();
+impl RunQueueSender {
+    /// Pushes all deliveries at once, and waits until the queue is down to its low watermark.
+    /// Cancelled, it has still pushed all of them.
+    pub(crate) async fn push(&self, deliveries: Vec<BatchDelivery>) {
+        self.0.state().extend(deliveries);
+        self.0.available.notify_all();
+        self.0.available_async.notify_waiters();
         loop {
-            let mut few_left = pin!(self.0.few_left.notified());
-            few_left.as_mut().enable(); // what is taken from here on is heard
-            if self.0.state().len() <= self.0.few {
+            let mut low = pin!(self.0.low.notified());
+            low.as_mut().enable(); // notices all deliveries taken from here on
+            if self.0.state().len() <= self.0.low_watermark {
                 return;
             }
-            few_left.await;
+            low.await;
         }
     }
 
-    /// Waits until nothing has been taken for so long, or up to twice that.
-    pub(crate) async fn standstill(&self, time: Duration) {
+    /// Waits until no delivery has been taken for `time`; returns after at most twice `time`.
+    pub(crate) async fn wait_stalled(&self, time: Duration) {
         let mut taken = self.0.state().taken;
         loop {
             tokio::time::sleep(time).await;
@@ -99,95 +103,97 @@ impl Giving {
     }
 }
 
-impl Clone for Giving {
+impl Clone for RunQueueSender {
     fn clone(&self) -> Self {
-        self.0.state().givers += 1;
+        self.0.state().senders += 1;
         Self(Arc::clone(&self.0))
     }
 }
 
-impl Drop for Giving {
+impl Drop for RunQueueSender {
     fn drop(&mut self) {
-        self.0.state().givers -= 1;
-        self.0.some.notify_all();
-        self.0.some_async.notify_waiters();
+        self.0.state().senders -= 1;
+        self.0.available.notify_all();
+        self.0.available_async.notify_waiters();
     }
 }
 
-impl Waiting {
-    /// Blocks. Nothing once no more will come. `tidy_up` is called, without the lock, when
-    /// [`Waiting::tidy_up`] asked for it since `seen`, which is the slot's own count.
-    pub(crate) fn next(&self, seen: &mut u64, tidy_up: impl Fn()) -> Option<Work> {
+impl RunQueueReceiver {
+    /// Blocks until a delivery is there; returns `None` once the queue is closed and empty. Calls
+    /// `cleanup`, without the lock, if [`RunQueueReceiver::request_cleanup`] was called since
+    /// `seen`, which is the slot's own count.
+    pub(crate) fn next(&self, seen: &mut u64, cleanup: impl Fn()) -> Option<BatchDelivery> {
         let mut state = self.0.state();
         loop {
-            if mem::replace(seen, state.ends) != state.ends {
+            if mem::replace(seen, state.cleanups) != state.cleanups {
                 drop(state);
-                tidy_up();
+                cleanup();
                 state = self.0.state();
             }
-            if let Some(work) = self.take(&mut state) {
-                return Some(work);
+            if let Some(delivery) = self.take(&mut state) {
+                return Some(delivery);
             }
-            if state.givers == 0 {
+            if state.senders == 0 {
                 return None;
             }
             state.idle += 1;
-            self.0.dry.notify_waiters();
-            state = self.0.some.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.0.idle_slot.notify_waiters();
+            state = self.0.available.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
         }
     }
 
-    /// Has each slot tidy up: at once if it waits for work, else before it takes some.
-    pub(crate) fn tidy_up(&self) {
-        self.0.state().ends += 1;
-        self.0.some.notify_all();
+    /// Asks each slot to clean up: at once if it waits for a delivery, otherwise before its next
+    /// one.
+    pub(crate) fn request_cleanup(&self) {
+        self.0.state().cleanups += 1;
+        self.0.available.notify_all();
     }
 
-    /// Waits until a slot has nothing to do.
-    pub(crate) async fn runs_dry(&self) {
+    /// Waits until a slot is idle.
+    pub(crate) async fn wait_idle(&self) {
         loop {
-            let mut dry = pin!(self.0.dry.notified());
-            dry.as_mut().enable(); // what happens from here on is heard
+            let mut idle_slot = pin!(self.0.idle_slot.notified());
+            idle_slot.as_mut().enable(); // notices all that happens from here on
             if self.0.state().idle > 0 {
                 return;
             }
-            dry.await;
+            idle_slot.await;
         }
     }
 
-    /// The same, async. Cancel safe.
-    pub(crate) async fn next_async(&self) -> Option<Work> {
+    /// Waits for a delivery as [`RunQueueReceiver::next`] does. Cancel safe.
+    pub(crate) async fn next_async(&self) -> Option<BatchDelivery> {
         loop {
-            let mut some = pin!(self.0.some_async.notified());
-            some.as_mut().enable();
-            let (work, givers) = {
+            let mut available = pin!(self.0.available_async.notified());
+            available.as_mut().enable();
+            let (delivery, senders) = {
                 let mut state = self.0.state();
-                (self.take(&mut state), state.givers)
+                (self.take(&mut state), state.senders)
             };
-            if work.is_some() || givers == 0 {
-                return work;
+            if delivery.is_some() || senders == 0 {
+                return delivery;
             }
-            some.await;
+            available.await;
         }
     }
 
-    fn take(&self, state: &mut State) -> Option<Work> {
-        let work = state.suspects.pop_front().or_else(|| state.queue.pop_front())?;
+    fn take(&self, state: &mut RunQueueState) -> Option<BatchDelivery> {
+        let delivery = state.suspects.pop_front().or_else(|| state.queue.pop_front())?;
         state.taken += 1;
-        if state.len() == self.0.few {
-            self.0.few_left.notify_waiters();
+        if state.len() == self.0.low_watermark {
+            self.0.low.notify_waiters();
         }
-        Some(work)
+        Some(delivery)
     }
 }
 
-impl State {
-    fn extend(&mut self, lot: Vec<Work>) {
-        for work in lot {
-            match work.from {
-                QueueRole::Suspect => self.suspects.push_back(work),
-                _ => self.queue.push_back(work),
+impl RunQueueState {
+    fn extend(&mut self, deliveries: Vec<BatchDelivery>) {
+        for delivery in deliveries {
+            match delivery.from {
+                QueueRole::Suspect => self.suspects.push_back(delivery),
+                _ => self.queue.push_back(delivery),
             }
         }
     }
@@ -203,80 +209,80 @@ mod tests {
 
     use super::*;
 
-    fn works<const N: usize>(from: [QueueRole; N]) -> Vec<Work> {
-        from.into_iter().map(Work::of_nothing).collect()
+    fn deliveries<const N: usize>(from: [QueueRole; N]) -> Vec<BatchDelivery> {
+        from.into_iter().map(BatchDelivery::for_test).collect()
     }
 
     #[tokio::test]
-    async fn suspects_go_first_and_nothing_is_left_behind() {
-        let (giving, waiting) = waiting(4);
-        giving.give(works([QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect])).await;
-        drop(giving);
-        let from = || waiting.next(&mut 0, || {}).map(|work| work.from);
+    async fn suspects_go_first() {
+        let (sender, receiver) = run_queue(4);
+        sender.push(deliveries([QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect])).await;
+        drop(sender);
+        let from = || receiver.next(&mut 0, || {}).map(|delivery| delivery.from);
         assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
-        assert_eq!(waiting.next_async().await.map(|work| work.from), Some(QueueRole::Again));
+        assert_eq!(receiver.next_async().await.map(|delivery| delivery.from), Some(QueueRole::Again));
         assert_eq!([from(), from()], [None, None]);
     }
 
     #[tokio::test]
-    async fn whoever_gives_waits_until_few_are_left() {
-        let (giving, waiting) = waiting(1);
-        let mut given = pin!(giving.give(works([QueueRole::Tasks; 3])));
+    async fn push_waits_for_low_watermark() {
+        let (sender, receiver) = run_queue(1);
+        let mut pushed = pin!(sender.push(deliveries([QueueRole::Tasks; 3])));
         for _ in 0..2 {
-            assert!(given.as_mut().now_or_never().is_none());
-            waiting.next(&mut 0, || {}).unwrap();
+            assert!(pushed.as_mut().now_or_never().is_none());
+            receiver.next(&mut 0, || {}).unwrap();
         }
-        given.await;
+        pushed.await;
     }
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_work_and_by_the_end() {
-        let (giving, waiting) = waiting(1);
-        let mut next = pin!(waiting.next_async());
+    async fn receivers_wake_for_work_and_end() {
+        let (sender, receiver) = run_queue(1);
+        let mut next = pin!(receiver.next_async());
         assert!(next.as_mut().now_or_never().is_none());
-        giving.give(works([QueueRole::Again])).await;
+        sender.push(deliveries([QueueRole::Again])).await;
         assert!(next.await.is_some());
         let taker = std::thread::spawn({
-            let waiting = waiting.clone();
-            move || waiting.next(&mut 0, || {}).is_none()
+            let receiver = receiver.clone();
+            move || receiver.next(&mut 0, || {}).is_none()
         });
-        let mut next = pin!(waiting.next_async());
+        let mut next = pin!(receiver.next_async());
         assert!(next.as_mut().now_or_never().is_none());
-        drop(giving);
+        drop(sender);
         assert!(next.await.is_none() && taker.join().unwrap());
     }
 
     #[tokio::test]
-    async fn each_idle_slot_tidies_up() {
-        let (giving, waiting) = waiting(2);
-        let (tidied, told) = flume::bounded(8);
+    async fn each_idle_slot_cleans_up() {
+        let (sender, receiver) = run_queue(2);
+        let (cleaned, noticed) = flume::bounded(8);
         let slots = [1, 2].map(|number| {
-            let (waiting, tidied) = (waiting.clone(), tidied.clone());
-            std::thread::spawn(move || waiting.next(&mut 0, || tidied.send(number).unwrap()).is_none())
+            let (receiver, cleaned) = (receiver.clone(), cleaned.clone());
+            std::thread::spawn(move || receiver.next(&mut 0, || cleaned.send(number).unwrap()).is_none())
         });
-        waiting.runs_dry().await;
-        waiting.tidy_up();
-        let both = async { (told.recv_async().await.unwrap(), told.recv_async().await.unwrap()) };
+        receiver.wait_idle().await;
+        receiver.request_cleanup();
+        let both = async { (noticed.recv_async().await.unwrap(), noticed.recv_async().await.unwrap()) };
         let both = tokio::time::timeout(Duration::from_secs(10), both).await;
-        let (first, second) = both.expect("each slot tidies up");
-        assert_eq!(first + second, 3, "each slot, since each has what the others do not know of");
-        drop(giving);
+        let (first, second) = both.expect("each slot cleans up");
+        assert_eq!(first + second, 3, "each slot, since each has state that the others do not know");
+        drop(sender);
         assert!(slots.into_iter().all(|slot| slot.join().unwrap()));
-        assert_eq!(told.drain().count(), 0, "once");
+        assert_eq!(noticed.drain().count(), 0, "once");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_standstill_is_when_nothing_is_taken() {
-        let (giving, waiting) = waiting(8);
-        giving.give(works([QueueRole::Tasks; 3])).await;
+    async fn stall_means_no_delivery_taken() {
+        let (sender, receiver) = run_queue(8);
+        sender.push(deliveries([QueueRole::Tasks; 3])).await;
         let (start, second) = (tokio::time::Instant::now(), Duration::from_secs(1));
         let taking = async {
             for _ in 0..2 {
                 tokio::time::sleep(second / 2).await;
-                waiting.next(&mut 0, || {});
+                receiver.next(&mut 0, || {});
             }
         };
-        tokio::join!(giving.standstill(second), taking);
+        tokio::join!(sender.wait_stalled(second), taking);
         let after = start.elapsed();
         assert!((second * 2..=second * 3).contains(&after), "{after:?}");
     }

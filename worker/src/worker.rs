@@ -1,4 +1,4 @@
-//! The worker as a whole: what it is made of, and how it starts and leaves.
+//! The worker as a whole: its parts, its start and its shutdown.
 
 use std::{
     fmt,
@@ -17,34 +17,36 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     WorkerError,
-    consumer::{self, Intake, LOWEST, PER_SLOT},
-    context::Shop,
-    executor::Crew,
+    consumer::{self, BATCHES_PER_SLOT, LOWEST_LEVEL, QueueConsumer},
+    context::WorkerContext,
+    executor::SlotPool,
     heartbeat,
     isolate::Isolation,
-    outbound::{hand_on_all, handoffs},
-    run_queue::waiting,
+    outbound::{outbound_channel, publish_outbound},
+    run_queue::run_queue,
 };
 
-/// How long running tasks may take to end after the worker was told to leave.
+/// Time for which running tasks may continue after the shutdown of the worker begins.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(30);
 /// Time for which a task may go on after its job was stopped, before its slot gets another thread.
-/// More than a time limit's, since a stop comes unforeseen: a task may look for it every few
-/// seconds only.
+/// Longer than the grace after a time limit, since a stop is unforeseen: a task may check for it
+/// only every few seconds.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
-/// How long a leaving worker waits, after that, for the broker to take what it has.
+/// Time after that grace for which a leaving worker waits for the broker to take its outcomes.
 const SETTLING_GRACE: Duration = Duration::from_secs(10);
 /// Time that the end of a child process may take before its slot's thread is given up: SIGKILL
 /// follows SIGTERM after 1 s, and a killed process may take 1 s to go.
 const CHILD_END_GRACE: Duration = Duration::from_secs(3);
-/// The most messages a worker holds of the tasks queue; and as many retried ones, and as many of all further shards.
+/// Deliveries of the tasks queue that a worker holds at most; the same for retried ones, and for
+/// all further shards together.
 const PREFETCH_MAX: u16 = 512;
-/// How many retried ones it holds while batches take long; of the others it holds as many as it has slots.
-const PREFETCH_AGAIN_WHEN_LONG: u16 = 1;
-/// A process runs one suspect at a time.
+/// Retried deliveries that a worker holds while batches take long. Of the tasks queue it then holds
+/// as many as it has slots.
+const LONG_PREFETCH_AGAIN: u16 = 1;
+/// Suspects that a process holds, and so runs, at a time.
 const PREFETCH_SUSPECT: u16 = 1;
 
-/// A worker: takes batches of a lane, runs their tasks, hands on the outcomes.
+/// A worker: takes batches of a lane, runs their tasks, publishes the outcomes.
 #[derive(Debug, Clone)]
 pub struct Worker {
     registry: Registry,
@@ -58,7 +60,7 @@ pub struct Worker {
     build: Option<BuildId>,
 }
 
-/// What a worker did.
+/// The counts of a worker's run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WorkerReport {
     /// Batches begun.
@@ -67,11 +69,13 @@ pub struct WorkerReport {
     pub done: u64,
     /// Tries that ended in an error.
     pub errors: u64,
-    /// Tasks that nobody needed any more.
+    /// Tasks that were no longer needed.
     pub skipped: u64,
-    /// Batches, or ends of batches, left to others: when the worker was told to leave, or when a task beside them ran too long.
+    /// Batches, or rests of batches, returned to the queue: because the worker left, or because a
+    /// task of the batch ran too long.
     pub handed_back: u64,
-    /// Slots whose task did not end within the grace; what was not handed on of their batches was handed back.
+    /// Slots whose task did not end within the grace; the rest of their batches was returned to the
+    /// queue.
     pub abandoned: u32,
 }
 
@@ -103,7 +107,7 @@ impl Worker {
         }
     }
 
-    /// Names the build of the program, which travels with the outcomes.
+    /// Sets the build of the program, which travels with the outcomes.
     #[must_use]
     pub fn build(self, build: Option<BuildId>) -> Self {
         Self { build, ..self }
@@ -115,8 +119,8 @@ impl Worker {
         Self { lane, ..self }
     }
 
-    /// Makes so many shards of the lane where there are fewer. It takes from all that there are when it starts, also from
-    /// those that others made, and not from those that others make later.
+    /// Raises the lane's shards to at least this number. The worker takes from all shards that
+    /// exist when it starts, also from those that others made, but not from shards made later.
     #[must_use]
     pub fn shards(self, shards: Shards) -> Self {
         Self { shards, ..self }
@@ -128,7 +132,7 @@ impl Worker {
         Self { slots, ..self }
     }
 
-    /// Waits this long for running tasks when told to leave. Defaults to [`DEFAULT_GRACE`].
+    /// Waits this long for running tasks at shutdown. Defaults to [`DEFAULT_GRACE`].
     #[must_use]
     pub fn grace(self, grace: Duration) -> Self {
         Self { grace, ..self }
@@ -151,14 +155,15 @@ impl Worker {
         Self { isolation: Some(Isolation::new(command)), ..self }
     }
 
-    /// Works until `shutdown` resolves; then takes nothing more, lets the running tasks end, hands back the rest
-    /// without cost, and settles.
+    /// Works until `shutdown` resolves; then takes no more batches, lets the running tasks end,
+    /// returns the rest to the queue without cost, and settles.
     ///
-    /// Dropping the future leaves at once: slots end after their running task, and what was not settled runs again
-    /// elsewhere.
+    /// Dropping the future leaves at once: slots end after their running task, and unsettled
+    /// batches run again elsewhere.
     ///
     /// # Errors
-    /// [`WorkerError`] if the broker goes, or takes no outcomes for a reason that waiting does not mend.
+    /// [`WorkerError`] if the broker is gone, or takes no outcomes for a reason that does not pass by
+    /// waiting.
     pub async fn run_until(
         self,
         transport: Arc<dyn Transport>,
@@ -167,53 +172,60 @@ impl Worker {
         transport.open_lane(&self.lane).await?;
         let shards = transport.open_shards(&self.lane, self.shards).await?;
         let publisher = transport.publisher().await?;
-        let (board, following) = JobBoard::open(&*transport).await?;
-        let mut shop = Shop::new(
+        let (tracker, following) = JobBoard::open(&*transport).await?;
+        let mut context = WorkerContext::new(
             self.registry.clone(),
-            board,
+            tracker,
             Arc::clone(&transport),
             self.lane.clone(),
             self.id.clone(),
             self.build.clone(),
         );
         let isolation = self.isolation.clone();
-        shop.isolation = isolation.map(|isolation| Isolation { stop_grace: self.stop_grace, ..isolation });
+        context.isolation = isolation.map(|isolation| Isolation { stop_grace: self.stop_grace, ..isolation });
         // The slot's thread ends the child, and so is free a little later.
         let stop_grace = match self.isolation {
             Some(_) => self.stop_grace.saturating_add(CHILD_END_GRACE),
             None => self.stop_grace,
         };
-        let shop = Arc::new(shop);
-        let _halt_on_drop = HaltOnDrop(Arc::clone(&shop));
+        let context = Arc::new(context);
+        let _halt_on_drop = HaltOnDrop(Arc::clone(&context));
 
-        let (work, waiting) = waiting(self.slots.get().into());
-        let (handoffs, to_hand_on) = handoffs();
-        let crew = Crew::start(self.slots, stop_grace, Arc::clone(&shop), waiting.clone(), handoffs.clone())?;
+        let (run_sender, run_receiver) = run_queue(self.slots.get().into());
+        let (outbound_queue, outbound_receiver) = outbound_channel();
+        let pool = SlotPool::start(
+            self.slots,
+            stop_grace,
+            Arc::clone(&context),
+            run_receiver.clone(),
+            outbound_queue.clone(),
+        )?;
         let leaving = CancellationToken::new();
-        let mut intakes = FuturesUnordered::new();
-        for (from, prefetch) in prefetches(self.slots.get(), shards) {
-            let intake = Intake {
+        let mut queue_consumers = FuturesUnordered::new();
+        for (from, prefetch) in prefetch_levels(self.slots.get(), shards) {
+            let queue_consumer = QueueConsumer {
                 from,
                 prefetch,
-                shop: Arc::clone(&shop),
-                work: work.clone(),
-                waiting: waiting.clone(),
-                handoffs: handoffs.clone(),
+                context: Arc::clone(&context),
+                run_sender: run_sender.clone(),
+                run_receiver: run_receiver.clone(),
+                outbound_queue: outbound_queue.clone(),
                 leaving: leaving.clone(),
             };
-            let sources = intake.open().await?;
-            intakes.push(AbortOnDropHandle::new(tokio::spawn(intake.run(sources))));
+            let levels = queue_consumer.open().await?;
+            queue_consumers.push(AbortOnDropHandle::new(tokio::spawn(queue_consumer.run(levels))));
         }
-        drop(work);
-        let _beat = AbortOnDropHandle::new(tokio::spawn(heartbeat::run(
-            Arc::clone(&shop),
+        drop(run_sender);
+        let _heartbeat = AbortOnDropHandle::new(tokio::spawn(heartbeat::run(
+            Arc::clone(&context),
             Arc::clone(&publisher),
-            crew.seats(),
+            pool.leases(),
         )));
-        let watched = Arc::clone(&shop);
-        let _watch = AbortOnDropHandle::new(tokio::spawn(async move { watched.watch_connection().await }));
-        let (cached, slots) = (Arc::clone(&shop), waiting.clone());
-        let _tidy = AbortOnDropHandle::new(tokio::spawn(async move { cached.jobs.watch(&slots).await }));
+        let observed = Arc::clone(&context);
+        let _watch = AbortOnDropHandle::new(tokio::spawn(async move { observed.watch_connection().await }));
+        let (cached, slots) = (Arc::clone(&context), run_receiver.clone());
+        let _cleanup =
+            AbortOnDropHandle::new(tokio::spawn(async move { cached.jobs.watch_ended(&slots).await }));
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         WORKER_SLOTS.set([], self.slots.get().into());
         tracing::info!(
@@ -223,52 +235,55 @@ impl Worker {
         let leave = async {
             tokio::select! {
                 () = shutdown => {}
-                () = crew.too_many_stuck.cancelled() => {}
+                () = pool.stuck_limit_reached.cancelled() => {}
             }
-            shop.halt.stop();
+            context.halt.stop();
             leaving.cancel();
             Ok(())
         };
-        let intakes_ended = async {
+        let consumers_ended = async {
             let mut consumers: Vec<Box<dyn Consumer>> = Vec::new();
-            while let Some(intake) = intakes.next().await {
-                consumers.extend(intake.map_err(|_| WorkerError::Died)??);
+            while let Some(ended) = queue_consumers.next().await {
+                consumers.extend(ended.map_err(|_| WorkerError::Died)??);
             }
             Ok::<_, WorkerError>(consumers)
         };
-        let handed_back = async {
+        let requeued = async {
             leaving.cancelled().await;
             let never = CancellationToken::new();
-            consumer::hand_back_all(&shop, &waiting, &handoffs, &never).await;
+            consumer::requeue_all(&context, &run_receiver, &outbound_queue, &never).await;
             Ok(())
         };
-        let no_more = CancellationToken::new();
+        let all_emitted = CancellationToken::new();
         let worked = async {
-            let slots_ended = crew.ended(&leaving, self.grace);
-            let ((), consumers, (), ()) = futures::try_join!(leave, intakes_ended, handed_back, slots_ended)?;
-            no_more.cancel();
+            let slots_ended = pool.wait_finished(&leaving, self.grace);
+            let ((), consumers, (), ()) = futures::try_join!(leave, consumers_ended, requeued, slots_ended)?;
+            all_emitted.cancel();
             Ok::<_, WorkerError>(consumers)
         };
-        let handed_on = async { Ok(hand_on_all(&shop, to_hand_on, &*publisher, &waiting, &no_more).await?) };
+        let published = async {
+            Ok(publish_outbound(&context, outbound_receiver, &*publisher, &run_receiver, &all_emitted)
+                .await?)
+        };
         let too_long = async {
             leaving.cancelled().await;
             tokio::time::sleep(self.grace + SETTLING_GRACE).await;
         };
         tokio::select! {
-            ended = async { futures::try_join!(worked, handed_on) } => {
+            ended = async { futures::try_join!(worked, published) } => {
                 let (consumers, ()) = ended?;
                 for consumer in consumers {
                     consumer.close().await;
                 }
             }
             () = too_long => {
-                tracing::warn!("the broker takes no outcomes; leaving, what was not settled runs again elsewhere");
+                tracing::warn!("the broker takes no outcomes; the worker leaves, and what was not settled runs again elsewhere");
             }
             lost = following => return Err(lost.map_or(WorkerError::Died, WorkerError::from)),
-            error = crew.watch() => return Err(error),
+            error = pool.watch_deadlines() => return Err(error),
         }
-        let counts = &shop.counts;
-        if crew.too_many_stuck.is_cancelled() {
+        let counts = &context.counts;
+        if pool.stuck_limit_reached.is_cancelled() {
             let threads = counts.stuck.load(Ordering::Relaxed);
             return Err(WorkerError::Stuck { threads, slots: self.slots.get() });
         }
@@ -283,27 +298,27 @@ impl Worker {
     }
 }
 
-/// Of each queue how many deliveries are held, by the pace's level.
+/// Returns for each queue the number of deliveries held at each prefetch level.
 ///
-/// The first shard has as many as if it were the only one, since jobs that are not sent to several shards go there alone.
-/// The further ones share as many again, one each at least.
-fn prefetches(slots: u16, shards: Shards) -> Vec<(QueueRole, [u16; PER_SLOT.len()])> {
-    let tasks = PER_SLOT.map(|per_slot| slots.saturating_mul(per_slot).min(PREFETCH_MAX));
+/// The first shard has as many as if it were the only one, since jobs that are not sent to several
+/// shards use it alone. The further ones share the same number, at least one each.
+fn prefetch_levels(slots: u16, shards: Shards) -> Vec<(QueueRole, [u16; BATCHES_PER_SLOT.len()])> {
+    let tasks = BATCHES_PER_SLOT.map(|per_slot| slots.saturating_mul(per_slot).min(PREFETCH_MAX));
     let mut again = tasks;
-    again[LOWEST] = PREFETCH_AGAIN_WHEN_LONG;
+    again[LOWEST_LEVEL] = LONG_PREFETCH_AGAIN;
     let further = u16::from(shards.get()).saturating_sub(1).max(1);
     let shared = tasks.map(|tasks| tasks.div_ceil(further));
-    let mut of_all = vec![
-        (QueueRole::Suspect, [PREFETCH_SUSPECT; PER_SLOT.len()]), // taken first, since it is run first
+    let mut levels = vec![
+        (QueueRole::Suspect, [PREFETCH_SUSPECT; BATCHES_PER_SLOT.len()]), // taken first, since it is run first
         (QueueRole::Tasks, tasks),
         (QueueRole::Again, again),
     ];
-    of_all.extend(shards.queues().skip(1).map(|shard| (shard, shared)));
-    of_all
+    levels.extend(shards.queues().skip(1).map(|shard| (shard, shared)));
+    levels
 }
 
-/// However a worker ends, its slots begin no further task.
-struct HaltOnDrop(Arc<Shop>);
+/// Stops the slots before their next task, however the worker ends.
+struct HaltOnDrop(Arc<WorkerContext>);
 
 impl Drop for HaltOnDrop {
     fn drop(&mut self) {
@@ -316,16 +331,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn further_shards_share_what_the_first_has_alone() {
+    fn further_shards_share_prefetch() {
         let held = |slots, shards, level: usize| -> Vec<u16> {
-            let of_all = prefetches(slots, Shards::new(shards).unwrap());
+            let queues = prefetch_levels(slots, Shards::new(shards).unwrap());
             let tasks =
-                of_all.iter().filter(|(from, _)| !matches!(from, QueueRole::Suspect | QueueRole::Again));
+                queues.iter().filter(|(from, _)| !matches!(from, QueueRole::Suspect | QueueRole::Again));
             tasks.map(|(_, prefetch)| prefetch[level]).collect()
         };
-        assert_eq!(held(4, 1, LOWEST), [4]);
-        assert_eq!(held(4, 3, LOWEST), [4, 2, 2]);
-        assert_eq!(held(2, 5, LOWEST), [2, 1, 1, 1, 1], "none without, though there are more than slots");
-        assert_eq!(held(4, 3, PER_SLOT.len() - 1), [512, 256, 256]);
+        assert_eq!(held(4, 1, LOWEST_LEVEL), [4]);
+        assert_eq!(held(4, 3, LOWEST_LEVEL), [4, 2, 2]);
+        assert_eq!(
+            held(2, 5, LOWEST_LEVEL),
+            [2, 1, 1, 1, 1],
+            "none without, though there are more than slots"
+        );
+        assert_eq!(held(4, 3, BATCHES_PER_SLOT.len() - 1), [512, 256, 256]);
     }
 }

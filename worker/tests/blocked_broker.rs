@@ -1,4 +1,4 @@
-//! A broker that takes nothing for a while, as under a memory alarm, on the memory transport.
+//! A broker that blocks publishers for a while, as under a memory alarm, on the memory transport.
 
 use std::{
     collections::BTreeSet,
@@ -27,20 +27,21 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const SLOTS: u16 = 4;
-/// What the slots run first: more than may be on its way to the broker.
-const LARGE_TASKS: u64 = 50;
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const SLOT_COUNT: u16 = 4;
+/// Tasks of the first batches, one batch a slot: more than may be queued or unconfirmed.
+const LARGE_BATCH_TASKS: u64 = 50;
 const OUTPUT_BYTES: usize = 1_000_000;
-/// So many outputs are on their way or wait for their turn, in 32 MiB, and are in the hands of slots when nothing moves any more.
-const UNTIL_ALL_WAIT: usize = 33 + SLOTS as usize;
-/// Longer than a delivery waits for a slot before those that wait are handed back.
-const ALARM: Duration = Duration::from_secs(3);
+/// Outputs after which nothing moves any more: those that are queued or unconfirmed, in 32 MiB, and
+/// one in each slot.
+const STALLED_OUTPUTS: usize = 33 + SLOT_COUNT as usize;
+/// Duration of the alarm: longer than a delivery waits for a slot before waiting ones are requeued.
+const ALARM_DURATION: Duration = Duration::from_secs(3);
 
-/// Outputs so far.
-static OUTPUTS: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
+/// Number of outputs so far.
+static OUTPUT_COUNT: LazyLock<watch::Sender<usize>> = LazyLock::new(|| watch::Sender::new(0));
 
-/// Its outputs are large.
+/// A job with large outputs.
 #[derive(Serialize, Deserialize)]
 struct Large;
 
@@ -54,7 +55,7 @@ impl Job for Large {
         std::iter::empty()
     }
     fn process(&self, _: u64, _: &TaskContext) -> Result<String, TaskError> {
-        OUTPUTS.send_modify(|outputs| *outputs += 1);
+        OUTPUT_COUNT.send_modify(|outputs| *outputs += 1);
         Ok("x".repeat(OUTPUT_BYTES))
     }
     fn collect(&self, _: &mut u64, _: TaskIndex, _: String) -> ControlFlow<()> {
@@ -62,7 +63,7 @@ impl Job for Large {
     }
 }
 
-/// Lets publishes through while it is open.
+/// A transport that publishes only while it is open.
 #[derive(Debug)]
 struct Gate {
     inner: Arc<MemoryTransport>,
@@ -122,10 +123,10 @@ impl Transport for Gate {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
-/// `count` tasks from index `first` on.
+/// A batch of `count` tasks from index `first` on.
 fn batch(first: u64, count: u64) -> Outgoing {
     let message = Batch {
         job: JobId::generate(),
@@ -145,8 +146,9 @@ fn batch(first: u64, count: u64) -> Outgoing {
     Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
 }
 
+/// Batches that are requeued while the broker blocks publishers are not lost.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_handed_back_while_the_broker_blocks_is_not_forgotten() {
+async fn blocked_broker_loses_no_requeued_batch() {
     let broker = MemoryTransport::new();
     broker.open_lane(&Lane::default()).await.unwrap();
     let gate = Arc::new(Gate { inner: broker.connect(), open: watch::Sender::new(false) });
@@ -154,26 +156,26 @@ async fn what_is_handed_back_while_the_broker_blocks_is_not_forgotten() {
     registry.register::<Large>().unwrap();
     let (leave, left) = oneshot::channel::<()>();
     let worker = Worker::new(registry, "test-worker".parse().unwrap())
-        .slots(NonZeroU16::new(SLOTS).unwrap())
+        .slots(NonZeroU16::new(SLOT_COUNT).unwrap())
         .run_until(Arc::clone(&gate) as _, async {
             let _ = left.await;
         });
     let worker = tokio::spawn(worker);
     let publisher = broker.publisher().await.unwrap();
-    let many = u64::from(SLOTS) * LARGE_TASKS;
-    let first = (0..many).step_by(LARGE_TASKS as usize).map(|first| batch(first, LARGE_TASKS));
+    let many = u64::from(SLOT_COUNT) * LARGE_BATCH_TASKS;
+    let first = (0..many).step_by(LARGE_BATCH_TASKS as usize).map(|first| batch(first, LARGE_BATCH_TASKS));
     publish_until_stored(&*publisher, first.collect()).await.unwrap();
-    within(OUTPUTS.subscribe().wait_for(|outputs| *outputs >= UNTIL_ALL_WAIT)).await.unwrap();
-    // As many wait for a slot, and one waits for room there.
-    let all = many + u64::from(SLOTS) + 1;
+    within(OUTPUT_COUNT.subscribe().wait_for(|outputs| *outputs >= STALLED_OUTPUTS)).await.unwrap();
+    // One more batch than slots: the last one waits for room in the run queue.
+    let all = many + u64::from(SLOT_COUNT) + 1;
     publish_until_stored(&*publisher, (many..all).map(|first| batch(first, 1)).collect()).await.unwrap();
-    tokio::time::sleep(ALARM).await; // nothing can be seen of a worker that may not publish
+    tokio::time::sleep(ALARM_DURATION).await; // a worker that may not publish shows no effect
     gate.open.send_replace(true);
 
     let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let mut missing: BTreeSet<u64> = (0..all).collect();
     while !missing.is_empty() {
-        let deliveries = timeout(PATIENCE / 3, results.recv(10)).await;
+        let deliveries = timeout(TEST_TIMEOUT / 3, results.recv(10)).await;
         let deliveries = deliveries.unwrap_or_else(|_| panic!("no more results; missing: {missing:?}"));
         for delivery in deliveries.unwrap() {
             let results: Results<'_> = wire::decode(&delivery.message).unwrap();

@@ -25,7 +25,7 @@ const TASK_TIMEOUT_MS: u64 = 200;
 
 static RELEASED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-fn until_released() {
+fn wait_for_release() {
     drop(RELEASED_FLAG.1.wait_while(RELEASED_FLAG.0.lock().unwrap(), |released| !*released).unwrap());
 }
 
@@ -54,7 +54,7 @@ impl Job for Acts {
     async fn process_async(&self, act: Act, cx: &TaskContext) -> Result<u64, TaskError> {
         match act {
             Act::Await => tokio::time::sleep(Duration::from_millis(TASK_TIMEOUT_MS / 4)).await,
-            Act::Block => until_released(),
+            Act::Block => wait_for_release(),
             Act::Quick => {}
         }
         Ok(cx.index().0)
@@ -67,7 +67,7 @@ impl Job for Acts {
 /// The task that blocks fails, though a neighbour has been in flight for longer; the neighbours run
 /// again on another thread.
 #[tokio::test]
-async fn async_task_that_blocks_fails_alone() {
+async fn blocking_async_task_fails_alone() {
     let transport = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();

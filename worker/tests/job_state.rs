@@ -25,43 +25,45 @@ use tokio::{
     time::timeout,
 };
 
-const TEST_PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time of a slow `prepare`: longer than the time limit of the tests' tasks.
 const SLOW_PREPARE: Duration = Duration::from_millis(400);
 
-/// Something that happened to the state of the job with this name, on this thread.
+/// An event in the life of the state of the job with this name, with its thread.
 #[derive(Clone, Debug)]
-struct Event {
+struct StateEvent {
     name: String,
     what: &'static str,
     thread: String,
 }
 
-static SEEN_EVENTS: LazyLock<watch::Sender<Vec<Event>>> = LazyLock::new(|| watch::Sender::new(Vec::new()));
-/// The prepare of the job `held` meets the test here.
+static SEEN_EVENTS: LazyLock<watch::Sender<Vec<StateEvent>>> =
+    LazyLock::new(|| watch::Sender::new(Vec::new()));
+/// The barrier at which the prepare of the job `held` meets the test.
 static HELD_PREPARE: LazyLock<Barrier> = LazyLock::new(|| Barrier::new(2));
 
-fn happens(name: &str, what: &'static str) {
+fn record_event(name: &str, what: &'static str) {
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
-    SEEN_EVENTS.send_modify(|events| events.push(Event { name: name.into(), what, thread }));
+    SEEN_EVENTS.send_modify(|events| events.push(StateEvent { name: name.into(), what, thread }));
 }
 
-/// The events of this name's states so far.
-fn events_of(name: &str, what: &str) -> Vec<Event> {
+/// Returns the events of this name's states so far.
+fn events_of(name: &str, what: &str) -> Vec<StateEvent> {
     SEEN_EVENTS.borrow().iter().filter(|event| event.name == name && event.what == what).cloned().collect()
 }
 
-/// A job whose state tells when it is opened and dropped. Its name says how `prepare` behaves.
+/// A job whose state records when it is opened and dropped. Its name selects the behaviour of
+/// `prepare`.
 #[derive(Serialize, Deserialize)]
 struct Stateful {
     name: String,
 }
 
-struct Told(String);
+struct DropRecorder(String);
 
-impl Drop for Told {
+impl Drop for DropRecorder {
     fn drop(&mut self) {
-        happens(&self.0, "dropped");
+        record_event(&self.0, "dropped");
         assert!(self.0 != "panics-on-drop", "the state of {} panics when it is dropped", self.0);
     }
 }
@@ -79,7 +81,7 @@ impl Job for Stateful {
     #[expect(clippy::disallowed_methods, reason = "it takes its time")]
     fn prepare(&self) -> Result<State, TaskError> {
         let before = events_of(&self.name, "prepared").len();
-        happens(&self.name, "prepared");
+        record_event(&self.name, "prepared");
         match self.name.as_str() {
             "held" => drop(HELD_PREPARE.wait()),
             "slow" => std::thread::sleep(SLOW_PREPARE),
@@ -87,17 +89,17 @@ impl Job for Stateful {
             "panics" => panic!("no luck"),
             _ => {}
         }
-        Ok(State::new(Told(self.name.clone())))
+        Ok(State::new(DropRecorder(self.name.clone())))
     }
     fn process(&self, _: u64, cx: &TaskContext) -> Result<String, TaskError> {
-        Ok(cx.state::<Told>()?.0.clone())
+        Ok(cx.state::<DropRecorder>()?.0.clone())
     }
     fn collect(&self, (): &mut (), _: TaskIndex, _: String) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }
 }
 
-/// A worker on a transport of its own.
+/// A worker on its own transport.
 struct Bench {
     transport: Arc<dyn Transport>,
     leave: oneshot::Sender<()>,
@@ -147,8 +149,8 @@ impl Bench {
         publish_until_stored(&*publisher, messages).await.unwrap();
     }
 
-    /// Takes results until this number of tasks has an outcome; returns the reasons of those that
-    /// failed, and the time that all took.
+    /// Takes results until this number of tasks has an outcome. Returns the reasons of those that
+    /// failed, and the total time.
     async fn outcomes(&self, tasks: u64) -> (Vec<String>, Duration) {
         let (mut seen, mut reasons, mut busy) = (0, Vec::new(), 0);
         let mut consumer =
@@ -168,7 +170,7 @@ impl Bench {
         (reasons, Duration::from_micros(busy))
     }
 
-    async fn end(&self, job: JobId) {
+    async fn end_job(&self, job: JobId) {
         let stopped = Stopped { job, round: Round(0), reason: "test".into() };
         let message = stopped.message("stop".into(), "test");
         self.publish(vec![Outgoing { to: Address::Journal, message }]).await;
@@ -181,43 +183,43 @@ impl Bench {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
-async fn dropped(name: &str) -> Event {
+async fn wait_dropped(name: &str) -> StateEvent {
     let mut events = SEEN_EVENTS.subscribe();
     within(events.wait_for(|_| !events_of(name, "dropped").is_empty())).await.unwrap();
     events_of(name, "dropped").remove(0)
 }
 
-/// Many batches on several slots share one state, which goes on a slot's thread although all of
-/// them are idle.
+/// Many batches on several slots share one state, which is dropped on a slot's thread although all
+/// slots are idle.
 #[tokio::test]
-async fn state_is_opened_once_and_dropped_at_the_end() {
+async fn state_is_shared_and_dropped_at_the_end() {
     let bench = Bench::start(4).await;
     let job = JobId::generate();
     bench.submit(job, "shared", 40).await;
     assert_eq!(bench.outcomes(40).await.0, [""; 0]);
     assert_eq!(events_of("shared", "prepared").len(), 1);
     assert!(events_of("shared", "dropped").is_empty(), "the job has not ended");
-    bench.end(job).await;
-    let dropped = dropped("shared").await;
+    bench.end_job(job).await;
+    let dropped = wait_dropped("shared").await;
     assert!(dropped.thread.starts_with("slot-"), "{dropped:?}");
     assert_eq!(bench.stop().await.done, 40);
     assert_eq!(events_of("shared", "dropped").len(), 1);
 }
 
 #[tokio::test]
-async fn state_is_dropped_when_the_worker_leaves() {
+async fn leaving_worker_drops_its_states() {
     let bench = Bench::start(2).await;
     bench.submit(JobId::generate(), "leaving", 3).await;
     bench.outcomes(3).await;
     bench.stop().await;
-    let dropped = dropped("leaving").await;
+    let dropped = wait_dropped("leaving").await;
     assert!(dropped.thread.starts_with("slot-"), "{dropped:?}");
 }
 
-/// A job that is being prepared holds up the slots that need it, and no other.
+/// A slow prepare delays the slots that need its job, and no other.
 #[tokio::test]
 async fn slow_prepare_blocks_no_other_job() {
     let bench = Bench::start(2).await;
@@ -231,7 +233,7 @@ async fn slow_prepare_blocks_no_other_job() {
     assert_eq!(bench.stop().await.done, 6);
 }
 
-/// Neither a time limit nor the measure by which batches are sized sees the time of `prepare`.
+/// The time of `prepare` counts neither for a time limit nor for the size of batches.
 #[tokio::test]
 async fn prepare_time_counts_for_no_task() {
     let bench = Bench::start(1).await;
@@ -248,7 +250,7 @@ async fn failed_prepare_fails_its_batch_alone() {
     let job = JobId::generate();
     bench.submit(job, "fails", 1).await;
     assert_eq!(bench.outcomes(1).await.0, ["preparing the job's state: no server"]);
-    tokio::time::sleep(Duration::from_millis(1_100)).await; // the pause itself is what is tested
+    tokio::time::sleep(Duration::from_millis(1_100)).await; // the pause itself is tested
     bench.submit(job, "fails", 1).await;
     assert_eq!(bench.outcomes(1).await.0, [""; 0], "the next batch prepares again");
     bench.submit(JobId::generate(), "panics", 1).await;
@@ -256,9 +258,9 @@ async fn failed_prepare_fails_its_batch_alone() {
     assert_eq!(bench.stop().await.done, 1);
 }
 
-/// A host on which `prepare` fails once does not consume the tasks of the job.
+/// A host on which `prepare` fails once does not fail the other tasks of the job.
 #[tokio::test]
-async fn failed_prepare_costs_other_batches_nothing() {
+async fn failed_prepare_spares_other_batches() {
     let bench = Bench::start(1).await;
     bench.submit(JobId::generate(), "down", 5).await;
     let reasons = bench.outcomes(5).await.0;
@@ -273,8 +275,8 @@ async fn panic_in_drop_ends_no_slot() {
     let job = JobId::generate();
     bench.submit(job, "panics-on-drop", 1).await;
     bench.outcomes(1).await;
-    bench.end(job).await;
-    dropped("panics-on-drop").await;
+    bench.end_job(job).await;
+    wait_dropped("panics-on-drop").await;
     bench.submit(JobId::generate(), "after", 1).await;
     bench.outcomes(1).await;
     assert_eq!(bench.stop().await.done, 2);

@@ -1,4 +1,4 @@
-//! A worker whose tasks take long holds no more than it can run.
+//! A worker whose batches take long holds no more than it can run, on the memory transport.
 
 use std::{
     future::Future,
@@ -23,21 +23,21 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const BATCHES: usize = 40;
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const BATCH_COUNT: usize = 40;
 
-static BEGUN: Notify = Notify::const_new();
-static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+static BEGUN_NOTIFY: Notify = Notify::const_new();
+static RELEASED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-fn until_released() {
-    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+fn wait_for_release() {
+    drop(RELEASED_FLAG.1.wait_while(RELEASED_FLAG.0.lock().unwrap(), |released| !*released).unwrap());
 }
 
-/// Its tasks wait until they are released.
+/// A job whose tasks wait until they are released.
 #[derive(Serialize, Deserialize)]
-struct Held;
+struct HeldJob;
 
-impl Job for Held {
+impl Job for HeldJob {
     const KIND: &'static str = "held";
     type Task = u64;
     type Output = u64;
@@ -47,8 +47,8 @@ impl Job for Held {
         std::iter::empty()
     }
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
-        BEGUN.notify_one();
-        until_released();
+        BEGUN_NOTIFY.notify_one();
+        wait_for_release();
         Ok(task)
     }
     fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
@@ -57,16 +57,17 @@ impl Job for Held {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
+/// Batches that the worker cannot run soon are requeued at no cost.
 #[tokio::test]
-async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
+async fn waiting_batches_return_to_the_queue() {
     let transport = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
     let job = JobId::generate();
-    let batches = (0..BATCHES as u64).map(|index| {
+    let batches = (0..BATCH_COUNT as u64).map(|index| {
         let message = Batch {
             job,
             kind: Kind::new("held").unwrap(),
@@ -87,7 +88,7 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
     publish_until_stored(&*publisher, batches.collect()).await.unwrap();
 
     let mut registry = Registry::default();
-    registry.register::<Held>().unwrap();
+    registry.register::<HeldJob>().unwrap();
     let (leave, left) = oneshot::channel::<()>();
     let worker = Worker::new(registry, "test-worker".parse().unwrap())
         .slots(NonZeroU16::new(2).unwrap())
@@ -95,14 +96,15 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
             let _ = left.await;
         });
     let worker = tokio::spawn(worker);
-    within(BEGUN.notified()).await;
+    within(BEGUN_NOTIFY.notified()).await;
 
-    // Two run and four more for each slot would wait; but only one for each slot, and one of those that come again, may.
+    // Two batches run, and four more for each slot would wait. Only one for each slot may, and one
+    // retried batch.
     let began = Instant::now();
     let mut others = Vec::new();
     let mut tasks = transport.consume(&QueueRole::Tasks.of(&Lane::default()), 100).await.unwrap();
     let mut again = transport.consume(&QueueRole::Again.of(&Lane::default()), 100).await.unwrap();
-    while others.len() < BATCHES - 5 {
+    while others.len() < BATCH_COUNT - 5 {
         let deliveries = tokio::select! {
             deliveries = within(tasks.recv(100)) => deliveries,
             deliveries = within(again.recv(100)) => deliveries,
@@ -112,12 +114,12 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
     assert!(began.elapsed() > Duration::from_millis(500), "they were never the worker's");
     assert!(others.iter().all(|delivery| !delivery.redelivered()), "it was not handed back but dropped");
 
-    *RELEASED.0.lock().unwrap() = true;
-    RELEASED.1.notify_all();
-    drop((tasks, again)); // the others leave, and the worker has all to itself, in short order
+    *RELEASED_FLAG.0.lock().unwrap() = true;
+    RELEASED_FLAG.1.notify_all();
+    drop((tasks, again)); // the other consumers leave, and the worker has all the batches, which are short now
     let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let mut done = Vec::new();
-    while done.len() < BATCHES {
+    while done.len() < BATCH_COUNT {
         for delivery in within(results.recv(10)).await.unwrap() {
             let results: Results<'_> = wire::decode(&delivery.message).unwrap();
             done.extend(
@@ -127,7 +129,7 @@ async fn what_a_worker_cannot_run_soon_is_left_to_others_at_no_cost() {
         }
     }
     done.sort_unstable();
-    assert!(done.iter().copied().eq(0..BATCHES as u64), "{done:?}");
+    assert!(done.iter().copied().eq(0..BATCH_COUNT as u64), "{done:?}");
     leave.send(()).unwrap();
     within(worker).await.unwrap().unwrap();
 }

@@ -1,4 +1,5 @@
-//! Tasks that may kill their worker, on the memory transport: a connection that is closed is a worker that died.
+//! Tasks that may crash their worker, on the memory transport, where a closed connection stands for
+//! a crashed worker.
 
 use std::{
     collections::BTreeSet,
@@ -28,14 +29,15 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Tasks that end so are poisoned, in jobs that have poison.
-const POISON: u64 = 37;
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The last three digits of a poisoned task, in jobs that have poison.
+const POISON_NUMBER: u64 = 37;
 
-/// Somebody has begun the poison.
-static POISONED: Notify = Notify::const_new();
+/// Notified when a worker begins the poison.
+static POISON_BEGUN: Notify = Notify::const_new();
 
-/// Gives its tasks back, but for the poison, which never ends, and for number 0, which fails.
+/// A job that returns its tasks, but for the poison, which never ends, and for number 0, which
+/// fails.
 #[derive(Serialize, Deserialize)]
 struct Fatal;
 
@@ -51,10 +53,10 @@ impl Job for Fatal {
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
         match task {
             0 => Err(TaskError::failed("nought")),
-            _ if task % 1000 == POISON => {
-                POISONED.notify_one();
+            _ if task % 1000 == POISON_NUMBER => {
+                POISON_BEGUN.notify_one();
                 loop {
-                    std::thread::park(); // what the connection's end makes of it is up to the test
+                    std::thread::park(); // the test decides on the end of the connection
                 }
             }
             _ => Ok(task),
@@ -66,13 +68,13 @@ impl Job for Fatal {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
-/// A worker, and how to make it leave.
-type Running = (oneshot::Sender<()>, JoinHandle<Result<WorkerReport, WorkerError>>);
+/// A running worker, with the sender that makes it leave.
+type RunningWorker = (oneshot::Sender<()>, JoinHandle<Result<WorkerReport, WorkerError>>);
 
-fn start(transport: Arc<dyn Transport>, slots: u16) -> Running {
+fn start(transport: Arc<dyn Transport>, slots: u16) -> RunningWorker {
     let mut registry = Registry::default();
     registry.register::<Fatal>().unwrap();
     let (leave, left) = oneshot::channel::<()>();
@@ -110,8 +112,8 @@ async fn lane() -> Arc<MemoryTransport> {
     transport
 }
 
-/// Takes the one message of a queue so often, and never settles it.
-async fn take_in_vain(transport: &dyn Transport, role: QueueRole, times: usize) {
+/// Takes the only message of a queue this many times, and never settles it.
+async fn take_unsettled(transport: &dyn Transport, role: QueueRole, times: usize) {
     for _ in 0..times {
         let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
         assert_eq!(within(consumer.recv(1)).await.unwrap().len(), 1);
@@ -132,20 +134,20 @@ async fn results(transport: &dyn Transport) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_batch_that_comes_for_the_second_time_is_run_as_it_is() {
+async fn first_redelivery_runs_the_batch() {
     let transport = lane().await;
     send(&*transport, QueueRole::Tasks, 100, &[1, 2, 3], Headers::default()).await;
-    take_in_vain(&*transport, QueueRole::Tasks, 1).await;
+    take_unsettled(&*transport, QueueRole::Tasks, 1).await;
     let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
     assert_eq!(results(&*transport).await["done"][0]["count"], 3);
 }
 
 #[tokio::test]
-async fn a_batch_that_comes_for_the_third_time_is_taken_apart() {
+async fn second_redelivery_splits_the_batch() {
     let transport = lane().await;
     let tasks: Vec<u64> = (100..164).collect();
     send(&*transport, QueueRole::Tasks, 100, &tasks, Headers::default()).await;
-    take_in_vain(&*transport, QueueRole::Tasks, 2).await;
+    take_unsettled(&*transport, QueueRole::Tasks, 2).await;
     let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
     for part in 0..16 {
         let first = 100 + 4 * part;
@@ -155,11 +157,12 @@ async fn a_batch_that_comes_for_the_third_time_is_taken_apart() {
     }
 }
 
+/// A suspect alone gains a loss before it runs, and keeps it when it is retried.
 #[tokio::test]
-async fn a_suspect_alone_gains_a_loss_before_it_is_run_and_keeps_it_when_it_is_retried() {
+async fn redelivered_suspect_gains_a_loss() {
     let transport = lane().await;
     send(&*transport, QueueRole::Suspect, 5, &[0], Headers::default()).await;
-    take_in_vain(&*transport, QueueRole::Suspect, 1).await;
+    take_unsettled(&*transport, QueueRole::Suspect, 1).await;
     let (leave, worker) = start(Arc::clone(&transport) as _, 1);
     let results = results(&*transport).await; // after its second and last attempt
     assert_eq!((&results["failed"][0]["attempts"], &results["failed"][0]["losses"]), (&json!(2), &json!(1)));
@@ -168,11 +171,11 @@ async fn a_suspect_alone_gains_a_loss_before_it_is_run_and_keeps_it_when_it_is_r
 }
 
 #[tokio::test]
-async fn a_third_loss_is_a_failure_and_the_task_is_not_run() {
+async fn third_loss_fails_the_task_unrun() {
     let transport = lane().await;
     let headers = Headers { attempt: 1, loss: 2, ..Headers::default() };
     send(&*transport, QueueRole::Suspect, 5, &[7], headers).await;
-    take_in_vain(&*transport, QueueRole::Suspect, 1).await;
+    take_unsettled(&*transport, QueueRole::Suspect, 1).await;
     let (leave, worker) = start(Arc::clone(&transport) as _, 1);
     let results = results(&*transport).await;
     let failed =
@@ -183,48 +186,50 @@ async fn a_third_loss_is_a_failure_and_the_task_is_not_run() {
 }
 
 #[tokio::test]
-async fn a_worker_whose_own_connection_went_suspects_nobody() {
+async fn reconnected_worker_finds_no_poison() {
     let memory = lane().await;
     let headers = Headers { loss: 2, ..Headers::default() };
     send(&*memory, QueueRole::Suspect, 5, &[7], headers).await;
-    take_in_vain(&*memory, QueueRole::Suspect, 1).await;
+    take_unsettled(&*memory, QueueRole::Suspect, 1).await;
     let (_leave, _worker) =
-        start(Arc::new(Reconnected(Arc::clone(&memory), watch::Sender::new(Health::Well))), 1);
+        start(Arc::new(ReconnectedTransport(Arc::clone(&memory), watch::Sender::new(Health::Well))), 1);
     let results = results(&*memory).await;
     assert_eq!((&results["done"][0]["outputs"], results.get("failed")), (&json!([7]), None));
 }
 
-/// The whole way: two deaths with the batch as it was sent, one for each step down to a single task, and two more until
-/// the third redelivery of that is a failure. And several at once, in the slots of the same workers.
+/// A complete isolation: two crashes with the original batch, one for each step down to a single
+/// task, and two more until the third redelivery of that task is a failure. Then several poisoned
+/// tasks at once, in the slots of the same workers.
 #[tokio::test(flavor = "multi_thread")]
-async fn poisoned_tasks_are_found_and_their_neighbours_only_run_again() {
-    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held by workers that die, in the other slots
-    let deaths = hunt(&[1..65, innocent(1000), innocent(2000), innocent(3000)]).await;
-    assert_eq!(deaths, 6);
-    let deaths = hunt(&[1..65, innocent(1000), 2001..2065, 3001..3065, 4001..4065]).await;
-    assert!(deaths >= 4 * 3, "{deaths} deaths, and three for each that was found alone");
+async fn poison_fails_and_neighbours_succeed() {
+    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held in the other slots by workers that crash
+    let crashes = run_with_crashes(&[1..65, innocent(1000), innocent(2000), innocent(3000)]).await;
+    assert_eq!(crashes, 6);
+    let crashes = run_with_crashes(&[1..65, innocent(1000), 2001..2065, 3001..3065, 4001..4065]).await;
+    assert!(crashes >= 4 * 3, "{crashes} crashes, and three for each that was found alone");
 }
 
-/// Runs the batches with workers of two slots, of which each dies when it meets a poisoned task; returns how many did.
-async fn hunt(batches: &[Range<u64>]) -> usize {
+/// Runs the batches with workers of two slots, each of which crashes at a poisoned task. Returns
+/// the number of crashes.
+async fn run_with_crashes(batches: &[Range<u64>]) -> usize {
     let broker = lane().await;
     for batch in batches {
         let tasks: Vec<u64> = batch.clone().collect();
         send(&*broker, QueueRole::Tasks, batch.start, &tasks, Headers::default()).await;
     }
     let (poisoned, healthy): (BTreeSet<u64>, BTreeSet<u64>) =
-        batches.iter().cloned().flatten().partition(|task| task % 1000 == POISON);
-    let (mut done, mut failed, mut deaths) = (BTreeSet::new(), BTreeSet::new(), 0);
+        batches.iter().cloned().flatten().partition(|task| task % 1000 == POISON_NUMBER);
+    let (mut done, mut failed, mut crashes) = (BTreeSet::new(), BTreeSet::new(), 0);
     let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let mut connection = broker.connect();
     let mut worker = start(Arc::clone(&connection) as _, 2);
     while done.len() + failed.len() < poisoned.len() + healthy.len() {
         let deliveries = tokio::select! {
             deliveries = within(results.recv(10)) => deliveries.unwrap(),
-            () = POISONED.notified() => {
+            () = POISON_BEGUN.notified() => {
                 connection.close().await;
                 within(worker.1).await.unwrap().unwrap_err();
-                deaths += 1;
+                crashes += 1;
                 connection = broker.connect();
                 worker = start(Arc::clone(&connection) as _, 2);
                 continue;
@@ -245,21 +250,21 @@ async fn hunt(batches: &[Range<u64>]) -> usize {
     assert_eq!((failed, done), (poisoned, healthy));
     worker.0.send(()).unwrap();
     assert_eq!(within(worker.1).await.unwrap().unwrap().abandoned, 0);
-    deaths
+    crashes
 }
 
-/// A connection that comes back while its consumers are made.
+/// A connection that is regained while its consumers are made.
 #[derive(Debug)]
-struct Reconnected(Arc<MemoryTransport>, watch::Sender<Health>);
+struct ReconnectedTransport(Arc<MemoryTransport>, watch::Sender<Health>);
 
-impl fmt::Display for Reconnected {
+impl fmt::Display for ReconnectedTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
 #[async_trait]
-impl Transport for Reconnected {
+impl Transport for ReconnectedTransport {
     fn capabilities(&self) -> Capabilities {
         self.0.capabilities()
     }

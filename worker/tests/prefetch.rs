@@ -1,4 +1,4 @@
-//! A worker holds as many messages as its batches are short, and no more.
+//! The prefetch of a worker follows the duration of its batches, on the memory transport.
 
 use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Its tasks are so many milliseconds that they take.
+/// A job whose tasks are their durations in milliseconds.
 #[derive(Serialize, Deserialize)]
 struct Nap;
 
@@ -45,24 +45,24 @@ impl Job for Nap {
     }
 }
 
-/// A transport that notes how many deliveries of tasks are asked for, whenever that changes.
+/// A transport that records the total prefetch of the tasks queue whenever it changes.
 #[derive(Debug)]
-struct Noting(Arc<MemoryTransport>, watch::Sender<Vec<u16>>);
+struct PrefetchRecorder(Arc<MemoryTransport>, watch::Sender<Vec<u16>>);
 
 #[derive(Debug)]
-struct NotingConsumer {
+struct RecordedConsumer {
     consumer: Box<dyn Consumer>,
     prefetch: u16,
-    noted: watch::Sender<Vec<u16>>,
+    recorded: watch::Sender<Vec<u16>>,
 }
 
 #[async_trait]
-impl Consumer for NotingConsumer {
+impl Consumer for RecordedConsumer {
     async fn recv(&mut self, max: usize) -> Result<Vec<Delivery>, TransportError> {
         self.consumer.recv(max).await
     }
     async fn stop(&mut self) -> Result<(), TransportError> {
-        self.noted.send_modify(|noted| noted.push(noted.last().unwrap() - self.prefetch));
+        self.recorded.send_modify(|recorded| recorded.push(recorded.last().unwrap() - self.prefetch));
         self.consumer.stop().await
     }
     async fn close(self: Box<Self>) {
@@ -71,7 +71,7 @@ impl Consumer for NotingConsumer {
 }
 
 #[async_trait]
-impl Transport for Noting {
+impl Transport for PrefetchRecorder {
     fn capabilities(&self) -> Capabilities {
         self.0.capabilities()
     }
@@ -90,8 +90,8 @@ impl Transport for Noting {
         if queue.role != QueueRole::Tasks {
             return Ok(consumer);
         }
-        self.1.send_modify(|noted| noted.push(noted.last().unwrap_or(&0) + prefetch));
-        Ok(Box::new(NotingConsumer { consumer, prefetch, noted: self.1.clone() }))
+        self.1.send_modify(|recorded| recorded.push(recorded.last().unwrap_or(&0) + prefetch));
+        Ok(Box::new(RecordedConsumer { consumer, prefetch, recorded: self.1.clone() }))
     }
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
         self.0.journal().await
@@ -107,18 +107,18 @@ impl Transport for Noting {
     }
 }
 
-impl fmt::Display for Noting {
+impl fmt::Display for PrefetchRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
-/// Sends so many tasks, each alone, and waits for their outcomes.
-async fn do_tasks(transport: &dyn Transport, number: u64, millis: u64) {
+/// Sends this number of tasks, each alone, and waits for their outcomes.
+async fn run_tasks(transport: &dyn Transport, number: u64, millis: u64) {
     let job = JobId::generate();
     let publisher = transport.publisher().await.unwrap();
     let spec = to_raw_value(&json!(null)).unwrap();
@@ -153,26 +153,26 @@ async fn do_tasks(transport: &dyn Transport, number: u64, millis: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_prefetch_follows_what_batches_take() {
+async fn prefetch_follows_batch_duration() {
     let broker = MemoryTransport::new();
     broker.open_lane(&Lane::default()).await.unwrap();
     let mut registry = Registry::default();
     registry.register::<Nap>().unwrap();
     let (leave, left) = oneshot::channel::<()>();
-    let (noted, mut prefetches) = watch::channel(Vec::new());
+    let (recorded, mut prefetches) = watch::channel(Vec::new());
     let worker = Worker::new(registry, "test-worker".parse().unwrap())
         .slots(NonZeroU16::new(2).unwrap())
-        .run_until(Arc::new(Noting(broker.connect(), noted)), async {
+        .run_until(Arc::new(PrefetchRecorder(broker.connect(), recorded)), async {
             let _ = left.await;
         });
     let worker = tokio::spawn(worker);
 
-    do_tasks(&*broker, 7, 0).await;
+    run_tasks(&*broker, 7, 0).await;
     assert_eq!(*prefetches.borrow(), [2, 8], "a few tiny batches are no load");
     let enough = async {
-        // A batch whose thread was kept from the processor is a long one, and may cost a step back.
+        // A batch whose thread got no processor time is a long one, and may cost a step back.
         while !prefetches.borrow().contains(&512) {
-            do_tasks(&*broker, 900, 0).await;
+            run_tasks(&*broker, 900, 0).await;
         }
     };
     within(enough).await;
@@ -181,10 +181,10 @@ async fn the_prefetch_follows_what_batches_take() {
     let steps = |pair: &[u16]| pair[0] * 4 == pair[1] || pair[1] * 4 == pair[0];
     assert!(all.windows(2).all(steps) && all.iter().max() == Some(&512), "{all:?}");
 
-    do_tasks(&*broker, 12, 300).await;
-    // Of long batches no more than it can run, of short ones more.
+    run_tasks(&*broker, 12, 300).await;
+    // The worker holds as many long batches as it can run, and more short ones.
     within(prefetches.wait_for(|prefetches| prefetches[all.len()..] == [2])).await.unwrap();
-    do_tasks(&*broker, 100, 0).await;
+    run_tasks(&*broker, 100, 0).await;
     within(prefetches.wait_for(|prefetches| prefetches[all.len()..].starts_with(&[2, 8]))).await.unwrap();
     leave.send(()).unwrap();
     within(worker).await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The waits of failed tasks before their next try, on the memory transport.
+//! The delays of failed tasks before their next try, on the memory transport.
 
 use std::{
     fmt,
@@ -29,13 +29,13 @@ use tokio::{
     time::timeout,
 };
 
-/// The patience of a test: longer than all delays of a paused clock.
-const TEST_PATIENCE: Duration = Duration::from_secs(3_600);
+/// Time limit of a test: longer than all delays of a paused clock.
+const TEST_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// A delay that takes a minute, ten seconds, and three times a second.
 const TEST_DELAY: Duration = Duration::from_secs(73);
 
-/// A first try that fails: of a negative number by an error, of a positive one by asking for a try
-/// that many seconds later.
+/// A job whose first tries fail: of a negative number by an error, of a positive one by asking for
+/// a try that many seconds later.
 #[derive(Serialize, Deserialize)]
 struct Flaky {}
 
@@ -63,37 +63,37 @@ impl Job for Flaky {
     }
 }
 
-/// The memory transport, which tells what is published.
+/// The memory transport, with a copy of each published message.
 #[derive(Debug)]
-struct Told {
+struct PublishRecorder {
     inner: Arc<MemoryTransport>,
     published: mpsc::Sender<Outgoing>,
 }
 
 #[derive(Debug)]
-struct ToldPublisher {
+struct RecordedPublisher {
     inner: Arc<dyn Publisher>,
     published: mpsc::Sender<Outgoing>,
 }
 
 #[async_trait]
-impl Publisher for ToldPublisher {
+impl Publisher for RecordedPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         for outgoing in &batch {
-            let _ = self.published.try_send(outgoing.clone()); // a test may not listen any more
+            let _ = self.published.try_send(outgoing.clone()); // the test may have dropped the receiver
         }
         self.inner.publish(batch).await
     }
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for PublishRecorder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
 }
 
 #[async_trait]
-impl Transport for Told {
+impl Transport for PublishRecorder {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -105,7 +105,7 @@ impl Transport for Told {
     }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         let (inner, published) = (self.inner.publisher().await?, self.published.clone());
-        Ok(Arc::new(ToldPublisher { inner, published }))
+        Ok(Arc::new(RecordedPublisher { inner, published }))
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         self.inner.consume(queue, prefetch).await
@@ -124,7 +124,7 @@ impl Transport for Told {
     }
 }
 
-/// A worker with one slot, on a transport of its own.
+/// A worker with one slot, on its own transport.
 struct Bench {
     published: mpsc::Receiver<Outgoing>,
     leave: oneshot::Sender<()>,
@@ -143,14 +143,14 @@ impl Bench {
         let worker = Worker::new(registry, "test-worker".parse().unwrap());
         let (leave, left) = oneshot::channel::<()>();
         let (sender, published) = mpsc::channel(1_000);
-        let transport = Arc::new(Told { inner, published: sender });
+        let transport = Arc::new(PublishRecorder { inner, published: sender });
         let running = worker.run_until(transport, async {
             let _ = left.await;
         });
         Self { worker: tokio::spawn(running), published, leave }
     }
 
-    /// The next message that the worker publishes to this queue.
+    /// Returns the next message that the worker publishes to this queue.
     async fn published(&mut self, role: QueueRole) -> Message {
         let queue = Address::Queue(role.of(&Lane::default()));
         within(async {
@@ -171,7 +171,7 @@ impl Bench {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 /// A batch of one task, of a job with these retry delays.
@@ -194,8 +194,8 @@ fn batch(task: i64, retry_delays: &[Duration], headers: Headers) -> Message {
     .to_message(headers, "test")
 }
 
-/// The delay of the policy, and of the task that asks for its own, begins on the longest step that
-/// it has room for.
+/// The delay of the policy, or of the task that asks for its own, begins on the longest step that
+/// fits into it.
 #[tokio::test]
 async fn failed_task_waits_on_the_longest_step() {
     let minute = QueueRole::Retry(RetryDelay::Minute);
@@ -214,7 +214,7 @@ async fn failed_task_waits_on_the_longest_step() {
     }
 }
 
-/// A batch that has still to wait moves to the next step; its attempts stay, and no task of it
+/// A batch whose delay is not over moves to the next step; its attempts stay, and no task of it
 /// runs.
 #[tokio::test]
 async fn waiting_batch_moves_on_unrun() {
@@ -227,7 +227,7 @@ async fn waiting_batch_moves_on_unrun() {
     assert_eq!(bench.stop().await.batches, 0, "it was run");
 }
 
-/// Less than the shortest step is not waited for.
+/// A rest of less than the shortest step ends the delay.
 #[tokio::test]
 async fn batch_runs_when_its_delay_is_over() {
     let headers = Headers { attempt: 1, delay_ms: 999, ..Headers::default() };
@@ -239,7 +239,7 @@ async fn batch_runs_when_its_delay_is_over() {
 /// All steps in a row, on a paused clock, which also runs while a slot works: so the time is a
 /// lower bound.
 #[tokio::test(start_paused = true)]
-async fn delay_of_many_steps_is_waited_for_in_full() {
+async fn delay_of_many_steps_is_kept_in_full() {
     let began = tokio::time::Instant::now();
     let before = TRY_COUNT.load(Ordering::SeqCst);
     let mut bench = Bench::start(QueueRole::Tasks, batch(73, &[], Headers::default())).await;

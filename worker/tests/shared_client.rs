@@ -24,15 +24,15 @@ use tokio::{
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-type Request = (u64, oneshot::Sender<u64>);
+/// A number to double, with the sender for the answer.
+type ClientRequest = (u64, oneshot::Sender<u64>);
 
-/// The client's connection, which a task drives that the first user spawned, as those of HTTP
-/// clients do.
-static SHARED_CLIENT: LazyLock<Mutex<Option<mpsc::Sender<Request>>>> = LazyLock::new(Mutex::default);
-/// The first task holds its slot until the second has its answer.
+/// The connection of the client, driven by a task that its first user spawned, as in HTTP clients.
+static SHARED_CLIENT: LazyLock<Mutex<Option<mpsc::Sender<ClientRequest>>>> = LazyLock::new(Mutex::default);
+/// The flag for which the first task holds its slot: the second task has its answer.
 static ANSWERED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
 
-fn until_answered() {
+fn wait_for_answer() {
     drop(ANSWERED_FLAG.1.wait_while(ANSWERED_FLAG.0.lock().unwrap(), |answered| !*answered).unwrap());
 }
 
@@ -41,7 +41,7 @@ fn note_answer() {
     ANSWERED_FLAG.1.notify_all();
 }
 
-fn client() -> mpsc::Sender<Request> {
+fn client() -> mpsc::Sender<ClientRequest> {
     let mut client = SHARED_CLIENT.lock().unwrap();
     let connect = || {
         let (client, requests) = mpsc::channel(1);
@@ -51,7 +51,7 @@ fn client() -> mpsc::Sender<Request> {
     client.get_or_insert_with(connect).clone()
 }
 
-async fn drive(mut requests: mpsc::Receiver<Request>) {
+async fn drive(mut requests: mpsc::Receiver<ClientRequest>) {
     while let Some((number, answer)) = requests.recv().await {
         tokio::time::sleep(Duration::from_millis(1)).await;
         let _ = answer.send(number * 2);
@@ -81,7 +81,7 @@ impl Job for Sharing {
         let answer = cx.block_on(ask(task))??;
         if task == 0 {
             send_second();
-            until_answered();
+            wait_for_answer();
         } else {
             note_answer();
         }
@@ -118,9 +118,10 @@ fn batch(task: u64) -> Outgoing {
     Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
 }
 
-/// With one runtime a thread, the connection stands still while the slot that opened it computes.
+/// With one runtime a thread, the connection would stand still while the slot that opened it
+/// computes.
 #[tokio::test(flavor = "multi_thread")]
-async fn client_opened_on_one_slot_serves_another() {
+async fn slots_share_a_client() {
     let transport = MemoryTransport::new();
     transport.open_lane(&Lane::default()).await.unwrap();
     let publisher = transport.publisher().await.unwrap();

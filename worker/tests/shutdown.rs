@@ -17,20 +17,20 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const GRACE: Duration = Duration::from_millis(50);
-const FOR_EVER: u64 = 1;
-/// Its output is handed on at once, since it is large.
-const LARGE: u64 = 2;
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const TEST_GRACE: Duration = Duration::from_millis(50);
+const ENDLESS_TASK: u64 = 1;
+/// A task whose output is published at once, since it is large.
+const LARGE_TASK: u64 = 2;
 const CLEAN_STOPS: usize = 5;
 
-/// Some of its tasks do not end.
+/// A job of which some tasks do not end.
 #[derive(Serialize, Deserialize)]
-struct Endless;
+struct EndlessTasks;
 
-static BEGUN: Notify = Notify::const_new();
+static BEGUN_NOTIFY: Notify = Notify::const_new();
 
-impl Job for Endless {
+impl Job for EndlessTasks {
     const KIND: &'static str = "endless";
     type Task = u64;
     type Output = String;
@@ -41,13 +41,13 @@ impl Job for Endless {
     }
     fn process(&self, task: u64, _: &TaskContext) -> Result<String, TaskError> {
         match task {
-            FOR_EVER => {
-                BEGUN.notify_one();
+            ENDLESS_TASK => {
+                BEGUN_NOTIFY.notify_one();
                 loop {
                     std::thread::park();
                 }
             }
-            LARGE => Ok("x".repeat(500_000)),
+            LARGE_TASK => Ok("x".repeat(500_000)),
             _ => Ok(String::new()),
         }
     }
@@ -57,7 +57,7 @@ impl Job for Endless {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 async fn lane_with(role: QueueRole, tasks: &[u64]) -> Arc<MemoryTransport> {
@@ -84,20 +84,20 @@ async fn lane_with(role: QueueRole, tasks: &[u64]) -> Arc<MemoryTransport> {
     broker
 }
 
-/// A worker that is told to leave once it is in a task that does not end, and leaves in order.
+/// Stops a worker that runs a task without an end, and waits until it has left in order.
 async fn clean_stop(broker: &Arc<MemoryTransport>) -> WorkerReport {
     let mut registry = Registry::default();
-    registry.register::<Endless>().unwrap();
+    registry.register::<EndlessTasks>().unwrap();
     let connection = broker.connect();
     let (leave, left) = oneshot::channel::<()>();
     let worker = Worker::new(registry, "test-worker".parse().unwrap())
         .slots(NonZeroU16::MIN)
-        .grace(GRACE)
+        .grace(TEST_GRACE)
         .run_until(Arc::clone(&connection) as _, async {
             let _ = left.await;
         });
     let worker = tokio::spawn(worker);
-    within(BEGUN.notified()).await;
+    within(BEGUN_NOTIFY.notified()).await;
     leave.send(()).unwrap();
     let report = within(worker).await.unwrap().unwrap();
     connection.close().await;
@@ -109,11 +109,11 @@ async fn take(broker: &MemoryTransport, role: QueueRole) -> Delivery {
     timeout(Duration::from_secs(5), consumer.recv(1)).await.expect("it is not there").unwrap().remove(0)
 }
 
-/// One test, since the tasks of both have one bell.
+/// Both parts are one test, since their tasks share one notification.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_end_within_the_grace_is_handed_back_at_no_cost() {
+async fn endless_task_is_requeued_at_no_cost() {
     for (sent, back) in [(QueueRole::Tasks, QueueRole::Again), (QueueRole::Suspect, QueueRole::Suspect)] {
-        let broker = lane_with(sent, &[FOR_EVER]).await;
+        let broker = lane_with(sent, &[ENDLESS_TASK]).await;
         for _ in 0..CLEAN_STOPS {
             let report = clean_stop(&broker).await;
             assert_eq!((report.abandoned, report.handed_back, report.errors), (1, 1, 0));
@@ -123,16 +123,12 @@ async fn what_does_not_end_within_the_grace_is_handed_back_at_no_cost() {
         assert_eq!((task.deliveries_before, attempt, loss), (0, 0, 0), "{back:?}");
     }
 
-    let broker = lane_with(QueueRole::Tasks, &[LARGE, FOR_EVER, 3]).await;
+    let broker = lane_with(QueueRole::Tasks, &[LARGE_TASK, ENDLESS_TASK, 3]).await;
     let report = clean_stop(&broker).await;
     assert_eq!((report.done, report.abandoned, report.handed_back), (1, 1, 1));
     let done = take(&broker, QueueRole::Results).await.message;
     assert_eq!(wire::decode::<Results<'_>>(&done).unwrap().done[0].count, 1);
     let rest = take(&broker, QueueRole::Again).await.message;
     let rest: Batch<'_> = wire::decode(&rest).unwrap();
-    assert_eq!(
-        (rest.first, rest.tasks.get()),
-        (TaskIndex(11), "[1,3]"),
-        "what was handed on is not run again"
-    );
+    assert_eq!((rest.first, rest.tasks.get()), (TaskIndex(11), "[1,3]"), "published tasks are not run again");
 }

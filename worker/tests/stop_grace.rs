@@ -28,12 +28,12 @@ use tokio::{
 const WAIT_MAX: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_millis(300);
 /// A time limit that no test waits for.
-const LONG_MS: u64 = 600_000;
+const LONG_LIMIT_MS: u64 = 600_000;
 
-/// The behaviour of a task; those that hold a thread have a number of their own.
+/// The behaviour of a task. Tasks that hold a thread have their own number.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum Act {
-    /// Blocks until it is released, and never looks whether the job was stopped.
+    /// Blocks until it is released, and never checks for a stop.
     Hold(u64),
     /// Spins until the job is stopped.
     Look(u64),
@@ -49,13 +49,13 @@ fn thread() -> String {
     format!("{:?}", std::thread::current().id())
 }
 
-async fn begun(number: u64) -> String {
+async fn wait_begun(number: u64) -> String {
     let mut begun = BEGUN_TASKS.subscribe();
     let begun = within(begun.wait_for(|begun| begun.contains_key(&number))).await.unwrap();
     begun[&number].clone()
 }
 
-fn until_released(number: u64) {
+fn wait_for_release(number: u64) {
     let released = RELEASED_TASKS.0.lock().unwrap();
     drop(RELEASED_TASKS.1.wait_while(released, |released| !released.contains(&number)).unwrap());
 }
@@ -65,7 +65,7 @@ fn release(number: u64) {
     RELEASED_TASKS.1.notify_all();
 }
 
-/// Its outputs are the threads that ran its tasks.
+/// A job whose outputs are the threads that ran its tasks.
 #[derive(Serialize, Deserialize)]
 struct Acts;
 
@@ -82,7 +82,7 @@ impl Job for Acts {
         match act {
             Act::Hold(number) => {
                 BEGUN_TASKS.send_modify(|begun| drop(begun.insert(number, thread())));
-                until_released(number);
+                wait_for_release(number);
             }
             Act::Look(number) => {
                 BEGUN_TASKS.send_modify(|begun| drop(begun.insert(number, thread())));
@@ -131,7 +131,7 @@ impl Bench {
         Self { transport, publisher, events, leave, worker: tokio::spawn(worker) }
     }
 
-    /// Sends a batch of a job of its own, from index 10 on.
+    /// Sends a batch of a new job, from index 10 on.
     async fn send(&mut self, acts: &[Act], task_timeout_ms: Option<u64>) -> JobId {
         let job = JobId::generate();
         let message = Batch {
@@ -162,7 +162,7 @@ impl Bench {
             .unwrap();
     }
 
-    /// The jobs and outputs of the next results.
+    /// Returns the jobs and outputs of the next results.
     async fn results(&mut self) -> Vec<(JobId, Vec<String>)> {
         let mut consumer =
             self.transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
@@ -178,8 +178,11 @@ impl Bench {
         outputs
     }
 
-    /// Waits for a heartbeat whose running tasks are as wanted.
-    async fn beat(&mut self, wanted: impl Fn(&[RunningTask]) -> bool + Send + Sync) -> Vec<RunningTask> {
+    /// Waits for a heartbeat with the wanted running tasks.
+    async fn wait_heartbeat(
+        &mut self,
+        wanted: impl Fn(&[RunningTask]) -> bool + Send + Sync,
+    ) -> Vec<RunningTask> {
         within(async {
             loop {
                 let event = self.events.next().await.unwrap();
@@ -200,29 +203,29 @@ impl Bench {
 }
 
 #[tokio::test]
-async fn stopped_task_loses_its_slot_to_the_next_job() {
-    for (number, limit) in [(1, None), (2, Some(LONG_MS))] {
+async fn stopped_task_loses_its_slot() {
+    for (number, limit) in [(1, None), (2, Some(LONG_LIMIT_MS))] {
         let mut bench = Bench::start().await;
         let job = bench.send(&[Act::Quick, Act::Hold(number), Act::Quick], limit).await;
-        let old_thread = begun(number).await;
+        let old_thread = wait_begun(number).await;
         let next = bench.send(&[Act::Quick], None).await;
         let stopped = Instant::now();
         bench.stop(job).await;
         let results = bench.results().await;
         let took = stopped.elapsed();
-        // Nothing of the stopped job: its task goes on and has no outcome.
+        // The stopped job has no outcome: its task goes on.
         assert_eq!(results.len(), 1, "{results:?}");
         assert_eq!(results[0].0, next);
         assert_ne!(results[0].1, [old_thread], "the same thread");
         assert!((STOP_GRACE..WAIT_MAX / 2).contains(&took), "{took:?}");
 
-        let named = bench.beat(|running| !running.is_empty()).await;
+        let named = bench.wait_heartbeat(|running| !running.is_empty()).await;
         let [task] = named.as_slice() else { panic!("{named:?}") };
         assert_eq!((task.job, task.index, task.kind.as_str()), (job, TaskIndex(11), "acts"));
         assert_eq!((task.first, task.count, task.attempt, task.slot), (TaskIndex(10), 3, 1, 0));
         assert!(task.stuck && task.stopped, "{task:?}");
         release(number);
-        bench.beat(<[RunningTask]>::is_empty).await; // its thread has ended
+        bench.wait_heartbeat(<[RunningTask]>::is_empty).await; // its thread has ended
         for role in [QueueRole::Results, QueueRole::Again] {
             assert!(bench.is_empty(role).await, "{role:?}");
         }
@@ -233,10 +236,10 @@ async fn stopped_task_loses_its_slot_to_the_next_job() {
 }
 
 #[tokio::test]
-async fn task_that_looks_at_the_stop_keeps_its_thread() {
+async fn task_that_checks_keeps_its_thread() {
     let mut bench = Bench::start().await;
     let job = bench.send(&[Act::Look(3)], None).await;
-    let thread = begun(3).await;
+    let thread = wait_begun(3).await;
     let next = bench.send(&[Act::Quick], None).await;
     bench.stop(job).await;
     assert_eq!(bench.results().await, [(next, vec![thread])]);
@@ -245,16 +248,16 @@ async fn task_that_looks_at_the_stop_keeps_its_thread() {
 }
 
 #[tokio::test]
-async fn running_task_is_named_before_its_job_stops() {
+async fn heartbeat_names_running_tasks() {
     let mut bench = Bench::start().await;
     let job = bench.send(&[Act::Quick, Act::Hold(4)], None).await;
-    begun(4).await;
-    let named = bench.beat(|running| !running.is_empty()).await;
+    wait_begun(4).await;
+    let named = bench.wait_heartbeat(|running| !running.is_empty()).await;
     assert_eq!((named[0].job, named[0].index, named[0].slot), (job, TaskIndex(11), 0));
     assert!(!named[0].stuck && !named[0].stopped, "{named:?}");
     release(4);
     assert_eq!(bench.results().await[0].0, job);
-    bench.beat(<[RunningTask]>::is_empty).await;
+    bench.wait_heartbeat(<[RunningTask]>::is_empty).await;
     bench.leave.send(()).unwrap();
     within(bench.worker).await.unwrap().unwrap();
 }
@@ -264,7 +267,7 @@ async fn too_many_stopped_tasks_end_the_worker() {
     let mut bench = Bench::start().await;
     for number in [5, 6] {
         let job = bench.send(&[Act::Hold(number)], None).await;
-        begun(number).await;
+        wait_begun(number).await;
         bench.stop(job).await;
     }
     let error = within(bench.worker).await.unwrap().unwrap_err();

@@ -26,34 +26,34 @@ use tokio::{
     time::timeout,
 };
 
-const PATIENCE: Duration = Duration::from_secs(60);
-const FOR_EVER: i64 = -1;
-const UNTIL_RELEASED: i64 = -2;
-const LOOKS_AT_ITS_LIMIT: i64 = -3;
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const ENDLESS_TASK: i64 = -1;
+const HELD_TASK: i64 = -2;
+const CHECKING_TASK: i64 = -3;
 
-static RELEASED: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
-/// The thread that ran [`UNTIL_RELEASED`] has ended.
-static GONE: Notify = Notify::const_new();
+static RELEASED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+/// Notified when the thread that ran [`HELD_TASK`] has ended.
+static THREAD_ENDED: Notify = Notify::const_new();
 
-fn until_released() {
-    drop(RELEASED.1.wait_while(RELEASED.0.lock().unwrap(), |released| !*released).unwrap());
+fn wait_for_release() {
+    drop(RELEASED_FLAG.1.wait_while(RELEASED_FLAG.0.lock().unwrap(), |released| !*released).unwrap());
 }
 
-struct TellsWhenGone(Cell<bool>);
+struct ThreadEndNotifier(Cell<bool>);
 
-impl Drop for TellsWhenGone {
+impl Drop for ThreadEndNotifier {
     fn drop(&mut self) {
         if self.0.get() {
-            GONE.notify_one();
+            THREAD_ENDED.notify_one();
         }
     }
 }
 
 thread_local! {
-    static THREAD: TellsWhenGone = const { TellsWhenGone(Cell::new(false)) };
+    static THREAD_MARK: ThreadEndNotifier = const { ThreadEndNotifier(Cell::new(false)) };
 }
 
-/// Gives its tasks back, sooner or later.
+/// A job that returns its tasks, sooner or later.
 #[derive(Serialize, Deserialize)]
 struct Slow;
 
@@ -68,14 +68,14 @@ impl Job for Slow {
     }
     fn process(&self, task: i64, cx: &TaskContext) -> Result<i64, TaskError> {
         match task {
-            FOR_EVER => loop {
+            ENDLESS_TASK => loop {
                 std::thread::park();
             },
-            UNTIL_RELEASED => {
-                THREAD.with(|thread| thread.0.set(true));
-                until_released();
+            HELD_TASK => {
+                THREAD_MARK.with(|thread| thread.0.set(true));
+                wait_for_release();
             }
-            LOOKS_AT_ITS_LIMIT => loop {
+            CHECKING_TASK => loop {
                 cx.check()?;
                 std::thread::yield_now();
             },
@@ -89,7 +89,7 @@ impl Job for Slow {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 /// A worker with one slot.
@@ -97,7 +97,7 @@ struct Bench {
     transport: Arc<MemoryTransport>,
     leave: oneshot::Sender<()>,
     worker: JoinHandle<Result<WorkerReport, WorkerError>>,
-    /// What has come of which index so far: an output or a reason.
+    /// The outcomes by index so far: outputs, or reasons with attempts.
     outcomes: BTreeMap<u64, Vec<serde_json::Value>>,
 }
 
@@ -138,7 +138,7 @@ impl Bench {
         Self { transport, leave, worker: tokio::spawn(running), outcomes: BTreeMap::new() }
     }
 
-    /// Takes results until so many tasks have an outcome.
+    /// Takes results until this number of tasks has an outcome.
     async fn outcomes(&mut self, tasks: usize) {
         let queue = QueueRole::Results.of(&Lane::default());
         let mut consumer = self.transport.consume(&queue, 10).await.unwrap();
@@ -166,50 +166,52 @@ impl Bench {
     }
 }
 
-const TOO_LONG: &str = "it ran longer than the job's task timeout of 100ms";
+const TIMEOUT_REASON: &str = "it ran longer than the job's task timeout of 100ms";
 
 #[tokio::test]
-async fn a_task_that_looks_at_its_limit_ends_there_and_keeps_its_thread() {
-    let mut bench = Bench::start(1, &[&[1, LOOKS_AT_ITS_LIMIT, 3]]).await;
+async fn task_that_checks_its_limit_keeps_its_thread() {
+    let mut bench = Bench::start(1, &[&[1, CHECKING_TASK, 3]]).await;
     bench.outcomes(3).await;
-    let expected = [(10, vec![json!(1)]), (11, vec![json!([TOO_LONG, 1])]), (12, vec![json!(3)])];
+    let expected = [(10, vec![json!(1)]), (11, vec![json!([TIMEOUT_REASON, 1])]), (12, vec![json!(3)])];
     assert_eq!(bench.outcomes, BTreeMap::from(expected));
     bench.leave.send(()).unwrap();
     let report = within(bench.worker).await.unwrap().unwrap();
     assert_eq!((report.batches, report.errors), (1, 1));
 }
 
+/// A task that does not check its limit loses its thread, and its neighbours run again.
 #[tokio::test]
-async fn a_task_that_does_not_loses_its_thread_and_its_neighbours_run_again() {
-    let mut bench = Bench::start(2, &[&[1, FOR_EVER, 3]]).await;
+async fn overdue_task_loses_its_thread() {
+    let mut bench = Bench::start(2, &[&[1, ENDLESS_TASK, 3]]).await;
     bench.outcomes(2).await;
     let expected = [(10, vec![json!(1)]), (12, vec![json!(3)])];
     assert_eq!(bench.outcomes, BTreeMap::from(expected));
-    // It goes up the ladder as any task that failed, and takes the next thread with it, which is one too many.
+    // It is retried as any failed task, and holds the next thread as well, which is one too many.
     bench.outcomes(3).await;
-    assert_eq!(bench.outcomes[&11], [json!([TOO_LONG, 2])]);
+    assert_eq!(bench.outcomes[&11], [json!([TIMEOUT_REASON, 2])]);
     let error = within(bench.worker).await.unwrap().unwrap_err();
     assert!(matches!(error, WorkerError::Stuck { threads: 2, slots: 1 }), "{error}");
 }
 
+/// An abandoned thread publishes no more outcomes, and ends.
 #[tokio::test]
-async fn what_an_abandoned_thread_says_later_is_not_heard_and_it_ends() {
-    let mut bench = Bench::start(1, &[&[UNTIL_RELEASED, 5], &[6]]).await;
+async fn abandoned_thread_is_ignored_and_ends() {
+    let mut bench = Bench::start(1, &[&[HELD_TASK, 5], &[6]]).await;
     bench.outcomes(3).await; // by another thread, while the first is still held
-    *RELEASED.0.lock().unwrap() = true;
-    RELEASED.1.notify_all();
-    within(GONE.notified()).await;
-    assert!(bench.is_empty(QueueRole::Results).await, "something was said twice");
+    *RELEASED_FLAG.0.lock().unwrap() = true;
+    RELEASED_FLAG.1.notify_all();
+    within(THREAD_ENDED.notified()).await;
+    assert!(bench.is_empty(QueueRole::Results).await, "an outcome was published twice");
     bench.leave.send(()).unwrap();
     let report = within(bench.worker).await.unwrap().unwrap();
     assert_eq!((report.done, report.errors, report.abandoned), (2, 1, 0));
-    let expected = [(10, vec![json!([TOO_LONG, 1])]), (11, vec![json!(5)]), (12, vec![json!(6)])];
+    let expected = [(10, vec![json!([TIMEOUT_REASON, 1])]), (11, vec![json!(5)]), (12, vec![json!(6)])];
     assert_eq!(bench.outcomes, BTreeMap::from(expected));
 }
 
 #[tokio::test]
-async fn a_worker_with_too_many_stuck_threads_hands_back_and_ends() {
-    let mut bench = Bench::start(1, &[&[FOR_EVER], &[FOR_EVER], &[7]]).await;
+async fn too_many_stuck_threads_end_the_worker() {
+    let mut bench = Bench::start(1, &[&[ENDLESS_TASK], &[ENDLESS_TASK], &[7]]).await;
     let error = within(&mut bench.worker).await.unwrap().unwrap_err();
     assert!(matches!(error, WorkerError::Stuck { threads: 2, slots: 1 }), "{error}");
     bench.outcomes(2).await;

@@ -1,4 +1,4 @@
-//! What a worker does with what comes to it, on the memory transport.
+//! The handling of deliveries by a worker, on the memory transport.
 
 use std::{
     future::Future,
@@ -23,19 +23,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::to_raw_value};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Doubles numbers; some tasks behave badly.
+/// A job that doubles numbers; some of its tasks fail or panic.
 #[derive(Serialize, Deserialize)]
 struct Double {
     #[serde(default)]
     hold: bool,
 }
 
-/// Held tasks meet the test here when they begin, and again before they end.
-static BEGUN: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
-static END: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
-static HELD: AtomicUsize = AtomicUsize::new(0);
+/// The barrier at which held tasks meet the test when they begin.
+static TASK_BEGUN: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
+/// The barrier at which held tasks meet the test before they end.
+static TASK_END: std::sync::LazyLock<Barrier> = std::sync::LazyLock::new(|| Barrier::new(2));
+/// Number of held tasks that have begun.
+static HELD_COUNT: AtomicUsize = AtomicUsize::new(0);
 
 impl Job for Double {
     const KIND: &'static str = "double";
@@ -49,9 +51,9 @@ impl Job for Double {
     #[expect(clippy::panic_in_result_fn, reason = "one of the ways to behave badly")]
     fn process(&self, task: i64, _: &TaskContext) -> Result<i64, TaskError> {
         if self.hold {
-            HELD.fetch_add(1, Ordering::SeqCst);
-            BEGUN.wait();
-            END.wait();
+            HELD_COUNT.fetch_add(1, Ordering::SeqCst);
+            TASK_BEGUN.wait();
+            TASK_END.wait();
         }
         match task {
             -1 => Err(TaskError::failed("minus one")),
@@ -65,7 +67,7 @@ impl Job for Double {
     }
 }
 
-/// A worker on a transport of its own.
+/// A worker on its own transport.
 struct Bench {
     transport: Arc<dyn Transport>,
     leave: oneshot::Sender<()>,
@@ -109,7 +111,7 @@ impl Bench {
         serde_json::from_slice(&message.body).unwrap()
     }
 
-    /// The results of so many tasks, in however many messages: a slow machine takes several.
+    /// Takes the results of this number of tasks, in one message or, on a slow machine, several.
     async fn results_of(&self, tasks: u64) -> serde_json::Value {
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         let spans = |done: &[serde_json::Value]| -> u64 {
@@ -125,7 +127,7 @@ impl Bench {
 }
 
 async fn within<F: Future>(future: F) -> F::Output {
-    timeout(PATIENCE, future).await.expect("it takes too long")
+    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 async fn take(transport: &dyn Transport, role: QueueRole) -> Message {
@@ -136,7 +138,7 @@ async fn take(transport: &dyn Transport, role: QueueRole) -> Message {
     delivery.message
 }
 
-/// Everything that waits in a queue, unsettled.
+/// Takes all messages of a queue, unsettled.
 async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<gristmill_shared::Delivery> {
     let mut consumer = transport.consume(&role.of(&Lane::default()), 100).await.unwrap();
     let mut all = Vec::new();
@@ -175,7 +177,7 @@ fn to_queue(role: QueueRole, message: Message) -> Outgoing {
 }
 
 #[tokio::test]
-async fn outcomes_are_stored_and_then_the_batch_is_settled() {
+async fn batch_is_settled_after_its_outcomes() {
     let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[1, 2, 3], 0)]).await;
     let results = bench.results().await;
     assert_eq!(results["done"], json!([{"first": 10, "count": 3, "outputs": [2, 4, 6]}]));
@@ -184,8 +186,9 @@ async fn outcomes_are_stored_and_then_the_batch_is_settled() {
     assert!(is_empty(&*transport, QueueRole::Tasks).await, "the batch was not acked");
 }
 
+/// A worker takes from all shards that exist, also from those that others made.
 #[tokio::test]
-async fn a_worker_takes_from_all_shards_whoever_made_them() {
+async fn worker_takes_from_all_shards() {
     let [two, three] = [2, 3].map(|number| Shards::new(number).unwrap());
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let lane = Lane::default();
@@ -213,7 +216,7 @@ async fn a_worker_takes_from_all_shards_whoever_made_them() {
 }
 
 #[tokio::test]
-async fn a_failed_task_goes_up_the_ladder_alone() {
+async fn failed_task_is_retried_alone() {
     let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[1, -1, -3, 4], 0)]).await;
     let results = bench.results_of(2).await;
     assert_eq!(
@@ -229,8 +232,9 @@ async fn a_failed_task_goes_up_the_ladder_alone() {
     }
 }
 
+/// The last attempt, a rejection and a panic are recorded with their tasks.
 #[tokio::test]
-async fn the_last_attempt_and_a_rejection_are_recorded_with_the_task() {
+async fn final_failures_keep_their_tasks() {
     let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[-1, -2, -3], 4)]).await;
     let failed = bench.results_of(3).await["failed"].clone();
     for (place, task, reason) in [(0, -1, "minus one"), (1, -2, "minus two"), (2, -3, "panic: minus three")] {
@@ -241,8 +245,9 @@ async fn the_last_attempt_and_a_rejection_are_recorded_with_the_task() {
     bench.stop().await;
 }
 
+/// Outcomes belong to the trace of their batch, whether or not its headers carry one.
 #[tokio::test]
-async fn what_follows_from_a_batch_is_of_its_trace_whoever_began_that() {
+async fn outcomes_belong_to_the_batch_trace() {
     let theirs = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let traced = |job, header: Option<&str>| {
         let mut traced = batch(job, "double", &json!({}), &[-1, 1], 0);
@@ -256,9 +261,9 @@ async fn what_follows_from_a_batch_is_of_its_trace_whoever_began_that() {
     let (trace, run) = (results.headers.trace_id(), results.headers.span_id());
     assert_eq!(trace.as_deref(), Some("0af7651916cd43dd8448eb211c80319c"));
     assert!(run.is_some_and(|run| !theirs.contains(&run)), "it was made in the worker's span");
-    // Of a batch that says nothing, tries begin the trace, and nothing is made up for results.
+    // Retries of a batch without a trace begin one; its results have none.
     assert_eq!(bench.take(QueueRole::Results).await.headers.traceparent, None);
-    let (_, transport) = bench.stop().await; // else it would take what comes again itself
+    let (_, transport) = bench.stop().await; // else the worker would take the retried tasks itself
     let again = take(&*transport, QueueRole::Again).await;
     assert_eq!(again.headers.traceparent, results.headers.traceparent, "of the same run");
     let again = take(&*transport, QueueRole::Again).await;
@@ -266,21 +271,22 @@ async fn what_follows_from_a_batch_is_of_its_trace_whoever_began_that() {
 }
 
 #[tokio::test]
-async fn a_rejected_task_is_not_tried_again() {
+async fn rejected_task_is_not_retried() {
     let bench = Bench::start(vec![batch(JobId::generate(), "double", &json!({}), &[-2], 0)]).await;
     assert_eq!(bench.results().await["failed"][0]["attempts"], 1);
     bench.stop().await;
 }
 
+/// A batch of a kind that is not registered here waits for another worker, at no cost.
 #[tokio::test]
-async fn a_kind_nobody_here_knows_waits_for_somebody_who_does() {
+async fn unknown_kind_is_left_to_others() {
     let unknown = batch(JobId::generate(), "triple", &json!({}), &[1], 2);
     let known = batch(JobId::generate(), "double", &json!({}), &[1], 0);
     let bench = Bench::start(vec![unknown.clone(), known]).await;
-    bench.results().await; // of the known one, which comes after
+    bench.results().await; // of the known kind, whose batch comes later
     let (report, transport) = bench.stop().await;
     assert_eq!((report.done, report.errors), (1, 0));
-    tokio::time::pause(); // 1 s passes at once
+    tokio::time::pause(); // the delay of 1 s passes at once
     let mut message = take(&*transport, QueueRole::Again).await;
     assert!((1..=4).contains(&message.headers.released), "{:?}", message.headers);
     message.headers.released = 0;
@@ -288,7 +294,7 @@ async fn a_kind_nobody_here_knows_waits_for_somebody_who_does() {
 }
 
 #[tokio::test]
-async fn what_is_no_batch_of_ours_is_buried_with_the_reason() {
+async fn malformed_batch_is_dead_lettered() {
     let garbage = Message { body: "{".into(), form: Batch::FORM.into(), ..Message::default() };
     let short = {
         let mut short = batch(JobId::generate(), "double", &json!({}), &[1], 0);
@@ -315,7 +321,7 @@ async fn what_is_no_batch_of_ours_is_buried_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_stopped_job_is_skipped_without_a_result() {
+async fn stopped_job_is_skipped() {
     let job = JobId::generate();
     let stopped = Stopped { job, round: Round(0), reason: "test".into() }.message("stop".into(), "test");
     let journal = Outgoing { to: Address::Journal, message: stopped };
@@ -327,25 +333,26 @@ async fn a_stopped_job_is_skipped_without_a_result() {
     assert!(is_empty(&*transport, QueueRole::Tasks).await && is_empty(&*transport, QueueRole::Results).await);
 }
 
+/// A leaving worker ends its running task and requeues the rest at no cost.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leaving_worker_ends_its_task_and_hands_back_the_rest_at_no_cost() {
+async fn leaving_worker_requeues_the_rest() {
     let job = JobId::generate();
     let held = batch(job, "double", &json!({"hold": true}), &[1, 2, 3], 0);
     let waiting = (0..4).map(|_| batch(JobId::generate(), "double", &json!({"hold": true}), &[9], 0));
     let bench = Bench::start([held].into_iter().chain(waiting).collect()).await;
-    tokio::task::spawn_blocking(|| BEGUN.wait()).await.unwrap();
+    tokio::task::spawn_blocking(|| TASK_BEGUN.wait()).await.unwrap();
     let Bench { transport, leave, worker } = bench;
     leave.send(()).unwrap();
-    // What waits is handed back while the task still runs: the worker has begun to leave.
+    // The waiting batches are requeued while the task still runs: the worker has begun to leave.
     for _ in 0..3 {
         let back = take(&*transport, QueueRole::Again).await;
         assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
     }
-    tokio::task::spawn_blocking(|| END.wait()).await.unwrap();
+    tokio::task::spawn_blocking(|| TASK_END.wait()).await.unwrap();
     let report = within(worker).await.unwrap().unwrap();
     assert_eq!((report.done, report.abandoned), (1, 0));
-    assert_eq!(HELD.load(Ordering::SeqCst), 1, "a task was begun after the worker was told to leave");
-    // The last of the five may have come before the worker said that it wants no more, or not.
+    assert_eq!(HELD_COUNT.load(Ordering::SeqCst), 1, "a task began after the worker began to leave");
+    // The last of the five may have been delivered before the worker stopped its consumer, or not.
     let (back, untouched) =
         (drain(&*transport, QueueRole::Again).await, drain(&*transport, QueueRole::Tasks).await);
     assert_eq!(3 + back.len() + untouched.len(), 5, "something was dropped, or handed back twice");
@@ -403,7 +410,7 @@ impl Job for Fragile {
 }
 
 #[tokio::test]
-async fn a_panic_of_user_code_anywhere_costs_its_task_and_nothing_else() {
+async fn panic_of_user_code_costs_its_task() {
     let bench =
         Bench::start(vec![batch(JobId::generate(), "fragile", &json!(null), &[1, -4, -5, 2], 0)]).await;
     let results = bench.results_of(4).await;
@@ -414,8 +421,9 @@ async fn a_panic_of_user_code_anywhere_costs_its_task_and_nothing_else() {
     assert_eq!(bench.stop().await.0.done, 2);
 }
 
+/// Long failure reasons are spread over several messages.
 #[tokio::test]
-async fn many_failures_with_long_reasons_make_many_messages_and_not_a_large_one() {
+async fn long_reasons_take_several_messages() {
     let tasks = 500;
     let bench =
         Bench::start(vec![batch(JobId::generate(), "fragile", &json!(null), &vec![-6; tasks], 0)]).await;
@@ -428,8 +436,9 @@ async fn many_failures_with_long_reasons_make_many_messages_and_not_a_large_one(
     bench.stop().await;
 }
 
+/// A dead letter is cut to the limits of a header and of a message.
 #[tokio::test]
-async fn what_is_too_large_for_a_header_or_a_message_is_buried_all_the_same() {
+async fn oversize_dead_letter_is_cut() {
     let long = Message {
         body: format!("{{\"kind\":\"{}\"}}", "X".repeat(70_000)).into(),
         form: Batch::FORM.into(),

@@ -1,8 +1,9 @@
-//! Takes messages from one of the lane's queues and gives them to the slots.
+//! The consumer of one of the lane's queues: takes deliveries, within a prefetch that follows the
+//! length of batches, and pushes them to the slots.
 
 mod prefetch;
 
-pub(crate) use prefetch::{LOWEST, PER_SLOT, Pace};
+pub(crate) use prefetch::{BATCHES_PER_SLOT, LOWEST_LEVEL, PrefetchController};
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,233 +15,257 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::Shop,
-    delivery::{InHand, Work},
-    outbound::{Handoff, Handoffs},
-    poison::that_count,
-    run_queue::{Giving, Waiting},
+    context::WorkerContext,
+    delivery::{BatchDelivery, InFlightBatch},
+    outbound::{OutboundQueue, PublishRequest},
+    poison::counted_redeliveries,
+    run_queue::{RunQueueReceiver, RunQueueSender},
 };
-use prefetch::{FORGOTTEN_AFTER, HELD_UP, START};
+use prefetch::{RESET_AFTER, STALLED_AFTER, START_LEVEL};
 
-/// How many deliveries are taken from the transport at a time; the rest waits there, within the prefetch.
-const TAKEN_AT_ONCE: usize = 64;
-/// How many former consumers of a queue there may be for whose last deliveries somebody still works. With more of them
-/// the prefetch stays what it is.
-const RETIRED_MAX: usize = 4;
+/// Deliveries taken from the transport at a time; the rest waits there, within the prefetch.
+const RECV_MAX_DELIVERIES: usize = 64;
+/// Retired consumers of a queue with unsettled deliveries. With more of them the prefetch stays as
+/// it is.
+const RETIRED_MAX_CONSUMERS: usize = 4;
 
-/// How often is looked whether the last deliveries of a former consumer are settled, while there is one. To be told of each
-/// would cost every batch something.
-const RETIRED_LOOK: Duration = Duration::from_secs(1);
+/// Polling interval for retired consumers with unsettled deliveries. Polling is cheaper than a
+/// notification on each settlement.
+const RETIRED_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes messages from one of the lane's queues.
+/// A consumer of one of the lane's queues.
 #[derive(Debug)]
-pub(crate) struct Intake {
+pub(crate) struct QueueConsumer {
     pub(crate) from: QueueRole,
-    /// How many deliveries are held, by the pace's level.
-    pub(crate) prefetch: [u16; PER_SLOT.len()],
-    pub(crate) shop: Arc<Shop>,
-    pub(crate) work: Giving,
-    /// The other end of `work`, and where to what waits there goes when batches turn out to take long.
-    pub(crate) waiting: Waiting,
-    pub(crate) handoffs: Handoffs,
+    /// Deliveries to hold, by prefetch level.
+    pub(crate) prefetch: [u16; BATCHES_PER_SLOT.len()],
+    pub(crate) context: Arc<WorkerContext>,
+    pub(crate) run_sender: RunQueueSender,
+    /// The receiving half of `run_sender`: waiting deliveries are requeued when batches turn out to
+    /// take long.
+    pub(crate) run_receiver: RunQueueReceiver,
+    pub(crate) outbound_queue: OutboundQueue,
     pub(crate) leaving: CancellationToken,
 }
 
-/// A consumer, and what it has delivered that may not be settled yet.
+/// The transport's consumer of one prefetch level, and its deliveries that may be unsettled.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct LevelConsumer {
     /// The level that it belongs to.
     level: usize,
     consumer: Box<dyn Consumer>,
-    held: Vec<Arc<InHand>>,
+    unsettled: Vec<Arc<InFlightBatch>>,
 }
 
-impl Intake {
-    /// At the level where every worker begins.
-    pub(crate) async fn open(&self) -> Result<Vec<Source>, TransportError> {
-        let mut sources = Vec::new();
-        for level in LOWEST..=START {
-            sources.extend(self.open_level(level).await?);
+impl QueueConsumer {
+    /// Opens the consumers of the level at which every worker starts.
+    pub(crate) async fn open(&self) -> Result<Vec<LevelConsumer>, TransportError> {
+        let mut consumers = Vec::new();
+        for level in LOWEST_LEVEL..=START_LEVEL {
+            consumers.extend(self.open_level(level).await?);
         }
-        Ok(sources)
+        Ok(consumers)
     }
 
-    /// A prefetch belongs to a consumer for good. So each level has a consumer of its own, for what is held there beyond
-    /// the level below: going up disturbs none of those that are there. None if the level adds nothing.
-    async fn open_level(&self, level: usize) -> Result<Option<Source>, TransportError> {
-        let below = if level == LOWEST { 0 } else { self.prefetch[level - 1] };
+    /// Opens the consumer of one level; returns `None` if the level adds no deliveries. A
+    /// transport's consumer has a fixed prefetch, so each level has its own consumer for what it
+    /// holds beyond the level below, and going up leaves the others undisturbed.
+    async fn open_level(&self, level: usize) -> Result<Option<LevelConsumer>, TransportError> {
+        let below = if level == LOWEST_LEVEL { 0 } else { self.prefetch[level - 1] };
         let more = self.prefetch[level].saturating_sub(below);
         if more == 0 {
             return Ok(None);
         }
-        let consumer = self.shop.transport.consume(&self.from.of(&self.shop.lane), more).await?;
-        Ok(Some(Source { level, consumer, held: Vec::new() }))
+        let consumer = self.context.transport.consume(&self.from.of(&self.context.lane), more).await?;
+        Ok(Some(LevelConsumer { level, consumer, unsettled: Vec::new() }))
     }
 
-    /// Runs until the worker leaves; then asks for nothing more and gives away what is here already.
+    /// Runs until the worker leaves; then stops the consumers and pushes what they have received.
     ///
-    /// The consumers are returned open, because what the slots still run is settled through them.
+    /// Returns the consumers open, because the batches that slots still run are settled through
+    /// them.
     pub(crate) async fn run(
         self,
-        mut sources: Vec<Source>,
+        mut consumers: Vec<LevelConsumer>,
     ) -> Result<Vec<Box<dyn Consumer>>, TransportError> {
-        let pace = &self.shop.pace;
-        // Those of higher levels, for what is settled through them. They are dropped last, else what they give up would
-        // come to the others, which are about to go, and so be delivered once more for nothing.
-        let mut retired: Vec<Source> = Vec::new();
-        let (mut level, mut since) = (START, 0);
-        let mut pauses = self.shop.releases.pauses();
+        let controller = &self.context.prefetch;
+        // Consumers of higher levels, through which their deliveries are settled. They are dropped
+        // last: the deliveries that they give up would otherwise reach the other consumers, which
+        // are about to stop, and be redelivered once more for nothing.
+        let mut retired: Vec<LevelConsumer> = Vec::new();
+        let (mut level, mut since) = (START_LEVEL, 0);
+        let mut pauses = self.context.releases.pauses();
         loop {
-            // Dropped, which waits for nothing, and at once: what the broker still sent when the consumer was stopped
-            // comes again only when its channel has closed.
-            retired.retain_mut(|source| !source.is_settled());
-            let may_change =
-                self.prefetch[LOWEST] != self.prefetch[PER_SLOT.len() - 1] && retired.len() < RETIRED_MAX;
+            // Dropped rather than closed, since a drop does not wait, and at once: deliveries that
+            // the broker sent while the consumer stopped come again only when its channel has
+            // closed.
+            retired.retain_mut(|level_consumer| !level_consumer.is_settled());
+            let may_change = self.prefetch[LOWEST_LEVEL] != self.prefetch[BATCHES_PER_SLOT.len() - 1]
+                && retired.len() < RETIRED_MAX_CONSUMERS;
             let received = tokio::select! {
-                received = receive(&mut sources) => Some(received?),
+                received = recv_any(&mut consumers) => Some(received?),
                 () = self.leaving.cancelled() => break,
                 Ok(()) = pauses.changed() => {
                     let until = *pauses.borrow_and_update();
-                    for mut source in sources.drain(..) {
-                        self.end(&mut source, false).await?;
-                        retired.push(source);
+                    for mut level_consumer in consumers.drain(..) {
+                        self.drain_consumer(&mut level_consumer, false).await?;
+                        retired.push(level_consumer);
                     }
                     tokio::select! {
                         () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)) => {}
                         () = self.leaving.cancelled() => break,
                     }
-                    sources = self.open().await?;
-                    (level, since) = (START, pace.ended());
+                    consumers = self.open().await?;
+                    (level, since) = (START_LEVEL, controller.batches_ended());
                     continue;
                 }
-                () = pace.becomes(level != LOWEST), if may_change => None,
-                () = tokio::time::sleep(FORGOTTEN_AFTER), if may_change && level > START => None,
-                () = tokio::time::sleep(RETIRED_LOOK), if !retired.is_empty() => None,
+                () = controller.wait_until_long(level != LOWEST_LEVEL), if may_change => None,
+                () = tokio::time::sleep(RESET_AFTER), if may_change && level > START_LEVEL => None,
+                () = tokio::time::sleep(RETIRED_POLL_INTERVAL), if !retired.is_empty() => None,
             };
             let mut full = false;
             if let Some((at, deliveries)) = received {
-                let held = sources.iter_mut().map(Source::held).sum::<usize>() + deliveries.len();
-                // A quarter, since word of what was settled last is still on its way to the broker; and so many batches have
-                // ended meanwhile that their mean says something.
+                let held = consumers.iter_mut().map(LevelConsumer::count_unsettled).sum::<usize>()
+                    + deliveries.len();
+                // A quarter, since the latest acks are still on their way to the broker. Enough
+                // batches must have ended meanwhile for a significant mean.
                 full = held >= usize::from(self.prefetch[level].div_ceil(4))
-                    && pace.ended() >= since + u64::from(self.prefetch[level])
-                    && self.prefetch.get(level + 1).is_some_and(|more| pace.has_room_for(*more));
-                self.give(&mut sources[at], deliveries, may_change && level != LOWEST).await;
+                    && controller.batches_ended() >= since + u64::from(self.prefetch[level])
+                    && self.prefetch.get(level + 1).is_some_and(|more| controller.has_room_for(*more));
+                self.enqueue(&mut consumers[at], deliveries, may_change && level != LOWEST_LEVEL).await;
             }
-            let next = pace.level(level, full);
+            let next = controller.next_level(level, full);
             if may_change && next != level && !self.leaving.is_cancelled() {
                 let (from, to) = (self.prefetch[level], self.prefetch[next]);
-                tracing::debug!(queue = ?self.from, from, to, "batches take less or more time: another prefetch");
-                (level, since) = (next, pace.ended());
-                while let Some(mut above) = sources.pop_if(|source| source.level > level) {
-                    self.end(&mut above, true).await?;
+                tracing::debug!(queue = ?self.from, from, to, "the prefetch follows the duration of batches");
+                (level, since) = (next, controller.batches_ended());
+                while let Some(mut above) = consumers.pop_if(|level_consumer| level_consumer.level > level) {
+                    self.drain_consumer(&mut above, true).await?;
                     retired.push(above);
                 }
                 if to > from {
-                    sources.extend(self.open_level(level).await?);
+                    consumers.extend(self.open_level(level).await?);
                 }
             }
         }
-        for source in &mut sources {
-            self.end(source, false).await?;
+        for level_consumer in &mut consumers {
+            self.drain_consumer(level_consumer, false).await?;
         }
-        Ok(sources.into_iter().chain(retired).map(|source| source.consumer).collect())
+        Ok(consumers.into_iter().chain(retired).map(|level_consumer| level_consumer.consumer).collect())
     }
 
-    /// Asks for nothing more, and gives away what is here already.
-    async fn end(&self, source: &mut Source, back: bool) -> Result<(), TransportError> {
-        source.consumer.stop().await?;
+    /// Stops a consumer and pushes what it has received.
+    async fn drain_consumer(
+        &self,
+        level_consumer: &mut LevelConsumer,
+        may_requeue: bool,
+    ) -> Result<(), TransportError> {
+        level_consumer.consumer.stop().await?;
         loop {
-            let left = source.consumer.recv(TAKEN_AT_ONCE).await?;
+            let left = level_consumer.consumer.recv(RECV_MAX_DELIVERIES).await?;
             if left.is_empty() {
                 return Ok(());
             }
-            self.give(source, left, back).await;
+            self.enqueue(level_consumer, left, may_requeue).await;
         }
     }
 
-    /// Waits until the slots, or those who hand back what no slot will begin, have taken everything. If it may be given
-    /// `back`, that is where it goes while batches take long; what is being handed back then is awaited too, since it is
-    /// in nobody else's hands.
-    async fn give(&self, source: &mut Source, deliveries: Vec<Delivery>, back: bool) {
-        let given = CancellationToken::new();
-        let giving = async {
-            give(source, deliveries, self.from, &self.shop, &self.work).await;
-            given.cancel();
+    /// Waits until slots have taken all of the deliveries. With `may_requeue`, requeues all waiting
+    /// deliveries while batches take long, and also waits for those that are being requeued, since
+    /// only this task holds them.
+    async fn enqueue(
+        &self,
+        level_consumer: &mut LevelConsumer,
+        deliveries: Vec<Delivery>,
+        may_requeue: bool,
+    ) {
+        let enqueued = CancellationToken::new();
+        let enqueueing = async {
+            enqueue_deliveries(level_consumer, deliveries, self.from, &self.context, &self.run_sender).await;
+            enqueued.cancel();
         };
-        if !back {
-            return giving.await;
+        if !may_requeue {
+            return enqueueing.await;
         }
         let long = async {
             tokio::select! {
                 biased;
-                () = given.cancelled() => return,
-                () = self.shop.pace.becomes(true) => {}
-                () = self.work.standstill(HELD_UP) => self.shop.pace.held_up(),
+                () = enqueued.cancelled() => return,
+                () = self.context.prefetch.wait_until_long(true) => {}
+                () = self.run_sender.wait_stalled(STALLED_AFTER) => self.context.prefetch.record_stall(),
             }
-            hand_back_all(&self.shop, &self.waiting, &self.handoffs, &given).await;
+            requeue_all(&self.context, &self.run_receiver, &self.outbound_queue, &enqueued).await;
         };
-        tokio::join!(giving, long);
+        tokio::join!(enqueueing, long);
     }
 }
 
-impl Source {
-    /// How many of its deliveries are not settled.
-    fn held(&mut self) -> usize {
-        self.held.retain(|batch| !batch.is_settled());
-        self.held.len()
+impl LevelConsumer {
+    /// Returns the number of its unsettled deliveries.
+    fn count_unsettled(&mut self) -> usize {
+        self.unsettled.retain(|batch| !batch.is_settled());
+        self.unsettled.len()
     }
 
     fn is_settled(&mut self) -> bool {
-        self.held() == 0
+        self.count_unsettled() == 0
     }
 }
 
-/// Waits for deliveries of one of them, and says of which. Cancel safe.
-async fn receive(sources: &mut [Source]) -> Result<(usize, Vec<Delivery>), TransportError> {
-    let receiving = sources.iter_mut().map(|source| source.consumer.recv(TAKEN_AT_ONCE));
+/// Waits for deliveries of any consumer, and returns its index with them. Cancel safe.
+async fn recv_any(consumers: &mut [LevelConsumer]) -> Result<(usize, Vec<Delivery>), TransportError> {
+    let receiving =
+        consumers.iter_mut().map(|level_consumer| level_consumer.consumer.recv(RECV_MAX_DELIVERIES));
     let (deliveries, at, _) = select_all(receiving).await;
     Ok((at, deliveries?))
 }
 
-/// Waits until the slots, or those who hand back what no slot will begin, have taken everything.
-async fn give(source: &mut Source, deliveries: Vec<Delivery>, from: QueueRole, shop: &Shop, work: &Giving) {
-    // So never more than the prefetch; after a lost connection what it left unsettled besides, until that has been run in
-    // vain: its old receipt does nothing, and it comes again.
-    source.held.retain(|batch| !batch.is_settled());
-    // Judged now, since a delivery may wait here for long.
-    let reconnected_at = shop.reconnected_at();
+/// Pushes the deliveries, and waits until the run queue is down to its low watermark.
+async fn enqueue_deliveries(
+    level_consumer: &mut LevelConsumer,
+    deliveries: Vec<Delivery>,
+    from: QueueRole,
+    context: &WorkerContext,
+    run_sender: &RunQueueSender,
+) {
+    // The list never exceeds the prefetch. After a lost connection it also has the unsettled
+    // batches of the old one until they have run in vain: their old receipts do nothing, and they
+    // come again.
+    level_consumer.unsettled.retain(|batch| !batch.is_settled());
+    // Decided now, since a delivery may wait here for long.
+    let changed_at = context.connection_changed_at();
     let taken = deliveries.into_iter().map(|Delivery { message, receipt, deliveries_before: before }| {
         if before > 0 {
             tracing::debug!(id = message.id, queue = ?from, before, "delivered again");
             WORKER_REDELIVERIES.add([from.as_str()], 1);
         }
-        let before = that_count(before, reconnected_at);
-        let batch = Arc::new(InHand::new(receipt, from));
-        source.held.push(Arc::clone(&batch));
-        Work { message, from, before, batch, running: RunningIndex::default() }
+        let redeliveries = counted_redeliveries(before, changed_at);
+        let in_flight = Arc::new(InFlightBatch::new(receipt, from));
+        level_consumer.unsettled.push(Arc::clone(&in_flight));
+        BatchDelivery { message, from, redeliveries, in_flight, running: RunningIndex::default() }
     });
-    work.give(taken.collect()).await;
+    run_sender.push(taken.collect()).await;
 }
 
-/// Hands back whatever is given to the slots, at no cost, until the intakes have ended or it is `enough`.
+/// Requeues all deliveries that wait for a slot, at no cost, until the run queue is closed or
+/// `enough` is cancelled.
 ///
-/// Not cancel safe: what has been taken from the slots must be handed on.
-pub(crate) async fn hand_back_all(
-    shop: &Shop,
-    waiting: &Waiting,
-    handoffs: &Handoffs,
+/// Not cancel safe: a delivery that was taken from the queue must be published.
+pub(crate) async fn requeue_all(
+    context: &WorkerContext,
+    run_receiver: &RunQueueReceiver,
+    outbound_queue: &OutboundQueue,
     enough: &CancellationToken,
 ) {
     loop {
         let next = tokio::select! {
             biased;
             () = enough.cancelled() => return,
-            next = waiting.next_async() => next,
+            next = run_receiver.next_async() => next,
         };
-        let Some(Work { message, from, batch, .. }) = next else { return };
-        let back = vec![shop.hand_back(message, from)];
-        handoffs.send_async(Handoff::new(back.into(), &batch)).await;
-        batch.close();
+        let Some(BatchDelivery { message, from, in_flight, .. }) = next else { return };
+        let messages = vec![context.requeue(message, from)];
+        outbound_queue.send_async(PublishRequest::new(messages.into(), &in_flight)).await;
+        in_flight.complete_part();
     }
 }

@@ -1,6 +1,6 @@
-//! How long this worker's batches take, and so how many of them it holds: enough that no slot waits for the broker, and
-//! no more, since what waits here waits for nobody else, and the time in which a broker wants a delivery settled runs
-//! for it too.
+//! The prefetch of a worker, which follows the duration of its batches: enough that no slot waits
+//! for the broker, and no more. Waiting deliveries are lost to other workers, and the broker's
+//! delivery timeout runs for them.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -9,119 +9,124 @@ use std::{
 
 use tokio::sync::watch;
 
-/// How many batches are held for each slot, level by level; at the last, as many as a worker ever holds.
-pub(crate) const PER_SLOT: [u16; 5] = [1, 4, 16, 64, u16::MAX];
+/// Batches held for each slot, by level; at the last level, as many as a worker ever holds.
+pub(crate) const BATCHES_PER_SLOT: [u16; 5] = [1, 4, 16, 64, u16::MAX];
 /// The level for batches that take long.
-pub(crate) const LOWEST: usize = 0;
-/// The level of a worker that knows nothing of its batches.
-pub(crate) const START: usize = 1;
-/// A worker wants so much work at hand for each slot: the time from one batch's ack to the next one's arrival is a small
-/// part of that.
-const ENOUGH: Duration = Duration::from_millis(100);
-/// And it holds less when even the level below would be so much. Below that, nothing changes.
-const TOO_MUCH: Duration = Duration::from_millis(150);
-/// Batches that take so long are long: a worker then holds one for each slot. Twice what producers make of short tasks.
-const LONG: Duration = Duration::from_millis(200);
-/// And they are no longer when they take this or less.
-const SHORT: Duration = Duration::from_millis(150);
-/// What a busy slot has to say waits for company for as long as so many batches take: half of what is held for each
-/// slot, since nothing comes for what is not acked.
-const COMPANY: f64 = PER_SLOT[START] as f64 / 2.0;
-/// But for no longer than this: it may be what ends the job.
-const COMPANY_MAX: Duration = Duration::from_millis(100);
-/// And not at all if that would be less than this.
-const COMPANY_MIN: Duration = Duration::from_millis(4);
-/// What is held goes up only as far as it takes no more than this, by the size of the latest messages: 8 MiB of each queue.
-const BYTES_MAX: f64 = (8 << 20) as f64;
-/// A delivery that has waited so long for a slot shows that batches take long, whatever those took that have ended.
-pub(crate) const HELD_UP: Duration = Duration::from_secs(1);
-/// A worker that has ended no batch for so long knows nothing of the next ones.
-pub(crate) const FORGOTTEN_AFTER: Duration = Duration::from_secs(1);
-/// How much the newest batch counts in the average.
-const WEIGHT: f64 = 0.25;
+pub(crate) const LOWEST_LEVEL: usize = 0;
+/// The level of a worker without recent batches.
+pub(crate) const START_LEVEL: usize = 1;
+/// Work to hold for each slot. The time from the ack of a batch to the arrival of the next one is a
+/// small part of that.
+const TARGET_BUFFER: Duration = Duration::from_millis(100);
+/// Work for each slot above which the worker holds less: applied to the level below. Between the
+/// two values the level stays.
+const MAX_BUFFER: Duration = Duration::from_millis(150);
+/// Mean duration from which batches are long, so that the worker holds one for each slot. Twice the
+/// batch duration that producers aim at for short tasks.
+const LONG_BATCH_ENTER: Duration = Duration::from_millis(200);
+/// Mean duration at or below which batches are no longer long.
+const LONG_BATCH_EXIT: Duration = Duration::from_millis(150);
+/// Batch durations for which outcomes are coalesced while all slots are busy: half of what is held
+/// for each slot. More would stall the slot, since unacked batches count against the prefetch.
+const COALESCE_BATCHES: f64 = BATCHES_PER_SLOT[START_LEVEL] as f64 / 2.0;
+/// Upper bound of that delay: the outcome may be the last one of its job.
+const COALESCE_DELAY_MAX: Duration = Duration::from_millis(100);
+/// Delays below this are none.
+const COALESCE_DELAY_MIN: Duration = Duration::from_millis(4);
+/// Bytes of each queue up to which the prefetch grows, by the size of the latest messages.
+const PREFETCH_MAX_BYTES: f64 = (8 << 20) as f64;
+/// Wait of a delivery for a slot after which batches count as long, whatever the ended ones took.
+pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Time without an ended batch after which the level is reset.
+pub(crate) const RESET_AFTER: Duration = Duration::from_secs(1);
+/// Weight of the newest batch in the means.
+const MEAN_WEIGHT: f64 = 0.25;
 
+/// The controller of a worker's prefetch level.
 #[derive(Debug)]
-pub(crate) struct Pace {
-    recent: Mutex<Recent>,
-    /// Whether one batch is more than enough work.
+pub(crate) struct PrefetchController {
+    recent: Mutex<RecentBatches>,
+    /// True while one batch is more than enough work.
     long: watch::Sender<bool>,
 }
 
+/// Exponential means over the latest batches.
 #[derive(Debug)]
-struct Recent {
-    /// What batches take on average, in seconds.
+struct RecentBatches {
+    /// Mean duration of a batch, in seconds.
     mean: f64,
-    /// How large their messages are on average.
+    /// Mean size of a batch's message, in bytes.
     bytes: f64,
-    noted: Instant,
-    /// How many have ended.
+    recorded_at: Instant,
+    /// Number of batches that have ended.
     ended: u64,
 }
 
-impl Pace {
+impl PrefetchController {
     pub(crate) fn new() -> Self {
-        let recent = Recent { mean: 0.0, bytes: 0.0, noted: Instant::now(), ended: 0 };
+        let recent = RecentBatches { mean: 0.0, bytes: 0.0, recorded_at: Instant::now(), ended: 0 };
         Self { recent: Mutex::new(recent), long: watch::Sender::new(false) }
     }
 
-    /// A batch took so long, in a message of so many bytes.
-    pub(crate) fn note(&self, took: Duration, bytes: usize) {
+    /// Records a batch that ended: its duration and the size of its message in bytes.
+    pub(crate) fn record_batch(&self, took: Duration, bytes: usize) {
         let mut recent = self.recent();
-        recent.noted = Instant::now();
+        recent.recorded_at = Instant::now();
         recent.ended += 1;
-        recent.mean += (took.as_secs_f64() - recent.mean) * WEIGHT;
-        recent.bytes += (bytes as f64 - recent.bytes) * WEIGHT;
-        if recent.mean >= LONG.as_secs_f64() {
+        recent.mean += (took.as_secs_f64() - recent.mean) * MEAN_WEIGHT;
+        recent.bytes += (bytes as f64 - recent.bytes) * MEAN_WEIGHT;
+        if recent.mean >= LONG_BATCH_ENTER.as_secs_f64() {
             self.set(true);
-        } else if recent.mean <= SHORT.as_secs_f64() {
+        } else if recent.mean <= LONG_BATCH_EXIT.as_secs_f64() {
             self.set(false);
         }
     }
 
-    /// Whether so many messages may be held.
+    /// True if a prefetch of this number of messages stays within [`PREFETCH_MAX_BYTES`].
     pub(crate) fn has_room_for(&self, messages: u16) -> bool {
-        f64::from(messages) * self.recent().bytes <= BYTES_MAX
+        f64::from(messages) * self.recent().bytes <= PREFETCH_MAX_BYTES
     }
 
-    /// How long outcomes may wait for those of further batches, as long as no slot is idle.
-    pub(crate) fn company(&self) -> Duration {
-        let wait = Duration::try_from_secs_f64(self.recent().mean * COMPANY).unwrap_or(COMPANY_MAX);
-        if wait < COMPANY_MIN { Duration::ZERO } else { wait.min(COMPANY_MAX) }
+    /// Returns how long outcomes may wait for those of further batches while no slot is idle.
+    pub(crate) fn coalesce_delay(&self) -> Duration {
+        let wait =
+            Duration::try_from_secs_f64(self.recent().mean * COALESCE_BATCHES).unwrap_or(COALESCE_DELAY_MAX);
+        if wait < COALESCE_DELAY_MIN { Duration::ZERO } else { wait.min(COALESCE_DELAY_MAX) }
     }
 
-    /// How many batches have ended.
-    pub(crate) fn ended(&self) -> u64 {
+    /// Returns the number of batches that have ended.
+    pub(crate) fn batches_ended(&self) -> u64 {
         self.recent().ended
     }
 
-    /// A delivery has waited for a slot for [`HELD_UP`].
-    pub(crate) fn held_up(&self) {
+    /// Records that a delivery has waited for a slot for [`STALLED_AFTER`].
+    pub(crate) fn record_stall(&self) {
         let mut recent = self.recent();
-        recent.mean = recent.mean.max(HELD_UP.as_secs_f64());
+        recent.mean = recent.mean.max(STALLED_AFTER.as_secs_f64());
         self.set(true);
     }
 
-    /// The level after this one, a step away at most, unless batches take long: then it is the lowest. Up it goes only if
-    /// the present one has been used up: `full`.
-    pub(crate) fn level(&self, now: usize, full: bool) -> usize {
+    /// Returns the next level: at most one step away, or the lowest while batches take long. It
+    /// goes up only if the present level has been used up, as `full` says.
+    pub(crate) fn next_level(&self, now: usize, full: bool) -> usize {
         if *self.long.borrow() {
-            return LOWEST;
+            return LOWEST_LEVEL;
         }
         let recent = self.recent();
-        let held_at = |level: usize| recent.mean * f64::from(PER_SLOT[level]);
-        if now < START || (now > START && recent.noted.elapsed() >= FORGOTTEN_AFTER) {
-            START
-        } else if full && now + 1 < PER_SLOT.len() && held_at(now) <= ENOUGH.as_secs_f64() {
+        let held_at = |level: usize| recent.mean * f64::from(BATCHES_PER_SLOT[level]);
+        if now < START_LEVEL || (now > START_LEVEL && recent.recorded_at.elapsed() >= RESET_AFTER) {
+            START_LEVEL
+        } else if full && now + 1 < BATCHES_PER_SLOT.len() && held_at(now) <= TARGET_BUFFER.as_secs_f64() {
             now + 1
-        } else if now > START && held_at(now - 1) >= TOO_MUCH.as_secs_f64() {
+        } else if now > START_LEVEL && held_at(now - 1) >= MAX_BUFFER.as_secs_f64() {
             now - 1
         } else {
             now
         }
     }
 
-    /// Waits until batches are long, or no longer are.
-    pub(crate) async fn becomes(&self, long: bool) {
+    /// Waits until batches are long, or, with `long` false, until they no longer are.
+    pub(crate) async fn wait_until_long(&self, long: bool) {
         let _ = self.long.subscribe().wait_for(|now| *now == long).await; // the sender is here
     }
 
@@ -129,8 +134,8 @@ impl Pace {
         self.long.send_if_modified(|now| std::mem::replace(now, long) != long);
     }
 
-    /// Nothing panics under the lock.
-    fn recent(&self) -> MutexGuard<'_, Recent> {
+    /// Locks the means. No code panics under this lock.
+    fn recent(&self) -> MutexGuard<'_, RecentBatches> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -139,48 +144,50 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn note(pace: &Pace, times: usize, millis: f64) {
+    fn record_batch(controller: &PrefetchController, times: usize, millis: f64) {
         for _ in 0..times {
-            pace.note(Duration::from_secs_f64(millis / 1e3), 1_000);
+            controller.record_batch(Duration::from_secs_f64(millis / 1e3), 1_000);
         }
     }
 
     #[test]
-    fn it_is_slow_to_call_batches_long_or_short() {
-        let pace = Pace::new();
-        let is_long = || *pace.long.borrow();
-        pace.note(Duration::from_millis(500), 1_000);
+    fn long_mode_has_hysteresis() {
+        let controller = PrefetchController::new();
+        let is_long = || *controller.long.borrow();
+        controller.record_batch(Duration::from_millis(500), 1_000);
         assert!(!is_long(), "one long batch among many");
-        note(&pace, 10, 500.0);
+        record_batch(&controller, 10, 500.0);
         assert!(is_long());
-        note(&pace, 40, 180.0);
+        record_batch(&controller, 40, 180.0);
         assert!(is_long(), "between the two nothing changes");
-        note(&pace, 20, 50.0);
+        record_batch(&controller, 20, 50.0);
         assert!(!is_long());
-        pace.held_up();
+        controller.record_stall();
         assert!(is_long());
-        pace.note(Duration::from_millis(50), 1_000);
+        controller.record_batch(Duration::from_millis(50), 1_000);
         assert!(is_long(), "one short batch after a long wait");
     }
 
+    /// The prefetch grows for shorter batches step by step, and only if the present prefetch is
+    /// used up.
     #[test]
-    fn it_holds_more_of_shorter_batches_step_by_step_and_only_if_what_it_holds_is_used_up() {
-        let pace = Pace::new();
+    fn level_follows_batch_duration() {
+        let controller = PrefetchController::new();
         let steps = |from: usize, full| {
             let mut level = from;
             let mut steps = vec![level];
-            while pace.level(level, full) != level {
-                level = pace.level(level, full);
+            while controller.next_level(level, full) != level {
+                level = controller.next_level(level, full);
                 steps.push(level);
             }
             steps
         };
-        note(&pace, 40, 0.01);
-        assert_eq!(steps(START, true), [1, 2, 3, 4]);
-        assert_eq!(steps(START, false), [1], "nothing was wanting");
+        record_batch(&controller, 40, 0.01);
+        assert_eq!(steps(START_LEVEL, true), [1, 2, 3, 4]);
+        assert_eq!(steps(START_LEVEL, false), [1], "nothing was wanting");
         for (millis, from_start, from_top) in [
             (5.0, vec![1, 2, 3], vec![4, 3]),
-            (8.0, vec![1, 2], vec![4, 3]), // what it is, it stays
+            (8.0, vec![1, 2], vec![4, 3]), // between the bounds the level stays
             (20.0, vec![1, 2], vec![4, 3, 2]),
             (30.0, vec![1], vec![4, 3, 2]),
             (50.0, vec![1], vec![4, 3, 2, 1]),
@@ -188,28 +195,32 @@ mod tests {
             (300.0, vec![1, 0], vec![4, 0]),
             (180.0, vec![1, 0], vec![4, 0]),
         ] {
-            note(&pace, 60, millis);
-            assert_eq!((steps(START, true), steps(4, true)), (from_start, from_top), "{millis} ms");
+            record_batch(&controller, 60, millis);
+            assert_eq!((steps(START_LEVEL, true), steps(4, true)), (from_start, from_top), "{millis} ms");
         }
-        note(&pace, 60, 90.0);
-        assert_eq!(steps(LOWEST, true), [0, 1]);
+        record_batch(&controller, 60, 90.0);
+        assert_eq!(steps(LOWEST_LEVEL, true), [0, 1]);
     }
 
     #[test]
-    fn the_shorter_batches_are_the_shorter_outcomes_wait() {
-        let pace = Pace::new();
-        assert_eq!(pace.company(), Duration::ZERO);
-        for (millis, company) in [(1.0, 0), (20.0, 40), (45.0, 90), (500.0, 100), (0.1, 0)] {
-            note(&pace, 60, millis);
-            assert_eq!(pace.company().as_secs_f64().mul_add(1e3, 0.5) as u64, company, "{millis} ms");
+    fn coalescing_follows_duration() {
+        let controller = PrefetchController::new();
+        assert_eq!(controller.coalesce_delay(), Duration::ZERO);
+        for (millis, coalesce_delay) in [(1.0, 0), (20.0, 40), (45.0, 90), (500.0, 100), (0.1, 0)] {
+            record_batch(&controller, 60, millis);
+            assert_eq!(
+                controller.coalesce_delay().as_secs_f64().mul_add(1e3, 0.5) as u64,
+                coalesce_delay,
+                "{millis} ms"
+            );
         }
     }
 
     #[test]
-    fn of_large_messages_it_holds_fewer() {
-        let pace = Pace::new();
-        assert!(pace.has_room_for(512), "of what is not known yet");
-        (0..60).for_each(|_| pace.note(Duration::from_micros(500), 64 << 10));
-        assert!(pace.has_room_for(128) && !pace.has_room_for(512));
+    fn large_messages_limit_prefetch() {
+        let controller = PrefetchController::new();
+        assert!(controller.has_room_for(512), "of what is not known yet");
+        (0..60).for_each(|_| controller.record_batch(Duration::from_micros(500), 64 << 10));
+        assert!(controller.has_room_for(128) && !controller.has_room_for(512));
     }
 }

@@ -1,4 +1,4 @@
-//! The tasks that hold threads of a worker, as the log and heartbeats name them.
+//! The tasks that hold threads of a worker, as the log and heartbeats report them.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use gristmill_shared::{
     wire::{Batch, RunningTask},
 };
 
-/// A batch on a slot, and the signal that tells when its job is stopped.
+/// The identity of a batch on a slot, and the stop signal of its job.
 #[derive(Clone, Debug)]
 pub(crate) struct RunningBatch {
     pub(crate) job: JobId,
@@ -43,8 +43,7 @@ pub(crate) struct HeldTask {
 }
 
 impl HeldTask {
-    /// Returns the task as a heartbeat names it. `now` and `now_ms` are the same moment on both
-    /// clocks.
+    /// Returns the task for a heartbeat. `now` and `now_ms` are the same moment on both clocks.
     pub(crate) fn to_wire(&self, slot: u32, now: Instant, now_ms: u64) -> RunningTask {
         let age = now.saturating_duration_since(self.since).as_millis();
         let RunningBatch { job, kind, first, count, attempt, stop } = &self.batch;

@@ -1,5 +1,5 @@
-//! Jobs that were read from their spec, with the state that each has opened: once per job and
-//! round, not once per batch.
+//! A cache of jobs with their opened state: each spec is read, and each state opened, once per job
+//! and round rather than once per batch.
 //!
 //! A state is user code, so it is dropped on a slot's thread: only slots take jobs from the cache,
 //! and a slot is woken to do so when a round ends.
@@ -17,22 +17,23 @@ use gristmill_shared::{AnyJob, JobId, OpenError, Registry, Round, StopSignal, pa
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use crate::run_queue::Waiting;
+use crate::run_queue::RunQueueReceiver;
 
-/// The most jobs that are kept while no slot uses them. The oldest idle one is dropped first; it is
-/// read and prepared again if another batch of it comes. A worker with more slots has one more for
-/// each that is in use.
+/// Jobs kept while no slot uses them. The oldest idle one is dropped first; it is read and prepared
+/// again if another of its batches comes. A worker with more slots has one more for each that is in
+/// use.
 const CACHE_MAX_JOBS: usize = 64;
 
+/// The jobs of a worker's slots.
 #[derive(Debug, Default)]
 pub(crate) struct JobCache {
-    jobs: Mutex<BTreeMap<(JobId, Round), Cached>>,
-    /// Another job is in the cache.
+    jobs: Mutex<BTreeMap<(JobId, Round), CachedJob>>,
+    /// Notifies that another job is in the cache.
     added: Notify,
 }
 
 #[derive(Debug)]
-struct Cached {
+struct CachedJob {
     spec: Box<RawValue>,
     job: Arc<dyn AnyJob>,
     /// Given when the round has ended.
@@ -40,8 +41,8 @@ struct Cached {
 }
 
 impl JobCache {
-    /// The batch's job. A batch that claims another spec for the same job gets what it claims. For
-    /// slots: jobs that make room are dropped here.
+    /// Returns the batch's job, and opens it if necessary. A batch that claims another spec for the
+    /// same job gets that one. Call it on a slot's thread: jobs that make room are dropped here.
     pub(crate) fn open(
         &self,
         registry: &Registry,
@@ -58,7 +59,7 @@ impl JobCache {
             return Ok(Arc::clone(&cached.job));
         }
         let job = registry.open(&batch.kind, batch.version, batch.spec)?;
-        let cached = Cached { spec: batch.spec.to_owned(), job: Arc::clone(&job), stop: stop.clone() };
+        let cached = CachedJob { spec: batch.spec.to_owned(), job: Arc::clone(&job), stop: stop.clone() };
         let replaced = jobs.insert(key, cached);
         let mut dropped: Vec<_> = replaced.into_iter().collect();
         if jobs.len() > CACHE_MAX_JOBS {
@@ -72,7 +73,7 @@ impl JobCache {
         Ok(job)
     }
 
-    /// Drops the jobs whose round has ended. For slots.
+    /// Drops the jobs whose round has ended. Call it on a slot's thread.
     pub(crate) fn forget_ended(&self) {
         let mut jobs = self.jobs();
         let ended: Vec<_> =
@@ -88,15 +89,16 @@ impl JobCache {
         all.into_values().for_each(|cached| drop_job(cached.job));
     }
 
-    /// Wakes a slot whenever a round ends of which there is a job here. Never ends. Cancel safe.
-    pub(crate) async fn watch(&self, waiting: &Waiting) {
+    /// Asks the slots to clean up whenever a round ends that has a job here. Never returns. Cancel
+    /// safe.
+    pub(crate) async fn watch_ended(&self, run_receiver: &RunQueueReceiver) {
         loop {
             let mut added = pin!(self.added.notified());
             added.as_mut().enable(); // what is added from here on is noticed
             let signals: Vec<_> = self.jobs().values().map(|cached| cached.stop.clone()).collect();
             let (ended, running): (Vec<_>, Vec<_>) = signals.into_iter().partition(StopSignal::is_stopped);
             if !ended.is_empty() {
-                waiting.tidy_up();
+                run_receiver.request_cleanup();
             }
             if running.is_empty() {
                 added.await;
@@ -110,12 +112,12 @@ impl JobCache {
         }
     }
 
-    fn jobs(&self) -> MutexGuard<'_, BTreeMap<(JobId, Round), Cached>> {
+    fn jobs(&self) -> MutexGuard<'_, BTreeMap<(JobId, Round), CachedJob>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Gives up a hold of a job. The last one drops its state, which is user code and may panic.
+/// Drops a reference to a job. The last one drops its state, which is user code and may panic.
 pub(crate) fn drop_job(job: Arc<dyn AnyJob>) {
     let kind = job.kind();
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(job))) {

@@ -1,9 +1,9 @@
-//! A slot's seat: which batch it has, which task of it runs since when, and whose word about it counts.
+//! The lease of a slot on the batch that it runs, with the start of its current task.
 //!
-//! A thread cannot be ended from outside. The thread loses the seat, in one step with the batch,
-//! when a task runs on long after its time limit or after its job's stop, and when the grace of a
-//! leaving worker ends. Later messages of the thread about the batch are dropped, and the crew does
-//! what is left to do.
+//! A thread cannot be ended from outside. When a task runs on long after its time limit or after
+//! its job's stop, and when the grace of a leaving worker ends, the lease and the batch are revoked
+//! atomically. Later outcomes of the thread are discarded, and the pool publishes the rest of the
+//! batch.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,71 +15,72 @@ use tokio::sync::Notify;
 
 use super::held_task::{HeldTask, RunningBatch};
 use crate::{
-    context::Shop,
-    delivery::Work,
-    outbound::{Handoff, Upshot},
+    context::WorkerContext,
+    delivery::BatchDelivery,
+    outbound::{Outbound, PublishRequest},
 };
 
-/// How long after its time limit a task may take to notice it by itself.
+/// Time after its time limit for a task to notice it by itself.
 pub(crate) const OVERDUE_GRACE: Duration = Duration::from_secs(2);
 
-/// A slot's seat.
+/// The lease of a slot.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    state: Mutex<State>,
-    /// Told when a task begins that is to be watched.
+pub(crate) struct SlotLease {
+    state: Mutex<LeaseState>,
+    /// Notified when a task begins whose deadline is to be watched.
     wake: Arc<Notify>,
 }
 
+/// The state of a lease under its lock.
 #[derive(Debug, Default)]
-struct State {
-    /// Who has the seat: one more each time it is taken away.
-    tenant: u32,
-    turn: Option<Turn>,
-    /// The tasks in which threads are stuck that had the seat before, each with the number of its
-    /// thread.
+struct LeaseState {
+    /// The fencing token of the current holder, one higher after each revocation.
+    fence: u32,
+    current: Option<CurrentBatch>,
+    /// The tasks in which former holders are stuck, each with the token of its holder.
     stuck: Vec<(u32, HeldTask)>,
 }
 
-impl State {
-    fn lose(&mut self, shop: &Shop) -> Option<Turn> {
-        let mut turn = self.turn.take()?;
-        if let Some(task) = turn.task(Instant::now()) {
-            self.stuck.push((self.tenant, HeldTask { stuck: true, ..task }));
+impl LeaseState {
+    /// Revokes the lease of the current holder and returns its batch.
+    fn revoke(&mut self, context: &WorkerContext) -> Option<CurrentBatch> {
+        let mut current = self.current.take()?;
+        if let Some(task) = current.sample_task(Instant::now()) {
+            self.stuck.push((self.fence, HeldTask { stuck: true, ..task }));
         }
-        self.tenant += 1;
-        turn.revoked.stop();
-        shop.counts.stuck(); // before its thread can take itself off
-        Some(turn)
+        self.fence += 1;
+        current.revoked.stop();
+        context.counts.thread_stuck(); // before the thread can take itself off
+        Some(current)
     }
 }
 
-/// After every task.
-pub(crate) const ALL: TaskIndex = TaskIndex(u64::MAX);
+/// An index after every task of a batch.
+pub(crate) const END_OF_BATCH: TaskIndex = TaskIndex(u64::MAX);
 
-/// A batch on a slot.
+/// The batch that a slot runs.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    pub(crate) work: Arc<Work>,
-    /// What came of the tasks before this one has been handed on.
-    pub(crate) handed_on: TaskIndex,
-    running: Option<Running>,
+pub(crate) struct CurrentBatch {
+    pub(crate) delivery: Arc<BatchDelivery>,
+    /// The index before which all outcomes are published.
+    pub(crate) emitted_up_to: TaskIndex,
+    running: Option<TimedTask>,
     began: Instant,
     /// The identity of the batch; known before its first task begins.
     batch: Option<RunningBatch>,
-    /// The task that ran at the last sample, and when it was first seen to run.
+    /// The task that ran at the last sample, and the time when it was first seen to run.
     seen: Option<(TaskIndex, Instant)>,
-    /// The time when the watcher learned that the job was stopped.
+    /// The time when the watcher noticed the stop of the job.
     stopped_at: Option<Instant>,
-    /// Given when the batch is taken from the thread, so that its child processes end.
+    /// Given when the lease is revoked, so that the batch's child processes end.
     revoked: StopSignal,
 }
 
-impl Turn {
-    fn new(work: &Arc<Work>) -> Self {
+impl CurrentBatch {
+    fn new(delivery: &Arc<BatchDelivery>) -> Self {
         Self {
-            work: Arc::clone(work),
-            handed_on: TaskIndex(0),
+            delivery: Arc::clone(delivery),
+            emitted_up_to: TaskIndex(0),
             running: None,
             began: Instant::now(),
             batch: None,
@@ -89,11 +90,11 @@ impl Turn {
         }
     }
 
-    /// Samples which task runs. None while outcomes are handed on.
-    fn task(&mut self, now: Instant) -> Option<HeldTask> {
+    /// Samples the running task; returns `None` while outcomes are published.
+    fn sample_task(&mut self, now: Instant) -> Option<HeldTask> {
         let batch = self.batch.as_ref()?;
-        let index = self.work.running.get();
-        let Some(index) = index.filter(|_| self.handed_on != ALL) else {
+        let index = self.delivery.running.get();
+        let Some(index) = index.filter(|_| self.emitted_up_to != END_OF_BATCH) else {
             self.seen = None;
             return None;
         };
@@ -107,15 +108,15 @@ impl Turn {
         Some(HeldTask { batch: batch.clone(), index, since, stuck: false })
     }
 
-    /// Returns when the grace after its job's stop ends, if the job was stopped.
-    fn stop_end(&mut self, now: Instant, stop_grace: Duration) -> Option<Instant> {
+    /// Returns the end of the grace after the job's stop, if the job was stopped.
+    fn stop_deadline(&mut self, now: Instant, stop_grace: Duration) -> Option<Instant> {
         let is_stopped = self.batch.as_ref().is_some_and(|batch| batch.stop.is_stopped());
-        if !is_stopped || self.handed_on == ALL {
+        if !is_stopped || self.emitted_up_to == END_OF_BATCH {
             return None;
         }
         if self.stopped_at.is_none() {
             self.stopped_at = Some(now);
-            let _ = self.task(now); // it runs since then at the latest
+            let _ = self.sample_task(now); // it has run since then at the latest
         }
         self.stopped_at?.checked_add(stop_grace)
     }
@@ -123,168 +124,186 @@ impl Turn {
 
 /// A task with a time limit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Running {
+pub(crate) struct TimedTask {
     pub(crate) index: TaskIndex,
     pub(crate) began: Instant,
     deadline: Instant,
 }
 
-/// What is found on a seat.
+/// The result of a check of a lease's deadlines.
 #[derive(Debug)]
-pub(crate) enum Look {
-    /// No task that has a time limit, or whose job was stopped.
-    Idle,
-    /// One that may run until then.
-    Until(Instant),
-    /// One whose job was stopped and that did not end within the grace: the seat is lost, and its
-    /// batch is the finder's.
-    Stopped(Turn, HeldTask),
-    /// One that was to have ended. It has lost the seat, and its batch is the finder's.
-    Overdue(Turn, Running),
+pub(crate) enum DeadlineCheck {
+    /// The slot runs no task with a time limit or with a stopped job.
+    NoDeadline,
+    /// The running task has until this time.
+    Pending(Instant),
+    /// The job of the task was stopped and the task did not end within the grace. The lease is
+    /// revoked, and the caller finishes the batch.
+    Stopped(CurrentBatch, HeldTask),
+    /// The task is past its time limit and the grace. The lease is revoked, and the caller finishes
+    /// the batch.
+    Overdue(CurrentBatch, TimedTask),
 }
 
-impl Seat {
+impl SlotLease {
     pub(crate) fn new(wake: Arc<Notify>) -> Arc<Self> {
         Arc::new(Self { state: Mutex::default(), wake })
     }
 
-    /// Whoever sits down now.
-    pub(crate) fn sit(self: &Arc<Self>, shop: Arc<Shop>, ends: flume::Sender<bool>) -> Tenant {
-        let number = self.lock().tenant;
-        Tenant { seat: Arc::clone(self), number, shop, ends }
+    /// Acquires the lease for a new thread, which sends on `exits` whether it ended in order.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        context: Arc<WorkerContext>,
+        exits: flume::Sender<bool>,
+    ) -> LeaseHolder {
+        let fence = self.lock().fence;
+        LeaseHolder { lease: Arc::clone(self), fence, context, exits }
     }
 
-    /// Looks whether a task is overdue, or goes on `stop_grace` after its job was stopped, and
-    /// takes the seat and the batch away if one does.
-    pub(crate) fn look(&self, now: Instant, stop_grace: Duration, shop: &Shop) -> Look {
+    /// Checks whether the running task is overdue, or goes on `stop_grace` after its job was
+    /// stopped, and revokes the lease if so.
+    pub(crate) fn check_deadlines(
+        &self,
+        now: Instant,
+        stop_grace: Duration,
+        context: &WorkerContext,
+    ) -> DeadlineCheck {
         let mut state = self.lock();
-        let Some(turn) = &mut state.turn else { return Look::Idle };
-        let overdue_end = turn.running.and_then(|running| running.deadline.checked_add(OVERDUE_GRACE));
-        if let Some(stop_end) = turn.stop_end(now, stop_grace) {
-            let end = overdue_end.map_or(stop_end, |end| end.min(stop_end));
+        let Some(current) = &mut state.current else { return DeadlineCheck::NoDeadline };
+        let overdue_deadline =
+            current.running.and_then(|running| running.deadline.checked_add(OVERDUE_GRACE));
+        if let Some(stop_deadline) = current.stop_deadline(now, stop_grace) {
+            let end = overdue_deadline.map_or(stop_deadline, |end| end.min(stop_deadline));
             if now < end {
-                return Look::Until(end);
+                return DeadlineCheck::Pending(end);
             }
-            let Some(task) = turn.task(now) else {
-                // Its thread waits for the broker, and begins no further task.
-                turn.stopped_at = Some(now);
-                return now.checked_add(stop_grace).map_or(Look::Idle, Look::Until);
+            let Some(task) = current.sample_task(now) else {
+                // The thread waits for the broker, and begins no further task.
+                current.stopped_at = Some(now);
+                return now.checked_add(stop_grace).map_or(DeadlineCheck::NoDeadline, DeadlineCheck::Pending);
             };
-            return state.lose(shop).map_or(Look::Idle, |turn| Look::Stopped(turn, task));
+            return state
+                .revoke(context)
+                .map_or(DeadlineCheck::NoDeadline, |current| DeadlineCheck::Stopped(current, task));
         }
-        let (Some(mut running), Some(end)) = (turn.running, overdue_end) else { return Look::Idle };
+        let (Some(mut running), Some(end)) = (current.running, overdue_deadline) else {
+            return DeadlineCheck::NoDeadline;
+        };
         if now < end {
-            return Look::Until(end);
+            return DeadlineCheck::Pending(end);
         }
-        // Of several in flight it is the one that holds the thread.
-        running.index = turn.work.running.get().unwrap_or(running.index);
-        state.lose(shop).map_or(Look::Idle, |turn| Look::Overdue(turn, running))
+        // Of several tasks in flight, the one that holds the thread.
+        running.index = current.delivery.running.get().unwrap_or(running.index);
+        state
+            .revoke(context)
+            .map_or(DeadlineCheck::NoDeadline, |current| DeadlineCheck::Overdue(current, running))
     }
 
     /// Returns the task that the slot runs now and those in which its former threads are stuck.
-    pub(crate) fn tasks(&self, now: Instant) -> Vec<HeldTask> {
+    pub(crate) fn held_tasks(&self, now: Instant) -> Vec<HeldTask> {
         let mut state = self.lock();
-        let running = state.turn.as_mut().and_then(|turn| turn.task(now));
+        let running = state.current.as_mut().and_then(|current| current.sample_task(now));
         running.into_iter().chain(state.stuck.iter().map(|(_, task)| task.clone())).collect()
     }
 
-    /// Takes the seat and the batch away, unless there is none, or all of it has been handed on.
-    pub(crate) fn take(&self, shop: &Shop) -> Option<Turn> {
+    /// Revokes the lease and returns its batch; returns `None` if there is none, or if all of its
+    /// outcomes are published.
+    pub(crate) fn revoke_running(&self, context: &WorkerContext) -> Option<CurrentBatch> {
         let mut state = self.lock();
-        if state.turn.as_ref().is_some_and(|turn| turn.handed_on == ALL) {
+        if state.current.as_ref().is_some_and(|current| current.emitted_up_to == END_OF_BATCH) {
             return None;
         }
-        state.lose(shop)
+        state.revoke(context)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing under the lock panics.
+    fn lock(&self) -> MutexGuard<'_, LeaseState> {
+        // No code panics under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A thread's claim to its seat.
+/// The right of a thread to run batches on its slot.
 #[derive(Debug)]
-pub(crate) struct Tenant {
-    seat: Arc<Seat>,
-    number: u32,
-    shop: Arc<Shop>,
-    /// Told at the end, whether it was in order; not by a thread that has lost its seat.
-    ends: flume::Sender<bool>,
+pub(crate) struct LeaseHolder {
+    lease: Arc<SlotLease>,
+    fence: u32,
+    context: Arc<WorkerContext>,
+    /// Receives at the end whether it was in order, unless the lease was revoked.
+    exits: flume::Sender<bool>,
 }
 
-impl Tenant {
-    /// Begins a batch. The signal that it returns is given if the batch is taken from this
-    /// thread.
-    pub(crate) fn begin(&self, work: &Arc<Work>) -> StopSignal {
-        let turn = Turn::new(work);
-        let revoked = turn.revoked.clone();
-        let _ = self.state().map(|mut state| state.turn = Some(turn));
+impl LeaseHolder {
+    /// Begins a batch. Returns a signal that is given if the lease is revoked.
+    pub(crate) fn begin_batch(&self, delivery: &Arc<BatchDelivery>) -> StopSignal {
+        let current = CurrentBatch::new(delivery);
+        let revoked = current.revoked.clone();
+        let _ = self.state().map(|mut state| state.current = Some(current));
         revoked
     }
 
-    /// Says what the batch is, before any code of its job runs.
+    /// Records the identity of the batch, before any code of its job runs.
     pub(crate) fn identify(&self, batch: RunningBatch) {
         let is_stopped = batch.stop.is_stopped();
-        if let Some(turn) = self.state().as_mut().and_then(|state| state.turn.as_mut()) {
-            turn.batch = Some(batch);
+        if let Some(current) = self.state().as_mut().and_then(|state| state.current.as_mut()) {
+            current.batch = Some(batch);
         }
         if is_stopped {
-            self.seat.wake.notify_one(); // the watcher may have looked before
+            self.lease.wake.notify_one(); // the watcher may have looked before
         }
     }
 
-    /// Begins a task with a time limit, or ends the watch over the one before, if there is no
-    /// deadline. False if the seat is lost.
+    /// Begins a task with a time limit. Without a deadline, ends the watch over the task before.
+    /// Returns false if the lease is lost.
     pub(crate) fn begin_task(&self, index: TaskIndex, deadline: Option<Instant>) -> bool {
         let Some(mut state) = self.state() else { return false };
-        let Some(turn) = &mut state.turn else { return false };
+        let Some(current) = &mut state.current else { return false };
         let Some(deadline) = deadline else {
-            turn.running = None;
+            current.running = None;
             return true;
         };
-        let running = Running { index, began: Instant::now(), deadline };
-        let watched = turn.running.replace(running).is_some();
+        let running = TimedTask { index, began: Instant::now(), deadline };
+        let watched = current.running.replace(running).is_some();
         drop(state);
         if !watched {
-            self.seat.wake.notify_one(); // else whoever watches looks here anyway, when the task before was due
+            self.lease.wake.notify_one(); // else the watcher looks here anyway, when the task before was due
         }
         true
     }
 
-    /// Something follows from the tasks before `up_to`: a handoff, for which ends of the batch are open from now on, so
-    /// that nobody else can settle the batch before that is stored. Nothing if the seat is lost: then it must not be
-    /// said. While it is said no task runs.
-    pub(crate) fn may_say(&self, upshot: Upshot, up_to: TaskIndex) -> Option<Handoff> {
+    /// Makes the request to publish the outcomes of the tasks before `up_to`, with its parts
+    /// pending from now on, so that the batch cannot be settled before they are stored. Returns
+    /// `None` if the lease is lost; then the outcomes are discarded. No task runs meanwhile.
+    pub(crate) fn emit_if_held(&self, outbound: Outbound, up_to: TaskIndex) -> Option<PublishRequest> {
         let mut state = self.state()?;
-        let turn = state.turn.as_mut()?;
-        turn.running = None;
-        turn.handed_on = up_to;
-        Some(Handoff::new(upshot, &turn.work.batch))
+        let current = state.current.as_mut()?;
+        current.running = None;
+        current.emitted_up_to = up_to;
+        Some(PublishRequest::new(outbound, &current.delivery.in_flight))
     }
 
-    /// The batch is done with. False if the seat was lost: then somebody else has done with it.
-    pub(crate) fn end(&self) -> bool {
+    /// Ends the batch. Returns false if the lease was revoked: then the pool has finished the
+    /// batch.
+    pub(crate) fn end_batch(&self) -> bool {
         self.state().is_some_and(|mut state| {
-            state.turn = None;
+            state.current = None;
             true
         })
     }
 
-    /// Nothing if the seat is lost.
-    fn state(&self) -> Option<MutexGuard<'_, State>> {
-        Some(self.seat.lock()).filter(|state| state.tenant == self.number)
+    /// Locks the lease; returns `None` if it is lost.
+    fn state(&self) -> Option<MutexGuard<'_, LeaseState>> {
+        Some(self.lease.lock()).filter(|state| state.fence == self.fence)
     }
 }
 
-impl Drop for Tenant {
+impl Drop for LeaseHolder {
     fn drop(&mut self) {
-        let mut state = self.seat.lock();
-        if state.tenant == self.number {
-            let _ = self.ends.try_send(!std::thread::panicking()); // nobody listens once the worker has left
+        let mut state = self.lease.lock();
+        if state.fence == self.fence {
+            let _ = self.exits.try_send(!std::thread::panicking()); // the worker may have left
         } else {
-            state.stuck.retain(|(number, _)| *number != self.number);
-            self.shop.counts.came_free();
+            state.stuck.retain(|(fence, _)| *fence != self.fence);
+            self.context.counts.thread_recovered();
         }
     }
 }
@@ -295,54 +314,57 @@ mod tests {
 
     use super::*;
 
-    fn a_message(shop: &Shop) -> Upshot {
-        vec![Outgoing { to: shop.to(QueueRole::Results), message: Message::default() }].into()
+    fn test_message(context: &WorkerContext) -> Outbound {
+        vec![Outgoing { to: context.address(QueueRole::Results), message: Message::default() }].into()
     }
 
+    /// The batch is not settled before the outcomes of the former holder are stored.
     #[tokio::test]
-    async fn what_is_being_said_when_the_seat_is_taken_keeps_the_batch_open() {
-        let shop = Shop::of_nothing().await;
-        let seat = Seat::new(Arc::default());
-        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        let work = Arc::new(Work::of_nothing(QueueRole::Tasks));
-        let revoked = tenant.begin(&work);
-        let said = tenant.may_say(a_message(&shop), TaskIndex(3)).unwrap();
+    async fn revoked_batch_awaits_outcomes() {
+        let context = WorkerContext::for_test().await;
+        let lease = SlotLease::new(Arc::default());
+        let holder = lease.acquire(Arc::clone(&context), flume::bounded(1).0);
+        let delivery = Arc::new(BatchDelivery::for_test(QueueRole::Tasks));
+        let revoked = holder.begin_batch(&delivery);
+        let request = holder.emit_if_held(test_message(&context), TaskIndex(3)).unwrap();
         assert!(!revoked.is_stopped());
-        assert_eq!(seat.take(&shop).unwrap().handed_on, TaskIndex(3));
+        assert_eq!(lease.revoke_running(&context).unwrap().emitted_up_to, TaskIndex(3));
         assert!(revoked.is_stopped());
-        work.batch.close(); // whoever took it is through with it
-        assert!(!work.batch.is_settled(), "before what was said is stored");
-        assert!(tenant.may_say(Upshot::default(), ALL).is_none(), "the seat is lost");
-        said.stored();
-        assert!(work.batch.is_settled());
+        delivery.in_flight.complete_part(); // the pool has finished it
+        assert!(!delivery.in_flight.is_settled(), "before its outcomes are stored");
+        assert!(holder.emit_if_held(Outbound::default(), END_OF_BATCH).is_none(), "the lease is lost");
+        request.complete();
+        assert!(delivery.in_flight.is_settled());
     }
 
     #[tokio::test]
-    async fn time_limit_ends_while_a_state_is_opened() {
-        let shop = Shop::of_nothing().await;
-        let seat = Seat::new(Arc::default());
-        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
+    async fn time_limit_excludes_prepare() {
+        let context = WorkerContext::for_test().await;
+        let lease = SlotLease::new(Arc::default());
+        let holder = lease.acquire(Arc::clone(&context), flume::bounded(1).0);
+        holder.begin_batch(&Arc::new(BatchDelivery::for_test(QueueRole::Tasks)));
         let now = Instant::now();
-        let look = |seat: &Seat| seat.look(now + 2 * OVERDUE_GRACE, Duration::from_secs(10), &shop);
-        assert!(tenant.begin_task(TaskIndex(3), Some(now)));
-        assert!(tenant.begin_task(TaskIndex(3), None));
-        assert!(matches!(look(&seat), Look::Idle));
-        assert!(tenant.begin_task(TaskIndex(3), Some(now)));
-        assert!(matches!(look(&seat), Look::Overdue(..)));
-        assert!(!tenant.begin_task(TaskIndex(3), None), "the seat is lost");
+        let check = |lease: &SlotLease| {
+            lease.check_deadlines(now + 2 * OVERDUE_GRACE, Duration::from_secs(10), &context)
+        };
+        assert!(holder.begin_task(TaskIndex(3), Some(now)));
+        assert!(holder.begin_task(TaskIndex(3), None));
+        assert!(matches!(check(&lease), DeadlineCheck::NoDeadline));
+        assert!(holder.begin_task(TaskIndex(3), Some(now)));
+        assert!(matches!(check(&lease), DeadlineCheck::Overdue(..)));
+        assert!(!holder.begin_task(TaskIndex(3), None), "the lease is lost");
     }
 
     #[tokio::test]
-    async fn who_has_said_everything_keeps_the_seat() {
-        let shop = Shop::of_nothing().await;
-        let seat = Seat::new(Arc::default());
-        let tenant = seat.sit(Arc::clone(&shop), flume::bounded(1).0);
-        let revoked = tenant.begin(&Arc::new(Work::of_nothing(QueueRole::Tasks)));
-        assert!(tenant.may_say(Upshot::default(), ALL).is_some());
-        assert!(seat.take(&shop).is_none());
-        assert!(tenant.end());
-        assert!(seat.take(&shop).is_none(), "there is nothing to take");
+    async fn finished_batch_keeps_its_lease() {
+        let context = WorkerContext::for_test().await;
+        let lease = SlotLease::new(Arc::default());
+        let holder = lease.acquire(Arc::clone(&context), flume::bounded(1).0);
+        let revoked = holder.begin_batch(&Arc::new(BatchDelivery::for_test(QueueRole::Tasks)));
+        assert!(holder.emit_if_held(Outbound::default(), END_OF_BATCH).is_some());
+        assert!(lease.revoke_running(&context).is_none());
+        assert!(holder.end_batch());
+        assert!(lease.revoke_running(&context).is_none(), "there is nothing to take");
         assert!(!revoked.is_stopped());
     }
 }

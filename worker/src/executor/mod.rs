@@ -7,5 +7,5 @@ mod pool;
 mod slot;
 
 pub(crate) use job_cache::{JobCache, drop_job};
-pub(crate) use lease::Seat;
-pub(crate) use pool::Crew;
+pub(crate) use lease::SlotLease;
+pub(crate) use pool::SlotPool;

@@ -1,4 +1,4 @@
-//! The threads of a worker: starts them, and replaces those that are stuck in a task.
+//! The pool of slots: starts their threads, and replaces those that are stuck in a task.
 
 use std::{
     future::pending,
@@ -17,66 +17,78 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     held_task::HeldTask,
-    lease::{Look, Running, Seat, Turn},
+    lease::{CurrentBatch, DeadlineCheck, SlotLease, TimedTask},
     slot,
 };
 use crate::{
     WorkerError,
-    context::Shop,
-    delivery::Work,
-    outbound::{Handoff, Handoffs, Sequel, retried},
-    run_queue::Waiting,
+    context::WorkerContext,
+    delivery::BatchDelivery,
+    outbound::{OutboundQueue, OutcomeBuilder, PublishRequest, count_retries},
+    run_queue::RunQueueReceiver,
 };
 
-/// So many threads for each slot may be stuck; with more of them the worker ends, since only that ends them.
+/// Stuck threads allowed for each slot. With more of them the worker ends, since only the end of
+/// the process ends them.
 const STUCK_PER_SLOT: u32 = 1;
 
-/// The threads of a worker.
+/// The slots of a worker, each a thread with a lease.
 #[derive(Debug)]
-pub(crate) struct Crew {
-    shop: Arc<Shop>,
-    seats: Vec<Arc<Seat>>,
-    waiting: Waiting,
-    handoffs: Handoffs,
+pub(crate) struct SlotPool {
+    context: Arc<WorkerContext>,
+    leases: Vec<Arc<SlotLease>>,
+    run_receiver: RunQueueReceiver,
+    outbound_queue: OutboundQueue,
     wake: Arc<Notify>,
-    ends: (flume::Sender<bool>, flume::Receiver<bool>),
+    exits: (flume::Sender<bool>, flume::Receiver<bool>),
     /// Time for which a task may go on after its job was stopped.
     stop_grace: Duration,
-    /// Given when too many are stuck.
-    pub(crate) too_many_stuck: CancellationToken,
+    /// Cancelled when more threads are stuck than allowed.
+    pub(crate) stuck_limit_reached: CancellationToken,
 }
 
-impl Crew {
+impl SlotPool {
     /// Starts a thread for each slot.
     pub(crate) fn start(
         slots: NonZeroU16,
         stop_grace: Duration,
-        shop: Arc<Shop>,
-        waiting: Waiting,
-        handoffs: Handoffs,
+        context: Arc<WorkerContext>,
+        run_receiver: RunQueueReceiver,
+        outbound_queue: OutboundQueue,
     ) -> Result<Self, WorkerError> {
         let wake = Arc::new(Notify::new());
-        let seats: Vec<_> = (0..slots.get()).map(|_| Seat::new(Arc::clone(&wake))).collect();
-        let ends = flume::bounded(seats.len());
-        let too_many_stuck = CancellationToken::new();
-        let crew = Self { shop, seats, waiting, handoffs, wake, ends, stop_grace, too_many_stuck };
-        crew.seats.iter().enumerate().try_for_each(|(number, seat)| crew.hire(number, seat))?;
-        Ok(crew)
+        let leases: Vec<_> = (0..slots.get()).map(|_| SlotLease::new(Arc::clone(&wake))).collect();
+        let exits = flume::bounded(leases.len());
+        let stuck_limit_reached = CancellationToken::new();
+        let pool = Self {
+            context,
+            leases,
+            run_receiver,
+            outbound_queue,
+            wake,
+            exits,
+            stop_grace,
+            stuck_limit_reached,
+        };
+        pool.leases.iter().enumerate().try_for_each(|(number, lease)| pool.spawn_slot(number, lease))?;
+        Ok(pool)
     }
 
-    fn hire(&self, number: usize, seat: &Arc<Seat>) -> Result<(), WorkerError> {
-        let tenant = seat.sit(Arc::clone(&self.shop), self.ends.0.clone());
-        let (shop, waiting, handoffs) = (Arc::clone(&self.shop), self.waiting.clone(), self.handoffs.clone());
+    fn spawn_slot(&self, number: usize, lease: &Arc<SlotLease>) -> Result<(), WorkerError> {
+        let holder = lease.acquire(Arc::clone(&self.context), self.exits.0.clone());
+        let (context, run_receiver, outbound_queue) =
+            (Arc::clone(&self.context), self.run_receiver.clone(), self.outbound_queue.clone());
         std::thread::Builder::new()
             .name(format!("slot-{number}"))
-            .spawn(move || slot::run(&shop, &tenant, &waiting, &handoffs))
+            .spawn(move || slot::run(&context, &holder, &run_receiver, &outbound_queue))
             .map(drop)
             .map_err(WorkerError::Threads)
     }
 
-    /// Waits until each seat's thread has ended. `grace` after the worker began to leave, the batches of those that are
-    /// still in one are handed back, as far as they were not handed on, and their threads are awaited no longer.
-    pub(crate) async fn ended(
+    /// Waits until the thread of each lease has ended. `grace` after the worker began to leave,
+    /// requeues the unpublished rest of the batches that still run, and waits for their threads no
+    /// longer.
+    pub(crate) async fn wait_finished(
         &self,
         leaving: &CancellationToken,
         grace: Duration,
@@ -86,57 +98,61 @@ impl Crew {
             tokio::time::sleep(grace).await;
         };
         let mut too_long = std::pin::pin!(too_long.fuse());
-        let mut left = self.seats.len();
+        let mut left = self.leases.len();
         while left > 0 {
             tokio::select! {
-                in_order = self.ends.1.recv_async() => {
+                in_order = self.exits.1.recv_async() => {
                     if in_order != Ok(true) {
                         return Err(WorkerError::Died); // it panicked outside user code
                     }
                     left -= 1;
                 }
-                () = &mut too_long, if !too_long.is_terminated() => left -= self.abandon().await,
+                () = &mut too_long, if !too_long.is_terminated() => left -= self.abandon_running().await,
             }
         }
         Ok(())
     }
 
-    /// Takes the seats and the batches of all who are in one, and hands back what is left of those. Returns how many.
-    async fn abandon(&self) -> usize {
-        let turns: Vec<_> = self.seats.iter().filter_map(|seat| seat.take(&self.shop)).collect();
-        for turn in &turns {
-            self.shop.counts.abandoned.fetch_add(1, Ordering::Relaxed);
-            let rest = |sequel: Sequel<'_>| Ok(sequel.of_leaving(turn.handed_on)?.into_iter().collect());
-            self.finish(turn, rest).await;
+    /// Revokes the leases of all running batches and requeues their unpublished rest. Returns their
+    /// number.
+    async fn abandon_running(&self) -> usize {
+        let revoked: Vec<_> =
+            self.leases.iter().filter_map(|lease| lease.revoke_running(&self.context)).collect();
+        for current in &revoked {
+            self.context.counts.abandoned.fetch_add(1, Ordering::Relaxed);
+            let rest = |builder: OutcomeBuilder<'_>| {
+                Ok(builder.requeue_rest(current.emitted_up_to)?.into_iter().collect())
+            };
+            self.finish_batch(current, rest).await;
         }
-        turns.len()
+        revoked.len()
     }
 
-    /// The seats of all slots, by their numbers.
-    pub(crate) fn seats(&self) -> Vec<Arc<Seat>> {
-        self.seats.clone()
+    /// Returns the leases of all slots, by slot number.
+    pub(crate) fn leases(&self) -> Vec<Arc<SlotLease>> {
+        self.leases.clone()
     }
 
-    /// Watches over time limits, and over tasks whose job was stopped. Never ends, unless no thread
-    /// can be started.
-    pub(crate) async fn watch(&self) -> WorkerError {
-        let mut stops = self.shop.board.ends();
+    /// Watches time limits, and tasks whose job was stopped. Returns only if no thread can be
+    /// started.
+    pub(crate) async fn watch_deadlines(&self) -> WorkerError {
+        let mut stops = self.context.tracker.ends();
         loop {
             let mut next: Option<Instant> = None;
-            for (number, seat) in self.seats.iter().enumerate() {
-                match seat.look(Instant::now(), self.stop_grace, &self.shop) {
-                    Look::Idle => {}
-                    Look::Until(end) => next = Some(next.map_or(end, |next| next.min(end))),
-                    Look::Stopped(turn, task) => {
-                        self.give_up_stopped(&turn, &task).await;
-                        if let Err(error) = self.hire(number, seat) {
+            for (number, lease) in self.leases.iter().enumerate() {
+                match lease.check_deadlines(Instant::now(), self.stop_grace, &self.context) {
+                    DeadlineCheck::NoDeadline => {}
+                    DeadlineCheck::Pending(end) => next = Some(next.map_or(end, |next| next.min(end))),
+                    DeadlineCheck::Stopped(current, task) => {
+                        self.abandon_stopped(&current, &task).await;
+                        if let Err(error) = self.spawn_slot(number, lease) {
                             return error;
                         }
                     }
-                    Look::Overdue(turn, running) => {
-                        self.give_up(&turn, running).await;
-                        // Now, since the worker waits for a seat's thread before it takes no more outcomes.
-                        if let Err(error) = self.hire(number, seat) {
+                    DeadlineCheck::Overdue(current, running) => {
+                        self.abandon_overdue(&current, running).await;
+                        // At once, since the end of outcomes waits for the thread of each lease.
+                        if let Err(error) = self.spawn_slot(number, lease) {
                             return error;
                         }
                     }
@@ -156,70 +172,72 @@ impl Crew {
         }
     }
 
-    /// The overdue task has failed, the rest of its batch is given back.
-    async fn give_up(&self, turn: &Turn, running: Running) {
-        let stuck = self.shop.counts.stuck.load(Ordering::Relaxed);
-        self.shop.counts.errors.fetch_add(1, Ordering::Relaxed);
-        let given_up = |sequel: Sequel<'_>| {
+    /// Fails the overdue task, and requeues the rest of its batch.
+    async fn abandon_overdue(&self, current: &CurrentBatch, running: TimedTask) {
+        let stuck = self.context.counts.stuck.load(Ordering::Relaxed);
+        self.context.counts.errors.fetch_add(1, Ordering::Relaxed);
+        let build_messages = |builder: OutcomeBuilder<'_>| {
             tracing::warn!(
-                job = %sequel.batch.job, index = %running.index, age = ?running.began.elapsed(),
-                limit = ?sequel.batch.policy.task_timeout().unwrap_or_default(), stuck,
-                "a task runs on long after its time limit, which it does not look at; leaving its thread behind \
+                job = %builder.batch.job, index = %running.index, age = ?running.began.elapsed(),
+                limit = ?builder.batch.policy.task_timeout().unwrap_or_default(), stuck,
+                "a task runs on long after its time limit without a call of cx.check(); leaving its thread behind \
                  (hint: call cx.check() now and then)"
             );
-            let messages = sequel.of_overdue(running.index, turn.handed_on)?;
-            sequel.count(if retried(&messages) > 0 { "retried" } else { "failed" }, 1);
+            let messages = builder.fail_overdue(running.index, current.emitted_up_to)?;
+            builder.count(if count_retries(&messages) > 0 { "retried" } else { "failed" }, 1);
             Ok(messages)
         };
-        self.finish(turn, given_up).await;
-        self.end_if_too_many(stuck);
+        self.finish_batch(current, build_messages).await;
+        self.check_stuck_limit(stuck);
     }
 
-    /// The task goes on though its job was stopped: it has no outcome, and the rest of its batch is
-    /// skipped.
-    async fn give_up_stopped(&self, turn: &Turn, task: &HeldTask) {
-        let stuck = self.shop.counts.stuck.load(Ordering::Relaxed);
+    /// Gives up a task that goes on though its job was stopped: it has no outcome, and the rest of
+    /// its batch is skipped.
+    async fn abandon_stopped(&self, current: &CurrentBatch, task: &HeldTask) {
+        let stuck = self.context.counts.stuck.load(Ordering::Relaxed);
         let HeldTask { batch, index, since, .. } = task;
         tracing::warn!(
             job = %batch.job, kind = %batch.kind, %index, age = ?since.elapsed(), grace = ?self.stop_grace, stuck,
             "a task goes on after its job was stopped; its slot gets another thread \
              (hint: call cx.check() now and then)"
         );
-        let skipped = |sequel: Sequel<'_>| {
-            let first = sequel.batch.first;
-            let handed_on = turn.handed_on.max(first).0 - first.0;
-            sequel.count("skipped", u64::from(sequel.batch.count).saturating_sub(handed_on));
+        let skip_rest = |builder: OutcomeBuilder<'_>| {
+            let first = builder.batch.first;
+            let emitted = current.emitted_up_to.max(first).0 - first.0;
+            builder.count("skipped", u64::from(builder.batch.count).saturating_sub(emitted));
             Ok(Vec::new())
         };
-        self.finish(turn, skipped).await;
-        self.end_if_too_many(stuck);
+        self.finish_batch(current, skip_rest).await;
+        self.check_stuck_limit(stuck);
     }
 
-    fn end_if_too_many(&self, stuck: u32) {
+    fn check_stuck_limit(&self, stuck: u32) {
         if stuck > self.stuck_max() {
-            self.too_many_stuck.cancel();
+            self.stuck_limit_reached.cancel();
         }
     }
 
-    /// Does with a batch that was taken from its slot what the slot cannot do any more.
-    async fn finish(
+    /// Publishes the messages for a batch whose lease was revoked, in place of its slot.
+    async fn finish_batch(
         &self,
-        turn: &Turn,
-        sequel_of: impl FnOnce(Sequel<'_>) -> Result<Vec<Outgoing>, Malformed>,
+        current: &CurrentBatch,
+        build_messages: impl FnOnce(OutcomeBuilder<'_>) -> Result<Vec<Outgoing>, Malformed>,
     ) {
-        let Work { message, from, batch: in_hand, .. } = &*turn.work;
+        let BatchDelivery { message, from, in_flight, .. } = &*current.delivery;
         let messages = wire::decode::<Batch<'_>>(message)
             .and_then(|batch| {
                 let headers = &message.headers;
-                sequel_of(Sequel { shop: &self.shop, batch: &batch, headers, from: *from })
+                build_messages(OutcomeBuilder { context: &self.context, batch: &batch, headers, from: *from })
             })
-            .unwrap_or_else(|malformed| vec![self.shop.bury(message.clone(), *from, &malformed.reason)]);
-        self.handoffs.send_async(Handoff::new(messages.into(), in_hand)).await;
-        in_hand.close();
-        self.shop.counts.ends();
+            .unwrap_or_else(|malformed| {
+                vec![self.context.dead_letter(message.clone(), *from, &malformed.reason)]
+            });
+        self.outbound_queue.send_async(PublishRequest::new(messages.into(), in_flight)).await;
+        in_flight.complete_part();
+        self.context.counts.batch_finished();
     }
 
     fn stuck_max(&self) -> u32 {
-        u32::try_from(self.seats.len()).unwrap_or(u32::MAX).saturating_mul(STUCK_PER_SLOT)
+        u32::try_from(self.leases.len()).unwrap_or(u32::MAX).saturating_mul(STUCK_PER_SLOT)
     }
 }

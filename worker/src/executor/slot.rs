@@ -1,4 +1,4 @@
-//! One slot: a thread that runs one task at a time. The only place where a worker runs user code.
+//! One slot: a thread that runs one task at a time. User code of a worker runs only here.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
@@ -14,178 +14,202 @@ use gristmill_shared::{
 use super::{
     held_task::RunningBatch,
     job_cache::drop_job,
-    lease::{ALL, Tenant},
+    lease::{END_OF_BATCH, LeaseHolder},
 };
 use crate::{
-    context::Shop,
-    delivery::Work,
+    context::WorkerContext,
+    delivery::BatchDelivery,
     isolate::{IsolatedSlot, JobTraits},
-    outbound::{ChunkCounts, Handoffs, Sequel, Upshot, next_wait},
-    poison::{Verdict, judge},
+    outbound::{ChunkCounts, Outbound, OutboundQueue, OutcomeBuilder, next_retry_step},
+    poison::{PoisonVerdict, classify},
     release::{Release, Unfit},
-    run_queue::Waiting,
+    run_queue::RunQueueReceiver,
 };
 
-/// Runs until the queues of work are closed and empty, or until the thread has lost its seat. Blocks while the broker
-/// takes no outcomes.
-pub(crate) fn run(shop: &Shop, tenant: &Tenant, waiting: &Waiting, handoffs: &Handoffs) {
-    let isolated = shop.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
+/// Runs batches until the run queue is closed and empty, or until the thread has lost its lease.
+/// Blocks while the broker takes no outcomes.
+pub(crate) fn run(
+    context: &WorkerContext,
+    holder: &LeaseHolder,
+    run_receiver: &RunQueueReceiver,
+    outbound_queue: &OutboundQueue,
+) {
+    let isolated = context.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
     let forget_ended = || {
-        shop.jobs.forget_ended();
+        context.jobs.forget_ended();
         if let Some(isolated) = &isolated {
             isolated.lock().unwrap_or_else(PoisonError::into_inner).forget_ended();
         }
     };
-    let mut seen_ends = 0;
-    while let Some(work) = waiting.next(&mut seen_ends, forget_ended) {
-        shop.counts.begins();
-        let work = Arc::new(work);
-        let revoked = tenant.begin(&work);
-        let run = Run { shop, tenant, work: &work, handoffs, revoked, isolated: isolated.as_ref() };
-        if shop.halt.is_stopped() {
-            run.send(vec![shop.hand_back(work.message.clone(), work.from)]);
+    let mut seen_cleanups = 0;
+    while let Some(delivery) = run_receiver.next(&mut seen_cleanups, forget_ended) {
+        context.counts.batch_started();
+        let delivery = Arc::new(delivery);
+        let revoked = holder.begin_batch(&delivery);
+        let run = BatchExecution {
+            context,
+            holder,
+            delivery: &delivery,
+            outbound_queue,
+            revoked,
+            isolated: isolated.as_ref(),
+        };
+        if context.halt.is_stopped() {
+            run.emit(vec![context.requeue(delivery.message.clone(), delivery.from)]);
         } else {
-            run.work_on();
+            run.run_batch();
         }
-        if !tenant.end() {
-            if shop.halt.is_stopped() {
-                shop.jobs.clear(); // it may be the last
+        if !holder.end_batch() {
+            if context.halt.is_stopped() {
+                context.jobs.clear(); // this may be the last slot
             }
             return;
         }
-        work.batch.close();
-        shop.counts.ends();
+        delivery.in_flight.complete_part();
+        context.counts.batch_finished();
     }
-    shop.jobs.clear(); // what another slot still uses, that one drops
+    context.jobs.clear(); // a job that another slot still uses is dropped there
 }
 
-struct Run<'a> {
-    shop: &'a Shop,
-    tenant: &'a Tenant,
-    work: &'a Work,
-    handoffs: &'a Handoffs,
+/// The execution of one batch on a slot.
+struct BatchExecution<'a> {
+    context: &'a WorkerContext,
+    holder: &'a LeaseHolder,
+    delivery: &'a BatchDelivery,
+    outbound_queue: &'a OutboundQueue,
     revoked: StopSignal,
     isolated: Option<&'a Mutex<IsolatedSlot>>,
 }
 
-impl Run<'_> {
-    /// What follows from all that is left of the batch.
-    fn send(&self, messages: Vec<Outgoing>) {
-        self.send_up_to(messages.into(), ALL);
+impl BatchExecution<'_> {
+    /// Publishes messages that settle all that is left of the batch.
+    fn emit(&self, messages: Vec<Outgoing>) {
+        self.emit_up_to(messages.into(), END_OF_BATCH);
     }
 
-    /// What follows from the tasks before `up_to`. False if it must not be said.
-    fn send_up_to(&self, upshot: Upshot, up_to: TaskIndex) -> bool {
-        let Some(handoff) = self.tenant.may_say(upshot, up_to) else { return false };
-        self.handoffs.send(handoff);
+    /// Publishes the outcomes of the tasks before `up_to`. Returns false if the lease is lost: then
+    /// they are discarded.
+    fn emit_up_to(&self, outbound: Outbound, up_to: TaskIndex) -> bool {
+        let Some(request) = self.holder.emit_if_held(outbound, up_to) else { return false };
+        self.outbound_queue.send(request);
         true
     }
 
-    fn work_on(&self) {
-        let Work { message, from, .. } = self.work;
+    /// Decodes the batch and runs it; a malformed one goes to the dead queue.
+    fn run_batch(&self) {
+        let BatchDelivery { message, from, .. } = self.delivery;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
-                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // it has waited
+                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // its delay is over
                 let _span = tracing::debug_span!(
                     "batch", trace_id = headers.trace_id(), span_id = headers.span_id(),
                     parent_id = message.headers.span_id(), job = %batch.job, first = %batch.first, tasks = batch.count
                 )
                 .entered();
-                let sequel = Sequel { shop: self.shop, batch: &batch, headers: &headers, from: *from };
-                match self.treat(&sequel) {
+                let builder =
+                    OutcomeBuilder { context: self.context, batch: &batch, headers: &headers, from: *from };
+                match self.dispatch(&builder) {
                     Ok(()) => return,
                     Err(malformed) => malformed.reason,
                 }
             }
             Err(malformed) => malformed.reason,
         };
-        self.send(vec![self.shop.bury(message.clone(), *from, &reason)]);
+        self.emit(vec![self.context.dead_letter(message.clone(), *from, &reason)]);
     }
 
-    /// Everything of it is ours, unless it is malformed on a second look.
-    fn treat(&self, sequel: &Sequel<'_>) -> Result<(), Malformed> {
-        let (shop, batch) = (self.shop, sequel.batch);
-        let stop = shop.board.stop_signal(batch.job, batch.round);
+    /// Decides on the decoded batch and runs it. Every outcome is published here, unless the batch
+    /// turns out to be malformed.
+    fn dispatch(&self, builder: &OutcomeBuilder<'_>) -> Result<(), Malformed> {
+        let (context, batch) = (self.context, builder.batch);
+        let stop = context.tracker.stop_signal(batch.job, batch.round);
         if stop.is_stopped() {
-            self.skip(sequel);
+            self.skip(builder);
             return Ok(());
         }
-        // Before it is judged: nothing of it is run here, so it cannot kill this worker.
-        if self.work.from == QueueRole::Again
-            && let Some(message) = next_wait(shop, &self.work.message)
+        // Before poison detection: no task of it runs here, so it cannot crash this worker.
+        if self.delivery.from == QueueRole::Again
+            && let Some(message) = next_retry_step(context, &self.delivery.message)
         {
-            self.send(vec![message]);
+            self.emit(vec![message]);
             return Ok(());
         }
-        match judge(self.work.from, self.work.before, batch.count) {
-            Verdict::Run => {}
-            Verdict::Split => {
+        match classify(self.delivery.from, self.delivery.redeliveries, batch.count) {
+            PoisonVerdict::Run => {}
+            PoisonVerdict::Split => {
                 tracing::info!(
-                    job = %batch.job, first = %batch.first, tasks = batch.count, deliveries = self.work.before,
-                    "a batch came again and again; taking it apart, since a task of it may kill its worker"
+                    job = %batch.job, first = %batch.first, tasks = batch.count, deliveries = self.delivery.redeliveries,
+                    "a batch was redelivered several times; splitting it, since one of its tasks may crash its worker"
                 );
-                self.send(sequel.of_suspicion()?);
+                self.emit(builder.split_suspect()?);
                 return Ok(());
             }
-            Verdict::Loss => {
-                let loss = sequel.of_loss()?;
-                let for_good = matches!(&loss.to, Address::Queue(queue) if queue.role == QueueRole::Results);
-                sequel.count(if for_good { "failed" } else { "lost" }, 1);
-                self.send(vec![loss]);
+            PoisonVerdict::Loss => {
+                let loss = builder.record_crash()?;
+                let is_final = matches!(&loss.to, Address::Queue(queue) if queue.role == QueueRole::Results);
+                builder.count(if is_final { "failed" } else { "lost" }, 1);
+                self.emit(vec![loss]);
                 return Ok(());
             }
         }
-        if batch.policy.same_build && !shop.is_own_build(batch) {
-            return self.release(sequel, &Unfit::Build);
+        if batch.policy.same_build && !context.is_own_build(batch) {
+            return self.release(builder, &Unfit::Build);
         }
-        self.tenant.identify(RunningBatch::new(batch, &self.work.message.headers, stop.clone()));
-        self.work.running.set(batch.first); // also while the job reads its parameters and tasks
-        let unfit = match shop.jobs.open(&shop.registry, batch, &stop) {
+        self.holder.identify(RunningBatch::new(batch, &self.delivery.message.headers, stop.clone()));
+        self.delivery.running.set(batch.first); // also while the job reads its parameters and tasks
+        let unfit = match context.jobs.open(&context.registry, batch, &stop) {
             Ok(job) => {
-                let ran = self.run_tasks(&*job, sequel, &stop);
+                let ran = self.run_tasks(&*job, builder, &stop);
                 drop_job(job);
                 return ran;
             }
-            Err(OpenError::Spec(error)) if shop.is_own_build(batch) => return Err(Malformed::new(error)),
+            Err(OpenError::Spec(error)) if context.is_own_build(batch) => return Err(Malformed::new(error)),
             Err(OpenError::Spec(error)) => Unfit::Spec(error.to_string()),
             Err(OpenError::Version { here, wanted, .. }) => Unfit::Version { here, wanted },
             Err(OpenError::UnknownKind) => {
-                Unfit::UnknownKind { known: shop.registry.kinds().map(ToString::to_string).collect() }
+                Unfit::UnknownKind { known: context.registry.kinds().map(ToString::to_string).collect() }
             }
         };
-        self.release(sequel, &unfit)
+        self.release(builder, &unfit)
     }
 
-    /// Leaves the batch to other workers, at no cost. A batch that was delivered before goes to the
-    /// suspects, as if it had come once more, so that its earlier deliveries count.
-    fn release(&self, sequel: &Sequel<'_>, unfit: &Unfit) -> Result<(), Malformed> {
-        let (batch, message) = (sequel.batch, &self.work.message);
-        let headers = match self.shop.release(batch, &message.headers, self.work.from, unfit) {
-            Release::To(to, headers) if self.work.before == 0 || self.work.from == QueueRole::Suspect => {
+    /// Leaves the batch to other workers, at no cost. A redelivered batch goes to the suspects, as
+    /// if it had come once more, so that its earlier deliveries count.
+    fn release(&self, builder: &OutcomeBuilder<'_>, unfit: &Unfit) -> Result<(), Malformed> {
+        let (batch, message) = (builder.batch, &self.delivery.message);
+        let headers = match self.context.release(batch, &message.headers, self.delivery.from, unfit) {
+            Release::Requeue(to, headers)
+                if self.delivery.redeliveries == 0 || self.delivery.from == QueueRole::Suspect =>
+            {
                 let message = Message { headers, ..message.clone() };
-                self.send(vec![Outgoing { to: self.shop.to(to), message }]);
+                self.emit(vec![Outgoing { to: self.context.address(to), message }]);
                 None
             }
-            Release::To(_, headers) => Some(headers),
-            Release::Never => return Err(Malformed::new(unfit.text(&batch.kind))),
+            Release::Requeue(_, headers) => Some(headers),
+            Release::Fail => return Err(Malformed::new(unfit.text(&batch.kind))),
         };
         if let Some(headers) = &headers {
-            self.send(Sequel { headers, ..*sequel }.of_suspicion()?);
+            self.emit(OutcomeBuilder { headers, ..*builder }.split_suspect()?);
         }
-        sequel.count("released", batch.count.into());
-        self.shop.releases.released(tokio::time::Instant::now());
+        builder.count("released", batch.count.into());
+        self.context.releases.record_release(tokio::time::Instant::now());
         Ok(())
     }
 
-    fn run_tasks(&self, job: &dyn AnyJob, sequel: &Sequel<'_>, stop: &StopSignal) -> Result<(), Malformed> {
-        let Sequel { batch, headers, .. } = sequel;
-        self.shop.counts.batches.fetch_add(1, Ordering::Relaxed);
+    fn run_tasks(
+        &self,
+        job: &dyn AnyJob,
+        builder: &OutcomeBuilder<'_>,
+        stop: &StopSignal,
+    ) -> Result<(), Malformed> {
+        let OutcomeBuilder { batch, headers, .. } = builder;
+        self.context.counts.batches.fetch_add(1, Ordering::Relaxed);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone())
             .with_revoked(self.revoked.clone());
-        let mut hand_on = |chunk| self.hand_on(sequel, chunk);
-        let begins = |index, deadline| self.tenant.begin_task(index, deadline);
-        let run = BatchRun::new(cx, &batch.policy, self.shop.halt.clone(), &mut hand_on);
-        let mut run = run.watched(&begins).noting(&self.work.running);
+        let mut emit_chunk = |chunk| self.emit_chunk(builder, chunk);
+        let begins = |index, deadline| self.holder.begin_task(index, deadline);
+        let run = BatchRun::new(cx, &batch.policy, self.context.halt.clone(), &mut emit_chunk);
+        let mut run = run.watched(&begins).noting(&self.delivery.running);
         let began = Instant::now();
         let ran = match self.isolated {
             None => job.process_batch(batch, &mut run)?,
@@ -200,44 +224,45 @@ impl Run<'_> {
         let unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
         if let Some(reason) = unprepared.filter(|_| ran == 0 && !stop.is_stopped()) {
-            return self.release(sequel, &Unfit::Unprepared(reason));
+            return self.release(builder, &Unfit::Unprepared(reason));
         }
-        self.shop.releases.ran();
+        self.context.releases.record_run();
         let took = began.elapsed().saturating_sub(prepare_time);
-        self.shop.pace.note(took, self.work.message.body.len());
-        sequel.measure(ran, took);
+        self.context.prefetch.record_batch(took, self.delivery.message.body.len());
+        builder.measure(ran, took);
         tracing::debug!(tasks = ran, of = batch.count, ?took, "a batch ran");
         if ran < batch.count && !stop.is_stopped() {
-            let rest = sequel.of_leaving(batch.first.plus(ran.into()))?;
-            self.send(rest.into_iter().collect());
+            let rest = builder.requeue_rest(batch.first.plus(ran.into()))?;
+            self.emit(rest.into_iter().collect());
         } else {
-            sequel.count("skipped", (batch.count - ran.min(batch.count)).into());
+            builder.count("skipped", (batch.count - ran.min(batch.count)).into());
         }
         Ok(())
     }
 
-    /// Nobody needs this batch any more.
-    fn skip(&self, sequel: &Sequel<'_>) {
-        let tasks = sequel.batch.count.into();
-        self.shop.counts.skipped.fetch_add(tasks, Ordering::Relaxed);
-        sequel.count("skipped", tasks);
+    /// Skips a batch that is no longer needed.
+    fn skip(&self, builder: &OutcomeBuilder<'_>) {
+        let tasks = builder.batch.count.into();
+        self.context.counts.skipped.fetch_add(tasks, Ordering::Relaxed);
+        builder.count("skipped", tasks);
     }
 
-    fn hand_on(&self, sequel: &Sequel<'_>, chunk: Chunk) {
+    /// Publishes the outcomes of a chunk, and counts them if the lease is held.
+    fn emit_chunk(&self, builder: &OutcomeBuilder<'_>, chunk: Chunk) {
         let (done, errors) =
             (chunk.done.iter().map(|done| u64::from(done.count)).sum(), chunk.failed.len() as u64);
-        let Some(up_to) = chunk.end() else { return }; // nothing is in it
-        let (upshot, ChunkCounts { retried, released }) = sequel.of_chunk(chunk);
+        let Some(up_to) = chunk.end() else { return }; // the chunk is empty
+        let (outbound, ChunkCounts { retried, released }) = builder.build_chunk(chunk);
         let errors = errors - released;
-        if self.send_up_to(upshot, up_to) {
+        if self.emit_up_to(outbound, up_to) {
             let failed = errors - retried;
             for (outcome, tasks) in
                 [("done", done), ("retried", retried), ("released", released), ("failed", failed)]
             {
-                sequel.count(outcome, tasks);
+                builder.count(outcome, tasks);
             }
-            self.shop.counts.done.fetch_add(done, Ordering::Relaxed);
-            self.shop.counts.errors.fetch_add(errors, Ordering::Relaxed);
+            self.context.counts.done.fetch_add(done, Ordering::Relaxed);
+            self.context.counts.errors.fetch_add(errors, Ordering::Relaxed);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A child process that runs the batches of one slot, as the worker sees it.
+//! The child process that runs the batches of one slot, as the worker sees it.
 
 use std::{collections::VecDeque, io, ops::Range, time::Duration};
 
@@ -12,34 +12,35 @@ use tokio::{
 };
 
 use super::{
-    protocol::{Answer, OPEN_JOBS_MAX, PROTOCOL_VERSION, Request, take_line, write_line},
-    stderr::Stderr,
+    protocol::{Answer, ChildRequest, OPEN_JOBS_MAX, PROTOCOL_VERSION, take_line, write_line},
+    stderr::StderrRelay,
 };
 
 /// Time that a child may take to start.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time that a child may take to read a request: it reads at any time, so one that does not is
+/// Time that a child may take to read a request. It reads at any time, so a child that does not is
 /// frozen.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a child may take to exit after it has closed its answers.
-const EXIT_PATIENCE: Duration = Duration::from_secs(1);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A child process. Dropping it ends its process group.
 #[derive(Debug)]
-pub(super) struct Child {
+pub(super) struct ChildProcess {
     group: ChildGroup,
     requests: Option<Sender>,
     answers: BufReader<Receiver>,
     line: Vec<u8>,
-    stderr: Stderr,
+    stderr: StderrRelay,
     /// The jobs that the child has open.
-    jobs: VecDeque<OpenJob>,
+    jobs: VecDeque<SentJob>,
 }
 
+/// A job that was sent to the child.
 #[derive(Debug)]
-struct OpenJob {
+struct SentJob {
     id: JobId,
     round: Round,
     spec: Box<RawValue>,
@@ -47,11 +48,11 @@ struct OpenJob {
     stop: StopSignal,
 }
 
-impl Child {
+impl ChildProcess {
     /// Starts a child and waits until it is ready. Call it in the runtime of child processes.
     ///
     /// # Errors
-    /// With the reason, if it does not become ready within 30 s.
+    /// The reason, if the child is not ready within 30 s.
     pub(super) async fn start(command: &Command) -> Result<Self, String> {
         let mut group = ChildGroup::spawn(command, true).map_err(|error| error.to_string())?;
         let streams = group.take_streams().ok_or("it has no pipes")?;
@@ -60,30 +61,30 @@ impl Child {
             requests: streams.stdin,
             answers: BufReader::new(streams.stdout),
             line: Vec::new(),
-            stderr: Stderr::pass_on(streams.stderr),
+            stderr: StderrRelay::start(streams.stderr),
             jobs: VecDeque::new(),
         };
         let greeted = async {
-            child.send(&Request::<&RawValue>::Hello { protocol: PROTOCOL_VERSION }).await?;
-            child.answer().await?;
-            let ready = matches!(child.parsed(), Ok(Answer::Ready { protocol: PROTOCOL_VERSION }));
-            if ready { Ok(()) } else { Err(child.garbled()) }
+            child.send(&ChildRequest::<&RawValue>::Hello { protocol: PROTOCOL_VERSION }).await?;
+            child.read_answer().await?;
+            let ready = matches!(child.parse_answer(), Ok(Answer::Ready { protocol: PROTOCOL_VERSION }));
+            if ready { Ok(()) } else { Err(child.invalid_answer()) }
         };
-        match timeout(START_PATIENCE, greeted).await {
+        match timeout(START_TIMEOUT, greeted).await {
             Ok(Ok(())) => Ok(child),
-            Ok(Err(error)) => Err(child.ended(&error).await),
-            Err(_) => Err(format!("it is not ready after {START_PATIENCE:?}")),
+            Ok(Err(error)) => Err(child.terminate(&error).await),
+            Err(_) => Err(format!("it is not ready after {START_TIMEOUT:?}")),
         }
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub(super) fn id(&self) -> u32 {
         self.group.id()
     }
 
-    /// Sends the tasks of a batch at `places`, and the batch's job before them, if the child does
-    /// not have it.
-    pub(super) async fn run(
+    /// Sends the tasks of a batch at `places`, preceded by the batch's job if the child does not
+    /// have it.
+    pub(super) async fn send_batch(
         &mut self,
         batch: &Batch<'_>,
         places: Range<usize>,
@@ -92,12 +93,12 @@ impl Child {
         stop: &StopSignal,
     ) -> io::Result<()> {
         let key = (batch.job, batch.round);
-        // The child takes the last job of this id and round.
+        // The child uses the last job of this id and round.
         let last = self.jobs.iter().rfind(|open| (open.id, open.round) == key);
         if last.is_none_or(|open| open.spec.get() != batch.spec.get()) {
             let kind = batch.kind.clone();
             let timeout_ms = batch.policy.task_timeout_ms;
-            let job = Request::Job {
+            let job = ChildRequest::Job {
                 id: batch.job,
                 round: batch.round,
                 kind,
@@ -107,7 +108,7 @@ impl Child {
             };
             self.send(&job).await?;
             let (id, round) = key;
-            self.jobs.push_back(OpenJob { id, round, spec: batch.spec.to_owned(), stop: stop.clone() });
+            self.jobs.push_back(SentJob { id, round, spec: batch.spec.to_owned(), stop: stop.clone() });
             if self.jobs.len() > OPEN_JOBS_MAX {
                 self.jobs.pop_front();
             }
@@ -122,41 +123,41 @@ impl Child {
             (u32::try_from(part.len()).unwrap_or(u32::MAX), &*packed)
         };
         let (job, round) = key;
-        self.send(&Request::Run { job, round, first, count, failures, tasks }).await
+        self.send(&ChildRequest::Run { job, round, first, count, failures, tasks }).await
     }
 
-    /// Tells the child which of its jobs have ended.
-    pub(super) async fn forget_ended(&mut self) -> io::Result<()> {
+    /// Sends the child which of its jobs have ended.
+    pub(super) async fn send_forget_ended(&mut self) -> io::Result<()> {
         while let Some(ended) = self.jobs.iter().find(|open| open.stop.is_stopped()) {
             let (job, round) = (ended.id, ended.round);
-            self.send(&Request::<&RawValue>::Forget { job, round }).await?;
+            self.send(&ChildRequest::<&RawValue>::Forget { job, round }).await?;
             self.jobs.retain(|open| (open.id, open.round) != (job, round));
         }
         Ok(())
     }
 
-    /// Tells the child that a job was stopped.
-    pub(super) async fn stop(&mut self, job: JobId, round: Round) -> io::Result<()> {
-        self.send(&Request::<&RawValue>::Stop { job, round }).await
+    /// Sends the stop of a job.
+    pub(super) async fn send_stop(&mut self, job: JobId, round: Round) -> io::Result<()> {
+        self.send(&ChildRequest::<&RawValue>::Stop { job, round }).await
     }
 
-    /// Ends the input: the child ends its running task, begins no other one, and exits.
-    pub(super) fn close(&mut self) {
+    /// Closes the input: the child ends its running task, begins no other one, and exits.
+    pub(super) fn close_input(&mut self) {
         self.requests = None;
     }
 
-    async fn send(&mut self, request: &Request<&RawValue>) -> io::Result<()> {
+    async fn send(&mut self, request: &ChildRequest<&RawValue>) -> io::Result<()> {
         let mut line = Vec::new();
         write_line(&mut line, request)?;
         let Some(requests) = &mut self.requests else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        timeout(REQUEST_PATIENCE, requests.write_all(&line)).await?
+        timeout(REQUEST_TIMEOUT, requests.write_all(&line)).await?
     }
 
-    /// Waits for the next answer, which [`Child::parsed`] reads then. Cancel safe.
+    /// Waits for the next answer, to be parsed by [`ChildProcess::parse_answer`]. Cancel safe.
     ///
     /// # Errors
-    /// If the child has closed its answers, or writes an endless one.
-    pub(super) async fn answer(&mut self) -> io::Result<()> {
+    /// If the child has closed its answers, or writes a line beyond the limit.
+    pub(super) async fn read_answer(&mut self) -> io::Result<()> {
         if self.line.ends_with(b"\n") {
             self.line.clear();
         }
@@ -168,36 +169,36 @@ impl Child {
             let (taken, ended) = take_line(bytes, &mut self.line)?;
             self.answers.consume(taken);
             if ended {
-                self.line.push(b'\n'); // it is whole
+                self.line.push(b'\n'); // marks a complete line
                 return Ok(());
             }
         }
     }
 
-    /// The answer that was waited for.
-    pub(super) fn parsed(&self) -> serde_json::Result<Answer<&RawValue>> {
+    /// Parses the answer that was last read.
+    pub(super) fn parse_answer(&self) -> serde_json::Result<Answer<&RawValue>> {
         serde_json::from_slice(&self.line)
     }
 
-    /// The error of an answer that is none.
-    pub(super) fn garbled(&self) -> io::Error {
+    /// Returns the error for an answer that does not follow the protocol.
+    pub(super) fn invalid_answer(&self) -> io::Error {
         const SHOWN_BYTES: usize = 120;
         let shown = &self.line[..self.line.len().min(SHOWN_BYTES)];
         let shown = String::from_utf8_lossy(shown);
         io::Error::new(io::ErrorKind::InvalidData, format!("answered {:?}", shown.trim_end()))
     }
 
-    /// The reason for the end of a child that does not go on, as a predicate: its exit with the end
-    /// of its log, or what it did wrong. A child that has not exited is killed.
-    pub(super) async fn ended(mut self, error: &io::Error) -> String {
-        self.close();
+    /// Ends a child that cannot continue, and kills it if it has not exited. Returns the reason as
+    /// a predicate: its exit with the end of its log, or its protocol error.
+    pub(super) async fn terminate(mut self, error: &io::Error) -> String {
+        self.close_input();
         let is_wrong = error.kind() == io::ErrorKind::InvalidData;
-        let by_itself = !is_wrong && timeout(EXIT_PATIENCE, self.group.exited()).await.is_ok();
+        let by_itself = !is_wrong && timeout(EXIT_TIMEOUT, self.group.exited()).await.is_ok();
         if !by_itself {
             self.group.terminate().await;
         }
         let status = self.group.finish();
-        let log = self.stderr.end().await;
+        let log = self.stderr.read_tail().await;
         match status {
             Ok(status) if by_itself => exit_reason(status, &log, 0),
             _ if is_wrong => format!("{error} and was killed"),

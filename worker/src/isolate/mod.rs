@@ -1,8 +1,9 @@
 //! Slots whose batches run in a child process: the same program, one child a slot.
 //!
 //! The child reads requests and writes answers, one JSON value a line (`protocol.rs`). `proxy.rs`
-//! is the worker's side of a batch, `child_process.rs` the process as the worker sees it, and `serve.rs`
-//! the program inside the child. The format is internal: both sides are the same executable.
+//! is the worker's side of a batch, `child_process.rs` the process as the worker sees it, and
+//! `serve.rs` the program inside the child. The format is internal: both sides are the same
+//! executable.
 
 mod answers;
 mod child_process;

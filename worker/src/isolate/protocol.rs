@@ -8,21 +8,22 @@ use std::{
 use gristmill_shared::{JobId, Kind, Round, TaskIndex, Trouble};
 use serde::{Deserialize, Serialize};
 
-/// Version of the format. Both sides are one executable, so it only tells a wrong program from the
-/// right one.
+/// Version of the format. Both sides are the same executable, so it only distinguishes a wrong
+/// program.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
 
-/// Bytes of the longest line: a batch of the largest tasks that a broker delivers, and room.
+/// Bytes of the longest line: a batch of the largest tasks that a broker delivers, and some
+/// reserve.
 pub(super) const LINE_MAX_BYTES: usize = 16 << 20;
 
-/// Number of jobs that a child keeps open. The worker knows which ones: those of the last `job`
-/// lines, without those of `forget` lines.
+/// Jobs that a child keeps open. The worker knows them: the jobs of the last `job` lines, without
+/// those of `forget` lines.
 pub(super) const OPEN_JOBS_MAX: usize = 16;
 
-/// A line to the child. `R` is JSON that is passed on as it is.
+/// A line to the child. `R` is JSON that is passed on unchanged.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Request<R> {
+pub(super) enum ChildRequest<R> {
     /// The first line.
     Hello {
         /// See [`PROTOCOL_VERSION`].
@@ -44,7 +45,7 @@ pub(super) enum Request<R> {
         round: Round,
         first: TaskIndex,
         count: u32,
-        /// The number of earlier tries of these tasks that failed.
+        /// Number of earlier tries of these tasks that failed.
         failures: u32,
         tasks: R,
     },
@@ -63,10 +64,11 @@ pub(super) enum Answer<R> {
         /// See [`PROTOCOL_VERSION`].
         protocol: u32,
     },
-    /// The first answer to `run`: the job's state is there, or has failed to open, and the first
+    /// The first answer to `run`: the job's state is open, or has failed to open, and the first
     /// task begins. With the time that it took, in microseconds.
     Prepared { micros: u64 },
-    /// No task is run, since `prepare` failed a moment ago. The only answer to `run` before `end`.
+    /// The only answer to `run` before `end` when no task runs because `prepare` failed a moment
+    /// ago.
     Unprepared { reason: String },
     /// Outputs of consecutive tasks, as an array.
     Done { first: TaskIndex, outputs: R },
@@ -74,18 +76,18 @@ pub(super) enum Answer<R> {
     Failed {
         index: TaskIndex,
         #[serde(flatten)]
-        why: Why,
+        failure: AnswerFailure,
     },
-    /// The job cannot be opened. The only answer to `run` before `end`.
+    /// The only answer to `run` before `end` when the job cannot be opened.
     Refused { reason: String },
-    /// The batch has ended: all of it was answered, or the job was stopped, or the input has ended.
+    /// The end of the batch: all of it is answered, or the job was stopped, or the input has ended.
     End,
 }
 
 /// The reason for a missing output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Why {
+pub(super) enum AnswerFailure {
     Failed(String),
     Rejected(String),
     Undecodable(String),
@@ -94,9 +96,9 @@ pub(super) enum Why {
     TimedOut(()),
 }
 
-impl Why {
-    /// Nothing for a task that was stopped, which has no outcome.
-    pub(super) fn of(trouble: &Trouble) -> Option<Self> {
+impl AnswerFailure {
+    /// Returns `None` for a task that was stopped, which has no outcome.
+    pub(super) fn from_trouble(trouble: &Trouble) -> Option<Self> {
         match trouble {
             Trouble::Failed(reason) => Some(Self::Failed(reason.clone())),
             Trouble::Rejected(reason) => Some(Self::Rejected(reason.clone())),
@@ -121,8 +123,8 @@ impl Why {
     }
 }
 
-/// Appends a value as a line. JSON that is passed on may have line feeds between its tokens, which
-/// become spaces; those in its texts are escaped.
+/// Appends a value as a line. Foreign JSON may have line feeds between its tokens, which become
+/// spaces; those in its strings are escaped.
 pub(super) fn write_line(lines: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
     let start = lines.len();
     serde_json::to_writer(&mut *lines, value)?;
@@ -131,7 +133,7 @@ pub(super) fn write_line(lines: &mut Vec<u8>, value: &impl Serialize) -> io::Res
     Ok(())
 }
 
-/// Reads the next line into `line`, without its line feed. False at the end of file.
+/// Reads the next line into `line`, without its line feed. Returns false at the end of file.
 ///
 /// # Errors
 /// If the line is longer than [`LINE_MAX_BYTES`], or cannot be read.
@@ -154,8 +156,8 @@ pub(super) fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Resu
     }
 }
 
-/// Appends bytes up to a line feed. Returns the number of bytes that were taken, and whether the
-/// line has ended.
+/// Appends bytes up to a line feed. Returns the number of bytes taken, and whether the line has
+/// ended.
 pub(super) fn take_line(bytes: &[u8], line: &mut Vec<u8>) -> io::Result<(usize, bool)> {
     let end = bytes.iter().position(|byte| *byte == b'\n');
     let text = &bytes[..end.unwrap_or(bytes.len())];
@@ -174,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_feeds_of_foreign_json_stay_within_a_line() {
+    fn line_feeds_stay_within_a_line() {
         let mut lines = Vec::new();
         let tasks: Box<RawValue> = serde_json::from_str("[1,\n \"a\\nb\"]").unwrap();
         write_line(&mut lines, &Answer::Done { first: TaskIndex(3), outputs: &tasks }).unwrap();
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_survive_the_line() {
+    fn failures_survive_encoding() {
         let troubles = [
             Trouble::Failed("a".into()),
             Trouble::Rejected("b".into()),
@@ -202,14 +204,14 @@ mod tests {
             Trouble::TimedOut,
         ];
         for trouble in troubles {
-            let why = Why::of(&trouble).unwrap();
+            let failure = AnswerFailure::from_trouble(&trouble).unwrap();
             let mut line = Vec::new();
-            write_line(&mut line, &Answer::<&RawValue>::Failed { index: TaskIndex(1), why }).unwrap();
+            write_line(&mut line, &Answer::<&RawValue>::Failed { index: TaskIndex(1), failure }).unwrap();
             let answer: Answer<&RawValue> = serde_json::from_slice(&line).unwrap();
-            let Answer::Failed { index: TaskIndex(1), why } = answer else { panic!("{answer:?}") };
-            assert_eq!(why.into_trouble(), trouble);
+            let Answer::Failed { index: TaskIndex(1), failure } = answer else { panic!("{answer:?}") };
+            assert_eq!(failure.into_trouble(), trouble);
         }
-        assert!(Why::of(&Trouble::Stopped).is_none());
+        assert!(AnswerFailure::from_trouble(&Trouble::Stopped).is_none());
     }
 
     #[test]

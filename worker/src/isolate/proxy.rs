@@ -14,9 +14,9 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 use tokio::time::{sleep, sleep_until};
 
-use super::{Isolation, child_process::Child, protocol::Answer};
+use super::{Isolation, child_process::ChildProcess, protocol::Answer};
 
-/// Time after its deadline in which a task may end by itself, since it knows its deadline as well.
+/// Time after its deadline for a task to end by itself, since it knows its deadline as well.
 /// Together with the time between SIGTERM and SIGKILL it is less than the time after which a worker
 /// gives up the slot's thread.
 const DEADLINE_SLACK: Duration = Duration::from_millis(200);
@@ -28,12 +28,12 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 /// A slot whose batches run in a child, which is started at the first one.
 pub(crate) struct IsolatedSlot {
     isolation: Isolation,
-    child: Option<Child>,
-    /// Starts that failed since the last one that did not.
+    child: Option<ChildProcess>,
+    /// Failed starts since the last successful one.
     failed_starts: u32,
 }
 
-/// The facts about a job on which the run of its batches depends.
+/// The properties of a job on which the run of its batches depends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct JobTraits {
     /// True if the tasks travel beside their outputs.
@@ -43,7 +43,7 @@ pub(crate) struct JobTraits {
 }
 
 /// The signals of a run.
-struct Signals {
+struct RunSignals {
     /// Given when the job is stopped, or with `revoked`.
     cx: TaskContext,
     /// Given when the job is stopped, or has ended.
@@ -55,15 +55,15 @@ struct Signals {
 }
 
 /// An event while a batch runs.
-enum Event {
+enum RunEvent {
     Answer,
-    /// The child has closed its answers, or broken their form.
+    /// The child has closed its answers, or violated the protocol.
     Broken(io::Error),
     /// The running task has passed its deadline.
     Overdue,
     Stopped,
     Halted,
-    /// The child must go: its batch was taken away, or a stop was not obeyed.
+    /// The child must end: the lease was revoked, or a stop was not obeyed.
     Kill,
 }
 
@@ -77,11 +77,11 @@ impl IsolatedSlot {
         self.child.is_some()
     }
 
-    /// Runs a batch in the child as `AnyJob::process_batch` does here. A child that dies costs the
-    /// task at which it died one attempt; the other tasks go to the next child.
+    /// Runs a batch in the child as `AnyJob::process_batch` does in this process. A child that dies
+    /// costs the task at which it died one attempt; the other tasks go to the next child.
     ///
     /// # Errors
-    /// If the batch does not have as many tasks as it says; nothing was run then.
+    /// If the batch does not have as many tasks as it says; then no task has run.
     pub(crate) fn process_batch(
         &mut self,
         batch: &Batch<'_>,
@@ -93,30 +93,30 @@ impl IsolatedSlot {
         let tasks = batch.each()?;
         let cx = run.task_context().clone();
         let (stop, revoked, halt) = (stop.clone(), revoked.clone(), run.halt_signal().clone());
-        let signals = Signals { cx, stop, revoked, halt };
-        let mut part = Part { batch, tasks: &tasks, job, run, next: 0, sent: 0, each: false };
+        let signals = RunSignals { cx, stop, revoked, halt };
+        let mut isolated =
+            IsolatedRun { batch, tasks: &tasks, job, run, next: 0, sent: 0, one_by_one: false };
         match gristmill_process::runtime() {
-            Ok(runtime) => runtime.block_on(self.process(&mut part, &signals)),
+            Ok(runtime) => runtime.block_on(self.process(&mut isolated, &signals)),
             Err(error) => {
-                // Without a thread or a descriptor to watch over children there is nothing to run
-                // in.
+                // Without a thread or a descriptor to supervise children, no task can run.
                 let reason = format!("cannot run tasks in a child: {error}");
-                while part.next < tasks.len() {
-                    part.fail(Trouble::Failed(reason.clone()));
+                while isolated.next < tasks.len() {
+                    isolated.fail(Trouble::Failed(reason.clone()));
                 }
             }
         }
-        let ran = part.next;
+        let ran = isolated.next;
         run.finish();
         Ok(u32::try_from(ran).unwrap_or(u32::MAX))
     }
 
-    /// Tells the child which jobs have ended, so that it drops their states.
+    /// Sends the child which jobs have ended, so that it drops their states.
     pub(crate) fn forget_ended(&mut self) {
         let (Some(mut child), Ok(runtime)) = (self.child.take(), gristmill_process::runtime()) else {
             return;
         };
-        match runtime.block_on(child.forget_ended()) {
+        match runtime.block_on(child.send_forget_ended()) {
             Ok(()) => self.child = Some(child),
             Err(error) => {
                 // The next batch starts another one.
@@ -125,68 +125,68 @@ impl IsolatedSlot {
         }
     }
 
-    async fn process(&mut self, part: &mut Part<'_, '_, '_>, signals: &Signals) {
-        while part.next < part.tasks.len() && !signals.end() {
-            if part.run.await_prepared(part.index()).is_err() {
-                return; // the batch was taken from the slot's thread
+    async fn process(&mut self, isolated: &mut IsolatedRun<'_, '_, '_>, signals: &RunSignals) {
+        while isolated.next < isolated.tasks.len() && !signals.is_ending() {
+            if isolated.run.await_prepared(isolated.index()).is_err() {
+                return; // the lease was revoked
             }
-            let Some(mut child) = self.ready(signals).await else { return };
-            let before = part.next;
-            match part.run_in(&mut child, signals, self.isolation.stop_grace).await {
-                Ok(Done::Batch) => self.child = Some(child),
-                Ok(Done::Unprepared) => {
+            let Some(mut child) = self.ensure_child(signals).await else { return };
+            let before = isolated.next;
+            match isolated.run_in(&mut child, signals, self.isolation.stop_grace).await {
+                Ok(RunEnd::Completed) => self.child = Some(child),
+                Ok(RunEnd::Unprepared) => {
                     self.child = Some(child);
                     return;
                 }
-                Ok(Done::Child) => return, // dropping it ends it
-                Ok(Done::Overdue) if part.is_culprit_known() => part.fail(Trouble::TimedOut),
-                Ok(Done::Overdue) => {
-                    let (pid, index) = (child.id(), part.index());
+                Ok(RunEnd::Unusable) => return, // dropping it ends it
+                Ok(RunEnd::Overdue) if isolated.is_culprit_known() => isolated.fail(Trouble::TimedOut),
+                Ok(RunEnd::Overdue) => {
+                    let (pid, index) = (child.id(), isolated.index());
                     tracing::info!(
                         pid, %index, "one of several tasks in flight is overdue; the rest of the batch runs task by task"
                     );
-                    part.each = true;
+                    isolated.one_by_one = true;
                     continue;
                 }
                 Err(error) => {
                     let pid = child.id();
-                    let reason = child.ended(&error).await;
-                    let index = part.index();
-                    if part.next == part.tasks.len() {
+                    let reason = child.terminate(&error).await;
+                    let index = isolated.index();
+                    if isolated.next == isolated.tasks.len() {
                         tracing::warn!(pid, reason, "the child process of a slot ended after its last task");
-                    } else if part.next + 1 == part.sent {
+                    } else if isolated.next + 1 == isolated.sent {
                         tracing::warn!(pid, %index, reason, "the child process of a task ended");
-                        part.fail(Trouble::Failed(format!("its process {reason}")));
+                        isolated.fail(Trouble::Failed(format!("its process {reason}")));
                     } else {
-                        // Outcomes of the last moment were lost with it, so its first missing one
-                        // may not be the culprit.
+                        // Outcomes of the last moment were lost with the child, so the first
+                        // missing one may not be the culprit.
                         tracing::info!(
                             pid, %index, reason,
                             "the child process of a batch ended; the rest of the batch runs task by task"
                         );
-                        part.each = true;
+                        isolated.one_by_one = true;
                     }
                     continue;
                 }
             }
-            if part.next == before && !signals.end() && part.next < part.tasks.len() {
+            if isolated.next == before && !signals.is_ending() && isolated.next < isolated.tasks.len() {
                 // A child that ends a batch without a reason would be asked for ever.
                 self.child = None;
-                part.fail(Trouble::Failed("its process answered nothing".into()));
+                isolated.fail(Trouble::Failed("its process answered nothing".into()));
             }
         }
     }
 
-    /// The child, started if there is none. Nothing if the run must end before one starts.
-    async fn ready(&mut self, signals: &Signals) -> Option<Child> {
+    /// Returns the child, started if there is none; `None` if the run must end before one starts.
+    async fn ensure_child(&mut self, signals: &RunSignals) -> Option<ChildProcess> {
         if let Some(child) = self.child.take() {
             return Some(child);
         }
         loop {
             let started = tokio::select! {
                 biased;
-                () = signals.ended() => return None,
-                started = Child::start(&self.isolation.command) => started,
+                () = signals.wait_ending() => return None,
+                started = ChildProcess::start(&self.isolation.command) => started,
             };
             let reason = match started {
                 Ok(child) => {
@@ -196,25 +196,26 @@ impl IsolatedSlot {
                 }
                 Err(reason) => reason,
             };
-            let doublings = self.failed_starts.min(5); // 32 s are over the maximum
+            let doublings = self.failed_starts.min(5); // 32 s exceed the maximum
             let again_in = (RESTART_DELAY * 2_u32.pow(doublings)).min(RESTART_DELAY_MAX);
             self.failed_starts = self.failed_starts.saturating_add(1);
             tracing::warn!(reason, ?again_in, "the child process of a slot could not be started");
             tokio::select! {
-                () = signals.ended() => return None,
+                () = signals.wait_ending() => return None,
                 () = sleep(again_in) => {}
             }
         }
     }
 }
 
-impl Signals {
-    /// Returns whether the run must end before its next task.
-    fn end(&self) -> bool {
+impl RunSignals {
+    /// True if the run must end before its next task.
+    fn is_ending(&self) -> bool {
         self.halt.is_stopped() || self.cx.check().is_err()
     }
 
-    async fn ended(&self) {
+    /// Waits until the run must end.
+    async fn wait_ending(&self) {
         tokio::select! {
             () = self.halt.stopped() => {}
             () = self.cx.stopped() => {}
@@ -223,19 +224,20 @@ impl Signals {
 }
 
 /// The end of a run in a child that did not die.
-enum Done {
+enum RunEnd {
     /// The child has ended the batch and is free.
-    Batch,
-    /// The same, without a task: the job's state failed to open a moment ago.
+    Completed,
+    /// The child has ended the batch without running a task: the job's state failed to open a
+    /// moment ago.
     Unprepared,
-    /// The child is of no use any more.
-    Child,
+    /// The child cannot be used any more.
+    Unusable,
     /// The running task passed its deadline.
     Overdue,
 }
 
-/// A batch under way.
-struct Part<'b, 'a, 'r> {
+/// The run of a batch in children.
+struct IsolatedRun<'b, 'a, 'r> {
     batch: &'b Batch<'a>,
     tasks: &'b [&'a RawValue],
     job: JobTraits,
@@ -244,11 +246,11 @@ struct Part<'b, 'a, 'r> {
     next: usize,
     /// The end of the tasks that the child has.
     sent: usize,
-    /// True if the child is given one task at a time, so that it is known which one ends it.
-    each: bool,
+    /// True if the child gets one task at a time, so that the task at which it dies is known.
+    one_by_one: bool,
 }
 
-impl Part<'_, '_, '_> {
+impl IsolatedRun<'_, '_, '_> {
     fn index(&self) -> TaskIndex {
         self.batch.first.plus(self.next as u64)
     }
@@ -258,7 +260,7 @@ impl Part<'_, '_, '_> {
         self.job.in_flight <= 1 || self.next + 1 == self.sent
     }
 
-    /// Ends the first task without an outcome without an output.
+    /// Records that the first task without an outcome has no output.
     fn fail(&mut self, trouble: Trouble) {
         if let Some(task) = self.tasks.get(self.next) {
             self.run.outcome(self.index(), Err(trouble), task, false);
@@ -266,56 +268,56 @@ impl Part<'_, '_, '_> {
         }
     }
 
-    /// Begins the next task and returns its deadline. A stop is met where signals are.
-    fn begin(&mut self) -> Option<Instant> {
+    /// Begins the next task and returns its deadline. A stop takes effect through the signals.
+    fn begin_next(&mut self) -> Option<Instant> {
         let index = self.index();
         self.run.begin_task(index).ok().flatten()
     }
 
-    /// Runs the tasks that are left in this child.
+    /// Runs the remaining tasks in this child.
     async fn run_in(
         &mut self,
-        child: &mut Child,
-        signals: &Signals,
+        child: &mut ChildProcess,
+        signals: &RunSignals,
         stop_grace: Duration,
-    ) -> io::Result<Done> {
+    ) -> io::Result<RunEnd> {
         let failures = signals.cx.attempt().saturating_sub(1);
-        self.sent = if self.each { self.next + 1 } else { self.tasks.len() };
-        child.run(self.batch, self.next..self.sent, self.tasks, failures, &signals.stop).await?;
-        // No task has begun before the job's state is there.
+        self.sent = if self.one_by_one { self.next + 1 } else { self.tasks.len() };
+        child.send_batch(self.batch, self.next..self.sent, self.tasks, failures, &signals.stop).await?;
+        // No task begins before the job's state is open.
         let (mut is_prepared, mut deadline) = (false, None::<Instant>);
         let (mut stopped_at, mut halted) = (None::<Instant>, false);
         loop {
             let event = {
                 let kill_at = stopped_at.map(|at| at + stop_grace);
                 let overdue_at = deadline.and_then(|deadline| deadline.checked_add(DEADLINE_SLACK));
-                let mut killing = pin!(at(kill_at));
-                let mut overdue = pin!(at(overdue_at));
+                let mut killing = pin!(wait_until(kill_at));
+                let mut overdue = pin!(wait_until(overdue_at));
                 tokio::select! {
                     biased;
-                    () = signals.revoked.stopped() => Event::Kill,
-                    () = signals.cx.stopped(), if stopped_at.is_none() => Event::Stopped,
-                    () = &mut killing => Event::Kill,
-                    answered = child.answer() => answered.map_or_else(Event::Broken, |()| Event::Answer),
-                    () = &mut overdue => Event::Overdue,
-                    () = signals.halt.stopped(), if !halted => Event::Halted,
+                    () = signals.revoked.stopped() => RunEvent::Kill,
+                    () = signals.cx.stopped(), if stopped_at.is_none() => RunEvent::Stopped,
+                    () = &mut killing => RunEvent::Kill,
+                    answered = child.read_answer() => answered.map_or_else(RunEvent::Broken, |()| RunEvent::Answer),
+                    () = &mut overdue => RunEvent::Overdue,
+                    () = signals.halt.stopped(), if !halted => RunEvent::Halted,
                 }
             };
             match event {
-                Event::Answer => {
-                    if self.take(child, &mut is_prepared)? {
+                RunEvent::Answer => {
+                    if self.apply_answer(child, &mut is_prepared)? {
                         return Ok(match self.run.unprepared() {
-                            _ if halted => Done::Child,
-                            Some(_) => Done::Unprepared,
-                            None => Done::Batch,
+                            _ if halted => RunEnd::Unusable,
+                            Some(_) => RunEnd::Unprepared,
+                            None => RunEnd::Completed,
                         });
                     }
-                    deadline = if is_prepared && self.next < self.sent { self.begin() } else { None };
+                    deadline = if is_prepared && self.next < self.sent { self.begin_next() } else { None };
                 }
-                Event::Broken(error) => return Err(error),
-                Event::Overdue if stopped_at.is_some() => return Ok(Done::Child),
-                Event::Overdue => return Ok(Done::Overdue),
-                Event::Kill => {
+                RunEvent::Broken(error) => return Err(error),
+                RunEvent::Overdue if stopped_at.is_some() => return Ok(RunEnd::Unusable),
+                RunEvent::Overdue => return Ok(RunEnd::Overdue),
+                RunEvent::Kill => {
                     if stopped_at.is_some() && !signals.revoked.is_stopped() {
                         let (job, index) = (self.batch.job, self.index());
                         tracing::warn!(
@@ -324,23 +326,23 @@ impl Part<'_, '_, '_> {
                              and then)"
                         );
                     }
-                    return Ok(Done::Child);
+                    return Ok(RunEnd::Unusable);
                 }
-                Event::Stopped => {
+                RunEvent::Stopped => {
                     stopped_at = Some(Instant::now());
-                    child.stop(self.batch.job, self.batch.round).await?;
+                    child.send_stop(self.batch.job, self.batch.round).await?;
                 }
-                Event::Halted => {
+                RunEvent::Halted => {
                     halted = true;
-                    child.close();
+                    child.close_input();
                 }
             }
         }
     }
 
-    /// Takes an answer. True at the end of the tasks that were sent.
-    fn take(&mut self, child: &Child, is_prepared: &mut bool) -> io::Result<bool> {
-        let answer = child.parsed().map_err(|_| child.garbled())?;
+    /// Applies an answer. Returns true at the end of the tasks that were sent.
+    fn apply_answer(&mut self, child: &ChildProcess, is_prepared: &mut bool) -> io::Result<bool> {
+        let answer = child.parse_answer().map_err(|_| child.invalid_answer())?;
         match answer {
             Answer::Prepared { micros } if !*is_prepared => {
                 *is_prepared = true;
@@ -350,26 +352,26 @@ impl Part<'_, '_, '_> {
                 let outputs: Vec<&RawValue> = serde_json::from_str(outputs.get())?;
                 for output in outputs {
                     let task = self.tasks.get(self.next).filter(|_| self.next < self.sent);
-                    let Some(task) = task else { return Err(child.garbled()) };
+                    let Some(task) = task else { return Err(child.invalid_answer()) };
                     self.run.outcome(self.index(), Ok(output), task, self.job.sends_tasks);
                     self.next += 1;
                 }
             }
-            Answer::Failed { index, why }
+            Answer::Failed { index, failure }
                 if *is_prepared && index == self.index() && self.next < self.sent =>
             {
-                self.fail(why.into_trouble());
+                self.fail(failure.into_trouble());
             }
             Answer::Unprepared { reason } if !*is_prepared => self.run.set_unprepared(reason),
             Answer::Refused { reason } if !*is_prepared => self.fail(Trouble::Failed(reason)),
             Answer::End => return Ok(true),
-            _ => return Err(child.garbled()),
+            _ => return Err(child.invalid_answer()),
         }
         Ok(false)
     }
 }
 
-async fn at(time: Option<Instant>) {
+async fn wait_until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
         None => pending().await,

@@ -19,24 +19,24 @@ use serde_json::value::RawValue;
 use crate::executor::drop_job;
 
 use super::{
-    answers::Answers,
-    protocol::{Answer, OPEN_JOBS_MAX, PROTOCOL_VERSION, Request, read_line},
+    answers::AnswerWriter,
+    protocol::{Answer, ChildRequest, OPEN_JOBS_MAX, PROTOCOL_VERSION, read_line},
 };
 
-/// Requests that wait for the thread: the worker sends one batch at a time, before it its job, and a
-/// `forget` for each job that has ended. So a `stop` is read at any time.
-const WAITING_REQUESTS_MAX: usize = OPEN_JOBS_MAX + 2;
+/// Requests that may be queued for the thread: the worker sends one batch at a time, preceded by
+/// its job, and a `forget` for each job that has ended. So a `stop` is read at any time.
+const QUEUED_REQUESTS_MAX: usize = OPEN_JOBS_MAX + 2;
 
-/// Runs the batches that the worker sends, until `requests` is at its end: then the running task
-/// ends, and no other one begins.
+/// Runs the batches that the worker sends, until the end of `requests`. Then the running task ends,
+/// and no other one begins.
 ///
 /// # Errors
-/// If a request is not one, or the worker does not read the answers.
+/// If a request is malformed, or the worker does not read the answers.
 pub fn serve_isolated(registry: Registry, requests: File, answers: File) -> io::Result<()> {
-    let answers = Answers::start(answers)?;
+    let answers = AnswerWriter::start(answers)?;
     let halt = StopSignal::new();
     let current = Arc::new(Mutex::new(None));
-    let (sender, waiting) = flume::bounded::<Request<Box<RawValue>>>(WAITING_REQUESTS_MAX);
+    let (sender, queued) = flume::bounded::<ChildRequest<Box<RawValue>>>(QUEUED_REQUESTS_MAX);
     let reading = {
         let (answers, halt, current) = (Arc::clone(&answers), halt.clone(), Arc::clone(&current));
         let read = move || {
@@ -46,29 +46,31 @@ pub fn serve_isolated(registry: Registry, requests: File, answers: File) -> io::
         };
         thread::Builder::new().name("requests".into()).spawn(read)?
     };
-    let slot = Slot { registry, answers, halt, current, jobs: VecDeque::new() };
-    let working = thread::Builder::new().name("slot".into()).spawn(move || slot.work(&waiting))?;
+    let slot = ChildSlot { registry, answers, halt, current, jobs: VecDeque::new() };
+    let working = thread::Builder::new().name("slot".into()).spawn(move || slot.serve_requests(&queued))?;
     let worked = working.join().map_err(|_| io::Error::other("the slot's thread panicked"))?;
     worked?;
     reading.join().map_err(|_| io::Error::other("the reading thread panicked"))?
 }
 
-/// The job of the last batch that was read, and its stop signal.
-type Current = Mutex<Option<(JobId, Round, StopSignal)>>;
+/// The job of the last batch that was read, with its stop signal.
+type CurrentJob = Mutex<Option<(JobId, Round, StopSignal)>>;
 
 fn read_requests(
     requests: File,
-    answers: &Answers,
-    current: &Current,
-    work: &flume::Sender<Request<Box<RawValue>>>,
+    answers: &AnswerWriter,
+    current: &CurrentJob,
+    queue: &flume::Sender<ChildRequest<Box<RawValue>>>,
 ) -> io::Result<()> {
     let mut requests = BufReader::new(requests);
     let mut line = Vec::new();
     while read_line(&mut requests, &mut line)? {
-        let request: Request<Box<RawValue>> = serde_json::from_slice(&line)?;
+        let request: ChildRequest<Box<RawValue>> = serde_json::from_slice(&line)?;
         match &request {
-            Request::Hello { .. } => answers.answer(&Answer::Ready { protocol: PROTOCOL_VERSION })?,
-            Request::Stop { job, round } => {
+            ChildRequest::Hello { .. } => {
+                answers.write_answer(&Answer::Ready { protocol: PROTOCOL_VERSION })?;
+            }
+            ChildRequest::Stop { job, round } => {
                 let current = current.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some((running, of_round, stop)) = &*current
                     && (running, of_round) == (job, round)
@@ -76,31 +78,35 @@ fn read_requests(
                     stop.stop();
                 }
             }
-            Request::Run { job, round, .. } => {
+            ChildRequest::Run { job, round, .. } => {
                 let signal = StopSignal::new();
                 *current.lock().unwrap_or_else(PoisonError::into_inner) = Some((*job, *round, signal));
-                send(work, request)?;
+                forward(queue, request)?;
             }
-            Request::Job { .. } | Request::Forget { .. } => send(work, request)?,
+            ChildRequest::Job { .. } | ChildRequest::Forget { .. } => forward(queue, request)?,
         }
     }
     Ok(())
 }
 
-fn send(work: &flume::Sender<Request<Box<RawValue>>>, request: Request<Box<RawValue>>) -> io::Result<()> {
-    work.send(request).map_err(|_| io::Error::other("the slot's thread has ended"))
+fn forward(
+    queue: &flume::Sender<ChildRequest<Box<RawValue>>>,
+    request: ChildRequest<Box<RawValue>>,
+) -> io::Result<()> {
+    queue.send(request).map_err(|_| io::Error::other("the slot's thread has ended"))
 }
 
-/// The thread that runs user code.
-struct Slot {
+/// The slot of a child: the thread that runs user code.
+struct ChildSlot {
     registry: Registry,
-    answers: Arc<Answers>,
+    answers: Arc<AnswerWriter>,
     halt: StopSignal,
-    current: Arc<Current>,
-    jobs: VecDeque<OpenJob>,
+    current: Arc<CurrentJob>,
+    jobs: VecDeque<ServedJob>,
 }
 
-struct OpenJob {
+/// A job that the child has open.
+struct ServedJob {
     id: JobId,
     round: Round,
     kind: Kind,
@@ -110,8 +116,8 @@ struct OpenJob {
     job: Result<Arc<dyn AnyJob>, OpenError>,
 }
 
-impl OpenJob {
-    /// Drops the job, and its state, which is user code.
+impl ServedJob {
+    /// Drops the job with its state, which is user code.
     fn close(self) {
         if let Ok(job) = self.job {
             drop_job(job);
@@ -119,43 +125,43 @@ impl OpenJob {
     }
 }
 
-/// Some tasks of a job.
-struct Tasks {
+/// Consecutive tasks of one request.
+struct RequestedTasks {
     first: TaskIndex,
     count: u32,
     failures: u32,
     json: Box<RawValue>,
 }
 
-impl Slot {
-    fn work(mut self, waiting: &flume::Receiver<Request<Box<RawValue>>>) -> io::Result<()> {
-        while let Ok(request) = waiting.recv() {
+impl ChildSlot {
+    fn serve_requests(mut self, queued: &flume::Receiver<ChildRequest<Box<RawValue>>>) -> io::Result<()> {
+        while let Ok(request) = queued.recv() {
             match request {
-                Request::Job { id, round, kind, version, spec, timeout_ms } => {
+                ChildRequest::Job { id, round, kind, version, spec, timeout_ms } => {
                     let job = self.registry.open(&kind, version, &spec);
                     let policy = Policy { task_timeout_ms: timeout_ms, ..Policy::default() };
-                    self.jobs.push_back(OpenJob { id, round, kind, version, spec, policy, job });
+                    self.jobs.push_back(ServedJob { id, round, kind, version, spec, policy, job });
                     if self.jobs.len() > OPEN_JOBS_MAX {
-                        self.jobs.pop_front().into_iter().for_each(OpenJob::close);
+                        self.jobs.pop_front().into_iter().for_each(ServedJob::close);
                     }
                 }
-                Request::Forget { job, round } => {
-                    let is_ended = |open: &OpenJob| (open.id, open.round) == (job, round);
+                ChildRequest::Forget { job, round } => {
+                    let is_ended = |open: &ServedJob| (open.id, open.round) == (job, round);
                     let (ended, open): (VecDeque<_>, VecDeque<_>) =
                         mem::take(&mut self.jobs).into_iter().partition(is_ended);
                     self.jobs = open;
-                    ended.into_iter().for_each(OpenJob::close);
+                    ended.into_iter().for_each(ServedJob::close);
                 }
-                Request::Run { job, round, first, count, failures, tasks } => {
-                    self.run(job, round, &Tasks { first, count, failures, json: tasks })?;
+                ChildRequest::Run { job, round, first, count, failures, tasks } => {
+                    self.run(job, round, &RequestedTasks { first, count, failures, json: tasks })?;
                 }
-                Request::Hello { .. } | Request::Stop { .. } => {}
+                ChildRequest::Hello { .. } | ChildRequest::Stop { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn run(&self, id: JobId, round: Round, tasks: &Tasks) -> io::Result<()> {
+    fn run(&self, id: JobId, round: Round, tasks: &RequestedTasks) -> io::Result<()> {
         let open = self.jobs.iter().rfind(|open| (open.id, open.round) == (id, round));
         let refused = match open.map(|open| (open, &open.job)) {
             None => "its worker did not name the job".into(),
@@ -163,18 +169,23 @@ impl Slot {
             Some((open, Ok(job))) => match self.process(open, &**job, tasks) {
                 Ok(result) => {
                     result?;
-                    return self.answers.answer(&Answer::End);
+                    return self.answers.write_answer(&Answer::End);
                 }
                 Err(malformed) => malformed,
             },
         };
-        self.answers.answer(&Answer::Refused { reason: refused })?;
-        self.answers.answer(&Answer::End)
+        self.answers.write_answer(&Answer::Refused { reason: refused })?;
+        self.answers.write_answer(&Answer::End)
     }
 
-    /// The inner result is that of writing answers; the outer error is the reason why nothing was
-    /// run.
-    fn process(&self, open: &OpenJob, job: &dyn AnyJob, tasks: &Tasks) -> Result<io::Result<()>, String> {
+    /// Processes tasks. The inner result is that of writing answers; the outer error is the reason
+    /// why no task ran.
+    fn process(
+        &self,
+        open: &ServedJob,
+        job: &dyn AnyJob,
+        tasks: &RequestedTasks,
+    ) -> Result<io::Result<()>, String> {
         let batch = Batch {
             job: open.id,
             kind: open.kind.clone(),
@@ -195,29 +206,30 @@ impl Slot {
         let is_prepared = |took: Duration| {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
             let answer = Answer::Prepared { micros };
-            // From then on the worker counts the first task's time, if that has a limit.
+            // From then on the worker measures the first task's time, if that has a limit.
             let at_once = open.policy.task_timeout_ms.is_some();
-            let answered = if at_once { self.answers.answer(&answer) } else { self.answers.gather(&answer) };
+            let answered =
+                if at_once { self.answers.write_answer(&answer) } else { self.answers.push_answer(&answer) };
             if answered.is_err() {
-                self.halt.stop(); // the worker has gone; the end of the batch meets the same error
+                self.halt.stop(); // the worker is gone; the end of the batch meets the same error
             }
         };
-        let mut hand_on = |chunk| {
+        let mut push_chunk = |chunk| {
             if written.is_ok() {
                 written = self.answers.push(chunk);
             }
             if written.is_err() {
-                self.halt.stop(); // the worker has gone
+                self.halt.stop(); // the worker is gone
             }
         };
-        let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut hand_on);
+        let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut push_chunk);
         let run = run.telling_prepared(&is_prepared);
         let mut run = run.hand_on_every(Duration::ZERO);
         job.process_batch(&batch, &mut run).map_err(|malformed| malformed.reason)?;
         let unprepared = run.unprepared().map(ToOwned::to_owned);
         drop(run);
         Ok(match unprepared {
-            Some(reason) => self.answers.gather(&Answer::Unprepared { reason }),
+            Some(reason) => self.answers.push_answer(&Answer::Unprepared { reason }),
             None => written,
         })
     }
@@ -226,7 +238,7 @@ impl Slot {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match &*current {
             Some((id, of_round, stop)) if (*id, *of_round) == (job, round) => stop.clone(),
-            _ => StopSignal::new(), // the reader has set it before it passed the batch on
+            _ => StopSignal::new(), // the reader sets it before it forwards the batch
         }
     }
 }

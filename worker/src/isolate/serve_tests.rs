@@ -1,4 +1,4 @@
-//! The program inside a child, against a worker that is this test.
+//! Tests of the program inside a child, in which the test is the worker.
 
 use std::{
     fs::File,
@@ -16,18 +16,18 @@ use serde::{Deserialize, Serialize};
 use super::serve_isolated;
 
 /// Time for which a task waits for the test.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TASK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A job whose tasks wait for the file `go` in a folder of the test's own, and whose state leaves
-/// the file `dropped` there. With the file `down` there is no state.
+/// A job whose tasks wait for the file `go` in a folder of the test, and whose state leaves the
+/// file `dropped` there when it is dropped. With the file `down` it cannot open its state.
 #[derive(Debug, Serialize, Deserialize)]
-struct Waits {
+struct WaitsForFile {
     dir: PathBuf,
 }
 
-struct Trace(PathBuf);
+struct DropMarker(PathBuf);
 
-impl Drop for Trace {
+impl Drop for DropMarker {
     fn drop(&mut self) {
         drop(File::create(self.0.join("dropped")));
     }
@@ -35,13 +35,13 @@ impl Drop for Trace {
 
 fn wait_for(file: &Path) -> bool {
     let began = Instant::now();
-    while !file.exists() && began.elapsed() < PATIENCE {
+    while !file.exists() && began.elapsed() < TASK_TIMEOUT {
         thread::park_timeout(Duration::from_millis(2));
     }
     file.exists()
 }
 
-impl Job for Waits {
+impl Job for WaitsForFile {
     const KIND: &'static str = "waits";
     type Task = u64;
     type Output = u64;
@@ -55,7 +55,7 @@ impl Job for Waits {
         if self.dir.join("down").exists() {
             Err("no server")?;
         }
-        Ok(State::new(Trace(self.dir.clone())))
+        Ok(State::new(DropMarker(self.dir.clone())))
     }
 
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
@@ -67,8 +67,8 @@ impl Job for Waits {
     }
 }
 
-/// The worker's ends of a child that is a thread.
-struct Child {
+/// A child that is a thread, with the worker's ends of its pipes.
+struct ServedChild {
     requests: File,
     answers: io::Lines<BufReader<File>>,
     serving: thread::JoinHandle<io::Result<()>>,
@@ -80,12 +80,12 @@ fn pipe() -> (File, File) {
     (OwnedFd::from(from).into(), OwnedFd::from(to).into())
 }
 
-impl Child {
-    /// Starts a child that has a job with a time limit for its tasks open.
+impl ServedChild {
+    /// Starts a child, and opens a job with a time limit for its tasks.
     fn start(dir: &Path) -> Self {
         let ((theirs, requests), (answers, to)) = (pipe(), pipe());
         let mut registry = Registry::default();
-        registry.register::<Waits>().unwrap();
+        registry.register::<WaitsForFile>().unwrap();
         let serving = thread::spawn(move || serve_isolated(registry, theirs, to));
         let job = JobId::generate();
         let mut child = Self { requests, answers: BufReader::new(answers).lines(), serving, job };
@@ -119,9 +119,9 @@ impl Child {
 }
 
 #[test]
-fn worker_knows_of_a_state_before_a_task_begins() {
+fn state_is_reported_before_a_task() {
     let dir = tempfile::tempdir().unwrap();
-    let mut child = Child::start(dir.path());
+    let mut child = ServedChild::start(dir.path());
     child.run(7);
     let prepared = child.answer();
     assert!(prepared.starts_with(r#"{"prepared":{"micros":"#), "{prepared}");
@@ -135,7 +135,7 @@ fn worker_knows_of_a_state_before_a_task_begins() {
 fn forgotten_job_drops_its_state() {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("go")).unwrap();
-    let mut child = Child::start(dir.path());
+    let mut child = ServedChild::start(dir.path());
     child.run(7);
     while child.answer() != r#""end""# {}
     let dropped = dir.path().join("dropped");
@@ -147,10 +147,10 @@ fn forgotten_job_drops_its_state() {
 }
 
 #[test]
-fn failed_prepare_fails_one_run_alone() {
+fn failed_prepare_fails_one_run() {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("down")).unwrap();
-    let mut child = Child::start(dir.path());
+    let mut child = ServedChild::start(dir.path());
     child.run(7);
     child.run(8);
     assert!(child.answer().starts_with(r#"{"prepared":"#));

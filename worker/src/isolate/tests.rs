@@ -1,4 +1,4 @@
-//! A slot against children that are shell scripts, so that each line of theirs is chosen.
+//! Tests of a slot with children that are shell scripts, so that each of their lines is chosen.
 
 use std::{
     path::Path,
@@ -21,10 +21,10 @@ const READY_SCRIPT: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'
     "#;
 
 /// The number of tasks that ran, outputs and failures by index.
-type Outcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
+type BatchOutcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
 
-/// Three tasks of a batch that begins at index 5, and the signals of their run.
-struct Scene {
+/// A batch of three tasks that begins at index 5, with the signals of its run.
+struct IsolatedBench {
     dir: TempDir,
     slot: IsolatedSlot,
     stop: StopSignal,
@@ -32,14 +32,14 @@ struct Scene {
     halt: StopSignal,
     policy: Policy,
     in_flight: u32,
-    /// Time that the last run gave to the opening of the job's state.
+    /// Time that the last run spent to open the job's state.
     prepare_time: Duration,
-    /// The reason why the last run ran nothing.
+    /// The reason why the last run ran no task.
     unprepared: Option<String>,
 }
 
-impl Scene {
-    /// The child runs in a folder of the test's own.
+impl IsolatedBench {
+    /// A slot whose child runs in a folder of the test.
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let command = Command::new("sh").args(["-c", &format!("{READY_SCRIPT}{script}")]).dir(dir.path());
@@ -51,7 +51,7 @@ impl Scene {
     }
 
     /// Runs the batch.
-    fn run(&mut self) -> Outcomes {
+    fn run(&mut self) -> BatchOutcomes {
         let spec = RawValue::from_string(r#"{"a":1}"#.into()).unwrap();
         let tasks = RawValue::from_string("[10,11,12]".into()).unwrap();
         let job = JobId::generate();
@@ -71,7 +71,7 @@ impl Scene {
         };
         let cx = TaskContext::new(job, batch.first, 0, self.stop.clone()).with_revoked(self.revoked.clone());
         let (mut outputs, mut failures) = (Vec::new(), Vec::new());
-        let mut hand_on = |chunk: Chunk| {
+        let mut collect_chunk = |chunk: Chunk| {
             for done in chunk.done {
                 let first = done.first.0;
                 let all: Vec<Box<RawValue>> = serde_json::from_str(done.into_outputs().get()).unwrap();
@@ -79,7 +79,7 @@ impl Scene {
             }
             failures.extend(chunk.failed.into_iter().map(|failure| (failure.index.0, failure.trouble)));
         };
-        let mut run = BatchRun::new(cx, &self.policy, self.halt.clone(), &mut hand_on);
+        let mut run = BatchRun::new(cx, &self.policy, self.halt.clone(), &mut collect_chunk);
         let job = JobTraits { sends_tasks: false, in_flight: self.in_flight };
         let ran = self.slot.process_batch(&batch, job, &mut run, &self.stop, &self.revoked).unwrap();
         self.prepare_time = run.prepare_time();
@@ -93,8 +93,8 @@ fn outputs(of: &[(u64, &str)]) -> Vec<(u64, String)> {
     of.iter().map(|(index, output)| (*index, (*output).to_owned())).collect()
 }
 
-/// Gives the signal when the file is there.
-fn when_there(file: &Path, signal: &StopSignal) -> thread::JoinHandle<()> {
+/// Gives the signal when the file exists.
+fn signal_when_present(file: &Path, signal: &StopSignal) -> thread::JoinHandle<()> {
     let (file, signal) = (file.to_owned(), signal.clone());
     thread::spawn(move || {
         while !file.exists() {
@@ -105,55 +105,55 @@ fn when_there(file: &Path, signal: &StopSignal) -> thread::JoinHandle<()> {
 }
 
 #[test]
-fn outcomes_of_a_child_are_the_batchs() {
+fn child_outcomes_reach_the_batch() {
     let script = r#"read -r job; run; echo "$job$run" >seen
         echo '{"done":{"first":5,"outputs":[1]}}'; echo '{"failed":{"index":6,"rejected":"no"}}'
         echo '{"done":{"first":7,"outputs":[{"b": 2}]}}'; echo '"end"'
         run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
-    let mut scene = Scene::new(script);
-    let (ran, done, failed) = scene.run();
+    let mut bench = IsolatedBench::new(script);
+    let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, r#"{"b": 2}"#)])));
     assert_eq!(failed, [(6, Trouble::Rejected("no".into()))]);
-    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
     for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"tasks":[10,11,12]"#] {
         assert!(seen.contains(part), "{seen}");
     }
 }
 
 #[test]
-fn child_that_dies_before_it_answers_costs_nothing() {
+fn death_before_answers_costs_nothing() {
     let script = r#"read -r job; run
         [ -e died ] || { touch died; kill -9 $$; }
         for index in 5 6 7; do
             echo "$run" >>seen; echo "{\"done\":{\"first\":$index,\"outputs\":[$index]}}"; echo '"end"'; run
         done"#;
-    let mut scene = Scene::new(script);
-    assert_eq!(scene.run(), (3, outputs(&[(5, "5"), (6, "6"), (7, "7")]), vec![]));
-    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    let mut bench = IsolatedBench::new(script);
+    assert_eq!(bench.run(), (3, outputs(&[(5, "5"), (6, "6"), (7, "7")]), vec![]));
+    let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
     let alone = |run: &str| run.contains(r#""count":1"#);
     assert!(seen.lines().count() == 3 && seen.lines().all(alone), "the culprit would not be found: {seen}");
 }
 
 #[test]
-fn death_at_a_task_costs_that_task_alone() {
+fn death_costs_its_task_alone() {
     let script = r#"read -r job; run
         case $run in *'"first":5'*)
             echo '{"done":{"first":5,"outputs":[1]}}'; echo 'out of luck' >&2; exit 3 ;;
         esac
         case $run in *'"first":6'*) echo 'out of luck' >&2; exit 3 ;; esac
         echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof"#;
-    let (ran, done, failed) = Scene::new(script).run();
+    let (ran, done, failed) = IsolatedBench::new(script).run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
-    // The first death left two tasks of which either may have been the culprit; the second one was
-    // at the task itself.
+    // After the first death either of two tasks may be the culprit; the second death is at the task
+    // itself.
     assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3: out of luck".into()))]);
 }
 
 #[test]
-fn answer_that_is_none_ends_the_child() {
+fn malformed_answer_ends_the_child() {
     for garbage in ["hello", r#"{"done":{"first":9,"outputs":[1]}}"#, r#"{"failed":{"index":5}}"#] {
         let (ran, done, failed) =
-            Scene::new(&format!("read -r job; run; echo '{garbage}'; read -r eof")).run();
+            IsolatedBench::new(&format!("read -r job; run; echo '{garbage}'; read -r eof")).run();
         assert_eq!((ran, done, failed.len()), (3, vec![], 3), "{garbage}: {failed:?}");
         let Trouble::Failed(why) = &failed[0].1 else { panic!("{garbage}: {failed:?}") };
         assert!(why.starts_with("its process answered ") && why.ends_with(" and was killed"), "{why}");
@@ -161,37 +161,37 @@ fn answer_that_is_none_ends_the_child() {
 }
 
 #[test]
-fn outputs_beyond_the_batch_end_the_child() {
+fn excess_outputs_end_the_child() {
     let script = r#"read -r job; run; echo '{"done":{"first":5,"outputs":[1,2,3,4]}}'; read -r eof"#;
-    let mut scene = Scene::new(script);
-    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
-    assert!(!scene.slot.has_child());
+    let mut bench = IsolatedBench::new(script);
+    assert_eq!(bench.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    assert!(!bench.slot.has_child());
 }
 
 #[test]
-fn end_without_outcomes_is_a_failure() {
-    let (ran, done, failed) = Scene::new(r#"read -r job; run; echo '"end"'; read -r eof"#).run();
+fn end_without_outcomes_fails() {
+    let (ran, done, failed) = IsolatedBench::new(r#"read -r job; run; echo '"end"'; read -r eof"#).run();
     assert_eq!((ran, done, failed.len()), (3, vec![], 3));
     assert!(failed.iter().all(|(_, why)| *why == Trouble::Failed("its process answered nothing".into())));
 }
 
 #[test]
-fn overdue_task_times_out_and_the_rest_goes_on() {
+fn overdue_task_fails_alone() {
     let script = r#"read -r job; run
         case $run in
         *'"first":5'*) echo '{"done":{"first":5,"outputs":[1]}}'; sleep 60 ;;
         *) echo '{"done":{"first":7,"outputs":[3]}}'; echo '"end"'; read -r eof ;;
         esac"#;
-    let mut scene = Scene::new(script);
-    scene.policy.task_timeout_ms = Some(300);
-    let (ran, done, failed) = scene.run();
+    let mut bench = IsolatedBench::new(script);
+    bench.policy.task_timeout_ms = Some(300);
+    let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
     assert_eq!(failed, [(6, Trouble::TimedOut)]);
 }
 
 /// The tasks of an abort at index 6 are in flight together, so the child dies before any outcome.
 #[test]
-fn death_costs_no_neighbour_in_flight() {
+fn death_costs_no_neighbour() {
     let script = r#"read -r job; run
         case $run in *'"count":3'*) exit 3 ;; esac
         while :; do
@@ -203,17 +203,17 @@ fn death_costs_no_neighbour_in_flight() {
             esac
             echo '"end"'; run || exit 0
         done"#;
-    let mut scene = Scene::new(script);
-    scene.in_flight = 16;
-    let (ran, done, failed) = scene.run();
+    let mut bench = IsolatedBench::new(script);
+    bench.in_flight = 16;
+    let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
     assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3".into()))]);
-    let seen = std::fs::read_to_string(scene.dir.path().join("seen")).unwrap();
+    let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
     assert_eq!(seen.lines().filter(|run| run.contains(r#""count":1"#)).count(), 3, "{seen}");
 }
 
 #[test]
-fn overdue_costs_no_neighbour_in_flight() {
+fn overdue_costs_no_neighbour() {
     let script = r#"read -r job; run
         case $run in *'"count":3'*) touch together; sleep 60 ;; esac
         while :; do
@@ -224,110 +224,110 @@ fn overdue_costs_no_neighbour_in_flight() {
             esac
             echo '"end"'; run || exit 0
         done"#;
-    let mut scene = Scene::new(script);
-    scene.in_flight = 16;
-    scene.policy.task_timeout_ms = Some(300);
-    let (ran, done, failed) = scene.run();
-    assert!(scene.dir.path().join("together").exists());
+    let mut bench = IsolatedBench::new(script);
+    bench.in_flight = 16;
+    bench.policy.task_timeout_ms = Some(300);
+    let (ran, done, failed) = bench.run();
+    assert!(bench.dir.path().join("together").exists());
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
     assert_eq!(failed, [(6, Trouble::TimedOut)]);
 }
 
 /// The state takes longer to open than a task may take to run.
 #[test]
-fn prepare_counts_for_no_time_limit() {
+fn prepare_has_no_time_limit() {
     let script = r#"read -r job; read -r run; sleep 1; echo '{"prepared":{"micros":1000000}}'
         echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
-    let mut scene = Scene::new(script);
-    scene.policy.task_timeout_ms = Some(300);
-    assert_eq!(scene.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
-    assert_eq!(scene.prepare_time, Duration::from_secs(1));
+    let mut bench = IsolatedBench::new(script);
+    bench.policy.task_timeout_ms = Some(300);
+    assert_eq!(bench.run(), (3, outputs(&[(5, "1"), (6, "2"), (7, "3")]), vec![]));
+    assert_eq!(bench.prepare_time, Duration::from_secs(1));
 }
 
 /// The job ends between two batches.
 #[test]
-fn ended_job_is_forgotten_by_an_idle_child() {
+fn idle_child_forgets_ended_job() {
     let script = r#"read -r job; run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'
         read -r forget; echo "$forget" >written; mv written forgotten; read -r eof"#;
-    let mut scene = Scene::new(script);
-    assert_eq!(scene.run().0, 3);
-    scene.slot.forget_ended();
-    scene.stop.stop();
-    scene.slot.forget_ended();
-    let (forgotten, read) = (scene.dir.path().join("forgotten"), StopSignal::new());
-    when_there(&forgotten, &read).join().unwrap();
+    let mut bench = IsolatedBench::new(script);
+    assert_eq!(bench.run().0, 3);
+    bench.slot.forget_ended();
+    bench.stop.stop();
+    bench.slot.forget_ended();
+    let (forgotten, read) = (bench.dir.path().join("forgotten"), StopSignal::new());
+    signal_when_present(&forgotten, &read).join().unwrap();
     let line = std::fs::read_to_string(forgotten).unwrap();
     assert!(line.starts_with(r#"{"forget":{"job":""#), "{line}");
-    assert!(scene.slot.has_child());
+    assert!(bench.slot.has_child());
 }
 
 #[test]
 fn unprepared_tasks_are_not_run() {
     let script = r#"read -r job; read -r run; echo '{"unprepared":{"reason":"no server"}}'; echo '"end"'
         run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
-    let mut scene = Scene::new(script);
-    assert_eq!((scene.run(), scene.unprepared.as_deref()), ((0, vec![], vec![]), Some("no server")));
-    assert!(scene.slot.has_child());
+    let mut bench = IsolatedBench::new(script);
+    assert_eq!((bench.run(), bench.unprepared.as_deref()), ((0, vec![], vec![]), Some("no server")));
+    assert!(bench.slot.has_child());
 }
 
 #[test]
-fn stop_ends_a_child_that_prepares() {
-    let mut scene = Scene::new("read -r job; read -r run; touch preparing; sleep 60");
-    let stopping = when_there(&scene.dir.path().join("preparing"), &scene.stop);
+fn stop_ends_a_preparing_child() {
+    let mut bench = IsolatedBench::new("read -r job; read -r run; touch preparing; sleep 60");
+    let stopping = signal_when_present(&bench.dir.path().join("preparing"), &bench.stop);
     let began = Instant::now();
-    assert_eq!(scene.run(), (0, vec![], vec![]));
+    assert_eq!(bench.run(), (0, vec![], vec![]));
     stopping.join().unwrap();
-    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+    assert!(!bench.slot.has_child() && began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
-fn stop_that_is_obeyed_keeps_the_child() {
+fn obeyed_stop_keeps_the_child() {
     let script = r#"read -r job; run; touch running
         read -r stop; echo "$stop" >seen; echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; read -r eof"#;
-    let mut scene = Scene::new(script);
-    let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
-    assert_eq!(scene.run(), (1, outputs(&[(5, "1")]), vec![]));
+    let mut bench = IsolatedBench::new(script);
+    let stopping = signal_when_present(&bench.dir.path().join("running"), &bench.stop);
+    assert_eq!(bench.run(), (1, outputs(&[(5, "1")]), vec![]));
     stopping.join().unwrap();
-    assert!(scene.slot.has_child());
-    assert!(std::fs::read_to_string(scene.dir.path().join("seen")).unwrap().contains(r#"{"stop":{"job":""#));
+    assert!(bench.slot.has_child());
+    assert!(std::fs::read_to_string(bench.dir.path().join("seen")).unwrap().contains(r#"{"stop":{"job":""#));
 }
 
 #[test]
-fn stop_that_is_not_obeyed_ends_the_child() {
-    let mut scene = Scene::new("read -r job; run; touch running; sleep 60");
-    let stopping = when_there(&scene.dir.path().join("running"), &scene.stop);
+fn ignored_stop_ends_the_child() {
+    let mut bench = IsolatedBench::new("read -r job; run; touch running; sleep 60");
+    let stopping = signal_when_present(&bench.dir.path().join("running"), &bench.stop);
     let began = Instant::now();
-    assert_eq!(scene.run(), (0, vec![], vec![]));
+    assert_eq!(bench.run(), (0, vec![], vec![]));
     stopping.join().unwrap();
-    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+    assert!(!bench.slot.has_child() && began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
-fn revoked_batch_ends_the_child_at_once() {
-    let mut scene = Scene::new("read -r job; run; touch running; sleep 60");
-    let revoking = when_there(&scene.dir.path().join("running"), &scene.revoked);
+fn revoked_batch_ends_the_child() {
+    let mut bench = IsolatedBench::new("read -r job; run; touch running; sleep 60");
+    let revoking = signal_when_present(&bench.dir.path().join("running"), &bench.revoked);
     let began = Instant::now();
-    assert_eq!(scene.run(), (0, vec![], vec![]));
+    assert_eq!(bench.run(), (0, vec![], vec![]));
     revoking.join().unwrap();
-    assert!(!scene.slot.has_child() && began.elapsed() < Duration::from_secs(60));
+    assert!(!bench.slot.has_child() && began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
 fn halt_lets_the_running_task_end() {
     let script = r#"read -r job; run; touch running
         read -r eof || { echo '{"done":{"first":5,"outputs":[1]}}'; echo '"end"'; }"#;
-    let mut scene = Scene::new(script);
-    let halting = when_there(&scene.dir.path().join("running"), &scene.halt);
-    assert_eq!(scene.run(), (1, outputs(&[(5, "1")]), vec![]));
+    let mut bench = IsolatedBench::new(script);
+    let halting = signal_when_present(&bench.dir.path().join("running"), &bench.halt);
+    assert_eq!(bench.run(), (1, outputs(&[(5, "1")]), vec![]));
     halting.join().unwrap();
 }
 
 #[test]
-fn child_start_is_retried_until_the_worker_leaves() {
-    let mut scene = Scene::new("");
-    let command = Command::new("sh").args(["-c", "touch tried; exit 1"]).dir(scene.dir.path());
-    scene.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO });
-    let halting = when_there(&scene.dir.path().join("tried"), &scene.halt);
-    assert_eq!(scene.run(), (0, vec![], vec![]));
+fn child_start_is_retried() {
+    let mut bench = IsolatedBench::new("");
+    let command = Command::new("sh").args(["-c", "touch tried; exit 1"]).dir(bench.dir.path());
+    bench.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO });
+    let halting = signal_when_present(&bench.dir.path().join("tried"), &bench.halt);
+    assert_eq!(bench.run(), (0, vec![], vec![]));
     halting.join().unwrap();
 }

@@ -1,4 +1,5 @@
-//! Outputs on their way to the sink. Those of several batches travel together: a message costs far more than a tiny task.
+//! Outputs on their way to the sink. Those of several batches share a message, which costs far more
+//! than a tiny task.
 
 use std::time::Duration;
 
@@ -7,43 +8,44 @@ use gristmill_shared::{
     wire::{Batch, DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
 };
 
-use crate::context::Shop;
+use crate::context::WorkerContext;
 
-/// What a stretch of consecutive outputs takes in a message beside them at most: with indices and counts of any length.
+/// Bytes that a run of consecutive outputs takes in a message besides them at most, with indices
+/// and counts of any length.
 const SPAN_BYTES: usize = 64;
 
-/// The job that outputs belong to, with its round and the version of its code there: outputs of one
-/// source travel together.
+/// The job of outputs, with its round and the version of its code: outputs of one source may share
+/// a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Source {
+pub(crate) struct OutputSource {
     pub(crate) job: JobId,
     pub(crate) round: Round,
     pub(crate) version: u32,
 }
 
-impl Source {
-    /// The source of a batch's outputs.
-    pub(crate) fn of(batch: &Batch<'_>) -> Self {
+impl OutputSource {
+    /// Returns the source of a batch's outputs.
+    pub(crate) fn from_batch(batch: &Batch<'_>) -> Self {
         Self { job: batch.job, round: batch.round, version: batch.version }
     }
 }
 
-/// Outputs of tasks of one source.
+/// Outputs of one source, of one batch or more.
 #[derive(Debug)]
-pub(crate) struct Outputs {
-    source: Source,
+pub(crate) struct MergedOutputs {
+    source: OutputSource,
     /// The trace of the batch that they come from, the first if there are several.
     trace: Option<TraceParent>,
-    /// How long their tasks took, together.
+    /// The total time of their tasks.
     busy: Duration,
     done: Vec<DoneTasks>,
     bytes: usize,
 }
 
-impl Outputs {
-    /// None if there are none.
+impl MergedOutputs {
+    /// Returns `None` if there are no outputs.
     pub(crate) fn new(
-        source: Source,
+        source: OutputSource,
         trace: Option<TraceParent>,
         busy: Duration,
         done: Vec<DoneTasks>,
@@ -52,25 +54,26 @@ impl Outputs {
         (!done.is_empty()).then_some(Self { source, trace, busy, done, bytes })
     }
 
-    /// How many bytes they take in a message at most, but for what says whose they are.
+    /// Returns the bytes that they take in a message at most, without its source.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Whether these can travel in one message with those.
-    pub(crate) fn goes_with(&self, other: &Self) -> bool {
+    /// True if both fit into one message.
+    pub(crate) fn can_merge(&self, other: &Self) -> bool {
         self.source == other.source && self.bytes + other.bytes <= RESULTS_MESSAGE_BYTES
     }
 
-    /// Takes the other's along.
-    pub(crate) fn join(&mut self, other: Self) {
+    /// Adds the other outputs.
+    pub(crate) fn merge(&mut self, other: Self) {
         self.busy += other.busy;
         self.bytes += other.bytes;
         self.done.extend(other.done);
     }
 
-    /// As a message to the sink. Outputs of consecutive tasks stand together in it, whatever batches they come from.
-    pub(crate) fn message(mut self, shop: &Shop) -> Outgoing {
+    /// Makes the message to the sink. Outputs of consecutive tasks are joined in it, across
+    /// batches.
+    pub(crate) fn into_message(mut self, context: &WorkerContext) -> Outgoing {
         self.done.sort_by_key(|done| done.first);
         let mut spans: Vec<DoneTasks> = Vec::new();
         for next in self.done {
@@ -82,13 +85,13 @@ impl Outputs {
         }
         let spans: Vec<_> =
             spans.into_iter().map(|done| (done.first, done.count, done.into_parts())).collect();
-        let Source { job, round, version } = self.source;
+        let OutputSource { job, round, version } = self.source;
         let results = Results {
             job,
             round,
             version,
-            build: shop.build.clone(),
-            worker: shop.id.clone(),
+            build: context.build.clone(),
+            worker: context.id.clone(),
             busy_us: micros(self.busy),
             done: spans
                 .iter()
@@ -101,19 +104,23 @@ impl Outputs {
                 .collect(),
             failed: Vec::new(),
         };
-        results_message(shop, &results, self.trace)
+        results_message(context, &results, self.trace)
     }
 }
 
-/// A message to the sink, in this trace.
-pub(crate) fn results_message(shop: &Shop, results: &Results<'_>, trace: Option<TraceParent>) -> Outgoing {
-    let id = format!("{}/{}#{}", results.job, shop.id, shop.message_number());
-    let mut message = results.message(id, shop.id.as_str());
+/// Makes a message to the sink, in this trace.
+pub(crate) fn results_message(
+    context: &WorkerContext,
+    results: &Results<'_>,
+    trace: Option<TraceParent>,
+) -> Outgoing {
+    let id = format!("{}/{}#{}", results.job, context.id, context.next_message_seq());
+    let mut message = results.message(id, context.id.as_str());
     message.headers.traceparent = trace.map(|trace| trace.to_string());
-    Outgoing { to: shop.to(QueueRole::Results), message }
+    Outgoing { to: context.address(QueueRole::Results), message }
 }
 
-/// As the wire tells a time.
+/// Returns a time in the microseconds of the wire.
 pub(crate) fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

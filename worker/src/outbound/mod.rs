@@ -1,10 +1,10 @@
-//! The way of outcomes to the broker: built from what tasks gave, merged, published, and only then
-//! acked.
+//! Outcomes on their way to the broker: built, merged, published, and only then acked.
 
+mod ack_guard;
 mod merge;
 mod outcome;
 mod oversize;
 mod publisher;
 
-pub(crate) use outcome::{ChunkCounts, Sequel, next_wait, retried};
-pub(crate) use publisher::{Handoff, Handoffs, Upshot, hand_on_all, handoffs};
+pub(crate) use outcome::{ChunkCounts, OutcomeBuilder, count_retries, next_retry_step};
+pub(crate) use publisher::{Outbound, OutboundQueue, PublishRequest, outbound_channel, publish_outbound};

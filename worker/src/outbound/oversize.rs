@@ -1,7 +1,8 @@
-//! Results that the broker would not take: smaller messages take them, and an outcome that fits in none is a failure.
+//! Results that the broker refuses as too large: they are split into smaller messages, and an
+//! outcome that fits into none is a failure.
 //!
-//! An operator may have set a `max_message_size` below what the wire allows. An outcome that is too large must not
-//! take with it those that travel in the same message.
+//! An operator may have set a `max_message_size` below the limit of the wire. An outcome that is
+//! too large must not take the others of its message with it.
 
 use gristmill_shared::{
     Message, TaskIndex,
@@ -9,12 +10,12 @@ use gristmill_shared::{
 };
 use serde_json::value::RawValue;
 
-/// Returns what to send instead: the two halves of the message, or its only output without the
-/// task, or the failure of that. None if there is no way: it is no results message, or already that
-/// failure.
-pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
+/// Returns the messages to publish instead: the two halves of the message, or its only output
+/// without the task, or the failure of that task. Returns `None` if there is no replacement: the
+/// message has no results, or is already that failure.
+pub(crate) fn split_or_fail(refused: &Message, why: &str) -> Option<Vec<Message>> {
     let results: Results<'_> = decode(refused).ok()?;
-    let outputs: Vec<DoneTask<'_>> = results.done.iter().flat_map(each).collect();
+    let outputs: Vec<DoneTask<'_>> = results.done.iter().flat_map(span_outputs).collect();
     let part = |name, done: &[DoneTask<'_>], failed: Vec<FailedTask<'_>>| {
         let alone = |value: &RawValue| Batch::pack(&[value]);
         let parts: Vec<_> = done.iter().map(|done| (alone(done.output), done.task.map(alone))).collect();
@@ -44,14 +45,16 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
             let done = DoneTask { index: *index, output, task: None };
             Some(vec![part('o', &[done], Vec::new())])
         }
-        ([DoneTask { index, .. }], []) => Some(vec![part('f', &[], vec![too_large(*index, 0, 0, why)])]),
+        ([DoneTask { index, .. }], []) => {
+            Some(vec![part('f', &[], vec![oversize_failure(*index, 0, 0, why)])])
+        }
         ([], [failed]) if failed.task.get() == RawValue::NULL.get() => None,
         ([], [failed]) => {
             let FailedTask { index, attempts, losses, .. } = *failed;
             let reason = format!("{} (the task itself is not kept: {why})", failed.reason);
             let failed = FailedTask {
                 reason: clip_reason(&reason).into_owned().into(),
-                ..too_large(index, attempts, losses, why)
+                ..oversize_failure(index, attempts, losses, why)
             };
             Some(vec![part('f', &[], vec![failed])])
         }
@@ -63,22 +66,23 @@ pub(crate) fn instead_of(refused: &Message, why: &str) -> Option<Vec<Message>> {
     }
 }
 
-/// One output, and its task if that travels along.
+/// An output, with its task if that travels along.
 struct DoneTask<'a> {
     index: TaskIndex,
     output: &'a RawValue,
     task: Option<&'a RawValue>,
 }
 
-fn each<'a>(span: &DoneSpan<'a>) -> Vec<DoneTask<'a>> {
-    let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // we wrote it
+/// Returns the outputs of a span one by one.
+fn span_outputs<'a>(span: &DoneSpan<'a>) -> Vec<DoneTask<'a>> {
+    let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // our own encoding
     let outputs: Vec<&RawValue> = read(span.outputs);
     let mut tasks = span.tasks.map(read).unwrap_or_default().into_iter();
     let outputs = (span.first.0..).zip(outputs);
     outputs.map(|(index, output)| DoneTask { index: TaskIndex(index), output, task: tasks.next() }).collect()
 }
 
-fn too_large(index: TaskIndex, attempts: u32, losses: u32, why: &str) -> FailedTask<'static> {
+fn oversize_failure(index: TaskIndex, attempts: u32, losses: u32, why: &str) -> FailedTask<'static> {
     let reason = clip_reason(&format!("the broker would not take its output: {why}")).into_owned();
     FailedTask { index, reason: reason.into(), attempts, losses, task: RawValue::NULL }
 }
@@ -91,18 +95,19 @@ mod tests {
 
     use super::*;
 
-    /// A broker that takes so many bytes: which outputs and which failures arrive, in the end.
-    fn through(limit: usize, results: &Results<'_>) -> Option<(Vec<u64>, Vec<u64>)> {
+    /// Publishes results with a limit in bytes. Returns the outputs and the failures that arrive in
+    /// the end.
+    fn publish_all(limit: usize, results: &Results<'_>) -> Option<(Vec<u64>, Vec<u64>)> {
         let mut queue = VecDeque::from([results.message("id".into(), "worker")]);
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         while let Some(message) = queue.pop_front() {
             if message.body.len() > limit {
-                queue.extend(instead_of(&message, "it is too large")?);
+                queue.extend(split_or_fail(&message, "it is too large")?);
                 continue;
             }
             let results: Results<'_> = decode(&message).unwrap();
             assert_eq!((results.version, results.build.as_ref().map(BuildId::as_str)), (3, Some("b1")));
-            for part in results.done.iter().flat_map(each) {
+            for part in results.done.iter().flat_map(span_outputs) {
                 assert_eq!(
                     part.task.is_some(),
                     part.index != TaskIndex(9),
@@ -118,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_fits_into_no_message_is_a_failure() {
+    fn only_oversize_outcomes_fail() {
         let raw = |json: String| RawValue::from_string(json).unwrap();
         let large = "x".repeat(2_000);
         let (first, second) = (raw(format!("[1,2,\"{large}\"]")), raw("[4]".into()));
@@ -144,14 +149,14 @@ mod tests {
             version: 3,
             build: Some("b1".parse().unwrap()),
         };
-        assert_eq!(through(100_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "all in one");
-        assert_eq!(through(4_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "in parts");
+        assert_eq!(publish_all(100_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "all in one");
+        assert_eq!(publish_all(4_000, &results), Some((vec![0, 1, 2, 9], vec![5, 6])), "in parts");
         assert_eq!(
-            through(1_000, &results),
+            publish_all(1_000, &results),
             Some((vec![0, 1, 9], vec![2, 5, 6])),
             "without what is too large"
         );
-        assert_eq!(through(10, &results), None, "nothing goes through");
-        assert!(instead_of(&Message::default(), "it is none").is_none());
+        assert_eq!(publish_all(10, &results), None, "nothing goes through");
+        assert!(split_or_fail(&Message::default(), "it is none").is_none());
     }
 }

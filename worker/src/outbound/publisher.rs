@@ -1,8 +1,9 @@
-//! Hands outcomes to the broker; a batch is settled only after everything that follows from it is stored.
+//! The publisher of outcomes. A batch is acked only after everything that follows from it is
+//! stored.
 //!
-//! While an answer of the broker is awaited, or while all slots are at work on batches that take a while, further outcomes
-//! gather, and outputs among them travel together. So a lone batch's go at once, and the more there are, the fewer messages they
-//! take.
+//! Further outcomes gather while an answer of the broker is pending, or while all slots are busy
+//! with batches that take a while, and their outputs are merged. So a lone batch's outcomes are
+//! published at once, and under load fewer messages are needed.
 
 use std::{mem, sync::Arc};
 
@@ -19,231 +20,223 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{merge::Outputs, oversize::instead_of};
-use crate::{context::Shop, delivery::InHand, run_queue::Waiting};
+use super::{ack_guard::AckGuard, merge::MergedOutputs, oversize::split_or_fail};
+use crate::{context::WorkerContext, delivery::InFlightBatch, run_queue::RunQueueReceiver};
 
-/// How many handoffs may wait for their turn. Those that do go to the broker together.
-const HANDOFFS_WAITING: usize = 512;
-/// As soon as there is so much of them, a lot is complete: it is encoded in one go.
-const LOT_BYTES: usize = 4 << 20;
-/// No further lot goes while so many messages and outputs of batches are on their way. When as many others wait for their turn,
-/// slots wait, and nothing further is taken from the broker than the prefetch allows.
-const HANDOFFS_IN_FLIGHT: usize = 512;
-/// How many bytes may be on their way or wait for their turn.
-const BYTES_HELD: u32 = 32 << 20;
-/// How many lots may be on their way: while the answer to one comes, the next one goes.
-const LOTS_IN_FLIGHT: usize = 2;
+/// Requests that may be queued. All queued ones are published together.
+const QUEUE_MAX_REQUESTS: usize = 512;
+/// Bytes at which a publish batch is complete: it is encoded in one go.
+const PUBLISH_BATCH_MAX_BYTES: usize = 4 << 20;
+/// Unconfirmed messages and outputs of batches above which no further publish batch is sent. When
+/// the queue is full as well, slots wait, and the worker takes no more from the broker than the
+/// prefetch allows.
+const UNCONFIRMED_MAX_PARTS: usize = 512;
+/// Bytes that may be queued or unconfirmed, together.
+const OUTBOUND_MAX_BYTES: u32 = 32 << 20;
+/// Publish batches that may be in flight: the next one is sent while the answer to one is pending.
+const IN_FLIGHT_MAX_BATCHES: usize = 2;
 
-/// What came of some of a batch's tasks.
+/// The outcomes of some tasks of a batch.
 #[derive(Debug, Default)]
-pub(crate) struct Upshot {
-    /// Outputs for the sink.
-    pub(crate) outputs: Option<Outputs>,
-    /// All else, each a message of its own.
+pub(crate) struct Outbound {
+    /// The outputs, for the sink.
+    pub(crate) outputs: Option<MergedOutputs>,
+    /// All others, each a message of its own.
     pub(crate) messages: Vec<Outgoing>,
 }
 
-impl From<Vec<Outgoing>> for Upshot {
+impl From<Vec<Outgoing>> for Outbound {
     fn from(messages: Vec<Outgoing>) -> Self {
         Self { outputs: None, messages }
     }
 }
 
-/// What follows from a batch, of which an end is open for each part until that is stored.
+/// Outcomes of a batch to publish, each a pending part of the batch until it is stored.
 #[derive(Debug)]
-pub(crate) struct Handoff {
-    upshot: Upshot,
-    batch: Arc<InHand>,
+pub(crate) struct PublishRequest {
+    outbound: Outbound,
+    batch: Arc<InFlightBatch>,
 }
 
-impl Handoff {
-    /// Opens the ends.
-    pub(crate) fn new(upshot: Upshot, batch: &Arc<InHand>) -> Self {
-        let parts = upshot.messages.len() + usize::from(upshot.outputs.is_some());
-        (0..parts).for_each(|_| batch.open());
-        Self { upshot, batch: Arc::clone(batch) }
+impl PublishRequest {
+    /// Adds the pending parts to the batch.
+    pub(crate) fn new(outbound: Outbound, batch: &Arc<InFlightBatch>) -> Self {
+        let parts = outbound.messages.len() + usize::from(outbound.outputs.is_some());
+        (0..parts).for_each(|_| batch.add_part());
+        Self { outbound, batch: Arc::clone(batch) }
     }
 
-    /// Nothing follows.
+    /// True if there are no outcomes.
     fn is_empty(&self) -> bool {
-        self.upshot.outputs.is_none() && self.upshot.messages.is_empty()
+        self.outbound.outputs.is_none() && self.outbound.messages.is_empty()
     }
 }
 
-/// Where handoffs are given, from anywhere.
+/// The sending half of the queue of publish requests.
 #[derive(Debug, Clone)]
-pub(crate) struct Handoffs {
-    queue: flume::Sender<(Handoff, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
+pub(crate) struct OutboundQueue {
+    queue: flume::Sender<(PublishRequest, OwnedSemaphorePermit)>,
+    free_bytes: Arc<Semaphore>,
 }
 
-/// Where they come out. When it goes, nobody waits for room any more.
+/// The receiving half. Dropping it wakes all senders that wait for free bytes.
 #[derive(Debug)]
-pub(crate) struct ToHandOn {
-    queue: flume::Receiver<(Handoff, OwnedSemaphorePermit)>,
-    room: Arc<Semaphore>,
+pub(crate) struct OutboundReceiver {
+    queue: flume::Receiver<(PublishRequest, OwnedSemaphorePermit)>,
+    free_bytes: Arc<Semaphore>,
 }
 
-impl Drop for ToHandOn {
+impl Drop for OutboundReceiver {
     fn drop(&mut self) {
-        self.room.close();
+        self.free_bytes.close();
     }
 }
 
-/// Both ends of the queue of handoffs.
-pub(crate) fn handoffs() -> (Handoffs, ToHandOn) {
-    let (queue, waiting) = flume::bounded(HANDOFFS_WAITING);
-    let room = Arc::new(Semaphore::new(BYTES_HELD as usize));
-    (Handoffs { queue, room: Arc::clone(&room) }, ToHandOn { queue: waiting, room })
+/// Makes both halves of the queue.
+pub(crate) fn outbound_channel() -> (OutboundQueue, OutboundReceiver) {
+    let (sender, receiver) = flume::bounded(QUEUE_MAX_REQUESTS);
+    let free_bytes = Arc::new(Semaphore::new(OUTBOUND_MAX_BYTES as usize));
+    (
+        OutboundQueue { queue: sender, free_bytes: Arc::clone(&free_bytes) },
+        OutboundReceiver { queue: receiver, free_bytes },
+    )
 }
 
-impl Handoffs {
-    /// Blocks while there is no room. Lost when the worker has ended with an error; the batch then stays unsettled.
-    pub(crate) fn send(&self, handoff: Handoff) {
-        if handoff.is_empty() {
+impl OutboundQueue {
+    /// Sends a request; blocks while too many bytes are queued or unconfirmed. The request is lost
+    /// if the worker has ended with an error; its batch then stays unsettled.
+    pub(crate) fn send(&self, request: PublishRequest) {
+        if request.is_empty() {
             return;
         }
-        let room = match Arc::clone(&self.room).try_acquire_many_owned(bytes(&handoff)) {
-            Ok(room) => Ok(room),
-            Err(_) => block_on(Arc::clone(&self.room).acquire_many_owned(bytes(&handoff))),
+        let permit = match Arc::clone(&self.free_bytes).try_acquire_many_owned(request_bytes(&request)) {
+            Ok(permit) => Ok(permit),
+            Err(_) => block_on(Arc::clone(&self.free_bytes).acquire_many_owned(request_bytes(&request))),
         };
-        if let Ok(room) = room {
-            let _ = self.queue.send((handoff, room));
+        if let Ok(permit) = permit {
+            let _ = self.queue.send((request, permit));
         }
     }
 
-    /// [`Handoffs::send`], async. Not cancel safe.
-    pub(crate) async fn send_async(&self, handoff: Handoff) {
-        if handoff.is_empty() {
+    /// Sends a request as [`OutboundQueue::send`] does. Not cancel safe.
+    pub(crate) async fn send_async(&self, request: PublishRequest) {
+        if request.is_empty() {
             return;
         }
-        if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes(&handoff)).await {
-            let _ = self.queue.send_async((handoff, room)).await;
+        if let Ok(permit) = Arc::clone(&self.free_bytes).acquire_many_owned(request_bytes(&request)).await {
+            let _ = self.queue.send_async((request, permit)).await;
         }
     }
 }
 
-/// How much room it takes; not more than there is.
-fn bytes(Handoff { upshot: Upshot { outputs, messages }, .. }: &Handoff) -> u32 {
+/// Returns the bytes that a request takes, at most [`OUTBOUND_MAX_BYTES`].
+fn request_bytes(PublishRequest { outbound: Outbound { outputs, messages }, .. }: &PublishRequest) -> u32 {
     let messages = messages.iter().map(|outgoing| outgoing.message.body.len()).sum::<usize>();
-    let all = outputs.as_ref().map_or(0, Outputs::bytes) + messages;
-    u32::try_from(all).unwrap_or(BYTES_HELD).min(BYTES_HELD)
+    let all = outputs.as_ref().map_or(0, MergedOutputs::bytes) + messages;
+    u32::try_from(all).unwrap_or(OUTBOUND_MAX_BYTES).min(OUTBOUND_MAX_BYTES)
 }
 
-/// An open end of a batch.
+/// A message, with the guards to complete when it is stored.
 #[derive(Debug)]
-struct End {
-    batch: Arc<InHand>,
-    /// What all parts of a handoff take, until the last of them is stored.
-    _room: Arc<OwnedSemaphorePermit>,
-}
-
-impl End {
-    /// What it was open for is stored.
-    fn close(self) {
-        reached(FailPoint::WorkerStored);
-        self.batch.close();
-    }
-}
-
-/// A message, and what is open until it is stored.
-#[derive(Debug)]
-struct Parcel {
+struct GuardedMessage {
     outgoing: Outgoing,
-    ends: Vec<End>,
+    guards: Vec<AckGuard>,
 }
 
-/// What goes to the broker together.
+/// Messages that are published together.
 #[derive(Debug, Default)]
-struct Lot {
-    /// Of a job and round each, but if they are too many for a message.
-    outputs: Vec<(Outputs, Vec<End>)>,
-    parcels: Vec<Parcel>,
-    handoffs: usize,
+struct PublishBatch {
+    /// Merged outputs, one entry a source unless they exceed one message.
+    outputs: Vec<(MergedOutputs, Vec<AckGuard>)>,
+    messages: Vec<GuardedMessage>,
+    requests: usize,
     bytes: usize,
 }
 
-impl Lot {
-    fn add(&mut self, (Handoff { upshot, batch }, room): (Handoff, OwnedSemaphorePermit)) {
+impl PublishBatch {
+    fn add(&mut self, (PublishRequest { outbound, batch }, permit): (PublishRequest, OwnedSemaphorePermit)) {
         reached(FailPoint::WorkerRan);
-        self.handoffs += 1;
-        self.bytes += room.num_permits();
-        let room = Arc::new(room);
-        let end = || End { batch: Arc::clone(&batch), _room: Arc::clone(&room) };
-        if let Some(outputs) = upshot.outputs {
-            match self.outputs.iter_mut().find(|(others, _)| others.goes_with(&outputs)) {
-                Some((others, ends)) => {
-                    others.join(outputs);
-                    ends.push(end());
+        self.requests += 1;
+        self.bytes += permit.num_permits();
+        let permit = Arc::new(permit);
+        let guard = || AckGuard::new(Arc::clone(&batch), Arc::clone(&permit));
+        if let Some(outputs) = outbound.outputs {
+            match self.outputs.iter_mut().find(|(others, _)| others.can_merge(&outputs)) {
+                Some((others, guards)) => {
+                    others.merge(outputs);
+                    guards.push(guard());
                 }
-                None => self.outputs.push((outputs, vec![end()])),
+                None => self.outputs.push((outputs, vec![guard()])),
             }
         }
-        self.parcels
-            .extend(upshot.messages.into_iter().map(|outgoing| Parcel { outgoing, ends: vec![end()] }));
+        self.messages.extend(
+            outbound.messages.into_iter().map(|outgoing| GuardedMessage { outgoing, guards: vec![guard()] }),
+        );
     }
 
     fn is_complete(&self) -> bool {
-        self.handoffs >= HANDOFFS_WAITING || self.bytes >= LOT_BYTES
+        self.requests >= QUEUE_MAX_REQUESTS || self.bytes >= PUBLISH_BATCH_MAX_BYTES
     }
 
-    fn parcels(self, shop: &Shop) -> Vec<Parcel> {
+    fn into_messages(self, context: &WorkerContext) -> Vec<GuardedMessage> {
         let outputs = self.outputs.into_iter();
-        let outputs = outputs.map(|(outputs, ends)| Parcel { outgoing: outputs.message(shop), ends });
-        outputs.chain(self.parcels).collect()
+        let outputs = outputs
+            .map(|(outputs, guards)| GuardedMessage { outgoing: outputs.into_message(context), guards });
+        outputs.chain(self.messages).collect()
     }
 }
 
-/// Runs until something cannot be stored, or until `no_more` is given and everything handed over before is stored. `waiting`
-/// is where slots find their work.
-pub(crate) async fn hand_on_all(
-    shop: &Shop,
-    to_hand_on: ToHandOn,
+/// Publishes requests until one cannot be stored, or until `all_emitted` is cancelled and all
+/// earlier requests are stored. An idle slot, as `run_receiver` reports it, ends the delay of
+/// outcomes.
+pub(crate) async fn publish_outbound(
+    context: &WorkerContext,
+    outbound_receiver: OutboundReceiver,
     publisher: &dyn Publisher,
-    waiting: &Waiting,
-    no_more: &CancellationToken,
+    run_receiver: &RunQueueReceiver,
+    all_emitted: &CancellationToken,
 ) -> Result<(), StoreError> {
-    let queue = &to_hand_on.queue;
-    let mut lots = FuturesUnordered::new();
-    let mut alone = FuturesUnordered::new();
+    let queue = &outbound_receiver.queue;
+    let mut in_progress = FuturesUnordered::new();
+    let mut retrying = FuturesUnordered::new();
     let mut in_flight = 0;
-    let (mut lot, mut due) = (Lot::default(), Instant::now());
+    let (mut pending, mut due) = (PublishBatch::default(), Instant::now());
     loop {
         WORKER_HANDOFFS_UNCONFIRMED.set([], in_flight as f64);
-        let room = lots.len() < LOTS_IN_FLIGHT && in_flight < HANDOFFS_IN_FLIGHT;
+        let has_room = in_progress.len() < IN_FLIGHT_MAX_BATCHES && in_flight < UNCONFIRMED_MAX_PARTS;
         tokio::select! {
             biased;
-            Some(Went { left, settled }) = lots.next() => {
-                in_flight -= settled;
-                alone.extend(left.into_iter().map(|parcel| hand_on(parcel, shop, publisher)));
+            Some(PublishBatchResult { unstored, completed }) = in_progress.next() => {
+                in_flight -= completed;
+                retrying.extend(unstored.into_iter().map(|message| publish_one(message, context, publisher)));
             }
-            Some(settled) = alone.next() => in_flight -= settled?,
-            Ok(next) = queue.recv_async(), if room && !lot.is_complete() => {
-                if lot.handoffs == 0 {
-                    due = Instant::now() + shop.pace.company();
+            Some(completed) = retrying.next() => in_flight -= completed?,
+            Ok(next) = queue.recv_async(), if has_room && !pending.is_complete() => {
+                if pending.requests == 0 {
+                    due = Instant::now() + context.prefetch.coalesce_delay();
                 }
-                lot.add(next);
-                while !lot.is_complete()
+                pending.add(next);
+                while !pending.is_complete()
                     && let Ok(next) = queue.try_recv()
                 {
-                    lot.add(next);
+                    pending.add(next);
                 }
-                if lot.is_complete() {
+                if pending.is_complete() {
                     due = Instant::now();
                 }
             }
-            () = first_of(sleep_until(due), waiting.runs_dry(), no_more.cancelled()), if lot.handoffs > 0 => {
-                let parcels = mem::take(&mut lot).parcels(shop);
-                in_flight += parcels.iter().map(|parcel| parcel.ends.len()).sum::<usize>();
-                lots.push(hand_on_together(parcels, publisher));
+            () = wait_any(sleep_until(due), run_receiver.wait_idle(), all_emitted.cancelled()), if pending.requests > 0 => {
+                let messages = mem::take(&mut pending).into_messages(context);
+                in_flight += messages.iter().map(|message| message.guards.len()).sum::<usize>();
+                in_progress.push(publish_batch(messages, publisher));
             }
-            () = no_more.cancelled(), if in_flight == 0 && lot.handoffs == 0 => return Ok(()),
+            () = all_emitted.cancelled(), if in_flight == 0 && pending.requests == 0 => return Ok(()),
         }
     }
 }
 
-/// Waits for one of them.
-async fn first_of(one: impl Future, another: impl Future, third: impl Future) {
+/// Waits for any of the three.
+async fn wait_any(one: impl Future, another: impl Future, third: impl Future) {
     tokio::select! {
         biased;
         _ = one => {}
@@ -252,73 +245,75 @@ async fn first_of(one: impl Future, another: impl Future, third: impl Future) {
     }
 }
 
-/// What the metrics call the place where a message goes.
-fn queue(to: &Address) -> &'static str {
+/// Returns the metric label of a message's destination.
+fn queue_label(to: &Address) -> &'static str {
     match to {
         Address::Queue(queue) => queue.role.as_str(),
-        Address::Journal | Address::Events(_) => "none", // nothing that follows from a batch goes there
+        Address::Journal | Address::Events(_) => "none", // no outcome of a batch goes there
     }
 }
 
-/// What became of parcels that went together.
-struct Went {
-    /// These were not stored.
-    left: Vec<Parcel>,
-    /// How many ends were closed with the others.
-    settled: usize,
+/// The answer of the broker to a publish batch.
+struct PublishBatchResult {
+    /// The messages that were not stored.
+    unstored: Vec<GuardedMessage>,
+    /// The number of guards that were completed for the others.
+    completed: usize,
 }
 
-/// Sends all at once, and closes the ends of what was stored. Each of the others then goes its own way: what one queue does
-/// not take holds up nobody else.
-async fn hand_on_together(parcels: Vec<Parcel>, publisher: &dyn Publisher) -> Went {
-    let messages = parcels.iter().map(|parcel| parcel.outgoing.clone()).collect();
-    let mut answers = publisher.publish(messages).await.into_iter();
-    let (stored, left): (Vec<_>, Vec<_>) =
-        parcels.into_iter().partition(|_| answers.next() == Some(Published::Stored));
-    let mut settled = 0;
-    for Parcel { outgoing, ends } in stored {
-        WORKER_STORED.add([queue(&outgoing.to)], 1);
-        settled += ends.len();
-        ends.into_iter().for_each(End::close);
+/// Publishes all messages at once, and completes the guards of those that are stored. The others
+/// are retried one by one, so that a queue which refuses messages delays no other.
+async fn publish_batch(messages: Vec<GuardedMessage>, publisher: &dyn Publisher) -> PublishBatchResult {
+    let batch = messages.iter().map(|message| message.outgoing.clone()).collect();
+    let mut answers = publisher.publish(batch).await.into_iter();
+    let (stored, unstored): (Vec<_>, Vec<_>) =
+        messages.into_iter().partition(|_| answers.next() == Some(Published::Stored));
+    let mut completed = 0;
+    for GuardedMessage { outgoing, guards } in stored {
+        WORKER_STORED.add([queue_label(&outgoing.to)], 1);
+        completed += guards.len();
+        guards.into_iter().for_each(AckGuard::complete);
     }
-    Went { left, settled }
+    PublishBatchResult { unstored, completed }
 }
 
-/// Sends until it, or what goes instead of it, is stored, and closes its ends; answers how many there were.
-async fn hand_on(
-    Parcel { outgoing, ends }: Parcel,
-    shop: &Shop,
+/// Publishes a message, or its replacements, until all are stored. Completes its guards and returns
+/// their number.
+async fn publish_one(
+    GuardedMessage { outgoing, guards }: GuardedMessage,
+    context: &WorkerContext,
     publisher: &dyn Publisher,
 ) -> Result<usize, StoreError> {
-    let mut left = vec![outgoing];
-    while !left.is_empty() {
-        let mut queues: Vec<_> = left.iter().map(|outgoing| queue(&outgoing.to)).collect();
-        let refused = publish_until_answered(publisher, mem::take(&mut left)).await?;
+    let mut unstored = vec![outgoing];
+    while !unstored.is_empty() {
+        let mut queues: Vec<_> = unstored.iter().map(|outgoing| queue_label(&outgoing.to)).collect();
+        let refused = publish_until_answered(publisher, mem::take(&mut unstored)).await?;
         for (Outgoing { to, .. }, _) in &refused {
-            queues.iter().position(|name| *name == queue(to)).map(|place| queues.swap_remove(place));
+            queues.iter().position(|name| *name == queue_label(to)).map(|place| queues.swap_remove(place));
         }
         queues.into_iter().for_each(|queue| WORKER_STORED.add([queue], 1));
         for (Outgoing { to, message }, why) in refused {
-            if let Some(parts) = instead_of(&message, &why) {
-                tracing::warn!(%to, bytes = message.body.len(), why, "the broker would not take results; sending less at a time");
-                left.extend(parts.into_iter().map(|message| Outgoing { to: to.clone(), message }));
+            if let Some(parts) = split_or_fail(&message, &why) {
+                tracing::warn!(%to, bytes = message.body.len(), why, "the broker refused results; sending them in smaller messages");
+                unstored.extend(parts.into_iter().map(|message| Outgoing { to: to.clone(), message }));
                 continue;
             }
             match to {
-                // Somebody else put it into our queue, larger than we send any. It must not end one worker after another.
+                // A foreign message in our queue, larger than any that we send. It must not end one
+                // worker after another.
                 Address::Queue(Queue { role, .. })
                     if !matches!(role, QueueRole::Results | QueueRole::Dead) =>
                 {
-                    left.push(shop.bury(message, role, &why));
+                    unstored.push(context.dead_letter(message, role, &why));
                 }
-                // The batch stays unsettled: nothing is acked that did not come to something.
+                // The batch stays unsettled: no batch is acked without an outcome.
                 to => return Err(StoreError::Refused { to, why }),
             }
         }
     }
-    let settled = ends.len();
-    ends.into_iter().for_each(End::close);
-    Ok(settled)
+    let completed = guards.len();
+    guards.into_iter().for_each(AckGuard::complete);
+    Ok(completed)
 }
 
 #[cfg(test)]

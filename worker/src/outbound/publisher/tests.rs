@@ -11,27 +11,27 @@ use gristmill_shared::{
 };
 
 use super::*;
-use crate::{delivery::tests::Acks, outbound::merge::Source, run_queue::waiting};
+use crate::{delivery::tests::AckCounter, outbound::merge::OutputSource, run_queue::run_queue};
 
-/// Says no to these, once each; and keeps what it stored.
+/// A publisher that rejects each of these messages once, and keeps what it stored.
 #[derive(Debug, Default)]
-struct Refusing {
-    refuses: Mutex<Vec<&'static str>>,
+struct RejectingPublisher {
+    rejected_ids: Mutex<Vec<&'static str>>,
     stored: Mutex<Vec<Message>>,
 }
 
-impl Refusing {
+impl RejectingPublisher {
     fn ids(&self) -> Vec<String> {
         self.stored.lock().unwrap().iter().map(|message| message.id.clone()).collect()
     }
 }
 
-/// A broker that takes nothing of so many bytes or more, and keeps what it stored.
+/// A publisher that refuses bodies of this number of bytes or more, and keeps what it stored.
 #[derive(Debug)]
-struct Narrow(usize, Mutex<Vec<Outgoing>>);
+struct LimitedPublisher(usize, Mutex<Vec<Outgoing>>);
 
 #[async_trait]
-impl Publisher for Narrow {
+impl Publisher for LimitedPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         let answer = |outgoing: Outgoing| {
             if outgoing.message.body.len() >= self.0 {
@@ -45,12 +45,12 @@ impl Publisher for Narrow {
 }
 
 #[async_trait]
-impl Publisher for Refusing {
+impl Publisher for RejectingPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         let answer = |Outgoing { message, .. }: Outgoing| {
-            let mut refuses = self.refuses.lock().unwrap();
-            if let Some(place) = refuses.iter().position(|id| *id == message.id) {
-                refuses.remove(place);
+            let mut rejected_ids = self.rejected_ids.lock().unwrap();
+            if let Some(place) = rejected_ids.iter().position(|id| *id == message.id) {
+                rejected_ids.remove(place);
                 return Published::Rejected;
             }
             self.stored.lock().unwrap().push(message);
@@ -60,10 +60,10 @@ impl Publisher for Refusing {
     }
 }
 
-impl Handoff {
-    pub(crate) fn stored(self) {
-        let parts = self.upshot.messages.len() + usize::from(self.upshot.outputs.is_some());
-        (0..parts).for_each(|_| self.batch.close());
+impl PublishRequest {
+    pub(crate) fn complete(self) {
+        let parts = self.outbound.messages.len() + usize::from(self.outbound.outputs.is_some());
+        (0..parts).for_each(|_| self.batch.complete_part());
     }
 }
 
@@ -72,99 +72,121 @@ fn outgoing(id: &str) -> Outgoing {
     Outgoing { to, message: Message { id: id.into(), ..Message::default() } }
 }
 
-/// Of a batch with whose tasks the slot is through.
-fn handoff(upshot: Upshot, acks: &Arc<Acks>) -> Handoff {
+/// A request of a batch whose slot has finished it.
+fn request(outbound: Outbound, acks: &Arc<AckCounter>) -> PublishRequest {
     let settler: Arc<dyn Settler> = Arc::clone(acks) as _;
     let receipt = Receipt::new(Token { generation: 0, tag: 1 }, settler);
-    let batch = Arc::new(InHand::new(receipt, QueueRole::Tasks));
-    let handoff = Handoff::new(upshot, &batch);
-    batch.close();
-    handoff
+    let batch = Arc::new(InFlightBatch::new(receipt, QueueRole::Tasks));
+    let request = PublishRequest::new(outbound, &batch);
+    batch.complete_part();
+    request
 }
 
-fn messages(ids: &[&str], acks: &Arc<Acks>) -> Handoff {
-    handoff(ids.iter().map(|id| outgoing(id)).collect::<Vec<_>>().into(), acks)
+fn messages(ids: &[&str], acks: &Arc<AckCounter>) -> PublishRequest {
+    request(ids.iter().map(|id| outgoing(id)).collect::<Vec<_>>().into(), acks)
 }
 
-fn outputs(job: JobId, first: u64, acks: &Arc<Acks>) -> Handoff {
+fn outputs(job: JobId, first: u64, acks: &Arc<AckCounter>) -> PublishRequest {
     let done = vec![DoneTasks::of(TaskIndex(first), &[first])];
-    let outputs =
-        Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::from_micros(5), done);
-    handoff(Upshot { outputs, messages: Vec::new() }, acks)
+    let outputs = MergedOutputs::new(
+        OutputSource { job, round: Round(0), version: 0 },
+        None,
+        Duration::from_micros(5),
+        done,
+    );
+    request(Outbound { outputs, messages: Vec::new() }, acks)
 }
 
-/// Everything that is handed on, at once.
-async fn hand_on_all_of(given: Vec<Handoff>, publisher: &Refusing) {
-    let (handoffs, to_hand_on) = handoffs();
-    let no_more = CancellationToken::new();
-    let (_work, waiting) = waiting(1);
-    given.into_iter().for_each(|handoff| handoffs.send(handoff));
-    no_more.cancel();
-    hand_on_all(&*Shop::of_nothing().await, to_hand_on, publisher, &waiting, &no_more).await.unwrap();
+/// Sends all requests at once, and publishes them.
+async fn publish_requests(given: Vec<PublishRequest>, publisher: &RejectingPublisher) {
+    let (outbound_queue, outbound_receiver) = outbound_channel();
+    let all_emitted = CancellationToken::new();
+    let (_run_sender, run_receiver) = run_queue(1);
+    given.into_iter().for_each(|request| outbound_queue.send(request));
+    all_emitted.cancel();
+    publish_outbound(
+        &*WorkerContext::for_test().await,
+        outbound_receiver,
+        publisher,
+        &run_receiver,
+        &all_emitted,
+    )
+    .await
+    .unwrap();
 }
 
+/// Outcomes are delayed while all slots run long batches, until one slot is idle.
 #[tokio::test(start_paused = true)]
-async fn while_all_slots_are_at_work_for_long_outcomes_wait_for_company_until_one_is_idle() {
-    let (publisher, acks, job) = (Refusing::default(), Arc::new(Acks::default()), JobId::generate());
-    let shop = Shop::of_nothing().await;
-    (0..60).for_each(|_| shop.pace.note(Duration::from_millis(100), 1_000));
-    let (handoffs, to_hand_on) = handoffs();
-    let (work, waiting) = waiting(1);
-    let no_more = CancellationToken::new();
+async fn outcomes_coalesce_until_idle() {
+    let (publisher, acks, job) =
+        (RejectingPublisher::default(), Arc::new(AckCounter::default()), JobId::generate());
+    let context = WorkerContext::for_test().await;
+    (0..60).for_each(|_| context.prefetch.record_batch(Duration::from_millis(100), 1_000));
+    let (outbound_queue, outbound_receiver) = outbound_channel();
+    let (run_sender, run_receiver) = run_queue(1);
+    let all_emitted = CancellationToken::new();
     let begin = Instant::now();
     let sent = |count| acks.0.load(Ordering::Relaxed) == count;
     let slots = async {
-        handoffs.send_async(outputs(job, 0, &acks)).await;
+        outbound_queue.send_async(outputs(job, 0, &acks)).await;
         sleep_until(begin + Duration::from_millis(80)).await;
-        handoffs.send_async(outputs(job, 1, &acks)).await;
+        outbound_queue.send_async(outputs(job, 1, &acks)).await;
         sleep_until(begin + Duration::from_millis(98)).await;
-        assert!(sent(0), "they wait");
+        assert!(sent(0), "they are delayed");
         sleep_until(begin + Duration::from_millis(102)).await;
         assert!(sent(2), "but not for long");
-        handoffs.send_async(outputs(job, 2, &acks)).await;
+        outbound_queue.send_async(outputs(job, 2, &acks)).await;
         sleep_until(begin + Duration::from_millis(150)).await;
         assert!(sent(2));
-        let idle = waiting.clone();
+        let idle = run_receiver.clone();
         let slot = std::thread::spawn(move || idle.next(&mut 0, || {}).is_none());
-        // Not awaited: the clock, with nothing else to wait for, would go on to when they have waited long enough.
-        while waiting.runs_dry().now_or_never().is_none() {
+        // Not awaited: the paused clock would otherwise advance to the end of the delay.
+        while run_receiver.wait_idle().now_or_never().is_none() {
             std::thread::yield_now();
         }
         tokio::task::yield_now().await;
         assert!(sent(3), "a slot has nothing to do");
         assert_eq!(begin.elapsed(), Duration::from_millis(150), "they would go by now anyway");
-        drop(work);
+        drop(run_sender);
         assert!(slot.join().unwrap());
-        no_more.cancel();
+        all_emitted.cancel();
     };
-    let ((), handed_on) =
-        futures::join!(slots, hand_on_all(&shop, to_hand_on, &publisher, &waiting, &no_more));
-    handed_on.unwrap();
+    let ((), published) = futures::join!(
+        slots,
+        publish_outbound(&context, outbound_receiver, &publisher, &run_receiver, &all_emitted)
+    );
+    published.unwrap();
     assert_eq!(publisher.ids().len(), 2, "two travelled together");
 }
 
+/// A rejected message delays no other one, and is retried alone.
 #[tokio::test]
-async fn what_is_refused_of_one_batch_holds_up_no_other_and_is_sent_again_alone() {
-    let publisher = Refusing { refuses: Mutex::new(vec!["b"]), ..Refusing::default() };
-    let acks = Arc::new(Acks::default());
-    let mut lot = Lot::default();
+async fn rejected_message_delays_no_other() {
+    let publisher =
+        RejectingPublisher { rejected_ids: Mutex::new(vec!["b"]), ..RejectingPublisher::default() };
+    let acks = Arc::new(AckCounter::default());
+    let mut pending = PublishBatch::default();
     let room = Arc::new(Semaphore::new(2));
-    for handoff in [messages(&["a", "b"], &acks), messages(&["c"], &acks)] {
-        lot.add((handoff, Arc::clone(&room).try_acquire_owned().unwrap()));
+    for request in [messages(&["a", "b"], &acks), messages(&["c"], &acks)] {
+        pending.add((request, Arc::clone(&room).try_acquire_owned().unwrap()));
     }
-    let mut went = hand_on_together(lot.parcels, &publisher).await;
-    assert_eq!((went.settled, acks.0.load(Ordering::Relaxed)), (2, 1), "b is not stored");
+    let mut answer = publish_batch(pending.messages, &publisher).await;
+    assert_eq!((answer.completed, acks.0.load(Ordering::Relaxed)), (2, 1), "b is not stored");
     assert_eq!(room.available_permits(), 1);
-    assert_eq!(hand_on(went.left.pop().unwrap(), &*Shop::of_nothing().await, &publisher).await, Ok(1));
+    assert_eq!(
+        publish_one(answer.unstored.pop().unwrap(), &*WorkerContext::for_test().await, &publisher).await,
+        Ok(1)
+    );
     assert_eq!((acks.0.load(Ordering::Relaxed), room.available_permits()), (2, 2));
     assert_eq!(publisher.ids(), ["a", "c", "b"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_waits_goes_and_nothing_is_left_at_the_end() {
-    let publisher = Refusing { refuses: Mutex::new(vec!["1", "2"]), ..Refusing::default() };
-    let acks = Arc::new(Acks::default());
-    hand_on_all_of(["0", "1", "2", "3"].map(|id| messages(&[id], &acks)).into(), &publisher).await;
+async fn all_queued_requests_are_stored() {
+    let publisher =
+        RejectingPublisher { rejected_ids: Mutex::new(vec!["1", "2"]), ..RejectingPublisher::default() };
+    let acks = Arc::new(AckCounter::default());
+    publish_requests(["0", "1", "2", "3"].map(|id| messages(&[id], &acks)).into(), &publisher).await;
     let mut stored = publisher.ids();
     stored.sort();
     assert_eq!(
@@ -173,12 +195,13 @@ async fn all_that_waits_goes_and_nothing_is_left_at_the_end() {
     );
 }
 
+/// Outputs of one job share a message, and each of their batches is settled.
 #[tokio::test]
-async fn outputs_of_a_job_that_wait_together_travel_together_and_settle_each_of_their_batches() {
-    let (publisher, acks) = (Refusing::default(), Arc::new(Acks::default()));
+async fn outputs_of_a_job_are_merged() {
+    let (publisher, acks) = (RejectingPublisher::default(), Arc::new(AckCounter::default()));
     let (one, other) = (JobId::generate(), JobId::generate());
     let given = [(one, 8), (one, 2), (other, 5), (one, 1), (one, 9)];
-    hand_on_all_of(given.map(|(job, first)| outputs(job, first, &acks)).into(), &publisher).await;
+    publish_requests(given.map(|(job, first)| outputs(job, first, &acks)).into(), &publisher).await;
     assert_eq!(acks.0.load(Ordering::Relaxed), given.len());
     let stored = publisher.stored.lock().unwrap();
     let results: Vec<Results<'_>> = stored.iter().map(|message| decode(message).unwrap()).collect();
@@ -191,81 +214,85 @@ async fn outputs_of_a_job_that_wait_together_travel_together_and_settle_each_of_
 }
 
 #[tokio::test]
-async fn outputs_that_are_too_many_for_a_message_travel_in_several() {
-    let (publisher, acks, job) = (Refusing::default(), Arc::new(Acks::default()), JobId::generate());
+async fn large_outputs_are_split() {
+    let (publisher, acks, job) =
+        (RejectingPublisher::default(), Arc::new(AckCounter::default()), JobId::generate());
     let large = |first| {
         let done = vec![DoneTasks::of(TaskIndex(first), &["x".repeat(RESULTS_MESSAGE_BYTES / 2 - 100)])];
-        let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
-        handoff(Upshot { outputs, messages: Vec::new() }, &acks)
+        let outputs =
+            MergedOutputs::new(OutputSource { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
+        request(Outbound { outputs, messages: Vec::new() }, &acks)
     };
-    hand_on_all_of((0..5).map(large).collect(), &publisher).await;
+    publish_requests((0..5).map(large).collect(), &publisher).await;
     assert_eq!((publisher.stored.lock().unwrap().len(), acks.0.load(Ordering::Relaxed)), (3, 5));
 
-    // Short ones with gaps between them take far more room than what they say.
-    let (publisher, job) = (Refusing::default(), JobId::generate());
+    // Short outputs with gaps between them take far more bytes than their values.
+    let (publisher, job) = (RejectingPublisher::default(), JobId::generate());
     let scattered = |number: u64| {
         let indices = (number * 2_000..(number + 1) * 2_000).step_by(2).map(TaskIndex);
         let done = indices.map(|index| DoneTasks::of(index, &[1])).collect();
-        let outputs = Outputs::new(Source { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
-        handoff(Upshot { outputs, messages: Vec::new() }, &acks)
+        let outputs =
+            MergedOutputs::new(OutputSource { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
+        request(Outbound { outputs, messages: Vec::new() }, &acks)
     };
-    hand_on_all_of((0..20).map(scattered).collect(), &publisher).await;
+    publish_requests((0..20).map(scattered).collect(), &publisher).await;
     let sizes: Vec<_> = publisher.stored.lock().unwrap().iter().map(|message| message.body.len()).collect();
     assert!(sizes.len() > 1 && sizes.iter().all(|size| *size <= RESULTS_MESSAGE_BYTES), "{sizes:?}");
 }
 
 #[tokio::test]
-async fn who_brings_more_than_there_is_room_for_waits() {
-    let acks = Arc::new(Acks::default());
-    let (handoffs, to_hand_on) = handoffs();
+async fn sender_waits_for_free_bytes() {
+    let acks = Arc::new(AckCounter::default());
+    let (outbound_queue, outbound_receiver) = outbound_channel();
     let large = |id: &str| {
         let mut outgoing = outgoing(id);
-        outgoing.message.body = vec![0; BYTES_HELD as usize + 1].into();
-        handoff(vec![outgoing].into(), &acks)
+        outgoing.message.body = vec![0; OUTBOUND_MAX_BYTES as usize + 1].into();
+        request(vec![outgoing].into(), &acks)
     };
-    handoffs.send_async(large("more than there is room for, alone")).await;
-    let mut second = std::pin::pin!(handoffs.send_async(large("and one more")));
+    outbound_queue.send_async(large("more than there is room for, alone")).await;
+    let mut second = std::pin::pin!(outbound_queue.send_async(large("and one more")));
     assert!(futures::poll!(&mut second).is_pending());
-    drop(to_hand_on.queue.recv().unwrap());
+    drop(outbound_receiver.queue.recv().unwrap());
     second.await;
 }
 
 #[tokio::test]
-async fn nobody_waits_for_a_worker_that_has_ended() {
-    let acks = Arc::new(Acks::default());
-    let (handoffs, to_hand_on) = handoffs();
+async fn ended_worker_blocks_no_sender() {
+    let acks = Arc::new(AckCounter::default());
+    let (outbound_queue, outbound_receiver) = outbound_channel();
     let large = || {
         let mut outgoing = outgoing("large");
-        outgoing.message.body = vec![0; BYTES_HELD as usize].into();
-        handoff(vec![outgoing].into(), &acks)
+        outgoing.message.body = vec![0; OUTBOUND_MAX_BYTES as usize].into();
+        request(vec![outgoing].into(), &acks)
     };
-    handoffs.send(large());
+    outbound_queue.send(large());
     let waiting = std::thread::spawn({
-        let (handoffs, large) = (handoffs.clone(), large());
-        move || handoffs.send(large)
+        let (outbound_queue, large) = (outbound_queue.clone(), large());
+        move || outbound_queue.send(large)
     });
-    drop(to_hand_on);
+    drop(outbound_receiver);
     waiting.join().unwrap();
     assert_eq!(acks.0.load(Ordering::Relaxed), 0);
 }
 
+/// A batch that exceeds the broker's limit does not end the worker.
 #[tokio::test]
-async fn a_batch_that_is_too_large_to_go_on_goes_to_the_dead_and_ends_no_worker() {
-    let shop = Shop::of_nothing().await;
-    let publisher = Narrow(16 << 20, Mutex::default());
+async fn oversize_batch_is_dead_lettered() {
+    let context = WorkerContext::for_test().await;
+    let publisher = LimitedPublisher(16 << 20, Mutex::default());
     let message = Message { id: "foreign".into(), body: vec![b' '; 17 << 20].into(), ..Message::default() };
-    let outgoing = shop.hand_back(message.clone(), QueueRole::Tasks);
-    let parcel = Parcel { outgoing, ends: Vec::new() };
-    assert_eq!(hand_on(parcel, &shop, &publisher).await, Ok(0));
+    let outgoing = context.requeue(message.clone(), QueueRole::Tasks);
+    let guarded = GuardedMessage { outgoing, guards: Vec::new() };
+    assert_eq!(publish_one(guarded, &context, &publisher).await, Ok(0));
     let stored = publisher.1.lock().unwrap().pop().unwrap();
-    assert_eq!(stored.to, shop.to(QueueRole::Dead));
+    assert_eq!(stored.to, context.address(QueueRole::Dead));
     assert!(
         stored.message.headers.reason.unwrap().starts_with("it is too large"),
-        "with what the broker said"
+        "with the reason of the broker"
     );
 
-    // What takes not even that ends the worker, and nothing is acked.
-    let parcel = Parcel { outgoing: shop.hand_back(message, QueueRole::Tasks), ends: Vec::new() };
-    let refused = hand_on(parcel, &shop, &Narrow(1, Mutex::default())).await;
+    // A broker that refuses even that message ends the worker, and no batch is acked.
+    let guarded = GuardedMessage { outgoing: context.requeue(message, QueueRole::Tasks), guards: Vec::new() };
+    let refused = publish_one(guarded, &context, &LimitedPublisher(1, Mutex::default())).await;
     assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
 }
