@@ -79,7 +79,7 @@ mod tests {
         let now = Instant::now();
         assert_eq!(counted_redeliveries(9, Some(now)), 0);
         assert_eq!(counted_redeliveries(9, None), 9);
-        let Some(long_ago) = now.checked_sub(RECONNECT_WINDOW) else { return }; // the machine has just started
+        let Some(long_ago) = now.checked_sub(RECONNECT_WINDOW) else { return }; // just booted
         assert_eq!(counted_redeliveries(9, Some(long_ago)), 9);
     }
 }

@@ -309,7 +309,7 @@ mod tests {
             }
             let until = pauses.borrow().unwrap();
             lengths.push((until - now).as_secs());
-            (0..100).for_each(|_| tracker.record_release(now)); // deliveries from before the pause do not extend it
+            (0..100).for_each(|_| tracker.record_release(now)); // these came before the pause
             assert_eq!(*pauses.borrow(), Some(until));
             now = until;
         }

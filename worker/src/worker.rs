@@ -162,8 +162,8 @@ impl Worker {
     /// batches run again elsewhere.
     ///
     /// # Errors
-    /// [`WorkerError`] if the broker is gone, or takes no outcomes for a reason that does not pass by
-    /// waiting.
+    /// [`WorkerError`] if the broker is gone, or takes no outcomes for a reason that does not pass
+    /// by waiting.
     pub async fn run_until(
         self,
         transport: Arc<dyn Transport>,
@@ -309,7 +309,7 @@ fn prefetch_levels(slots: u16, shards: Shards) -> Vec<(QueueRole, [u16; BATCHES_
     let further = u16::from(shards.get()).saturating_sub(1).max(1);
     let shared = tasks.map(|tasks| tasks.div_ceil(further));
     let mut levels = vec![
-        (QueueRole::Suspect, [PREFETCH_SUSPECT; BATCHES_PER_SLOT.len()]), // taken first, since it is run first
+        (QueueRole::Suspect, [PREFETCH_SUSPECT; BATCHES_PER_SLOT.len()]), // first to run
         (QueueRole::Tasks, tasks),
         (QueueRole::Again, again),
     ];

@@ -116,7 +116,7 @@ async fn waiting_batches_return_to_the_queue() {
 
     *RELEASED_FLAG.0.lock().unwrap() = true;
     RELEASED_FLAG.1.notify_all();
-    drop((tasks, again)); // the other consumers leave, and the worker has all the batches, which are short now
+    drop((tasks, again)); // the worker has all the batches, which are short now
     let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
     let mut done = Vec::new();
     while done.len() < BATCH_COUNT {

@@ -202,7 +202,7 @@ async fn reconnected_worker_finds_no_poison() {
 /// tasks at once, in the slots of the same workers.
 #[tokio::test(flavor = "multi_thread")]
 async fn poison_fails_and_neighbours_succeed() {
-    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held in the other slots by workers that crash
+    let innocent = |thousand: u64| thousand + 100..thousand + 164; // held by workers that crash
     let crashes = run_with_crashes(&[1..65, innocent(1000), innocent(2000), innocent(3000)]).await;
     assert_eq!(crashes, 6);
     let crashes = run_with_crashes(&[1..65, innocent(1000), 2001..2065, 3001..3065, 4001..4065]).await;

@@ -80,7 +80,7 @@ struct RecordedPublisher {
 impl Publisher for RecordedPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         for outgoing in &batch {
-            let _ = self.published.try_send(outgoing.clone()); // the test may have dropped the receiver
+            let _ = self.published.try_send(outgoing.clone()); // the test may have ended
         }
         self.inner.publish(batch).await
     }

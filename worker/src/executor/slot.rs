@@ -100,7 +100,7 @@ impl BatchExecution<'_> {
         let BatchDelivery { message, from, .. } = self.delivery;
         let reason = match wire::decode::<Batch<'_>>(message) {
             Ok(batch) => {
-                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // its delay is over
+                let headers = Headers { delay_ms: 0, ..message.headers.follow() }; // it is over
                 let _span = tracing::debug_span!(
                     "batch", trace_id = headers.trace_id(), span_id = headers.span_id(),
                     parent_id = message.headers.span_id(), job = %batch.job, first = %batch.first, tasks = batch.count

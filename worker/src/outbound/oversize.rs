@@ -75,7 +75,7 @@ struct DoneTask<'a> {
 
 /// Returns the outputs of a span one by one.
 fn span_outputs<'a>(span: &DoneSpan<'a>) -> Vec<DoneTask<'a>> {
-    let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // our own encoding
+    let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // our own
     let outputs: Vec<&RawValue> = read(span.outputs);
     let mut tasks = span.tasks.map(read).unwrap_or_default().into_iter();
     let outputs = (span.first.0..).zip(outputs);
