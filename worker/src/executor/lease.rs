@@ -265,7 +265,7 @@ impl LeaseHolder {
         let watched = current.running.replace(running).is_some();
         drop(state);
         if !watched {
-            self.lease.wake.notify_one(); // else it looks here when that task is due
+            self.lease.wake.notify_one(); // a watched lease is checked anyway
         }
         true
     }
