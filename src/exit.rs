@@ -1,40 +1,13 @@
 //! The end of a program: a documented exit code, and one or two lines with the reason.
 
-use std::{fmt, process::ExitCode};
+use std::fmt;
 
 use gristmill_producer::{CursorError, ProducerError};
-use gristmill_shared::{StoreError, TransportError, error_chain};
+use gristmill_shared::{Exit, StoreError, TransportError, error_chain};
 use gristmill_sink::SinkError;
 use gristmill_worker::WorkerError;
 
 use crate::library::PipelineError;
-
-/// The exit codes of every program of Gristmill.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// Success.
-    Ok = 0,
-    /// The job finished with failed tasks or without an answer, or a ledger does not add up, or
-    /// `doctor` found a problem.
-    Incomplete = 1,
-    /// The command line, the environment or a file named there is not usable.
-    Usage = 2,
-    /// The broker is unreachable, refuses access, or was lost for longer than `--give-up-after`.
-    Broker = 3,
-    /// A defect of the program.
-    Bug = 4,
-    /// Too many of a worker's threads are stuck in tasks that do not end; restart the worker.
-    Stuck = 5,
-    /// SIGINT or SIGTERM arrived, and work in progress was not ended in order.
-    Interrupted = 130,
-}
-
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
 
 /// The reason why a command failed, with its exit code.
 #[derive(Debug)]

@@ -36,21 +36,19 @@ mod app;
 mod build_id;
 mod cli;
 mod connect;
-mod drill;
 mod exit;
 mod library;
 pub mod testing;
 
 pub use app::{App, Role};
 pub use connect::connect;
-pub use exit::Exit;
 pub use gristmill_amqp::Access;
 pub use gristmill_producer::{
     Cancelling, News, OutcomeError, Producer, ProducerError, Submission, SubmitOptions, Watch,
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport, TransportError,
+    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport, TransportError,
     WorkerId, memory::MemoryTransport,
 };
 pub use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};

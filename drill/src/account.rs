@@ -6,8 +6,8 @@ use gristmill_jobs::{Spin, SpinReport};
 use gristmill_shared::Job as _;
 use serde::Serialize;
 
-use super::plan::Fault;
-use crate::Exit;
+use super::plan::DrillFault;
+use gristmill_shared::Exit;
 
 /// The share of the planned faults that must have happened: three of four.
 const HAPPENED_SHARE_MIN: (usize, usize) = (3, 4);
@@ -17,7 +17,7 @@ const FAULT_TYPES_MIN: usize = 6;
 /// A fault that was tried, with the evidence that it happened or the reason that it did not.
 #[derive(Debug)]
 pub(crate) struct FaultAttempt {
-    pub(crate) fault: Fault,
+    pub(crate) fault: DrillFault,
     pub(crate) result: Result<String, String>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) enum ReportVerdict {
 
 /// The account of a drill.
 #[derive(Debug, Serialize)]
-pub(crate) struct DrillAccount {
+pub struct DrillAccount {
     pub(crate) seed: u64,
     pub(crate) seconds: u64,
     pub(crate) took_seconds: f64,
@@ -135,11 +135,11 @@ pub(crate) struct DrillAccount {
 impl DrillAccount {
     /// Creates an account of these attempts, without jobs. `planned` has all faults that were to
     /// come.
-    pub(crate) fn from_faults(planned: &[Fault], attempts: &[FaultAttempt]) -> Self {
+    pub(crate) fn from_faults(planned: &[DrillFault], attempts: &[FaultAttempt]) -> Self {
         let of = |fault| planned.iter().filter(|it| **it == fault).count();
         let happened =
             || attempts.iter().filter(|attempt| attempt.result.is_ok()).map(|attempt| attempt.fault);
-        let faults: Vec<_> = Fault::ALL
+        let faults: Vec<_> = DrillFault::ALL
             .iter()
             .map(|fault| FaultCount {
                 name: fault.name(),
@@ -304,8 +304,8 @@ impl fmt::Display for DrillAccount {
 mod tests {
     use super::*;
 
-    fn planned() -> Vec<Fault> {
-        Fault::ALL.to_vec()
+    fn planned() -> Vec<DrillFault> {
+        DrillFault::ALL.to_vec()
     }
 
     fn all_done() -> Vec<FaultAttempt> {
@@ -411,7 +411,7 @@ mod tests {
         assert!(too_few.to_string().contains("too few faults"), "{too_few}");
         assert!(!account(&[], |_| ()).is_passed());
 
-        let (one_type, only) = (vec![Fault::WorkerKilled; 40], Fault::SinkKilled);
+        let (one_type, only) = (vec![DrillFault::WorkerKilled; 40], DrillFault::SinkKilled);
         let attempts: Vec<_> =
             one_type.iter().map(|fault| FaultAttempt { fault: *fault, result: Ok(String::new()) }).collect();
         let planned = [one_type, vec![only]].concat();

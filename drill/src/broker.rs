@@ -10,8 +10,8 @@ use std::{
 use rustix::process::{Pid, WaitIdOptions};
 use tokio::sync::watch;
 
-use super::{error::DrillError, plan::Fault, supervised_process::is_stopped};
-use crate::testing::{LocalBroker, LocalBrokerError};
+use super::{error::DrillError, plan::DrillFault, supervised_process::is_stopped};
+use gristmill_test_support::{LocalBroker, LocalBrokerError};
 
 /// The broker, and the time it was away.
 #[derive(Debug)]
@@ -78,11 +78,11 @@ impl DrillBroker {
     }
 
     /// Injects a fault. Returns the evidence that it happened, or the reason that it did not.
-    pub(super) async fn inject(&self, fault: Fault, duration: Duration) -> Result<String, String> {
+    pub(super) async fn inject(&self, fault: DrillFault, duration: Duration) -> Result<String, String> {
         match fault {
-            Fault::BrokerKilled => self.kill().await,
-            Fault::BrokerPaused => self.pause(duration).await,
-            Fault::ConnectionsClosed => self.close_connections().await,
+            DrillFault::BrokerKilled => self.kill().await,
+            DrillFault::BrokerPaused => self.pause(duration).await,
+            DrillFault::ConnectionsClosed => self.close_connections().await,
             _ => Err("this is not done to a broker".into()),
         }
     }

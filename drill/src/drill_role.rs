@@ -5,7 +5,7 @@ use super::{
     workload::Workload,
     workspace::Workspace,
 };
-use crate::Exit;
+use gristmill_shared::Exit;
 
 /// The role of a supervisor's processes.
 #[derive(Debug)]

@@ -2,11 +2,11 @@
 
 use std::io;
 
-use crate::testing::LocalBrokerError;
+use gristmill_test_support::LocalBrokerError;
 
 /// The reason that a drill could not run.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum DrillError {
+pub enum DrillError {
     /// A private broker did not start.
     #[error("no broker for the drill (hint: name one that is there with --broker; it is not harmed)")]
     Broker(#[from] LocalBrokerError),

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     drill_role::DrillRole,
     error::DrillError,
-    plan::{Fault, Plan, PlannedFault},
+    plan::{DrillFault, DrillPlan, PlannedFault},
     process_supervisor::{FaultOrder, LEAVE_BOUND, ORDERS_MAX, ProcessFault, ProcessSupervisor},
     workload::Workload,
     workspace::Workspace,
@@ -54,7 +54,7 @@ impl DrillFleet {
     /// Starts the fleet and returns once every process is up.
     pub(super) async fn start(
         workspace: &Arc<Workspace>,
-        plan: &Plan,
+        plan: &DrillPlan,
         workers: u16,
         slots: u16,
     ) -> Result<Self, DrillError> {
@@ -100,7 +100,7 @@ impl DrillFleet {
     }
 
     /// Injects the planned faults, each at its time. Returns when the last one is over.
-    pub(super) async fn inject_all(&mut self, plan: &Plan) {
+    pub(super) async fn inject_all(&mut self, plan: &DrillPlan) {
         let began = Instant::now();
         let mut injections = JoinSet::new();
         for planned in &plan.faults {
@@ -132,10 +132,10 @@ impl DrillFleet {
         PlannedFault { fault, worker, duration, .. }: PlannedFault,
     ) -> Option<(SupervisorHandle, ProcessFault)> {
         let (supervisor, what) = match fault {
-            Fault::WorkerKilled => (&self.workers[worker], ProcessFault::Kill),
-            Fault::WorkerPaused => (&self.workers[worker], ProcessFault::Pause(duration)),
-            Fault::WorkerDrained => (&self.workers[worker], ProcessFault::Drain),
-            Fault::WorkerAdded => {
+            DrillFault::WorkerKilled => (&self.workers[worker], ProcessFault::Kill),
+            DrillFault::WorkerPaused => (&self.workers[worker], ProcessFault::Pause(duration)),
+            DrillFault::WorkerDrained => (&self.workers[worker], ProcessFault::Drain),
+            DrillFault::WorkerAdded => {
                 let role = DrillRole::Worker { slots: self.slots };
                 let added = spawn_supervisor(
                     &self.workspace,
@@ -146,12 +146,14 @@ impl DrillFleet {
                 );
                 return Some((added, ProcessFault::DrainAfter(duration)));
             }
-            Fault::SinkKilled => (&self.sink, ProcessFault::Kill),
-            Fault::SinkPaused => (&self.sink, ProcessFault::Pause(duration)),
-            Fault::SinkDrained => (&self.sink, ProcessFault::Drain),
-            Fault::ProducerKilled => (&self.producer, ProcessFault::Kill),
-            Fault::ProducerInterrupted => (&self.producer, ProcessFault::Interrupt),
-            Fault::BrokerKilled | Fault::BrokerPaused | Fault::ConnectionsClosed => return None,
+            DrillFault::SinkKilled => (&self.sink, ProcessFault::Kill),
+            DrillFault::SinkPaused => (&self.sink, ProcessFault::Pause(duration)),
+            DrillFault::SinkDrained => (&self.sink, ProcessFault::Drain),
+            DrillFault::ProducerKilled => (&self.producer, ProcessFault::Kill),
+            DrillFault::ProducerInterrupted => (&self.producer, ProcessFault::Interrupt),
+            DrillFault::BrokerKilled | DrillFault::BrokerPaused | DrillFault::ConnectionsClosed => {
+                return None;
+            }
         };
         Some((supervisor.clone(), what))
     }

@@ -24,21 +24,21 @@ mod workspace;
 
 use std::{ffi::OsString, future::Future, pin::pin, sync::Arc};
 
-pub(crate) use self::{
+pub use self::{
     account::DrillAccount,
     error::DrillError,
-    plan::{Fault, Plan},
+    plan::{DrillFault, DrillPlan},
 };
 use self::{broker::DrillBroker, error::system_error, fleet::DrillFleet, workspace::Workspace};
 
 /// The fleet of a drill.
 #[derive(Debug)]
-pub(crate) struct Fleet {
+pub struct FleetConfig {
     /// A given broker, which is not harmed, with the environment variables for access; or `None`
     /// for a private one, which is.
-    pub(crate) broker: Option<(String, Vec<(&'static str, OsString)>)>,
-    pub(crate) workers: u16,
-    pub(crate) slots: u16,
+    pub broker: Option<(String, Vec<(&'static str, OsString)>)>,
+    pub workers: u16,
+    pub slots: u16,
 }
 
 /// Runs a drill. Its directory is removed if it is passed, else kept and printed. When
@@ -46,9 +46,9 @@ pub(crate) struct Fleet {
 ///
 /// # Errors
 /// If it could not run; defects that it finds are in the account.
-pub(crate) async fn hold(
-    fleet: Fleet,
-    plan: Plan,
+pub async fn run(
+    fleet: FleetConfig,
+    plan: DrillPlan,
     interrupted: impl Future<Output = ()>,
 ) -> Result<DrillAccount, DrillError> {
     let mut interrupted = pin!(interrupted);
@@ -82,7 +82,7 @@ pub(crate) async fn hold(
 
 async fn run_phases(
     workspace: &Arc<Workspace>,
-    plan: &Plan,
+    plan: &DrillPlan,
     workers: u16,
     slots: u16,
 ) -> Result<DrillAccount, DrillError> {

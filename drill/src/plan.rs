@@ -7,7 +7,7 @@ use fastrand::Rng;
 
 /// A type of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
+pub enum DrillFault {
     WorkerKilled,
     WorkerPaused,
     WorkerDrained,
@@ -22,12 +22,12 @@ pub(crate) enum Fault {
     ConnectionsClosed,
 }
 
-use Fault::{
+use DrillFault::{
     BrokerKilled, BrokerPaused, ConnectionsClosed, ProducerInterrupted, ProducerKilled, SinkDrained,
     SinkKilled, SinkPaused, WorkerAdded, WorkerDrained, WorkerKilled, WorkerPaused,
 };
 
-impl Fault {
+impl DrillFault {
     /// Every type of fault.
     pub(crate) const ALL: [Self; 12] = [
         WorkerKilled,
@@ -77,7 +77,7 @@ impl Fault {
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for DrillFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
@@ -85,7 +85,7 @@ impl fmt::Display for Fault {
 
 /// The deck from which faults are drawn, shuffled again when it is empty. Each type comes about as
 /// often as it is listed, and early.
-const FAULT_DECK: [Fault; 19] = [
+const FAULT_DECK: [DrillFault; 19] = [
     WorkerKilled,
     WorkerKilled,
     WorkerKilled,
@@ -126,10 +126,10 @@ const BROKER_RECOVERY_TIME: Duration = Duration::from_secs(14);
 
 /// A planned fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PlannedFault {
+pub struct PlannedFault {
     /// Its time, from the moment the fleet is up.
     pub(crate) at: Duration,
-    pub(crate) fault: Fault,
+    pub(crate) fault: DrillFault,
     /// The worker that it hits, for faults of workers; counted from 0.
     pub(crate) worker: usize,
     /// Its duration; 0 for faults without one.
@@ -138,13 +138,13 @@ pub(crate) struct PlannedFault {
 
 /// All faults of a drill, in the order of their times.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Plan {
+pub struct DrillPlan {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
     pub(crate) faults: Vec<PlannedFault>,
 }
 
-impl Plan {
+impl DrillPlan {
     /// Plans a drill; the same for the same arguments. `workers` is at least 1.
     pub(crate) fn new(seed: u64, length: Duration, workers: usize, own_broker: bool) -> Self {
         let mut builder = PlanBuilder::new(seed, length, workers, own_broker);
@@ -160,7 +160,7 @@ impl Plan {
     }
 
     /// Returns the number of planned faults of a type.
-    pub(crate) fn count(&self, fault: Fault) -> usize {
+    pub(crate) fn count(&self, fault: DrillFault) -> usize {
         self.faults.iter().filter(|planned| planned.fault == fault).count()
     }
 }
@@ -183,8 +183,8 @@ impl fmt::Display for PlannedFault {
 struct PlanBuilder {
     rng: Rng,
     length: Duration,
-    cards: Vec<Fault>,
-    deck: Vec<Fault>,
+    cards: Vec<DrillFault>,
+    deck: Vec<DrillFault>,
     /// The time from which each worker may get its next fault.
     workers: Vec<Duration>,
     sink: Duration,
@@ -242,7 +242,7 @@ impl PlanBuilder {
         None
     }
 
-    fn draw_duration(&mut self, fault: Fault) -> Duration {
+    fn draw_duration(&mut self, fault: DrillFault) -> Duration {
         let range = match fault {
             WorkerPaused | SinkPaused => PAUSE_MS,
             BrokerPaused if self.long_pause_next && self.length >= LONG_DRILL_MIN => PAUSE_MS,
@@ -269,8 +269,8 @@ impl PlanBuilder {
 mod tests {
     use super::*;
 
-    fn plan(seed: u64, seconds: u64) -> Plan {
-        Plan::new(seed, Duration::from_secs(seconds), 3, true)
+    fn plan(seed: u64, seconds: u64) -> DrillPlan {
+        DrillPlan::new(seed, Duration::from_secs(seconds), 3, true)
     }
 
     /// The same seed gives the same faults, and another one gives others.
@@ -286,7 +286,7 @@ mod tests {
         for seed in 0..100 {
             let plan = plan(seed, 120);
             assert!(plan.faults.len() >= 40, "seed {seed}: {}", plan.faults.len());
-            for fault in Fault::ALL {
+            for fault in DrillFault::ALL {
                 assert!(plan.count(fault) >= 1, "seed {seed}: no {fault}");
             }
         }
@@ -296,7 +296,7 @@ mod tests {
     fn half_a_minute_has_six_types() {
         for seed in 0..100 {
             let plan = plan(seed, 30);
-            let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
+            let types = DrillFault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
             assert!(types >= 6, "seed {seed}: {types} types");
         }
     }
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn given_broker_has_no_faults() {
-        let plan = Plan::new(7, Duration::from_secs(600), 1, false);
+        let plan = DrillPlan::new(7, Duration::from_secs(600), 1, false);
         assert!(plan.faults.len() > 100 && plan.faults.iter().all(|planned| !planned.fault.targets_broker()));
     }
 }

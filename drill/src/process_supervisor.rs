@@ -15,7 +15,7 @@ use super::{
     supervised_process::{ProcessExit, SupervisedProcess},
     workspace::Workspace,
 };
-use crate::Exit;
+use gristmill_shared::Exit;
 
 /// Number of orders that may wait at a supervisor. The plan leaves time between them, so more than
 /// one is rare.

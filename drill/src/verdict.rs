@@ -7,12 +7,12 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     account::{DrillAccount, JobAudit, LedgerFindings},
-    plan::{Fault, Plan},
+    plan::{DrillFault, DrillPlan},
     supervised_process::StartupSign,
     workload::DrillJob,
     workspace::Workspace,
 };
-use crate::Exit;
+use gristmill_shared::Exit;
 
 /// Bound for all jobs together to end after the last fault. A job that has not ended then is lost.
 const END_BOUND: Duration = Duration::from_secs(180);
@@ -53,14 +53,14 @@ async fn wait_for_job(workspace: &Workspace, job: JobId) -> Result<(), String> {
 }
 
 /// Builds the account from the ledger and the notes. All processes must have ended.
-pub(super) async fn build_account(workspace: &Workspace, plan: &Plan) -> DrillAccount {
+pub(super) async fn build_account(workspace: &Workspace, plan: &DrillPlan) -> DrillAccount {
     let mut audits = Vec::new();
     for submitted in workspace.jobs() {
         audits.push(audit_job(workspace, submitted).await);
     }
     let unexpected = find_unexpected(workspace).await;
     let mut notes = std::mem::take(&mut *workspace.notes());
-    let planned: Vec<Fault> = plan.faults.iter().map(|planned| planned.fault).collect();
+    let planned: Vec<DrillFault> = plan.faults.iter().map(|planned| planned.fault).collect();
     let mut account = DrillAccount {
         seed: plan.seed,
         seconds: plan.length.as_secs(),

@@ -17,7 +17,7 @@ use super::{
     account::{FaultAttempt, UnplannedExit},
     broker::DrillBroker,
     error::{DrillError, system_error},
-    plan::Fault,
+    plan::DrillFault,
     process_group::ProcessGroup,
     supervised_process::{StartupSign, SupervisedProcess},
     workload::DrillJob,
@@ -138,7 +138,7 @@ impl Workspace {
     }
 
     /// Records a fault that happened, or did not.
-    pub(super) fn record_fault(&self, fault: Fault, result: Result<String, String>) {
+    pub(super) fn record_fault(&self, fault: DrillFault, result: Result<String, String>) {
         match &result {
             Ok(how) => self.print_status(format_args!("{fault}: {how}")),
             Err(why) => self.print_status(format_args!("{fault}: did not happen: {why}")),

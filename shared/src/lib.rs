@@ -7,6 +7,7 @@
 pub mod conformance;
 mod erased;
 mod error;
+mod exit_code;
 pub mod fail_point;
 mod finite;
 pub mod fold;
@@ -37,6 +38,7 @@ pub use erased::{
     IsPrepared, RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
+pub use exit_code::Exit;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
 pub use job_tracker::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};

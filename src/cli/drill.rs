@@ -3,14 +3,10 @@
 use std::time::Duration;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
+use gristmill_drill::{DrillError, DrillFault, DrillPlan, FleetConfig};
 
 use super::{CommandResult, Context, flags::AccessFlags, print, print_json, print_status};
-use crate::{
-    Exit,
-    connect::connect_with,
-    drill::{self, DrillError, Fault, Fleet, Plan},
-    exit::Failure,
-};
+use crate::{Exit, connect::connect_with, exit::Failure};
 
 /// Run a fault drill on a fleet, and prove that nothing was lost
 ///
@@ -66,7 +62,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let flags = DrillFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let seed = flags.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let length = Duration::from_secs(flags.seconds);
-    let plan = Plan::new(seed, length, flags.workers.into(), flags.broker.is_none());
+    let plan = DrillPlan::new(seed, length, flags.workers.into(), flags.broker.is_none());
     if flags.plan {
         for planned in &plan.faults {
             print(planned)?;
@@ -79,15 +75,15 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
             .or_interrupted(async { Ok(connect_with(url, &flags.access.access(), "drill", None).await?) });
         reached.await?.close().await;
     }
-    let types = Fault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
+    let types = DrillFault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
     print_status(format_args!(
         "seed {seed}: {} faults of {types} types in {} s (see them with --plan)",
         plan.faults.len(),
         flags.seconds
     ));
     let broker = flags.broker.map(|url| (url, flags.access.variables()));
-    let fleet = Fleet { broker, workers: flags.workers, slots: flags.slots };
-    let account = drill::hold(fleet, plan, context.signals.wait_first()).await?;
+    let fleet = FleetConfig { broker, workers: flags.workers, slots: flags.slots };
+    let account = gristmill_drill::run(fleet, plan, context.signals.wait_first()).await?;
     if flags.json {
         print_json(&account)?;
     } else {
