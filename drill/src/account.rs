@@ -248,7 +248,7 @@ impl DrillAccount {
     }
 
     /// True if everything is exact, and the faults really happened.
-    pub(crate) fn is_passed(&self) -> bool {
+    pub fn is_passed(&self) -> bool {
         self.exact && self.enough_faults
     }
 }

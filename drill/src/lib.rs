@@ -10,7 +10,7 @@
 //! to do, and the system reports how the process ended, or that it was stopped.
 
 mod account;
-mod broker;
+mod drill_broker;
 mod drill_role;
 mod error;
 mod fleet;
@@ -29,7 +29,7 @@ pub use self::{
     error::DrillError,
     plan::{DrillFault, DrillPlan},
 };
-use self::{broker::DrillBroker, error::system_error, fleet::DrillFleet, workspace::Workspace};
+use self::{drill_broker::DrillBroker, error::system_error, fleet::DrillFleet, workspace::Workspace};
 
 /// The fleet of a drill.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ use DrillFault::{
 
 impl DrillFault {
     /// Every type of fault.
-    pub(crate) const ALL: [Self; 12] = [
+    pub const ALL: [Self; 12] = [
         WorkerKilled,
         WorkerPaused,
         WorkerDrained,
@@ -141,12 +141,12 @@ pub struct PlannedFault {
 pub struct DrillPlan {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
-    pub(crate) faults: Vec<PlannedFault>,
+    pub faults: Vec<PlannedFault>,
 }
 
 impl DrillPlan {
     /// Plans a drill; the same for the same arguments. `workers` is at least 1.
-    pub(crate) fn new(seed: u64, length: Duration, workers: usize, own_broker: bool) -> Self {
+    pub fn new(seed: u64, length: Duration, workers: usize, own_broker: bool) -> Self {
         let mut builder = PlanBuilder::new(seed, length, workers, own_broker);
         let mut faults = Vec::new();
         let mut at = Duration::ZERO;
@@ -160,7 +160,7 @@ impl DrillPlan {
     }
 
     /// Returns the number of planned faults of a type.
-    pub(crate) fn count(&self, fault: DrillFault) -> usize {
+    pub fn count(&self, fault: DrillFault) -> usize {
         self.faults.iter().filter(|planned| planned.fault == fault).count()
     }
 }

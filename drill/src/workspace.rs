@@ -15,7 +15,7 @@ use tokio::{process::Command, time::Instant};
 
 use super::{
     account::{FaultAttempt, UnplannedExit},
-    broker::DrillBroker,
+    drill_broker::DrillBroker,
     error::{DrillError, system_error},
     plan::DrillFault,
     process_group::ProcessGroup,

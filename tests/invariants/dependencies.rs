@@ -8,7 +8,7 @@ use std::process::Command;
 use super::WORKSPACE_ROOT;
 
 /// Every package of ours, and the others of ours that it may reach.
-const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 8] = [
+const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 11] = [
     ("gristmill-shared", &[]),
     ("gristmill-process", &["gristmill-shared"]),
     ("gristmill-producer", &["gristmill-shared"]),
@@ -16,10 +16,19 @@ const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 8] = [
     ("gristmill-sink", &["gristmill-shared"]),
     ("gristmill-amqp", &["gristmill-shared"]),
     ("gristmill-jobs", &["gristmill-shared"]),
+    ("gristmill-observe", &["gristmill-shared"]),
+    ("gristmill-test-support", &[]),
+    (
+        "gristmill-drill",
+        &["gristmill-shared", "gristmill-sink", "gristmill-jobs", "gristmill-test-support"],
+    ),
     (
         "gristmill",
         &[
             "gristmill-shared",
+            "gristmill-observe",
+            "gristmill-test-support",
+            "gristmill-drill",
             "gristmill-process",
             "gristmill-producer",
             "gristmill-worker",
@@ -35,12 +44,12 @@ const CRATE_OWNERS: [(&str, &[&str]); 9] = [
     ("lapin", &["gristmill-amqp", "gristmill"]),
     ("rustls", &["gristmill-amqp", "gristmill"]),
     ("toml", &["gristmill"]),
-    ("rusqlite", &["gristmill-sink", "gristmill"]),
-    ("clap", &["gristmill-jobs", "gristmill"]),
+    ("rusqlite", &["gristmill-sink", "gristmill-drill", "gristmill"]),
+    ("clap", &["gristmill-jobs", "gristmill-drill", "gristmill"]),
     ("indicatif", &["gristmill"]),
-    ("tracing-subscriber", &["gristmill"]),
-    ("opentelemetry", &["gristmill"]),
-    ("ureq", &["gristmill"]),
+    ("tracing-subscriber", &["gristmill-observe", "gristmill"]),
+    ("opentelemetry", &["gristmill-observe", "gristmill"]),
+    ("ureq", &["gristmill-observe", "gristmill"]),
 ];
 
 /// Returns the errors of a package that reaches these others.

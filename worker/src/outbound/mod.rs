@@ -2,9 +2,9 @@
 
 mod ack_guard;
 mod merge;
-mod outcome;
+mod batch_outcome;
 mod oversize;
-mod publisher;
+mod result_publisher;
 
-pub(crate) use outcome::{ChunkCounts, OutcomeBuilder, count_retries, next_retry_step};
-pub(crate) use publisher::{Outbound, OutboundQueue, PublishRequest, outbound_channel, publish_outbound};
+pub(crate) use batch_outcome::{ChunkCounts, OutcomeBuilder, count_retries, next_retry_step};
+pub(crate) use result_publisher::{Outbound, OutboundQueue, PublishRequest, outbound_channel, publish_outbound};

@@ -2,13 +2,13 @@
 
 mod readers;
 mod receipts;
-mod transport;
+mod flawed_transport;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{ALL_PROMISES, Connect, connect};
 use crate::memory::MemoryTransport;
-use transport::{FlawMemory, FlawedTransport};
+use flawed_transport::{FlawMemory, FlawedTransport};
 
 /// A single defect of a transport.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{Flaw, readers::await_flawed, transport::FlawMemory};
+use super::{Flaw, readers::await_flawed, flawed_transport::FlawMemory};
 use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
 
 /// A delivery's receipt of the inner transport, until it is settled.

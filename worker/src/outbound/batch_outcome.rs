@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{
     merge::{MergedOutputs, OutputSource, micros, results_message},
-    publisher::Outbound,
+    result_publisher::Outbound,
 };
 use crate::{
     context::WorkerContext,
