@@ -7,8 +7,6 @@ use super::{WORKSPACE_ROOT, files};
 /// The most lines of a source, a document or a script.
 const FILE_MAX_LINES: usize = 500;
 const README_MAX_LINES: usize = 150;
-/// Documents that are lists, and may be longer: a reader looks one thing up.
-const LONG_DOCUMENTS: [&str; 1] = ["docs/protocol.md"];
 
 /// Returns each `module::…::name` in backticks whose last word has as many words as a test's name.
 fn named_tests(text: &str) -> impl Iterator<Item = &str> {
@@ -113,7 +111,7 @@ fn architecture_names_paths_that_exist() {
 fn files_are_short() {
     let lines = |text: &str| text.lines().count();
     let all = files(&["rs", "md", "py", "sh", ""]);
-    let is_ours = |path: &str| !path.starts_with("LICENSE") && !LONG_DOCUMENTS.contains(&path);
+    let is_ours = |path: &str| !path.starts_with("LICENSE");
     let long: Vec<_> = all
         .iter()
         .filter(|(path, text)| is_ours(path) && lines(text) > FILE_MAX_LINES)

@@ -1,10 +1,14 @@
-//! The parts of `docs/protocol.md` that the tests need: its examples, tables and texts.
+//! The parts of `docs/protocol.md` and `docs/protocol-amqp.md` that the tests need: their examples,
+//! tables and texts.
 
 use std::{collections::BTreeMap, fs};
 
-const PROTOCOL_PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md");
+const PROTOCOL_PATHS: [&str; 2] = [
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol.md"),
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/protocol-amqp.md"),
+];
 
-/// The parsed page.
+/// The parsed pages.
 #[derive(Default)]
 pub(crate) struct Page {
     /// The one line of each block that begins with "```json NAME".
@@ -26,7 +30,7 @@ impl PageTable {
 
 impl Page {
     pub(crate) fn read() -> Self {
-        let text = fs::read_to_string(PROTOCOL_PATH).unwrap();
+        let text = PROTOCOL_PATHS.map(|path| fs::read_to_string(path).unwrap()).concat();
         let mut page = Self::default();
         let mut heading = String::new();
         let mut lines = text.lines();

@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn protocol_page_matches_script() {
-        let page = std::fs::read_to_string(repository_path("docs/protocol.md")).unwrap();
+        let page = std::fs::read_to_string(repository_path("docs/protocol-amqp.md")).unwrap();
         for part in Part::ALL {
             let start = format!("| {part}");
             let is_its = |line: &&str| line.starts_with(&start) && line.contains("| `^");
