@@ -197,8 +197,8 @@ fn batch_id_matches_the_page() {
 #[test]
 fn digest_matches_the_page() {
     #[derive(serde::Serialize, serde::Deserialize)]
-    struct RawTasks(#[serde(skip)] Vec<Box<RawValue>>);
-    impl Job for RawTasks {
+    struct VerbatimJob(#[serde(skip)] Vec<Box<RawValue>>);
+    impl Job for VerbatimJob {
         const KIND: &'static str = "as-it-is";
         type Task = Box<RawValue>;
         type Output = ();
@@ -216,7 +216,7 @@ fn digest_matches_the_page() {
     /// Returns the digest of the tasks from index `from` on alone.
     fn digest(tasks: &[Box<RawValue>], from: u64) -> String {
         let (mut packed, mut digest) = (PackedTasks::default(), SplitDigest::default());
-        let job = erase(RawTasks(tasks.to_vec()));
+        let job = erase(VerbatimJob(tasks.to_vec()));
         let limit = BatchLimit { tasks: u32::MAX, bytes: usize::MAX };
         job.split_from(TaskIndex(from)).unwrap().split_into(&mut packed, &mut digest, limit).unwrap();
         digest.to_string()

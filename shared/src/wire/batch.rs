@@ -105,7 +105,7 @@ impl<'a> Batch<'a> {
     /// Packs encoded tasks as the `tasks` of a batch.
     #[must_use]
     pub fn pack(tasks: &[&RawValue]) -> Box<RawValue> {
-        serde_json::value::to_raw_value(tasks).expect("what is JSON already is an array of it")
+        serde_json::value::to_raw_value(tasks).expect("an array of JSON values is JSON")
     }
 
     pub(crate) fn wrong_count(&self, found: usize) -> Malformed {

@@ -1,8 +1,8 @@
 //! Transports with one flaw each, which prove that the suite detects every broken promise.
 
+mod flawed_transport;
 mod readers;
 mod receipts;
-mod flawed_transport;
 
 use std::{collections::BTreeSet, sync::Arc};
 
