@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, error::Error};
 
-use gristmill::{Client, LedgerPlace, Registry, prelude::*};
+use gristmill::{Client, LedgerLocation, Registry, prelude::*};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -50,7 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = Client::connect(&url).await?.lane(lane.parse()?);
     let mut registry = Registry::default();
     registry.register::<Letters>()?;
-    let sink = client.sink(registry.clone(), LedgerPlace::File(ledger.into()))?;
+    let sink = client.sink(registry.clone(), LedgerLocation::File(ledger.into()))?;
     let leave = CancellationToken::new();
     let sink = sink.run_until(client.transport(), leave.clone().cancelled_owned());
     let worker = client.worker(registry).run_until(client.transport(), leave.clone().cancelled_owned());

@@ -22,7 +22,7 @@ pub(crate) fn name_build(name: &str) -> Result<(), InvalidName> {
 pub(crate) fn build_id() -> Option<BuildId> {
     let read = || {
         let opened = std::env::current_exe().and_then(File::open);
-        opened.and_then(BuildId::of).map_err(|error| {
+        opened.and_then(BuildId::from_executable).map_err(|error| {
             tracing::warn!(%error, "this program's own file cannot be read, so its build has no name");
         })
     };

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use gristmill_amqp::Access;
-use gristmill_amqp::{AmqpConfig, AmqpTransport, Finding, Part};
+pub(crate) use gristmill_amqp::Credentials;
+use gristmill_amqp::{AmqpConfig, AmqpTransport, Finding, FleetRole};
 use gristmill_shared::{Lane, Transport, TransportError};
 
 /// Connects to the broker at `url`. `name` identifies this process to the broker's operator. Tries
@@ -16,7 +16,7 @@ use gristmill_shared::{Lane, Transport, TransportError};
 /// [`TransportError::Invalid`] if no transport takes the URL; otherwise the reason why the
 /// connection failed. No error shows the password.
 pub async fn connect(url: &str, name: &str) -> Result<Arc<dyn Transport>, TransportError> {
-    connect_with(url, &Access::default(), name, None).await
+    connect_with(url, &Credentials::default(), name, None).await
 }
 
 /// Connects like [`connect`], with credentials that are not in the URL. A connection that is lost
@@ -26,7 +26,7 @@ pub async fn connect(url: &str, name: &str) -> Result<Arc<dyn Transport>, Transp
 /// The errors of [`connect`].
 pub(crate) async fn connect_with(
     url: &str,
-    access: &Access,
+    access: &Credentials,
     name: &str,
     give_up_after: Option<Duration>,
 ) -> Result<Arc<dyn Transport>, TransportError> {
@@ -42,7 +42,7 @@ pub(crate) async fn connect_with(
 /// The errors of [`connect`].
 pub(crate) async fn connect_to_declare(
     url: &str,
-    access: &Access,
+    access: &Credentials,
     name: &str,
 ) -> Result<Arc<dyn Transport>, TransportError> {
     let mut config = amqp_config(url, access, name)?;
@@ -50,18 +50,18 @@ pub(crate) async fn connect_to_declare(
     Ok(AmqpTransport::connect(config).await?)
 }
 
-/// Examines the broker at `url` and a lane on it; see [`gristmill_amqp::examine`].
+/// Examines the broker at `url` and a lane on it; see [`gristmill_amqp::diagnose`].
 ///
 /// # Errors
 /// [`TransportError::Invalid`] if no transport takes the URL. An unreachable broker is a finding.
-pub(crate) async fn examine(
+pub(crate) async fn diagnose(
     url: &str,
-    access: &Access,
+    access: &Credentials,
     name: &str,
     lane: &Lane,
-    part: Option<Part>,
+    part: Option<FleetRole>,
 ) -> Result<Vec<Finding>, TransportError> {
-    Ok(gristmill_amqp::examine(&amqp_config(url, access, name)?, lane, part).await)
+    Ok(gristmill_amqp::diagnose(&amqp_config(url, access, name)?, lane, part).await)
 }
 
 /// Checks the URL of a broker, without its password and certificates.
@@ -73,9 +73,9 @@ pub(crate) fn check_url(url: &str) -> Result<(), TransportError> {
     AmqpConfig::check(url)
 }
 
-fn amqp_config(url: &str, access: &Access, name: &str) -> Result<AmqpConfig, TransportError> {
+fn amqp_config(url: &str, access: &Credentials, name: &str) -> Result<AmqpConfig, TransportError> {
     require_amqp(url)?;
-    let mut config = AmqpConfig::with_access(url, access)?;
+    let mut config = AmqpConfig::with_credentials(url, access)?;
     config.name = name.into();
     Ok(config)
 }

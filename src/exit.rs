@@ -3,7 +3,7 @@
 use std::fmt;
 
 use gristmill_producer::{CursorError, ProducerError};
-use gristmill_shared::{Exit, StoreError, TransportError, error_chain};
+use gristmill_shared::{Exit, PublishError, TransportError, error_chain};
 use gristmill_sink::SinkError;
 use gristmill_worker::WorkerError;
 
@@ -48,11 +48,11 @@ impl From<TransportError> for Failure {
                 "\n(hint: is a RabbitMQ running there? pass another with --broker or GRISTMILL_BROKER; \
                  `gristmill run` needs none)"
             }
-            TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
+            TransportError::AuthenticationFailed { reason, .. } if !reason.contains("(hint: ") => {
                 "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
                  GRISTMILL_PASSWORD)"
             }
-            TransportError::Forbidden { lacks, .. } if !lacks.contains("(hint: ") => {
+            TransportError::PermissionDenied { lacks, .. } if !lacks.contains("(hint: ") => {
                 "\n(hint: each role has rights of its own, which deploy/rabbitmq-permissions gives; \
                  `gristmill doctor` shows what this user may do)"
             }
@@ -65,8 +65,8 @@ impl From<TransportError> for Failure {
     }
 }
 
-impl From<StoreError> for Failure {
-    fn from(error: StoreError) -> Self {
+impl From<PublishError> for Failure {
+    fn from(error: PublishError) -> Self {
         Self::new(Exit::Broker, error_chain(&error))
     }
 }
@@ -118,7 +118,7 @@ impl From<SinkError> for Failure {
         let exit = match error {
             SinkError::Transport(error) => return error.into(),
             SinkError::Store(_) => Exit::Broker,
-            SinkError::Thread(_) | SinkError::Died(_) => Exit::Bug,
+            SinkError::ThreadStart(_) | SinkError::ThreadDied(_) => Exit::Bug,
             _ => Exit::Usage,
         };
         Self::new(exit, error_chain(&error))

@@ -42,16 +42,16 @@ pub mod testing;
 
 pub use app::{App, Role};
 pub use connect::connect;
-pub use gristmill_amqp::Access;
+pub use gristmill_amqp::Credentials;
 pub use gristmill_producer::{
-    Cancelling, News, OutcomeError, Producer, ProducerError, Submission, SubmitOptions, Watch,
+    CancelOutcome, JobUpdate, JobWatcher, OutcomeError, Producer, ProducerError, Submission, SubmitOptions,
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport, TransportError,
-    WorkerId, memory::MemoryTransport,
+    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
+    TransportError, WorkerId, memory::MemoryTransport,
 };
-pub use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
+pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
 pub use library::{Client, Error, JobHandle, RunOptions, run};
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gristmill_producer::{News, Producer, SubmitOptions, Watch};
+use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Health, Job, JobError, JournalReader, Lane,
     Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry, Shards, TaskContext, TaskError,
@@ -18,7 +18,7 @@ use gristmill_shared::{
     memory::MemoryTransport,
     wire::{Batch, Progress, decode},
 };
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -134,7 +134,7 @@ async fn run(job: Naps, batch: Option<u32>, workers: usize) -> JobRun {
     let sink = Sink::open(SinkConfig {
         registry: registry.clone(),
         lane: Lane::default(),
-        ledger: LedgerPlace::Memory,
+        ledger: LedgerLocation::Memory,
         adopt: false,
         app: "sink".parse().unwrap(),
         stall_after: None,
@@ -152,14 +152,14 @@ async fn run(job: Naps, batch: Option<u32>, workers: usize) -> JobRun {
         let producer = Producer::new(Arc::clone(&transport), "test");
         let options = SubmitOptions { batch, ..SubmitOptions::default() };
         let submission = producer.open(erase(job), options).await.unwrap();
-        let mut watch = Watch::open(&*transport, submission.id()).await.unwrap();
+        let mut watch = JobWatcher::open(&*transport, submission.id()).await.unwrap();
         let began = Instant::now();
         let watching = async {
             let mut progress = Vec::new();
             loop {
                 match watch.next().await.unwrap() {
-                    News::Progress(further) => progress.push(further),
-                    News::Finished(finished) => return (progress, finished),
+                    JobUpdate::Progress(further) => progress.push(further),
+                    JobUpdate::Finished(finished) => return (progress, finished),
                     _ => {}
                 }
             }

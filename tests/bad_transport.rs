@@ -2,7 +2,9 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use gristmill::testing::{FaultCounts, FaultRates, Faults, Faulty, FleetEnd, Repeating, run_over};
+use gristmill::testing::{
+    FaultCounts, FaultRates, Faults, FaultyTransport, FleetEnd, RepeatingTransport, run_over,
+};
 use gristmill_jobs::Spin;
 use gristmill_shared::{
     Job, JobError, TaskContext, TaskError, TaskIndex, Transport, memory::MemoryTransport,
@@ -31,10 +33,16 @@ async fn faults_change_no_result() {
     for seed in 0..10 {
         let broker = MemoryTransport::new();
         let faults = Faults::new(seed, FaultRates::default());
-        let end = run(|| Faulty::new(broker.connect(), &faults)).await;
-        let FaultCounts { unknown_stored, unknown_not_stored, rejected, unroutable, lost, renewed } =
-            faults.counts();
-        let counts = [unknown_stored + unknown_not_stored, rejected, unroutable, lost, renewed];
+        let end = run(|| FaultyTransport::new(broker.connect(), &faults)).await;
+        let FaultCounts {
+            unknown_stored,
+            unknown_not_stored,
+            rejected,
+            unroutable,
+            disconnected,
+            reconnected,
+        } = faults.counts();
+        let counts = [unknown_stored + unknown_not_stored, rejected, unroutable, disconnected, reconnected];
         seen.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         again += end.account.duplicates + end.account.late;
         restarts += end.restarts;
@@ -48,7 +56,7 @@ async fn faults_change_no_result() {
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_messages_count_once() {
     let broker = MemoryTransport::new();
-    let end = run(|| Repeating::new(broker.connect(), 3, 1)).await;
+    let end = run(|| RepeatingTransport::new(broker.connect(), 3, 1)).await;
     assert_eq!(end.restarts, 0);
     // Each batch is run three times, and the results of each are delivered three times.
     let ignored = end.account.duplicates + end.account.late;
@@ -60,7 +68,8 @@ async fn faults_and_repeats_change_nothing() {
     for seed in 0..4 {
         let broker = MemoryTransport::new();
         let faults = Faults::new(seed, FaultRates::default());
-        let end = run(|| Repeating::new(Faulty::new(broker.connect(), &faults), 2, seed)).await;
+        let end =
+            run(|| RepeatingTransport::new(FaultyTransport::new(broker.connect(), &faults), 2, seed)).await;
         assert!(end.account.duplicates + end.account.late > TASK_COUNT / 2, "{end:?}");
     }
 }

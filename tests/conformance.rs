@@ -12,5 +12,5 @@ async fn rabbitmq_keeps_every_promise() {
         let config = AmqpConfig::new(&url).unwrap();
         async { AmqpTransport::connect(config).await.unwrap() }
     });
-    conformance::all(connect).await;
+    conformance::check_all(connect).await;
 }

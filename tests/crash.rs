@@ -1,7 +1,7 @@
 //! The crash table of docs/reliability.md, row by row: a process dies or freezes at exactly that
 //! place. Afterwards every task has one outcome, the sum is exact, and repeats were ignored.
 
-use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};
+use gristmill_shared::fail_point::{Action, FAIL_POINT_VARIABLE, FailPoint, Fault};
 
 use crate::harness::{Process, ProcessOutput, Site};
 
@@ -15,7 +15,7 @@ fn abort_at(point: FailPoint, time: u32) -> Fault {
 
 /// Starts one of our programs with this fault.
 fn start_with_fault(site: &Site, words: &str, fault: Fault) -> Process {
-    site.start_with(words, |command| command.env(VARIABLE, fault.to_string()))
+    site.start_with(words, |command| command.env(FAIL_POINT_VARIABLE, fault.to_string()))
 }
 
 /// Waits for the process to end, and asserts that the fault aborted it.
@@ -97,7 +97,7 @@ async fn frozen_worker_changes_nothing() {
     let fault = Fault { point: FailPoint::WorkerRan, time: 1, action: Action::Stop };
     let broker = format!("{}?heartbeat=2", crate::broker_url());
     let mut frozen = site.start_with("worker --slots 1", |command| {
-        command.env(VARIABLE, fault.to_string()).env("GRISTMILL_BROKER", broker)
+        command.env(FAIL_POINT_VARIABLE, fault.to_string()).env("GRISTMILL_BROKER", broker)
     });
     frozen.wait_for(&fault.evidence()).await;
     frozen.wait_frozen().await;

@@ -85,7 +85,7 @@ async fn doctor_changes_nothing() {
     let transport = site.transport().await;
     let mut consumer = transport.consume(&site.queue(QueueRole::Tasks), 10).await.unwrap();
     let delivery = within("a task", consumer.recv(1)).await.unwrap().remove(0);
-    assert!(!delivery.redelivered(), "it was taken and given back");
+    assert!(!delivery.is_redelivered(), "it was taken and given back");
 }
 
 /// A lane that is partly there is a problem, also for a user who may declare the rest.
@@ -95,7 +95,7 @@ async fn missing_queue_is_a_problem() {
     assert_eq!(site.run("gristmill setup").await.code, 0);
     let connection = Connection::connect(&broker_url(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    let again = site.queue(QueueRole::Again);
+    let again = site.queue(QueueRole::Requeued);
     channel.queue_delete(again.to_string().into(), QueueDeleteOptions::default()).await.unwrap();
     let ended = site.run("gristmill doctor --json").await;
     let report: Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -169,14 +169,14 @@ async fn empty_broker_is_one_warning() {
 async fn waiting_retries_are_counted() {
     let site = Site::new();
     let transport = site.transport().await;
-    let roles = [QueueRole::Again, QueueRole::Suspect, QueueRole::Suspect];
+    let roles = [QueueRole::Requeued, QueueRole::Suspect, QueueRole::Suspect];
     let retries = [QueueRole::Retry(RetryDelay::TenMinutes); 3];
     let sent = roles
         .into_iter()
         .chain(retries)
         .map(|role| Outgoing { to: Address::Queue(site.queue(role)), message: Message::default() });
     let answers = transport.publisher().await.unwrap().publish(sent.collect()).await;
-    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+    assert!(answers.iter().all(|answer| *answer == Published::Confirmed), "{answers:?}");
     let report = site.json("gristmill doctor --json").await;
     let (verdict, found) = finding(&report, "workers");
     let counted = "batches that wait: 0, to be tried again: 4, suspects: 2;";

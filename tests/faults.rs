@@ -114,7 +114,7 @@ async fn memory_alarm_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_queue_is_recreated() {
     let fleet = BusyFleet::start("").await;
-    let again = fleet.site.queue(QueueRole::Again).to_string();
+    let again = fleet.site.queue(QueueRole::Requeued).to_string();
     fleet.broker.ctl(&format!("delete_queue {again}")).await;
     assert!(fleet.done_count().await < TASK_COUNT, "it was deleted too late");
     let BusyFleet { broker, site, .. } = &fleet;

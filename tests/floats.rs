@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use futures::future::join_all;
-use gristmill_shared::fail_point::{Action, FailPoint, Fault, VARIABLE};
+use gristmill_shared::fail_point::{Action, FAIL_POINT_VARIABLE, FailPoint, Fault};
 
 use crate::harness::{Process, ProcessOutput, Site};
 
@@ -30,7 +30,7 @@ fn start(site: &Site, name: &str, words: &str, fault: Option<Fault>) -> Process 
     let mut command = site.program(example(name));
     command.args(words.split_whitespace());
     if let Some(fault) = fault {
-        command.env(VARIABLE, fault.to_string());
+        command.env(FAIL_POINT_VARIABLE, fault.to_string());
     }
     Process::start(name, command)
 }

@@ -78,7 +78,7 @@ async fn early_answer_empties_the_queues() {
         let ended = worker.stop().await;
         assert_eq!(ended.code, 0, "{ended:?}");
     }
-    for role in [QueueRole::Tasks, QueueRole::Again] {
+    for role in [QueueRole::Tasks, QueueRole::Requeued] {
         assert!(site.is_empty(role).await, "{role:?} still holds tasks of a job that has ended");
     }
     let verified = site.verify(&job).await;

@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     Account, Address, Conclusion, JobId, Kind, Outgoing, Round, publish_until_stored,
-    wire::{Finished, Form},
+    wire::{Finished, WireMessage},
 };
 use serde_json::{Value, json};
 

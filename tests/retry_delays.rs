@@ -82,7 +82,7 @@ async fn python_worker_waits_its_delay() {
         tasks: &to_raw_value(&[json!({"start": 1, "end": 10})]).unwrap(),
     }
     .to_message(Headers { attempt: 1, delay_ms: 2_000, ..Headers::default() }, "test");
-    let to = Address::Queue(site.queue(QueueRole::Again));
+    let to = Address::Queue(site.queue(QueueRole::Requeued));
     let publisher = transport.publisher().await.unwrap();
     let began = Instant::now();
     publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();

@@ -274,7 +274,7 @@ async fn broker_refuses_everything_else() {
         (
             "worker",
             "work results dead events",
-            own(&[&[QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect], &shards[..]].concat()),
+            own(&[&[QueueRole::Tasks, QueueRole::Requeued, QueueRole::Suspect], &shards[..]].concat()),
         ),
         ("sink", "work results facts dead events", own(&[QueueRole::Results, QueueRole::Dead])),
     ];

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use gristmill::{Client, LedgerPlace, Registry, prelude::*};
+use gristmill::{Client, LedgerLocation, Registry, prelude::*};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
@@ -76,21 +76,21 @@ async fn client_cancels_and_waits_by_id() {
     let mut registry = Registry::default();
     registry.register::<ServiceJob>().unwrap();
     let leave = CancellationToken::new();
-    let sink = client.sink(registry.clone(), LedgerPlace::Memory).unwrap();
+    let sink = client.sink(registry.clone(), LedgerLocation::Memory).unwrap();
     let sink = tokio::spawn(sink.run_until(client.transport(), leave.clone().cancelled_owned()));
     let worker = client.worker(registry).run_until(client.transport(), leave.clone().cancelled_owned());
     let worker = tokio::spawn(worker);
 
     let job = client.submit(ServiceJob {}).await.unwrap();
     let (id, cancelled) = (job.id(), job.cancel("enough").await.unwrap());
-    assert_eq!(cancelled, gristmill::Cancelling::Told);
+    assert_eq!(cancelled, gristmill::CancelOutcome::Broadcast);
     let outcome = within("the end", job.wait()).await.unwrap();
     assert_eq!((outcome.report, outcome.account.stopped.as_deref()), (0, Some("cancelled: enough")));
     assert!(!outcome.is_answered());
     // Once more, by its id alone.
     let again = within("the end", client.wait::<ServiceJob>(id)).await.unwrap();
     assert_eq!(again.account, outcome.account);
-    assert_eq!(client.cancel(id, "again").await.unwrap(), gristmill::Cancelling::HadEnded);
+    assert_eq!(client.cancel(id, "again").await.unwrap(), gristmill::CancelOutcome::AlreadyEnded);
 
     leave.cancel();
     within("the sink", sink).await.unwrap().unwrap();

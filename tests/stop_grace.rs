@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use gristmill_shared::{
     EventFilter,
-    wire::{self, RunningTask, WorkerBeat},
+    wire::{self, RunningTask, WorkerHeartbeat},
 };
 
 use crate::harness::{Process, Samples, ScrapeTarget, Site, within};
@@ -35,7 +35,7 @@ async fn wait_running(site: &Site, job: &str) -> RunningTask {
     let found = within("a heartbeat that names the task", async {
         loop {
             let event = events.next().await.unwrap();
-            let Ok(beat) = wire::decode::<WorkerBeat>(&event) else { continue };
+            let Ok(beat) = wire::decode::<WorkerHeartbeat>(&event) else { continue };
             if let Some(task) = beat.running.into_iter().find(|task| task.job.to_string() == job) {
                 return task;
             }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use gristmill_shared::wire::{Batch, Form, Results, decode};
+use gristmill_shared::wire::{Batch, Results, WireMessage, decode};
 use tokio::process::Command;
 
 use crate::harness::{Process, Site};
@@ -182,7 +182,7 @@ async fn unversioned_results_run_again() {
         round: batch.round,
         worker: "too-old".parse().unwrap(),
         busy_us: 1,
-        done: vec![gristmill_shared::wire::DoneSpan { first: batch.first, count: 5, outputs, tasks: None }],
+        done: vec![gristmill_shared::wire::OutputRun { first: batch.first, count: 5, outputs, tasks: None }],
         failed: Vec::new(),
         version: 0,
         build: None,

@@ -4,13 +4,13 @@
 use std::{future::pending, num::NonZeroU16, sync::Arc};
 
 use criterion::{Criterion, Throughput};
-use gristmill_jobs::{Spin, SpinTask, Work};
-use gristmill_producer::{News, Producer, SubmitOptions, Watch};
+use gristmill_jobs::{Spin, SpinTask, SpinWork};
+use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
     Job as _, JobId, Lane, Registry, StopSignal, TaskContext, TaskIndex, Transport, WorkerId, erase,
     memory::MemoryTransport,
 };
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::runtime::Runtime;
@@ -25,8 +25,11 @@ pub(crate) fn memory_and_rayon(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("pipeline");
     group.sample_size(10);
     for micros in [10, 1_000] {
-        let spin =
-            Spin { tasks: WORK_MICROS / u64::from(micros), work: Work::micros(micros), ..Spin::default() };
+        let spin = Spin {
+            tasks: WORK_MICROS / u64::from(micros),
+            work: SpinWork::micros(micros),
+            ..Spin::default()
+        };
         group.throughput(Throughput::Elements(spin.tasks));
         group.bench_function(format!("memory/{micros} µs"), |bencher| {
             let runtime = Runtime::new().expect("a runtime needs only a few file descriptors");
@@ -56,7 +59,7 @@ impl MemoryPipeline {
         let sink = Sink::open(SinkConfig {
             registry: registry.clone(),
             lane: Lane::default(),
-            ledger: LedgerPlace::Memory,
+            ledger: LedgerLocation::Memory,
             adopt: false,
             app: app.clone(),
             stall_after: None,
@@ -74,10 +77,10 @@ impl MemoryPipeline {
         let opened = self.producer.open(erase(spin), SubmitOptions::default()).await;
         let submission = opened.expect("the memory transport takes everything");
         let mut watch =
-            Watch::open(&*self.transport, submission.id()).await.expect("the transport stays open");
+            JobWatcher::open(&*self.transport, submission.id()).await.expect("the transport stays open");
         let answered = async {
             loop {
-                if let News::Finished(finished) = watch.next().await.expect("the transport stays open") {
+                if let JobUpdate::Finished(finished) = watch.next().await.expect("the transport stays open") {
                     return finished.conclusion.text;
                 }
             }

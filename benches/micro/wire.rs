@@ -6,7 +6,7 @@ use criterion::{BenchmarkId, Criterion, Throughput};
 use gristmill_jobs::Spin;
 use gristmill_shared::{
     Headers, Job as _, JobId, Kind, Message, Policy, Round, TaskIndex, WorkerId, erase,
-    wire::{Batch, DoneSpan, Form as _, Results, ToSink, decode},
+    wire::{Batch, OutputRun, Results, SinkMessage, WireMessage as _, decode},
 };
 use serde_json::value::RawValue;
 
@@ -40,7 +40,7 @@ pub(crate) fn results(criterion: &mut Criterion) {
         });
         let message = message(&outputs, count);
         group.bench_with_input(BenchmarkId::new("decode", count), &message, |bencher, message| {
-            bencher.iter(|| black_box(ToSink::decode(message).expect("it was just encoded")).job());
+            bencher.iter(|| black_box(SinkMessage::decode(message).expect("it was just encoded")).job());
         });
     }
 }
@@ -69,7 +69,7 @@ pub(crate) fn batch<'a>(spec: &'a RawValue, tasks: &'a RawValue, count: u32) -> 
 }
 
 fn message(outputs: &RawValue, count: u32) -> Message {
-    let done = vec![DoneSpan { first: TaskIndex(0), count, outputs, tasks: None }];
+    let done = vec![OutputRun { first: TaskIndex(0), count, outputs, tasks: None }];
     let worker = WorkerId::new("bench").expect("a name of the right characters");
     let job = JobId::generate();
     Results { job, round: Round(0), worker, busy_us: 1, done, failed: Vec::new(), version: 0, build: None }

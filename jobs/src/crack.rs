@@ -192,7 +192,7 @@ fn group_thousands(number: u128) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal};
 
     use super::*;
 
@@ -274,9 +274,9 @@ mod tests {
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
         for task in [475_250..475_255, 7..6] {
-            let trouble = crack(ZERO_DIGEST, 4).process(task, &cx).unwrap_err().into_trouble();
+            let trouble = crack(ZERO_DIGEST, 4).process(task, &cx).unwrap_err().into_kind();
             assert!(
-                matches!(&trouble, Trouble::Rejected(why) if why.contains("not within 0..475254")),
+                matches!(&trouble, FailureKind::Rejected(why) if why.contains("not within 0..475254")),
                 "{trouble:?}"
             );
         }

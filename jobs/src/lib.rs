@@ -10,4 +10,6 @@ mod spin;
 
 pub use crack::{Algorithm, Crack, CrackReport};
 pub use primes::Primes;
-pub use spin::{FloatFolds, Misbehaviour, MisbehaviourKind, Spin, SpinOutput, SpinReport, SpinTask, Work};
+pub use spin::{
+    FloatFolds, Misbehaviour, MisbehaviourKind, Spin, SpinOutput, SpinReport, SpinTask, SpinWork,
+};

@@ -80,7 +80,7 @@ impl Job for Primes {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal};
 
     use super::*;
 
@@ -111,9 +111,9 @@ mod tests {
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         #[expect(clippy::reversed_empty_ranges, reason = "that is one of them")]
         for task in [90..101, 7..6] {
-            let trouble = Primes { limit: 100, slice: 10 }.process(task, &cx).unwrap_err().into_trouble();
+            let trouble = Primes { limit: 100, slice: 10 }.process(task, &cx).unwrap_err().into_kind();
             assert!(
-                matches!(&trouble, Trouble::Rejected(why) if why.contains("not within 0..100")),
+                matches!(&trouble, FailureKind::Rejected(why) if why.contains("not within 0..100")),
                 "{trouble:?}"
             );
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use self::{
-    fixed_work::Work,
+    fixed_work::SpinWork,
     floats::{FloatFolds, SpinOutput},
     load::SpinTask,
     misbehave::{Misbehaviour, MisbehaviourKind},
@@ -43,7 +43,7 @@ pub struct Spin {
     /// included
     #[arg(long = "micros", value_name = "D", default_value = "0")]
     #[serde(default)]
-    pub work: Work,
+    pub work: SpinWork,
 
     /// Bytes of text in each task, at most 1000000
     #[arg(long, value_name = "BYTES", default_value_t)]
@@ -121,7 +121,7 @@ impl Spin {
     /// undisturbed, in µs. A function of index and seed, so that the ideal schedule of a job can be
     /// computed.
     #[must_use]
-    pub fn micros_of(&self, index: TaskIndex) -> u32 {
+    pub fn task_micros(&self, index: TaskIndex) -> u32 {
         // Another text than for `failures`, so that a task's length and its failures are
         // independent.
         self.work.draw_micros(|| xxh3_64_with_seed(format!("micros {}", index.0).as_bytes(), self.seed))
@@ -201,7 +201,7 @@ impl Job for Spin {
         if let Some(misbehaviour) = self.misbehave.iter().find(|task| task.index == index) {
             misbehaviour.perform();
         }
-        self.work.perform(self.micros_of(TaskIndex(index)), cx)?;
+        self.work.perform(self.task_micros(TaskIndex(index)), cx)?;
         if cx.attempt() <= failures {
             return Err(TaskError::failed(format!(
                 "try {} of task {index} fails, as --fail-rate asks; it succeeds after {failures}",
@@ -266,7 +266,7 @@ mod as_text {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal};
 
     use super::*;
 
@@ -311,7 +311,7 @@ mod tests {
             let mut failed = 0;
             while let Err(error) = tried(failed) {
                 assert!(
-                    matches!(error.into_trouble(), Trouble::Failed(_)),
+                    matches!(error.into_kind(), FailureKind::Failed(_)),
                     "a failure that is not tried again"
                 );
                 failed += 1;
@@ -331,9 +331,9 @@ mod tests {
 
     #[test]
     fn lengths_are_even_and_repeatable() {
-        let job = |seed| Spin { work: Work::between(100..=199), seed, ..spin(10_000) };
+        let job = |seed| Spin { work: SpinWork::between(100..=199), seed, ..spin(10_000) };
         let lengths =
-            |job: Spin| (0..job.tasks).map(|index| job.micros_of(TaskIndex(index))).collect::<Vec<_>>();
+            |job: Spin| (0..job.tasks).map(|index| job.task_micros(TaskIndex(index))).collect::<Vec<_>>();
         let some = lengths(job(1));
         assert_eq!(some, lengths(job(1)));
         assert_ne!(some, lengths(job(2)));
@@ -341,18 +341,18 @@ mod tests {
         some.iter().for_each(|micros| tenths[(*micros - 100) as usize / 10] += 1); // panics beyond the bounds
         assert!(tenths.iter().all(|tasks| (900..1100).contains(tasks)), "{tenths:?}");
 
-        let same = Spin { work: Work::micros(7), ..spin(9) };
+        let same = Spin { work: SpinWork::micros(7), ..spin(9) };
         assert!(lengths(same).iter().all(|micros| *micros == 7));
     }
 
     #[test]
     fn spec_has_a_range_only_if_set() {
         let json = |work| serde_json::to_value(Spin { work, ..spin(1) }).unwrap()["work"].take();
-        assert_eq!(json(Work::default()), serde_json::json!({"micros": 0, "iterations_per_micro": 0}));
-        let work = json(Work::between(3..=9));
+        assert_eq!(json(SpinWork::default()), serde_json::json!({"micros": 0, "iterations_per_micro": 0}));
+        let work = json(SpinWork::between(3..=9));
         assert_eq!((&work["micros"], &work["micros_to"]), (&3.into(), &9.into()));
         assert_eq!(
-            serde_json::from_value::<Work>(work.clone()).unwrap().draw_micros(|| u64::MAX),
+            serde_json::from_value::<SpinWork>(work.clone()).unwrap().draw_micros(|| u64::MAX),
             9,
             "{work}"
         );

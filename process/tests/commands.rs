@@ -9,7 +9,7 @@ use std::{
 
 use find::{is_running, wait_gone, wait_running};
 use gristmill_process::{Command, CommandOutput, KILL_DELAY, RunCommand, STDERR_TAIL_BYTES};
-use gristmill_shared::{JobId, StopSignal, TaskContext, TaskError, TaskIndex, Trouble};
+use gristmill_shared::{FailureKind, JobId, StopSignal, TaskContext, TaskError, TaskIndex};
 
 fn context(stop: &StopSignal) -> TaskContext {
     TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop.clone())
@@ -24,21 +24,21 @@ fn shell(script: &str) -> Command {
 }
 
 fn failure<T: std::fmt::Debug>(result: Result<T, TaskError>) -> String {
-    match result.unwrap_err().into_trouble() {
-        Trouble::Failed(reason) => reason,
+    match result.unwrap_err().into_kind() {
+        FailureKind::Failed(reason) => reason,
         other => panic!("{other:?}"),
     }
 }
 
 /// Runs the command on a thread, and stops the job as soon as `when` resolves.
-fn stop_when(command: Command, when: impl FnOnce()) -> (Trouble, Duration) {
+fn stop_when(command: Command, when: impl FnOnce()) -> (FailureKind, Duration) {
     let stop = StopSignal::new();
     let cx = context(&stop);
     let running = std::thread::spawn(move || cx.run(command));
     when();
     let stopped_at = Instant::now();
     stop.stop();
-    let trouble = running.join().unwrap().unwrap_err().into_trouble();
+    let trouble = running.join().unwrap().unwrap_err().into_kind();
     (trouble, stopped_at.elapsed())
 }
 
@@ -114,7 +114,7 @@ fn tail_of_large_output_is_marked() {
 fn stop_ends_the_group() {
     let (trouble, took) =
         stop_when(shell("sleep 60.4202 & sleep 60.4203"), || wait_running(&["60.4202", "60.4203"]));
-    assert_eq!(trouble, Trouble::Stopped);
+    assert_eq!(trouble, FailureKind::Stopped);
     assert!(took < KILL_DELAY, "SIGTERM was enough, but it took {took:?}");
     wait_gone("60.4202");
     wait_gone("60.4203");
@@ -123,7 +123,7 @@ fn stop_ends_the_group() {
 #[test]
 fn sigkill_follows_ignored_sigterm() {
     let (trouble, took) = stop_when(shell("trap '' TERM; sleep 60.4204"), || wait_running(&["60.4204"]));
-    assert_eq!(trouble, Trouble::Stopped);
+    assert_eq!(trouble, FailureKind::Stopped);
     assert!(took >= KILL_DELAY && took < KILL_DELAY * 10, "{took:?}");
     wait_gone("60.4204");
 }
@@ -132,8 +132,8 @@ fn sigkill_follows_ignored_sigterm() {
 fn deadline_times_the_task_out() {
     let began = Instant::now();
     let cx = context(&StopSignal::new()).with_deadline(began + Duration::from_millis(200));
-    let trouble = cx.run(Command::new("sleep").arg("60.4205")).unwrap_err().into_trouble();
-    assert_eq!(trouble, Trouble::TimedOut);
+    let trouble = cx.run(Command::new("sleep").arg("60.4205")).unwrap_err().into_kind();
+    assert_eq!(trouble, FailureKind::TimedOut);
     assert!(began.elapsed() < Duration::from_secs(30));
     wait_gone("60.4205");
 }
@@ -144,8 +144,8 @@ fn stopped_task_starts_nothing() {
     stop.stop();
     let file = tempfile::tempdir().unwrap();
     let made = file.path().join("made");
-    let trouble = context(&stop).run(Command::new("touch").arg(&made)).unwrap_err().into_trouble();
-    assert_eq!((trouble, made.exists()), (Trouble::Stopped, false));
+    let trouble = context(&stop).run(Command::new("touch").arg(&made)).unwrap_err().into_kind();
+    assert_eq!((trouble, made.exists()), (FailureKind::Stopped, false));
 }
 
 /// A grandchild that holds the pipe is killed when the command has exited, and delays nothing.

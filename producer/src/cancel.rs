@@ -1,24 +1,24 @@
 //! Cancellation of a job.
 
 use gristmill_shared::{
-    Address, JobId, JournalEntry, Lane, Outgoing, QueueRole, Round, StoreError, Transport,
+    Address, JobId, JournalEntry, Lane, Outgoing, PublishError, QueueRole, Round, Transport,
     publish_until_stored,
-    wire::{Cancelled, Fact, Form, Stopped},
+    wire::{Cancelled, Fact, Stopped, WireMessage},
 };
 
 use crate::ProducerError;
 
 /// The outcome of a cancellation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cancelling {
+pub enum CancelOutcome {
     /// The workers are notified, and the sink records it.
-    Told,
+    Broadcast,
     /// The sink records it and then notifies the workers, since this user may not.
-    SinkTold,
+    SentToSink,
     /// The job had ended before.
-    HadEnded,
+    AlreadyEnded,
     /// The job is unknown here, so nothing was sent.
-    Unknown,
+    UnknownJob,
 }
 
 /// Cancels a job: notifies the sink, which records it, and the journal, which workers and the
@@ -36,7 +36,7 @@ pub async fn cancel(
     known: Option<Lane>,
     reason: &str,
     app: &str,
-) -> Result<Cancelling, ProducerError> {
+) -> Result<CancelOutcome, ProducerError> {
     transport.open_lane(here).await?;
     let (mut lane, mut round, mut ended) = (known, Round(0), None);
     let mut journal = transport.journal().await?;
@@ -49,9 +49,9 @@ pub async fn cancel(
         }
     }
     if ended.is_some_and(|ended| ended >= round) {
-        return Ok(Cancelling::HadEnded);
+        return Ok(CancelOutcome::AlreadyEnded);
     }
-    let Some(lane) = lane else { return Ok(Cancelling::Unknown) };
+    let Some(lane) = lane else { return Ok(CancelOutcome::UnknownJob) };
     transport.open_lane(&lane).await?;
     let publisher = transport.publisher().await?;
     let cancelled = Cancelled { job, reason: reason.into() };
@@ -64,8 +64,8 @@ pub async fn cancel(
     // The sink writes the same to the journal. A user who may write there only makes it sooner.
     let message = stopped.message(format!("{job}/stopped@{round}/{app}"), app);
     match publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await {
-        Ok(()) => Ok(Cancelling::Told),
-        Err(StoreError::Denied { .. }) => Ok(Cancelling::SinkTold),
+        Ok(()) => Ok(CancelOutcome::Broadcast),
+        Err(PublishError::Forbidden { .. }) => Ok(CancelOutcome::SentToSink),
         Err(error) => Err(error.into()),
     }
 }

@@ -77,11 +77,11 @@ impl CursorDir {
     /// Reads the cursor of a job.
     ///
     /// # Errors
-    /// [`CursorError::None`] if there is none here; otherwise if it cannot be read.
+    /// [`CursorError::NotFound`] if there is none here; otherwise if it cannot be read.
     pub fn load(&self, job: JobId) -> Result<Cursor, CursorError> {
         let path = self.file(job);
         let text = fs::read(&path).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => CursorError::None { job, dir: self.0.clone() },
+            io::ErrorKind::NotFound => CursorError::NotFound { job, dir: self.0.clone() },
             _ => CursorError::Io { path: path.clone(), source },
         })?;
         serde_json::from_slice(&text).map_err(|source| CursorError::Unreadable { path, source })
@@ -172,7 +172,7 @@ pub enum CursorError {
         "no job {job} was submitted from {dir} (hint: resume it where it was submitted, or pass --state)",
         dir = .dir.display()
     )]
-    None {
+    NotFound {
         /// The job.
         job: JobId,
         /// The directory that was searched.
@@ -234,7 +234,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cursors = CursorDir::new(dir.path().join("jobs"));
         let job = JobId::generate();
-        assert!(matches!(cursors.load(job), Err(CursorError::None { .. })));
+        assert!(matches!(cursors.load(job), Err(CursorError::NotFound { .. })));
         cursors.save(&cursor(job)).unwrap();
         cursors.save(&Cursor { confirmed: TaskIndex(9), ..cursor(job) }).unwrap();
         assert_eq!(cursors.load(job).unwrap().confirmed, TaskIndex(9));

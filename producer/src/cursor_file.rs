@@ -80,7 +80,7 @@ impl CursorFile {
         };
         match tokio::task::spawn_blocking(act).await {
             Ok(done) => Ok(done?),
-            Err(_) => Err(ProducerError::Died),
+            Err(_) => Err(ProducerError::ThreadDied),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill_shared::{JobError, Lane, Shards, StoreError, TaskIndex, TransportError};
+use gristmill_shared::{JobError, Lane, PublishError, Shards, TaskIndex, TransportError};
 
 use crate::CursorError;
 
@@ -21,7 +21,7 @@ pub enum ProducerError {
     Transport(#[from] TransportError),
     /// The broker did not store a message.
     #[error("a message could not be published")]
-    Store(#[from] StoreError),
+    Store(#[from] PublishError),
     /// The cursor cannot be read or saved.
     #[error(transparent)]
     Cursor(#[from] CursorError),
@@ -58,7 +58,7 @@ pub enum ProducerError {
     Thread(#[source] std::io::Error),
     /// A defect of the producer itself.
     #[error("the thread that splits ended unexpectedly; this is a defect of the producer, not of the job")]
-    Died,
+    ThreadDied,
 }
 
 impl ProducerError {

@@ -16,8 +16,8 @@ mod submit;
 mod watcher;
 mod window;
 
-pub use cancel::{Cancelling, cancel};
+pub use cancel::{CancelOutcome, cancel};
 pub use cursor::{CURSORS_KEPT, Cursor, CursorDir, CursorError};
 pub use error::ProducerError;
 pub use submit::{MissingReport, Producer, SplitEnd, SplitReport, Submission, SubmitOptions};
-pub use watcher::{News, OutcomeError, Watch};
+pub use watcher::{JobUpdate, JobWatcher, OutcomeError};

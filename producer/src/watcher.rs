@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 /// An update on one job.
 #[derive(Debug, Clone)]
-pub enum News {
+pub enum JobUpdate {
     /// The sink knows the job.
     Opened(Box<Opened>),
     /// The job made progress. Best effort: no other update depends on it.
@@ -28,7 +28,7 @@ pub enum News {
 
 /// A watcher of one job, from its beginning.
 #[derive(Debug)]
-pub struct Watch {
+pub struct JobWatcher {
     job: JobId,
     journal: FactSource,
     /// The reader of progress events; `None` if the caller does not want them.
@@ -81,7 +81,7 @@ impl FactSource {
     }
 }
 
-impl Watch {
+impl JobWatcher {
     /// Starts to watch a job. A watcher that is opened before the job is sent misses no event.
     ///
     /// # Errors
@@ -132,10 +132,10 @@ impl Watch {
     }
 
     /// Waits for the end and returns the job's typed report. The report is partial if tasks failed
-    /// or the job was cancelled, which [`Watch::outcome`] reveals. Cancel safe.
+    /// or the job was cancelled, which [`JobWatcher::outcome`] reveals. Cancel safe.
     ///
     /// # Errors
-    /// The errors of [`Watch::outcome`].
+    /// The errors of [`JobWatcher::outcome`].
     pub async fn report<J: Job>(&mut self) -> Result<J::Report, OutcomeError> {
         Ok(self.finished().await?.report::<J>()?)
     }
@@ -150,49 +150,49 @@ impl Watch {
             return Ok(Finished::clone(returned));
         }
         loop {
-            if let News::Finished(finished) = self.next().await? {
+            if let JobUpdate::Finished(finished) = self.next().await? {
                 return Ok(*finished);
             }
         }
     }
 
-    /// Waits for the next update. Never returns after [`News::Finished`]. Cancel safe.
+    /// Waits for the next update. Never returns after [`JobUpdate::Finished`]. Cancel safe.
     ///
     /// # Errors
     /// If the connection is lost.
-    pub async fn next(&mut self) -> Result<News, TransportError> {
+    pub async fn next(&mut self) -> Result<JobUpdate, TransportError> {
         loop {
             if self.caught_up
                 && let Some(finished) = self.ended.take()
             {
                 let finished = Box::new(finished);
                 self.returned = Some(finished.clone());
-                return Ok(News::Finished(finished));
+                return Ok(JobUpdate::Finished(finished));
             }
             tokio::select! {
                 entry = self.journal.next() => match entry? {
                     JournalEntry::CaughtUp => {
                         self.caught_up = true;
                         if self.ended.is_none() {
-                            return Ok(News::CaughtUp);
+                            return Ok(JobUpdate::CaughtUp);
                         }
                     }
                     JournalEntry::Fact(message) => match Fact::decode(&message) {
                         Ok(Fact::Opened(opened)) if opened.job == self.job => {
-                            return Ok(News::Opened(Box::new(opened)));
+                            return Ok(JobUpdate::Opened(Box::new(opened)));
                         }
                         Ok(Fact::Finished(finished)) if finished.job == self.job => self.record_end(finished),
                         Ok(Fact::Reopened(reopened)) if reopened.job == self.job && self.record_reopen(reopened.round) => {
-                            return Ok(News::Reopened(reopened.round));
+                            return Ok(JobUpdate::Reopened(reopened.round));
                         }
                         Ok(Fact::Missing(missing)) if missing.job == self.job && missing.since_ms.is_some() => {
-                            return Ok(News::Stalled(missing));
+                            return Ok(JobUpdate::Stalled(missing));
                         }
                         _ => {}
                     },
                 },
                 event = next_event(self.events.as_mut()) => match Event::decode(&event?) {
-                    Ok(Event::Progress(progress)) => return Ok(News::Progress(progress)),
+                    Ok(Event::Progress(progress)) => return Ok(JobUpdate::Progress(progress)),
                     Ok(Event::Finished(finished)) if finished.job == self.job => self.record_end(finished),
                     _ => {}
                 },

@@ -34,13 +34,13 @@ fn wire(criterion: &mut Criterion) {
         bencher.iter(|| serde_json::from_slice::<Vec<f64>>(black_box(&json)).map(|floats| floats.len()));
     });
     group.bench_function("encode and check", |bencher| {
-        bencher.iter(|| DoneTasks::of(TaskIndex(0), black_box(&floats)).bytes());
+        bencher.iter(|| DoneTasks::from_outputs(TaskIndex(0), black_box(&floats)).bytes());
     });
     // Every other value is a `null`, which the check must walk a second time.
     let holes: Vec<Option<f64>> =
         floats.iter().enumerate().map(|(place, float)| (place % 2 == 0).then_some(*float)).collect();
     group.bench_function("encode and check, half of them null", |bencher| {
-        bencher.iter(|| DoneTasks::of(TaskIndex(0), black_box(&holes)).bytes());
+        bencher.iter(|| DoneTasks::from_outputs(TaskIndex(0), black_box(&holes)).bytes());
     });
 }
 

@@ -60,7 +60,7 @@ mod armed {
     use super::FailPoint;
 
     /// The environment variable that arms one fail point. Its value is the text of a [`Fault`].
-    pub const VARIABLE: &str = "GRISTMILL_FAIL_POINT";
+    pub const FAIL_POINT_VARIABLE: &str = "GRISTMILL_FAIL_POINT";
 
     /// The effect of a fault on the process.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,8 +140,9 @@ mod armed {
     /// # Panics
     /// If the variable is no [`Fault`], because the test would then prove nothing.
     pub fn arm(variable: impl FnOnce(&str) -> Option<String>) {
-        if let Some(text) = variable(VARIABLE) {
-            let fault = Fault::parse(&text).unwrap_or_else(|| panic!("{VARIABLE}={text} is no fault"));
+        if let Some(text) = variable(FAIL_POINT_VARIABLE) {
+            let fault =
+                Fault::parse(&text).unwrap_or_else(|| panic!("{FAIL_POINT_VARIABLE}={text} is no fault"));
             let _ = ARMED_FAULT.set(fault); // a process is armed once
         }
     }
@@ -172,4 +173,4 @@ mod armed {
     }
 }
 #[cfg(feature = "fail-points")]
-pub use armed::{Action, Fault, VARIABLE, arm, reached};
+pub use armed::{Action, FAIL_POINT_VARIABLE, Fault, arm, reached};

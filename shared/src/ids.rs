@@ -308,13 +308,13 @@ mod tests {
     #[test]
     fn build_id_follows_every_byte() {
         let program = vec![7; (2 << 20) + 3];
-        let id = BuildId::of(&program[..]).unwrap();
+        let id = BuildId::from_executable(&program[..]).unwrap();
         assert_eq!(BuildId::new(id.as_str()).as_ref(), Ok(&id));
-        assert_eq!(BuildId::of(&program[..]).unwrap(), id);
+        assert_eq!(BuildId::from_executable(&program[..]).unwrap(), id);
         for place in [0, 1 << 20, program.len() - 1] {
             let mut other = program.clone();
             other[place] = 8;
-            assert_ne!(BuildId::of(&other[..]).unwrap(), id, "byte {place}");
+            assert_ne!(BuildId::from_executable(&other[..]).unwrap(), id, "byte {place}");
         }
     }
 

@@ -60,8 +60,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// task, an output or the report means something else, or a task gives another output.
     ///
     /// The version travels with the job: workers of another version leave its tasks to others, and
-    /// results of another version are not folded. See "Changing a job while a fleet runs" in
-    /// `docs/guide.md`.
+    /// results of another version are not folded. See "How do I change a job while a fleet runs?"
+    /// in `docs/guide.md`.
     const VERSION: u32 = 0;
     /// The part of the job that the ledger keeps besides the report. Defaults to none.
     const KEEP: Keep = Keep::Report;

@@ -18,7 +18,7 @@ use crate::{
 
 /// The most jobs that a tracker remembers; the oldest are forgotten first. If a job is forgotten
 /// while its tasks are still queued, workers run them, and the sink ignores their outcomes.
-pub const BOARD_MAX_JOBS: usize = 100_000;
+pub const TRACKER_MAX_JOBS: usize = 100_000;
 
 /// The most served lanes that a tracker remembers. Further lanes count as not served, which only
 /// affects a hint.
@@ -31,7 +31,7 @@ pub const FACTS_MAX_WAITING: usize = 64;
 /// Follows the journal and notifies the parts of a process of the end of a job's round and of other
 /// facts about the job.
 #[derive(Debug, Default)]
-pub struct JobBoard {
+pub struct JobTracker {
     jobs: Mutex<BTreeMap<JobId, JobRounds>>,
     /// The subscriber of each job.
     subscribers: Mutex<BTreeMap<JobId, mpsc::Sender<Message>>>,
@@ -51,7 +51,7 @@ struct JobRounds {
     signals: BTreeMap<Round, StopSignal>,
 }
 
-impl JobBoard {
+impl JobTracker {
     /// Reads the journal up to its present end. Returns the tracker and a future that follows the
     /// journal from there. Callers must run the future; it ends only with an error.
     ///
@@ -71,8 +71,8 @@ impl JobBoard {
     }
 
     /// Returns an empty tracker and a future that reads the journal from its start and follows it.
-    /// Callers must run the future; it ends only with an error. [`JobBoard::caught_up`] waits until
-    /// every round that had ended at the start is known.
+    /// Callers must run the future; it ends only with an error. [`JobTracker::wait_caught_up`]
+    /// waits until every round that had ended at the start is known.
     pub fn start(
         transport: Arc<dyn Transport>,
     ) -> (Arc<Self>, impl Future<Output = TransportError> + Send + 'static) {
@@ -89,7 +89,7 @@ impl JobBoard {
 
     /// Waits until the journal has been read up to the end that it had at the start. Waits forever
     /// if the tracker's future ends earlier. Cancel safe.
-    pub async fn caught_up(&self) {
+    pub async fn wait_caught_up(&self) {
         self.caught_up.cancelled().await;
     }
 
@@ -100,7 +100,7 @@ impl JobBoard {
     /// [`FACTS_MAX_WAITING`] wait in it, and when the tracker is dropped. Missed facts are in the
     /// journal.
     #[must_use]
-    pub fn listen(&self, job: JobId) -> mpsc::Receiver<Message> {
+    pub fn subscribe(&self, job: JobId) -> mpsc::Receiver<Message> {
         let (subscriber, facts) = mpsc::channel(FACTS_MAX_WAITING);
         let mut subscribers = self.subscribers();
         subscribers.retain(|_, subscriber| !subscriber.is_closed()); // bounds the map
@@ -110,7 +110,7 @@ impl JobBoard {
 
     /// Applies a fact that arrived as an event, before the journal is read up to it. The journal
     /// delivers it again.
-    pub fn hear(&self, fact: &Message) {
+    pub fn apply_event(&self, fact: &Message) {
         self.apply_fact(fact);
     }
 
@@ -171,7 +171,7 @@ impl JobBoard {
     /// Returns a channel that changes each time a round of a job has ended, after its stop signals
     /// were given. No end is missed.
     #[must_use]
-    pub fn ends(&self) -> watch::Receiver<u64> {
+    pub fn subscribe_ends(&self) -> watch::Receiver<u64> {
         self.ends.subscribe()
     }
 
@@ -192,7 +192,7 @@ impl JobBoard {
     /// Returns the tasks of `job` whose outcomes a sink refuses from now on. A later call replaces
     /// the earlier one.
     #[must_use]
-    pub fn refused(&self, job: JobId) -> RefusedTasks {
+    pub fn refused_tasks(&self, job: JobId) -> RefusedTasks {
         let tasks = RefusedTasks::default();
         let mut refusals = self.refusals();
         refusals.retain(|_, tasks| tasks.strong_count() > 0); // at most one entry per producer here
@@ -222,7 +222,7 @@ impl JobBoard {
     fn with_rounds<T>(&self, job: JobId, access: impl FnOnce(&mut JobRounds) -> T) -> T {
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = access(jobs.entry(job).or_default());
-        while jobs.len() > BOARD_MAX_JOBS {
+        while jobs.len() > TRACKER_MAX_JOBS {
             jobs.pop_first();
         }
         answer
@@ -232,12 +232,12 @@ impl JobBoard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LedgerId, wire::Form as _};
+    use crate::{LedgerId, wire::WireMessage as _};
 
     /// The end of a round stops that round and all earlier ones, but none of the later ones.
     #[test]
     fn round_end_stops_earlier_rounds() {
-        let (tracker, job) = (JobBoard::default(), JobId::generate());
+        let (tracker, job) = (JobTracker::default(), JobId::generate());
         let signals: Vec<_> = (0..3).map(|round| tracker.stop_signal(job, Round(round))).collect();
         tracker.end_round(job, Round(1));
         assert_eq!(signals.iter().map(StopSignal::is_stopped).collect::<Vec<_>>(), [true, true, false]);
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn sink_fact_marks_lane_served() {
-        let (tracker, night): (_, Lane) = (JobBoard::default(), "night".parse().unwrap());
+        let (tracker, night): (_, Lane) = (JobTracker::default(), "night".parse().unwrap());
         let serving = Serving { lane: night.clone(), ledger: LedgerId::generate(), place: "here".into() };
         tracker.apply_fact(&serving.message("1".into(), "sink"));
         assert!(tracker.is_served(&night) && !tracker.is_served(&Lane::default()));
@@ -258,10 +258,10 @@ mod tests {
     /// missed.
     #[tokio::test]
     async fn subscriber_sees_own_job_and_overflow() {
-        let (tracker, job) = (JobBoard::default(), JobId::generate());
+        let (tracker, job) = (JobTracker::default(), JobId::generate());
         let fact = |job, id: usize| Message { job: Some(job), id: id.to_string(), ..Message::default() };
-        let replaced = tracker.listen(job);
-        let mut facts = tracker.listen(job);
+        let replaced = tracker.subscribe(job);
+        let mut facts = tracker.subscribe(job);
         assert!(replaced.is_closed());
         tracker.apply_fact(&fact(JobId::generate(), 0));
         (0..=FACTS_MAX_WAITING).for_each(|id| tracker.apply_fact(&fact(job, id)));
@@ -270,8 +270,8 @@ mod tests {
         }
         assert_eq!(facts.recv().await, None, "the last fact did not fit, so the channel is closed");
 
-        drop(tracker.listen(job));
-        let _facts = tracker.listen(JobId::generate());
+        drop(tracker.subscribe(job));
+        let _facts = tracker.subscribe(JobId::generate());
         assert_eq!(tracker.subscribers().len(), 1, "a dropped subscriber is removed");
     }
 }

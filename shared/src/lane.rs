@@ -12,7 +12,7 @@
 
 use std::{fmt, time::Duration};
 
-use crate::{FurtherShard, Lane, RETRY_DELAY_MAX};
+use crate::{Lane, RETRY_DELAY_MAX, ShardIndex};
 
 /// The most task batches that may wait in a shard of a lane. A producer that is refused slows down.
 pub const TASKS_MAX_MESSAGES: u64 = 1_000;
@@ -37,13 +37,13 @@ pub enum QueueRole {
     /// Task batches from producers to workers; the first shard of a lane that has several.
     Tasks,
     /// A further shard of the tasks queue.
-    Shard(FurtherShard),
+    Shard(ShardIndex),
     /// Batches that may have killed their worker. A worker takes one at a time.
     Suspect,
     /// Failed tasks that wait for their next attempt.
     Retry(RetryDelay),
     /// Retries whose delay has expired.
-    Again,
+    Requeued,
     /// Results and job-level messages to the sink.
     Results,
     /// Dead letters: messages that are not valid Gristmill messages, with the reason.
@@ -55,7 +55,7 @@ impl QueueRole {
     /// so that the queues can be declared in this order.
     pub const ALL: [Self; 9] = [
         Self::Dead,
-        Self::Again,
+        Self::Requeued,
         Self::Tasks,
         Self::Suspect,
         Self::Retry(RetryDelay::Second),
@@ -75,7 +75,7 @@ impl QueueRole {
             Self::Retry(RetryDelay::TenSeconds) => "retry.10s",
             Self::Retry(RetryDelay::Minute) => "retry.1m",
             Self::Retry(RetryDelay::TenMinutes) => "retry.10m",
-            Self::Again => "again",
+            Self::Requeued => "again",
             Self::Results => "results",
             Self::Dead => "dead",
         }
@@ -93,7 +93,7 @@ impl QueueRole {
         let plain = QueueSpec {
             max_messages: None,
             max_bytes: None,
-            ripens: None,
+            delay: None,
             dead_letters_to: None,
             single_active_consumer: false,
         };
@@ -104,8 +104,8 @@ impl QueueRole {
                 dead_letters_to: Some(Self::Dead),
                 ..plain
             },
-            Self::Suspect | Self::Again => QueueSpec { dead_letters_to: Some(Self::Dead), ..plain },
-            Self::Retry(delay) => QueueSpec { ripens: Some((delay.duration(), Self::Again)), ..plain },
+            Self::Suspect | Self::Requeued => QueueSpec { dead_letters_to: Some(Self::Dead), ..plain },
+            Self::Retry(delay) => QueueSpec { delay: Some((delay.duration(), Self::Requeued)), ..plain },
             Self::Results => {
                 QueueSpec { max_bytes: Some(RESULTS_MAX_BYTES), single_active_consumer: true, ..plain }
             }
@@ -124,7 +124,7 @@ pub struct QueueSpec {
     pub max_bytes: Option<u64>,
     /// The time after which a message moves to another queue of the lane, and that queue. Such a
     /// queue has no consumers.
-    pub ripens: Option<(Duration, QueueRole)>,
+    pub delay: Option<(Duration, QueueRole)>,
     /// The queue for messages that the broker dead-letters.
     pub dead_letters_to: Option<QueueRole>,
     /// True if only one of the consumers gets messages at a time; the next takes over when it ends.
@@ -228,7 +228,7 @@ mod tests {
         // A full target would reject the moved message, and no publisher would get the rejection.
         for role in QueueRole::ALL {
             let spec = role.spec();
-            for target in spec.ripens.map(|(_, to)| to).into_iter().chain(spec.dead_letters_to) {
+            for target in spec.delay.map(|(_, to)| to).into_iter().chain(spec.dead_letters_to) {
                 assert_eq!((target.spec().max_messages, target.spec().max_bytes), (None, None), "{role:?}");
             }
         }

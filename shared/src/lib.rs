@@ -17,7 +17,7 @@ mod job_tracker;
 mod lane;
 pub mod memory;
 mod message;
-pub mod meter;
+pub mod metrics;
 mod outcome;
 mod policy;
 mod prepared_state;
@@ -34,27 +34,29 @@ mod transport;
 pub mod wire;
 
 pub use erased::{
-    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Begins, Chunk, CollectError, Collected, DoneTasks,
-    IsPrepared, RunningIndex, SplitStep, TaskFailure, erase, erase_shared, panic_text,
+    AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, PreparedHook,
+    RunningIndex, SplitStep, TaskFailure, TaskStartHook, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
 pub use exit_code::Exit;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
-pub use job_tracker::{BOARD_MAX_JOBS, FACTS_MAX_WAITING, JobBoard};
+pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
-pub use policy::{DEFAULT_MAX_ATTEMPTS, FailFast, NoFailFast, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX};
+pub use policy::{
+    DEFAULT_MAX_ATTEMPTS, FailFast, ParseFailFastError, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX,
+};
 pub use prepared_state::State;
-pub use publish_retry::{StoreError, publish_until_answered, publish_until_stored};
+pub use publish_retry::{PublishError, publish_until_answered, publish_until_stored};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
 pub use registry::{OpenError, RegisterError, Registry};
-pub use shards::{FurtherShard, InvalidShards, SHARDS_MAX, Shards};
+pub use shards::{InvalidShards, SHARDS_MAX, ShardIndex, Shards};
 pub use split_digest::SplitDigest;
-pub use task::{StopSignal, TaskContext, TaskError, Trouble};
+pub use task::{FailureKind, StopSignal, TaskContext, TaskError};
 pub use trace::{InvalidTrace, TraceParent};
 pub use transport::{
     Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,

@@ -80,7 +80,7 @@ impl Headers {
     /// Returns the headers of messages that follow from a started batch: earlier releases no longer
     /// count.
     #[must_use]
-    pub fn begun(&self) -> Self {
+    pub fn without_releases(&self) -> Self {
         Self { released: 0, undecodable: None, ..self.clone() }
     }
 

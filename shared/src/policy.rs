@@ -101,25 +101,25 @@ impl fmt::Display for FailFast {
 }
 
 impl FromStr for FailFast {
-    type Err = NoFailFast;
+    type Err = ParseFailFastError;
 
     /// Parses a number of tasks, `10`, or a share of them, `5%`. Zero is refused, because it would
     /// end every job.
-    fn from_str(text: &str) -> Result<Self, NoFailFast> {
+    fn from_str(text: &str) -> Result<Self, ParseFailFastError> {
         let parsed = match text.strip_suffix('%') {
             Some(percent) => {
                 percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(Self::Percent)
             }
             None => text.parse().ok().filter(|tasks| *tasks > 0).map(Self::Tasks),
         };
-        parsed.ok_or(NoFailFast)
+        parsed.ok_or(ParseFailFastError)
     }
 }
 
 /// The error for a text that is no [`FailFast`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a number of failed tasks from 1 on, or a share of all from 1% to 100%")]
-pub struct NoFailFast;
+pub struct ParseFailFastError;
 
 #[cfg(test)]
 mod tests {
@@ -148,7 +148,7 @@ mod tests {
             assert_eq!(meant.to_string(), text);
         }
         for bad in ["", "%", "0", "0%", "101%", "-1", "2.5%", "many", "5 %"] {
-            assert_eq!(bad.parse::<FailFast>(), Err(NoFailFast), "{bad}");
+            assert_eq!(bad.parse::<FailFast>(), Err(ParseFailFastError), "{bad}");
         }
     }
 }

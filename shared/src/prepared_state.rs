@@ -63,14 +63,14 @@ impl fmt::Debug for State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Trouble;
+    use crate::FailureKind;
 
     #[test]
     fn state_is_read_by_its_type_only() {
         let state = State::new(String::from("seven"));
         assert_eq!(state.get::<String>().unwrap(), "seven");
         for (state, found) in [(state, "alloc::string::String"), (State::none(), "none")] {
-            let Trouble::Rejected(why) = state.get::<u32>().unwrap_err().into_trouble() else {
+            let FailureKind::Rejected(why) = state.get::<u32>().unwrap_err().into_kind() else {
                 panic!("a retry is pointless")
             };
             assert!(why.contains("of type u32") && why.contains(&format!("is {found}")), "{why}");

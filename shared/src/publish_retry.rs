@@ -16,12 +16,15 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// stored or not.
 ///
 /// # Errors
-/// [`StoreError`]; some of the messages may be stored then. [`StoreError::Refused`] is returned
+/// [`PublishError`]; some of the messages may be stored then. [`PublishError::Invalid`] is returned
 /// last, when all other messages are stored.
-pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing>) -> Result<(), StoreError> {
+pub async fn publish_until_stored(
+    publisher: &dyn Publisher,
+    batch: Vec<Outgoing>,
+) -> Result<(), PublishError> {
     match publish_until_answered(publisher, batch).await?.into_iter().next() {
         None => Ok(()),
-        Some((Outgoing { to, .. }, why)) => Err(StoreError::Refused { to, why }),
+        Some((Outgoing { to, .. }, why)) => Err(PublishError::Invalid { to, why }),
     }
 }
 
@@ -29,11 +32,11 @@ pub async fn publish_until_stored(publisher: &dyn Publisher, batch: Vec<Outgoing
 /// the reason; all other messages are stored.
 ///
 /// # Errors
-/// [`StoreError`], but never [`StoreError::Refused`]; some of the messages may be stored then.
+/// [`PublishError`], but never [`PublishError::Invalid`]; some of the messages may be stored then.
 pub async fn publish_until_answered(
     publisher: &dyn Publisher,
     batch: Vec<Outgoing>,
-) -> Result<Vec<(Outgoing, String)>, StoreError> {
+) -> Result<Vec<(Outgoing, String)>, PublishError> {
     let mut backoff = ExponentialBuilder::default()
         .with_min_delay(RETRY_PAUSE_MIN)
         .with_max_delay(RETRY_PAUSE_MAX)
@@ -45,17 +48,17 @@ pub async fn publish_until_answered(
     loop {
         let answers = publisher.publish(left.clone()).await;
         if answers.len() != left.len() {
-            return Err(StoreError::Lost); // some messages have no answer
+            return Err(PublishError::Lost); // some messages have no answer
         }
         let mut full = Vec::new();
         for (outgoing, answer) in left.into_iter().zip(answers) {
             match answer {
-                Published::Stored => {}
-                Published::Rejected => full.push(outgoing),
-                Published::Refused(why) => refused.push((outgoing, why)),
-                Published::Unknown => return Err(StoreError::Lost),
-                Published::Unroutable => return Err(StoreError::Unroutable(outgoing.to)),
-                Published::Denied(why) => return Err(StoreError::Denied { to: outgoing.to, why }),
+                Published::Confirmed => {}
+                Published::Nacked => full.push(outgoing),
+                Published::Invalid(why) => refused.push((outgoing, why)),
+                Published::Unknown => return Err(PublishError::Lost),
+                Published::Unroutable => return Err(PublishError::Unroutable(outgoing.to)),
+                Published::Forbidden(why) => return Err(PublishError::Forbidden { to: outgoing.to, why }),
             }
         }
         if full.is_empty() {
@@ -69,7 +72,7 @@ pub async fn publish_until_answered(
 /// The error for a message that could not be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum StoreError {
+pub enum PublishError {
     /// The connection was lost before the broker answered; messages may be stored or not.
     #[error("lost the connection to the broker before it confirmed all messages")]
     Lost,
@@ -80,7 +83,7 @@ pub enum StoreError {
     Unroutable(Address),
     /// The message can never be stored.
     #[error("the broker does not accept a message for {to}: {why}")]
-    Refused {
+    Invalid {
         /// The destination.
         to: Address,
         /// The reason.
@@ -90,7 +93,7 @@ pub enum StoreError {
     #[error(
         "the broker does not let us publish to {to}: {why} (hint: each role has rights of its own; use the user of this role, or give this one the right)"
     )]
-    Denied {
+    Forbidden {
         /// The destination.
         to: Address,
         /// The broker's message.

@@ -17,7 +17,8 @@ pub const REFUSED_MAX_RANGES: usize = 10_000;
 
 /// Tasks of one job that are to be sent again because their outcomes were refused.
 ///
-/// [`JobBoard::refused`](crate::JobBoard::refused) returns it; clones share their ranges.
+/// [`JobTracker::refused_tasks`](crate::JobTracker::refused_tasks) returns it; clones share their
+/// ranges.
 #[derive(Debug, Clone, Default)]
 pub struct RefusedTasks(Arc<RefusalQueue>);
 

@@ -58,7 +58,7 @@ impl Registry {
         let kind = Kind::new(J::KIND)?;
         let opener = JobOpener { version: J::VERSION, source: JobSource::Spec(erased::open::<J>) };
         if self.openers.insert(kind.clone(), opener).is_some() {
-            return Err(RegisterError::Twice(kind));
+            return Err(RegisterError::Duplicate(kind));
         }
         Ok(())
     }
@@ -69,7 +69,7 @@ impl Registry {
     ///
     /// # Errors
     /// If the name of its kind is invalid.
-    pub fn of_one(job: Arc<dyn AnyJob>) -> Result<Self, RegisterError> {
+    pub fn with_job(job: Arc<dyn AnyJob>) -> Result<Self, RegisterError> {
         let kind = Kind::new(job.kind())?;
         let opener = JobOpener { version: job.version(), source: JobSource::Fixed(job) };
         Ok(Self { openers: BTreeMap::from([(kind, opener)]) })
@@ -83,7 +83,7 @@ impl Registry {
     /// Returns the kind as a metric label. All kinds that are not registered share one label,
     /// because messages may name any number of them.
     #[must_use]
-    pub fn label<'a>(&self, kind: &'a Kind) -> &'a str {
+    pub fn metric_label<'a>(&self, kind: &'a Kind) -> &'a str {
         if self.openers.contains_key(kind) { kind.as_str() } else { "unknown" }
     }
 
@@ -123,7 +123,7 @@ impl fmt::Debug for Registry {
 pub enum RegisterError {
     /// Two job types have the same name on the wire.
     #[error("two jobs of kind {0} are registered (hint: give one another KIND)")]
-    Twice(Kind),
+    Duplicate(Kind),
     /// The name is no valid kind.
     #[error(transparent)]
     Name(#[from] InvalidName),

@@ -17,7 +17,7 @@ pub struct Shards(NonZeroU8);
 
 /// The number of a shard after the first: 2 to [`SHARDS_MAX`]. [`Shards::queues`] returns them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
-pub struct FurtherShard(NonZeroU8);
+pub struct ShardIndex(NonZeroU8);
 
 /// The error for a number of shards that is out of bounds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -44,14 +44,14 @@ impl Shards {
 
     /// Returns the next larger number, or `None` at [`SHARDS_MAX`].
     #[must_use]
-    pub fn one_more(self) -> Option<Self> {
+    pub fn checked_next(self) -> Option<Self> {
         self.0.checked_add(1).and_then(|number| Self::new(number.get()).ok())
     }
 
     /// Returns the role of the last of these queues.
     #[must_use]
     pub fn last(self) -> QueueRole {
-        if self == Self::ONE { QueueRole::Tasks } else { QueueRole::Shard(FurtherShard(self.0)) }
+        if self == Self::ONE { QueueRole::Tasks } else { QueueRole::Shard(ShardIndex(self.0)) }
     }
 
     /// Returns the roles of all these queues, from the first on.
@@ -94,7 +94,7 @@ impl fmt::Display for Shards {
     }
 }
 
-impl fmt::Display for FurtherShard {
+impl fmt::Display for ShardIndex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(text.parse::<Shards>().ok().map(Shards::get), number, "{text}");
         }
         assert!(serde_json::from_str::<Shards>("65").is_err());
-        assert_eq!(Shards::new(SHARDS_MAX).unwrap().one_more(), None);
-        assert_eq!(Shards::ONE.one_more(), Shards::new(2).ok());
+        assert_eq!(Shards::new(SHARDS_MAX).unwrap().checked_next(), None);
+        assert_eq!(Shards::ONE.checked_next(), Shards::new(2).ok());
     }
 }

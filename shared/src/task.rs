@@ -110,7 +110,7 @@ impl TaskContext {
             return Err(TaskError::stopped());
         }
         match self.deadline {
-            Some(deadline) if Instant::now() >= deadline => Err(TaskError(Trouble::TimedOut)),
+            Some(deadline) if Instant::now() >= deadline => Err(TaskError(FailureKind::TimedOut)),
             _ => Ok(()),
         }
     }
@@ -158,7 +158,7 @@ impl TaskContext {
             biased;
             output = future => Ok(output),
             () = self.stopped() => Err(TaskError::stopped()),
-            () = overdue => Err(TaskError(Trouble::TimedOut)),
+            () = overdue => Err(TaskError(FailureKind::TimedOut)),
         }
     }
 }
@@ -188,11 +188,11 @@ impl TaskContext {
 /// }
 /// # assert!(page("http://localhost/").is_err());
 /// ```
-pub struct TaskError(Trouble);
+pub struct TaskError(FailureKind);
 
 /// The consequence of a [`TaskError`] for the task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Trouble {
+pub enum FailureKind {
     /// The attempt failed for this reason; the task is tried again later.
     Failed(String),
     /// The task failed for good, for this reason.
@@ -209,7 +209,7 @@ pub enum Trouble {
     Delayed(String, Duration),
 }
 
-impl Trouble {
+impl FailureKind {
     /// Clips the reason to the length that travels.
     pub(crate) fn clip(self) -> Self {
         match self {
@@ -237,14 +237,14 @@ impl TaskError {
     /// Makes an error that fails the task for good, without further attempts.
     #[must_use]
     pub fn reject(why: impl fmt::Display) -> Self {
-        Self(Trouble::Rejected(why.to_string()))
+        Self(FailureKind::Rejected(why.to_string()))
     }
 
     /// Makes an error that fails this attempt; later attempts may succeed. `?` converts any error
     /// this way.
     #[must_use]
     pub fn failed(why: impl fmt::Display) -> Self {
-        Self(Trouble::Failed(why.to_string()))
+        Self(FailureKind::Failed(why.to_string()))
     }
 
     /// Makes an error that fails this attempt; the next one starts after `delay`, which replaces
@@ -255,7 +255,7 @@ impl TaskError {
     /// The reason is a standard text; [`TaskError::context`] adds to it.
     #[must_use]
     pub fn retry_after(delay: Duration) -> Self {
-        Self(Trouble::Delayed(format!("the task asks for a retry after {delay:?}"), delay))
+        Self(FailureKind::Delayed(format!("the task asks for a retry after {delay:?}"), delay))
     }
 
     /// Puts `text` and a colon before the reason, as in `reading the index: no such file`. Changes
@@ -263,33 +263,33 @@ impl TaskError {
     #[must_use]
     pub fn context(self, text: impl fmt::Display) -> Self {
         Self(match self.0 {
-            Trouble::Failed(reason) => Trouble::Failed(format!("{text}: {reason}")),
-            Trouble::Rejected(reason) => Trouble::Rejected(format!("{text}: {reason}")),
-            Trouble::Delayed(reason, delay) => Trouble::Delayed(format!("{text}: {reason}"), delay),
-            other @ (Trouble::Stopped | Trouble::TimedOut | Trouble::Undecodable(_)) => other,
+            FailureKind::Failed(reason) => FailureKind::Failed(format!("{text}: {reason}")),
+            FailureKind::Rejected(reason) => FailureKind::Rejected(format!("{text}: {reason}")),
+            FailureKind::Delayed(reason, delay) => FailureKind::Delayed(format!("{text}: {reason}"), delay),
+            other @ (FailureKind::Stopped | FailureKind::TimedOut | FailureKind::Undecodable(_)) => other,
         })
     }
 
-    pub(crate) fn from_trouble(trouble: Trouble) -> Self {
+    pub(crate) fn from_kind(trouble: FailureKind) -> Self {
         Self(trouble)
     }
 
     pub(crate) fn stopped() -> Self {
-        Self(Trouble::Stopped)
+        Self(FailureKind::Stopped)
     }
 
     pub(crate) fn undecodable(why: impl fmt::Display) -> Self {
-        Self(Trouble::Undecodable(why.to_string()))
+        Self(FailureKind::Undecodable(why.to_string()))
     }
 
     /// True if the job was stopped, so that the task has no outcome.
     pub(crate) fn is_stop(&self) -> bool {
-        matches!(self.0, Trouble::Stopped)
+        matches!(self.0, FailureKind::Stopped)
     }
 
     /// Returns the consequence for the task.
     #[must_use]
-    pub fn into_trouble(self) -> Trouble {
+    pub fn into_kind(self) -> FailureKind {
         self.0
     }
 }
@@ -302,7 +302,7 @@ impl fmt::Debug for TaskError {
 
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for TaskError {
     fn from(error: E) -> Self {
-        Self(Trouble::Failed(crate::error_chain(&*error.into())))
+        Self(FailureKind::Failed(crate::error_chain(&*error.into())))
     }
 }
 
@@ -362,9 +362,9 @@ mod tests {
         let mut cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop.clone());
         assert!(cx.check().is_ok());
         cx.move_to(TaskIndex(1), Some(Instant::now()));
-        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::TimedOut);
+        assert_eq!(cx.check().unwrap_err().into_kind(), FailureKind::TimedOut);
         stop.stop();
-        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+        assert_eq!(cx.check().unwrap_err().into_kind(), FailureKind::Stopped);
     }
 
     #[tokio::test]
@@ -374,7 +374,7 @@ mod tests {
         let cx = cx.with_revoked(revoked.clone());
         assert!(cx.check().is_ok());
         tokio::join!(cx.stopped(), async { revoked.stop() });
-        assert_eq!(cx.check().unwrap_err().into_trouble(), Trouble::Stopped);
+        assert_eq!(cx.check().unwrap_err().into_kind(), FailureKind::Stopped);
     }
 
     #[tokio::test]
@@ -389,7 +389,7 @@ mod tests {
         fn task() -> Result<u32, TaskError> {
             Ok("x".parse::<u32>()?)
         }
-        let Trouble::Failed(reason) = task().unwrap_err().into_trouble() else { panic!("not a failure") };
+        let FailureKind::Failed(reason) = task().unwrap_err().into_kind() else { panic!("not a failure") };
         assert_eq!(reason, "invalid digit found in string");
     }
 
@@ -410,7 +410,7 @@ mod tests {
             }
             Ok(())
         }
-        let reasons: Vec<_> = (0..5).map(|how| fails(how).unwrap_err().into_trouble()).collect();
+        let reasons: Vec<_> = (0..5).map(|how| fails(how).unwrap_err().into_kind()).collect();
         let expected = [
             "reading row 7: the disk is gone",
             "the disk is gone",
@@ -418,18 +418,18 @@ mod tests {
             "a longer text",
             "writing row 7: the disk is gone",
         ];
-        assert_eq!(reasons, expected.map(|reason| Trouble::Failed(reason.into())));
+        assert_eq!(reasons, expected.map(|reason| FailureKind::Failed(reason.into())));
     }
 
     #[test]
     fn context_goes_before_the_reason() {
-        let with_context = |error: TaskError| error.context("row 7").into_trouble();
-        assert_eq!(with_context(DiskGone.into()), Trouble::Failed("row 7: the disk is gone".into()));
-        assert_eq!(with_context(TaskError::reject("odd")), Trouble::Rejected("row 7: odd".into()));
-        assert_eq!(with_context(TaskError::stopped()), Trouble::Stopped);
+        let with_context = |error: TaskError| error.context("row 7").into_kind();
+        assert_eq!(with_context(DiskGone.into()), FailureKind::Failed("row 7: the disk is gone".into()));
+        assert_eq!(with_context(TaskError::reject("odd")), FailureKind::Rejected("row 7: odd".into()));
+        assert_eq!(with_context(TaskError::stopped()), FailureKind::Stopped);
         let wait = Duration::from_secs(30);
         let reason = "row 7: the task asks for a retry after 30s";
-        assert_eq!(with_context(TaskError::retry_after(wait)), Trouble::Delayed(reason.into(), wait));
+        assert_eq!(with_context(TaskError::retry_after(wait)), FailureKind::Delayed(reason.into(), wait));
     }
 
     fn context(stop: StopSignal) -> TaskContext {
@@ -447,22 +447,22 @@ mod tests {
     fn block_on_ends_at_stop_and_deadline() {
         let stop = StopSignal::new();
         let mut cx = context(stop.clone());
-        let never = |cx: &TaskContext| cx.block_on(pending::<()>()).unwrap_err().into_trouble();
+        let never = |cx: &TaskContext| cx.block_on(pending::<()>()).unwrap_err().into_kind();
         cx.move_to(TaskIndex(0), Some(Instant::now() + std::time::Duration::from_millis(20)));
-        assert_eq!(never(&cx), Trouble::TimedOut);
+        assert_eq!(never(&cx), FailureKind::TimedOut);
         assert!(cx.deadline() <= Some(Instant::now()), "it ended before its deadline");
         cx.move_to(TaskIndex(0), None);
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| never(&cx));
             stop.stop();
-            assert_eq!(waiting.join().unwrap(), Trouble::Stopped);
+            assert_eq!(waiting.join().unwrap(), FailureKind::Stopped);
         });
     }
 
     #[tokio::test]
     async fn block_on_refuses_async_callers() {
         let error = context(StopSignal::new()).block_on(async { 7 }).unwrap_err();
-        let Trouble::Rejected(why) = error.into_trouble() else { panic!("it would be tried again") };
+        let FailureKind::Rejected(why) = error.into_kind() else { panic!("it would be tried again") };
         assert!(why.contains("await the future instead"), "{why}");
     }
 }

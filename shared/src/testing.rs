@@ -16,14 +16,14 @@ use serde_json::value::RawValue;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
-    Account, AnyFold, AnyJob, BatchLimit, BatchRun, Chunk, CollectError, DEFAULT_MAX_ATTEMPTS, Job, JobError,
-    JobId, Kind, Outcome, Policy, Round, SplitDigest, SplitStep, StopSignal, TaskContext, TaskIndex, Trouble,
-    erased,
-    wire::{BATCH_MAX_BYTES, Batch, DoneSpan, PackedTasks},
+    Account, AnyFold, AnyJob, BatchLimit, BatchRun, Chunk, CollectError, DEFAULT_MAX_ATTEMPTS, FailureKind,
+    Job, JobError, JobId, Kind, Outcome, Policy, Round, SplitDigest, SplitStep, StopSignal, TaskContext,
+    TaskIndex, erased,
+    wire::{BATCH_MAX_BYTES, Batch, OutputRun, PackedTasks},
 };
 
-pub use faulty::{FaultCounts, FaultRates, Faults, Faulty};
-pub use repeating::Repeating;
+pub use faulty::{FaultCounts, FaultRates, Faults, FaultyTransport};
+pub use repeating::RepeatingTransport;
 
 /// The number of times that every batch is processed and delivered. A correct answer does not
 /// depend on it.
@@ -88,12 +88,12 @@ pub fn run_local<J: Job>(job: &J, how: impl Into<LocalRun>) -> Result<LocalOutco
             for done in chunk.done {
                 let (first, count) = (done.first, done.count);
                 let (outputs, tasks) = done.into_parts();
-                sink.take(&DoneSpan { first, count, outputs: &outputs, tasks: tasks.as_deref() })?;
+                sink.take(&OutputRun { first, count, outputs: &outputs, tasks: tasks.as_deref() })?;
             }
             for failure in chunk.failed {
                 let failures = batch.failures + 1;
                 match failure.trouble {
-                    Trouble::Failed(_) | Trouble::Delayed(..) | Trouble::TimedOut
+                    FailureKind::Failed(_) | FailureKind::Delayed(..) | FailureKind::TimedOut
                         if failures < DEFAULT_MAX_ATTEMPTS =>
                     {
                         let tasks = RawValue::from_string(format!("[{}]", failure.task.get()))?;
@@ -178,7 +178,7 @@ impl LocalWorker<'_> {
         let mut emit = |chunk| chunks.push(chunk);
         let cx = TaskContext::new(self.id, local.first, local.failures, StopSignal::new());
         let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut emit);
-        self.job.process_batch(&batch, &mut run.preparing_at_once())?;
+        self.job.process_batch(&batch, &mut run.with_immediate_prepare())?;
         Ok(chunks)
     }
 }
@@ -224,7 +224,7 @@ impl<'a> LocalSink<'a> {
     }
 
     /// Keeps the outputs of these indices, which lie within the span.
-    fn keep(&mut self, span: &DoneSpan<'_>, indices: &[TaskIndex]) -> Result<(), JobError> {
+    fn keep(&mut self, span: &OutputRun<'_>, indices: &[TaskIndex]) -> Result<(), JobError> {
         let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get())?;
         for index in indices {
             let place = usize::try_from(index.0 - span.first.0)?;
@@ -233,7 +233,7 @@ impl<'a> LocalSink<'a> {
         Ok(())
     }
 
-    fn take(&mut self, span: &DoneSpan<'_>) -> Result<(), JobError> {
+    fn take(&mut self, span: &OutputRun<'_>) -> Result<(), JobError> {
         let all = span.first.0..span.first.plus(span.count.into()).0;
         if self.account.stopped.is_some() {
             self.account.late += u64::from(span.count);
@@ -405,7 +405,7 @@ mod tests {
         );
         assert_eq!(chunk.failed[0].task.get(), "\"no number\"");
         assert!(
-            matches!(&chunk.failed[0].trouble, Trouble::Undecodable(why) if why.contains("kind squares"))
+            matches!(&chunk.failed[0].trouble, FailureKind::Undecodable(why) if why.contains("kind squares"))
         );
         batch.count = 4;
         assert!(run(&batch).unwrap_err().reason.contains("says it has 4 tasks, but has 3"));

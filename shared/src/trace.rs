@@ -21,7 +21,7 @@ use crate::JobId;
 /// ```
 /// # use gristmill_shared::{JobId, TraceParent};
 /// let job: JobId = "0192d3a0-7b1c-7d2e-8f3a-1b2c3d4e5f60".parse()?;
-/// let batch = TraceParent::of_job(job, "a batch's id");
+/// let batch = TraceParent::for_message(job, "a batch's id");
 /// assert_eq!(batch.trace_id(), "0192d3a07b1c7d2e8f3a1b2c3d4e5f60");
 /// let header = batch.to_string();
 /// let run = header.parse::<TraceParent>().unwrap().follow();
@@ -44,7 +44,7 @@ impl TraceParent {
     /// The trace id is the job's id without hyphens, so that one can be found from the other; 62 of
     /// its bits are random. A message published again has the same span.
     #[must_use]
-    pub fn of_job(job: JobId, message: &str) -> Self {
+    pub fn for_message(job: JobId, message: &str) -> Self {
         Self { trace: Uuid::from(job).as_u128(), span: span_number(message.as_bytes()), flags: SAMPLED_FLAG }
     }
 
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn trace_continues_across_messages() {
         let job = JobId::generate();
-        let (batch, again) = (TraceParent::of_job(job, "1"), TraceParent::of_job(job, "1"));
+        let (batch, again) = (TraceParent::for_message(job, "1"), TraceParent::for_message(job, "1"));
         assert_eq!(batch, again, "the same message is the same span");
         assert_eq!(batch.to_string().parse(), Ok(batch));
         let (run, another) = (batch.follow(), batch.follow());

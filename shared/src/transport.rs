@@ -37,8 +37,8 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// [`TransportError::Mismatch`] if an entity exists with other settings and the user may create
-    /// such entities; [`TransportError::Forbidden`] if an entity is missing and the user may not
-    /// create it.
+    /// such entities; [`TransportError::PermissionDenied`] if an entity is missing and the user may
+    /// not create it.
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError>;
 
     /// Creates the missing shards of a lane's tasks queue up to `at_least`, and returns the number
@@ -92,16 +92,16 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Health {
     /// Connected, and the broker takes messages.
-    Well,
+    Ready,
     /// Connected, but the broker takes no messages, with the reason: it is low on memory, for
     /// instance. It still delivers.
     Blocked(String),
     /// Connected, and the broker takes messages, but a consumer or reader ended and cannot be
     /// restarted yet, with the reason: its queue was deleted, for instance. The transport keeps
     /// trying.
-    Interrupted(String),
+    Degraded(String),
     /// The connection is lost, with the reason; the transport reconnects.
-    Away(String),
+    Reconnecting(String),
     /// The connection is closed for good.
     Closed,
 }
@@ -154,10 +154,10 @@ impl fmt::Display for Address {
 pub enum Published {
     /// The broker has taken responsibility for the message. (For events: it was passed to the
     /// present subscribers.)
-    Stored,
+    Confirmed,
     /// The broker rejected the message, because the queue is full or because of a failure of its
     /// own. It is not stored. Callers try again later.
-    Rejected,
+    Nacked,
     /// The queue does not exist. The message is not stored.
     Unroutable,
     /// The connection was lost for good before the answer: the message may be stored or not.
@@ -165,10 +165,10 @@ pub enum Published {
     Unknown,
     /// The message can never be published, with the reason: it is larger than the broker takes.
     /// Other messages may succeed.
-    Refused(String),
+    Invalid(String),
     /// The user may not publish there, with the broker's message. No message succeeds until an
     /// operator changes that.
-    Denied(String),
+    Forbidden(String),
 }
 
 /// A consumer of one queue. Dropping it requeues unsettled messages.
@@ -211,7 +211,7 @@ pub struct Delivery {
 impl Delivery {
     /// True if an earlier delivery of the message was not settled.
     #[must_use]
-    pub fn redelivered(&self) -> bool {
+    pub fn is_redelivered(&self) -> bool {
         self.deliveries_before > 0
     }
 }
@@ -335,7 +335,7 @@ pub enum EventFilter {
 impl EventFilter {
     /// True if the filter accepts events on `topic`.
     #[must_use]
-    pub fn wants(&self, topic: &Topic) -> bool {
+    pub fn matches(&self, topic: &Topic) -> bool {
         match (self, topic) {
             (Self::Lane(wanted), Topic::Job(lane, _) | Topic::Worker(lane, _)) => wanted == lane,
             (Self::Job(wanted), Topic::Job(_, job)) => wanted == job,
@@ -408,7 +408,7 @@ pub enum TransportError {
     /// The broker refuses the login. The operator must correct the user, the password or the
     /// virtual host.
     #[error("the broker at {transport} refuses: {reason}")]
-    Denied {
+    AuthenticationFailed {
         /// The transport's name.
         transport: String,
         /// The broker's message.
@@ -417,7 +417,7 @@ pub enum TransportError {
     /// The user is logged in, but lacks the permission. The operator must grant it, or do this step
     /// for the process.
     #[error("the broker at {transport} refuses: {lacks}")]
-    Forbidden {
+    PermissionDenied {
         /// The transport's name.
         transport: String,
         /// The user, the missing permission and its object.
@@ -426,7 +426,7 @@ pub enum TransportError {
     /// The TLS handshake failed: one side does not trust the other. The operator must correct the
     /// certificates or the trusted authorities.
     #[error("the TLS handshake with the broker at {transport} failed: {reason}")]
-    Untrusted {
+    TlsFailed {
         /// The transport's name.
         transport: String,
         /// The side without trust, the reason and a hint.
@@ -454,9 +454,9 @@ impl TransportError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Disconnected { .. } | Self::Unreachable { .. } => true,
-            Self::Denied { .. }
-            | Self::Forbidden { .. }
-            | Self::Untrusted { .. }
+            Self::AuthenticationFailed { .. }
+            | Self::PermissionDenied { .. }
+            | Self::TlsFailed { .. }
             | Self::Mismatch { .. }
             | Self::Invalid(_) => false,
         }

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, fs, ops::ControlFlow};
 use gristmill_shared::{
     BatchLimit, Headers, Job, JobError, Lane, Message, QueueRole, SplitDigest, TaskContext, TaskError,
     TaskIndex, erase,
-    wire::{self, Batch, Event, Fact, PackedTasks, ToSink},
+    wire::{self, Batch, Event, Fact, PackedTasks, SinkMessage},
 };
 use page::{Page, PageTable};
 use serde_json::{Value, json, value::RawValue};
@@ -29,15 +29,15 @@ fn every_type_has_an_example() {
     let mut by_hand = 0;
     for file in fs::read_dir(source).unwrap() {
         let text = fs::read_to_string(file.unwrap().path()).unwrap();
-        by_hand += text.matches("Form for ").count();
-        for declared in text.split("form!(").skip(1) {
+        by_hand += text.matches("WireMessage for ").count();
+        for declared in text.split("wire_message!(").skip(1) {
             let (of, form) = declared.split_once(", \"").unwrap();
             in_source.insert(form.split('"').next().unwrap().to_owned(), of.to_owned());
         }
     }
     assert_eq!(
         by_hand, 2,
-        "only the two arms of the macro `form!` may implement Form, or this test misses one"
+        "only the two arms of the macro `wire_message!` may implement WireMessage, or this test misses one"
     );
     let here = values::all().into_iter().map(|golden| (golden.form.to_owned(), golden.type_name.to_owned()));
     assert_eq!(here.collect::<BTreeMap<_, _>>(), in_source);
@@ -160,7 +160,7 @@ fn other_types_and_versions_are_refused() {
         let packed = Message { content_encoding: "zstd".into(), ..message };
         for other in [next, packed] {
             assert!((golden.recode)(&other).is_err(), "{}", golden.form);
-            assert!(ToSink::decode(&other).is_err(), "{}", golden.form);
+            assert!(SinkMessage::decode(&other).is_err(), "{}", golden.form);
             assert!(Fact::decode(&other).is_err(), "{}", golden.form);
             assert!(Event::decode(&other).is_err(), "{}", golden.form);
         }
@@ -176,7 +176,7 @@ fn types_are_read_where_documented() {
         let message = golden.message(&golden.body);
         let read = [
             ("work queues", wire::decode::<Batch<'_>>(&message).is_ok()),
-            ("`results`", ToSink::decode(&message).is_ok()),
+            ("`results`", SinkMessage::decode(&message).is_ok()),
             ("journal", Fact::decode(&message).is_ok()),
             ("events", Event::decode(&message).is_ok()),
         ];
@@ -251,12 +251,12 @@ fn queues_match_the_code() {
             spec.max_bytes.map(|it| format!("{it} bytes")),
         ];
         assert_eq!(full, limits.into_iter().flatten().collect::<Vec<_>>().join(" or "), "{name}");
-        let ripens = spec.ripens.map(|(after, to)| (after.as_millis(), to));
-        assert_eq!(ripens.is_some(), !moves.is_empty(), "{name}");
-        if let Some((after, to)) = ripens {
+        let delay = spec.delay.map(|(after, to)| (after.as_millis(), to));
+        assert_eq!(delay.is_some(), !moves.is_empty(), "{name}");
+        if let Some((after, to)) = delay {
             assert_eq!(
                 (moves, to),
-                (format!("to `again` after {after} ms").as_str(), QueueRole::Again),
+                (format!("to `again` after {after} ms").as_str(), QueueRole::Requeued),
                 "{name}"
             );
         }

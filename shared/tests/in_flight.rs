@@ -11,8 +11,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    BatchRun, Chunk, Job, JobError, JobId, Kind, Policy, Round, RunningIndex, StopSignal, TaskContext,
-    TaskError, TaskIndex, Trouble, erase,
+    BatchRun, Chunk, FailureKind, Job, JobError, JobId, Kind, Policy, Round, RunningIndex, StopSignal,
+    TaskContext, TaskError, TaskIndex, erase,
     testing::{Repeat, run_local},
     wire::Batch,
 };
@@ -86,7 +86,7 @@ impl Job for ScriptedJob {
 /// The outcomes of a batch: each chunk's outputs and failures by index.
 type ChunkOutcomes = Vec<(IndexedOutputs, IndexedFailures)>;
 type IndexedOutputs = Vec<(u64, serde_json::Value)>;
-type IndexedFailures = Vec<(u64, Trouble)>;
+type IndexedFailures = Vec<(u64, FailureKind)>;
 
 fn flatten(chunk: Chunk) -> (IndexedOutputs, IndexedFailures) {
     let outputs = chunk.done.into_iter().flat_map(|done| {
@@ -128,7 +128,8 @@ fn run(
     };
     let cx = TaskContext::new(batch.job, batch.first, 0, stop);
     let run = BatchRun::new(cx, &batch.policy, StopSignal::new(), &mut emit);
-    let ran = erase(ScriptedJob::default()).process_batch(&batch, &mut run.noting(running)).unwrap();
+    let ran =
+        erase(ScriptedJob::default()).process_batch(&batch, &mut run.with_running_index(running)).unwrap();
     (ran, chunks)
 }
 
@@ -165,13 +166,13 @@ fn each_task_has_its_own_deadline() {
         &[TaskScript::Sleep(1), TaskScript::Hang, TaskScript::Sleep(2), TaskScript::Sleep(3)],
         Some(2_000),
     );
-    assert_eq!((done, failed), (vec![0, 2, 3], vec![(1, Trouble::TimedOut)]));
+    assert_eq!((done, failed), (vec![0, 2, 3], vec![(1, FailureKind::TimedOut)]));
 }
 
 #[test]
 fn panic_fails_its_own_task_alone() {
     let (done, failed) = outcomes(&[TaskScript::Sleep(1), TaskScript::Panic, TaskScript::Sleep(2)], None);
-    assert_eq!((done, failed), (vec![0, 2], vec![(1, Trouble::Failed("panic: as asked".into()))]));
+    assert_eq!((done, failed), (vec![0, 2], vec![(1, FailureKind::Failed("panic: as asked".into()))]));
 }
 
 /// A stop ends tasks that hang. Chunks of the tasks before them leave first.
@@ -241,7 +242,7 @@ impl Job for UnimplementedJob {
 #[test]
 fn job_without_process_gets_a_hint() {
     let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
-    let Trouble::Rejected(why) = UnimplementedJob.process(1, &cx).unwrap_err().into_trouble() else {
+    let FailureKind::Rejected(why) = UnimplementedJob.process(1, &cx).unwrap_err().into_kind() else {
         panic!("it would be tried again")
     };
     assert!(why.contains("kind neither") && why.contains("hint: write one of them"), "{why}");

@@ -104,13 +104,14 @@ fn stateless_job_runs() {
 /// Spans with and without tasks stay apart; others join, outputs and tasks alike.
 #[test]
 fn tasks_join_like_outputs() {
-    let span =
-        |first, outputs: &[u32], tasks: &[&str]| DoneTasks::of(TaskIndex(first), outputs).with_tasks(tasks);
+    let span = |first, outputs: &[u32], tasks: &[&str]| {
+        DoneTasks::from_outputs(TaskIndex(first), outputs).with_tasks(tasks)
+    };
     let mut joined = span(3, &[30, 40], &["c", "d"]);
     joined.append(span(5, &[50], &["e"])).unwrap();
-    let bare = joined.append(DoneTasks::of(TaskIndex(6), &[60])).unwrap_err();
+    let bare = joined.append(DoneTasks::from_outputs(TaskIndex(6), &[60])).unwrap_err();
     assert!(bare.into_parts().1.is_none());
-    assert!(DoneTasks::of(TaskIndex(2), &[20]).append(span(3, &[30], &["c"])).is_err());
+    assert!(DoneTasks::from_outputs(TaskIndex(2), &[20]).append(span(3, &[30], &["c"])).is_err());
     let bytes = joined.bytes();
     let (outputs, tasks) = joined.into_parts();
     let tasks = tasks.unwrap();

@@ -14,9 +14,9 @@ use gristmill_shared::{
     QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, WorkerId, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{DoneSpan, Fact, Form as _, Opened, Results, Sealed, now_ms},
+    wire::{Fact, Opened, OutputRun, Results, Sealed, WireMessage as _, now_ms},
 };
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use index_set::IndexSet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -93,7 +93,7 @@ impl BenchSink {
         let sink = Sink::open(SinkConfig {
             registry,
             lane: Lane::default(),
-            ledger: LedgerPlace::File(dir.path().join("ledger")),
+            ledger: LedgerLocation::File(dir.path().join("ledger")),
             adopt: false,
             app: bench(),
             stall_after: None,
@@ -152,7 +152,7 @@ fn messages(job: JobId, count: SumJob, size: u64) -> Vec<Message> {
         let json = serde_json::to_string(&(first..last).collect::<Vec<_>>()).expect("numbers are JSON");
         let outputs = RawValue::from_string(json).expect("it was just encoded");
         let count = u32::try_from(last - first).expect("a batch is small");
-        let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs, tasks: None }];
+        let done = vec![OutputRun { first: TaskIndex(first), count, outputs: &outputs, tasks: None }];
         let results = Results {
             job,
             round: Round(0),

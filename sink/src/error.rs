@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use gristmill_shared::{JobId, Lane, LedgerId, StoreError, TransportError};
+use gristmill_shared::{JobId, Lane, LedgerId, PublishError, TransportError};
 
 /// The error that ended a sink, or that prevents reading a ledger.
 ///
@@ -45,7 +45,7 @@ pub enum SinkError {
     },
     /// Another sink uses the ledger.
     #[error("the ledger {} is held by another sink ({holder}) (hint: one sink serves a lane; stop that one, or serve another lane with --lane)", .path.display())]
-    Held {
+    Locked {
         /// The ledger.
         path: PathBuf,
         /// The holder's own note in the lock file.
@@ -136,11 +136,11 @@ pub enum SinkError {
     #[error(
         "the broker did not confirm a fact; the ledger keeps it, and the next start of the sink publishes it"
     )]
-    Store(#[from] StoreError),
+    Store(#[from] PublishError),
     /// The operating system cannot start the thread.
     #[error("cannot start the ledger's thread")]
-    Thread(#[source] io::Error),
+    ThreadStart(#[source] io::Error),
     /// A defect of the sink itself.
     #[error("the ledger's thread died: {0}; this is a defect of the sink, not of a job")]
-    Died(String),
+    ThreadDied(String),
 }

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use gristmill_shared::{
-    Address, JournalEntry, JournalReader, Lane, LedgerId, Message, Outgoing, Publisher, StoreError,
+    Address, JournalEntry, JournalReader, Lane, LedgerId, Message, Outgoing, PublishError, Publisher,
     Transport, publish_until_stored,
-    wire::{Fact, Form, Serving},
+    wire::{Fact, Serving, WireMessage},
 };
 use tokio::time::sleep;
 
@@ -106,7 +106,7 @@ fn decode_claim(fact: &Message, lane: &Lane) -> Option<Serving> {
     }
 }
 
-async fn publish_claim(publisher: &dyn Publisher, claim: &Message) -> Result<(), StoreError> {
+async fn publish_claim(publisher: &dyn Publisher, claim: &Message) -> Result<(), PublishError> {
     publish_until_stored(publisher, vec![Outgoing { to: Address::Journal, message: claim.clone() }]).await
 }
 

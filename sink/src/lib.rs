@@ -18,8 +18,8 @@ mod tests;
 
 pub use error::SinkError;
 pub use ledger::{
-    DeadMessages, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerPlace, LedgerReader,
-    MissingTasks, OutputPass, OutputRow, ParkedJob, ParkedMessages, PruneReport, PruneRule, Verification,
-    prune,
+    DeadMessages, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerLocation,
+    LedgerReader, MissingTasks, OutputPass, OutputRow, ParkedJob, ParkedMessages, PruneReport, PruneRule,
+    Verification, prune,
 };
 pub use sink::{ClaimedSink, Sink, SinkConfig, SinkReport};

@@ -5,10 +5,10 @@ use std::mem;
 use flume::{Receiver, Sender};
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Published, Publisher, StoreError, Topic, WorkerId,
+    Address, Outgoing, PublishError, Published, Publisher, Topic, WorkerId,
     fail_point::{FailPoint, reached},
     publish_until_answered,
-    wire::{Event, Form},
+    wire::{Event, WireMessage},
 };
 
 use crate::{
@@ -61,17 +61,17 @@ async fn publish_batch(batch: OutboxBatch, publisher: &dyn Publisher) -> Result<
     let OutboxBatch { target, rows, .. } = batch;
     let answers = publisher.publish(rows.iter().map(|(_, outgoing)| outgoing.clone()).collect()).await;
     if answers.len() != rows.len() {
-        return Err(StoreError::Lost.into()); // the fate of some is unknown
+        return Err(PublishError::Lost.into()); // the fate of some is unknown
     }
     let mut answered = OutboxAnswer { target, stored: Vec::with_capacity(rows.len()), refused: Vec::new() };
     for ((row, outgoing), answer) in rows.into_iter().zip(answers) {
         let message = outgoing.message.clone();
         let refusal = match answer {
-            Published::Stored => None,
-            Published::Refused(why) => Some(why),
-            Published::Denied(why) => return Err(StoreError::Denied { to: outgoing.to, why }.into()),
+            Published::Confirmed => None,
+            Published::Invalid(why) => Some(why),
+            Published::Forbidden(why) => return Err(PublishError::Forbidden { to: outgoing.to, why }.into()),
             // The retry succeeds, or returns the reason.
-            Published::Rejected | Published::Unroutable | Published::Unknown => {
+            Published::Nacked | Published::Unroutable | Published::Unknown => {
                 publish_until_answered(publisher, vec![outgoing]).await?.pop().map(|(_, why)| why)
             }
         };
@@ -126,7 +126,7 @@ mod tests {
         async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
             let ids = batch.iter().map(|outgoing| outgoing.message.id.clone()).collect();
             self.calls.lock().unwrap().push(ids);
-            self.answers.lock().unwrap().pop().unwrap_or_else(|| vec![Published::Stored; batch.len()])
+            self.answers.lock().unwrap().pop().unwrap_or_else(|| vec![Published::Confirmed; batch.len()])
         }
     }
 
@@ -147,12 +147,12 @@ mod tests {
     /// Rows are published together; only those that were rejected are published again.
     #[tokio::test]
     async fn rejected_rows_are_retried() {
-        use Published::{Refused, Rejected, Stored};
+        use Published::{Confirmed, Invalid, Nacked};
         let (end, calls) = publish_with(Vec::new()).await;
         assert_eq!((end.unwrap().stored, calls), (vec![1, 2, 3, 4], vec!["1 2 3 4".to_owned()]));
 
         let (end, calls) =
-            publish_with(vec![vec![Rejected, Refused("too large".into()), Stored, Rejected]]).await;
+            publish_with(vec![vec![Nacked, Invalid("too large".into()), Confirmed, Nacked]]).await;
         assert_eq!(end.unwrap().stored, [1, 3, 4]);
         assert_eq!(calls, ["1 2 3 4", "1", "4"]);
     }
@@ -160,10 +160,11 @@ mod tests {
     /// Rows refused at first or on the retry do not count as stored.
     #[tokio::test]
     async fn refused_rows_are_not_stored() {
-        use Published::{Refused, Rejected, Stored};
-        let refused = || Refused("too large".into());
+        use Published::{Confirmed, Invalid, Nacked};
+        let refused = || Invalid("too large".into());
         // The last answer comes first.
-        let (end, _) = publish_with(vec![vec![refused()], vec![Stored, refused(), Rejected, Stored]]).await;
+        let (end, _) =
+            publish_with(vec![vec![refused()], vec![Confirmed, refused(), Nacked, Confirmed]]).await;
         let answered = end.unwrap();
         assert_eq!(answered.stored, [1, 4]);
         let refused: Vec<_> =
@@ -173,15 +174,15 @@ mod tests {
 
     #[tokio::test]
     async fn lasting_failure_is_an_error() {
-        use Published::{Stored, Unknown, Unroutable};
+        use Published::{Confirmed, Unknown, Unroutable};
         for (answer, expected) in [(Unknown, "lost"), (Unroutable, "gristmill.default.tasks does not exist")]
         {
             // The last answer comes first.
             let (end, _) =
-                publish_with(vec![vec![answer.clone()], vec![Stored, answer, Stored, Stored]]).await;
+                publish_with(vec![vec![answer.clone()], vec![Confirmed, answer, Confirmed, Confirmed]]).await;
             let error = gristmill_shared::error_chain(&end.unwrap_err());
             assert!(error.contains(expected), "{error}");
         }
-        assert!(publish_with(vec![vec![Stored]]).await.0.is_err(), "an answer is missing");
+        assert!(publish_with(vec![vec![Confirmed]]).await.0.is_err(), "an answer is missing");
     }
 }

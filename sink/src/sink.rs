@@ -19,7 +19,7 @@ use gristmill_shared::{
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    LedgerPlace, SinkError,
+    LedgerLocation, SinkError,
     engine::{
         LedgerEngine,
         ledger_thread::{self, DEAD_PREFETCH, LedgerCommand, LedgerHandle, RESULTS_PREFETCH},
@@ -43,7 +43,7 @@ pub struct SinkConfig {
     /// The lane that the sink serves. It has no other sink.
     pub lane: Lane,
     /// The location of the ledger.
-    pub ledger: LedgerPlace,
+    pub ledger: LedgerLocation,
     /// True if the sink may take the lane over from a sink with another ledger.
     pub adopt: bool,
     /// The sender that the sink's messages name.
@@ -166,8 +166,8 @@ fn check_running_jobs(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Resu
             Err(error) => error.to_string(),
         };
         let path = match ledger.place() {
-            LedgerPlace::File(path) => path.clone(),
-            LedgerPlace::Memory => PathBuf::from("in memory"),
+            LedgerLocation::File(path) => path.clone(),
+            LedgerLocation::Memory => PathBuf::from("in memory"),
         };
         return Err(SinkError::IncompatibleJob { path, job: opened.job, why });
     }
@@ -217,7 +217,8 @@ impl ClaimedSink {
         // The consumers stay open until the ledger thread has acknowledged: dropping them requeues
         // the rest.
         let _ = commands.send_async(LedgerCommand::Shutdown).await; // fails if the thread has ended
-        let report = end.await.unwrap_or_else(|_| Err(SinkError::Died("it ended without a result".into())));
+        let report =
+            end.await.unwrap_or_else(|_| Err(SinkError::ThreadDied("it ended without a result".into())));
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
@@ -259,7 +260,7 @@ async fn forward_health(mut health: watch::Receiver<Health>, commands: &Sender<L
     loop {
         // `Interrupted` includes a missing queue: if it was deleted, the report of missing tasks
         // matters most.
-        let works = matches!(*health.borrow_and_update(), Health::Well | Health::Interrupted(_));
+        let works = matches!(*health.borrow_and_update(), Health::Ready | Health::Degraded(_));
         if commands.send_async(LedgerCommand::BrokerHealth { works }).await.is_err()
             || health.changed().await.is_err()
         {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, ValueEnum};
-use gristmill_amqp::{Finding, Part, Verdict};
+use gristmill_amqp::{Finding, FleetRole, Severity};
 use serde::Serialize;
 
 use super::{
@@ -68,10 +68,10 @@ pub(crate) fn command() -> Command {
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = DoctorFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let part = flags.role.map(Part::from);
+    let part = flags.role.map(FleetRole::from);
     let name = process_id("doctor");
     let examined = context.or_interrupted(async {
-        Ok(connect::examine(
+        Ok(connect::diagnose(
             &flags.broker.broker,
             &flags.broker.access(),
             name.as_str(),
@@ -81,7 +81,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
         .await?)
     });
     let findings = examined.await?;
-    let problems = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).count();
+    let problems = findings.iter().filter(|finding| finding.verdict == Severity::Problem).count();
     let lines = findings.iter().map(FindingLine::from);
     if flags.json {
         print_json(&DoctorReport { problems, findings: lines.collect() })?;
@@ -93,7 +93,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     Ok(if problems == 0 { Exit::Ok } else { Exit::Incomplete })
 }
 
-impl From<RoleFlag> for Part {
+impl From<RoleFlag> for FleetRole {
     fn from(role: RoleFlag) -> Self {
         match role {
             RoleFlag::Operator => Self::Operator,

@@ -11,7 +11,7 @@ use gristmill_shared::{
 
 use super::{delays::RetryDelays, log::LogFormat};
 use crate::{
-    connect::{Access, connect_to_declare, connect_with},
+    connect::{Credentials, connect_to_declare, connect_with},
     exit::Failure,
     library::processor_count,
 };
@@ -80,8 +80,8 @@ impl fmt::Debug for SecretText {
 }
 
 impl AccessFlags {
-    pub(crate) fn access(&self) -> Access {
-        Access {
+    pub(crate) fn access(&self) -> Credentials {
+        Credentials {
             password: self.password.as_ref().map(|secret| secret.0.clone()),
             tls_ca: self.tls_ca.clone(),
             tls_cert: self.tls_cert.clone(),
@@ -105,7 +105,7 @@ impl AccessFlags {
 
 impl BrokerFlags {
     /// Returns the credentials that are not in the URL.
-    pub(crate) fn access(&self) -> Access {
+    pub(crate) fn access(&self) -> Credentials {
         self.access.access()
     }
 

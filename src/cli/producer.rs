@@ -4,8 +4,8 @@ use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand};
 use gristmill_producer::{
-    Cancelling, CursorError, MissingReport, Producer, SplitEnd, SplitReport, Submission, SubmitOptions,
-    Watch, cancel,
+    CancelOutcome, CursorError, JobWatcher, MissingReport, Producer, SplitEnd, SplitReport, Submission,
+    SubmitOptions, cancel,
 };
 use gristmill_shared::{Health, JobId, Lane, Shards, Transport};
 use indicatif::HumanCount;
@@ -207,10 +207,10 @@ async fn open_or_explain<T>(
         Health::Blocked(why) => {
             format!(": it is {why} (hint: free memory or disk there; the job then continues)")
         }
-        Health::Away(why) => {
+        Health::Reconnecting(why) => {
             format!(": the connection is lost: {why} (hint: is the broker up? this program reconnects)")
         }
-        Health::Well | Health::Interrupted(_) | Health::Closed => {
+        Health::Ready | Health::Degraded(_) | Health::Closed => {
             " (hint: its results queue may be full; start a sink)".into()
         }
     };
@@ -279,13 +279,13 @@ impl ProducerFlags {
     async fn wait(&self, context: &Context, job: JobId, json: bool) -> CommandResult {
         let known = match self.state.cursors()?.load(job) {
             Ok(cursor) => JobOrigin::SubmittedHere(cursor.plan),
-            Err(CursorError::None { .. }) => JobOrigin::Unconfirmed,
+            Err(CursorError::NotFound { .. }) => JobOrigin::Unconfirmed,
             Err(error) => return Err(error.into()),
         };
         let waiting = async {
             let (transport, _) = self.broker.connect("producer").await?;
             transport.open_lane(&self.lane.lane).await?;
-            let watch = Watch::open(&*transport, job).await?;
+            let watch = JobWatcher::open(&*transport, job).await?;
             wait::wait_until_finished(context, &*transport, watch, job, known).await
         };
         tokio::select! {
@@ -304,12 +304,12 @@ impl ProducerFlags {
         let cancelled = cancel(&*transport, &self.lane.lane, job, known, reason, app.as_str()).await?;
         transport.close().await;
         match cancelled {
-            Cancelling::Told => print_status(format_args!("job {job} is cancelled")),
-            Cancelling::SinkTold => print_status(format_args!(
+            CancelOutcome::Broadcast => print_status(format_args!("job {job} is cancelled")),
+            CancelOutcome::SentToSink => print_status(format_args!(
                 "job {job} is cancelled; workers stop once the sink has recorded it, since this user may not broadcast to workers"
             )),
-            Cancelling::HadEnded => print_status(format_args!("job {job} had ended before")),
-            Cancelling::Unknown => {
+            CancelOutcome::AlreadyEnded => print_status(format_args!("job {job} had ended before")),
+            CancelOutcome::UnknownJob => {
                 return Err(Failure::usage(format_args!(
                     "no job {job} is known on this broker (hint: check the id; if no sink has taken it up yet, cancel \
                      it where it was submitted)"
@@ -371,7 +371,7 @@ impl ProducerFlags {
                 return Ok(None);
             }
             let follow = async {
-                let watch = Watch::open(transport, job).await?;
+                let watch = JobWatcher::open(transport, job).await?;
                 let finished =
                     wait::wait_until_finished(context, transport, watch, job, JobOrigin::SentHere(plan))
                         .await;

@@ -3,10 +3,10 @@
 use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
-use gristmill_producer::{News, Watch};
+use gristmill_producer::{JobUpdate, JobWatcher};
 use gristmill_shared::{
     Address, JobId, Outgoing, QueueRole, TaskIndex, TransportError, publish_until_stored,
-    wire::{Form, Reopen},
+    wire::{Reopen, WireMessage},
 };
 use gristmill_sink::{JobState, LedgerReader};
 
@@ -89,7 +89,7 @@ pub(crate) async fn main(
     let what = if indices.is_empty() { "all that failed".into() } else { format!("{} tasks", indices.len()) };
     let asked = async {
         transport.open_lane(&summary.lane).await?;
-        let watch = Watch::open(&*transport, *job).await?.after(summary.round);
+        let watch = JobWatcher::open(&*transport, *job).await?.after(summary.round);
         let reopen = Reopen { job: *job, indices, adopt_version: *adopt_version };
         let message = reopen.message(format!("{job}/reopen/{app}"), app.as_str());
         let to = Address::Queue(QueueRole::Results.of(&summary.lane));
@@ -130,8 +130,8 @@ pub(crate) async fn main(
 }
 
 /// Waits until the sink has begun the next round. That round may already be over.
-async fn wait_reopened(watch: &mut Watch) -> Result<(), TransportError> {
-    while !matches!(watch.next().await?, News::Reopened(_) | News::Finished(_)) {}
+async fn wait_reopened(watch: &mut JobWatcher) -> Result<(), TransportError> {
+    while !matches!(watch.next().await?, JobUpdate::Reopened(_) | JobUpdate::Finished(_)) {}
     Ok(())
 }
 

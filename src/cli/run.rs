@@ -6,9 +6,9 @@ use std::{
 };
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
-use gristmill_producer::{Producer, SubmitOptions, Watch, cancel};
+use gristmill_producer::{JobWatcher, Producer, SubmitOptions, cancel};
 use gristmill_shared::{Lane, Transport, memory::MemoryTransport};
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
 
@@ -89,10 +89,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let app = process_id("run");
     let lane = flags.lane.lane.clone();
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
-        None => (MemoryTransport::new(), LedgerPlace::Memory),
+        None => (MemoryTransport::new(), LedgerLocation::Memory),
         Some(url) => {
             let transport = connect_with(url, &flags.access.access(), app.as_str(), None).await?;
-            (transport, LedgerPlace::File(flags.state.ledger(&lane)?))
+            (transport, LedgerLocation::File(flags.state.ledger(&lane)?))
         }
     };
     metrics.watch_transport(&*transport);
@@ -128,7 +128,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
         if flags.broker.is_some() {
             print_status(format_args!("job {id}"));
         }
-        let watch = Watch::open(&*transport, id).await?;
+        let watch = JobWatcher::open(&*transport, id).await?;
         let known =
             if flags.broker.is_some() { JobOrigin::SentHere(plan) } else { JobOrigin::InProcess(plan) };
         let finished_token = CancellationToken::new();

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig, SinkError, SinkReport};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
 
 use super::{
     CommandResult, Context,
@@ -84,7 +84,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let config = SinkConfig {
         registry: context.registry.clone(),
         lane,
-        ledger: LedgerPlace::File(ledger),
+        ledger: LedgerLocation::File(ledger),
         adopt: flags.adopt,
         app,
         stall_after: flags.stall_after,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use gristmill_shared::{
     EventFilter, Lane, Transport,
-    wire::{Event, RunningTask, WorkerBeat, now_ms},
+    wire::{Event, RunningTask, WorkerHeartbeat, now_ms},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -37,7 +37,7 @@ pub(crate) async fn describe_slot_holders(transport: &dyn Transport, lane: Lane)
     describe(beats.values())
 }
 
-fn describe<'a>(beats: impl Iterator<Item = &'a (WorkerBeat, u64)>) -> Vec<String> {
+fn describe<'a>(beats: impl Iterator<Item = &'a (WorkerHeartbeat, u64)>) -> Vec<String> {
     let holds = |task: &RunningTask, sent_ms| !task.stuck && task.age(sent_ms) >= HELD_AGE_MIN;
     let mut held: Vec<_> = beats
         .flat_map(|(beat, sent_ms)| beat.running.iter().map(move |task| (task, &beat.worker, *sent_ms)))

@@ -3,7 +3,7 @@
 use std::{future::pending, time::Duration};
 
 use futures::future::BoxFuture;
-use gristmill_producer::{News, Watch};
+use gristmill_producer::{JobUpdate, JobWatcher};
 use gristmill_shared::{
     Health, JobId, Plan, Transport,
     wire::{BuildShare, Finished, Missing},
@@ -39,7 +39,7 @@ pub(crate) enum JobOrigin {
 pub(crate) async fn wait_until_finished(
     context: &Context,
     transport: &dyn Transport,
-    mut watch: Watch,
+    mut watch: JobWatcher,
     job: JobId,
     origin: JobOrigin,
 ) -> Result<Finished, Failure> {
@@ -67,7 +67,7 @@ pub(crate) async fn wait_until_finished(
                 silence.as_mut().reset(Instant::now() + SILENCE_LIMIT);
                 continue;
             }
-            () = &mut silence, if silence_armed && matches!(*health.borrow(), Health::Well | Health::Interrupted(_)) => {
+            () = &mut silence, if silence_armed && matches!(*health.borrow(), Health::Ready | Health::Degraded(_)) => {
                 if last_seen == LastSeen::Nothing && !submitted {
                     return Err(Failure::usage(format_args!(
                         "no job {job} is known on this broker (hint: check the id and the broker; if it was just \
@@ -87,7 +87,7 @@ pub(crate) async fn wait_until_finished(
             }
         };
         match update {
-            News::Opened(opened) => {
+            JobUpdate::Opened(opened) => {
                 lane = Some(opened.lane.clone());
                 if !submitted && last_seen == LastSeen::Nothing {
                     context.bar.begin(&opened.plan);
@@ -96,20 +96,20 @@ pub(crate) async fn wait_until_finished(
                     last_seen = LastSeen::Opened; // each resume repeats this event
                 }
             }
-            News::Progress(progress) => {
+            JobUpdate::Progress(progress) => {
                 last_seen = if progress.sealed { LastSeen::Outcomes } else { LastSeen::Splitting };
                 context.bar.update(&progress);
                 (stalled, held) = (None, None);
             }
-            News::CaughtUp | News::Reopened(_) => {}
-            News::Stalled(missing) if watch.has_caught_up() => {
+            JobUpdate::CaughtUp | JobUpdate::Reopened(_) => {}
+            JobUpdate::Stalled(missing) if watch.has_caught_up() => {
                 context.bar.suspend(|| print_status(missing_text(&missing)));
                 stalled = None;
                 held = lane.clone().map(|lane| Box::pin(describe_slot_holders(transport, lane)) as _);
             }
             // An old stall: the job may have progressed since. Reported only if no events follow.
-            News::Stalled(missing) => stalled = Some(missing),
-            News::Finished(finished) => {
+            JobUpdate::Stalled(missing) => stalled = Some(missing),
+            JobUpdate::Finished(finished) => {
                 context.bar.end();
                 return Ok(*finished);
             }
@@ -129,12 +129,15 @@ async fn await_or_pending<T>(future: &mut Option<BoxFuture<'_, T>>) -> T {
 
 /// Returns the end of a job that the journal knows to have ended, else None.
 pub(crate) async fn finished_job(transport: &dyn Transport, job: JobId) -> Result<Option<Finished>, Failure> {
-    let mut watch = Watch::open(transport, job).await?;
+    let mut watch = JobWatcher::open(transport, job).await?;
     loop {
         match watch.next().await? {
-            News::Finished(finished) => return Ok(Some(*finished)),
-            News::CaughtUp => return Ok(None),
-            News::Opened(_) | News::Progress(_) | News::Reopened(_) | News::Stalled(_) => {}
+            JobUpdate::Finished(finished) => return Ok(Some(*finished)),
+            JobUpdate::CaughtUp => return Ok(None),
+            JobUpdate::Opened(_)
+            | JobUpdate::Progress(_)
+            | JobUpdate::Reopened(_)
+            | JobUpdate::Stalled(_) => {}
         }
     }
 }
@@ -153,10 +156,10 @@ fn missing_text(missing: &Missing) -> String {
 /// Returns the note of the progress bar about a broker that does not work.
 fn health_note(health: &Health) -> Option<String> {
     match health {
-        Health::Well => None,
+        Health::Ready => None,
         Health::Blocked(why) => Some(format!("broker blocked: {why}")),
-        Health::Interrupted(why) => Some(why.clone()),
-        Health::Away(_) => Some("broker lost, connecting again".into()),
+        Health::Degraded(why) => Some(why.clone()),
+        Health::Reconnecting(_) => Some("broker lost, connecting again".into()),
         Health::Closed => Some("broker lost, reconnection given up".into()),
     }
 }

@@ -2,16 +2,18 @@
 
 use std::{fmt, future::pending, marker::PhantomData, sync::Arc};
 
-use gristmill_producer::{Cancelling, Producer, ProducerError, SplitReport, SubmitOptions, Watch, cancel};
+use gristmill_producer::{
+    CancelOutcome, JobWatcher, Producer, ProducerError, SplitReport, SubmitOptions, cancel,
+};
 use gristmill_shared::{Job, JobId, Lane, Outcome, Registry, Transport, WorkerId, erase_shared};
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::task::JoinHandle;
 
 use super::{Error, processor_count};
 use crate::{
     build_id::build_id,
-    connect::{Access, connect_with},
+    connect::{Credentials, connect_with},
 };
 
 /// A connection to a broker, for a service that submits jobs and may be a worker and the sink of
@@ -22,7 +24,7 @@ use crate::{
 /// Clones share the connection. A lost connection is restored automatically.
 ///
 /// ```
-/// use gristmill::{Client, LedgerPlace, MemoryTransport, Registry, prelude::*};
+/// use gristmill::{Client, LedgerLocation, MemoryTransport, Registry, prelude::*};
 /// # #[derive(serde::Serialize, serde::Deserialize)] struct Square(u64);
 /// # impl Job for Square {
 /// #     const KIND: &'static str = "square";
@@ -45,7 +47,7 @@ use crate::{
 /// // This process is the lane's sink and a worker, too.
 /// let mut registry = Registry::default();
 /// registry.register::<Square>()?;
-/// let sink = client.sink(registry.clone(), LedgerPlace::Memory)?;
+/// let sink = client.sink(registry.clone(), LedgerLocation::Memory)?;
 /// tokio::spawn(sink.run_until(client.transport(), std::future::pending()));
 /// tokio::spawn(client.worker(registry).run_until(client.transport(), std::future::pending()));
 ///
@@ -69,14 +71,14 @@ impl Client {
     /// # Errors
     /// [`Error::Transport`]. No error shows the password.
     pub async fn connect(url: &str) -> Result<Self, Error> {
-        Self::connect_with(url, &Access::default()).await
+        Self::connect_with(url, &Credentials::default()).await
     }
 
     /// Connects like [`Client::connect`], with a password or certificates that are not in the URL.
     ///
     /// # Errors
     /// The errors of [`Client::connect`], or if a file cannot be read.
-    pub async fn connect_with(url: &str, access: &Access) -> Result<Self, Error> {
+    pub async fn connect_with(url: &str, access: &Credentials) -> Result<Self, Error> {
         let app = WorkerId::generate("client");
         let transport = connect_with(url, access, app.as_str(), None).await?;
         Ok(Self::new(transport, app))
@@ -162,7 +164,7 @@ impl Client {
     /// connection is lost.
     pub async fn wait<J: Job>(&self, job: JobId) -> Result<Outcome<J::Report>, Error> {
         self.transport.open_lane(&self.lane).await?;
-        Ok(Watch::open(&*self.transport, job).await?.outcome::<J>().await?)
+        Ok(JobWatcher::open(&*self.transport, job).await?.outcome::<J>().await?)
     }
 
     /// Cancels a job: workers drop its queued tasks and stop the running ones. `reason` is for the
@@ -170,7 +172,7 @@ impl Client {
     ///
     /// # Errors
     /// If the connection is lost, or the broker does not accept the messages.
-    pub async fn cancel(&self, job: JobId, reason: &str) -> Result<Cancelling, Error> {
+    pub async fn cancel(&self, job: JobId, reason: &str) -> Result<CancelOutcome, Error> {
         let Self { transport, app, lane, .. } = self;
         Ok(cancel(&**transport, lane, job, Some(lane.clone()), reason, app.as_str()).await?)
     }
@@ -191,7 +193,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Sink`] if the file is no ledger, cannot be written, or is held by another sink.
-    pub fn sink(&self, registry: Registry, ledger: LedgerPlace) -> Result<Sink, Error> {
+    pub fn sink(&self, registry: Registry, ledger: LedgerLocation) -> Result<Sink, Error> {
         let config = SinkConfig {
             registry,
             lane: self.lane.clone(),
@@ -217,7 +219,7 @@ impl Client {
 pub struct JobHandle<J> {
     id: JobId,
     client: Client,
-    watch: Watch,
+    watch: JobWatcher,
     sending: JoinHandle<Result<SplitReport, ProducerError>>,
     kind: PhantomData<fn() -> J>,
 }
@@ -252,7 +254,7 @@ impl<J: Job> JobHandle<J> {
     ///
     /// # Errors
     /// The errors of [`Client::cancel`].
-    pub fn cancel(&self, reason: &str) -> impl Future<Output = Result<Cancelling, Error>> + Send + use<J> {
+    pub fn cancel(&self, reason: &str) -> impl Future<Output = Result<CancelOutcome, Error>> + Send + use<J> {
         // The future may be sent to another thread; a borrow of the handle may not.
         let (client, id, reason) = (self.client.clone(), self.id, reason.to_owned());
         async move { client.cancel(id, &reason).await }

@@ -9,7 +9,7 @@ use gristmill_shared::{
     panic_text,
     wire::{BATCH_MAX_TASKS, Finished},
 };
-use gristmill_sink::{LedgerPlace, Sink, SinkConfig};
+use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::runtime::Builder;
 
@@ -168,12 +168,12 @@ fn run_on_runtime(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished,
 
 async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Finished, Error> {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
-    let registry = Registry::of_one(Arc::clone(&job))?;
+    let registry = Registry::with_job(Arc::clone(&job))?;
     let app = WorkerId::generate("run");
     let sink = Sink::open(SinkConfig {
         registry: registry.clone(),
         lane: Lane::default(),
-        ledger: LedgerPlace::Memory,
+        ledger: LedgerLocation::Memory,
         adopt: false,
         app: app.clone(),
         stall_after: None,

@@ -13,12 +13,14 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use gristmill_producer::{CursorDir, CursorError, News, Producer, ProducerError, SubmitOptions, Watch};
+use gristmill_producer::{
+    CursorDir, CursorError, JobUpdate, JobWatcher, Producer, ProducerError, SubmitOptions,
+};
 use gristmill_shared::{
     Account, Conclusion, Job, JobId, Lane, RegisterError, Registry, Transport, TransportError, WorkerId,
     erase,
 };
-use gristmill_sink::{LedgerPlace, LedgerReader, Sink, SinkConfig, SinkError};
+use gristmill_sink::{LedgerLocation, LedgerReader, Sink, SinkConfig, SinkError};
 use gristmill_worker::{Worker, WorkerError};
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +82,7 @@ impl FleetError {
     fn is_held(&self) -> bool {
         matches!(
             self,
-            Self::Sink(SinkError::Held { .. })
+            Self::Sink(SinkError::Locked { .. })
                 | Self::Cursor(CursorError::Held { .. })
                 | Self::Producer(ProducerError::Cursor(CursorError::Held { .. }))
         )
@@ -112,7 +114,7 @@ impl FleetError {
 /// in production, tasks of failed attempts wait for seconds.
 ///
 /// ```
-/// use gristmill::{prelude::*, testing::{FaultRates, Faults, Faulty, Repeating, run_over}};
+/// use gristmill::{prelude::*, testing::{FaultRates, Faults, FaultyTransport, RepeatingTransport, run_over}};
 /// use gristmill_shared::memory::MemoryTransport;
 /// # #[derive(serde::Serialize, serde::Deserialize)] struct Squares { below: u64 }
 /// # impl Job for Squares {
@@ -134,7 +136,7 @@ impl FleetError {
 /// let broker = MemoryTransport::new();
 /// let faults = Faults::new(7, FaultRates::default());
 /// let connect = || {
-///     let connection = Repeating::new(Faulty::new(broker.connect(), &faults), 2, 7);
+///     let connection = RepeatingTransport::new(FaultyTransport::new(broker.connect(), &faults), 2, 7);
 ///     async { Ok(connection as _) }
 /// };
 /// let state = tempfile::tempdir()?;
@@ -171,7 +173,7 @@ where
             let sink = Sink::open(SinkConfig {
                 registry: registry.clone(),
                 lane: lane.clone(),
-                ledger: LedgerPlace::File(ledger.clone()),
+                ledger: LedgerLocation::File(ledger.clone()),
                 adopt: false,
                 stall_after: None,
                 app: app.clone(),
@@ -207,12 +209,12 @@ where
     });
     let submitting = async {
         sending.await?;
-        let id = *opened.get().ok_or(ProducerError::Died)?;
+        let id = *opened.get().ok_or(ProducerError::ThreadDied)?;
         restarter
             .run_restarting(|transport| {
                 async move {
-                    let mut watch = Watch::open(&*transport, id).await?;
-                    while !matches!(watch.next().await?, News::Finished(_)) {}
+                    let mut watch = JobWatcher::open(&*transport, id).await?;
+                    while !matches!(watch.next().await?, JobUpdate::Finished(_)) {}
                     Ok(())
                 }
                 .boxed()

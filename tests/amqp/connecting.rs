@@ -16,7 +16,7 @@ async fn close_flushes_acks_then_fails() {
     let queue = QueueRole::Tasks.of(&lane);
     store(&transport, numbered(&queue, 0..3)).await;
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
-    let mut idle = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
+    let mut idle = transport.consume(&QueueRole::Requeued.of(&lane), 10).await.unwrap();
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
     let publisher = transport.publisher().await.unwrap();
     let mut held = receive(&mut consumer, 3).await;
@@ -53,7 +53,7 @@ async fn handles_outlive_their_transport() {
     let publisher = transport.publisher().await.unwrap();
     let mut consumer = transport.consume(&queue, 10).await.unwrap();
     drop(transport);
-    assert_eq!(within(publisher.publish(numbered(&queue, 0..1))).await, [Published::Stored]);
+    assert_eq!(within(publisher.publish(numbered(&queue, 0..1))).await, [Published::Confirmed]);
     receive(&mut consumer, 1).await.remove(0).receipt.ack();
     drop((publisher, consumer)); // which closes the connections, on a thread that runs async code
     let mut next = connect().await.consume(&queue, 10).await.unwrap();
@@ -72,7 +72,7 @@ async fn wrong_login_fails_at_once() {
     for (url, hint) in [(wrong_password, "ACCESS_REFUSED"), (wrong_vhost, "nowhere")] {
         let start = Instant::now();
         let error = within(AmqpTransport::connect(AmqpConfig::new(&url).unwrap())).await.unwrap_err();
-        assert!(matches!(error, TransportError::Denied { .. }), "{error}");
+        assert!(matches!(error, TransportError::AuthenticationFailed { .. }), "{error}");
         assert!(start.elapsed() < CONNECT_BOUND, "{:?}", start.elapsed());
         let text = format!("{error} {error:?}");
         assert!(text.contains(hint) && text.contains(place) && !text.contains("sesame"), "{text}");

@@ -41,7 +41,7 @@ async fn requeue_redelivers_only_itself() {
         }
     }
     let again = receive(&mut consumer, 1).await;
-    assert_eq!((ids(&again), again[0].redelivered()), (vec!["2"], true));
+    assert_eq!((ids(&again), again[0].is_redelivered()), (vec!["2"], true));
     assert_no_delivery(&mut consumer).await;
 }
 
@@ -82,7 +82,7 @@ async fn dropped_consumer_requeues_unacked() {
     let mut next = transport.consume(&queue, 6).await.unwrap();
     let again = receive(&mut next, 4).await;
     assert_eq!(ids(&again), ["2", "3", "4", "5"]);
-    assert!(again.iter().all(|delivery| delivery.redelivered()));
+    assert!(again.iter().all(|delivery| delivery.is_redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.ack());
     assert_no_delivery(&mut next).await;
     within(next.close()).await;
@@ -133,5 +133,5 @@ async fn results_go_to_one_sink() {
     within(active.close()).await;
     let taken_over = receive(&mut next, 2).await;
     assert_eq!(ids(&taken_over), ids(&held));
-    assert!(taken_over.iter().all(|delivery| delivery.redelivered()));
+    assert!(taken_over.iter().all(|delivery| delivery.is_redelivered()));
 }

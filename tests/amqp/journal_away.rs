@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use gristmill_amqp::{Verdict, examine};
+use gristmill_amqp::{Severity, diagnose};
 use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
 
 use super::{
@@ -75,7 +75,7 @@ async fn leaderless_journal_holds_only_facts() {
     assert!(!told.is_finished() && !following.is_finished(), "the journal was not away");
 
     broker.eval(format!("sys:resume({COORDINATOR_PROCESS})")).await;
-    assert_eq!(within(told).await.unwrap(), [Published::Stored]);
+    assert_eq!(within(told).await.unwrap(), [Published::Confirmed]);
     let ((facts, _), _) = within(following).await.unwrap();
     assert_eq!(facts.last().unwrap(), "meanwhile");
 }
@@ -104,8 +104,8 @@ async fn hinted_command_restores_the_journal() {
     let refused = within(newcomer.open_lane(&Lane::default())).await.unwrap_err();
     assert!(matches!(refused, TransportError::Disconnected { .. }), "{refused}");
     exchange_messages(&transport, &mut consumer).await;
-    let findings = examine(&AmqpConfig::new(&broker.url()).unwrap(), &Lane::default(), None).await;
-    let problems: Vec<_> = findings.iter().filter(|finding| finding.verdict == Verdict::Problem).collect();
+    let findings = diagnose(&AmqpConfig::new(&broker.url()).unwrap(), &Lane::default(), None).await;
+    let problems: Vec<_> = findings.iter().filter(|finding| finding.verdict == Severity::Problem).collect();
     assert!(
         problems.iter().any(|it| it.found.contains("the queue gristmill.journal is known")),
         "{problems:?}"
@@ -117,7 +117,7 @@ async fn hinted_command_restores_the_journal() {
     assert!(refused.contains(hint), "the doctor knows the same remedy: {hint}");
     let command = refused.split_once("rabbitmqctl eval '").unwrap().1.split_once(".'").unwrap().0;
     broker.eval(command.into()).await;
-    assert_eq!(within(told).await.unwrap(), [Published::Stored]);
+    assert_eq!(within(told).await.unwrap(), [Published::Confirmed]);
     let ((facts, _), _) = within(following).await.unwrap();
     assert_eq!(facts.last().unwrap(), "meanwhile");
     within(newcomer.open_lane(&Lane::default())).await.unwrap();

@@ -16,7 +16,7 @@ use super::*;
 #[tokio::test]
 async fn publish_recreates_a_deleted_queue() {
     let (transport, lane) = open().await;
-    let there = QueueRole::Again.of(&lane);
+    let there = QueueRole::Requeued.of(&lane);
     let raw_client = RawClient::open().await;
     for role in [QueueRole::Suspect, QueueRole::Results, QueueRole::Retry(RetryDelay::Second)] {
         let gone = role.of(&lane);
@@ -37,7 +37,7 @@ async fn publish_recreates_a_deleted_queue() {
 async fn retry_returns_after_its_delay() {
     let (transport, lane) = open().await;
     let retry = QueueRole::Retry(RetryDelay::Second).of(&lane);
-    let again = QueueRole::Again.of(&lane);
+    let again = QueueRole::Requeued.of(&lane);
     let mut consumer = transport.consume(&again, 10).await.unwrap();
     let start = Instant::now();
     let mut sent = message("late");

@@ -67,7 +67,7 @@ async fn publish(transport: &AmqpTransport, batch: Vec<Outgoing>) -> Vec<Publish
 
 async fn store(transport: &AmqpTransport, batch: Vec<Outgoing>) {
     for answer in publish(transport, batch).await {
-        assert_eq!(answer, Published::Stored);
+        assert_eq!(answer, Published::Confirmed);
     }
 }
 

@@ -26,7 +26,7 @@ async fn assert_all_arrive(transport: &AmqpTransport, queue: &Queue, count: usiz
         }
     };
     let (answers, ()) = within(async { tokio::join!(publishing, consuming) }).await;
-    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+    assert!(answers.iter().all(|answer| *answer == Published::Confirmed), "{answers:?}");
 }
 
 async fn wait_for_health(health: &mut watch::Receiver<Health>, wanted: impl Fn(&Health) -> bool) {
@@ -40,7 +40,7 @@ async fn single_bytes_lose_nothing() {
     proxy.set_mode(ProxyMode::SingleBytes);
     let (transport, lane) = proxy.open().await;
     assert_all_arrive(&transport, &QueueRole::Tasks.of(&lane), 100).await;
-    assert_eq!(*transport.health().borrow(), Health::Well, "slow is not lost");
+    assert_eq!(*transport.health().borrow(), Health::Ready, "slow is not lost");
 }
 
 /// A delay of 150 ms each way loses no message and no connection.
@@ -52,7 +52,7 @@ async fn latency_loses_no_message() {
     let start = std::time::Instant::now();
     assert_all_arrive(&transport, &QueueRole::Tasks.of(&lane), 500).await;
     assert!(start.elapsed() > Duration::from_millis(600), "it was not late");
-    assert_eq!(*transport.health().borrow(), Health::Well, "slow is not lost");
+    assert_eq!(*transport.health().borrow(), Health::Ready, "slow is not lost");
 }
 
 /// A connection that is cut anywhere within a frame loses no message.
@@ -88,7 +88,7 @@ async fn repeated_cuts_lose_no_message() {
         proxy.set_mode(ProxyMode::Normal);
     };
     let (answers, ()) = within(async { tokio::join!(publishing, mending) }).await;
-    assert_eq!(answers, [Published::Stored]);
+    assert_eq!(answers, [Published::Confirmed]);
 }
 
 /// A broker whose answers no longer arrive is detected by its heartbeats.
@@ -105,11 +105,11 @@ async fn heartbeats_detect_a_mute_broker() {
         let (publisher, queue) = (transport.publisher().await.unwrap(), QueueRole::Tasks.of(&lane));
         async move { publisher.publish(numbered(&queue, 0..10)).await }
     });
-    wait_for_health(&mut health, |health| matches!(health, Health::Away(_))).await;
+    wait_for_health(&mut health, |health| matches!(health, Health::Reconnecting(_))).await;
     assert!(proxy.fault_count() > 0 && !publishing.is_finished());
     proxy.set_mode(ProxyMode::Normal);
-    wait_for_health(&mut health, |health| *health == Health::Well).await;
-    assert_eq!(within(publishing).await.unwrap(), vec![Published::Stored; 10]);
+    wait_for_health(&mut health, |health| *health == Health::Ready).await;
+    assert_eq!(within(publishing).await.unwrap(), vec![Published::Confirmed; 10]);
 }
 
 /// A broker low on memory reports it, takes no message, and still delivers.
@@ -142,13 +142,13 @@ async fn blocked_broker_still_delivers() {
     // A connection that is lost while it is blocked comes back, and is blocked again.
     let closing = broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap());
     // Together, since it may be back before the tool has ended.
-    tokio::join!(wait_for_health(&mut health, |health| matches!(health, Health::Away(_))), closing);
+    tokio::join!(wait_for_health(&mut health, |health| matches!(health, Health::Reconnecting(_))), closing);
     wait_for_health(&mut health, |health| matches!(health, Health::Blocked(_))).await;
     assert!(!publishing.is_finished());
 
     broker.set_memory_alarm(false).await;
-    wait_for_health(&mut health, |health| *health == Health::Well).await;
-    assert_eq!(within(publishing).await.unwrap(), [Published::Stored]);
+    wait_for_health(&mut health, |health| *health == Health::Ready).await;
+    assert_eq!(within(publishing).await.unwrap(), [Published::Confirmed]);
     assert_eq!(ids(&receive(&mut consumer, 1).await), ["2"]);
 }
 

@@ -87,7 +87,7 @@ async fn broker_kill_under_load_loses_nothing() {
     let transport = AmqpTransport::connect(AmqpConfig::new(&broker.url()).unwrap()).await.unwrap();
     let lane = Lane::default();
     transport.open_lane(&lane).await.unwrap();
-    let (queue, held_queue) = (QueueRole::Again.of(&lane), QueueRole::Suspect.of(&lane));
+    let (queue, held_queue) = (QueueRole::Requeued.of(&lane), QueueRole::Suspect.of(&lane));
     broker.sync_directory().await;
     let mut events = transport.events(EventFilter::Lane(lane.clone())).await.unwrap();
 
@@ -101,7 +101,7 @@ async fn broker_kill_under_load_loses_nothing() {
             for batch in 0..BATCH_COUNT {
                 let messages = numbered(&queue, batch * BATCH_SIZE..(batch + 1) * BATCH_SIZE);
                 let answers = timeout(OUTAGE_BOUND, publisher.publish(messages)).await.expect("it hangs");
-                assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+                assert!(answers.iter().all(|answer| *answer == Published::Confirmed), "{answers:?}");
             }
         }
     });
@@ -132,12 +132,16 @@ async fn broker_kill_under_load_loses_nothing() {
 
     // The held delivery comes again, with another receipt.
     let again = receive(&mut holder, 1).await.remove(0);
-    assert_eq!((again.message.id.as_str(), again.redelivered()), ("held", true));
+    assert_eq!((again.message.id.as_str(), again.is_redelivered()), ("held", true));
     held.receipt.ack();
     again.receipt.ack();
     store(&transport, vec![outgoing(&held_queue, message("next"))]).await;
     let next = receive(&mut holder, 1).await.remove(0);
-    assert_eq!((next.message.id.as_str(), next.redelivered()), ("next", false), "its channel was still open");
+    assert_eq!(
+        (next.message.id.as_str(), next.is_redelivered()),
+        ("next", false),
+        "its channel was still open"
+    );
 
     exchange_event(&transport, &lane, &mut events, "after").await;
     let connections = broker.connections().await;
@@ -161,7 +165,7 @@ async fn journal_resumes_after_broker_kill() {
         async move {
             for id in 0..FACT_COUNT {
                 let answer = timeout(OUTAGE_BOUND, publisher.publish(vec![fact(job, id)])).await;
-                assert_eq!(answer.expect("it hangs"), [Published::Stored]);
+                assert_eq!(answer.expect("it hangs"), [Published::Confirmed]);
             }
         }
     });
@@ -196,7 +200,7 @@ async fn closed_or_silent_broker_reconnects() {
 
     broker.with(|broker| broker.ctl(&["close_all_connections", "drill"]).unwrap()).await;
     let again = receive(&mut consumer, 1).await.remove(0);
-    assert!(again.redelivered());
+    assert!(again.is_redelivered());
     held.receipt.ack(); // stale
     store(&transport, numbered(&queue, 1..2)).await;
     assert_eq!(ids(&receive(&mut consumer, 1).await), ["1"]);
@@ -212,7 +216,7 @@ async fn closed_or_silent_broker_reconnects() {
     tokio::time::sleep(Duration::from_secs(7)).await; // three heartbeats and more, while nothing can be seen
     assert!(!publishing.is_finished());
     broker.with(|broker| broker.resume().unwrap()).await;
-    assert_eq!(within(publishing).await.unwrap(), [Published::Stored]);
+    assert_eq!(within(publishing).await.unwrap(), [Published::Confirmed]);
     let mut names: HashSet<_> = HashSet::new();
     while names.len() < 3 {
         names.extend(receive(&mut consumer, 1).await.into_iter().map(|delivery| delivery.message.id));
@@ -241,7 +245,7 @@ async fn recreated_journal_starts_over() {
     // Deleted under the reader, which declares it again.
     raw_client.channel.queue_delete(journal(), Default::default()).await.unwrap();
     let sent = async {
-        while publish(&direct, vec![fact(job, "a")]).await != [Published::Stored] {
+        while publish(&direct, vec![fact(job, "a")]).await != [Published::Confirmed] {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };

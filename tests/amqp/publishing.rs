@@ -71,8 +71,8 @@ async fn full_queue_loses_nothing() {
         let answers = publish(&transport, numbered(&queue, numbers.clone())).await;
         for (number, answer) in numbers.zip(answers) {
             match answer {
-                Published::Stored => drop(stored.insert(number.to_string())),
-                Published::Rejected => rejected += 1,
+                Published::Confirmed => drop(stored.insert(number.to_string())),
+                Published::Nacked => rejected += 1,
                 other => panic!("{other:?}"),
             }
         }
@@ -88,7 +88,7 @@ async fn full_queue_loses_nothing() {
 #[tokio::test]
 async fn concurrent_publishes_keep_order() {
     let (transport, lane) = open().await;
-    let queue = QueueRole::Again.of(&lane);
+    let queue = QueueRole::Requeued.of(&lane);
     let publishers = (0..4).map(|publisher| {
         let (transport, queue) = (Arc::clone(&transport), queue.clone());
         tokio::spawn(async move {
@@ -112,22 +112,22 @@ async fn concurrent_publishes_keep_order() {
 #[tokio::test]
 async fn large_batch_is_answered_in_order() {
     let (transport, lane) = open().await;
-    let queue = QueueRole::Again.of(&lane);
-    let nowhere = QueueRole::Again.of(&Lane::new("amqp-nowhere").unwrap());
+    let queue = QueueRole::Requeued.of(&lane);
+    let nowhere = QueueRole::Requeued.of(&Lane::new("amqp-nowhere").unwrap());
     let mut batch = numbered(&queue, 0..1_203);
     batch[700] = outgoing(&nowhere, message("lost"));
     batch[1_202].message.id = "x".repeat(300);
     let answers = publish(&transport, batch).await;
     assert_eq!(answers.len(), 1_203);
     assert_eq!(answers[700], Published::Unroutable);
-    assert!(matches!(&answers[1_202], Published::Refused(why) if why.contains("300 bytes")));
-    assert_eq!(answers.iter().filter(|&answer| *answer == Published::Stored).count(), 1_201);
+    assert!(matches!(&answers[1_202], Published::Invalid(why) if why.contains("300 bytes")));
+    assert_eq!(answers.iter().filter(|&answer| *answer == Published::Confirmed).count(), 1_201);
 }
 
 #[tokio::test]
 async fn large_bodies_share_the_window() {
     let (transport, lane) = open().await;
-    let queue = QueueRole::Again.of(&lane);
+    let queue = QueueRole::Requeued.of(&lane);
     let large = |number: usize| {
         outgoing(
             &queue,

@@ -68,7 +68,7 @@ pub(super) async fn exchange_event(
 async fn cut_publish_is_sent_again() {
     let proxy = TcpProxy::start().await;
     let (transport, lane) = proxy.open().await;
-    let queue = QueueRole::Again.of(&lane);
+    let queue = QueueRole::Requeued.of(&lane);
     let publishing = tokio::spawn({
         let (transport, queue) = (Arc::clone(&transport), queue.clone());
         async move {
@@ -118,13 +118,13 @@ async fn consumer_resumes_with_unsettled() {
     let mut names = ids(&again);
     names.sort_unstable();
     assert_eq!(names, ["0", "1", "2", "3", "4"], "stale: the ack came too late");
-    assert!(again.iter().all(|delivery| delivery.redelivered()));
+    assert!(again.iter().all(|delivery| delivery.is_redelivered()));
     held.into_iter().for_each(|stale| stale.receipt.requeue());
     assert_no_delivery(&mut consumer).await; // the prefetch is as it was, and stale receipts move nothing
     again.into_iter().for_each(|delivery| delivery.receipt.ack());
     let rest = receive(&mut consumer, 3).await;
     assert_eq!(ids(&rest), ["5", "6", "7"]);
-    assert!(rest.iter().all(|delivery| !delivery.redelivered()), "its channel was still open");
+    assert!(rest.iter().all(|delivery| !delivery.is_redelivered()), "its channel was still open");
     rest.into_iter().for_each(|delivery| delivery.receipt.ack());
     assert_no_delivery(&mut consumer).await;
     within(consumer.close()).await;
@@ -168,7 +168,7 @@ async fn consumer_recreates_its_queue() {
         // Until the queue exists again, nothing can be published to it.
         let sent = within(async {
             let mut tries = 0;
-            while publish(&stranger, numbered(&queue, round..round + 1)).await != [Published::Stored] {
+            while publish(&stranger, numbered(&queue, round..round + 1)).await != [Published::Confirmed] {
                 tries += 1;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
@@ -276,7 +276,7 @@ async fn requests_wait_out_an_outage() {
     proxy.restore();
     let (opened, published, consumer, journal, events) = asked.await;
     opened.unwrap();
-    assert_eq!(published, [Published::Stored, Published::Stored]);
+    assert_eq!(published, [Published::Confirmed, Published::Confirmed]);
     assert_eq!(ids(&receive(&mut consumer.unwrap(), 1).await), ["0"]);
     within(journal.unwrap().next()).await.unwrap();
     exchange_event(&transport, &lane, &mut events.unwrap(), "heard").await;

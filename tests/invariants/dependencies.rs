@@ -18,10 +18,7 @@ const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 11] = [
     ("gristmill-jobs", &["gristmill-shared"]),
     ("gristmill-observe", &["gristmill-shared"]),
     ("gristmill-test-support", &[]),
-    (
-        "gristmill-drill",
-        &["gristmill-shared", "gristmill-sink", "gristmill-jobs", "gristmill-test-support"],
-    ),
+    ("gristmill-drill", &["gristmill-shared", "gristmill-sink", "gristmill-jobs", "gristmill-test-support"]),
     (
         "gristmill",
         &[

@@ -89,7 +89,8 @@ fn written(constant: &str, (value, micros): ConstantValue) -> String {
     let (value, unit) = match micros {
         Some(micros) if value * micros % 1_000_000 == 0 => (value * micros / 1_000_000, " s"),
         Some(micros) => (value * micros / 1_000, " ms"),
-        None if ["BYTES", "MAX_MESSAGE", "PAYLOAD"].iter().any(|word| constant.contains(word)) => match value {
+        None if ["BYTES", "MAX_MESSAGE", "PAYLOAD"].iter().any(|word| constant.contains(word)) => match value
+        {
             mib if mib % (1 << 20) == 0 => (mib >> 20, " MiB"),
             kib if kib % (1 << 10) == 0 => (kib >> 10, " KiB"),
             bytes => (bytes, " bytes"),
@@ -117,7 +118,8 @@ fn documented_limits_are_the_constants() {
         .iter()
         .filter_map(|LimitRow { value, constant, path }| {
             let found = evaluate(&sources, path, constant).map(|found| written(constant, found));
-            (found.as_deref() != Some(*value)).then(|| format!("{path}: {constant} is {found:?}, not {value}"))
+            (found.as_deref() != Some(*value))
+                .then(|| format!("{path}: {constant} is {found:?}, not {value}"))
         })
         .collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));

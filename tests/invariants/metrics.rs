@@ -1,6 +1,6 @@
 //! The documents, alerts and dashboards agree with the catalogue of metrics.
 
-use gristmill_shared::meter::{CATALOGUE, Listed, Shape};
+use gristmill_shared::metrics::{METRIC_CATALOGUE, MetricSpec, MetricType};
 
 use super::files;
 
@@ -11,14 +11,14 @@ fn metric_names(text: &str) -> impl Iterator<Item = &str> {
         .map(|word| {
             let family =
                 ["_bucket", "_sum", "_count"].iter().find_map(|part| word.strip_suffix(part)).unwrap_or(word);
-            let is_histogram = |listed: &&Listed| matches!(listed.shape, Shape::Histogram(_));
-            let histogram = CATALOGUE.iter().filter(is_histogram).any(|listed| listed.name == family);
+            let is_histogram = |listed: &&MetricSpec| matches!(listed.shape, MetricType::Histogram(_));
+            let histogram = METRIC_CATALOGUE.iter().filter(is_histogram).any(|listed| listed.name == family);
             if histogram { family } else { word }
         })
 }
 
 /// Returns the row of a metric in the table of `docs/metrics.md`.
-fn table_row(Listed { name, shape, labels, help }: &Listed) -> String {
+fn table_row(MetricSpec { name, shape, labels, help }: &MetricSpec) -> String {
     let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
     let labels = if labels.is_empty() { "—".into() } else { labels.join(", ") };
     format!("| `{name}` | {} | {labels} | {help} |", shape.as_str())
@@ -35,7 +35,7 @@ fn documents_name_real_metrics() {
         seen += 1;
         for name in metric_names(&text) {
             assert!(
-                CATALOGUE.iter().any(|listed| listed.name == name),
+                METRIC_CATALOGUE.iter().any(|listed| listed.name == name),
                 "{path} names {name}, which is not counted"
             );
         }
@@ -48,7 +48,7 @@ fn every_metric_is_documented() {
     let documents = files(&["md"]);
     let (_, page) = documents.iter().find(|(path, _)| path == "docs/metrics.md").unwrap();
     let missing: Vec<_> =
-        CATALOGUE.iter().map(table_row).filter(|row| !page.lines().any(|line| line == row)).collect();
+        METRIC_CATALOGUE.iter().map(table_row).filter(|row| !page.lines().any(|line| line == row)).collect();
     assert!(missing.is_empty(), "docs/metrics.md lacks:\n{}", missing.join("\n"));
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use gristmill_shared::{
     EventFilter, EventReader, QueueRole,
-    wire::{self, WorkerBeat},
+    wire::{self, WorkerHeartbeat},
 };
 
 use tokio::process::Command;
@@ -22,7 +22,7 @@ async fn wait_busy(mut events: Box<dyn EventReader>, slots: u32) {
     within("the slots to be busy", async {
         loop {
             let event = events.next().await.unwrap();
-            if wire::decode::<WorkerBeat>(&event).is_ok_and(|beat| beat.busy == slots) {
+            if wire::decode::<WorkerHeartbeat>(&event).is_ok_and(|beat| beat.busy == slots) {
                 return;
             }
         }
@@ -92,7 +92,7 @@ async fn grace_expiry_requeues_the_task() {
     let account = left.stderr.lines().last().unwrap_or_default();
     assert!(account.ends_with(" 1 batches handed back, 1 abandoned"), "{left:?}");
     let transport = site.transport().await;
-    let mut again = transport.consume(&site.queue(QueueRole::Again), 1).await.unwrap();
+    let mut again = transport.consume(&site.queue(QueueRole::Requeued), 1).await.unwrap();
     let task = within("the task", again.recv(1)).await.unwrap().remove(0);
     assert_eq!((task.deliveries_before, task.message.headers.loss), (0, 0), "it cost the task something");
     transport.close().await;

@@ -10,9 +10,9 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, BuildId, Headers, Health, JobBoard, JobId, Lane, Message, Outgoing, QueueRole, Registry,
+    Address, BuildId, Headers, Health, JobId, JobTracker, Lane, Message, Outgoing, QueueRole, Registry,
     StopSignal, Transport, WorkerId,
-    meter::{WORKER_HANDED_BACK, WORKER_SLOTS_BUSY, WORKER_THREADS_STUCK},
+    metrics::{WORKER_HANDED_BACK, WORKER_SLOTS_BUSY, WORKER_THREADS_STUCK},
 };
 
 use gristmill_shared::wire::{Batch, clip_reason, now_ms};
@@ -37,7 +37,7 @@ const DEAD_MAX_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct WorkerContext {
     pub(crate) registry: Registry,
-    pub(crate) tracker: Arc<JobBoard>,
+    pub(crate) tracker: Arc<JobTracker>,
     pub(crate) jobs: JobCache,
     pub(crate) failure_log: FailureLogSampler,
     pub(crate) lane: Lane,
@@ -85,25 +85,25 @@ impl WorkerCounters {
     /// Counts a slot that has begun a batch.
     pub(crate) fn batch_started(&self) {
         self.busy.fetch_add(1, Ordering::Relaxed);
-        WORKER_SLOTS_BUSY.rise([]);
+        WORKER_SLOTS_BUSY.inc([]);
     }
 
     /// Counts a slot that has finished its batch.
     pub(crate) fn batch_finished(&self) {
         self.busy.fetch_sub(1, Ordering::Relaxed);
-        WORKER_SLOTS_BUSY.fall([]);
+        WORKER_SLOTS_BUSY.dec([]);
     }
 
     /// Counts a thread that lost its slot while it holds a task.
     pub(crate) fn thread_stuck(&self) {
         self.stuck.fetch_add(1, Ordering::Relaxed);
-        WORKER_THREADS_STUCK.rise([]);
+        WORKER_THREADS_STUCK.inc([]);
     }
 
     /// Counts the end of such a thread.
     pub(crate) fn thread_recovered(&self) {
         self.stuck.fetch_sub(1, Ordering::Relaxed);
-        WORKER_THREADS_STUCK.fall([]);
+        WORKER_THREADS_STUCK.dec([]);
     }
 }
 
@@ -121,8 +121,8 @@ impl ConnectionHistory {
             // A broker that begins or ceases to block publishers keeps the connection; so does one
             // that does not deliver from some queue. Changes between two equal states were not
             // observed, so they may have been anything.
-            let connected = |health: &Health| !matches!(health, Health::Away(_) | Health::Closed);
-            let is_well = |health: &Health| *health == Health::Well;
+            let connected = |health: &Health| !matches!(health, Health::Reconnecting(_) | Health::Closed);
+            let is_well = |health: &Health| *health == Health::Ready;
             let is_one_connection = connected(&before) && connected(&self.seen);
             if !is_one_connection || is_well(&before) == is_well(&self.seen) {
                 self.changed_at = Some(Instant::now());
@@ -135,7 +135,7 @@ impl ConnectionHistory {
 impl WorkerContext {
     pub(crate) fn new(
         registry: Registry,
-        tracker: Arc<JobBoard>,
+        tracker: Arc<JobTracker>,
         transport: Arc<dyn Transport>,
         lane: Lane,
         id: WorkerId,
@@ -191,7 +191,7 @@ impl WorkerContext {
     pub(crate) fn requeue(&self, message: Message, from: QueueRole) -> Outgoing {
         self.counts.handed_back.fetch_add(1, Ordering::Relaxed);
         WORKER_HANDED_BACK.add([], 1);
-        let to = if from == QueueRole::Suspect { QueueRole::Suspect } else { QueueRole::Again };
+        let to = if from == QueueRole::Suspect { QueueRole::Suspect } else { QueueRole::Requeued };
         Outgoing { to: self.address(to), message }
     }
 
@@ -247,7 +247,7 @@ mod tests {
         /// A context without jobs, on its own broker.
         pub(crate) async fn for_test() -> Arc<Self> {
             let transport = MemoryTransport::new();
-            let (tracker, _) = JobBoard::open(&*transport).await.unwrap();
+            let (tracker, _) = JobTracker::open(&*transport).await.unwrap();
             let id = "test-worker".parse().unwrap();
             Arc::new(Self::new(Registry::default(), tracker, transport, Lane::default(), id, None))
         }
@@ -256,22 +256,22 @@ mod tests {
     /// Only a lost connection counts, not a broker that blocks publishers.
     #[test]
     fn blocked_broker_keeps_connection() {
-        let (broker, health) = watch::channel(Health::Well);
+        let (broker, health) = watch::channel(Health::Ready);
         let mut connection = ConnectionHistory::new(health);
         assert_eq!(connection.last_change(), None, "the first connection");
-        let interrupted = Health::Interrupted("no queue".into());
-        for health in [Health::Blocked("low on memory".into()), Health::Well, interrupted, Health::Well] {
+        let interrupted = Health::Degraded("no queue".into());
+        for health in [Health::Blocked("low on memory".into()), Health::Ready, interrupted, Health::Ready] {
             broker.send_replace(health);
             assert_eq!(connection.last_change(), None, "{:?}", connection.seen);
         }
-        broker.send_replace(Health::Away("gone".into()));
+        broker.send_replace(Health::Reconnecting("gone".into()));
         let lost = connection.last_change();
         assert!(lost.is_some());
-        broker.send_replace(Health::Well);
+        broker.send_replace(Health::Ready);
         assert!(connection.last_change() > lost, "it was found again later");
         let found = connection.last_change();
         assert_eq!(connection.last_change(), found);
-        for health in [Health::Away("gone".into()), Health::Well] {
+        for health in [Health::Reconnecting("gone".into()), Health::Ready] {
             broker.send_replace(health);
         }
         assert!(connection.last_change() > found, "it was lost between two looks");

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use gristmill_shared::{Message, QueueRole, Receipt, RunningIndex, meter::WORKER_DELIVERIES_HELD};
+use gristmill_shared::{Message, QueueRole, Receipt, RunningIndex, metrics::WORKER_DELIVERIES_HELD};
 
 /// A message from one of the lane's queues, and the right to settle it.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct InFlightBatch {
 impl InFlightBatch {
     /// A batch with one pending part, the slot's.
     pub(crate) fn new(receipt: Receipt, from: QueueRole) -> Self {
-        WORKER_DELIVERIES_HELD.rise([from.as_str()]);
+        WORKER_DELIVERIES_HELD.inc([from.as_str()]);
         Self { receipt: Mutex::new(Some(receipt)), from, pending_parts: AtomicUsize::new(1) }
     }
 
@@ -53,7 +53,7 @@ impl InFlightBatch {
             && let Some(receipt) = self.receipt.lock().unwrap_or_else(PoisonError::into_inner).take()
         {
             receipt.ack();
-            WORKER_DELIVERIES_HELD.fall([self.from.as_str()]);
+            WORKER_DELIVERIES_HELD.dec([self.from.as_str()]);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The reasons for a worker to end early.
 
-use gristmill_shared::{StoreError, TransportError};
+use gristmill_shared::{PublishError, TransportError};
 
 /// The reason why a worker ended before its shutdown was requested. Batches that it had not settled
 /// run again elsewhere.
@@ -12,7 +12,7 @@ pub enum WorkerError {
     Transport(#[from] TransportError),
     /// The broker did not take an outcome.
     #[error("an outcome could not be published; its batch runs again elsewhere")]
-    Store(#[from] StoreError),
+    Store(#[from] PublishError),
     /// The operating system refuses another thread.
     #[error("cannot start a slot's thread (hint: fewer slots, or a higher limit on processes)")]
     Threads(#[source] std::io::Error),

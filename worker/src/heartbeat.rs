@@ -7,7 +7,7 @@ use std::{
 
 use gristmill_shared::{
     Address, Outgoing, Publisher, Topic,
-    wire::{Form, RUNNING_MAX_TASKS, RunningTask, WorkerBeat, now_ms},
+    wire::{RUNNING_MAX_TASKS, RunningTask, WireMessage, WorkerHeartbeat, now_ms},
 };
 
 use tokio::time::MissedTickBehavior;
@@ -27,7 +27,7 @@ pub(crate) async fn run(
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay); // an outage is not caught up with
     loop {
         beats.tick().await;
-        let beat = WorkerBeat {
+        let beat = WorkerHeartbeat {
             worker: context.id.clone(),
             lane: context.lane.clone(),
             slots: u32::try_from(slots.len()).unwrap_or(u32::MAX),
@@ -77,7 +77,7 @@ mod tests {
         async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
             self.beats.send_modify(|beats| beats.push(Instant::now()));
             self.answers.subscribe().wait_for(|answers| *answers).await.unwrap();
-            vec![Published::Stored; batch.len()]
+            vec![Published::Confirmed; batch.len()]
         }
     }
 

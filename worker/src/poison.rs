@@ -51,7 +51,7 @@ pub(crate) fn classify(from: QueueRole, redeliveries: u32, tasks: u32) -> Poison
 #[cfg(test)]
 mod tests {
     use super::*;
-    use QueueRole::{Again, Suspect, Tasks};
+    use QueueRole::{Requeued, Suspect, Tasks};
 
     #[test]
     fn single_suspect_gains_a_loss() {
@@ -59,8 +59,8 @@ mod tests {
             (Tasks, 0, 64, PoisonVerdict::Run),
             (Tasks, 1, 64, PoisonVerdict::Run),
             (Tasks, 2, 64, PoisonVerdict::Split),
-            (Again, 1, 1, PoisonVerdict::Run),
-            (Again, 2, 1, PoisonVerdict::Split),
+            (Requeued, 1, 1, PoisonVerdict::Run),
+            (Requeued, 2, 1, PoisonVerdict::Split),
             (Suspect, 0, 4, PoisonVerdict::Run),
             (Suspect, 1, 4, PoisonVerdict::Split),
             (Suspect, 0, 1, PoisonVerdict::Run),

@@ -119,7 +119,7 @@ pub(crate) fn release(
         // This worker may be the only one, and cannot run it before the delay has passed.
         _ if matches!(unfit, Unfit::Unprepared(_)) => QueueRole::Retry(RELEASE_DELAY),
         (1..=RELEASES_AT_ONCE, QueueRole::Suspect) => QueueRole::Suspect,
-        (1..=RELEASES_AT_ONCE, _) => QueueRole::Again,
+        (1..=RELEASES_AT_ONCE, _) => QueueRole::Requeued,
         _ => QueueRole::Retry(RELEASE_DELAY),
     };
     Release::Requeue(to, headers)
@@ -226,7 +226,7 @@ mod tests {
     fn fourth_release_is_delayed() {
         let unfit = Unfit::Version { here: 1, wanted: 2 };
         for (from, at_once) in
-            [(QueueRole::Tasks, QueueRole::Again), (QueueRole::Suspect, QueueRole::Suspect)]
+            [(QueueRole::Tasks, QueueRole::Requeued), (QueueRole::Suspect, QueueRole::Suspect)]
         {
             let mut headers = Headers { attempt: 2, loss: 1, ..Headers::default() };
             let mut queues = Vec::new();

@@ -216,11 +216,11 @@ mod tests {
     #[tokio::test]
     async fn suspects_go_first() {
         let (sender, receiver) = run_queue(4);
-        sender.push(deliveries([QueueRole::Tasks, QueueRole::Again, QueueRole::Suspect])).await;
+        sender.push(deliveries([QueueRole::Tasks, QueueRole::Requeued, QueueRole::Suspect])).await;
         drop(sender);
         let from = || receiver.next(&mut 0, || {}).map(|delivery| delivery.from);
         assert_eq!([from(), from()], [Some(QueueRole::Suspect), Some(QueueRole::Tasks)]);
-        assert_eq!(receiver.next_async().await.map(|delivery| delivery.from), Some(QueueRole::Again));
+        assert_eq!(receiver.next_async().await.map(|delivery| delivery.from), Some(QueueRole::Requeued));
         assert_eq!([from(), from()], [None, None]);
     }
 
@@ -240,7 +240,7 @@ mod tests {
         let (sender, receiver) = run_queue(1);
         let mut next = pin!(receiver.next_async());
         assert!(next.as_mut().now_or_never().is_none());
-        sender.push(deliveries([QueueRole::Again])).await;
+        sender.push(deliveries([QueueRole::Requeued])).await;
         assert!(next.await.is_some());
         let taker = std::thread::spawn({
             let receiver = receiver.clone();

@@ -11,7 +11,8 @@ use std::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_process::Command;
 use gristmill_shared::{
-    BuildId, Consumer, JobBoard, Lane, QueueRole, Registry, Shards, Transport, WorkerId, meter::WORKER_SLOTS,
+    BuildId, Consumer, JobTracker, Lane, QueueRole, Registry, Shards, Transport, WorkerId,
+    metrics::WORKER_SLOTS,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -172,7 +173,7 @@ impl Worker {
         transport.open_lane(&self.lane).await?;
         let shards = transport.open_shards(&self.lane, self.shards).await?;
         let publisher = transport.publisher().await?;
-        let (tracker, following) = JobBoard::open(&*transport).await?;
+        let (tracker, following) = JobTracker::open(&*transport).await?;
         let mut context = WorkerContext::new(
             self.registry.clone(),
             tracker,
@@ -311,7 +312,7 @@ fn prefetch_levels(slots: u16, shards: Shards) -> Vec<(QueueRole, [u16; BATCHES_
     let mut levels = vec![
         (QueueRole::Suspect, [PREFETCH_SUSPECT; BATCHES_PER_SLOT.len()]), // first to run
         (QueueRole::Tasks, tasks),
-        (QueueRole::Again, again),
+        (QueueRole::Requeued, again),
     ];
     levels.extend(shards.queues().skip(1).map(|shard| (shard, shared)));
     levels
@@ -335,7 +336,7 @@ mod tests {
         let held = |slots, shards, level: usize| -> Vec<u16> {
             let queues = prefetch_levels(slots, Shards::new(shards).unwrap());
             let tasks =
-                queues.iter().filter(|(from, _)| !matches!(from, QueueRole::Suspect | QueueRole::Again));
+                queues.iter().filter(|(from, _)| !matches!(from, QueueRole::Suspect | QueueRole::Requeued));
             tasks.map(|(_, prefetch)| prefetch[level]).collect()
         };
         assert_eq!(held(4, 1, LOWEST_LEVEL), [4]);

@@ -14,7 +14,7 @@ use gristmill_shared::{
     Round, State, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{self, Batch, Form, Results, Stopped},
+    wire::{self, Batch, Results, Stopped, WireMessage},
 };
 use gristmill_worker::{Worker, WorkerReport};
 use serde::{Deserialize, Serialize};

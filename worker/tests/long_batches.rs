@@ -103,7 +103,7 @@ async fn waiting_batches_return_to_the_queue() {
     let began = Instant::now();
     let mut others = Vec::new();
     let mut tasks = transport.consume(&QueueRole::Tasks.of(&Lane::default()), 100).await.unwrap();
-    let mut again = transport.consume(&QueueRole::Again.of(&Lane::default()), 100).await.unwrap();
+    let mut again = transport.consume(&QueueRole::Requeued.of(&Lane::default()), 100).await.unwrap();
     while others.len() < BATCH_COUNT - 5 {
         let deliveries = tokio::select! {
             deliveries = within(tasks.recv(100)) => deliveries,
@@ -112,7 +112,7 @@ async fn waiting_batches_return_to_the_queue() {
         others.extend(deliveries.unwrap());
     }
     assert!(began.elapsed() > Duration::from_millis(500), "they were never the worker's");
-    assert!(others.iter().all(|delivery| !delivery.redelivered()), "it was not handed back but dropped");
+    assert!(others.iter().all(|delivery| !delivery.is_redelivered()), "it was not handed back but dropped");
 
     *RELEASED_FLAG.0.lock().unwrap() = true;
     RELEASED_FLAG.1.notify_all();

@@ -192,7 +192,7 @@ async fn reconnected_worker_finds_no_poison() {
     send(&*memory, QueueRole::Suspect, 5, &[7], headers).await;
     take_unsettled(&*memory, QueueRole::Suspect, 1).await;
     let (_leave, _worker) =
-        start(Arc::new(ReconnectedTransport(Arc::clone(&memory), watch::Sender::new(Health::Well))), 1);
+        start(Arc::new(ReconnectedTransport(Arc::clone(&memory), watch::Sender::new(Health::Ready))), 1);
     let results = results(&*memory).await;
     assert_eq!((&results["done"][0]["outputs"], results.get("failed")), (&json!([7]), None));
 }
@@ -279,7 +279,7 @@ impl Transport for ReconnectedTransport {
         self.0.publisher().await
     }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        for health in [Health::Away("a test".into()), Health::Well] {
+        for health in [Health::Reconnecting("a test".into()), Health::Ready] {
             self.1.send_replace(health);
         }
         self.0.consume(queue, prefetch).await

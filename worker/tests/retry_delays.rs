@@ -220,7 +220,7 @@ async fn failed_task_waits_on_the_longest_step() {
 async fn waiting_batch_moves_on_unrun() {
     let headers = Headers { attempt: 1, delay_ms: 13_500, ..Headers::default() };
     let sent = batch(1, &[], headers);
-    let mut bench = Bench::start(QueueRole::Again, sent.clone()).await;
+    let mut bench = Bench::start(QueueRole::Requeued, sent.clone()).await;
     let moved = bench.published(QueueRole::Retry(RetryDelay::TenSeconds)).await;
     assert_eq!((moved.headers.delay_ms, moved.headers.attempt), (3_500, 1));
     assert_eq!((moved.id, moved.body), (sent.id, sent.body));
@@ -231,7 +231,7 @@ async fn waiting_batch_moves_on_unrun() {
 #[tokio::test]
 async fn batch_runs_when_its_delay_is_over() {
     let headers = Headers { attempt: 1, delay_ms: 999, ..Headers::default() };
-    let mut bench = Bench::start(QueueRole::Again, batch(1, &[], headers)).await;
+    let mut bench = Bench::start(QueueRole::Requeued, batch(1, &[], headers)).await;
     bench.published(QueueRole::Results).await;
     assert_eq!(bench.stop().await.batches, 1);
 }

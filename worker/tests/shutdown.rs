@@ -112,7 +112,7 @@ async fn take(broker: &MemoryTransport, role: QueueRole) -> Delivery {
 /// Both parts are one test, since their tasks share one notification.
 #[tokio::test(flavor = "multi_thread")]
 async fn endless_task_is_requeued_at_no_cost() {
-    for (sent, back) in [(QueueRole::Tasks, QueueRole::Again), (QueueRole::Suspect, QueueRole::Suspect)] {
+    for (sent, back) in [(QueueRole::Tasks, QueueRole::Requeued), (QueueRole::Suspect, QueueRole::Suspect)] {
         let broker = lane_with(sent, &[ENDLESS_TASK]).await;
         for _ in 0..CLEAN_STOPS {
             let report = clean_stop(&broker).await;
@@ -128,7 +128,7 @@ async fn endless_task_is_requeued_at_no_cost() {
     assert_eq!((report.done, report.abandoned, report.handed_back), (1, 1, 1));
     let done = take(&broker, QueueRole::Results).await.message;
     assert_eq!(wire::decode::<Results<'_>>(&done).unwrap().done[0].count, 1);
-    let rest = take(&broker, QueueRole::Again).await.message;
+    let rest = take(&broker, QueueRole::Requeued).await.message;
     let rest: Batch<'_> = wire::decode(&rest).unwrap();
     assert_eq!((rest.first, rest.tasks.get()), (TaskIndex(11), "[1,3]"), "published tasks are not run again");
 }

@@ -14,7 +14,7 @@ use gristmill_shared::{
     Publisher, QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{self, Batch, Form as _, Results, RunningTask, Stopped, WorkerBeat},
+    wire::{self, Batch, Results, RunningTask, Stopped, WireMessage as _, WorkerHeartbeat},
 };
 use gristmill_worker::{Worker, WorkerError, WorkerReport};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,7 @@ impl Bench {
         within(async {
             loop {
                 let event = self.events.next().await.unwrap();
-                if let Ok(beat) = wire::decode::<WorkerBeat>(&event)
+                if let Ok(beat) = wire::decode::<WorkerHeartbeat>(&event)
                     && wanted(&beat.running)
                 {
                     return beat.running;
@@ -226,7 +226,7 @@ async fn stopped_task_loses_its_slot() {
         assert!(task.stuck && task.stopped, "{task:?}");
         release(number);
         bench.wait_heartbeat(<[RunningTask]>::is_empty).await; // its thread has ended
-        for role in [QueueRole::Results, QueueRole::Again] {
+        for role in [QueueRole::Results, QueueRole::Requeued] {
             assert!(bench.is_empty(role).await, "{role:?}");
         }
         bench.leave.send(()).unwrap();

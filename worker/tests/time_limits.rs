@@ -216,7 +216,7 @@ async fn too_many_stuck_threads_end_the_worker() {
     assert!(matches!(error, WorkerError::Stuck { threads: 2, slots: 1 }), "{error}");
     bench.outcomes(2).await;
     assert_eq!(bench.outcomes.keys().collect::<Vec<_>>(), [&10, &11]);
-    let mut again = bench.transport.consume(&QueueRole::Again.of(&Lane::default()), 1).await.unwrap();
+    let mut again = bench.transport.consume(&QueueRole::Requeued.of(&Lane::default()), 1).await.unwrap();
     let handed_back = within(again.recv(1)).await.unwrap();
     assert_eq!((handed_back[0].deliveries_before, handed_back[0].message.headers.loss), (0, 0));
     assert!(bench.is_empty(QueueRole::Tasks).await, "it was not handed back but dropped");

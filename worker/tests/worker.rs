@@ -16,7 +16,7 @@ use gristmill_shared::{
     Round, Shards, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{self, Batch, Form, Results, Stopped},
+    wire::{self, Batch, Results, Stopped, WireMessage},
 };
 use gristmill_worker::{Worker, WorkerReport};
 use serde::{Deserialize, Serialize};
@@ -225,7 +225,7 @@ async fn failed_task_is_retried_alone() {
     );
     let (_, transport) = bench.stop().await;
     for (index, task) in [(11, "[-1]"), (12, "[-3]")] {
-        let message = take(&*transport, QueueRole::Again).await;
+        let message = take(&*transport, QueueRole::Requeued).await;
         let batch = wire::decode::<Batch<'_>>(&message).unwrap();
         assert_eq!((batch.first, batch.count, batch.tasks.get()), (TaskIndex(index), 1, task));
         assert_eq!(message.headers.attempt, 1);
@@ -264,9 +264,9 @@ async fn outcomes_belong_to_the_batch_trace() {
     // Retries of a batch without a trace begin one; its results have none.
     assert_eq!(bench.take(QueueRole::Results).await.headers.traceparent, None);
     let (_, transport) = bench.stop().await; // else the worker would take the retried tasks itself
-    let again = take(&*transport, QueueRole::Again).await;
+    let again = take(&*transport, QueueRole::Requeued).await;
     assert_eq!(again.headers.traceparent, results.headers.traceparent, "of the same run");
-    let again = take(&*transport, QueueRole::Again).await;
+    let again = take(&*transport, QueueRole::Requeued).await;
     assert_eq!(again.headers.trace_id(), Some(silent.to_string().replace('-', "")));
 }
 
@@ -287,7 +287,7 @@ async fn unknown_kind_is_left_to_others() {
     let (report, transport) = bench.stop().await;
     assert_eq!((report.done, report.errors), (1, 0));
     tokio::time::pause(); // the delay of 1 s passes at once
-    let mut message = take(&*transport, QueueRole::Again).await;
+    let mut message = take(&*transport, QueueRole::Requeued).await;
     assert!((1..=4).contains(&message.headers.released), "{:?}", message.headers);
     message.headers.released = 0;
     assert_eq!(message, unknown.message, "it cost an attempt, or changed on the way");
@@ -295,7 +295,7 @@ async fn unknown_kind_is_left_to_others() {
 
 #[tokio::test]
 async fn malformed_batch_is_dead_lettered() {
-    let garbage = Message { body: "{".into(), form: Batch::FORM.into(), ..Message::default() };
+    let garbage = Message { body: "{".into(), form: Batch::TYPE.into(), ..Message::default() };
     let short = {
         let mut short = batch(JobId::generate(), "double", &json!({}), &[1], 0);
         short.message.body = String::from_utf8(short.message.body.to_vec())
@@ -345,7 +345,7 @@ async fn leaving_worker_requeues_the_rest() {
     leave.send(()).unwrap();
     // The waiting batches are requeued while the task still runs: the worker has begun to leave.
     for _ in 0..3 {
-        let back = take(&*transport, QueueRole::Again).await;
+        let back = take(&*transport, QueueRole::Requeued).await;
         assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
     }
     tokio::task::spawn_blocking(|| TASK_END.wait()).await.unwrap();
@@ -354,10 +354,10 @@ async fn leaving_worker_requeues_the_rest() {
     assert_eq!(HELD_COUNT.load(Ordering::SeqCst), 1, "a task began after the worker began to leave");
     // The last of the five may have been delivered before the worker stopped its consumer, or not.
     let (back, untouched) =
-        (drain(&*transport, QueueRole::Again).await, drain(&*transport, QueueRole::Tasks).await);
+        (drain(&*transport, QueueRole::Requeued).await, drain(&*transport, QueueRole::Tasks).await);
     assert_eq!(3 + back.len() + untouched.len(), 5, "something was dropped, or handed back twice");
     assert!(
-        untouched.iter().all(|delivery| !delivery.redelivered()),
+        untouched.iter().all(|delivery| !delivery.is_redelivered()),
         "what was held was dropped, not handed back"
     );
     let rest =
@@ -441,10 +441,10 @@ async fn long_reasons_take_several_messages() {
 async fn oversize_dead_letter_is_cut() {
     let long = Message {
         body: format!("{{\"kind\":\"{}\"}}", "X".repeat(70_000)).into(),
-        form: Batch::FORM.into(),
+        form: Batch::TYPE.into(),
         ..Message::default()
     };
-    let large = Message { body: vec![b'x'; 15 << 20].into(), form: Batch::FORM.into(), ..Message::default() };
+    let large = Message { body: vec![b'x'; 15 << 20].into(), form: Batch::TYPE.into(), ..Message::default() };
     let bench = Bench::start(vec![to_queue(QueueRole::Tasks, long), to_queue(QueueRole::Tasks, large)]).await;
     for _ in 0..2 {
         let buried = bench.take(QueueRole::Dead).await;

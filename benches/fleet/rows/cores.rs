@@ -8,7 +8,7 @@
 
 use std::time::Instant;
 
-use gristmill_jobs::{Spin, Work};
+use gristmill_jobs::{Spin, SpinWork};
 use gristmill_shared::{Job as _, JobId, StopSignal, TaskContext, TaskIndex, wire::Finished};
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 
@@ -80,7 +80,7 @@ impl Bench {
     fn spin_of(&self, micros: u32) -> Spin {
         let micros_in_all = self.scale.spin_seconds * 1_000_000 * u64::from(SLOT_COUNT.get());
         let tasks = micros_in_all / u64::from(micros);
-        Spin { tasks, work: Work::micros(micros), ..Spin::default() }
+        Spin { tasks, work: SpinWork::micros(micros), ..Spin::default() }
     }
 
     /// Runs `gristmill run`.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 
 use futures::StreamExt as _;
 use gristmill_jobs::Spin;
-use gristmill_producer::{News, Producer, SubmitOptions};
+use gristmill_producer::{JobUpdate, Producer, SubmitOptions};
 use gristmill_shared::erase;
 use lapin::options::BasicAckOptions;
 
@@ -94,7 +94,7 @@ async fn lone_task(producer: &Producer, options: SubmitOptions) -> BenchResult<f
     let (submission, mut watch) = producer.open_watched(job, options).await?;
     let answered = async {
         loop {
-            if let News::Finished(finished) = watch.next().await? {
+            if let JobUpdate::Finished(finished) = watch.next().await? {
                 return Ok::<_, Box<dyn std::error::Error + Send + Sync>>((finished, start.elapsed()));
             }
         }

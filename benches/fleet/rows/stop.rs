@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::PathBuf, time::Duration};
 
-use gristmill_jobs::{Spin, Work};
+use gristmill_jobs::{Spin, SpinWork};
 use gristmill_sink::LedgerReader;
 use tokio::time::sleep;
 
@@ -38,7 +38,7 @@ impl Bench {
             (0..WORKER_COUNT).map(|n| self.env.dir().join(format!("diary-{n}"))).collect();
         let fleet = BenchFleet::start_own(&self.env, &paths).await?;
         let task_logs = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
-        let spin = Spin { tasks: TASK_COUNT, work: Work::micros(TASK_MICROS), ..Spin::default() };
+        let spin = Spin { tasks: TASK_COUNT, work: SpinWork::micros(TASK_MICROS), ..Spin::default() };
         let spec = serde_json::to_string(&spin)?;
         let mut waits = Vec::new();
         let mut random = fastrand::Rng::with_seed(1);

@@ -5,7 +5,7 @@
 
 use std::{thread, time::Instant};
 
-use gristmill_jobs::{Spin, SpinTask, Work};
+use gristmill_jobs::{Spin, SpinTask, SpinWork};
 use gristmill_shared::{Job as _, JobId, StopSignal, TaskContext, TaskIndex};
 
 use crate::{
@@ -27,11 +27,11 @@ const TASK_MICROS: std::ops::RangeInclusive<u32> = 50_000..=500_000;
 impl Bench {
     /// Measures as many tasks as the scale states, with other lengths each round.
     pub(crate) async fn measure_long_tail(&mut self, round: u32) -> BenchResult<()> {
-        let work = Work::between(TASK_MICROS);
+        let work = SpinWork::between(TASK_MICROS);
         let spin = Spin { tasks: self.scale.tail_tasks, work, seed: round.into(), ..Spin::default() };
         let ours = self.run_fleet(&spin).await?.seconds;
         let lengths: Vec<_> =
-            (0..spin.tasks).map(|index| (index, spin.micros_of(TaskIndex(index)))).collect();
+            (0..spin.tasks).map(|index| (index, spin.task_micros(TaskIndex(index)))).collect();
         let all: u64 = lengths.iter().map(|(_, micros)| u64::from(*micros)).sum();
         let longest = lengths.iter().map(|(_, micros)| *micros).max().unwrap_or_default();
         let ideal = run_ideal(spin, lengths).await?;

@@ -160,7 +160,7 @@ fn words<const N: usize>(hex: &str) -> [u32; N] {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, TaskIndex, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal, TaskIndex};
     use sha2::Digest as _;
 
     use super::*;
@@ -221,9 +221,8 @@ mod tests {
         stop.stop();
         let alphabet = Alphabet::parse("a-z").unwrap();
         let digest = TargetDigest::parse(&"0".repeat(40), None).unwrap();
-        let trouble =
-            digest.find(alphabet.letters(), 0, u64::MAX, &context(stop)).unwrap_err().into_trouble();
-        assert_eq!(trouble, Trouble::Stopped);
+        let trouble = digest.find(alphabet.letters(), 0, u64::MAX, &context(stop)).unwrap_err().into_kind();
+        assert_eq!(trouble, FailureKind::Stopped);
     }
 
     #[test]
@@ -237,8 +236,8 @@ mod tests {
                 assert_eq!(search(100_000, StopSignal::new()).unwrap(), None); // until the other has begun
                 stop.stop();
             });
-            let trouble = search(1_000_000_000, stop.clone()).unwrap_err().into_trouble();
-            assert_eq!(trouble, Trouble::Stopped);
+            let trouble = search(1_000_000_000, stop.clone()).unwrap_err().into_kind();
+            assert_eq!(trouble, FailureKind::Stopped);
         });
     }
 

@@ -146,7 +146,7 @@ impl<'a> SegmentedSieve<'a> {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, TaskIndex, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal, TaskIndex};
 
     use super::*;
 
@@ -219,6 +219,6 @@ mod tests {
         let stop = StopSignal::new();
         stop.stop();
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, stop);
-        assert_eq!(count_primes(0..u64::MAX / 2, 100, &cx).unwrap_err().into_trouble(), Trouble::Stopped);
+        assert_eq!(count_primes(0..u64::MAX / 2, 100, &cx).unwrap_err().into_kind(), FailureKind::Stopped);
     }
 }

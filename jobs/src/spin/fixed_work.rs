@@ -22,10 +22,10 @@ const ROUND_TIME: Duration = Duration::from_millis(2);
 /// An amount of work: microseconds, with the iterations per microsecond of the machine where the
 /// job was submitted.
 ///
-/// [`Work::micros`], [`Work::between`] and the command line measure the speed, which takes about 20
-/// ms, unless the work is 0.
+/// [`SpinWork::micros`], [`SpinWork::between`] and the command line measure the speed, which takes
+/// about 20 ms, unless the work is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Work {
+pub struct SpinWork {
     micros: u32,
     /// The longest time of a task, if it is random; `micros` is then the shortest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -34,7 +34,7 @@ pub struct Work {
     iterations_per_micro: u64,
 }
 
-impl Work {
+impl SpinWork {
     /// Creates work that takes this time on this machine, undisturbed.
     #[must_use]
     pub fn micros(micros: u32) -> Self {
@@ -92,7 +92,7 @@ impl Work {
     }
 }
 
-impl FromStr for Work {
+impl FromStr for SpinWork {
     type Err = ParseIntError;
 
     /// Parses a number of µs, or two with `..` between them: the least and the most.
@@ -134,7 +134,7 @@ fn iterate(iterations: u64) {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, StopSignal, TaskIndex, Trouble};
+    use gristmill_shared::{FailureKind, JobId, StopSignal, TaskIndex};
 
     use super::*;
 
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn work_takes_its_time() {
-        let work = Work::micros(20_000);
+        let work = SpinWork::micros(20_000);
         let start = Instant::now();
         work.perform(20_000, &context(StopSignal::new())).unwrap();
         let took = start.elapsed();
@@ -153,20 +153,20 @@ mod tests {
 
     #[test]
     fn zero_work_is_not_measured() {
-        assert_eq!("0".parse(), Ok(Work::default()));
-        assert_eq!("0..0".parse(), Ok(Work { micros_to: Some(0), ..Work::default() }));
+        assert_eq!("0".parse(), Ok(SpinWork::default()));
+        assert_eq!("0..0".parse(), Ok(SpinWork { micros_to: Some(0), ..SpinWork::default() }));
     }
 
     #[test]
     fn bad_micros_are_refused() {
         for text in ["", "1.5", "..", "1..", "..5", "1..=5", "1..2..3", "-1", "5000000000"] {
-            assert!(text.parse::<Work>().is_err(), "{text:?}");
+            assert!(text.parse::<SpinWork>().is_err(), "{text:?}");
         }
     }
 
     #[test]
     fn work_range_is_inclusive() {
-        let work = |least, most| Work { micros: least, micros_to: Some(most), iterations_per_micro: 1 };
+        let work = |least, most| SpinWork { micros: least, micros_to: Some(most), iterations_per_micro: 1 };
         for (draw, micros) in [(0, 5), (u64::MAX / 2 + 1, 7), (u64::MAX, 8)] {
             assert_eq!(work(5, 8).draw_micros(|| draw), micros);
         }
@@ -178,7 +178,7 @@ mod tests {
     fn stop_ends_long_work() {
         let stop = StopSignal::new();
         stop.stop();
-        let work = Work { iterations_per_micro: u64::MAX, ..Work::default() };
-        assert_eq!(work.perform(u32::MAX, &context(stop)).unwrap_err().into_trouble(), Trouble::Stopped);
+        let work = SpinWork { iterations_per_micro: u64::MAX, ..SpinWork::default() };
+        assert_eq!(work.perform(u32::MAX, &context(stop)).unwrap_err().into_kind(), FailureKind::Stopped);
     }
 }

@@ -19,7 +19,7 @@ use std::{
 
 use gristmill_shared::{
     Transport,
-    meter::{BUILD_INFO, START_TIME},
+    metrics::{BUILD_INFO, START_TIME},
 };
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
@@ -62,8 +62,7 @@ impl MetricsServer {
         let listener = TcpListener::bind(address).await.map_err(MetricsError::Listen)?;
         let address = listener.local_addr().map_err(MetricsError::Listen)?;
         let recorder = Arc::new(PrometheusRecorder::for_role(role));
-        metrics::set_global_recorder(Arc::clone(&recorder))
-            .map_err(|_| MetricsError::RecorderInstalled)?;
+        metrics::set_global_recorder(Arc::clone(&recorder)).map_err(|_| MetricsError::RecorderInstalled)?;
         BUILD_INFO.set([version, role], 1.0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         START_TIME.set([], now.as_secs_f64().round());

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use gristmill_shared::{
     Health,
-    meter::{BROKER_AWAY, BROKER_BLOCKED, BROKER_RECONNECTS, BROKER_STATE},
+    metrics::{BROKER_AWAY, BROKER_BLOCKED, BROKER_RECONNECTS, BROKER_STATE},
 };
 
 /// The present health of the broker, and the time spent in past outages.
@@ -34,8 +34,8 @@ impl Readiness {
 
     /// Sets the health from `now` on.
     pub(super) fn set_health(&mut self, health: Health, now: Instant) {
-        let back = matches!(health, Health::Well | Health::Blocked(_) | Health::Interrupted(_));
-        if back && matches!(self.health, Some(Health::Away(_))) {
+        let back = matches!(health, Health::Ready | Health::Blocked(_) | Health::Degraded(_));
+        if back && matches!(self.health, Some(Health::Reconnecting(_))) {
             BROKER_RECONNECTS.add([], 1);
         }
         self.accumulate(now);
@@ -54,18 +54,18 @@ impl Readiness {
         for state in STATE_LABELS {
             BROKER_STATE.set([state], f64::from(u8::from(state == self.state_label())));
         }
-        BROKER_BLOCKED.reach([], self.blocked.as_secs());
-        BROKER_AWAY.reach([], self.away.as_secs());
+        BROKER_BLOCKED.set_total([], self.blocked.as_secs());
+        BROKER_AWAY.set_total([], self.away.as_secs());
     }
 
     /// Returns the reason why this process is not ready, if it is not.
     pub(super) fn not_ready_reason(&self) -> Option<String> {
         match &self.health {
             None => Some("the broker is not connected yet".into()),
-            Some(Health::Well) => self.pending_step.map(Into::into),
+            Some(Health::Ready) => self.pending_step.map(Into::into),
             Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
-            Some(Health::Interrupted(why)) => Some(format!("the broker does not deliver: {why}")),
-            Some(Health::Away(why)) => Some(format!("the connection to the broker is lost: {why}")),
+            Some(Health::Degraded(why)) => Some(format!("the broker does not deliver: {why}")),
+            Some(Health::Reconnecting(why)) => Some(format!("the connection to the broker is lost: {why}")),
             Some(Health::Closed) => Some("the broker was given up".into()),
         }
     }
@@ -73,10 +73,10 @@ impl Readiness {
     fn state_label(&self) -> &'static str {
         match &self.health {
             None => "connecting",
-            Some(Health::Well) => "well",
+            Some(Health::Ready) => "well",
             Some(Health::Blocked(_)) => "blocked",
-            Some(Health::Interrupted(_)) => "interrupted",
-            Some(Health::Away(_)) => "away",
+            Some(Health::Degraded(_)) => "interrupted",
+            Some(Health::Reconnecting(_)) => "away",
             Some(Health::Closed) => "closed",
         }
     }
@@ -85,8 +85,8 @@ impl Readiness {
         let passed = now.saturating_duration_since(self.counted_until);
         match self.health {
             Some(Health::Blocked(_)) => self.blocked += passed,
-            Some(Health::Away(_)) => self.away += passed,
-            None | Some(Health::Well | Health::Interrupted(_) | Health::Closed) => {}
+            Some(Health::Reconnecting(_)) => self.away += passed,
+            None | Some(Health::Ready | Health::Degraded(_) | Health::Closed) => {}
         }
         self.counted_until = now;
     }
@@ -107,15 +107,15 @@ mod tests {
             let mut readiness = Readiness::new(start);
             readiness.set_pending(Some("the lane is not claimed"));
             assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("not connected")));
-            readiness.set_health(Health::Well, at(1));
+            readiness.set_health(Health::Ready, at(1));
             assert_eq!(readiness.not_ready_reason().as_deref(), Some("the lane is not claimed"));
             readiness.set_pending(None);
             assert_eq!(readiness.not_ready_reason(), None);
-            readiness.set_health(Health::Interrupted("no queue".into()), at(1));
+            readiness.set_health(Health::Degraded("no queue".into()), at(1));
             assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("no queue")));
             readiness.set_health(Health::Blocked("low on memory".into()), at(2));
             assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("low on memory")));
-            readiness.set_health(Health::Away("gone".into()), at(5));
+            readiness.set_health(Health::Reconnecting("gone".into()), at(5));
             assert!(readiness.not_ready_reason().is_some_and(|why| why.contains("gone")));
             readiness.update_metrics(at(9));
             let text = recorder.to_string();
@@ -128,7 +128,7 @@ mod tests {
             ] {
                 assert!(text.lines().any(|other| other == line), "{line}: {text}");
             }
-            readiness.set_health(Health::Well, at(10));
+            readiness.set_health(Health::Ready, at(10));
             readiness.update_metrics(at(20));
             let text = recorder.to_string();
             assert!(text.contains("gristmill_broker_away_seconds_total 5\n"), "{text}");

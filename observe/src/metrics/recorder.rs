@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use gristmill_shared::meter::{CATALOGUE, Shape};
+use gristmill_shared::metrics::{METRIC_CATALOGUE, MetricType};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Label, Metadata, Recorder,
     SharedString, Unit,
@@ -36,7 +36,7 @@ struct MetricRegistry {
 #[derive(Debug)]
 struct MetricFamily {
     help: String,
-    shape: Shape,
+    shape: MetricType,
     /// The series by their formatted labels.
     series: BTreeMap<String, MetricSeries>,
 }
@@ -65,7 +65,7 @@ impl PrometheusRecorder {
         let roles = ["worker", "sink", "producer"];
         let prefixes = roles.map(|role| format!("gristmill_{role}_"));
         let (own, has_one_role) = (format!("gristmill_{role}_"), roles.contains(&role));
-        for listed in CATALOGUE {
+        for listed in METRIC_CATALOGUE {
             let is_of_other_role =
                 has_one_role && prefixes.iter().any(|other| *other != own && listed.name.starts_with(other));
             recorder.describe(listed.name, listed.shape, listed.help);
@@ -76,7 +76,7 @@ impl PrometheusRecorder {
         recorder
     }
 
-    fn describe(&self, name: &str, shape: Shape, help: &str) {
+    fn describe(&self, name: &str, shape: MetricType, help: &str) {
         let mut registry = self.registry();
         let family = registry.families.entry(sanitize_name(name, true));
         family.or_insert_with(|| MetricFamily { help: String::new(), shape, series: BTreeMap::new() }).help =
@@ -85,7 +85,7 @@ impl PrometheusRecorder {
 
     /// Returns the series of this key. `None` if there are too many, or if the name has another
     /// shape.
-    fn series(&self, key: &Key, shape: Shape) -> Option<MetricSeries> {
+    fn series(&self, key: &Key, shape: MetricType) -> Option<MetricSeries> {
         let mut registry = self.registry();
         let registry = &mut *registry;
         let full = registry.series >= SERIES_MAX;
@@ -121,11 +121,11 @@ impl PrometheusRecorder {
 }
 
 impl MetricSeries {
-    fn new(shape: Shape) -> Self {
+    fn new(shape: MetricType) -> Self {
         match shape {
-            Shape::Counter => Self::Counter(Arc::default()),
-            Shape::Gauge => Self::Gauge(Arc::default()),
-            Shape::Histogram(bounds) => {
+            MetricType::Counter => Self::Counter(Arc::default()),
+            MetricType::Gauge => Self::Gauge(Arc::default()),
+            MetricType::Histogram(bounds) => {
                 let counts = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
                 Self::Histogram(Arc::new(HistogramBuckets { bounds, counts, sum: AtomicU64::new(0) }))
             }
@@ -135,33 +135,33 @@ impl MetricSeries {
 
 impl Recorder for PrometheusRecorder {
     fn describe_counter(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(key.as_str(), Shape::Counter, &help);
+        self.describe(key.as_str(), MetricType::Counter, &help);
     }
 
     fn describe_gauge(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(key.as_str(), Shape::Gauge, &help);
+        self.describe(key.as_str(), MetricType::Gauge, &help);
     }
 
     fn describe_histogram(&self, key: KeyName, _: Option<Unit>, help: SharedString) {
-        self.describe(key.as_str(), Shape::Histogram(DEFAULT_BUCKETS), &help);
+        self.describe(key.as_str(), MetricType::Histogram(DEFAULT_BUCKETS), &help);
     }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        match self.series(key, Shape::Counter) {
+        match self.series(key, MetricType::Counter) {
             Some(MetricSeries::Counter(cell)) => Counter::from_arc(cell),
             _ => Counter::noop(),
         }
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        match self.series(key, Shape::Gauge) {
+        match self.series(key, MetricType::Gauge) {
             Some(MetricSeries::Gauge(cell)) => Gauge::from_arc(cell),
             _ => Gauge::noop(),
         }
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        match self.series(key, Shape::Histogram(DEFAULT_BUCKETS)) {
+        match self.series(key, MetricType::Histogram(DEFAULT_BUCKETS)) {
             Some(MetricSeries::Histogram(buckets)) => Histogram::from_arc(buckets),
             _ => Histogram::noop(),
         }
@@ -264,7 +264,7 @@ fn sanitize_name(name: &str, colons: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::meter::{Listed, SINK_COMMIT_SECONDS, WORKER_SLOTS, WORKER_TASKS};
+    use gristmill_shared::metrics::{MetricSpec, SINK_COMMIT_SECONDS, WORKER_SLOTS, WORKER_TASKS};
 
     use super::*;
 
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn catalogue_names_are_distinct() {
-        for Listed { name, shape, .. } in CATALOGUE {
+        for MetricSpec { name, shape, .. } in METRIC_CATALOGUE {
             let recorder = PrometheusRecorder::for_role("none");
             assert!(recorder.series(&Key::from_static_name(name), *shape).is_some(), "{name}");
         }

@@ -12,7 +12,7 @@ use std::{
 
 use gristmill_shared::{
     JobId, WorkerId,
-    wire::{BATCH_MAX_TASKS, Event, Progress, WorkerBeat},
+    wire::{BATCH_MAX_TASKS, Event, Progress, WorkerHeartbeat},
 };
 
 pub(crate) use self::subscription::SizerSubscription;
@@ -132,7 +132,7 @@ impl BatchSizer {
                 );
                 progressed.notify_all();
             }
-            Event::Worker(WorkerBeat { worker, slots, .. }) => {
+            Event::Worker(WorkerHeartbeat { worker, slots, .. }) => {
                 lock(state).record_heartbeat(worker, *slots, Instant::now());
             }
             Event::Progress(_) | Event::Missing(_) | Event::Finished(_) => {}

@@ -46,7 +46,7 @@ impl SizerSubscription {
         let Some(listener) = &mut self.listener else { return pending().await };
         let lost = listener.await;
         self.listener = None; // a finished task must not be polled again
-        lost.map_or(ProducerError::Died, ProducerError::from)
+        lost.map_or(ProducerError::ThreadDied, ProducerError::from)
     }
 }
 

@@ -8,11 +8,11 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, Publisher, QueueRole,
-    RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, StoreError, TaskIndex, Transport,
+    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, PublishError, Publisher,
+    QueueRole, RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
-    wire::{Aborted, Form, Sealed, now_ms},
+    wire::{Aborted, Sealed, WireMessage, now_ms},
 };
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ use super::{
     shared_state::ProducerShared,
 };
 use crate::{
-    Cursor, CursorDir, ProducerError, SplitEnd, SplitReport, Watch,
+    Cursor, CursorDir, JobWatcher, ProducerError, SplitEnd, SplitReport,
     batch_size::SizerSubscription,
     cursor_file::CursorFile,
     splitter::{self, BatchTemplate, SplitPosition, SplitSelection},
@@ -110,9 +110,9 @@ impl Producer {
     }
 
     /// Opens a job as [`Producer::open`] does, and watches it through the producer's own reader of
-    /// the journal and its subscription to ends. Unlike [`Watch::open`], this costs the broker
+    /// the journal and its subscription to ends. Unlike [`JobWatcher::open`], this costs the broker
     /// something, and takes time, only for the first job of a lane; but it reports no
-    /// [`News::Progress`](crate::News::Progress).
+    /// [`JobUpdate::Progress`](crate::JobUpdate::Progress).
     ///
     /// # Errors
     /// The errors of [`Producer::open`].
@@ -120,12 +120,12 @@ impl Producer {
         &self,
         job: Arc<dyn AnyJob>,
         options: SubmitOptions,
-    ) -> Result<(Submission, Watch), ProducerError> {
+    ) -> Result<(Submission, JobWatcher), ProducerError> {
         let mut submission = self.prepare_new(job, options).await?;
         self.shared.subscribe_ends(&self.transport, &submission.cursor().lane).await;
         // Before the job is announced to the sink, which may end it at once.
-        let facts = self.shared.follower(&self.transport).board.listen(submission.id());
-        let watch = Watch::for_new_job(submission.id(), facts, Arc::clone(&self.transport));
+        let facts = self.shared.follower(&self.transport).board.subscribe(submission.id());
+        let watch = JobWatcher::for_new_job(submission.id(), facts, Arc::clone(&self.transport));
         submission.announce_opened().await?;
         Ok((submission, watch))
     }
@@ -138,7 +138,7 @@ impl Producer {
     /// If the journal cannot be read.
     pub async fn is_served(&self, lane: &Lane) -> Result<bool, ProducerError> {
         let follower = self.shared.follower(&self.transport);
-        follower.caught_up().await?;
+        follower.wait_caught_up().await?;
         Ok(follower.board.is_served(lane))
     }
 
@@ -209,7 +209,7 @@ impl Producer {
     ) -> Result<Submission, ProducerError> {
         self.shared.open_lane(&*self.transport, &cursor_file.cursor.lane, cursor_file.cursor.shards).await?;
         // The follower catches up while the job is announced.
-        let refused = self.shared.follower(&self.transport).board.refused(cursor_file.cursor.job);
+        let refused = self.shared.follower(&self.transport).board.refused_tasks(cursor_file.cursor.job);
         let publisher = self.transport.publisher().await?;
         // Before the job is announced, since the sink may answer with the progress that it knows.
         let subscription =
@@ -393,7 +393,7 @@ impl Submission {
         interrupt: impl Future<Output = ()> + Send,
     ) -> Result<SendOutcome, ProducerError> {
         let follower = self.producer.shared.follower(&self.producer.transport);
-        follower.caught_up().await?;
+        follower.wait_caught_up().await?;
         let stop = follower.board.stop_signal(self.id(), round);
         let moves_cursor = matches!(selection, SplitSelection::After(_));
         let (job, planned) = (Arc::clone(&self.job), self.plan().tasks);
@@ -450,16 +450,16 @@ impl Submission {
         }
     }
 
-    async fn announce_opened(&mut self) -> Result<(), StoreError> {
+    async fn announce_opened(&mut self) -> Result<(), PublishError> {
         self.send_to_sink(&self.cursor().opened(), "opened").await
     }
 
     /// Sends the sink a message about the job as a whole; `id_suffix` makes its id.
     pub(crate) fn send_to_sink(
         &self,
-        body: &impl Form,
+        body: &impl WireMessage,
         id_suffix: &str,
-    ) -> impl Future<Output = Result<(), StoreError>> + Send + '_ {
+    ) -> impl Future<Output = Result<(), PublishError>> + Send + '_ {
         let message = body.message(format!("{}/{id_suffix}", self.id()), &self.producer.app);
         let to = Address::Queue(QueueRole::Results.of(&self.cursor().lane));
         publish_until_stored(&*self.publisher, vec![Outgoing { to, message }])
@@ -468,9 +468,9 @@ impl Submission {
 
 /// Waits until the message is stored, or until `interrupt` resolves: the sink's queue may be full.
 async fn or_interrupted(
-    sent: impl Future<Output = Result<(), StoreError>> + Send,
+    sent: impl Future<Output = Result<(), PublishError>> + Send,
     interrupt: impl Future<Output = ()> + Send,
-) -> Result<Option<()>, StoreError> {
+) -> Result<Option<()>, PublishError> {
     tokio::select! {
         sent = sent => sent.map(Some),
         () = interrupt => Ok(None),

@@ -129,7 +129,7 @@ impl Submission {
     pub(crate) async fn check_unchanged(&self) -> Result<(), ProducerError> {
         let (job, position) = (Arc::clone(&self.job), self.cursor_file.position());
         let checked = tokio::task::spawn_blocking(move || splitter::is_unchanged(&*job, position)).await;
-        match checked.map_err(|_| ProducerError::Died)? {
+        match checked.map_err(|_| ProducerError::ThreadDied)? {
             Ok(true) => Ok(()),
             Ok(false) => Err(ProducerError::split_changed(self.cursor().confirmed)),
             Err(error) => Err(ProducerError::Changed(error.to_string())),

@@ -10,9 +10,9 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Published, Publisher, SplitDigest, StopSignal, StoreError, TaskIndex,
+    Address, Outgoing, PublishError, Published, Publisher, SplitDigest, StopSignal, TaskIndex,
     fail_point::{FailPoint, reached},
-    meter::{PRODUCER_BATCHES, PRODUCER_TASKS, PRODUCER_UNCONFIRMED, PRODUCER_UNCONFIRMED_BYTES},
+    metrics::{PRODUCER_BATCHES, PRODUCER_TASKS, PRODUCER_UNCONFIRMED, PRODUCER_UNCONFIRMED_BYTES},
 };
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -177,20 +177,20 @@ pub(crate) async fn send_all(
                     in_flight -= 1;
                     bytes_in_flight -= packed.message.body.len();
                     match answer {
-                        Some(Published::Stored) => {
+                        Some(Published::Confirmed) => {
                             PRODUCER_BATCHES.add(["stored"], 1);
                             PRODUCER_TASKS.add([], packed.count.into());
                             window.grow();
                             progress.add(&packed);
                         }
-                        Some(Published::Rejected) => {
+                        Some(Published::Nacked) => {
                             PRODUCER_BATCHES.add(["refused"], 1);
                             refused.push_back(packed);
                         }
-                        Some(Published::Unroutable) => return Err(StoreError::Unroutable(to).into()),
-                        Some(Published::Refused(why)) => return Err(StoreError::Refused { to, why }.into()),
-                        Some(Published::Denied(why)) => return Err(StoreError::Denied { to, why }.into()),
-                        Some(Published::Unknown) | None => return Err(StoreError::Lost.into()),
+                        Some(Published::Unroutable) => return Err(PublishError::Unroutable(to).into()),
+                        Some(Published::Invalid(why)) => return Err(PublishError::Invalid { to, why }.into()),
+                        Some(Published::Forbidden(why)) => return Err(PublishError::Forbidden { to, why }.into()),
+                        Some(Published::Unknown) | None => return Err(PublishError::Lost.into()),
                     }
                 }
                 if refused.len() > refused_before {
@@ -199,7 +199,7 @@ pub(crate) async fn send_all(
             }
             () = tokio::time::sleep_until(pause_or_grace_ends), if room || grace_ends.is_some() => {}
             split = events.recv_async(), if wants_split => {
-                let split = split.map_err(|flume::RecvError::Disconnected| ProducerError::Died)?;
+                let split = split.map_err(|flume::RecvError::Disconnected| ProducerError::ThreadDied)?;
                 for split in iter::once(split).chain(events.try_iter()).take(BATCHES_AHEAD) {
                     match split {
                         SplitEvent::Batch(packed) => ready.push_back(*packed),

@@ -11,8 +11,8 @@ use futures::{
     future::{BoxFuture, Shared},
 };
 use gristmill_shared::{
-    EventFilter, EventReader, JobBoard, Lane, Shards, Transport, TransportError,
-    wire::{Finished, Form},
+    EventFilter, EventReader, JobTracker, Lane, Shards, Transport, TransportError,
+    wire::{Finished, WireMessage},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -92,14 +92,14 @@ impl ProducerShared {
 /// A background reader of the journal, which runs until the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct JournalFollower {
-    pub(crate) board: Arc<JobBoard>,
+    pub(crate) board: Arc<JobTracker>,
     /// The reason of its end; `None` if its runtime was shut down.
     termination: Shared<BoxFuture<'static, Option<TransportError>>>,
 }
 
 impl JournalFollower {
     fn start(transport: Arc<dyn Transport>) -> Self {
-        let (board, following) = JobBoard::start(transport);
+        let (board, following) = JobTracker::start(transport);
         let following = AbortOnDropHandle::new(tokio::spawn(following));
         Self { board, termination: following.map(Result::ok).boxed().shared() }
     }
@@ -108,24 +108,24 @@ impl JournalFollower {
     ///
     /// # Errors
     /// If the journal cannot be read.
-    pub(crate) async fn caught_up(&self) -> Result<(), ProducerError> {
+    pub(crate) async fn wait_caught_up(&self) -> Result<(), ProducerError> {
         tokio::select! {
-            () = self.board.caught_up() => Ok(()),
+            () = self.board.wait_caught_up() => Ok(()),
             lost = self.connection_lost() => Err(lost),
         }
     }
 
     /// Waits until the journal cannot be followed any more, and returns the reason.
     pub(crate) async fn connection_lost(&self) -> ProducerError {
-        self.termination.clone().await.map_or(ProducerError::Died, ProducerError::from)
+        self.termination.clone().await.map_or(ProducerError::ThreadDied, ProducerError::from)
     }
 }
 
 /// Forwards ends to the job board until the connection is lost, which the follower reports.
-async fn forward_ends(mut events: Box<dyn EventReader>, board: Arc<JobBoard>) {
+async fn forward_ends(mut events: Box<dyn EventReader>, board: Arc<JobTracker>) {
     while let Ok(event) = events.next().await {
-        if event.form == Finished::FORM {
-            board.hear(&event);
+        if event.form == Finished::TYPE {
+            board.apply_event(&event);
         }
     }
 }

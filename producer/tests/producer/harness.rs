@@ -5,7 +5,7 @@ use std::{future::Future, ops::ControlFlow, time::Duration};
 use gristmill_producer::SubmitOptions;
 use gristmill_shared::{
     Consumer, Job, JobError, Lane, Message, Plan, QueueRole, TaskContext, TaskError, TaskIndex, Transport,
-    wire::{Batch, ToSink, decode},
+    wire::{Batch, SinkMessage, decode},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
@@ -88,8 +88,8 @@ pub(crate) fn first_and_count(message: &Message) -> (u64, u32) {
 pub(crate) fn seal(messages: &[Message]) -> (u64, String) {
     let seals: Vec<_> = messages
         .iter()
-        .filter_map(|message| match ToSink::decode(message).unwrap() {
-            ToSink::Sealed(sealed) => Some((sealed.total, sealed.digest)),
+        .filter_map(|message| match SinkMessage::decode(message).unwrap() {
+            SinkMessage::Sealed(sealed) => Some((sealed.total, sealed.digest)),
             _ => None,
         })
         .collect();

@@ -10,14 +10,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use gristmill_producer::{News, Producer, Submission, SubmitOptions, Watch};
+use gristmill_producer::{JobUpdate, JobWatcher, Producer, Submission, SubmitOptions};
 use gristmill_shared::{
     Account, Address, Capabilities, Conclusion, Consumer, EventFilter, EventReader, FACTS_MAX_WAITING,
     Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Plan, Publisher, Queue, Round, Shards,
     TaskContext, TaskError, TaskIndex, Topic, Transport, TransportError, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Finished, Form, Reopened},
+    wire::{Finished, Reopened, WireMessage},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -108,7 +108,7 @@ impl Transport for CountingTransport {
         self.events.fetch_add(1, Ordering::Relaxed);
         if self.events_forbidden {
             let (transport, lacks) = (self.to_string(), "the right to listen".into());
-            return Err(TransportError::Forbidden { transport, lacks });
+            return Err(TransportError::PermissionDenied { transport, lacks });
         }
         self.inner.events(filter).await
     }
@@ -120,12 +120,12 @@ impl Transport for CountingTransport {
     }
 }
 
-async fn submit(producer: &Producer) -> (Submission, Watch) {
+async fn submit(producer: &Producer) -> (Submission, JobWatcher) {
     within(producer.open_watched(erase(One), SubmitOptions::default())).await.unwrap()
 }
 
 /// Writes into the journal as a sink does.
-async fn publish_fact(transport: &dyn Transport, fact: impl Form) {
+async fn publish_fact(transport: &dyn Transport, fact: impl WireMessage) {
     publish_to(transport, Address::Journal, fact).await;
 }
 
@@ -135,7 +135,7 @@ async fn publish_live_end(transport: &dyn Transport, finished: Finished) {
     publish_to(transport, Address::Events(topic), finished).await;
 }
 
-async fn publish_to(transport: &dyn Transport, to: Address, fact: impl Form) {
+async fn publish_to(transport: &dyn Transport, to: Address, fact: impl WireMessage) {
     let publisher = transport.publisher().await.unwrap();
     let message = fact.message(JobId::generate().to_string(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
@@ -179,7 +179,7 @@ async fn live_end_precedes_journal() {
     let producer = Producer::new(Arc::clone(&transport) as _, "test");
     let (first, mut first_watch) = submit(&producer).await;
     let (second, mut second_watch) = submit(&producer).await;
-    let mut own = within(Watch::open(&*transport, second.id())).await.unwrap();
+    let mut own = within(JobWatcher::open(&*transport, second.id())).await.unwrap();
     publish_live_end(&*transport, finished(second.id(), 0, "of the second")).await;
     assert_eq!(within(second_watch.finished()).await.unwrap().conclusion.text, "of the second");
     assert_eq!(within(own.finished()).await.unwrap().conclusion.text, "of the second");
@@ -198,8 +198,8 @@ async fn late_end_of_old_round_ignored() {
     let job = submission.id();
     publish_fact(&*transport, finished(job, 0, "at first")).await;
     publish_fact(&*transport, Reopened { job, round: Round(1), version: 0 }).await;
-    let mut watch = within(Watch::open(&*transport, job)).await.unwrap();
-    while !matches!(within(watch.next()).await.unwrap(), News::CaughtUp) {}
+    let mut watch = within(JobWatcher::open(&*transport, job)).await.unwrap();
+    while !matches!(within(watch.next()).await.unwrap(), JobUpdate::CaughtUp) {}
     publish_live_end(&*transport, finished(job, 0, "at first")).await;
     publish_live_end(&*transport, finished(job, 1, "again")).await;
     assert_eq!(within(watch.finished()).await.unwrap().conclusion.text, "again");
@@ -244,6 +244,6 @@ async fn watch_outlives_producer() {
     within(submission.send()).await.unwrap();
     drop(producer);
     publish_fact(&*transport, finished(job, 0, "later")).await;
-    let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
+    let JobUpdate::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
     assert_eq!(end.conclusion.text, "later");
 }

@@ -7,7 +7,7 @@ use gristmill_shared::{
     Address, Outgoing, QueueRole, Registry, Round, TaskIndex, Transport, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Audit, Batch, Form, Missing, ToSink, decode},
+    wire::{Audit, Batch, Missing, SinkMessage, WireMessage, decode},
 };
 
 use crate::harness::{Count, consume, count, drain, first_and_count, options, within};
@@ -22,7 +22,7 @@ async fn answer_audits(transport: Arc<dyn Transport>, missing: MissingRangesFrom
     let publisher = transport.publisher().await.unwrap();
     loop {
         for delivery in results.recv(1).await.unwrap() {
-            if let ToSink::Audit(Audit { job, from }) = ToSink::decode(&delivery.message).unwrap() {
+            if let SinkMessage::Audit(Audit { job, from }) = SinkMessage::decode(&delivery.message).unwrap() {
                 let (ranges, tasks) = missing(from.0);
                 let ranges = ranges.into_iter().map(|(first, count)| (TaskIndex(first), count)).collect();
                 let fact = Missing { job, round: Round(1), since_ms: None, from, ranges, tasks, version: 0 };

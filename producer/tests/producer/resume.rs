@@ -8,7 +8,7 @@ use gristmill_shared::{
     erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Form, Progress},
+    wire::{Progress, WireMessage},
 };
 
 use crate::harness::{Count, count, drain, first_and_count, options, seal, within};

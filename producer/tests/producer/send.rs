@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gristmill_producer::{Cancelling, Producer, ProducerError, SplitEnd, SubmitOptions, cancel};
+use gristmill_producer::{CancelOutcome, Producer, ProducerError, SplitEnd, SubmitOptions, cancel};
 use gristmill_shared::{
-    Lane, QueueRole, TASKS_MAX_MESSAGES, Transport, erase, memory::MemoryTransport, wire::ToSink,
+    Lane, QueueRole, TASKS_MAX_MESSAGES, Transport, erase, memory::MemoryTransport, wire::SinkMessage,
 };
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ async fn job_sent_in_order_and_sealed() {
     assert!(drain(&*transport, QueueRole::Tasks).await.is_empty(), "a task was sent before the job was sent");
     let opened = drain(&*transport, QueueRole::Results).await;
     assert!(
-        matches!(&ToSink::decode(&opened[0]).unwrap(), ToSink::Opened(opened) if opened.kind.as_str() == "count")
+        matches!(&SinkMessage::decode(&opened[0]).unwrap(), SinkMessage::Opened(opened) if opened.kind.as_str() == "count")
     );
 
     let report = within(submission.send()).await.unwrap();
@@ -77,8 +77,8 @@ async fn failed_split_aborts_job() {
         assert!(matches!(within(submission.send()).await, Err(ProducerError::Split(_))));
         let messages = drain(&*transport, QueueRole::Results).await;
         assert_eq!(messages.len(), 2);
-        let last = ToSink::decode(&messages[1]).unwrap();
-        assert!(matches!(&last, ToSink::Aborted(aborted) if aborted.reason == reason), "{last:?}");
+        let last = SinkMessage::decode(&messages[1]).unwrap();
+        assert!(matches!(&last, SinkMessage::Aborted(aborted) if aborted.reason == reason), "{last:?}");
     }
 }
 
@@ -94,11 +94,11 @@ async fn stopped_job_ends_split() {
     within(consumer.recv(1)).await.unwrap();
     let outcome =
         cancel(&*transport, &Lane::default(), job, Some(Lane::default()), "enough", "test").await.unwrap();
-    assert_eq!(outcome, Cancelling::Told);
+    assert_eq!(outcome, CancelOutcome::Broadcast);
     assert_eq!(within(sending).await.unwrap().unwrap().end, SplitEnd::Stopped);
     let messages = drain(&*transport, QueueRole::Results).await;
     assert!(
-        matches!(&ToSink::decode(&messages[1]).unwrap(), ToSink::Cancelled(cancelled) if cancelled.reason == "enough")
+        matches!(&SinkMessage::decode(&messages[1]).unwrap(), SinkMessage::Cancelled(cancelled) if cancelled.reason == "enough")
     );
     assert_eq!(messages.len(), 2, "it was sealed");
 }

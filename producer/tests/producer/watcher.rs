@@ -2,13 +2,13 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use gristmill_producer::{Cancelling, News, Producer, SubmitOptions, Watch, cancel};
+use gristmill_producer::{CancelOutcome, JobUpdate, JobWatcher, Producer, SubmitOptions, cancel};
 use gristmill_shared::{
     Account, Address, Conclusion, Job, JobError, JobId, JournalEntry, Kind, Lane, Outgoing, QueueRole, Round,
     TaskContext, TaskError, TaskIndex, Transport, erase,
     memory::MemoryTransport,
     publish_until_stored,
-    wire::{Fact, FailureNote, Finished, Form, Reopened, Stopped, ToSink},
+    wire::{Fact, FailureNote, Finished, Reopened, SinkMessage, Stopped, WireMessage},
 };
 use serde_json::value::RawValue;
 
@@ -40,14 +40,14 @@ async fn watch_returns_last_round_end() {
     ] {
         publish_until_stored(&*publisher, fact(message)).await.unwrap();
     }
-    let mut watch = Watch::open(&*transport, job).await.unwrap();
-    assert!(matches!(within(watch.next()).await.unwrap(), News::Reopened(Round(1))));
+    let mut watch = JobWatcher::open(&*transport, job).await.unwrap();
+    assert!(matches!(within(watch.next()).await.unwrap(), JobUpdate::Reopened(Round(1))));
     assert!(
-        matches!(within(watch.next()).await.unwrap(), News::CaughtUp),
+        matches!(within(watch.next()).await.unwrap(), JobUpdate::CaughtUp),
         "an old round's end was taken for the end"
     );
     publish_until_stored(&*publisher, fact(finished(1, "second").message("3".into(), "test"))).await.unwrap();
-    let News::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
+    let JobUpdate::Finished(end) = within(watch.next()).await.unwrap() else { panic!("no end") };
     assert_eq!(end.conclusion.text, "second");
 }
 
@@ -91,7 +91,7 @@ async fn watch_returns_typed_report() {
         };
         let message = finished.message(finished.job.to_string(), "test");
         publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
-        Watch::open(&*transport, finished.job).await.unwrap()
+        JobWatcher::open(&*transport, finished.job).await.unwrap()
     };
     let mut watch = watch_finished("silent", Some("42"), None).await;
     assert_eq!(within(watch.report::<Silent>()).await.unwrap(), Some(42));
@@ -134,7 +134,7 @@ async fn cancel_after_end_is_reported() {
     let message = finished.message("1".into(), "test");
     publish_until_stored(&*publisher, vec![Outgoing { to: Address::Journal, message }]).await.unwrap();
     let outcome = cancel(&*transport, &Lane::default(), job, None, "late", "test").await.unwrap();
-    assert_eq!(outcome, Cancelling::HadEnded);
+    assert_eq!(outcome, CancelOutcome::AlreadyEnded);
     let mut journal = transport.journal().await.unwrap();
     while let JournalEntry::Fact(message) = journal.next().await.unwrap() {
         assert!(!matches!(Fact::decode(&message).unwrap(), Fact::Stopped(Stopped { .. })));
@@ -146,7 +146,7 @@ async fn cancel_of_unknown_job_sends_nothing() {
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let outcome =
         cancel(&*transport, &Lane::default(), JobId::generate(), None, "typo", "test").await.unwrap();
-    assert_eq!(outcome, Cancelling::Unknown);
+    assert_eq!(outcome, CancelOutcome::UnknownJob);
     assert!(drain(&*transport, QueueRole::Results).await.is_empty());
 }
 
@@ -161,9 +161,9 @@ async fn cancel_uses_lane_of_job() {
     let outcome = cancel(&*transport, &Lane::default(), submission.id(), Some(night.clone()), "no", "test")
         .await
         .unwrap();
-    assert_eq!(outcome, Cancelling::Told);
+    assert_eq!(outcome, CancelOutcome::Broadcast);
     assert!(drain(&*transport, QueueRole::Results).await.is_empty());
     let mut consumer = transport.consume(&QueueRole::Results.of(&night), 10).await.unwrap();
     let messages = within(consumer.recv(10)).await.unwrap();
-    assert!(matches!(ToSink::decode(&messages[1].message).unwrap(), ToSink::Cancelled(_)));
+    assert!(matches!(SinkMessage::decode(&messages[1].message).unwrap(), SinkMessage::Cancelled(_)));
 }

@@ -34,12 +34,12 @@ pub(super) async fn stopped_consumer_drains_then_ends(scene: &Scene) {
     assert_eq!(&seen | &ids(&rest), numbers(0..20));
 }
 
-/// An open connection reports [`Health::Well`]. A closed one reports [`Health::Closed`], to earlier
-/// subscribers and to later ones.
+/// An open connection reports [`Health::Ready`]. A closed one reports [`Health::Closed`], to
+/// earlier subscribers and to later ones.
 pub(super) async fn health_reports_close(scene: &Scene) {
     let other = scene.second_connection().await;
     let mut health = other.health();
-    bounded("a healthy transport", health.wait_for(|health| *health == Health::Well)).await.expect("a word");
+    bounded("a healthy transport", health.wait_for(|health| *health == Health::Ready)).await.expect("a word");
     bounded("closing", other.close()).await;
     // The sender may have gone with the connection; the last value stays readable.
     drop(bounded("the end of its health", health.wait_for(|health| *health == Health::Closed)).await);
@@ -119,7 +119,7 @@ pub(super) async fn close_keeps_acks_and_requeues_rest(scene: &Scene) {
     let rest = receive(&mut *stays, 5).await;
     assert_eq!(&seen | &ids(&rest), numbers(0..10));
     assert!(
-        rest.iter().all(|delivery| delivery.redelivered()),
+        rest.iter().all(|delivery| delivery.is_redelivered()),
         "a requeued message says that it never came before"
     );
     ack(rest);
@@ -130,7 +130,7 @@ pub(super) async fn close_keeps_acks_and_requeues_rest(scene: &Scene) {
 /// Closing a connection does not affect another: its consumers keep their deliveries and go on.
 pub(super) async fn close_spares_other_connections(scene: &Scene) {
     let other = scene.second_connection().await;
-    let mut goes = consumer(&*other, &scene.queue(QueueRole::Again), 1).await;
+    let mut goes = consumer(&*other, &scene.queue(QueueRole::Requeued), 1).await;
     let mut stays = scene.consumer(QueueRole::Tasks, 2).await;
     let filter = EventFilter::Lane(scene.lane.clone());
     let mut events = bounded("events", scene.transport.events(filter)).await.expect("a reader");

@@ -89,7 +89,7 @@ pub(super) async fn recv_is_cancel_safe(scene: &Scene) {
             let to = Address::Queue(scene.queue(QueueRole::Tasks));
             assert_eq!(
                 answers(&*scene.publisher, vec![Outgoing { to, message: message(id) }]).await,
-                [Published::Stored]
+                [Published::Confirmed]
             );
             yield_now().await;
         }

@@ -9,7 +9,7 @@
 //!     let connection = broker.connect();
 //!     async { connection }
 //! });
-//! conformance::all(connect).await;
+//! conformance::check_all(connect).await;
 //! # }
 //! ```
 //!
@@ -63,7 +63,7 @@ where
 ///
 /// # Panics
 /// If promises are broken. The text names all of them, each with its observation.
-pub async fn all(connect: Connect) {
+pub async fn check_all(connect: Connect) {
     let mut broken = Vec::new();
     for promise in ALL_PROMISES {
         if let Err(seen) = promise.check(&connect).await {

@@ -48,7 +48,7 @@ pub(super) async fn properties_and_body_survive(scene: &Scene) {
         let mut consumer = scene.consumer(QueueRole::Tasks, 1).await;
         let mut delivery = receive(&mut *consumer, 1).await.remove(0);
         assert_eq!(delivery.message, message);
-        assert!(!delivery.redelivered(), "a first delivery says it was delivered before");
+        assert!(!delivery.is_redelivered(), "a first delivery says it was delivered before");
         delivery.message = Message::default();
         delivery.receipt.ack();
         bounded("closing a consumer", consumer.close()).await;
@@ -61,7 +61,7 @@ pub(super) async fn answers_keep_batch_order(scene: &Scene) {
     let tasks = Address::Queue(scene.queue(QueueRole::Tasks));
     let missing = Address::Queue(QueueRole::Tasks.of(&new_lane()));
     let event = Address::Events(Topic::Job(scene.lane.clone(), JobId::generate()));
-    let (stored, unroutable) = (Published::Stored, Published::Unroutable);
+    let (stored, unroutable) = (Published::Confirmed, Published::Unroutable);
     let cases = [
         (missing.clone(), unroutable.clone()),
         (tasks.clone(), stored.clone()),
@@ -94,11 +94,11 @@ pub(super) async fn full_queue_rejects_then_accepts(scene: &Scene) {
         let sent: Vec<_> = batch.iter().map(|message| message.id.clone()).collect();
         let batch = batch.into_iter().map(|message| Outgoing { to: tasks.clone(), message }).collect();
         let answers = answers(&*scene.publisher, batch).await;
-        let rejected = answers.contains(&Published::Rejected);
+        let rejected = answers.contains(&Published::Nacked);
         for (id, answer) in sent.into_iter().zip(answers) {
             match answer {
-                Published::Stored => drop(stored.insert(id)),
-                Published::Rejected => {}
+                Published::Confirmed => drop(stored.insert(id)),
+                Published::Nacked => {}
                 other => panic!("a full queue answers {other:?}"),
             }
         }
@@ -121,8 +121,8 @@ pub(super) async fn full_queue_rejects_then_accepts(scene: &Scene) {
     loop {
         let again = Outgoing { to: tasks.clone(), message: message("again") };
         match answers(&*scene.publisher, vec![again]).await.as_slice() {
-            [Published::Stored] => break,
-            [Published::Rejected] if start.elapsed() < WAIT_BOUND => sleep(CLOCK_SLACK).await,
+            [Published::Confirmed] => break,
+            [Published::Nacked] if start.elapsed() < WAIT_BOUND => sleep(CLOCK_SLACK).await,
             other => panic!("an emptied queue still answers {other:?}"),
         }
     }
@@ -137,17 +137,17 @@ pub(super) async fn body_size_limit_is_exact(scene: &Scene) {
         eprintln!("skipped: bodies of {max} bytes, since more than {LARGEST_TRIED} are not tried");
         return;
     }
-    let to = Address::Queue(scene.queue(QueueRole::Again));
+    let to = Address::Queue(scene.queue(QueueRole::Requeued));
     let of = |size| Outgoing {
         to: to.clone(),
         message: Message { body: Bytes::from(vec![7; size]), ..message(size) },
     };
     let answers = answers(&*scene.publisher, vec![of(max + 1), of(max)]).await;
     assert!(
-        matches!(&*answers, [Published::Refused(why), Published::Stored] if !why.is_empty()),
+        matches!(&*answers, [Published::Invalid(why), Published::Confirmed] if !why.is_empty()),
         "{answers:?}"
     );
-    let mut consumer = scene.consumer(QueueRole::Again, 10).await;
+    let mut consumer = scene.consumer(QueueRole::Requeued, 10).await;
     let whole = receive(&mut *consumer, 1).await.remove(0);
     assert!(whole.message.body == vec![7; max], "the largest body did not arrive whole");
     whole.receipt.ack();
@@ -158,7 +158,7 @@ pub(super) async fn body_size_limit_is_exact(scene: &Scene) {
 pub(super) async fn concurrent_publishes_get_own_answers(scene: &Scene) {
     const CALL_COUNT: u32 = 20;
     const CALL_MESSAGES: u32 = 50;
-    let (missing, again) = (QueueRole::Again.of(&new_lane()), scene.queue(QueueRole::Again));
+    let (missing, again) = (QueueRole::Requeued.of(&new_lane()), scene.queue(QueueRole::Requeued));
     let other = scene.second_connection().await;
     let other = bounded("a publisher", other.publisher()).await.expect("a publisher");
     let calls = (0..CALL_COUNT).map(|call| {
@@ -172,13 +172,13 @@ pub(super) async fn concurrent_publishes_get_own_answers(scene: &Scene) {
         let batch = (0..CALL_MESSAGES).map(outgoing).collect();
         async move {
             let expected: Vec<_> = (0..CALL_MESSAGES)
-                .map(|place| if place == call { Published::Unroutable } else { Published::Stored })
+                .map(|place| if place == call { Published::Unroutable } else { Published::Confirmed })
                 .collect();
             assert_eq!(answers(&**publisher, batch).await, expected, "the answers to call {call}");
         }
     });
     join_all(calls).await;
-    let mut consumer = scene.consumer(QueueRole::Again, 2_000).await;
+    let mut consumer = scene.consumer(QueueRole::Requeued, 2_000).await;
     let all = receive(&mut *consumer, (CALL_COUNT * (CALL_MESSAGES - 1)) as usize).await;
     let mut expected = numbers(0..CALL_COUNT * CALL_MESSAGES);
     (0..CALL_COUNT).for_each(|call| assert!(expected.remove(&(call * CALL_MESSAGES + call).to_string())));
@@ -223,7 +223,7 @@ pub(super) async fn shards_are_created_once(scene: &Scene) {
 /// A message in a retry queue arrives unchanged in `again` when its delay has passed, and not
 /// before.
 pub(super) async fn retry_arrives_after_its_delay(scene: &Scene) {
-    let mut again = scene.consumer(QueueRole::Again, 10).await;
+    let mut again = scene.consumer(QueueRole::Requeued, 10).await;
     let delay = RetryDelay::Second.duration();
     let start = Instant::now();
     // The check does not wait for the longer delay: this message must not come with the other.

@@ -66,7 +66,7 @@ async fn expect_redelivered(scene: &Scene, held: BTreeSet<String>) {
     let mut next = scene.consumer(QueueRole::Tasks, 10).await;
     let all = receive(&mut *next, 10).await;
     assert_eq!(ids(&all), numbers(0..10));
-    let again = ids(all.iter().filter(|delivery| delivery.redelivered()));
+    let again = ids(all.iter().filter(|delivery| delivery.is_redelivered()));
     assert_eq!(again, held, "the deliveries that say that they came before");
 }
 
@@ -94,13 +94,13 @@ pub(super) async fn requeued_message_is_redelivered(scene: &Scene) {
     }
     let again = receive(&mut *first, 1).await.remove(0);
     assert_eq!(again.message, message(1));
-    assert!(again.redelivered(), "a requeued message says that it never came before");
+    assert!(again.is_redelivered(), "a requeued message says that it never came before");
     bounded("stop", first.stop()).await.expect("a stop");
     again.receipt.requeue();
     let mut second = scene.consumer(QueueRole::Tasks, 3).await;
     let again = receive(&mut *second, 1).await;
     assert_eq!(again[0].message.id, "1");
-    assert!(again[0].redelivered(), "a requeued message says that it never came before");
+    assert!(again[0].is_redelivered(), "a requeued message says that it never came before");
     ack(again);
     expect_quiet(&mut *second, "everything was settled").await;
 }

@@ -68,7 +68,7 @@ impl Scene {
             messages.into_iter().map(|message| Outgoing { to: to.clone(), message }).collect();
         let count = batch.len();
         let answers = answers(&*self.publisher, batch).await;
-        assert_eq!(answers, vec![Published::Stored; count], "the answers to a publish to {to:?}");
+        assert_eq!(answers, vec![Published::Confirmed; count], "the answers to a publish to {to:?}");
     }
 
     /// Expects an empty queue: the next delivery must be a marker that is published now.

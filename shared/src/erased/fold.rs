@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{ErasedJob, catch};
 use crate::{
     Account, Conclusion, Job, JobError, TaskIndex, finite,
-    wire::{DoneSpan, Malformed},
+    wire::{Malformed, OutputRun},
 };
 
 /// The report of a job so far. Only the sink's ledger thread uses it.
@@ -18,7 +18,8 @@ pub trait AnyFold: fmt::Debug + Send {
     /// # Errors
     /// After [`CollectError::Malformed`] the report is unchanged. After [`CollectError::Panicked`]
     /// callers must discard the report and load it again.
-    fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError>;
+    fn collect_span(&mut self, span: &OutputRun<'_>, fresh: &[Range<u64>])
+    -> Result<Collected, CollectError>;
 
     /// Encodes the report.
     ///
@@ -71,7 +72,11 @@ impl<J: Job> fmt::Debug for TypedFold<J> {
 }
 
 impl<J: Job> AnyFold for TypedFold<J> {
-    fn collect_span(&mut self, span: &DoneSpan<'_>, fresh: &[Range<u64>]) -> Result<Collected, CollectError> {
+    fn collect_span(
+        &mut self,
+        span: &OutputRun<'_>,
+        fresh: &[Range<u64>],
+    ) -> Result<Collected, CollectError> {
         let outputs = decode_outputs::<J>(span).map_err(CollectError::Malformed)?;
         if outputs.len() != span.count as usize {
             return Err(CollectError::Malformed(Malformed::new(format_args!(
@@ -145,7 +150,7 @@ impl<J: Job> AnyFold for TypedFold<J> {
 
 /// Decodes the tasks that the job folds beside the outputs, one for each output. Returns an empty
 /// list if the job folds outputs alone.
-fn decode_tasks<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Task, String>>, Malformed> {
+fn decode_tasks<J: Job>(span: &OutputRun<'_>) -> Result<Vec<Result<J::Task, String>>, Malformed> {
     if !J::WITH_TASKS {
         return Ok(Vec::new());
     }
@@ -171,7 +176,7 @@ fn decode_tasks<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Task, Strin
     Ok(raw.iter().map(decode).collect())
 }
 
-fn decode_outputs<J: Job>(span: &DoneSpan<'_>) -> Result<Vec<Result<J::Output, String>>, Malformed> {
+fn decode_outputs<J: Job>(span: &OutputRun<'_>) -> Result<Vec<Result<J::Output, String>>, Malformed> {
     if let Ok(outputs) = serde_json::from_str::<Vec<J::Output>>(span.outputs.get()) {
         return Ok(outputs.into_iter().map(Ok).collect());
     }

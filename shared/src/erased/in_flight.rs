@@ -52,7 +52,7 @@ pub(super) fn process_in_flight<J: Job>(
     let runtime = match task_runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
-            let trouble = error.into_trouble();
+            let trouble = error.into_kind();
             for (index, task) in (batch.first.0..).map(TaskIndex).zip(raw.tasks()?) {
                 run.record_failure(index, trouble.clone(), task);
             }
@@ -96,7 +96,7 @@ async fn run_tasks<J: Job>(
             let index = first.plus(recorded.into());
             let task = travelling.and_then(|tasks| tasks.get(recorded as usize).copied());
             let outcome = outcome.and_then(|output| run.record_output(index, &output, task));
-            match outcome.map_err(TaskError::into_trouble) {
+            match outcome.map_err(TaskError::into_kind) {
                 Ok(()) => {}
                 Err(trouble) => run.record_failure(index, trouble, raw.tasks()?[recorded as usize]),
             }

@@ -14,7 +14,7 @@ use std::{any::Any, fmt, sync::Arc};
 
 pub use fold::{AnyFold, CollectError, Collected};
 use prepare::{PrepareError, StateCell};
-pub use process::{BatchRun, Begins, Chunk, DoneTasks, IsPrepared, TaskFailure};
+pub use process::{BatchRun, Chunk, DoneTasks, PreparedHook, TaskFailure, TaskStartHook};
 pub use running_index::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -68,7 +68,7 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
     /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread. Ends when all
     /// tasks have run, the job is stopped or the run is halted. Returns the number of tasks with an
-    /// outcome. Outcomes are emitted through `run`. No task has run if [`BatchRun::unprepared`]
+    /// outcome. Outcomes are emitted through `run`. No task has run if [`BatchRun::unprepared_reason`]
     /// returns a reason.
     ///
     /// # Errors

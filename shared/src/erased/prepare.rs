@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::catch;
-use crate::{State, TaskError, Trouble};
+use crate::{FailureKind, State, TaskError};
 
 /// The pause after a failed `prepare` during which further batches are not run. It equals the
 /// shortest retry delay of a task, so a queue full of batches calls a server that is down once a
@@ -23,7 +23,7 @@ enum PrepareStatus {
     #[default]
     NotOpened,
     Failed {
-        trouble: Trouble,
+        trouble: FailureKind,
         at: Instant,
     },
     Ready(State),
@@ -33,7 +33,7 @@ enum PrepareStatus {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PrepareError {
     /// `prepare` failed now, or rejected the job less than [`PREPARE_PAUSE`] ago: the tasks fail.
-    Failed(Trouble),
+    Failed(FailureKind),
     /// `prepare` failed less than [`PREPARE_PAUSE`] ago: the tasks wait at no cost.
     Paused(String),
 }
@@ -55,7 +55,7 @@ impl StateCell {
             PrepareStatus::Ready(state) => return Ok(state.clone()),
             PrepareStatus::Failed { trouble, at } if !at_once && at.elapsed() < PREPARE_PAUSE => {
                 return Err(match trouble {
-                    Trouble::Failed(reason) | Trouble::Delayed(reason, _) => {
+                    FailureKind::Failed(reason) | FailureKind::Delayed(reason, _) => {
                         PrepareError::Paused(reason.clone())
                     }
                     trouble => PrepareError::Failed(trouble.clone()),
@@ -65,7 +65,7 @@ impl StateCell {
         }
         let opened = catch(prepare)
             .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))
-            .map_err(|error| error.context("preparing the job's state").into_trouble());
+            .map_err(|error| error.context("preparing the job's state").into_kind());
         *prepared = match &opened {
             Ok(state) => PrepareStatus::Ready(state.clone()),
             Err(trouble) => PrepareStatus::Failed { trouble: trouble.clone(), at: Instant::now() },
@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     fn failed(text: &str) -> Option<PrepareError> {
-        Some(PrepareError::Failed(Trouble::Failed(format!("preparing the job's state: {text}"))))
+        Some(PrepareError::Failed(FailureKind::Failed(format!("preparing the job's state: {text}"))))
     }
 
     #[test]
@@ -100,7 +100,7 @@ mod tests {
     fn rejected_job_fails_during_pause() {
         let cell = StateCell::default();
         let rejected =
-            PrepareError::Failed(Trouble::Rejected("preparing the job's state: no such model".into()));
+            PrepareError::Failed(FailureKind::Rejected("preparing the job's state: no such model".into()));
         let first = cell.open(|| Err(TaskError::reject("no such model")), false);
         assert_eq!(first.err(), Some(rejected.clone()));
         assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(rejected));
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(cell.open(|| unreachable!("too early"), false).err(), Some(paused));
         assert_eq!(cell.open(|| panic!("odd"), true).err(), failed("panic: odd"));
         let long_ago = Instant::now().checked_sub(PREPARE_PAUSE).unwrap();
-        *cell.0.lock().unwrap() = PrepareStatus::Failed { trouble: Trouble::TimedOut, at: long_ago };
+        *cell.0.lock().unwrap() = PrepareStatus::Failed { trouble: FailureKind::TimedOut, at: long_ago };
         assert!(cell.open(|| Ok(State::none()), false).is_ok());
     }
 }

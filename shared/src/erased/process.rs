@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{PrepareError, StateCell, catch, in_flight::process_in_flight, running_index::RunningIndex};
 use crate::{
-    Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, Trouble, finite,
+    FailureKind, Job, Keep, Policy, StopSignal, TaskContext, TaskError, TaskIndex, finite,
     wire::{Batch, Malformed, OUTPUT_MAX_BYTES, RESULTS_MESSAGE_BYTES},
 };
 
@@ -144,8 +144,8 @@ fn close_array(mut json: Vec<u8>) -> Box<RawValue> {
 pub struct TaskFailure {
     /// The index of the task.
     pub index: TaskIndex,
-    /// The kind of failure, never [`Trouble::Stopped`].
-    pub trouble: Trouble,
+    /// The kind of failure, never [`FailureKind::Stopped`].
+    pub trouble: FailureKind,
     /// The encoded task, to be sent again.
     pub task: Box<RawValue>,
 }
@@ -153,11 +153,11 @@ pub struct TaskFailure {
 /// A callback on the slot's thread before a task with a time limit starts. It gets the task's index
 /// and deadline. If it returns false, the run ends there. `None` as the deadline cancels the
 /// earlier deadline; the task has not started yet.
-pub type Begins<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
+pub type TaskStartHook<'a> = dyn Fn(TaskIndex, Option<Instant>) -> bool + Sync + 'a;
 
 /// A callback on the slot's thread before the first task starts. It gets the time for which the run
 /// waited for the job's state.
-pub type IsPrepared<'a> = dyn Fn(Duration) + Sync + 'a;
+pub type PreparedHook<'a> = dyn Fn(Duration) + Sync + 'a;
 
 /// One run of a batch on one slot: collects outcomes and emits them in chunks.
 pub struct BatchRun<'a> {
@@ -165,14 +165,14 @@ pub struct BatchRun<'a> {
     timeout: Option<Duration>,
     pub(super) halt: StopSignal,
     emit_chunk: &'a mut (dyn FnMut(Chunk) + Send),
-    task_start_hook: Option<&'a Begins<'a>>,
+    task_start_hook: Option<&'a TaskStartHook<'a>>,
     pub(super) running: Option<&'a RunningIndex>,
     emit_interval: Duration,
     chunk: Chunk,
     chunk_began: Instant,
     prepare_time: Duration,
     prepare_at_once: bool,
-    prepared_hook: Option<&'a IsPrepared<'a>>,
+    prepared_hook: Option<&'a PreparedHook<'a>>,
     pub(super) unprepared: Option<String>,
 }
 
@@ -218,12 +218,12 @@ impl<'a> BatchRun<'a> {
 
     /// Disables the pause after a failure to open the job's state.
     #[must_use]
-    pub(crate) fn preparing_at_once(self) -> Self {
+    pub(crate) fn with_immediate_prepare(self) -> Self {
         Self { prepare_at_once: true, ..self }
     }
 
     /// Opens the job's state for the tasks, or returns the failure. `None` if the run must end.
-    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Option<Result<(), Trouble>> {
+    fn prepare<J: Job>(&mut self, job: &J, state: &StateCell) -> Option<Result<(), FailureKind>> {
         let began = Instant::now();
         let opened = match state.open(|| job.prepare(), self.prepare_at_once) {
             Ok(state) => Ok(state),
@@ -243,19 +243,19 @@ impl<'a> BatchRun<'a> {
 
     /// Adds a callback for the moment when the job's state is open, or failed to open.
     #[must_use]
-    pub fn telling_prepared(self, hook: &'a IsPrepared<'a>) -> Self {
+    pub fn on_prepared(self, hook: &'a PreparedHook<'a>) -> Self {
         Self { prepared_hook: Some(hook), ..self }
     }
 
     /// Adds a callback for each start of a task with a time limit.
     #[must_use]
-    pub fn watched(self, hook: &'a Begins<'a>) -> Self {
+    pub fn on_task_start(self, hook: &'a TaskStartHook<'a>) -> Self {
         Self { task_start_hook: Some(hook), ..self }
     }
 
     /// Records the running task in `running`, and no task while outcomes are emitted.
     #[must_use]
-    pub fn noting(self, running: &'a RunningIndex) -> Self {
+    pub fn with_running_index(self, running: &'a RunningIndex) -> Self {
         Self { running: Some(running), ..self }
     }
 
@@ -349,7 +349,7 @@ impl<'a> BatchRun<'a> {
         Ok(())
     }
 
-    pub(super) fn record_failure(&mut self, index: TaskIndex, trouble: Trouble, task: &RawValue) {
+    pub(super) fn record_failure(&mut self, index: TaskIndex, trouble: FailureKind, task: &RawValue) {
         let trouble = trouble.clip();
         self.chunk.bytes += task.get().len() + trouble.encoded_len();
         self.chunk.failed.push(TaskFailure { index, trouble, task: task.to_owned() });
@@ -404,7 +404,7 @@ pub(super) fn process_batch<J: Job>(
         let typed = match prepared {
             Ok(()) => typed,
             Err(trouble) => {
-                let failed = || Err(TaskError::from_trouble(trouble.clone()));
+                let failed = || Err(TaskError::from_kind(trouble.clone()));
                 typed.into_iter().map(|task| task.and_then(|_| failed())).collect()
             }
         };
@@ -417,15 +417,15 @@ pub(super) fn process_batch<J: Job>(
         }
         let outcome = task.and_then(|task| {
             run.start_task(index)?;
-            prepared.clone().map_err(TaskError::from_trouble)?;
+            prepared.clone().map_err(TaskError::from_kind)?;
             let output = catch(|| job.process(task, &run.cx))
                 .unwrap_or_else(|panic| Err(TaskError::failed(format_args!("panic: {panic}"))))?;
             let task = travelling.as_ref().and_then(|tasks| tasks.get(ran as usize).copied());
             run.record_output(index, &output, task)
         });
-        match outcome.map_err(TaskError::into_trouble) {
+        match outcome.map_err(TaskError::into_kind) {
             Ok(()) => {}
-            Err(Trouble::Stopped) => break,
+            Err(FailureKind::Stopped) => break,
             Err(trouble) => run.record_failure(index, trouble, raw.tasks()?[ran as usize]),
         }
         ran += 1;
@@ -453,7 +453,7 @@ pub(super) struct RawTasks<'b, 'a> {
 impl<'a> RawTasks<'_, 'a> {
     pub(super) fn tasks(&mut self) -> Result<&[&'a RawValue], Malformed> {
         if self.tasks.is_none() {
-            self.tasks = Some(self.batch.each()?);
+            self.tasks = Some(self.batch.encoded_tasks()?);
         }
         Ok(self.tasks.as_deref().unwrap_or_default())
     }

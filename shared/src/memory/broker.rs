@@ -57,7 +57,8 @@ impl MemoryBroker {
             open(&mut routes, shard.of(lane));
         }
         let mut found = at_least;
-        while let Some(more) = found.one_more().filter(|more| routes.contains_key(&more.last().of(lane))) {
+        while let Some(more) = found.checked_next().filter(|more| routes.contains_key(&more.last().of(lane)))
+        {
             found = more;
         }
         found
@@ -103,7 +104,7 @@ fn open(routes: &mut HashMap<Queue, Route>, name: Queue) -> Arc<WorkQueue> {
         return Arc::clone(queue);
     }
     let spec = name.role.spec();
-    let (route, queue) = match spec.ripens {
+    let (route, queue) = match spec.delay {
         Some((delay, target)) => {
             let target = open(routes, target.of(&name.lane));
             (Route::Delayed(delay, Arc::clone(&target)), target)

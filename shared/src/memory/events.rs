@@ -22,7 +22,7 @@ impl EventChannel {
 
     pub(super) fn send(&self, topic: Topic, message: Message) -> Published {
         let _ = self.0.send(Arc::new((topic, message))); // fails if there is no reader, which is no error
-        Published::Stored
+        Published::Confirmed
     }
 }
 
@@ -48,7 +48,7 @@ impl EventReader for MemoryEventReader {
     async fn next(&mut self) -> Result<Message, TransportError> {
         loop {
             match self.connection.cancel_on_close(self.events.recv()).await? {
-                Ok(event) if self.filter.wants(&event.0) => return Ok(event.1.clone()),
+                Ok(event) if self.filter.matches(&event.0) => return Ok(event.1.clone()),
                 Ok(_) => {}
                 Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "a slow reader missed events"),
                 Err(RecvError::Closed) => return Err(disconnected()),

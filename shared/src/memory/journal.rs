@@ -47,7 +47,7 @@ impl StoredJournal {
             kept.first += 1;
         }
         self.end.send_modify(|end| *end += 1);
-        Published::Stored
+        Published::Confirmed
     }
 
     /// Returns the fact with that number, or the oldest one after it, with its own number.

@@ -69,7 +69,7 @@ impl MemoryTransport {
         let connection = MemoryConnection {
             id: broker.next_id(),
             closed: CancellationToken::new(),
-            health: watch::Sender::new(Health::Well),
+            health: watch::Sender::new(Health::Ready),
         };
         Arc::new(Self { broker, connection })
     }

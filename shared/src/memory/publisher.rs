@@ -21,7 +21,7 @@ impl MemoryPublisher {
     fn publish_one(&self, Outgoing { to, message }: Outgoing) -> Published {
         let size = message.body.len();
         if size > MAX_MESSAGE {
-            return Published::Refused(format!(
+            return Published::Invalid(format!(
                 "a body of {size} bytes is more than one message can carry ({MAX_MESSAGE} bytes)"
             ));
         }

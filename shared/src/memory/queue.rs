@@ -82,11 +82,11 @@ impl WorkQueue {
         if self.spec.max_messages.is_some_and(|max| waiting >= max)
             || self.spec.max_bytes.is_some_and(|max| state.ready_bytes >= max)
         {
-            return Published::Rejected;
+            return Published::Nacked;
         }
         state.append(message);
         state.dispatch(self.spec.single_active_consumer);
-        Published::Stored
+        Published::Confirmed
     }
 
     /// Pushes the message when `delay` has passed. The next call of [`Self::take`] does that, so
@@ -100,7 +100,7 @@ impl WorkQueue {
             // Their timers are set to a later time.
             state.consumers.iter().for_each(|consumer| consumer.wake.notify_one());
         }
-        Published::Stored
+        Published::Confirmed
     }
 
     pub(super) fn add_consumer(

@@ -61,7 +61,7 @@ async fn requeue_keeps_order() {
     for id in 0..6 {
         assert_eq!(
             publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
-            Published::Stored
+            Published::Confirmed
         );
     }
     let mut one = transport.consume(&tasks, 2).await.unwrap();
@@ -74,7 +74,7 @@ async fn requeue_keeps_order() {
     let mut last = transport.consume(&tasks, 6).await.unwrap();
     let all = expect_ready(last.recv(6)).await.unwrap();
     assert_eq!(ids(&all), ["0", "1", "2", "3", "4", "5"]);
-    let redelivered: Vec<_> = all.iter().map(|delivery| delivery.redelivered()).collect();
+    let redelivered: Vec<_> = all.iter().map(|delivery| delivery.is_redelivered()).collect();
     assert_eq!(redelivered, [true, true, true, true, false, false]);
 }
 
@@ -89,7 +89,7 @@ async fn consumers_take_turns() {
     for id in 0..30 {
         assert_eq!(
             publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
-            Published::Stored
+            Published::Confirmed
         );
     }
     for consumer in &mut consumers {
@@ -106,7 +106,7 @@ async fn stopped_consumer_hands_over() {
     for id in 0..2 {
         assert_eq!(
             publish(&transport, queue_address(QueueRole::Results), message(id)).await,
-            Published::Stored
+            Published::Confirmed
         );
     }
     assert!(standby.recv(1).now_or_never().is_none());
@@ -121,7 +121,7 @@ async fn receipts_settle_from_any_thread() {
     for id in 0..2 {
         assert_eq!(
             publish(&transport, queue_address(QueueRole::Tasks), message(id)).await,
-            Published::Stored
+            Published::Confirmed
         );
     }
     let mut consumer = transport.consume(&QueueRole::Tasks.of(&lane), 1).await.unwrap();
@@ -136,29 +136,32 @@ async fn results_are_bounded_in_bytes() {
     let body = Bytes::from(vec![0; 8 << 20]); // shared by all
     for id in 0..RESULTS_MAX_BYTES / body.len() as u64 {
         let message = Message { body: body.clone(), ..message(id) };
-        assert_eq!(publish(&transport, queue_address(QueueRole::Results), message).await, Published::Stored);
+        assert_eq!(
+            publish(&transport, queue_address(QueueRole::Results), message).await,
+            Published::Confirmed
+        );
     }
     assert_eq!(
         publish(&transport, queue_address(QueueRole::Results), message("more")).await,
-        Published::Rejected
+        Published::Nacked
     );
     let results = QueueRole::Results.of(&Lane::default());
     let mut consumer = transport.consume(&results, 1).await.unwrap();
     assert_eq!(expect_ready(consumer.recv(1)).await.unwrap().len(), 1);
     assert_eq!(
         publish(&transport, queue_address(QueueRole::Results), message("more")).await,
-        Published::Stored
+        Published::Confirmed
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn shorter_retry_arrives_first() {
     let (transport, lane) = open().await;
-    let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
+    let mut again = transport.consume(&QueueRole::Requeued.of(&lane), 10).await.unwrap();
     let start = Instant::now();
     for delay in [RetryDelay::TenMinutes, RetryDelay::Minute, RetryDelay::Second] {
         let stored = publish(&transport, queue_address(QueueRole::Retry(delay)), message(delay)).await;
-        assert_eq!(stored, Published::Stored);
+        assert_eq!(stored, Published::Confirmed);
         assert!(again.recv(1).now_or_never().is_none()); // it waits from here on
     }
     for delay in [RetryDelay::Second, RetryDelay::Minute, RetryDelay::TenMinutes] {
@@ -171,25 +174,25 @@ async fn shorter_retry_arrives_first() {
 #[tokio::test(start_paused = true)]
 async fn earliest_retry_wakes_consumer() {
     let (transport, lane) = open().await;
-    let mut again = transport.consume(&QueueRole::Again.of(&lane), 10).await.unwrap();
+    let mut again = transport.consume(&QueueRole::Requeued.of(&lane), 10).await.unwrap();
     let mut first = async |role| {
         let consumer = &mut *again;
         let publish = async {
             tokio::task::yield_now().await; // while the consumer waits
             assert_eq!(
                 publish(&transport, queue_address(role), message(role.of(&lane))).await,
-                Published::Stored
+                Published::Confirmed
             );
         };
         tokio::join!(next(consumer, 1), publish).0
     };
-    let (ready, ripe) = (QueueRole::Again, QueueRole::Retry(RetryDelay::Second));
+    let (ready, ripe) = (QueueRole::Requeued, QueueRole::Retry(RetryDelay::Second));
     let start = Instant::now();
     assert_eq!(first(ready).await, ["gristmill.default.again"]);
     assert_eq!(first(ripe).await, ["gristmill.default.retry.1s"]);
     let stored =
         publish(&transport, queue_address(QueueRole::Retry(RetryDelay::Minute)), message("later")).await;
-    assert_eq!(stored, Published::Stored);
+    assert_eq!(stored, Published::Confirmed);
     assert_eq!(first(ready).await, ["gristmill.default.again"]);
     assert_eq!(first(ripe).await, ["gristmill.default.retry.1s"]);
     assert_eq!(start.elapsed().as_secs(), 2);
@@ -219,7 +222,7 @@ async fn full_journal_drops_oldest_facts() {
         assert!(matches!(expect_ready(slow.next()).await, Ok(JournalEntry::CaughtUp)));
         for id in 0..kept + 3 {
             let fact = Message { body: body.clone(), ..message(id) };
-            assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Stored);
+            assert_eq!(publish(&transport, Address::Journal, fact).await, Published::Confirmed);
             if id == 0 {
                 assert_eq!(next_fact(&mut *slow).await, "0");
             }
@@ -234,7 +237,7 @@ async fn full_journal_drops_oldest_facts() {
 #[tokio::test(start_paused = true)]
 async fn closed_journal_ends() {
     let (transport, _) = open().await;
-    assert_eq!(publish(&transport, Address::Journal, message("kept")).await, Published::Stored);
+    assert_eq!(publish(&transport, Address::Journal, message("kept")).await, Published::Confirmed);
     let mut journal = transport.journal().await.unwrap();
     transport.close().await;
     assert!(expect_ready(journal.next()).await.is_err());
@@ -278,7 +281,7 @@ async fn close_requeues_to_other_connections() {
     let mut holds = further.consume(&tasks, 1).await.unwrap();
     assert_eq!(
         publish(&transport, queue_address(QueueRole::Tasks), message("held")).await,
-        Published::Stored
+        Published::Confirmed
     );
     assert_eq!(next(&mut *holds, 1).await, ["held"]);
     let _has_room = further.consume(&tasks, 1).await.unwrap();
@@ -297,7 +300,7 @@ async fn connect_works_after_close() {
     let (transport, lane) = open().await;
     assert_eq!(
         publish(&transport, queue_address(QueueRole::Tasks), message("kept")).await,
-        Published::Stored
+        Published::Confirmed
     );
     transport.close().await;
     let further = transport.connect();

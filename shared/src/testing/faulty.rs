@@ -26,15 +26,15 @@ use crate::{
 pub struct FaultRates {
     /// Messages answered with [`Published::Unknown`]; half of them are stored.
     pub unknown: u16,
-    /// Messages answered with [`Published::Rejected`].
+    /// Messages answered with [`Published::Nacked`].
     pub rejected: u16,
     /// Messages for queues answered with [`Published::Unroutable`].
     pub unroutable: u16,
     /// Consumers that are disconnected for good. Their unsettled messages are redelivered.
-    pub lost: u16,
+    pub disconnected: u16,
     /// Consumers whose connection is lost and comes back. Their unsettled messages are redelivered,
     /// and their old receipts do nothing.
-    pub renewed: u16,
+    pub reconnected: u16,
     /// The longest extra delay of every call.
     pub delay: Duration,
 }
@@ -43,7 +43,7 @@ impl Default for FaultRates {
     /// Rates at which a job of some hundred messages ends, and meets every fault.
     fn default() -> Self {
         let delay = Duration::from_millis(1);
-        Self { unknown: 4, rejected: 50, unroutable: 2, lost: 10, renewed: 20, delay }
+        Self { unknown: 4, rejected: 50, unroutable: 2, disconnected: 10, reconnected: 20, delay }
     }
 }
 
@@ -64,8 +64,8 @@ enum FaultKind {
     UnknownNotStored,
     Rejected,
     Unroutable,
-    Lost,
-    Renewed,
+    Disconnected,
+    Reconnected,
 }
 
 /// The number of injected faults, by kind.
@@ -80,9 +80,9 @@ pub struct FaultCounts {
     /// Messages that were answered as unroutable.
     pub unroutable: u64,
     /// Consumers disconnected for good.
-    pub lost: u64,
+    pub disconnected: u64,
     /// Consumers whose connection came back.
-    pub renewed: u64,
+    pub reconnected: u64,
 }
 
 impl Faults {
@@ -101,8 +101,8 @@ impl Faults {
             unknown_not_stored: count(FaultKind::UnknownNotStored),
             rejected: count(FaultKind::Rejected),
             unroutable: count(FaultKind::Unroutable),
-            lost: count(FaultKind::Lost),
-            renewed: count(FaultKind::Renewed),
+            disconnected: count(FaultKind::Disconnected),
+            reconnected: count(FaultKind::Reconnected),
         }
     }
 
@@ -136,25 +136,25 @@ impl Faults {
 /// it then.
 ///
 /// ```
-/// # use gristmill_shared::{testing::{FaultRates, Faults, Faulty}, memory::MemoryTransport, *};
+/// # use gristmill_shared::{testing::{FaultRates, Faults, FaultyTransport}, memory::MemoryTransport, *};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TransportError> {
 /// let faults = Faults::new(7, FaultRates { rejected: 500, ..FaultRates::default() });
-/// let transport = Faulty::new(MemoryTransport::new(), &faults);
+/// let transport = FaultyTransport::new(MemoryTransport::new(), &faults);
 /// transport.open_lane(&Lane::default()).await?;
 /// let to = Address::Queue(QueueRole::Tasks.of(&Lane::default()));
 /// let batch = vec![Outgoing { to, message: Message::default() }; 100];
 /// let answers = transport.publisher().await?.publish(batch).await;
-/// let rejected = answers.iter().filter(|answer| **answer == Published::Rejected).count();
+/// let rejected = answers.iter().filter(|answer| **answer == Published::Nacked).count();
 /// assert_eq!(faults.counts().rejected, rejected as u64);
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Faulty {
+pub struct FaultyTransport {
     inner: Arc<dyn Transport>,
     faults: Arc<Faults>,
 }
 
-impl Faulty {
+impl FaultyTransport {
     /// Wraps `inner` with these faults.
     pub fn new(inner: Arc<dyn Transport>, faults: &Arc<Faults>) -> Arc<Self> {
         Arc::new(Self { inner, faults: Arc::clone(faults) })
@@ -162,7 +162,7 @@ impl Faulty {
 }
 
 #[async_trait]
-impl Transport for Faulty {
+impl Transport for FaultyTransport {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -201,7 +201,7 @@ impl Transport for Faulty {
     }
 }
 
-impl fmt::Display for Faulty {
+impl fmt::Display for FaultyTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
@@ -236,9 +236,9 @@ impl Publisher for FaultyPublisher {
             let (answer, send) = match self.draw(&outgoing) {
                 Some(FaultKind::UnknownStored) => (Some(Published::Unknown), true),
                 Some(FaultKind::UnknownNotStored) => (Some(Published::Unknown), false),
-                Some(FaultKind::Rejected) => (Some(Published::Rejected), false),
+                Some(FaultKind::Rejected) => (Some(Published::Nacked), false),
                 Some(FaultKind::Unroutable) => (Some(Published::Unroutable), false),
-                Some(FaultKind::Lost | FaultKind::Renewed) | None => (None, true),
+                Some(FaultKind::Disconnected | FaultKind::Reconnected) | None => (None, true),
             };
             answers.push(answer);
             if send {
@@ -260,12 +260,12 @@ enum FaultyState {
     /// Stopped; no more faults are injected.
     Stopped,
     /// Disconnected for good.
-    Lost,
+    Disconnected,
 }
 
 #[derive(Debug)]
 struct FaultyConsumer {
-    /// `None` while it is lost.
+    /// `None` while the consumer is disconnected.
     inner: Option<Box<dyn Consumer>>,
     transport: Arc<dyn Transport>,
     queue: Queue,
@@ -276,10 +276,13 @@ struct FaultyConsumer {
 
 impl FaultyConsumer {
     fn inject_fault(&mut self) {
-        let FaultRates { lost, renewed, .. } = self.faults.rates;
-        match self.faults.draw([(FaultKind::Lost, lost), (FaultKind::Renewed, renewed)]) {
+        let FaultRates { disconnected, reconnected, .. } = self.faults.rates;
+        match self
+            .faults
+            .draw([(FaultKind::Disconnected, disconnected), (FaultKind::Reconnected, reconnected)])
+        {
             None => {}
-            Some(FaultKind::Lost) => (self.inner, self.state) = (None, FaultyState::Lost),
+            Some(FaultKind::Disconnected) => (self.inner, self.state) = (None, FaultyState::Disconnected),
             Some(_) => self.inner = None,
         }
     }
@@ -299,13 +302,13 @@ impl Consumer for FaultyConsumer {
         if self.state == FaultyState::Consuming {
             self.inject_fault();
         }
-        if self.state == FaultyState::Lost {
+        if self.state == FaultyState::Disconnected {
             return Err(self.disconnected());
         }
         let inner = match &mut self.inner {
             Some(inner) => inner,
             None if self.state == FaultyState::Stopped => return Ok(Vec::new()), // stopped while disconnected
-            lost => lost.insert(self.transport.consume(&self.queue, self.prefetch).await?),
+            inner => inner.insert(self.transport.consume(&self.queue, self.prefetch).await?),
         };
         let mut deliveries = inner.recv(max).await?;
         for delivery in &mut deliveries {
@@ -317,7 +320,7 @@ impl Consumer for FaultyConsumer {
     }
 
     async fn stop(&mut self) -> Result<(), TransportError> {
-        if self.state == FaultyState::Lost {
+        if self.state == FaultyState::Disconnected {
             return Err(self.disconnected());
         }
         self.state = FaultyState::Stopped;

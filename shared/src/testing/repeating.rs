@@ -28,15 +28,15 @@ use crate::{
 /// overtake a message.
 ///
 /// ```
-/// # use gristmill_shared::{testing::Repeating, memory::MemoryTransport, *};
+/// # use gristmill_shared::{testing::RepeatingTransport, memory::MemoryTransport, *};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TransportError> {
-/// let transport = Repeating::new(MemoryTransport::new(), 3, 1);
+/// let transport = RepeatingTransport::new(MemoryTransport::new(), 3, 1);
 /// let queue = QueueRole::Tasks.of(&Lane::default());
 /// transport.open_lane(&queue.lane).await?;
 /// let to = Address::Queue(queue.clone());
 /// let publisher = transport.publisher().await?;
 /// let answers = publisher.publish(vec![Outgoing { to, message: Message::default() }]).await;
-/// assert_eq!(answers, [Published::Stored]);
+/// assert_eq!(answers, [Published::Confirmed]);
 ///
 /// let mut consumer = transport.consume(&queue, 10).await?;
 /// let copies = consumer.recv(10).await?;
@@ -45,13 +45,13 @@ use crate::{
 /// # Ok(()) }
 /// ```
 #[derive(Debug)]
-pub struct Repeating {
+pub struct RepeatingTransport {
     inner: Arc<dyn Transport>,
     times: usize,
     rng: Arc<SeededRng>,
 }
 
-impl Repeating {
+impl RepeatingTransport {
     /// Wraps `inner`. Each message is delivered `times` times (0 counts as 1), in an order that
     /// `seed` determines.
     pub fn new(inner: Arc<dyn Transport>, times: u16, seed: u64) -> Arc<Self> {
@@ -60,7 +60,7 @@ impl Repeating {
 }
 
 #[async_trait]
-impl Transport for Repeating {
+impl Transport for RepeatingTransport {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
@@ -99,7 +99,7 @@ impl Transport for Repeating {
     }
 }
 
-impl fmt::Display for Repeating {
+impl fmt::Display for RepeatingTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
     }
@@ -241,7 +241,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_message_repeats_within_prefetch() {
         let (memory, queue) = numbered(100).await;
-        let mut consumer = Repeating::new(memory.connect(), 3, 7).consume(&queue, 10).await.unwrap();
+        let mut consumer = RepeatingTransport::new(memory.connect(), 3, 7).consume(&queue, 10).await.unwrap();
         let (mut times, mut order) = (BTreeMap::<String, u32>::new(), Vec::new());
         while order.len() < 300 {
             let copies = consumer.recv(50).await.unwrap();
@@ -262,7 +262,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn last_copy_settles_message() {
         let (memory, queue) = numbered(1).await;
-        let mut consumer = Repeating::new(memory.connect(), 2, 0).consume(&queue, 5).await.unwrap();
+        let mut consumer = RepeatingTransport::new(memory.connect(), 2, 0).consume(&queue, 5).await.unwrap();
         let mut copies = consumer.recv(5).await.unwrap();
         assert_eq!(copies.len(), 2);
         copies.remove(0).receipt.requeue();
@@ -277,7 +277,7 @@ mod tests {
     async fn single_delivery_keeps_promises() {
         let broker = MemoryTransport::new();
         let connect = conformance::connect(move || {
-            let connection = Repeating::new(broker.connect(), 1, 3);
+            let connection = RepeatingTransport::new(broker.connect(), 1, 3);
             async { connection }
         });
         for promise in ALL_PROMISES {

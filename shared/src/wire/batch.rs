@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, ser::Error as _};
 use serde_json::value::RawValue;
 
-use super::{Form, Malformed, Opened, form, is_zero};
+use super::{Malformed, Opened, WireMessage, form, is_zero};
 use crate::{BuildId, Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent, finite};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index
@@ -46,7 +46,7 @@ pub struct Batch<'a> {
     pub build: Option<BuildId>,
 }
 
-form!(Batch<'_>, "gristmill.batch.v1");
+wire_message!(Batch<'_>, "gristmill.batch.v1");
 
 impl<'a> Batch<'a> {
     /// Creates the batch of `count` tasks of a job from index `first` on, for round 0.
@@ -79,7 +79,7 @@ impl<'a> Batch<'a> {
 
     /// True if a task that has now failed `failures` times may be retried.
     #[must_use]
-    pub fn tries_again(&self, failures: u32) -> bool {
+    pub fn may_retry(&self, failures: u32) -> bool {
         failures.saturating_sub(self.spent) < self.policy.max_attempts
     }
 
@@ -93,7 +93,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// If `tasks` is no array of `count` elements.
-    pub fn each(&self) -> Result<Vec<&'a RawValue>, Malformed> {
+    pub fn encoded_tasks(&self) -> Result<Vec<&'a RawValue>, Malformed> {
         let tasks: Vec<&RawValue> = serde_json::from_str(self.tasks.get())
             .map_err(|error| Malformed::new(format_args!("the batch's tasks are no array: {error}")))?;
         if tasks.len() != self.count as usize {
@@ -118,7 +118,7 @@ impl<'a> Batch<'a> {
     pub fn to_message(&self, mut headers: Headers, app: &str) -> Message {
         let Self { job, first, count, round, .. } = self;
         let id = format!("{job}/{first}+{count}@{round}.{}", headers.attempt);
-        headers.traceparent.get_or_insert_with(|| TraceParent::of_job(*job, &id).to_string());
+        headers.traceparent.get_or_insert_with(|| TraceParent::for_message(*job, &id).to_string());
         Message { headers, ..self.message(id, app) }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Finished, Form, Malformed, Missing, decode, form};
+use super::{Finished, Malformed, Missing, WireMessage, decode, form};
 use crate::{Account, JobId, Kind, Lane, Message, TaskIndex, WorkerId};
 
 /// `gristmill.progress.v1`: the progress of a job, from the sink, a few times a second while
@@ -22,11 +22,11 @@ pub struct Progress {
     pub busy_us: u64,
 }
 
-form!(Progress, "gristmill.progress.v1");
+wire_message!(Progress, "gristmill.progress.v1");
 
 /// `gristmill.worker.v1`: the heartbeat of a worker, sent every few seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerBeat {
+pub struct WorkerHeartbeat {
     /// The worker.
     pub worker: WorkerId,
     /// The lane it serves.
@@ -45,7 +45,7 @@ pub struct WorkerBeat {
     pub running: Vec<RunningTask>,
 }
 
-/// The most running tasks that one [`WorkerBeat`] names.
+/// The most running tasks that one [`WorkerHeartbeat`] names.
 pub const RUNNING_MAX_TASKS: usize = 64;
 
 /// A task that holds a thread of a worker.
@@ -101,7 +101,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-form!(WorkerBeat, "gristmill.worker.v1", jobless);
+wire_message!(WorkerHeartbeat, "gristmill.worker.v1", jobless);
 
 /// An event, of any type.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ pub enum Event {
     /// A job made progress.
     Progress(Progress),
     /// A worker is alive.
-    Worker(WorkerBeat),
+    Worker(WorkerHeartbeat),
     /// A job stalls. Also a fact of the journal.
     Missing(Missing),
     /// A job has ended. Also a fact of the journal, with the same id, a little later.
@@ -123,10 +123,10 @@ impl Event {
     /// [`Malformed`] if it is of none of these types; readers skip it.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
-            Progress::FORM => decode(message).map(Self::Progress),
-            WorkerBeat::FORM => decode(message).map(Self::Worker),
-            Missing::FORM => decode(message).map(Self::Missing),
-            Finished::FORM => decode(message).map(Self::Finished),
+            Progress::TYPE => decode(message).map(Self::Progress),
+            WorkerHeartbeat::TYPE => decode(message).map(Self::Worker),
+            Missing::TYPE => decode(message).map(Self::Missing),
+            Finished::TYPE => decode(message).map(Self::Finished),
             other => Err(Malformed::new(format_args!("no event has the type {other:?}"))),
         }
     }
@@ -153,7 +153,7 @@ mod tests {
 
     fn beat(running: Vec<RunningTask>) -> serde_json::Value {
         let (worker, lane) = ("mill-1".parse().unwrap(), Lane::default());
-        serde_json::to_value(WorkerBeat { worker, lane, slots: 1, busy: 0, done: 0, errors: 0, running })
+        serde_json::to_value(WorkerHeartbeat { worker, lane, slots: 1, busy: 0, done: 0, errors: 0, running })
             .unwrap()
     }
 

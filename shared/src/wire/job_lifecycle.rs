@@ -33,7 +33,7 @@ pub struct Opened {
     pub build: Option<BuildId>,
 }
 
-form!(Opened, "gristmill.opened.v1");
+wire_message!(Opened, "gristmill.opened.v1");
 
 /// `gristmill.sealed.v1`: the split is complete. Repeating it is harmless. A different seal fails
 /// the job.
@@ -47,7 +47,7 @@ pub struct Sealed {
     pub digest: String,
 }
 
-form!(Sealed, "gristmill.sealed.v1");
+wire_message!(Sealed, "gristmill.sealed.v1");
 
 /// `gristmill.aborted.v1`: the split failed; there will be no seal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub struct Aborted {
     pub reason: String,
 }
 
-form!(Aborted, "gristmill.aborted.v1");
+wire_message!(Aborted, "gristmill.aborted.v1");
 
 /// `gristmill.cancelled.v1`: a user cancels the job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ pub struct Cancelled {
     pub reason: String,
 }
 
-form!(Cancelled, "gristmill.cancelled.v1");
+wire_message!(Cancelled, "gristmill.cancelled.v1");
 
 /// `gristmill.reopen.v1`: failed tasks are to be sent again, in a new round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ pub struct Reopen {
     pub adopt_version: bool,
 }
 
-form!(Reopen, "gristmill.reopen.v1");
+wire_message!(Reopen, "gristmill.reopen.v1");
 
 /// `gristmill.audit.v1`: a client asks for the tasks without an outcome. The sink answers with a
 /// [`Missing`](super::Missing) in the journal.
@@ -98,4 +98,4 @@ pub struct Audit {
     pub from: TaskIndex,
 }
 
-form!(Audit, "gristmill.audit.v1");
+wire_message!(Audit, "gristmill.audit.v1");

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Form, Malformed, Opened, decode, form, is_zero};
+use super::{Malformed, Opened, WireMessage, decode, form, is_zero};
 use crate::{Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId};
 
 /// `gristmill.finished.v1`: the job has ended, with this result.
@@ -63,7 +63,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawV
     Box::deserialize(deserializer).map(Some)
 }
 
-form!(Finished, "gristmill.finished.v1");
+wire_message!(Finished, "gristmill.finished.v1");
 
 /// The part of one build, in one version of the job's code, in the outcomes of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +107,7 @@ pub struct Stopped {
     pub reason: String,
 }
 
-form!(Stopped, "gristmill.stopped.v1");
+wire_message!(Stopped, "gristmill.stopped.v1");
 
 /// `gristmill.reopened.v1`: failed tasks of the job were sent again in this round.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ pub struct Reopened {
     pub version: u32,
 }
 
-form!(Reopened, "gristmill.reopened.v1");
+wire_message!(Reopened, "gristmill.reopened.v1");
 
 /// `gristmill.missing.v1`: the tasks without an outcome. The sink sends it if no outcome has come
 /// for a while, or as the answer to an [`Audit`](super::Audit).
@@ -149,7 +149,7 @@ pub struct Missing {
 /// The most ranges of missing tasks that one [`Missing`] names.
 pub const MISSING_MAX_RANGES: usize = 1_000;
 
-form!(Missing, "gristmill.missing.v1");
+wire_message!(Missing, "gristmill.missing.v1");
 
 /// `gristmill.refused.v1`: outcomes of these tasks do not count, since their code may not work on
 /// the job. The job's producer sends the tasks again.
@@ -167,7 +167,7 @@ pub struct Refused {
     pub ranges: Vec<(TaskIndex, u64)>,
 }
 
-form!(Refused, "gristmill.refused.v1");
+wire_message!(Refused, "gristmill.refused.v1");
 
 /// `gristmill.serving.v1`: a sink with this ledger serves the lane. A sink with another ledger must
 /// not serve it.
@@ -181,7 +181,7 @@ pub struct Serving {
     pub place: String,
 }
 
-form!(Serving, "gristmill.serving.v1", jobless);
+wire_message!(Serving, "gristmill.serving.v1", jobless);
 
 /// A fact of the journal, of any type.
 #[derive(Debug)]
@@ -209,13 +209,13 @@ impl Fact {
     /// [`Malformed`] if it is of none of these types; readers skip it.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
-            Opened::FORM => decode(message).map(Self::Opened),
-            Finished::FORM => decode(message).map(Self::Finished),
-            Stopped::FORM => decode(message).map(Self::Stopped),
-            Reopened::FORM => decode(message).map(Self::Reopened),
-            Missing::FORM => decode(message).map(Self::Missing),
-            Refused::FORM => decode(message).map(Self::Refused),
-            Serving::FORM => decode(message).map(Self::Serving),
+            Opened::TYPE => decode(message).map(Self::Opened),
+            Finished::TYPE => decode(message).map(Self::Finished),
+            Stopped::TYPE => decode(message).map(Self::Stopped),
+            Reopened::TYPE => decode(message).map(Self::Reopened),
+            Missing::TYPE => decode(message).map(Self::Missing),
+            Refused::TYPE => decode(message).map(Self::Refused),
+            Serving::TYPE => decode(message).map(Self::Serving),
             other => Err(Malformed::new(format_args!("no fact of the journal has the type {other:?}"))),
         }
     }

@@ -16,14 +16,14 @@ use std::{
 };
 
 pub use batch::{Batch, PackedTasks};
-pub use events::{Event, Progress, RUNNING_MAX_TASKS, RunningTask, WorkerBeat};
+pub use events::{Event, Progress, RUNNING_MAX_TASKS, RunningTask, WorkerHeartbeat};
 pub use job_lifecycle::{Aborted, Audit, Cancelled, Opened, Reopen, Sealed};
 pub use journal::{
     BuildShare, FAILURE_NOTE_MAX_BYTES, FINISHED_MAX_FAILURES, FINISHED_REPORT_MAX_BYTES, Fact, FailureNote,
     Finished, MISSING_MAX_RANGES, Missing, Refused, Reopened, Serving, Stopped,
 };
 pub(crate) use results::encoded_len;
-pub use results::{DoneSpan, FailedTask, REASON_MAX_BYTES, Results, ToSink, clip_reason, clip_text};
+pub use results::{FailedTask, OutputRun, REASON_MAX_BYTES, Results, SinkMessage, clip_reason, clip_text};
 use serde::{Deserialize, Serialize};
 
 use crate::{JobId, Message, message::Headers};
@@ -48,9 +48,9 @@ const CONTENT_TYPE: &str = "application/json";
 const PLAIN_ENCODINGS: [&str; 3] = ["", "identity", "utf-8"];
 
 /// A type that is sent as the body of a message.
-pub trait Form: Serialize {
+pub trait WireMessage: Serialize {
     /// The name of the message type, with its version.
-    const FORM: &'static str;
+    const TYPE: &'static str;
 
     /// Returns the job of the value, if it has one.
     fn job(&self) -> Option<JobId>;
@@ -60,7 +60,7 @@ pub trait Form: Serialize {
         let body = serde_json::to_vec(self).expect("wire types have string keys and no failing Serialize");
         Message {
             id,
-            form: Self::FORM.into(),
+            form: Self::TYPE.into(),
             job: self.job(),
             app: app.into(),
             timestamp_ms: now_ms(),
@@ -76,19 +76,19 @@ pub trait Form: Serialize {
 ///
 /// # Errors
 /// [`Malformed`] if the message has another type or the body does not decode.
-pub fn decode<'a, F: Form + Deserialize<'a>>(message: &'a Message) -> Result<F, Malformed> {
-    if message.form != F::FORM {
+pub fn decode<'a, F: WireMessage + Deserialize<'a>>(message: &'a Message) -> Result<F, Malformed> {
+    if message.form != F::TYPE {
         return Err(Malformed::new(format_args!(
             "the message's type is {:?}, not {:?}",
             message.form,
-            F::FORM
+            F::TYPE
         )));
     }
     if !PLAIN_ENCODINGS.contains(&message.content_encoding.as_str()) {
         return Err(Malformed::new(format_args!("unknown content-encoding {:?}", message.content_encoding)));
     }
     serde_json::from_slice(&message.body)
-        .map_err(|error| Malformed::new(format_args!("the body is no {}: {error}", F::FORM)))
+        .map_err(|error| Malformed::new(format_args!("the body is no {}: {error}", F::TYPE)))
 }
 
 /// The reason why a message cannot be read. The message goes to the dead queue.
@@ -122,23 +122,23 @@ pub fn now_ms() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// Implements [`Form`] for a type with a field `job`, or, with `jobless`, for one without.
-macro_rules! form {
+/// Implements [`WireMessage`] for a type with a field `job`, or, with `jobless`, for one without.
+macro_rules! wire_message {
     ($Type:ty, $name:literal) => {
-        impl $crate::wire::Form for $Type {
-            const FORM: &'static str = $name;
+        impl $crate::wire::WireMessage for $Type {
+            const TYPE: &'static str = $name;
             fn job(&self) -> Option<$crate::JobId> {
                 Some(self.job)
             }
         }
     };
     ($Type:ty, $name:literal, jobless) => {
-        impl $crate::wire::Form for $Type {
-            const FORM: &'static str = $name;
+        impl $crate::wire::WireMessage for $Type {
+            const TYPE: &'static str = $name;
             fn job(&self) -> Option<$crate::JobId> {
                 None
             }
         }
     };
 }
-pub(crate) use form;
+pub(crate) use wire_message;

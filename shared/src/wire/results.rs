@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Aborted, Audit, Cancelled, Form, Malformed, Opened, Reopen, Sealed, decode, form, is_zero};
+use super::{
+    Aborted, Audit, Cancelled, Malformed, Opened, Reopen, Sealed, WireMessage, decode, form, is_zero,
+};
 use crate::{BuildId, JobId, Message, Round, TaskIndex, WorkerId};
 
 /// The longest reason of a failure, in bytes. Longer ones are cut.
@@ -26,7 +28,7 @@ pub struct Results<'a> {
     pub busy_us: u64,
     /// Outputs of consecutive tasks.
     #[serde(default, borrow)]
-    pub done: Vec<DoneSpan<'a>>,
+    pub done: Vec<OutputRun<'a>>,
     /// Tasks that failed for good.
     #[serde(default, borrow, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<FailedTask<'a>>,
@@ -39,11 +41,11 @@ pub struct Results<'a> {
     pub build: Option<BuildId>,
 }
 
-form!(Results<'_>, "gristmill.results.v1");
+wire_message!(Results<'_>, "gristmill.results.v1");
 
 /// Outputs of consecutive tasks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DoneSpan<'a> {
+pub struct OutputRun<'a> {
     /// The first task's index.
     pub first: TaskIndex,
     /// The number of outputs. A span whose `outputs` has another length is malformed.
@@ -102,7 +104,7 @@ pub(crate) fn encoded_len(text: &str) -> usize {
 
 /// A message to a sink on a lane's results queue, of any type.
 #[derive(Debug)]
-pub enum ToSink<'a> {
+pub enum SinkMessage<'a> {
     /// Outcomes.
     Results(Results<'a>),
     /// A job begins.
@@ -119,20 +121,20 @@ pub enum ToSink<'a> {
     Audit(Audit),
 }
 
-impl<'a> ToSink<'a> {
+impl<'a> SinkMessage<'a> {
     /// Decodes a message from the results queue.
     ///
     /// # Errors
     /// [`Malformed`] if it is of none of these types.
     pub fn decode(message: &'a Message) -> Result<Self, Malformed> {
         match message.form.as_str() {
-            Results::FORM => decode(message).map(Self::Results),
-            Opened::FORM => decode(message).map(Self::Opened),
-            Sealed::FORM => decode(message).map(Self::Sealed),
-            Aborted::FORM => decode(message).map(Self::Aborted),
-            Cancelled::FORM => decode(message).map(Self::Cancelled),
-            Reopen::FORM => decode(message).map(Self::Reopen),
-            Audit::FORM => decode(message).map(Self::Audit),
+            Results::TYPE => decode(message).map(Self::Results),
+            Opened::TYPE => decode(message).map(Self::Opened),
+            Sealed::TYPE => decode(message).map(Self::Sealed),
+            Aborted::TYPE => decode(message).map(Self::Aborted),
+            Cancelled::TYPE => decode(message).map(Self::Cancelled),
+            Reopen::TYPE => decode(message).map(Self::Reopen),
+            Audit::TYPE => decode(message).map(Self::Audit),
             other => Err(Malformed::new(format_args!("no message for a sink has the type {other:?}"))),
         }
     }

@@ -3,16 +3,16 @@
 use gristmill_shared::{
     Account, Conclusion, FailFast, JobId, Message, Plan, Policy, Round, TaskIndex,
     wire::{
-        self, Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Finished, Form, Malformed, Missing,
-        Opened, Progress, Refused, Reopen, Reopened, Results, RunningTask, Sealed, Serving, Stopped,
-        WorkerBeat,
+        self, Aborted, Audit, Batch, Cancelled, FailedTask, Finished, Malformed, Missing, Opened, OutputRun,
+        Progress, Refused, Reopen, Reopened, Results, RunningTask, Sealed, Serving, Stopped, WireMessage,
+        WorkerHeartbeat,
     },
 };
 use serde_json::value::RawValue;
 
 /// A wire type with its example.
 pub(crate) struct Golden {
-    /// The Rust type, as it is written in `form!`.
+    /// The Rust type, as it is written in `wire_message!`.
     pub(crate) type_name: &'static str,
     /// The name on the wire.
     pub(crate) form: &'static str,
@@ -26,14 +26,14 @@ macro_rules! golden {
     ($Type:ty, $value:expr) => {
         Golden {
             type_name: stringify!($Type),
-            form: <$Type as Form>::FORM,
+            form: <$Type as WireMessage>::TYPE,
             body: body(&$value),
             recode: |message| wire::decode::<$Type>(message).map(|value| body(&value)),
         }
     };
 }
 
-fn body(value: &impl Form) -> String {
+fn body(value: &impl WireMessage) -> String {
     String::from_utf8(value.message("id".into(), "app").body.to_vec()).unwrap()
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn all() -> Vec<Golden> {
                 round: Round(0),
                 worker: "mill-7-4242-9f3c21".parse().unwrap(),
                 busy_us: 1_500,
-                done: vec![DoneSpan { first: TaskIndex(0), count: 2, outputs: raw("[6,4]"), tasks: None }],
+                done: vec![OutputRun { first: TaskIndex(0), count: 2, outputs: raw("[6,4]"), tasks: None }],
                 failed: vec![FailedTask {
                     index: TaskIndex(2),
                     reason: "no letters in the text".into(),
@@ -149,8 +149,8 @@ pub(crate) fn all() -> Vec<Golden> {
         ),
         golden!(Progress, Progress { job, account: account(), sealed: true, busy_us: 1_500 }),
         golden!(
-            WorkerBeat,
-            WorkerBeat {
+            WorkerHeartbeat,
+            WorkerHeartbeat {
                 worker: "mill-7-4242-9f3c21".parse().unwrap(),
                 lane: "default".parse().unwrap(),
                 slots: 8,

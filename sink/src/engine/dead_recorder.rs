@@ -1,6 +1,6 @@
 //! Dead messages: recorded in the ledger for people, and logged.
 
-use gristmill_shared::{Message, meter::SINK_DEAD};
+use gristmill_shared::{Message, metrics::SINK_DEAD};
 use rusqlite::Transaction;
 
 use super::log_limiter::LogLimiter;

@@ -69,10 +69,10 @@ pub(crate) fn spawn(engine: LedgerEngine) -> Result<LedgerHandle, SinkError> {
     let work = move || {
         let outputs = EngineOutputs { outbox: outbox_in, events: events_in };
         let ended = catch_unwind(AssertUnwindSafe(|| run(engine, &received, &outputs)));
-        let ended = ended.unwrap_or_else(|panic| Err(SinkError::Died(panic_text(&*panic))));
+        let ended = ended.unwrap_or_else(|panic| Err(SinkError::ThreadDied(panic_text(&*panic))));
         let _ = end_in.send(ended); // the receiver may be gone
     };
-    thread::Builder::new().name("ledger".into()).spawn(work).map_err(SinkError::Thread)?;
+    thread::Builder::new().name("ledger".into()).spawn(work).map_err(SinkError::ThreadStart)?;
     Ok(LedgerHandle { commands, outbox, events, end })
 }
 
@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        LedgerPlace, LedgerReader,
+        LedgerLocation, LedgerReader,
         ledger::Ledger,
         tests::toy_jobs::{SubmittedJob, all_refused, app, delivery, garbage, registry},
     };
@@ -186,7 +186,7 @@ mod tests {
     fn refused_rows_are_resent_when_idle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
         let handle = spawn(LedgerEngine::new(ledger, registry(), Lane::default(), app())).unwrap();
         let messages = [SubmittedJob::toy().opened(), garbage()];
         handle.commands.send(LedgerCommand::Results(messages.map(delivery).into())).unwrap();

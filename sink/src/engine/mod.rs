@@ -21,16 +21,17 @@ use std::{
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
-    meter::{SINK_COMMIT_SECONDS, SINK_JOBS_ENDED, SINK_MESSAGES},
+    metrics::{SINK_COMMIT_SECONDS, SINK_JOBS_ENDED, SINK_MESSAGES},
     wire::{
-        Audit, Batch, Event, FINISHED_REPORT_MAX_BYTES, Malformed, Missing, Opened, Reopen, ToSink, decode,
+        Audit, Batch, Event, FINISHED_REPORT_MAX_BYTES, Malformed, Missing, Opened, Reopen, SinkMessage,
+        decode,
     },
 };
 
 pub(crate) use outbox::Outbox;
 
 use crate::{
-    LedgerPlace, SinkError, SinkReport,
+    LedgerLocation, SinkError, SinkReport,
     job::ActiveJob,
     ledger::{
         JobRecord, Ledger,
@@ -55,8 +56,8 @@ const UNKEPT_REPORT_MAX_BYTES: usize = 8 << 20;
 /// Returns the largest report that a job's end carries, in bytes.
 fn report_max_bytes(ledger: &Ledger) -> usize {
     match ledger.place() {
-        LedgerPlace::File(_) => FINISHED_REPORT_MAX_BYTES,
-        LedgerPlace::Memory => UNKEPT_REPORT_MAX_BYTES,
+        LedgerLocation::File(_) => FINISHED_REPORT_MAX_BYTES,
+        LedgerLocation::Memory => UNKEPT_REPORT_MAX_BYTES,
     }
 }
 
@@ -244,7 +245,7 @@ impl LedgerEngine {
     }
 
     fn fold(&mut self, message: &Message) -> Result<(), SinkError> {
-        let folded = match ToSink::decode(message) {
+        let folded = match SinkMessage::decode(message) {
             Ok(body) => self.fold_body(body, message)?,
             Err(malformed) => Err(malformed),
         };
@@ -255,16 +256,20 @@ impl LedgerEngine {
         Ok(())
     }
 
-    fn fold_body(&mut self, body: ToSink<'_>, message: &Message) -> Result<Result<(), Malformed>, SinkError> {
+    fn fold_body(
+        &mut self,
+        body: SinkMessage<'_>,
+        message: &Message,
+    ) -> Result<Result<(), Malformed>, SinkError> {
         let id = body.job();
         match &body {
-            ToSink::Reopen(reopen) => return self.reopen(reopen).map(Ok),
-            ToSink::Audit(audit) => return self.audit(audit).map(Ok),
+            SinkMessage::Reopen(reopen) => return self.reopen(reopen).map(Ok),
+            SinkMessage::Audit(audit) => return self.audit(audit).map(Ok),
             _ => {}
         }
         if !self.load(id)? {
             return match body {
-                ToSink::Opened(opened) => self.open(opened),
+                SinkMessage::Opened(opened) => self.open(opened),
                 _ => {
                     self.parking.park(id, message);
                     Ok(Ok(()))
@@ -273,20 +278,20 @@ impl LedgerEngine {
         }
         let (Some(job), outbox) = (self.jobs.get_mut(&id), &mut self.outbox) else { return Ok(Ok(())) };
         match body {
-            ToSink::Results(results) => {
+            SinkMessage::Results(results) => {
                 self.running_since = self.running_since.max(Some(job.in_memory_since()));
                 let folded = job.fold_results(&results, outbox);
                 reached(FailPoint::SinkFolded);
                 return Ok(folded);
             }
-            ToSink::Sealed(sealed) => return Ok(job.apply_seal(sealed.into(), outbox)),
-            ToSink::Opened(opened) => {
+            SinkMessage::Sealed(sealed) => return Ok(job.apply_seal(sealed.into(), outbox)),
+            SinkMessage::Opened(opened) => {
                 let details = job.end_details(&self.ledger, outbox.report_max_bytes())?;
                 job.open_again(&opened, details, outbox);
             }
-            ToSink::Aborted(aborted) => job.abort(&aborted.reason, outbox),
-            ToSink::Cancelled(cancelled) => job.cancel(&cancelled.reason, outbox),
-            ToSink::Reopen(_) | ToSink::Audit(_) => {}
+            SinkMessage::Aborted(aborted) => job.abort(&aborted.reason, outbox),
+            SinkMessage::Cancelled(cancelled) => job.cancel(&cancelled.reason, outbox),
+            SinkMessage::Reopen(_) | SinkMessage::Audit(_) => {}
         }
         Ok(Ok(()))
     }
@@ -404,7 +409,7 @@ impl LedgerEngine {
             if let Some(told) = job.progress() {
                 if job.has_ended() {
                     report.jobs_ended += 1;
-                    SINK_JOBS_ENDED.add([registry.label(job.kind()), job.state().as_str()], 1);
+                    SINK_JOBS_ENDED.add([registry.metric_label(job.kind()), job.state().as_str()], 1);
                 }
                 progress.record(told, job.has_ended());
             }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use gristmill_shared::{Lane, Message, WorkerId, meter::SINK_OUTBOX_ROWS, wire::Form};
+use gristmill_shared::{Lane, Message, WorkerId, metrics::SINK_OUTBOX_ROWS, wire::WireMessage};
 use rusqlite::Transaction;
 
 use super::{commit_schedule::Urgency, log_limiter::LogLimiter};
@@ -93,13 +93,13 @@ impl Outbox {
     }
 
     /// Adds a fact for the journal that a caller waits for.
-    pub(crate) fn push_fact(&mut self, fact: &impl Form) {
+    pub(crate) fn push_fact(&mut self, fact: &impl WireMessage) {
         self.push_fact_batched(fact);
         self.urgency = Urgency::Immediate;
     }
 
     /// Adds a fact for the journal that may wait for others.
-    pub(crate) fn push_fact_batched(&mut self, fact: &impl Form) {
+    pub(crate) fn push_fact_batched(&mut self, fact: &impl WireMessage) {
         // Its id is its row in the ledger, which is not known yet.
         self.stage(OutboxTarget::Journal, fact.message(String::new(), self.app.as_str()));
     }
@@ -242,7 +242,7 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LedgerPlace, tests::toy_jobs};
+    use crate::{LedgerLocation, tests::toy_jobs};
 
     /// An outbox with facts in its ledger, and a clock.
     struct OutboxFixture {
@@ -253,7 +253,7 @@ mod tests {
 
     impl OutboxFixture {
         fn new(facts: usize) -> Self {
-            let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
+            let ledger = Ledger::open(LedgerLocation::Memory).unwrap();
             let outbox = Outbox::new(Lane::default(), toy_jobs::app(), usize::MAX);
             let mut fixture = Self { ledger, outbox, now: Instant::now() };
             fixture.add(facts);

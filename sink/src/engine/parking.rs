@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     JobId, Message,
-    meter::{SINK_PARKED, SINK_PARKED_DROPPED},
+    metrics::{SINK_PARKED, SINK_PARKED_DROPPED},
 };
 use rusqlite::Transaction;
 

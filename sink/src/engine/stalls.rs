@@ -7,7 +7,7 @@ use std::{
 
 use gristmill_shared::{
     JobId,
-    meter::{SINK_JOBS_RUNNING, SINK_JOBS_STALLED, SINK_STALLS},
+    metrics::{SINK_JOBS_RUNNING, SINK_JOBS_STALLED, SINK_STALLS},
     wire::now_ms,
 };
 

@@ -10,7 +10,7 @@ use std::{
 
 use gristmill_shared::{
     Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, Keep, panic_text,
-    wire::{DoneSpan, FINISHED_MAX_FAILURES, Malformed},
+    wire::{FINISHED_MAX_FAILURES, Malformed, OutputRun},
 };
 use rusqlite::Transaction;
 use serde_json::value::RawValue;
@@ -128,7 +128,7 @@ impl FoldState {
     /// Folds the new outcomes of a span, below `limit`.
     pub(super) fn fold_span(
         &mut self,
-        span: &DoneSpan<'_>,
+        span: &OutputRun<'_>,
         limit: u64,
     ) -> Result<Result<FoldedSpan, Malformed>, UserCodeError> {
         let range = span.first.0..span.first.plus(span.count.into()).0;
@@ -177,7 +177,7 @@ impl FoldState {
     }
 
     /// Returns the tasks of the span one by one, if they are kept and the message has them.
-    fn span_tasks<'s>(&self, span: &DoneSpan<'s>) -> Result<Option<Vec<&'s RawValue>>, Malformed> {
+    fn span_tasks<'s>(&self, span: &OutputRun<'s>) -> Result<Option<Vec<&'s RawValue>>, Malformed> {
         let Some(tasks) = span.tasks.filter(|_| self.keep == Keep::Tasks) else { return Ok(None) };
         let tasks: Vec<&RawValue> = serde_json::from_str(tasks.get()).map_err(Malformed::new)?;
         if tasks.len() != span.count as usize {
@@ -191,7 +191,7 @@ impl FoldState {
 
     fn keep_outputs(
         &mut self,
-        span: &DoneSpan<'_>,
+        span: &OutputRun<'_>,
         tasks: Option<&[&RawValue]>,
         all: &Range<u64>,
         folded: &[Range<u64>],

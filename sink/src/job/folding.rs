@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     BuildId, Headers, Round, TaskIndex, WorkerId,
-    wire::{Batch, DoneSpan, FailedTask, Malformed, Results, clip_reason},
+    wire::{Batch, FailedTask, Malformed, OutputRun, Results, clip_reason},
 };
 use serde_json::value::RawValue;
 
@@ -57,7 +57,7 @@ impl ActiveJob {
     fn fold_outcomes(
         &mut self,
         from: OutcomeSource<'_>,
-        done: &[DoneSpan<'_>],
+        done: &[OutputRun<'_>],
         failed: &[FailedTask<'_>],
         outbox: &mut Outbox,
     ) -> Result<(), Malformed> {
@@ -84,7 +84,7 @@ impl ActiveJob {
     fn fold_span(
         &mut self,
         from: OutcomeSource<'_>,
-        span: &DoneSpan<'_>,
+        span: &OutputRun<'_>,
         limit: u64,
         outbox: &mut Outbox,
     ) -> Result<(), Malformed> {
@@ -186,7 +186,7 @@ impl ActiveJob {
 /// Checks that all outcomes are of tasks below `limit`.
 pub(super) fn check_range(
     limit: u64,
-    done: &[DoneSpan<'_>],
+    done: &[OutputRun<'_>],
     failed: &[FailedTask<'_>],
 ) -> Result<(), Malformed> {
     let spans = done.iter().map(|span| (span.first.0, u64::from(span.count)));

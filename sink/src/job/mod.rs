@@ -18,7 +18,7 @@ use std::{
 
 use gristmill_shared::{
     JobId, Kind, Registry, Topic,
-    meter::{SINK_IGNORED, SINK_OUTCOMES},
+    metrics::{SINK_IGNORED, SINK_OUTCOMES},
     wire::Progress,
 };
 
@@ -103,7 +103,7 @@ impl ActiveJob {
 
     /// Adds what the last commit changed to the metrics. Called after a commit.
     pub(crate) fn record_metrics(&mut self, registry: &Registry) {
-        let (now, kind) = (self.record.counts, registry.label(&self.record.opened.kind));
+        let (now, kind) = (self.record.counts, registry.metric_label(&self.record.opened.kind));
         let before = mem::replace(&mut self.reported, now);
         SINK_OUTCOMES.add([kind, "done"], now.done.saturating_sub(before.done));
         SINK_OUTCOMES.add([kind, "failed"], now.failed.saturating_sub(before.failed));

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use gristmill_shared::{
     BuildId, TaskIndex, WorkerId,
-    wire::{DoneSpan, MISSING_MAX_RANGES, Malformed, Refused, Results},
+    wire::{MISSING_MAX_RANGES, Malformed, OutputRun, Refused, Results},
 };
 use serde_json::value::RawValue;
 
@@ -155,7 +155,7 @@ impl ActiveJob {
 }
 
 /// Checks that a span has as many outputs as it says, before its tasks are sent again.
-fn check_output_count(span: &DoneSpan<'_>) -> Result<(), Malformed> {
+fn check_output_count(span: &OutputRun<'_>) -> Result<(), Malformed> {
     let outputs: Vec<&RawValue> = serde_json::from_str(span.outputs.get())
         .map_err(|error| Malformed::new(format_args!("the span's outputs are no array: {error}")))?;
     if outputs.len() == span.count as usize {

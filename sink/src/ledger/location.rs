@@ -11,14 +11,14 @@ use crate::SinkError;
 
 /// The location of a ledger.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum LedgerPlace {
+pub enum LedgerLocation {
     /// A file, which is created if it does not exist, together with its folders.
     File(PathBuf),
     /// Memory only: the ledger is lost when the process ends.
     Memory,
 }
 
-impl fmt::Display for LedgerPlace {
+impl fmt::Display for LedgerLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => path.display().fmt(f),
@@ -105,7 +105,7 @@ impl LedgerLock {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let _ = file.take(HOLDER_MAX_BYTES).read_to_string(&mut holder); // only for the message
-                return Err(SinkError::Held { path: path.into(), holder: holder.trim().into() });
+                return Err(SinkError::Locked { path: path.into(), holder: holder.trim().into() });
             }
             Err(TryLockError::Error(source)) => {
                 return Err(SinkError::Access { path: lock, doing: "lock", source });
@@ -163,13 +163,13 @@ mod tests {
         let other_folder = dir.path().join("folder");
         std::os::unix::fs::symlink(dir.path(), &other_folder).unwrap();
         std::os::unix::fs::symlink("ledger", &link).unwrap();
-        let open = |path: &Path| Ledger::open(LedgerPlace::File(path.into()));
+        let open = |path: &Path| Ledger::open(LedgerLocation::File(path.into()));
         let error = open(&link).unwrap_err();
         assert!(error.to_string().contains("a link to a file that is not there"), "{error}");
         let held = open(&path).unwrap();
         for name in [&link, &other_folder.join("ledger"), &other_folder.join("link")] {
             let error = open(name).unwrap_err();
-            assert!(matches!(error, SinkError::Held { .. }), "{}: {error}", name.display());
+            assert!(matches!(error, SinkError::Locked { .. }), "{}: {error}", name.display());
         }
         drop(held);
         open(&link).unwrap();

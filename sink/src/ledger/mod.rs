@@ -17,7 +17,7 @@ use gristmill_shared::{LedgerId, wire::now_ms};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub(crate) use columns::NUMBER_MAX;
-pub use location::LedgerPlace;
+pub use location::LedgerLocation;
 pub use prune::{PruneReport, PruneRule, prune};
 pub use reader::LedgerReader;
 pub use tables::job_record::JobState;
@@ -41,16 +41,16 @@ const WAL_MAX_BYTES: u64 = 64 << 20;
 /// An open ledger, with the exclusive right to write it.
 pub(crate) struct Ledger {
     connection: Connection,
-    place: LedgerPlace,
+    place: LedgerLocation,
     id: LedgerId,
     _lock: Option<LedgerLock>,
 }
 
 impl Ledger {
     /// Opens or creates a ledger. A failure leaves nothing behind, except possibly the lock's file.
-    pub(crate) fn open(place: LedgerPlace) -> Result<Self, SinkError> {
+    pub(crate) fn open(place: LedgerLocation) -> Result<Self, SinkError> {
         let (connection, lock) = match &place {
-            LedgerPlace::File(path) => {
+            LedgerLocation::File(path) => {
                 match location::check_file(path) {
                     Ok(()) | Err(SinkError::Missing { .. }) => {}
                     Err(error) => return Err(error),
@@ -59,7 +59,7 @@ impl Ledger {
                 let lock = LedgerLock::acquire(&path)?;
                 (open_file(&path)?, Some(lock))
             }
-            LedgerPlace::Memory => {
+            LedgerLocation::Memory => {
                 let connection = Connection::open_in_memory();
                 let connection =
                     connection.and_then(|connection| schema::create(&connection).map(|()| connection));
@@ -77,7 +77,7 @@ impl Ledger {
     }
 
     /// Returns the location of the ledger.
-    pub(crate) fn place(&self) -> &LedgerPlace {
+    pub(crate) fn place(&self) -> &LedgerLocation {
         &self.place
     }
 
@@ -113,7 +113,7 @@ impl fmt::Debug for Ledger {
 }
 
 fn open_file(path: &Path) -> Result<Connection, SinkError> {
-    let failed = |source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source);
+    let failed = |source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source);
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     let found = schema::identify(&connection, path)?;
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
@@ -138,7 +138,7 @@ fn open_file(path: &Path) -> Result<Connection, SinkError> {
 /// Enables SQLite's write-ahead log, without which readers and the sink would block each other.
 fn enable_wal(connection: &Connection, path: &Path) -> Result<(), SinkError> {
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
-    match mode.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source))? {
+    match mode.map_err(|source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source))? {
         mode if mode == "wal" => Ok(()),
         mode => Err(SinkError::NoWriteAheadLog { path: path.into(), mode }),
     }
@@ -149,7 +149,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, SinkError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .and_then(|connection| connection.busy_timeout(BUSY_MAX).map(|()| connection));
-    connection.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "being opened", source))
+    connection.map_err(|source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source))
 }
 
 /// Returns the ledger's id. A new ledger gets one.
@@ -166,7 +166,7 @@ fn load_or_create_id(connection: &Connection) -> rusqlite::Result<LedgerId> {
     }
 }
 
-fn ledger_error(place: &LedgerPlace, doing: &'static str, source: rusqlite::Error) -> SinkError {
+fn ledger_error(place: &LedgerLocation, doing: &'static str, source: rusqlite::Error) -> SinkError {
     SinkError::Ledger { place: place.to_string(), doing, source }
 }
 

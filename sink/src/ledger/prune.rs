@@ -6,7 +6,7 @@ use gristmill_shared::wire::now_ms;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use serde::Serialize;
 
-use super::{LedgerPlace, columns::clamp_int, connect, ledger_error, location, schema};
+use super::{LedgerLocation, columns::clamp_int, connect, ledger_error, location, schema};
 use crate::SinkError;
 
 /// Rows deleted in one transaction, so that a sink that uses the ledger never waits long.
@@ -43,7 +43,7 @@ pub fn prune(path: &Path, rule: PruneRule) -> Result<PruneReport, SinkError> {
         return Err(SinkError::NotALedger { path: path.into(), why: "it is an empty file".into() });
     }
     let report = delete_ended(&mut connection, rule);
-    report.map_err(|source| ledger_error(&LedgerPlace::File(path.into()), "jobs are forgotten", source))
+    report.map_err(|source| ledger_error(&LedgerLocation::File(path.into()), "jobs are forgotten", source))
 }
 
 fn delete_ended(connection: &mut Connection, rule: PruneRule) -> rusqlite::Result<PruneReport> {
@@ -108,7 +108,7 @@ mod tests {
     fn prune_works_beside_sink() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
         let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
         let running = SubmittedJob::toy();
         let ended: Vec<_> = (0..3).map(|_| SubmittedJob::new(&KeeperJob {})).collect();
@@ -158,7 +158,7 @@ mod tests {
     fn prune_breaks_ties_by_submission() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
         let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
         let mut jobs: Vec<_> = (0..6).map(|_| SubmittedJob::toy()).collect();
         for place in [3, 0, 5, 1, 4, 2] {

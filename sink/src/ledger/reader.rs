@@ -11,8 +11,8 @@ use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
 use super::{
-    DeadMessages, DeadRow, ExportRow, FailureRow, JobRecord, JobSummary, JobView, LedgerPlace, MissingTasks,
-    OutputPass, ParkedJob, ParkedMessages, Verification,
+    DeadMessages, DeadRow, ExportRow, FailureRow, JobRecord, JobSummary, JobView, LedgerLocation,
+    MissingTasks, OutputPass, ParkedJob, ParkedMessages, Verification,
     builds::Builds,
     columns::{parse_json, parse_text},
     connect, ledger_error, listing, location,
@@ -196,7 +196,7 @@ impl LedgerReader {
             let transaction = self.connection.unchecked_transaction()?;
             read(&transaction)
         };
-        read().map_err(|source| ledger_error(&LedgerPlace::File(self.path.clone()), "being read", source))
+        read().map_err(|source| ledger_error(&LedgerLocation::File(self.path.clone()), "being read", source))
     }
 }
 

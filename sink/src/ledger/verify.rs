@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        LedgerPlace, LedgerReader,
+        LedgerLocation, LedgerReader,
         engine::LedgerEngine,
         ledger::Ledger,
         tests::toy_jobs::{KeeperJob, SubmittedJob, app, delivery, registry},
@@ -160,7 +160,7 @@ mod tests {
     fn tampered(sql: &str) -> Verification {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerPlace::File(path.clone())).unwrap();
+        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
         let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
         let job = SubmittedJob::new(&KeeperJob {});
         let spans = [(0, 7, r#"["","","","","","",""]"#), (8, 2, r#"["",""]"#)];

@@ -9,7 +9,8 @@ use gristmill_shared::{
     Account, Conclusion, Delivery, Headers, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy,
     Receipt, Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
     wire::{
-        Aborted, Audit, Batch, Cancelled, DoneSpan, FailedTask, Form, Opened, Reopen, Results, Sealed, now_ms,
+        Aborted, Audit, Batch, Cancelled, FailedTask, Opened, OutputRun, Reopen, Results, Sealed,
+        WireMessage, now_ms,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -155,7 +156,7 @@ impl SubmittedJob {
     /// Results of several spans: first index and outputs as JSON.
     pub(crate) fn spans(&self, spans: &[(u64, u32, &str)], failed: &[u64], round: u32) -> Message {
         let outputs: Vec<_> = spans.iter().map(|(_, _, outputs)| raw(outputs)).collect();
-        let done = spans.iter().zip(&outputs).map(|((first, count, _), outputs)| DoneSpan {
+        let done = spans.iter().zip(&outputs).map(|((first, count, _), outputs)| OutputRun {
             first: TaskIndex(*first),
             count: *count,
             outputs,
@@ -220,7 +221,7 @@ pub(crate) fn raw(json: &str) -> Box<RawValue> {
     RawValue::from_string(json.into()).unwrap()
 }
 
-pub(crate) fn message(body: &impl Form) -> Message {
+pub(crate) fn message(body: &impl WireMessage) -> Message {
     body.message("an id".into(), app().as_str())
 }
 

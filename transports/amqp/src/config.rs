@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use gristmill_shared::TransportError;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use crate::{Access, connection::TlsSettings};
+use crate::{Credentials, connection::TlsSettings};
 
 /// Time for which [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries by default.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
@@ -66,12 +66,12 @@ pub struct AmqpConfig {
 }
 
 impl AmqpConfig {
-    /// Calls [`AmqpConfig::with_access`] with no credentials outside the URL.
+    /// Calls [`AmqpConfig::with_credentials`] with no credentials outside the URL.
     ///
     /// # Errors
     /// The same.
     pub fn new(url: &str) -> Result<Self, TransportError> {
-        Self::with_access(url, &Access::default())
+        Self::with_credentials(url, &Credentials::default())
     }
 
     /// Takes a URL `amqp://USER:PASSWORD@HOST:PORT/VHOST`, or `amqps://…` for TLS, which trusts the
@@ -85,7 +85,7 @@ impl AmqpConfig {
     /// # Errors
     /// [`TransportError::Invalid`] names the defect of the URL or a file, without showing the
     /// password.
-    pub fn with_access(url: &str, access: &Access) -> Result<Self, TransportError> {
+    pub fn with_credentials(url: &str, access: &Credentials) -> Result<Self, TransportError> {
         let mut uri = parse_url(url)?;
         uri.query.frame_max = Some(FRAME_MAX_BYTES);
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
@@ -118,7 +118,7 @@ impl AmqpConfig {
     /// Adds a hint at the likely cause to a failed login: no password was given, or, if the virtual
     /// host was refused, how to list those there are.
     pub(crate) fn add_login_hint(&self, error: TransportError) -> TransportError {
-        let TransportError::Denied { transport, reason } = error else { return error };
+        let TransportError::AuthenticationFailed { transport, reason } = error else { return error };
         let user = &self.uri.authority.userinfo.username;
         let reason = if reason.starts_with("NOT_ALLOWED") {
             let hint = "the user may not use that virtual host; `rabbitmqctl list_vhosts` lists those there are, \
@@ -130,7 +130,7 @@ impl AmqpConfig {
             let hint = "set GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE for a file with it alone";
             format!("{reason}; no password was given for the user {user} (hint: {hint})")
         };
-        TransportError::Denied { transport, reason }
+        TransportError::AuthenticationFailed { transport, reason }
     }
 
     pub(crate) fn vhost(&self) -> &str {
@@ -273,7 +273,10 @@ mod tests {
     #[test]
     fn only_failed_login_hints_password() {
         let explain = |url: &str, reason: &str| {
-            let error = TransportError::Denied { transport: "amqp://here".into(), reason: reason.into() };
+            let error = TransportError::AuthenticationFailed {
+                transport: "amqp://here".into(),
+                reason: reason.into(),
+            };
             AmqpConfig::new(url).unwrap().add_login_hint(error).to_string()
         };
         let refused = "ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN";

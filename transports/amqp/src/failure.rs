@@ -101,8 +101,8 @@ pub(crate) fn as_access_error(
     }
     let (transport, reason) = (transport.into(), reason(error));
     Some(match missing_permission(operation, &reason) {
-        Some(lacks) => TransportError::Forbidden { transport, lacks },
-        None => TransportError::Denied { transport, reason },
+        Some(lacks) => TransportError::PermissionDenied { transport, lacks },
+        None => TransportError::AuthenticationFailed { transport, reason },
     })
 }
 
@@ -139,7 +139,7 @@ pub(crate) fn as_fatal(transport: &str, error: &lapin::Error) -> Option<Transpor
             TlsFailure::Files(why) => Some(TransportError::Invalid(why)),
             TlsFailure::Protocol(why) => Some(invalid(why)),
             TlsFailure::Trust(reason) => {
-                Some(TransportError::Untrusted { transport: transport.into(), reason })
+                Some(TransportError::TlsFailed { transport: transport.into(), reason })
             }
         },
         ErrorKind::ParsingError(_) | ErrorKind::InvalidProtocolVersion(_) => {
@@ -151,7 +151,7 @@ pub(crate) fn as_fatal(transport: &str, error: &lapin::Error) -> Option<Transpor
                 "{} (hint: for EXTERNAL it needs the plugin rabbitmq_auth_mechanism_ssl and `auth_mechanisms.1 = EXTERNAL`)",
                 reason(error)
             );
-            Some(TransportError::Untrusted { transport: transport.into(), reason })
+            Some(TransportError::TlsFailed { transport: transport.into(), reason })
         }
         _ => as_access_error(transport, Operation::Unrestricted, error),
     }

@@ -25,9 +25,9 @@ mod topology;
 mod transport;
 
 pub use config::{AmqpConfig, GIVE_UP_AFTER};
-pub use connection::Access;
+pub use connection::Credentials;
 pub use consume::events::EVENTS_MAX_WAITING;
-pub use doctor::{Finding, Part, Verdict, examine};
+pub use doctor::{Finding, FleetRole, Severity, diagnose};
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;
 

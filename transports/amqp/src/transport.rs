@@ -50,8 +50,8 @@ impl AmqpTransport {
     /// Connects, and retries until the configured time is over while the broker does not answer.
     ///
     /// # Errors
-    /// [`TransportError::Unreachable`] after that time, [`TransportError::Denied`] at once if the
-    /// broker does not know the user or the virtual host.
+    /// [`TransportError::Unreachable`] after that time, [`TransportError::AuthenticationFailed`] at
+    /// once if the broker does not know the user or the virtual host.
     pub async fn connect(config: AmqpConfig) -> Result<Arc<Self>, TransportError> {
         let first = connect_first_generation(&config).await?;
         let transport = config.to_string();
@@ -155,7 +155,7 @@ impl Transport for AmqpTransport {
     }
 
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        if let Some((_, target)) = queue.role.spec().ripens {
+        if let Some((_, target)) = queue.role.spec().delay {
             let target = target.of(&queue.lane);
             return Err(TransportError::Invalid(format!(
                 "{queue} has no consumers: its messages ripen (hint: consume {target})"

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::select_all;
 use gristmill_shared::{
-    Consumer, Delivery, QueueRole, RunningIndex, TransportError, meter::WORKER_REDELIVERIES,
+    Consumer, Delivery, QueueRole, RunningIndex, TransportError, metrics::WORKER_REDELIVERIES,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -136,7 +136,7 @@ impl SlotPool {
     /// Watches time limits, and tasks whose job was stopped. Returns only if no thread can be
     /// started.
     pub(crate) async fn watch_deadlines(&self) -> WorkerError {
-        let mut stops = self.context.tracker.ends();
+        let mut stops = self.context.tracker.subscribe_ends();
         loop {
             let mut next: Option<Instant> = None;
             for (number, lease) in self.leases.iter().enumerate() {

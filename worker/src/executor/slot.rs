@@ -128,7 +128,7 @@ impl BatchExecution<'_> {
             return Ok(());
         }
         // Before poison detection: no task of it runs here, so it cannot crash this worker.
-        if self.delivery.from == QueueRole::Again
+        if self.delivery.from == QueueRole::Requeued
             && let Some(message) = next_retry_step(context, &self.delivery.message)
         {
             self.emit(vec![message]);
@@ -209,7 +209,7 @@ impl BatchExecution<'_> {
         let mut emit_chunk = |chunk| self.emit_chunk(builder, chunk);
         let begins = |index, deadline| self.holder.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.context.halt.clone(), &mut emit_chunk);
-        let mut run = run.watched(&begins).noting(&self.delivery.running);
+        let mut run = run.on_task_start(&begins).with_running_index(&self.delivery.running);
         let began = Instant::now();
         let ran = match self.isolated {
             None => job.process_batch(batch, &mut run)?,
@@ -221,7 +221,7 @@ impl BatchExecution<'_> {
             }
         };
         let prepare_time = run.prepare_time();
-        let unprepared = run.unprepared().map(ToOwned::to_owned);
+        let unprepared = run.unprepared_reason().map(ToOwned::to_owned);
         drop(run);
         if let Some(reason) = unprepared.filter(|_| ran == 0 && !stop.is_stopped()) {
             return self.release(builder, &Unfit::Unprepared(reason));

@@ -130,7 +130,7 @@ impl AnswerBuffer {
 
     fn push_failure(&mut self, failure: &TaskFailure) -> io::Result<()> {
         self.finish_outputs()?;
-        if let Some(reason) = AnswerFailure::from_trouble(&failure.trouble) {
+        if let Some(reason) = AnswerFailure::from_kind(&failure.trouble) {
             let answer = Answer::<&RawValue>::Failed { index: failure.index, failure: reason };
             write_line(&mut self.lines, &answer)?;
         }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use gristmill_shared::{JobId, Kind, Round, TaskIndex, Trouble};
+use gristmill_shared::{FailureKind, JobId, Kind, Round, TaskIndex};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format. Both sides are the same executable, so it only distinguishes a wrong
@@ -98,27 +98,27 @@ pub(super) enum AnswerFailure {
 
 impl AnswerFailure {
     /// Returns `None` for a task that was stopped, which has no outcome.
-    pub(super) fn from_trouble(trouble: &Trouble) -> Option<Self> {
+    pub(super) fn from_kind(trouble: &FailureKind) -> Option<Self> {
         match trouble {
-            Trouble::Failed(reason) => Some(Self::Failed(reason.clone())),
-            Trouble::Rejected(reason) => Some(Self::Rejected(reason.clone())),
-            Trouble::Undecodable(reason) => Some(Self::Undecodable(reason.clone())),
-            Trouble::Delayed(reason, delay) => {
+            FailureKind::Failed(reason) => Some(Self::Failed(reason.clone())),
+            FailureKind::Rejected(reason) => Some(Self::Rejected(reason.clone())),
+            FailureKind::Undecodable(reason) => Some(Self::Undecodable(reason.clone())),
+            FailureKind::Delayed(reason, delay) => {
                 let millis = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
                 Some(Self::Delayed(reason.clone(), millis))
             }
-            Trouble::TimedOut => Some(Self::TimedOut(())),
-            Trouble::Stopped => None,
+            FailureKind::TimedOut => Some(Self::TimedOut(())),
+            FailureKind::Stopped => None,
         }
     }
 
-    pub(super) fn into_trouble(self) -> Trouble {
+    pub(super) fn into_kind(self) -> FailureKind {
         match self {
-            Self::Failed(reason) => Trouble::Failed(reason),
-            Self::Rejected(reason) => Trouble::Rejected(reason),
-            Self::Undecodable(reason) => Trouble::Undecodable(reason),
-            Self::Delayed(reason, millis) => Trouble::Delayed(reason, Duration::from_millis(millis)),
-            Self::TimedOut(()) => Trouble::TimedOut,
+            Self::Failed(reason) => FailureKind::Failed(reason),
+            Self::Rejected(reason) => FailureKind::Rejected(reason),
+            Self::Undecodable(reason) => FailureKind::Undecodable(reason),
+            Self::Delayed(reason, millis) => FailureKind::Delayed(reason, Duration::from_millis(millis)),
+            Self::TimedOut(()) => FailureKind::TimedOut,
         }
     }
 }
@@ -197,21 +197,21 @@ mod tests {
     #[test]
     fn failures_survive_encoding() {
         let troubles = [
-            Trouble::Failed("a".into()),
-            Trouble::Rejected("b".into()),
-            Trouble::Undecodable("c".into()),
-            Trouble::Delayed("d".into(), Duration::from_millis(1_500)),
-            Trouble::TimedOut,
+            FailureKind::Failed("a".into()),
+            FailureKind::Rejected("b".into()),
+            FailureKind::Undecodable("c".into()),
+            FailureKind::Delayed("d".into(), Duration::from_millis(1_500)),
+            FailureKind::TimedOut,
         ];
         for trouble in troubles {
-            let failure = AnswerFailure::from_trouble(&trouble).unwrap();
+            let failure = AnswerFailure::from_kind(&trouble).unwrap();
             let mut line = Vec::new();
             write_line(&mut line, &Answer::<&RawValue>::Failed { index: TaskIndex(1), failure }).unwrap();
             let answer: Answer<&RawValue> = serde_json::from_slice(&line).unwrap();
             let Answer::Failed { index: TaskIndex(1), failure } = answer else { panic!("{answer:?}") };
-            assert_eq!(failure.into_trouble(), trouble);
+            assert_eq!(failure.into_kind(), trouble);
         }
-        assert!(AnswerFailure::from_trouble(&Trouble::Stopped).is_none());
+        assert!(AnswerFailure::from_kind(&FailureKind::Stopped).is_none());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gristmill_shared::{
-    BatchRun, StopSignal, TaskContext, TaskIndex, Trouble,
+    BatchRun, FailureKind, StopSignal, TaskContext, TaskIndex,
     wire::{Batch, Malformed},
 };
 use serde_json::value::RawValue;
@@ -90,7 +90,7 @@ impl IsolatedSlot {
         stop: &StopSignal,
         revoked: &StopSignal,
     ) -> Result<u32, Malformed> {
-        let tasks = batch.each()?;
+        let tasks = batch.encoded_tasks()?;
         let cx = run.task_context().clone();
         let (stop, revoked, halt) = (stop.clone(), revoked.clone(), run.halt_signal().clone());
         let signals = RunSignals { cx, stop, revoked, halt };
@@ -102,7 +102,7 @@ impl IsolatedSlot {
                 // Without a thread or a descriptor to supervise children, no task can run.
                 let reason = format!("cannot run tasks in a child: {error}");
                 while isolated.next < tasks.len() {
-                    isolated.fail(Trouble::Failed(reason.clone()));
+                    isolated.fail(FailureKind::Failed(reason.clone()));
                 }
             }
         }
@@ -139,7 +139,7 @@ impl IsolatedSlot {
                     return;
                 }
                 Ok(RunEnd::Unusable) => return, // dropping it ends it
-                Ok(RunEnd::Overdue) if isolated.is_culprit_known() => isolated.fail(Trouble::TimedOut),
+                Ok(RunEnd::Overdue) if isolated.is_culprit_known() => isolated.fail(FailureKind::TimedOut),
                 Ok(RunEnd::Overdue) => {
                     let (pid, index) = (child.id(), isolated.index());
                     tracing::info!(
@@ -156,7 +156,7 @@ impl IsolatedSlot {
                         tracing::warn!(pid, reason, "the child process of a slot ended after its last task");
                     } else if isolated.next + 1 == isolated.sent {
                         tracing::warn!(pid, %index, reason, "the child process of a task ended");
-                        isolated.fail(Trouble::Failed(format!("its process {reason}")));
+                        isolated.fail(FailureKind::Failed(format!("its process {reason}")));
                     } else {
                         // Outcomes of the last moment were lost with the child, so the first
                         // missing one may not be the culprit.
@@ -172,7 +172,7 @@ impl IsolatedSlot {
             if isolated.next == before && !signals.is_ending() && isolated.next < isolated.tasks.len() {
                 // A child that ends a batch without a reason would be asked for ever.
                 self.child = None;
-                isolated.fail(Trouble::Failed("its process answered nothing".into()));
+                isolated.fail(FailureKind::Failed("its process answered nothing".into()));
             }
         }
     }
@@ -261,9 +261,9 @@ impl IsolatedRun<'_, '_, '_> {
     }
 
     /// Records that the first task without an outcome has no output.
-    fn fail(&mut self, trouble: Trouble) {
+    fn fail(&mut self, trouble: FailureKind) {
         if let Some(task) = self.tasks.get(self.next) {
-            self.run.outcome(self.index(), Err(trouble), task, false);
+            self.run.record_outcome(self.index(), Err(trouble), task, false);
             self.next += 1;
         }
     }
@@ -306,7 +306,7 @@ impl IsolatedRun<'_, '_, '_> {
             match event {
                 RunEvent::Answer => {
                     if self.apply_answer(child, &mut is_prepared)? {
-                        return Ok(match self.run.unprepared() {
+                        return Ok(match self.run.unprepared_reason() {
                             _ if halted => RunEnd::Unusable,
                             Some(_) => RunEnd::Unprepared,
                             None => RunEnd::Completed,
@@ -353,17 +353,17 @@ impl IsolatedRun<'_, '_, '_> {
                 for output in outputs {
                     let task = self.tasks.get(self.next).filter(|_| self.next < self.sent);
                     let Some(task) = task else { return Err(child.invalid_answer()) };
-                    self.run.outcome(self.index(), Ok(output), task, self.job.sends_tasks);
+                    self.run.record_outcome(self.index(), Ok(output), task, self.job.sends_tasks);
                     self.next += 1;
                 }
             }
             Answer::Failed { index, failure }
                 if *is_prepared && index == self.index() && self.next < self.sent =>
             {
-                self.fail(failure.into_trouble());
+                self.fail(failure.into_kind());
             }
             Answer::Unprepared { reason } if !*is_prepared => self.run.set_unprepared(reason),
-            Answer::Refused { reason } if !*is_prepared => self.fail(Trouble::Failed(reason)),
+            Answer::Refused { reason } if !*is_prepared => self.fail(FailureKind::Failed(reason)),
             Answer::End => return Ok(true),
             _ => return Err(child.invalid_answer()),
         }

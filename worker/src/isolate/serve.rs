@@ -223,10 +223,10 @@ impl ChildSlot {
             }
         };
         let run = BatchRun::new(cx, &open.policy, self.halt.clone(), &mut push_chunk);
-        let run = run.telling_prepared(&is_prepared);
-        let mut run = run.hand_on_every(Duration::ZERO);
+        let run = run.on_prepared(&is_prepared);
+        let mut run = run.with_emit_interval(Duration::ZERO);
         job.process_batch(&batch, &mut run).map_err(|malformed| malformed.reason)?;
-        let unprepared = run.unprepared().map(ToOwned::to_owned);
+        let unprepared = run.unprepared_reason().map(ToOwned::to_owned);
         drop(run);
         Ok(match unprepared {
             Some(reason) => self.answers.push_answer(&Answer::Unprepared { reason }),

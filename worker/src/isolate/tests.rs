@@ -8,7 +8,7 @@ use std::{
 
 use gristmill_process::Command;
 use gristmill_shared::{
-    BatchRun, Chunk, JobId, Kind, Policy, Round, StopSignal, TaskContext, TaskIndex, Trouble, wire::Batch,
+    BatchRun, Chunk, FailureKind, JobId, Kind, Policy, Round, StopSignal, TaskContext, TaskIndex, wire::Batch,
 };
 use serde_json::value::RawValue;
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ const READY_SCRIPT: &str = r#"read -r hello; echo '{"ready":{"protocol":1}}'
     "#;
 
 /// The number of tasks that ran, outputs and failures by index.
-type BatchOutcomes = (u32, Vec<(u64, String)>, Vec<(u64, Trouble)>);
+type BatchOutcomes = (u32, Vec<(u64, String)>, Vec<(u64, FailureKind)>);
 
 /// A batch of three tasks that begins at index 5, with the signals of its run.
 struct IsolatedBench {
@@ -83,7 +83,7 @@ impl IsolatedBench {
         let job = JobTraits { sends_tasks: false, in_flight: self.in_flight };
         let ran = self.slot.process_batch(&batch, job, &mut run, &self.stop, &self.revoked).unwrap();
         self.prepare_time = run.prepare_time();
-        self.unprepared = run.unprepared().map(ToOwned::to_owned);
+        self.unprepared = run.unprepared_reason().map(ToOwned::to_owned);
         drop(run);
         (ran, outputs, failures)
     }
@@ -113,7 +113,7 @@ fn child_outcomes_reach_the_batch() {
     let mut bench = IsolatedBench::new(script);
     let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, r#"{"b": 2}"#)])));
-    assert_eq!(failed, [(6, Trouble::Rejected("no".into()))]);
+    assert_eq!(failed, [(6, FailureKind::Rejected("no".into()))]);
     let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
     for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"tasks":[10,11,12]"#] {
         assert!(seen.contains(part), "{seen}");
@@ -146,7 +146,7 @@ fn death_costs_its_task_alone() {
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
     // After the first death either of two tasks may be the culprit; the second death is at the task
     // itself.
-    assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3: out of luck".into()))]);
+    assert_eq!(failed, [(6, FailureKind::Failed("its process exited with code 3: out of luck".into()))]);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn malformed_answer_ends_the_child() {
         let (ran, done, failed) =
             IsolatedBench::new(&format!("read -r job; run; echo '{garbage}'; read -r eof")).run();
         assert_eq!((ran, done, failed.len()), (3, vec![], 3), "{garbage}: {failed:?}");
-        let Trouble::Failed(why) = &failed[0].1 else { panic!("{garbage}: {failed:?}") };
+        let FailureKind::Failed(why) = &failed[0].1 else { panic!("{garbage}: {failed:?}") };
         assert!(why.starts_with("its process answered ") && why.ends_with(" and was killed"), "{why}");
     }
 }
@@ -172,7 +172,7 @@ fn excess_outputs_end_the_child() {
 fn end_without_outcomes_fails() {
     let (ran, done, failed) = IsolatedBench::new(r#"read -r job; run; echo '"end"'; read -r eof"#).run();
     assert_eq!((ran, done, failed.len()), (3, vec![], 3));
-    assert!(failed.iter().all(|(_, why)| *why == Trouble::Failed("its process answered nothing".into())));
+    assert!(failed.iter().all(|(_, why)| *why == FailureKind::Failed("its process answered nothing".into())));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn overdue_task_fails_alone() {
     bench.policy.task_timeout_ms = Some(300);
     let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
-    assert_eq!(failed, [(6, Trouble::TimedOut)]);
+    assert_eq!(failed, [(6, FailureKind::TimedOut)]);
 }
 
 /// The tasks of an abort at index 6 are in flight together, so the child dies before any outcome.
@@ -207,7 +207,7 @@ fn death_costs_no_neighbour() {
     bench.in_flight = 16;
     let (ran, done, failed) = bench.run();
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
-    assert_eq!(failed, [(6, Trouble::Failed("its process exited with code 3".into()))]);
+    assert_eq!(failed, [(6, FailureKind::Failed("its process exited with code 3".into()))]);
     let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
     assert_eq!(seen.lines().filter(|run| run.contains(r#""count":1"#)).count(), 3, "{seen}");
 }
@@ -230,7 +230,7 @@ fn overdue_costs_no_neighbour() {
     let (ran, done, failed) = bench.run();
     assert!(bench.dir.path().join("together").exists());
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, "3")])));
-    assert_eq!(failed, [(6, Trouble::TimedOut)]);
+    assert_eq!(failed, [(6, FailureKind::TimedOut)]);
 }
 
 /// The state takes longer to open than a task may take to run.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use gristmill_shared::{
-    Address, Chunk, Headers, Message, Outgoing, QueueRole, RETRY_DELAY_MAX, RetryDelay, TaskFailure,
-    TaskIndex, Trouble,
-    meter::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
+    Address, Chunk, FailureKind, Headers, Message, Outgoing, QueueRole, RETRY_DELAY_MAX, RetryDelay,
+    TaskFailure, TaskIndex,
+    metrics::{WORKER_BATCH_SECONDS, WORKER_BATCH_TASKS, WORKER_TASK_SECONDS, WORKER_TASKS},
     wire::{Batch, FailedTask, Malformed, Results, TASK_MAX_BYTES, clip_reason},
 };
 use serde_json::value::RawValue;
@@ -61,7 +61,7 @@ impl OutcomeBuilder<'_> {
     }
 
     fn kind(&self) -> &str {
-        self.context.registry.label(&self.batch.kind)
+        self.context.registry.metric_label(&self.batch.kind)
     }
 
     /// Builds the messages of a chunk. Outputs and final failures go to the sink, other failed
@@ -69,12 +69,12 @@ impl OutcomeBuilder<'_> {
     /// go to other workers.
     pub(crate) fn build_chunk(&self, chunk: Chunk) -> (Outbound, ChunkCounts) {
         let failures = self.headers.attempt.saturating_add(1);
-        let next_try = Headers { attempt: failures, ..self.headers.begun() };
+        let next_try = Headers { attempt: failures, ..self.headers.without_releases() };
         let Chunk { done, busy, failed: unfinished, .. } = chunk;
         let (released, unfinished) = self.release_undecodable(unfinished);
         let (retried, failed): (Vec<_>, Vec<_>) = unfinished.into_iter().partition(|failure| {
-            !matches!(failure.trouble, Trouble::Rejected(_) | Trouble::Undecodable(_))
-                && self.batch.tries_again(failures)
+            !matches!(failure.trouble, FailureKind::Rejected(_) | FailureKind::Undecodable(_))
+                && self.batch.may_retry(failures)
                 && is_sendable(&failure.task)
         });
         let counts =
@@ -96,8 +96,9 @@ impl OutcomeBuilder<'_> {
         if self.context.is_own_build(self.batch) {
             return (Vec::new(), unfinished);
         }
-        let (undecodable, unfinished): (Vec<_>, Vec<_>) =
-            unfinished.into_iter().partition(|failure| matches!(failure.trouble, Trouble::Undecodable(_)));
+        let (undecodable, unfinished): (Vec<_>, Vec<_>) = unfinished
+            .into_iter()
+            .partition(|failure| matches!(failure.trouble, FailureKind::Undecodable(_)));
         let Some(first) = undecodable.first() else { return (Vec::new(), unfinished) };
         let unfit = Unfit::Tasks(self.failure_reason(first));
         let (to, headers) = match self.context.release(self.batch, self.headers, self.from, &unfit) {
@@ -117,7 +118,7 @@ impl OutcomeBuilder<'_> {
 
     /// Builds the message that requeues the tasks from index `from` on, at no cost.
     pub(crate) fn requeue_rest(&self, from: TaskIndex) -> Result<Option<Outgoing>, Malformed> {
-        let tasks = self.batch.each()?;
+        let tasks = self.batch.encoded_tasks()?;
         let from = from.max(self.batch.first);
         Ok(self.requeue_tasks(from, tasks.get(self.position(from)..).unwrap_or_default()))
     }
@@ -129,12 +130,12 @@ impl OutcomeBuilder<'_> {
         index: TaskIndex,
         emitted_up_to: TaskIndex,
     ) -> Result<Vec<Outgoing>, Malformed> {
-        let tasks = self.batch.each()?;
+        let tasks = self.batch.encoded_tasks()?;
         let begun = emitted_up_to.max(self.batch.first);
         let at = self.position(index);
         let Some(task) = tasks.get(at) else { return Err(Malformed::new("a task that it does not have")) };
         let mut chunk = Chunk::default();
-        chunk.failed.push(TaskFailure { index, trouble: Trouble::TimedOut, task: (*task).to_owned() });
+        chunk.failed.push(TaskFailure { index, trouble: FailureKind::TimedOut, task: (*task).to_owned() });
         let (Outbound { mut messages, .. }, _) = self.build_chunk(chunk); // which has no outputs
         messages.extend(self.requeue_tasks(begun, tasks.get(self.position(begun)..at).unwrap_or_default()));
         messages.extend(self.requeue_tasks(index.plus(1), tasks.get(at + 1..).unwrap_or_default()));
@@ -154,7 +155,7 @@ impl OutcomeBuilder<'_> {
 
     /// Builds the messages that send the batch to the suspects, in parts.
     pub(crate) fn split_suspect(&self) -> Result<Vec<Outgoing>, Malformed> {
-        let tasks = self.batch.each()?;
+        let tasks = self.batch.encoded_tasks()?;
         let size = tasks.len().div_ceil(SUSPECT_MAX_PARTS).max(1);
         let mut first = self.batch.first;
         let mut parts = Vec::with_capacity(SUSPECT_MAX_PARTS);
@@ -169,7 +170,7 @@ impl OutcomeBuilder<'_> {
     /// Builds the message for a single task that crashed one more worker: a failure, or another try
     /// among the suspects.
     pub(crate) fn record_crash(&self) -> Result<Outgoing, Malformed> {
-        let tasks = self.batch.each()?;
+        let tasks = self.batch.encoded_tasks()?;
         let loss = self.headers.loss.saturating_add(1);
         let (job, index) = (self.batch.job, self.batch.first);
         if loss < TASK_MAX_LOSSES {
@@ -194,7 +195,7 @@ impl OutcomeBuilder<'_> {
     /// not run again.
     fn retry(&self, failure: &TaskFailure, headers: &Headers) -> Outgoing {
         let delay = match failure.trouble {
-            Trouble::Delayed(_, delay) => delay,
+            FailureKind::Delayed(_, delay) => delay,
             _ => self.batch.retry_delay(headers.attempt),
         };
         let (step, rest) = RetryDelay::first_step(delay);
@@ -233,15 +234,15 @@ impl OutcomeBuilder<'_> {
 
     fn failure_reason(&self, failure: &TaskFailure) -> String {
         match &failure.trouble {
-            Trouble::Failed(reason)
-            | Trouble::Rejected(reason)
-            | Trouble::Undecodable(reason)
-            | Trouble::Delayed(reason, _) => reason.clone(),
-            Trouble::TimedOut => {
+            FailureKind::Failed(reason)
+            | FailureKind::Rejected(reason)
+            | FailureKind::Undecodable(reason)
+            | FailureKind::Delayed(reason, _) => reason.clone(),
+            FailureKind::TimedOut => {
                 let limit = self.batch.policy.task_timeout().unwrap_or_default();
                 format!("it ran longer than the job's task timeout of {limit:?}")
             }
-            Trouble::Stopped => "the job was stopped".into(),
+            FailureKind::Stopped => "the job was stopped".into(),
         }
     }
 

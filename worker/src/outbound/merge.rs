@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use gristmill_shared::{
     DoneTasks, JobId, Outgoing, QueueRole, Round, TraceParent,
-    wire::{Batch, DoneSpan, Form, RESULTS_MESSAGE_BYTES, Results},
+    wire::{Batch, OutputRun, RESULTS_MESSAGE_BYTES, Results, WireMessage},
 };
 
 use crate::context::WorkerContext;
@@ -95,7 +95,7 @@ impl MergedOutputs {
             busy_us: micros(self.busy),
             done: spans
                 .iter()
-                .map(|(first, count, (outputs, tasks))| DoneSpan {
+                .map(|(first, count, (outputs, tasks))| OutputRun {
                     first: *first,
                     count: *count,
                     outputs,

@@ -6,7 +6,7 @@
 
 use gristmill_shared::{
     Message, TaskIndex,
-    wire::{Batch, DoneSpan, FailedTask, Form, Results, clip_reason, decode},
+    wire::{Batch, FailedTask, OutputRun, Results, WireMessage, clip_reason, decode},
 };
 use serde_json::value::RawValue;
 
@@ -19,7 +19,7 @@ pub(crate) fn split_or_fail(refused: &Message, why: &str) -> Option<Vec<Message>
     let part = |name, done: &[DoneTask<'_>], failed: Vec<FailedTask<'_>>| {
         let alone = |value: &RawValue| Batch::pack(&[value]);
         let parts: Vec<_> = done.iter().map(|done| (alone(done.output), done.task.map(alone))).collect();
-        let spans = done.iter().zip(&parts).map(|(done, (outputs, tasks))| DoneSpan {
+        let spans = done.iter().zip(&parts).map(|(done, (outputs, tasks))| OutputRun {
             first: done.index,
             count: 1,
             outputs,
@@ -74,7 +74,7 @@ struct DoneTask<'a> {
 }
 
 /// Returns the outputs of a span one by one.
-fn span_outputs<'a>(span: &DoneSpan<'a>) -> Vec<DoneTask<'a>> {
+fn span_outputs<'a>(span: &OutputRun<'a>) -> Vec<DoneTask<'a>> {
     let read = |array: &'a RawValue| serde_json::from_str(array.get()).unwrap_or_default(); // our own
     let outputs: Vec<&RawValue> = read(span.outputs);
     let mut tasks = span.tasks.map(read).unwrap_or_default().into_iter();
@@ -142,8 +142,8 @@ mod tests {
             worker: gristmill_shared::WorkerId::generate("test"),
             busy_us: 7,
             done: vec![
-                DoneSpan { first: TaskIndex(0), count: 3, outputs: &first, tasks: Some(&tasks) },
-                DoneSpan { first: TaskIndex(9), count: 1, outputs: &second, tasks: None },
+                OutputRun { first: TaskIndex(0), count: 3, outputs: &first, tasks: Some(&tasks) },
+                OutputRun { first: TaskIndex(9), count: 1, outputs: &second, tasks: None },
             ],
             failed: vec![failed(5), failed(6)],
             version: 3,

@@ -9,9 +9,9 @@ use std::{mem, sync::Arc};
 
 use futures::{StreamExt, executor::block_on, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, Published, Publisher, Queue, QueueRole, StoreError,
+    Address, Outgoing, PublishError, Published, Publisher, Queue, QueueRole,
     fail_point::{FailPoint, reached},
-    meter::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
+    metrics::{WORKER_HANDOFFS_UNCONFIRMED, WORKER_STORED},
     publish_until_answered,
 };
 use tokio::{
@@ -195,7 +195,7 @@ pub(crate) async fn publish_outbound(
     publisher: &dyn Publisher,
     run_receiver: &RunQueueReceiver,
     all_emitted: &CancellationToken,
-) -> Result<(), StoreError> {
+) -> Result<(), PublishError> {
     let queue = &outbound_receiver.queue;
     let mut in_progress = FuturesUnordered::new();
     let mut retrying = FuturesUnordered::new();
@@ -267,7 +267,7 @@ async fn publish_batch(messages: Vec<GuardedMessage>, publisher: &dyn Publisher)
     let batch = messages.iter().map(|message| message.outgoing.clone()).collect();
     let mut answers = publisher.publish(batch).await.into_iter();
     let (stored, unstored): (Vec<_>, Vec<_>) =
-        messages.into_iter().partition(|_| answers.next() == Some(Published::Stored));
+        messages.into_iter().partition(|_| answers.next() == Some(Published::Confirmed));
     let mut completed = 0;
     for GuardedMessage { outgoing, guards } in stored {
         WORKER_STORED.add([queue_label(&outgoing.to)], 1);
@@ -283,7 +283,7 @@ async fn publish_one(
     GuardedMessage { outgoing, guards }: GuardedMessage,
     context: &WorkerContext,
     publisher: &dyn Publisher,
-) -> Result<usize, StoreError> {
+) -> Result<usize, PublishError> {
     let mut unstored = vec![outgoing];
     while !unstored.is_empty() {
         let mut queues: Vec<_> = unstored.iter().map(|outgoing| queue_label(&outgoing.to)).collect();
@@ -307,7 +307,7 @@ async fn publish_one(
                     unstored.push(context.dead_letter(message, role, &why));
                 }
                 // The batch stays unsettled: no batch is acked without an outcome.
-                to => return Err(StoreError::Refused { to, why }),
+                to => return Err(PublishError::Invalid { to, why }),
             }
         }
     }

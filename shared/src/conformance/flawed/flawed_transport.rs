@@ -136,7 +136,7 @@ fn flawed_queue(flaw: Flaw, mut queue: Queue) -> Queue {
     queue.role = match (flaw, queue.role) {
         (Flaw::AlwaysSingleActive, QueueRole::Tasks) => QueueRole::Results,
         (Flaw::NeverSingleActive, QueueRole::Results) => QueueRole::Tasks,
-        (Flaw::IgnoresRetryDelay, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Again,
+        (Flaw::IgnoresRetryDelay, QueueRole::Retry(RetryDelay::Second)) => QueueRole::Requeued,
         (Flaw::ExtendsRetryDelay, QueueRole::Retry(RetryDelay::Second)) => {
             QueueRole::Retry(RetryDelay::TenSeconds)
         }
@@ -175,17 +175,17 @@ impl Publisher for FlawedPublisher {
         let mut answers = self.inner.publish(batch).await;
         match self.flaw {
             Flaw::ReversesAnswers => answers.reverse(),
-            Flaw::ConfirmsUnroutable => answers.fill(Published::Stored),
-            Flaw::NeverRejects => replace(&mut answers, &Published::Rejected, &Published::Stored),
-            Flaw::LosesStored => lost.into_iter().for_each(|at| answers.insert(at, Published::Stored)),
+            Flaw::ConfirmsUnroutable => answers.fill(Published::Confirmed),
+            Flaw::NeverRejects => replace(&mut answers, &Published::Nacked, &Published::Confirmed),
+            Flaw::LosesStored => lost.into_iter().for_each(|at| answers.insert(at, Published::Confirmed)),
             Flaw::StoresRejected if answers.len() > copy.len() => drop(answers.remove(0)),
-            Flaw::StoresRejected if answers.last() == Some(&Published::Rejected) => {
+            Flaw::StoresRejected if answers.last() == Some(&Published::Nacked) => {
                 *self.memory.rejected.lock().unwrap() = copy.last().cloned();
             }
             Flaw::SwapsAnswers => {
                 std::mem::swap(&mut answers, &mut self.memory.last_answers.lock().unwrap());
                 if answers.is_empty() {
-                    answers = vec![Published::Stored; copy.len()];
+                    answers = vec![Published::Confirmed; copy.len()];
                 }
             }
             Flaw::PublishesTwice => drop(self.inner.publish(copy).await),

@@ -70,7 +70,7 @@ const FLAW_CASES: &[(Flaw, &str, &str)] = &[
     (Flaw::NeverRejects, "full_queue_rejects_then_accepts", "were stored in a queue that takes"),
     (Flaw::LosesStored, "full_queue_rejects_then_accepts", "delivery 1 of 1: nothing"),
     (Flaw::StoresRejected, "full_queue_rejects_then_accepts", "a refused message was stored"),
-    (Flaw::TruncatesBodies, "body_size_limit_is_exact", "[Stored, Stored]"),
+    (Flaw::TruncatesBodies, "body_size_limit_is_exact", "[Confirmed, Confirmed]"),
     (Flaw::SwapsAnswers, "concurrent_publishes_get_own_answers", "the answers to call"),
     (Flaw::PurgesOnOpen, "reopening_lane_keeps_messages", "delivery 1 of 3: nothing"),
     (Flaw::CountsOwnShards, "shards_are_created_once", "there are three shards"),

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use serde_json::value::RawValue;
 
 use super::{BatchRun, DoneTasks};
-use crate::{StopSignal, TaskContext, TaskIndex, Trouble, wire::OUTPUT_MAX_BYTES};
+use crate::{FailureKind, StopSignal, TaskContext, TaskIndex, wire::OUTPUT_MAX_BYTES};
 
 impl BatchRun<'_> {
     /// Sets the longest time between two chunks while tasks end. Zero emits a chunk after each
     /// task.
     #[must_use]
-    pub fn hand_on_every(self, interval: Duration) -> Self {
+    pub fn with_emit_interval(self, interval: Duration) -> Self {
         Self { emit_interval: interval, ..self }
     }
 
@@ -31,12 +31,12 @@ impl BatchRun<'_> {
     /// is opened elsewhere first. Cancels the deadline of the earlier task.
     ///
     /// # Errors
-    /// [`Trouble::Stopped`] if the run must end before this task.
-    pub fn await_prepared(&mut self, index: TaskIndex) -> Result<(), Trouble> {
+    /// [`FailureKind::Stopped`] if the run must end before this task.
+    pub fn await_prepared(&mut self, index: TaskIndex) -> Result<(), FailureKind> {
         let may_continue =
             self.timeout.is_none() || self.task_start_hook.is_none_or(|hook| hook(index, None));
         if !may_continue {
-            return Err(Trouble::Stopped);
+            return Err(FailureKind::Stopped);
         }
         if let Some(running) = self.running {
             running.set(index);
@@ -47,11 +47,11 @@ impl BatchRun<'_> {
     /// Returns the reason why runnable tasks were not run: `prepare` failed less than a second ago
     /// and is not called again until then. This does not count as an attempt of the tasks.
     #[must_use]
-    pub fn unprepared(&self) -> Option<&str> {
+    pub fn unprepared_reason(&self) -> Option<&str> {
         self.unprepared.as_deref()
     }
 
-    /// Records the reason why tasks were not run elsewhere. See [`BatchRun::unprepared`].
+    /// Records the reason why tasks were not run elsewhere. See [`BatchRun::unprepared_reason`].
     pub fn set_unprepared(&mut self, reason: String) {
         self.unprepared = Some(reason);
     }
@@ -67,20 +67,20 @@ impl BatchRun<'_> {
     /// Starts a task that is processed elsewhere. Returns its deadline if the job has a time limit.
     ///
     /// # Errors
-    /// [`Trouble::Stopped`] if the run must end before this task.
-    pub fn begin_task(&mut self, index: TaskIndex) -> Result<Option<Instant>, Trouble> {
-        self.start_task(index).map_err(crate::TaskError::into_trouble)?;
+    /// [`FailureKind::Stopped`] if the run must end before this task.
+    pub fn begin_task(&mut self, index: TaskIndex) -> Result<Option<Instant>, FailureKind> {
+        self.start_task(index).map_err(crate::TaskError::into_kind)?;
         Ok(self.cx.deadline())
     }
 
     /// Records the outcome of a task that was processed elsewhere, and emits the chunk if it is
     /// due. Outcomes must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`]
-    /// becomes a rejection. [`Trouble::Stopped`] is no outcome and is ignored. With `sends_task`
+    /// becomes a rejection. [`FailureKind::Stopped`] is no outcome and is ignored. With `sends_task`
     /// the task travels beside its output.
-    pub fn outcome(
+    pub fn record_outcome(
         &mut self,
         index: TaskIndex,
-        outcome: Result<&RawValue, Trouble>,
+        outcome: Result<&RawValue, FailureKind>,
         task: &RawValue,
         sends_task: bool,
     ) {
@@ -88,10 +88,10 @@ impl BatchRun<'_> {
             Ok(output) if output.get().len() > OUTPUT_MAX_BYTES => {
                 let size = output.get().len();
                 let why = format!("its output takes {size} bytes, more than {OUTPUT_MAX_BYTES}");
-                self.record_failure(index, Trouble::Rejected(why), task);
+                self.record_failure(index, FailureKind::Rejected(why), task);
             }
             Ok(output) => self.record_encoded(index, output, sends_task.then_some(task)),
-            Err(Trouble::Stopped) => return,
+            Err(FailureKind::Stopped) => return,
             Err(trouble) => self.record_failure(index, trouble, task),
         }
         self.flush_if_due();
@@ -139,19 +139,21 @@ mod tests {
     fn external_outcomes_form_one_chunk() {
         let (task, huge) = (raw("7"), raw(&format!("\"{}\"", "x".repeat(OUTPUT_MAX_BYTES))));
         let chunks = run(&Policy::default(), |run| {
-            run.outcome(TaskIndex(5), Ok(&raw("1")), &task, false);
-            run.outcome(TaskIndex(6), Ok(&raw(r#"{"a":2}"#)), &task, false);
-            run.outcome(TaskIndex(7), Err(Trouble::TimedOut), &task, false);
-            run.outcome(TaskIndex(8), Ok(&huge), &task, false);
-            run.outcome(TaskIndex(9), Ok(&raw("3")), &task, false);
-            run.outcome(TaskIndex(10), Err(Trouble::Stopped), &task, false);
+            run.record_outcome(TaskIndex(5), Ok(&raw("1")), &task, false);
+            run.record_outcome(TaskIndex(6), Ok(&raw(r#"{"a":2}"#)), &task, false);
+            run.record_outcome(TaskIndex(7), Err(FailureKind::TimedOut), &task, false);
+            run.record_outcome(TaskIndex(8), Ok(&huge), &task, false);
+            run.record_outcome(TaskIndex(9), Ok(&raw("3")), &task, false);
+            run.record_outcome(TaskIndex(10), Err(FailureKind::Stopped), &task, false);
             run.finish();
         });
         let [chunk] = <[Chunk; 1]>::try_from(chunks).unwrap();
         assert_eq!(chunk.end(), Some(TaskIndex(10)));
         let failed: Vec<_> = chunk.failed.iter().map(|failure| failure.index.0).collect();
         assert_eq!(failed, [7, 8]);
-        assert!(matches!(&chunk.failed[1].trouble, Trouble::Rejected(why) if why.contains("1048578 bytes")));
+        assert!(
+            matches!(&chunk.failed[1].trouble, FailureKind::Rejected(why) if why.contains("1048578 bytes"))
+        );
         let done: Vec<_> = chunk
             .done
             .into_iter()
@@ -172,14 +174,14 @@ mod tests {
         let mut emit_chunk = |_| {};
         let cx = TaskContext::new(JobId::generate(), TaskIndex(5), 0, StopSignal::new());
         let run = BatchRun::new(cx, &policy, StopSignal::new(), &mut emit_chunk);
-        let mut run = run.watched(&hook).noting(&running);
+        let mut run = run.on_task_start(&hook).with_running_index(&running);
         assert!(run.begin_task(TaskIndex(5)).unwrap().is_some());
         run.await_prepared(TaskIndex(6)).unwrap();
         assert_eq!(running.get(), Some(TaskIndex(6)));
         run.add_prepare_time(Duration::from_secs(2));
         run.add_prepare_time(Duration::from_secs(1));
         assert_eq!(run.prepare_time(), Duration::from_secs(3));
-        assert_eq!(run.await_prepared(TaskIndex(6)), Err(Trouble::Stopped), "the batch was revoked");
+        assert_eq!(run.await_prepared(TaskIndex(6)), Err(FailureKind::Stopped), "the batch was revoked");
         assert_eq!(*starts.lock().unwrap(), [(5, true), (6, false), (6, false)]);
     }
 
@@ -189,9 +191,9 @@ mod tests {
         let mut emit_chunk = |_| chunks += 1;
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         let run = BatchRun::new(cx, &Policy::default(), StopSignal::new(), &mut emit_chunk);
-        let mut run = run.hand_on_every(Duration::ZERO);
+        let mut run = run.with_emit_interval(Duration::ZERO);
         for index in 0..3 {
-            run.outcome(TaskIndex(index), Ok(&raw("1")), &raw("1"), false);
+            run.record_outcome(TaskIndex(index), Ok(&raw("1")), &raw("1"), false);
         }
         run.finish();
         assert_eq!(chunks, 3);

@@ -3,7 +3,7 @@
 
 use gristmill_shared::{
     BuildId, Job, JobError, Keep, Policy, TaskContext, TaskError, TaskIndex,
-    wire::{DoneSpan, Form, Opened, Refused, Reopen, Results},
+    wire::{Opened, OutputRun, Refused, Reopen, Results, WireMessage},
 };
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,7 @@ fn submitted(by: Option<BuildId>, same_build: bool) -> SubmittedJob {
 fn results(job: &SubmittedJob, first: u64, outputs: &str, version: u32, build: Option<BuildId>) -> Message {
     let outputs = raw(outputs);
     let all: Vec<serde_json::Value> = serde_json::from_str(outputs.get()).unwrap();
-    let span = DoneSpan { first: TaskIndex(first), count: all.len() as u32, outputs: &outputs, tasks: None };
+    let span = OutputRun { first: TaskIndex(first), count: all.len() as u32, outputs: &outputs, tasks: None };
     message(&Results {
         job: job.id,
         round: Round(0),
@@ -126,7 +126,7 @@ fn refused_tasks_survive_restart() {
 fn refused_span_needs_its_outputs() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     let outputs = raw("[1]");
-    let span = DoneSpan { first: TaskIndex(0), count: u32::MAX, outputs: &outputs, tasks: None };
+    let span = OutputRun { first: TaskIndex(0), count: u32::MAX, outputs: &outputs, tasks: None };
     let lie = message(&Results {
         job: job.id,
         round: Round(0),

@@ -143,7 +143,10 @@ fn ledger_is_readable_during_writes() {
     let reader = fixture.reader();
     let (engine, _) = accept_all(engine, [job.done(0..5)]).commit().unwrap();
     assert_eq!(reader.jobs().unwrap()[0].account.done, 5);
-    assert!(matches!(Ledger::open(LedgerPlace::File(fixture.path.clone())), Err(SinkError::Held { .. })));
+    assert!(matches!(
+        Ledger::open(LedgerLocation::File(fixture.path.clone())),
+        Err(SinkError::Locked { .. })
+    ));
     let view = serde_json::to_value(reader.job(job.id).unwrap().unwrap()).unwrap();
     assert_eq!(
         (&view["account"]["done"], &view["report"], &view["state"]),

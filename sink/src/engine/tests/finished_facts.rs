@@ -117,7 +117,7 @@ fn long_report_stays_in_ledger() {
         assert!(finished.conclusion.answered, "the conclusion is not concerned");
     }
     // A ledger in memory is no other place to read it.
-    let ledger = Ledger::open(LedgerPlace::Memory).unwrap();
+    let ledger = Ledger::open(LedgerLocation::Memory).unwrap();
     let engine = LedgerEngine::new(ledger, long_registry(), Lane::default(), app());
     let finished = end(&end_of_long(engine, FINISHED_REPORT_MAX_BYTES + 1));
     assert_eq!(finished.report.unwrap().get().len(), FINISHED_REPORT_MAX_BYTES + 1);

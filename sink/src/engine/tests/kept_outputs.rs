@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     Keep, TaskIndex,
-    wire::{DoneSpan, Form, Results},
+    wire::{OutputRun, Results, WireMessage},
 };
 use serde_json::value::RawValue;
 
@@ -18,7 +18,7 @@ fn keeping(mut job: SubmittedJob, keep: Keep) -> SubmittedJob {
 fn with_tasks(job: &SubmittedJob, first: u64, count: u32, outputs: &str, tasks: &str) -> Message {
     let raw = |json: &str| RawValue::from_string(json.into()).unwrap();
     let (outputs, tasks) = (raw(outputs), raw(tasks));
-    let done = vec![DoneSpan { first: TaskIndex(first), count, outputs: &outputs, tasks: Some(&tasks) }];
+    let done = vec![OutputRun { first: TaskIndex(first), count, outputs: &outputs, tasks: Some(&tasks) }];
     let (job, round, worker) = (job.id, Round(0), app());
     let results =
         Results { job, round, worker, busy_us: 1, done, failed: Vec::new(), version: 0, build: None };

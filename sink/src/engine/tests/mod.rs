@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    FailureRow, JobState, LedgerPlace, LedgerReader, Verification,
+    FailureRow, JobState, LedgerLocation, LedgerReader, Verification,
     ledger::{outbox_rows::OutboxTarget, parked_rows},
     tests::toy_jobs::{
         KeeperJob, SubmittedJob, ToyJob, all_refused, all_stored, app, delivery, garbage, registry,
@@ -46,7 +46,7 @@ impl EngineFixture {
     }
 
     fn engine_with(&self, registry: Registry) -> LedgerEngine {
-        let ledger = Ledger::open(LedgerPlace::File(self.path.clone())).unwrap();
+        let ledger = Ledger::open(LedgerLocation::File(self.path.clone())).unwrap();
         LedgerEngine::new(ledger, registry, Lane::default(), app())
     }
 

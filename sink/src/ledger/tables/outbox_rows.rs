@@ -2,7 +2,7 @@
 
 use gristmill_shared::{
     Address, Lane, LedgerId, Message, Outgoing, QueueRole, Topic,
-    wire::{Finished, Form},
+    wire::{Finished, WireMessage},
 };
 use rusqlite::{Connection, Transaction, params};
 
@@ -131,7 +131,7 @@ pub(crate) fn load_batch(
         bytes += message.body.len();
         let lane: Lane = parse_text(row, 1)?;
         if target == OutboxTarget::Journal
-            && message.form == Finished::FORM
+            && message.form == Finished::TYPE
             && message.body.len() <= LIVE_MAX_BYTES
             && let Some(job) = message.job
         {

@@ -30,7 +30,7 @@ async fn late_sink_gets_everything() {
 #[tokio::test]
 async fn memory_ledger_serves_lane() {
     let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
-    let config = SinkConfig { ledger: LedgerPlace::Memory, ..config(Path::new("")) };
+    let config = SinkConfig { ledger: LedgerLocation::Memory, ..config(Path::new("")) };
     let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..10), job.sealed(10)]).await;
     assert_eq!(finished(&transport, job.id).await.conclusion.text, "45 from 10 tasks");
@@ -63,7 +63,7 @@ async fn full_task_queue_delays_no_fact() {
     let publisher = transport.publisher().await.unwrap();
     let tasks = QueueRole::Tasks.of(&Lane::default());
     let fill = || Outgoing { to: Address::Queue(tasks.clone()), message: garbage() };
-    while publisher.publish(vec![fill()]).await[0] == Published::Stored {}
+    while publisher.publish(vec![fill()]).await[0] == Published::Confirmed {}
     let sink = RunningSink::start(config(&dir.path().join("ledger")), &transport);
     publish(&transport, [job.opened(), job.failed(&[0]), job.sealed(1), job.reopen(&[])]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Reopened(_))).await;

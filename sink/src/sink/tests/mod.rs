@@ -23,7 +23,7 @@ use crate::tests::toy_jobs::{app, registry};
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
 fn config(ledger: &Path) -> SinkConfig {
-    let ledger = LedgerPlace::File(ledger.into());
+    let ledger = LedgerLocation::File(ledger.into());
     let (lane, stall_after) = (Lane::default(), None);
     SinkConfig { registry: registry(), lane, ledger, adopt: false, app: app(), stall_after }
 }
@@ -61,7 +61,7 @@ async fn publish(transport: &MemoryTransport, messages: impl IntoIterator<Item =
     let to = Address::Queue(QueueRole::Results.of(&Lane::default()));
     let outgoing = messages.into_iter().map(|message| Outgoing { to: to.clone(), message });
     let answers = transport.publisher().await.unwrap().publish(outgoing.collect()).await;
-    assert!(answers.iter().all(|answer| *answer == Published::Stored), "{answers:?}");
+    assert!(answers.iter().all(|answer| *answer == Published::Confirmed), "{answers:?}");
 }
 
 /// Returns all facts in the journal up to the first that `is_last`.

@@ -123,7 +123,7 @@ async fn dropped_sink_commits_its_input() {
     publish(&transport, [job.opened(), job.done(0..7)]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
     sink.end.abort();
-    until("the ledger to be free", || !matches!(Sink::open(config(&ledger)), Err(SinkError::Held { .. })))
+    until("the ledger to be free", || !matches!(Sink::open(config(&ledger)), Err(SinkError::Locked { .. })))
         .await;
     let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(7)]).await;

@@ -7,7 +7,7 @@ use gristmill_shared::{
     AnyJob, BatchLimit, BatchRun, Chunk, Job, JobError, Registry, Round, SplitDigest, SplitStep, StopSignal,
     TaskContext, TaskError, TaskIndex, erase,
     fold::{ExactSum, Tree},
-    wire::{Batch, DoneSpan, PackedTasks, Results},
+    wire::{Batch, OutputRun, PackedTasks, Results},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,7 @@ fn processed(job: &dyn AnyJob, submitted: &SubmittedJob, first: u64, tasks: Pack
         .unwrap();
     let done = chunks.into_iter().flat_map(|chunk| chunk.done);
     let done: Vec<_> = done.map(|done| (done.first, done.count, done.into_outputs())).collect();
-    let spans = done.iter().map(|(first, count, outputs)| DoneSpan {
+    let spans = done.iter().map(|(first, count, outputs)| OutputRun {
         first: *first,
         count: *count,
         outputs,

@@ -10,7 +10,7 @@ use crate::config::authority;
 
 /// Credentials that are not in the URL. `Debug` does not show the password.
 #[derive(Clone, Default)]
-pub struct Access {
+pub struct Credentials {
     /// The password of the URL's user, so that the URL can be shown to anyone.
     pub password: Option<String>,
     /// A PEM file with the CAs that may have signed the broker's certificate, *instead* of the
@@ -23,7 +23,7 @@ pub struct Access {
     pub tls_key: Option<PathBuf>,
 }
 
-impl Access {
+impl Credentials {
     /// Returns the TLS files, after a check that they can be used; `None` for `amqp://`.
     pub(crate) fn tls(&self, scheme: &AMQPScheme) -> Result<Option<TlsSettings>, TransportError> {
         let Self { tls_ca, tls_cert, tls_key, .. } = self;
@@ -87,10 +87,10 @@ impl Access {
     }
 }
 
-impl fmt::Debug for Access {
+impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { password, tls_ca, tls_cert, tls_key } = self;
-        f.debug_struct("Access")
+        f.debug_struct("Credentials")
             .field("password", &password.as_ref().map(|_| "***"))
             .field("tls_ca", tls_ca)
             .field("tls_cert", tls_cert)
@@ -109,13 +109,13 @@ mod tests {
     use super::*;
     use crate::AmqpConfig;
 
-    fn with(url: &str, access: Access) -> Result<AmqpConfig, String> {
-        AmqpConfig::with_access(url, &access).map_err(|error| error.to_string())
+    fn with(url: &str, access: Credentials) -> Result<AmqpConfig, String> {
+        AmqpConfig::with_credentials(url, &access).map_err(|error| error.to_string())
     }
 
     #[test]
     fn separate_password_completes_url() {
-        let access = Access { password: Some("se/cr@et".into()), ..Access::default() };
+        let access = Credentials { password: Some("se/cr@et".into()), ..Credentials::default() };
         assert!(!format!("{access:?}").contains("se/cr"));
         for (url, user) in [("amqp://me@host", "me"), ("amqp://host", "guest")] {
             let config = with(url, access.clone()).unwrap();
@@ -133,14 +133,14 @@ mod tests {
     /// A certificate without its key is refused too.
     #[test]
     fn tls_files_need_amqps() {
-        let ca = || Access { tls_ca: Some("ca.pem".into()), ..Access::default() };
+        let ca = || Credentials { tls_ca: Some("ca.pem".into()), ..Credentials::default() };
         assert!(with("amqp://host", ca()).unwrap_err().contains("amqps://"));
         assert!(
             with("amqps://host", ca()).unwrap_err().contains("cannot read the CA file ca.pem: No such file")
         );
-        let half = Access { tls_key: Some("key.pem".into()), ..Access::default() };
+        let half = Credentials { tls_key: Some("key.pem".into()), ..Credentials::default() };
         assert!(with("amqps://host", half).unwrap_err().contains("go together"));
-        let external = with("amqps://host?auth_mechanism=external", Access::default());
+        let external = with("amqps://host?auth_mechanism=external", Credentials::default());
         assert!(external.unwrap_err().contains("needs a client certificate"));
     }
 }

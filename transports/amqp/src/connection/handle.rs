@@ -54,7 +54,7 @@ pub(crate) struct CurrentConnection {
 
 impl ConnectionHandle {
     pub(crate) fn start(config: AmqpConfig, first: Generation) -> std::io::Result<Self> {
-        let health = watch::Sender::new(Health::Well);
+        let health = watch::Sender::new(Health::Ready);
         let runtime = DedicatedRuntime::start(SUPERVISOR_THREADS)?;
         let end = Termination::new(&config.to_string());
         let (current, generations) = watch::channel(Some(Arc::new(first)));

@@ -11,7 +11,7 @@ mod supervisor;
 mod termination;
 mod tls;
 
-pub use self::credentials::Access;
+pub use self::credentials::Credentials;
 pub(crate) use self::{
     backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
     channel::{OwnedChannel, close_channel},

@@ -79,7 +79,7 @@ impl Supervisor {
                 self.connection.config,
                 generation.end.reason()
             );
-            self.connection.health().send_replace(Health::Away(generation.end.reason().into()));
+            self.connection.health().send_replace(Health::Reconnecting(generation.end.reason().into()));
             self.current.send_replace(None);
             // A connection that still works is closed properly: acks get through, and the broker
             // requeues the rest.
@@ -102,8 +102,8 @@ impl Supervisor {
             let interrupted = self.connection.degradations.reason_in(generation.number);
             let health = match (blocked.borrow_and_update().clone(), interrupted) {
                 (Some(why), _) => Health::Blocked(why),
-                (None, Some(why)) => Health::Interrupted(why),
-                (None, None) => Health::Well,
+                (None, Some(why)) => Health::Degraded(why),
+                (None, None) => Health::Ready,
             };
             self.connection.health().send_if_modified(|old| {
                 let is_news = *old != health;
@@ -181,9 +181,10 @@ impl Supervisor {
         };
         match declared {
             Ok(()) => Ok(Arc::new(generation)),
-            Err(error @ (TransportError::Denied { .. } | TransportError::Forbidden { .. })) => {
-                Err(ReconnectError::AccessDenied(error.to_string()))
-            }
+            Err(
+                error @ (TransportError::AuthenticationFailed { .. }
+                | TransportError::PermissionDenied { .. }),
+            ) => Err(ReconnectError::AccessDenied(error.to_string())),
             Err(error) if error.is_retryable() => Err(ReconnectError::Transient(error.to_string())),
             Err(error) => Err(ReconnectError::Fatal(error)),
         }

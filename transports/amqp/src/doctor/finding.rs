@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::role::Part;
+use super::role::FleetRole;
 
 /// Result of one check.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -10,7 +10,7 @@ pub struct Finding {
     /// The subject of the check, in a word or two.
     pub check: String,
     /// The severity.
-    pub verdict: Verdict,
+    pub verdict: Severity,
     /// The finding, in one line.
     pub found: String,
     /// The remedy, if there is one.
@@ -19,7 +19,7 @@ pub struct Finding {
 
 /// Severity of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Verdict {
+pub enum Severity {
     /// Expected state.
     Ok,
     /// Not visible from here.
@@ -31,24 +31,24 @@ pub enum Verdict {
 }
 
 impl Finding {
-    fn new(verdict: Verdict, check: impl Display, found: impl Display) -> Self {
+    fn new(verdict: Severity, check: impl Display, found: impl Display) -> Self {
         Self { check: check.to_string(), verdict, found: found.to_string(), hint: None }
     }
 
     pub(super) fn ok(check: impl Display, found: impl Display) -> Self {
-        Self::new(Verdict::Ok, check, found)
+        Self::new(Severity::Ok, check, found)
     }
 
     pub(super) fn unseen(check: impl Display, found: impl Display) -> Self {
-        Self::new(Verdict::Unseen, check, found)
+        Self::new(Severity::Unseen, check, found)
     }
 
     pub(super) fn warning(check: impl Display, found: impl Display) -> Self {
-        Self::new(Verdict::Warning, check, found)
+        Self::new(Severity::Warning, check, found)
     }
 
     pub(super) fn problem(check: impl Display, found: impl Display) -> Self {
-        Self::new(Verdict::Problem, check, found)
+        Self::new(Severity::Problem, check, found)
     }
 
     pub(super) fn hint(self, hint: impl Into<String>) -> Self {
@@ -56,7 +56,7 @@ impl Finding {
     }
 }
 
-impl Display for Verdict {
+impl Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -70,9 +70,9 @@ impl Display for Verdict {
 /// Summarizes the user's permissions. `wanted` is the role that the user must have, if one is
 /// given.
 pub(super) fn rights(
-    wanted: Option<Part>,
-    fits: &[Part],
-    lacking: Vec<(Part, Vec<String>)>,
+    wanted: Option<FleetRole>,
+    fits: &[FleetRole],
+    lacking: Vec<(FleetRole, Vec<String>)>,
     untried: &[String],
 ) -> Finding {
     let untried = match untried {
@@ -81,7 +81,7 @@ pub(super) fn rights(
     };
     // The operator comes last: all that it declares counts as one missing permission, so that
     // otherwise most users would be nearest to it.
-    let nearest = lacking.into_iter().min_by_key(|(part, lacks)| (*part == Part::Operator, lacks.len()));
+    let nearest = lacking.into_iter().min_by_key(|(part, lacks)| (*part == FleetRole::Operator, lacks.len()));
     match (wanted, fits, nearest) {
         (_, [], Some((part, lacks))) => {
             let whole = if wanted.is_some() { "" } else { ", nor of any other role; this one is nearest" };
@@ -104,21 +104,21 @@ mod tests {
     #[test]
     fn misfit_user_learns_nearest_role() {
         let lacking = vec![
-            (Part::Sink, vec!["a".into(), "b".into()]),
-            (Part::Worker, vec!["the user w lacks the read right on the queue q".into()]),
-            (Part::Operator, vec!["c".into()]),
+            (FleetRole::Sink, vec!["a".into(), "b".into()]),
+            (FleetRole::Worker, vec!["the user w lacks the read right on the queue q".into()]),
+            (FleetRole::Operator, vec!["c".into()]),
         ];
         let found = rights(None, &[], lacking.clone(), &[]);
-        assert_eq!(found.verdict, Verdict::Problem);
+        assert_eq!(found.verdict, Severity::Problem);
         assert!(found.found.contains("worker") && found.found.contains("lacks the read right"), "{found:?}");
-        let found = rights(None, &[Part::Producer], lacking, &[]);
-        assert_eq!((found.verdict, found.found.as_str()), (Verdict::Ok, "those of a fleet's producer"));
+        let found = rights(None, &[FleetRole::Producer], lacking, &[]);
+        assert_eq!((found.verdict, found.found.as_str()), (Severity::Ok, "those of a fleet's producer"));
     }
 
     #[test]
     fn untested_right_is_unseen() {
-        let found = rights(Some(Part::Worker), &[Part::Worker], Vec::new(), &["not tried".into()]);
-        assert_eq!(found.verdict, Verdict::Unseen);
+        let found = rights(Some(FleetRole::Worker), &[FleetRole::Worker], Vec::new(), &["not tried".into()]);
+        assert_eq!(found.verdict, Severity::Unseen);
         assert!(found.found.contains("(not tried)"), "{found:?}");
     }
 }

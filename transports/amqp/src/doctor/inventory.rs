@@ -25,7 +25,7 @@ pub(super) struct BrokerInventory {
 impl BrokerInventory {
     pub(super) async fn collect(session: &mut DeclareSession, lane: &Lane) -> Result<Self, TransportError> {
         let (mut shards, mut roles) = (Shards::ONE, QueueRole::ALL.to_vec());
-        while let Some(more) = shards.one_more() {
+        while let Some(more) = shards.checked_next() {
             let Ok(Existence::Present { .. }) =
                 lookup_entity(session, &BrokerEntity::queue(&more.last().of(lane))).await?
             else {
@@ -180,7 +180,7 @@ impl BrokerInventory {
                         let found = format!("{what}: {difference}");
                         findings.push(Finding::problem(CHECK_NAME, found).hint(self.repair_hint(entity)));
                     }
-                    Err(TransportError::Forbidden { lacks, .. }) => {
+                    Err(TransportError::PermissionDenied { lacks, .. }) => {
                         findings.push(Finding::unseen(
                             CHECK_NAME,
                             format_args!("{entity} was not compared: {lacks}"),

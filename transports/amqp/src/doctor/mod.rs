@@ -20,8 +20,8 @@ use gristmill_shared::{Lane, TransportError};
 use lapin::options::BasicQosOptions;
 use tokio::time::Instant;
 
-pub use finding::{Finding, Verdict};
-pub use role::Part;
+pub use finding::{Finding, Severity};
+pub use role::FleetRole;
 
 use self::{
     handshake::ServerIdentity,
@@ -55,7 +55,7 @@ const MESSAGE_NEEDED: usize = 2 << 20;
 /// minute if the broker does not answer.
 ///
 /// A broker that cannot be reached is a finding too.
-pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Vec<Finding> {
+pub async fn diagnose(config: &AmqpConfig, lane: &Lane, part: Option<FleetRole>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let server = ServerIdentity::fetch(config, HANDSHAKE_TIMEOUT).await;
     let generation = match connect_first_generation(config).await {
@@ -63,7 +63,7 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
         Err(error) => {
             findings.extend(server.ok().map(|server| version(&server)));
             let hint = match &error {
-                TransportError::Denied { reason, .. } if !reason.contains("(hint: ") => {
+                TransportError::AuthenticationFailed { reason, .. } if !reason.contains("(hint: ") => {
                     Some("check the user and the password")
                 }
                 TransportError::Unreachable { .. } => {
@@ -90,7 +90,7 @@ pub async fn examine(config: &AmqpConfig, lane: &Lane, part: Option<Part>) -> Ve
 struct Diagnosis<'a> {
     config: &'a AmqpConfig,
     lane: &'a Lane,
-    part: Option<Part>,
+    part: Option<FleetRole>,
     generation: Arc<Generation>,
     findings: Vec<Finding>,
 }
@@ -178,7 +178,7 @@ impl Diagnosis<'_> {
         configure: ProbeOutcome,
     ) -> Result<Finding, TransportError> {
         let (mut fits, mut lacking, mut untested) = (Vec::new(), Vec::new(), Vec::new());
-        let parts = self.part.map_or(Part::ALL.to_vec(), |part| vec![part]);
+        let parts = self.part.map_or(FleetRole::ALL.to_vec(), |part| vec![part]);
         for part in parts {
             let mut lacks = Vec::new();
             for need in part.needs(self.lane, inventory.shards()) {
@@ -247,10 +247,10 @@ mod tests {
         let judged = |product: &str, number: &str| {
             version(&ServerIdentity { product: product.into(), version: number.into() }).verdict
         };
-        assert_eq!(judged("RabbitMQ", "3.9.29"), Verdict::Problem);
-        assert_eq!(judged("RabbitMQ", "3.10.8"), Verdict::Ok);
-        assert_eq!(judged("RabbitMQ", "4.0.5"), Verdict::Ok);
-        assert_eq!(judged("RabbitMQ", "5.0.0"), Verdict::Warning);
-        assert_eq!(judged("LavinMQ", "2.9.0"), Verdict::Warning);
+        assert_eq!(judged("RabbitMQ", "3.9.29"), Severity::Problem);
+        assert_eq!(judged("RabbitMQ", "3.10.8"), Severity::Ok);
+        assert_eq!(judged("RabbitMQ", "4.0.5"), Severity::Ok);
+        assert_eq!(judged("RabbitMQ", "5.0.0"), Severity::Warning);
+        assert_eq!(judged("LavinMQ", "2.9.0"), Severity::Warning);
     }
 }

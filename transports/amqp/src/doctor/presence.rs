@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use gristmill_shared::{
     EventFilter, Lane, QueueRole, TransportError,
-    wire::{Event, WorkerBeat},
+    wire::{Event, WorkerHeartbeat},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -39,7 +39,7 @@ pub(super) struct PresenceListener {
 /// The processes that sent events, and their clock offsets from this machine, in seconds.
 #[derive(Default)]
 pub(super) struct LanePresence {
-    workers: BTreeMap<String, WorkerBeat>,
+    workers: BTreeMap<String, WorkerHeartbeat>,
     /// Time of each worker's last heartbeat, by its own clock, in milliseconds since 1970.
     heartbeats_ms: BTreeMap<String, u64>,
     clock_offsets_s: BTreeMap<String, u64>,
@@ -56,7 +56,7 @@ impl PresenceListener {
     pub(super) fn outcome(&self) -> ProbeOutcome {
         match &self.reader {
             Ok(_) => ProbeOutcome::Allowed,
-            Err(TransportError::Forbidden { lacks, .. }) => ProbeOutcome::Denied(lacks.clone()),
+            Err(TransportError::PermissionDenied { lacks, .. }) => ProbeOutcome::Denied(lacks.clone()),
             Err(error) => ProbeOutcome::Untested(format!("events cannot be read: {error}")),
         }
     }
@@ -176,7 +176,7 @@ impl LanePresence {
 
 /// True for the queues of failed and requeued batches.
 fn is_retried(role: QueueRole) -> bool {
-    matches!(role, QueueRole::Retry(_) | QueueRole::Again)
+    matches!(role, QueueRole::Retry(_) | QueueRole::Requeued)
 }
 
 #[cfg(test)]
@@ -184,7 +184,7 @@ mod tests {
     use gristmill_shared::{JobId, TaskIndex, wire::RunningTask};
 
     use super::*;
-    use crate::doctor::Verdict;
+    use crate::doctor::Severity;
 
     #[test]
     fn long_tasks_are_named() {
@@ -202,7 +202,7 @@ mod tests {
         };
         let heard = |running| {
             let (worker, lane) = ("mill-1".parse().unwrap(), Lane::default());
-            let beat = WorkerBeat { worker, lane, slots: 1, busy: 1, done: 0, errors: 0, running };
+            let beat = WorkerHeartbeat { worker, lane, slots: 1, busy: 1, done: 0, errors: 0, running };
             let workers = BTreeMap::from([("mill-1".to_owned(), beat)]);
             LanePresence {
                 workers,
@@ -212,7 +212,7 @@ mod tests {
         };
         let found = heard(vec![task(50_000, false), task(50_001, false), task(1_000, true)]).slot_findings();
         let verdicts: Vec<_> = found.iter().map(|finding| finding.verdict).collect();
-        assert_eq!(verdicts, [Verdict::Warning, Verdict::Ok], "{found:?}");
+        assert_eq!(verdicts, [Severity::Warning, Severity::Ok], "{found:?}");
         assert!(found[0].found.contains("for 59s; the job has ended"), "{found:?}");
         let many =
             heard((0..LONG_TASKS_SHOWN_MAX as u64 + 3).map(|ms| task(ms, false)).collect()).slot_findings();
@@ -223,8 +223,8 @@ mod tests {
     fn clock_offset_is_a_warning() {
         let clock_offsets_s = BTreeMap::from([("worker-1".to_owned(), 1), ("worker-2".to_owned(), 60)]);
         let found = LanePresence { clock_offsets_s, ..LanePresence::default() }.clock_finding();
-        assert_eq!(found.verdict, Verdict::Warning);
+        assert_eq!(found.verdict, Severity::Warning);
         assert!(found.found.contains("worker-2 is 60 s"), "{found:?}");
-        assert_eq!(LanePresence::default().clock_finding().verdict, Verdict::Unseen);
+        assert_eq!(LanePresence::default().clock_finding().verdict, Severity::Unseen);
     }
 }

@@ -133,7 +133,7 @@ impl RightsProbe {
         };
         let outcome = match session.request(Operation::Read, queue, asked).await {
             Err(_) if refused => ProbeOutcome::Allowed,
-            Err(TransportError::Forbidden { lacks, .. }) => ProbeOutcome::Denied(lacks),
+            Err(TransportError::PermissionDenied { lacks, .. }) => ProbeOutcome::Denied(lacks),
             Err(error) => ProbeOutcome::Untested(format!("consuming was not tried: {error}")),
             // Unexpected. Closing the channel requeues any delivery.
             Ok(_) => {
@@ -158,7 +158,7 @@ impl RightsProbe {
         };
         arguments.insert("x-max-length".into(), text("none"));
         match (BrokerEntity::Queue { name, exchange, arguments }).declare(session).await {
-            Err(TransportError::Forbidden { lacks, .. }) => Ok(ProbeOutcome::Denied(lacks)),
+            Err(TransportError::PermissionDenied { lacks, .. }) => Ok(ProbeOutcome::Denied(lacks)),
             Err(TransportError::Mismatch { .. } | TransportError::Invalid(_)) | Ok(()) => {
                 Ok(ProbeOutcome::Allowed)
             }
@@ -186,7 +186,7 @@ impl RightsProbe {
         Ok(match session.request(Operation::Bind, exchange, asked).await {
             Ok(()) => ProbeOutcome::Allowed,
             Err(_) if refused => ProbeOutcome::Allowed,
-            Err(TransportError::Forbidden { lacks, .. }) => ProbeOutcome::Denied(lacks),
+            Err(TransportError::PermissionDenied { lacks, .. }) => ProbeOutcome::Denied(lacks),
             Err(error) => ProbeOutcome::Untested(format!("binding was not tried: {error}")),
         })
     }

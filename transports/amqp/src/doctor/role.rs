@@ -8,7 +8,7 @@ use crate::topology::{DEAD_EXCHANGE, EVENTS_EXCHANGE, FACTS_EXCHANGE, RESULTS_EX
 
 /// A role in a fleet, which has a user of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
+pub enum FleetRole {
     /// Submits jobs, cancels them and waits for them.
     Producer,
     /// Runs tasks.
@@ -36,7 +36,7 @@ pub(super) enum RequiredRight {
     Bind(&'static str),
 }
 
-impl Part {
+impl FleetRole {
     /// All roles.
     pub const ALL: [Self; 4] = [Self::Producer, Self::Worker, Self::Sink, Self::Operator];
 
@@ -56,7 +56,7 @@ impl Part {
             }
             Self::Worker => (
                 &[WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE],
-                shards.queues().chain([QueueRole::Again, QueueRole::Suspect]).collect(),
+                shards.queues().chain([QueueRole::Requeued, QueueRole::Suspect]).collect(),
                 false,
             ),
             Self::Sink => (
@@ -72,7 +72,7 @@ impl Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for FleetRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Operator => "operator",
@@ -110,7 +110,7 @@ mod tests {
 
     /// Returns the expressions that the script sets for a role's user, one for each of
     /// [`ALL_RIGHTS`].
-    fn script_rights(part: Part, lane: &str) -> [String; 3] {
+    fn script_rights(part: FleetRole, lane: &str) -> [String; 3] {
         let mut script = Command::new(repository_path("deploy/rabbitmq-permissions"));
         let printed = script.args(["--dry-run", "--prefix", "", "--lane", lane]).output().unwrap();
         assert!(printed.status.success(), "{printed:?}");
@@ -153,7 +153,7 @@ mod tests {
             .chain(others.map(str::to_owned))
             .chain([own, "gristmill.eventsx".into()])
             .collect();
-        for part in Part::ALL {
+        for part in FleetRole::ALL {
             let needs = part.needs(&lane, all);
             let set = script_rights(part, "night").map(|set| Regex::new(&set).unwrap());
             for (right, set) in ALL_RIGHTS.into_iter().zip(set) {
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn protocol_page_matches_script() {
         let page = std::fs::read_to_string(repository_path("docs/protocol-amqp.md")).unwrap();
-        for part in Part::ALL {
+        for part in FleetRole::ALL {
             let start = format!("| {part}");
             let is_its = |line: &&str| line.starts_with(&start) && line.contains("| `^");
             let row = page.lines().find(is_its).unwrap_or_else(|| panic!("no row for the {part}"));

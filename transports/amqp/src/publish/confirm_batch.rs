@@ -116,11 +116,11 @@ fn classify_confirms(frames: &[&PublishFrame], confirmed: &[Option<ConfirmResult
     let broken = confirmed.iter().any(|confirmed| !matches!(confirmed, Some(Ok(_))));
     let result = |(frame, confirmed): (&&PublishFrame, &Option<ConfirmResult>)| match confirmed {
         _ if returned.contains(&frame_key(frame)) => Published::Unroutable,
-        Some(Ok(Confirmation::Ack(None))) => Published::Stored,
+        Some(Ok(Confirmation::Ack(None))) => Published::Confirmed,
         // Its own return may have been pending when the channel broke.
         Some(Ok(Confirmation::Ack(Some(_)))) if broken => Published::Unknown,
-        Some(Ok(Confirmation::Ack(Some(_)))) => Published::Stored,
-        Some(Ok(Confirmation::Nack(_))) => Published::Rejected,
+        Some(Ok(Confirmation::Ack(Some(_)))) => Published::Confirmed,
+        Some(Ok(Confirmation::Nack(_))) => Published::Nacked,
         Some(Ok(Confirmation::NotRequested)) | None => Published::Unknown, // the publisher always requests it
         Some(Err(error)) => result_after_close(frame, error),
     };
@@ -153,12 +153,12 @@ fn result_after_close(frame: &PublishFrame, error: &lapin::Error) -> Published {
     match failure::reply_code(error) {
         Some(NOT_FOUND) if names_exchange => Published::Unroutable,
         Some(ACCESS_REFUSED) if names_exchange => {
-            Published::Denied(failure::missing_permission(Operation::Publish, &why).unwrap_or(why))
+            Published::Forbidden(failure::missing_permission(Operation::Publish, &why).unwrap_or(why))
         }
         Some(PRECONDITION_FAILED)
             if failure::size_limit(&why).is_some_and(|limit| frame.message.body.len() > limit) =>
         {
-            Published::Refused(why)
+            Published::Invalid(why)
         }
         _ => Published::Unknown,
     }
@@ -246,30 +246,30 @@ mod tests {
     /// The confirm that carries a return may belong to another message.
     #[test]
     fn return_is_matched_by_message_id() {
-        use Published::{Rejected, Stored, Unroutable};
+        use Published::{Confirmed, Nacked, Unroutable};
         let confirmed = [ack_with("c"), ack(), ack(), Ok(Confirmation::Nack(Some(returned("e")))), ack()];
         assert_eq!(
             classify(&frames("a b c d e"), confirmed),
-            [Stored, Stored, Unroutable, Rejected, Unroutable]
+            [Confirmed, Confirmed, Unroutable, Nacked, Unroutable]
         );
     }
 
     #[test]
     fn lost_channel_leaves_unknown() {
-        use Published::{Rejected, Stored, Unknown};
+        use Published::{Confirmed, Nacked, Unknown};
         let gone = || Err(ErrorKind::MissingHeartbeatError.into());
         let confirmed = [ack(), gone(), Ok(Confirmation::Nack(None)), gone()];
-        assert_eq!(classify(&frames("a b c d"), confirmed), [Stored, Unknown, Rejected, Unknown]);
+        assert_eq!(classify(&frames("a b c d"), confirmed), [Confirmed, Unknown, Nacked, Unknown]);
     }
 
     /// A missing confirm is unknown, and so is an ack that carries another message's return.
     #[test]
     fn timeout_makes_acks_doubtful() {
-        use Published::{Stored, Unknown};
+        use Published::{Confirmed, Unknown};
         let confirmed = [Some(ack()), None, Some(ack_with("x"))];
         let frames = frames("a b c");
         let frames: Vec<_> = frames.iter().collect();
-        assert_eq!(super::classify_confirms(&frames, &confirmed), [Stored, Unknown, Unknown]);
+        assert_eq!(super::classify_confirms(&frames, &confirmed), [Confirmed, Unknown, Unknown]);
     }
 
     /// An ack that carries another message's return may have one of its own pending.
@@ -290,11 +290,11 @@ mod tests {
         let forbidden =
             "ACCESS_REFUSED - access to exchange 'gristmill.work' in vhost '/' refused for user 'me'";
         let lacks = "the user me lacks the write right on the exchange gristmill.work";
-        assert_eq!(result(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Denied(lacks.into()));
+        assert_eq!(result(AMQPSoftError::ACCESSREFUSED, forbidden), Published::Forbidden(lacks.into()));
         let large = |limit| {
             format!("PRECONDITION_FAILED - message size 100 is larger than configured max size {limit}")
         };
-        let refused = Published::Refused(large(99));
+        let refused = Published::Invalid(large(99));
         assert_eq!(result(AMQPSoftError::PRECONDITIONFAILED, &large(99)), refused);
         assert_eq!(result(AMQPSoftError::PRECONDITIONFAILED, &large(100)), Published::Unknown);
     }

@@ -86,7 +86,7 @@ impl Publisher for AmqpPublisher {
             let group = if outgoing.to == Address::Journal { &mut facts } else { &mut work };
             match PublishFrame::new(outgoing) {
                 Ok(frame) => group.push((place, frame)),
-                Err(why) => results[place] = Published::Refused(why),
+                Err(why) => results[place] = Published::Invalid(why),
             }
         }
         let (work, facts) = join!(self.work.publish(work), self.facts.publish(facts));
@@ -239,7 +239,7 @@ impl ChannelWriter {
         for (place, frame) in unanswered {
             if !self.send_batch(vec![(place, frame)], &mut results).await?.is_empty() {
                 let why = format!("the broker closes every channel over it, {CHANNEL_CLOSES_MAX} in a row");
-                results[place] = Published::Refused(why);
+                results[place] = Published::Invalid(why);
             }
         }
         Some(results)

@@ -57,7 +57,7 @@ pub(crate) fn exchange_for(role: QueueRole) -> &'static str {
         | QueueRole::Shard(_)
         | QueueRole::Suspect
         | QueueRole::Retry(_)
-        | QueueRole::Again => WORK_EXCHANGE,
+        | QueueRole::Requeued => WORK_EXCHANGE,
         QueueRole::Results => RESULTS_EXCHANGE,
         QueueRole::Dead => DEAD_EXCHANGE,
     }
@@ -95,7 +95,7 @@ async fn declare_pipelined(
     match session.request(Operation::Unrestricted, "a lane's queues", declarations).await {
         Ok(()) => return Ok(true),
         Err(error) if channel.status().connected() => return Err(error),
-        Err(TransportError::Forbidden { .. }) if !declared && !session.must_declare => {
+        Err(TransportError::PermissionDenied { .. }) if !declared && !session.must_declare => {
             session.disable_declare()
         }
         Err(_) => {}
@@ -114,7 +114,7 @@ pub(crate) async fn open_shards(
         BrokerEntity::queue(&shard.of(lane)).ensure(session, Some(lane)).await?;
     }
     let mut there = at_least;
-    while let Some(more) = there.one_more() {
+    while let Some(more) = there.checked_next() {
         match BrokerEntity::queue(&more.last().of(lane)).lookup(session).await? {
             Existence::Present { .. } => there = more,
             Existence::Missing | Existence::Hidden => break,
@@ -191,7 +191,9 @@ impl BrokerEntity {
     async fn ensure(&self, session: &mut DeclareSession, lane: Option<&Lane>) -> Result<(), TransportError> {
         if session.may_declare() {
             match self.declare(session).await {
-                Err(TransportError::Forbidden { .. }) if !session.must_declare => session.disable_declare(),
+                Err(TransportError::PermissionDenied { .. }) if !session.must_declare => {
+                    session.disable_declare()
+                }
                 Ok(()) => return self.bind(session).await,
                 refused => return refused,
             }
@@ -201,14 +203,14 @@ impl BrokerEntity {
         }
         match self.declare(session).await {
             Ok(()) => self.bind(session).await,
-            Err(TransportError::Forbidden { transport, lacks }) => {
+            Err(TransportError::PermissionDenied { transport, lacks }) => {
                 let lane = lane.map_or("LANE", Lane::as_str);
                 let hint = format!(
                     "`gristmill setup --lane {lane}`, by a user who may configure, creates all that a lane needs, with \
                      --shards N the further tasks queues too"
                 );
                 let lacks = format!("{self} is missing, and {lacks} (hint: {hint})");
-                Err(TransportError::Forbidden { transport, lacks })
+                Err(TransportError::PermissionDenied { transport, lacks })
             }
             refused => refused,
         }
@@ -278,7 +280,7 @@ impl BrokerEntity {
         match session.request(Operation::Unrestricted, &self.to_string(), looking).await {
             Ok(existence) => Ok(existence),
             Err(_) if missing => Ok(Existence::Missing),
-            Err(TransportError::Forbidden { .. }) => Ok(Existence::Hidden),
+            Err(TransportError::PermissionDenied { .. }) => Ok(Existence::Hidden),
             Err(error) => Err(error),
         }
     }
@@ -344,10 +346,10 @@ fn queue_arguments(queue: &Queue) -> FieldTable {
     if let Some(bytes) = spec.max_bytes {
         add("x-max-length-bytes", number(bytes));
     }
-    if let Some((delay, _)) = spec.ripens {
+    if let Some((delay, _)) = spec.delay {
         add("x-message-ttl", number(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)));
     }
-    if let Some(target) = spec.ripens.map(|(_, to)| to).or(spec.dead_letters_to) {
+    if let Some(target) = spec.delay.map(|(_, to)| to).or(spec.dead_letters_to) {
         add("x-dead-letter-exchange", text(exchange_for(target)));
         add("x-dead-letter-routing-key", text(&target.of(&queue.lane).to_string()));
         add("x-dead-letter-strategy", text("at-least-once"));

@@ -35,10 +35,10 @@ impl Publisher for LimitedPublisher {
     async fn publish(&self, batch: Vec<Outgoing>) -> Vec<Published> {
         let answer = |outgoing: Outgoing| {
             if outgoing.message.body.len() >= self.0 {
-                return Published::Refused("it is too large".into());
+                return Published::Invalid("it is too large".into());
             }
             self.1.lock().unwrap().push(outgoing);
-            Published::Stored
+            Published::Confirmed
         };
         batch.into_iter().map(answer).collect()
     }
@@ -51,10 +51,10 @@ impl Publisher for RejectingPublisher {
             let mut rejected_ids = self.rejected_ids.lock().unwrap();
             if let Some(place) = rejected_ids.iter().position(|id| *id == message.id) {
                 rejected_ids.remove(place);
-                return Published::Rejected;
+                return Published::Nacked;
             }
             self.stored.lock().unwrap().push(message);
-            Published::Stored
+            Published::Confirmed
         };
         batch.into_iter().map(answer).collect()
     }
@@ -87,7 +87,7 @@ fn messages(ids: &[&str], acks: &Arc<AckCounter>) -> PublishRequest {
 }
 
 fn outputs(job: JobId, first: u64, acks: &Arc<AckCounter>) -> PublishRequest {
-    let done = vec![DoneTasks::of(TaskIndex(first), &[first])];
+    let done = vec![DoneTasks::from_outputs(TaskIndex(first), &[first])];
     let outputs = MergedOutputs::new(
         OutputSource { job, round: Round(0), version: 0 },
         None,
@@ -218,7 +218,8 @@ async fn large_outputs_are_split() {
     let (publisher, acks, job) =
         (RejectingPublisher::default(), Arc::new(AckCounter::default()), JobId::generate());
     let large = |first| {
-        let done = vec![DoneTasks::of(TaskIndex(first), &["x".repeat(RESULTS_MESSAGE_BYTES / 2 - 100)])];
+        let done =
+            vec![DoneTasks::from_outputs(TaskIndex(first), &["x".repeat(RESULTS_MESSAGE_BYTES / 2 - 100)])];
         let outputs =
             MergedOutputs::new(OutputSource { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
         request(Outbound { outputs, messages: Vec::new() }, &acks)
@@ -230,7 +231,7 @@ async fn large_outputs_are_split() {
     let (publisher, job) = (RejectingPublisher::default(), JobId::generate());
     let scattered = |number: u64| {
         let indices = (number * 2_000..(number + 1) * 2_000).step_by(2).map(TaskIndex);
-        let done = indices.map(|index| DoneTasks::of(index, &[1])).collect();
+        let done = indices.map(|index| DoneTasks::from_outputs(index, &[1])).collect();
         let outputs =
             MergedOutputs::new(OutputSource { job, round: Round(0), version: 0 }, None, Duration::ZERO, done);
         request(Outbound { outputs, messages: Vec::new() }, &acks)
@@ -294,5 +295,5 @@ async fn oversize_batch_is_dead_lettered() {
     // A broker that refuses even that message ends the worker, and no batch is acked.
     let guarded = GuardedMessage { outgoing: context.requeue(message, QueueRole::Tasks), guards: Vec::new() };
     let refused = publish_one(guarded, &context, &LimitedPublisher(1, Mutex::default())).await;
-    assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(PublishError::Invalid { .. })), "{refused:?}");
 }

@@ -1,6 +1,6 @@
 //! The catalogue of all metrics. `docs/metrics.md` explains their use.
 
-use super::{Counter, Gauge, Histogram, Listed};
+use super::{Counter, Gauge, Histogram, MetricSpec};
 
 /// Buckets for durations from a tenth of a millisecond to minutes, in seconds.
 const DURATION_BUCKETS_SECONDS: &[f64] =
@@ -28,7 +28,7 @@ macro_rules! catalogue {
         )+
 
         /// All metrics of Gristmill.
-        pub static CATALOGUE: &[Listed] = &[$($NAME.metric_spec(concat!($($help),+).trim_ascii_start())),+];
+        pub static METRIC_CATALOGUE: &[MetricSpec] = &[$($NAME.metric_spec(concat!($($help),+).trim_ascii_start())),+];
     };
 }
 
@@ -39,44 +39,43 @@ catalogue! {
     BUILD_INFO: Gauge = "gristmill_build_info", ["version", "role"];
     /// When the process started, in seconds since 1970
     START_TIME: Gauge = "gristmill_start_time_seconds", [];
-    /// 1 for what the broker is to this process just now (connecting, well, blocked, interrupted,
-    /// away or closed), else 0
+    /// 1 for the present state of the connection to the broker (connecting, well, blocked,
+    /// interrupted, away or closed), else 0
     BROKER_STATE: Gauge = "gristmill_broker_state", ["state"];
-    /// How often a lost connection to the broker came back
+    /// Reconnects after a lost connection to the broker
     BROKER_RECONNECTS: Counter = "gristmill_broker_reconnects_total", [];
-    /// For how long the broker was connected but took no messages, in whole seconds
+    /// Time for which the broker was connected but took no messages, in whole seconds
     BROKER_BLOCKED: Counter = "gristmill_broker_blocked_seconds_total", [];
-    /// For how long the connection to the broker was lost, in whole seconds
+    /// Time for which the connection to the broker was lost, in whole seconds
     BROKER_AWAY: Counter = "gristmill_broker_away_seconds_total", [];
 
     // Metrics of a worker.
 
-    /// How many tasks the worker runs at a time
+    /// Number of tasks that the worker runs at a time
     WORKER_SLOTS: Gauge = "gristmill_worker_slots", [];
-    /// How many of its slots have a batch
+    /// Number of slots that have a batch
     WORKER_SLOTS_BUSY: Gauge = "gristmill_worker_slots_busy", [];
     /// Threads left behind in tasks that run on after their time limit or their job's stop
     WORKER_THREADS_STUCK: Gauge = "gristmill_worker_threads_stuck", [];
     /// Batches of each queue that the worker holds and has not acknowledged
     WORKER_DELIVERIES_HELD: Gauge = "gristmill_worker_deliveries_held", ["queue"];
-    /// Batches that had been delivered before, to somebody who did not acknowledge them
+    /// Batches that were delivered before and not acknowledged
     WORKER_REDELIVERIES: Counter = "gristmill_worker_redeliveries_total", ["queue"];
-    /// Tasks by what came of this try: done, failed for good, retried later, lost (its worker died,
-    /// and it is tried again), or skipped because its job has ended
+    /// Tasks by the outcome of this attempt: done, failed for good, retried later, lost (its worker
+    /// died, and it is tried again), or skipped because its job has ended
     WORKER_TASKS: Counter = "gristmill_worker_tasks_total", ["kind", "outcome"];
-    /// How many tasks a batch had that was run; its count is that of the batches
+    /// Number of tasks in each batch that was run; the count is the number of batches
     WORKER_BATCH_TASKS: Histogram = "gristmill_worker_batch_tasks", ["kind"], BATCH_BUCKETS_TASKS;
-    /// How long a batch ran on its slot
+    /// Time that a batch ran on its slot
     WORKER_BATCH_SECONDS: Histogram = "gristmill_worker_batch_seconds", ["kind"], DURATION_BUCKETS_SECONDS;
-    /// How long a task took, on the average of its batch: one value for each batch, not for each
-    /// task
+    /// Average time of the tasks of a batch: one value for each batch, not for each task
     WORKER_TASK_SECONDS: Histogram = "gristmill_worker_task_seconds", ["kind"], TASK_BUCKETS_SECONDS;
-    /// Batches, and ends of batches, that were given back to others at no cost
+    /// Batches, and rests of batches, that were requeued unstarted at no cost
     WORKER_HANDED_BACK: Counter = "gristmill_worker_handed_back_total", [];
     /// Messages that follow from batches (results, tasks to be tried again, …) and that the broker
     /// has confirmed, by queue
     WORKER_STORED: Counter = "gristmill_worker_messages_stored_total", ["queue"];
-    /// Handoffs of outcomes that wait for the broker to confirm them
+    /// Publish requests with outcomes that wait for the broker to confirm them
     WORKER_HANDOFFS_UNCONFIRMED: Gauge = "gristmill_worker_handoffs_unconfirmed", [];
 
     // Metrics of a sink.
@@ -88,21 +87,21 @@ catalogue! {
     SINK_OUTCOMES: Counter = "gristmill_sink_outcomes_total", ["kind", "outcome"];
     /// Outcomes that do not count, and why: duplicate, or late (after the end of the job)
     SINK_IGNORED: Counter = "gristmill_sink_ignored_total", ["why"];
-    /// How long writing to the ledger took; its count is that of the commits
+    /// Time to write to the ledger; the count is the number of commits
     SINK_COMMIT_SECONDS: Histogram = "gristmill_sink_commit_seconds", [], COMMIT_BUCKETS_SECONDS;
     /// Messages about jobs that the ledger does not know, kept until it does
     SINK_PARKED: Counter = "gristmill_sink_parked_total", [];
     /// Parked messages that were dropped because there were too many
     SINK_PARKED_DROPPED: Counter = "gristmill_sink_parked_dropped_total", [];
-    /// Dead messages recorded in the ledger, which are none of ours
+    /// Dead messages recorded in the ledger, malformed or foreign
     SINK_DEAD: Counter = "gristmill_sink_dead_recorded_total", [];
     /// Messages in the ledger's outbox that the broker has not confirmed
     SINK_OUTBOX_ROWS: Gauge = "gristmill_sink_outbox_rows", [];
     /// Jobs of the lane that run
     SINK_JOBS_RUNNING: Gauge = "gristmill_sink_jobs_running", [];
-    /// Those of them that have had no outcome for too long
+    /// Running jobs of the lane that have had no outcome for too long
     SINK_JOBS_STALLED: Gauge = "gristmill_sink_jobs_stalled", [];
-    /// How often a job was found to stall
+    /// Detected stalls of jobs
     SINK_STALLS: Counter = "gristmill_sink_stalls_total", [];
     /// Jobs that ended, by how: finished, stopped or failed
     SINK_JOBS_ENDED: Counter = "gristmill_sink_jobs_ended_total", ["kind", "state"];

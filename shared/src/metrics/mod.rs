@@ -36,11 +36,11 @@ pub struct Histogram<const N: usize> {
 
 /// A metric as the catalogue lists it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Listed {
+pub struct MetricSpec {
     /// The name, with the unit.
     pub name: &'static str,
     /// The type of its values.
-    pub shape: Shape,
+    pub shape: MetricType,
     /// The names of its labels.
     pub labels: &'static [&'static str],
     /// The meaning, for people.
@@ -49,7 +49,7 @@ pub struct Listed {
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Shape {
+pub enum MetricType {
     /// A number that only increases.
     Counter,
     /// A number that increases and decreases.
@@ -58,7 +58,7 @@ pub enum Shape {
     Histogram(&'static [f64]),
 }
 
-impl Shape {
+impl MetricType {
     /// Returns the name of the type in Prometheus.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -75,8 +75,8 @@ impl<const N: usize> Counter<N> {
         Self { name, labels }
     }
 
-    const fn metric_spec(&'static self, help: &'static str) -> Listed {
-        Listed { name: self.name, shape: Shape::Counter, labels: &self.labels, help }
+    const fn metric_spec(&'static self, help: &'static str) -> MetricSpec {
+        MetricSpec { name: self.name, shape: MetricType::Counter, labels: &self.labels, help }
     }
 
     /// Adds `more` to the series with these label values.
@@ -87,7 +87,7 @@ impl<const N: usize> Counter<N> {
     }
 
     /// Raises the series with these label values to `total`, unless it is larger already.
-    pub fn reach(&self, values: [&str; N], total: u64) {
+    pub fn set_total(&self, values: [&str; N], total: u64) {
         self.handle(values).absolute(total);
     }
 
@@ -102,8 +102,8 @@ impl<const N: usize> Gauge<N> {
         Self { name, labels }
     }
 
-    const fn metric_spec(&'static self, help: &'static str) -> Listed {
-        Listed { name: self.name, shape: Shape::Gauge, labels: &self.labels, help }
+    const fn metric_spec(&'static self, help: &'static str) -> MetricSpec {
+        MetricSpec { name: self.name, shape: MetricType::Gauge, labels: &self.labels, help }
     }
 
     /// Sets the series with these label values to `now`.
@@ -112,12 +112,12 @@ impl<const N: usize> Gauge<N> {
     }
 
     /// Adds one to the series with these label values.
-    pub fn rise(&self, values: [&str; N]) {
+    pub fn inc(&self, values: [&str; N]) {
         self.handle(values).increment(1.0);
     }
 
     /// Subtracts one from the series with these label values.
-    pub fn fall(&self, values: [&str; N]) {
+    pub fn dec(&self, values: [&str; N]) {
         self.handle(values).decrement(1.0);
     }
 
@@ -132,8 +132,8 @@ impl<const N: usize> Histogram<N> {
         Self { name, labels, bounds }
     }
 
-    const fn metric_spec(&'static self, help: &'static str) -> Listed {
-        Listed { name: self.name, shape: Shape::Histogram(self.bounds), labels: &self.labels, help }
+    const fn metric_spec(&'static self, help: &'static str) -> MetricSpec {
+        MetricSpec { name: self.name, shape: MetricType::Histogram(self.bounds), labels: &self.labels, help }
     }
 
     /// Counts one value of this size in the series with these label values.
@@ -162,15 +162,15 @@ mod tests {
 
     #[test]
     fn metric_names_fit_prometheus() {
-        let names: BTreeSet<_> = CATALOGUE.iter().map(|listed| listed.name).collect();
-        assert_eq!(names.len(), CATALOGUE.len(), "a name twice");
-        for Listed { name, shape, labels, help } in CATALOGUE {
+        let names: BTreeSet<_> = METRIC_CATALOGUE.iter().map(|listed| listed.name).collect();
+        assert_eq!(names.len(), METRIC_CATALOGUE.len(), "a name twice");
+        for MetricSpec { name, shape, labels, help } in METRIC_CATALOGUE {
             assert!(name.starts_with("gristmill_"), "{name}");
             let plain = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
             assert!(plain(name) && labels.iter().all(|label| plain(label)), "{name}");
-            assert_eq!(name.ends_with("_total"), *shape == Shape::Counter, "{name}");
+            assert_eq!(name.ends_with("_total"), *shape == MetricType::Counter, "{name}");
             assert!(help.len() > 20 && !help.ends_with('.'), "{name}: {help}");
-            if let Shape::Histogram(bounds) = shape {
+            if let MetricType::Histogram(bounds) = shape {
                 assert!(bounds.is_sorted() && bounds.len() <= 16, "{name}");
             }
         }
