@@ -114,7 +114,8 @@ impl FleetError {
 /// in production, tasks of failed attempts wait for seconds.
 ///
 /// ```
-/// use gristmill::{prelude::*, testing::{FaultRates, Faults, FaultyTransport, RepeatingTransport, run_over}};
+/// use gristmill::prelude::*;
+/// use gristmill::testing::{FaultRates, Faults, FaultyTransport, RepeatingTransport, run_over};
 /// use gristmill_shared::memory::MemoryTransport;
 /// # #[derive(serde::Serialize, serde::Deserialize)] struct Squares { below: u64 }
 /// # impl Job for Squares {
@@ -136,7 +137,8 @@ impl FleetError {
 /// let broker = MemoryTransport::new();
 /// let faults = Faults::new(7, FaultRates::default());
 /// let connect = || {
-///     let connection = RepeatingTransport::new(FaultyTransport::new(broker.connect(), &faults), 2, 7);
+///     let faulty = FaultyTransport::new(broker.connect(), &faults);
+///     let connection = RepeatingTransport::new(faulty, 2, 7);
 ///     async { Ok(connection as _) }
 /// };
 /// let state = tempfile::tempdir()?;

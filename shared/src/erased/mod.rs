@@ -68,8 +68,8 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Opens the job's state if no batch has done so, see [`Job::prepare`], and runs the batch's
     /// tasks in order, or [several at a time](Job::IN_FLIGHT), on the calling thread. Ends when all
     /// tasks have run, the job is stopped or the run is halted. Returns the number of tasks with an
-    /// outcome. Outcomes are emitted through `run`. No task has run if [`BatchRun::unprepared_reason`]
-    /// returns a reason.
+    /// outcome. Outcomes are emitted through `run`. No task has run if
+    /// [`BatchRun::unprepared_reason`] returns a reason.
     ///
     /// # Errors
     /// If the number of tasks differs from the batch's count; no task has run then.

@@ -136,7 +136,8 @@ impl Faults {
 /// it then.
 ///
 /// ```
-/// # use gristmill_shared::{testing::{FaultRates, Faults, FaultyTransport}, memory::MemoryTransport, *};
+/// # use gristmill_shared::testing::{FaultRates, Faults, FaultyTransport};
+/// # use gristmill_shared::{memory::MemoryTransport, *};
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), TransportError> {
 /// let faults = Faults::new(7, FaultRates { rejected: 500, ..FaultRates::default() });
 /// let transport = FaultyTransport::new(MemoryTransport::new(), &faults);

@@ -75,8 +75,8 @@ impl BatchRun<'_> {
 
     /// Records the outcome of a task that was processed elsewhere, and emits the chunk if it is
     /// due. Outcomes must come in the order of their tasks. An output over [`OUTPUT_MAX_BYTES`]
-    /// becomes a rejection. [`FailureKind::Stopped`] is no outcome and is ignored. With `sends_task`
-    /// the task travels beside its output.
+    /// becomes a rejection. [`FailureKind::Stopped`] is no outcome and is ignored. With
+    /// `sends_task` the task travels beside its output.
     pub fn record_outcome(
         &mut self,
         index: TaskIndex,
