@@ -13,6 +13,7 @@ mod config;
 mod conformance;
 mod crash;
 mod doctor;
+mod documented_commands;
 mod drill;
 mod example;
 mod failures;

@@ -9,6 +9,7 @@ mod documents;
 mod limits;
 mod metrics;
 mod naming;
+mod programs;
 
 use std::fs;
 use std::path::Path;

@@ -1,0 +1,30 @@
+//! What only tests need is in no program: faulty transports, the conformance suite, fail points.
+//!
+//! Texts of that code are searched for in the programs. The tests' own binary, which has them, is
+//! the control.
+
+use std::fs;
+
+/// A text of each part that only tests need.
+const TEST_MARKERS: [&str; 3] =
+    ["a fault that was asked for", " promises are broken", "full_queue_rejects_then_accepts"];
+
+fn markers_in(path: &str) -> Vec<&'static str> {
+    let program = fs::read(path).unwrap();
+    let has = |marker: &&str| program.windows(marker.len()).any(|bytes| bytes == marker.as_bytes());
+    TEST_MARKERS.into_iter().filter(has).collect()
+}
+
+#[test]
+fn programs_have_no_test_code() {
+    for path in [
+        env!("CARGO_BIN_EXE_gristmill"),
+        env!("CARGO_BIN_EXE_producer"),
+        env!("CARGO_BIN_EXE_worker"),
+        env!("CARGO_BIN_EXE_sink"),
+    ] {
+        assert!(markers_in(path).is_empty(), "{path}: {:?}", markers_in(path));
+    }
+    let own = std::env::current_exe().unwrap();
+    assert_eq!(markers_in(own.to_str().unwrap()), TEST_MARKERS, "this test cannot see test code");
+}
