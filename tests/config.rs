@@ -195,7 +195,7 @@ async fn password_file_is_never_shown() {
     );
 
     for (words, variables, part) in [
-        ("sink --password se-sa-me", vec![], "seen by everybody on this machine"),
+        ("sink --password se-sa-me", vec![], "visible to every user of this machine"),
         ("sink", vec![("GRISTMILL_PASSWORD", "se-sa-me")], "are both set"),
         (
             "sink",

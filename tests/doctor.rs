@@ -135,7 +135,7 @@ async fn memory_alarm_is_named() {
     assert!(verdict == "problem" && found.contains("low on memory"), "{report:#}");
     assert_eq!(finding(&report, "arguments").0, "ok", "{report:#}");
     let (verdict, found) = finding(&report, "rights");
-    assert!(verdict == "unseen" && found.contains("not tried"), "{report:#}");
+    assert!(verdict == "unseen" && found.contains("not tested"), "{report:#}");
     broker.ctl("set_vm_memory_high_watermark 0.6").await;
     let report = site.json("gristmill doctor --json").await;
     assert_eq!(finding(&report, "alarms").0, "ok", "{report:#}");
@@ -154,7 +154,7 @@ async fn empty_broker_is_one_warning() {
     assert!(verdict == "warning" && found.contains(&setup), "{report:#}");
     assert!(found.contains("nothing of Gristmill is set up here yet") && !found.contains("queue"), "{found}");
     assert_eq!(finding(&report, "alarms").0, "ok", "{report:#}");
-    assert!(finding(&report, "rights").1.contains("(what is missing was not tried)"), "{report:#}");
+    assert!(finding(&report, "rights").1.contains("(missing entities were not tested)"), "{report:#}");
     for said in ["NOT_FOUND", "failed", "lost the connection"] {
         assert!(!ended.stdout.contains(said), "{said}: {report:#}");
     }
@@ -224,7 +224,7 @@ async fn drifted_argument_is_named() {
             "gristmill.journal".into(),
             "x-queue-type=stream x-max-age=1D x-max-length-bytes=67108864 x-stream-max-segment-size-bytes=4194304".into(),
             "x-max-age is 1D there and would be 7D here",
-            "all lanes have it in common, so when no job runs on any".into(),
+            "all lanes share it, so when no job runs on any".into(),
         ),
     ];
     let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await.unwrap();
@@ -267,8 +267,8 @@ async fn unconsumed_shard_is_named() {
     assert_eq!(ended.code, 1, "{report:#}");
     let third = Shards::new(3).unwrap().last();
     let (verdict, found) = finding(&report, "workers");
-    assert!(verdict == "problem" && found.contains("start the workers again"), "{report:#}");
-    assert!(found.contains(&format!("nobody takes from {}", site.queue(third))), "{report:#}");
+    assert!(verdict == "problem" && found.contains("restart the workers"), "{report:#}");
+    assert!(found.contains(&format!("no consumer on {}", site.queue(third))), "{report:#}");
     let (_, found) = finding(&report, "lane");
     assert!(found.contains("3 tasks queues"), "{report:#}");
     assert_eq!(worker.stop().await.code, 0);

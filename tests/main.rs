@@ -42,6 +42,7 @@ mod run;
 mod service;
 mod shards;
 mod shutdown;
+mod snapshots;
 mod stall;
 mod state;
 mod stop_grace;

@@ -75,7 +75,7 @@ async fn stopped_job_cannot_be_retried() {
     let job = submitted.stderr.lines().find_map(|line| line.strip_prefix("job ")).unwrap().to_owned();
     let refused = site.run(&format!("sink retry {job}")).await;
     assert!(refused.code == 2 && refused.stderr.contains("is stopped;"), "{refused:?}");
-    assert!(refused.stderr.ends_with("(hint: submit it anew)"), "{refused:?}");
+    assert!(refused.stderr.ends_with("(hint: submit it again)"), "{refused:?}");
 }
 
 /// `sink retry` reports whether a sink has taken the request.

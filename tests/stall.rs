@@ -85,7 +85,7 @@ async fn purged_tasks_are_resent() {
     assert!(submit.output().await.answer().contains("1999000"));
     let verified = site.verify(&job).await;
     assert_eq!((verified["done"].as_u64(), verified["duplicates"].as_u64()), (Some(2000), Some(0)));
-    sink.wait_for("stalls no more").await;
+    sink.wait_for("no longer stalls").await;
 
     let nothing = site.run(&format!("producer resume {job} --missing")).await;
     assert!(nothing.code == 0 && nothing.stderr.contains("has ended"), "{nothing:?}");

@@ -139,7 +139,7 @@ async fn tls_needs_the_right_certificate() {
     {
         let files = other.server(years, false);
         broker.with(move |broker| broker.renew_tls(&files)).await.unwrap();
-        assert_error(&fail_submit(&site, &url, &trusted).await, 3, &[part, "is a clock wrong?"]);
+        assert_error(&fail_submit(&site, &url, &trusted).await, 3, &[part, "correct a wrong clock"]);
     }
 }
 
@@ -184,7 +184,7 @@ async fn client_certificate_is_the_user() {
         }
     };
     assert_error(&as_stranger("stranger.pem", "stranger.key").await, 3, &["refuses", "ACCESS_REFUSED"]);
-    let parts = ["the key in", "mill.key is not that of the certificate in", "stranger.pem"];
+    let parts = ["the key in", "mill.key does not match the certificate in", "stranger.pem"];
     assert_error(&as_stranger("stranger.pem", "mill.key").await, 2, &parts);
     let parts = ["cannot read the certificate file", "nobody.pem: No such file"];
     assert_error(&as_stranger("nobody.pem", "mill.key").await, 2, &parts);

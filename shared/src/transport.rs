@@ -93,7 +93,7 @@ pub trait Transport: fmt::Display + fmt::Debug + Send + Sync + 'static {
 pub enum Health {
     /// Connected, and the broker takes messages.
     Ready,
-    /// Connected, but the broker takes no messages, with the reason: it is low on memory, for
+    /// Connected, but the broker accepts no messages, with the reason: it is low on memory, for
     /// instance. It still delivers.
     Blocked(String),
     /// Connected, and the broker takes messages, but a consumer or reader ended and cannot be

@@ -213,7 +213,7 @@ pub(crate) struct SubmitFlags {
     )]
     batch: Option<u32>,
 
-    /// How often a task may fail before it counts as failed
+    /// The number of attempts after which a failing task counts as failed
     #[arg(
         long,
         global = true,

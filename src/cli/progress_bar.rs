@@ -99,7 +99,7 @@ impl ProgressDisplay {
         self.show(&lines);
         if lines.trouble.is_none() {
             self.bar.reset_eta(); // without the time of the outage
-            self.suspend(|| super::print_status("the broker is well again")); // the log reported the loss
+            self.suspend(|| super::print_status("the broker works again")); // the log reported the loss
         }
     }
 

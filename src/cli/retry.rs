@@ -62,7 +62,7 @@ pub(crate) async fn main(
     if summary.state != JobState::Finished {
         let hint = match summary.state {
             JobState::Running => "wait for its end",
-            JobState::Finished | JobState::Stopped | JobState::Failed => "submit it anew",
+            JobState::Finished | JobState::Stopped | JobState::Failed => "submit it again",
         };
         return Err(Failure::usage(format_args!(
             "job {job} is {}; only failed tasks of a finished job can be sent again (hint: {hint})",

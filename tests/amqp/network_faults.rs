@@ -168,7 +168,7 @@ async fn bar_reports_a_memory_alarm() {
     submitted.wait_for("broker blocked: low on memory").await;
     broker.set_memory_alarm(false).await;
     let ended = submitted.output().await;
-    assert!(ended.stderr.contains("the broker is well again"), "{ended:?}");
+    assert!(ended.stderr.contains("the broker works again"), "{ended:?}");
     assert!(ended.answer().contains("49995000"), "{ended:?}");
     site.verify(job).await;
 }

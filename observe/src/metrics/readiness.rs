@@ -63,7 +63,7 @@ impl Readiness {
         match &self.health {
             None => Some("the broker is not connected yet".into()),
             Some(Health::Ready) => self.pending_step.map(Into::into),
-            Some(Health::Blocked(why)) => Some(format!("the broker takes no messages: {why}")),
+            Some(Health::Blocked(why)) => Some(format!("the broker accepts no messages: {why}")),
             Some(Health::Degraded(why)) => Some(format!("the broker does not deliver: {why}")),
             Some(Health::Reconnecting(why)) => Some(format!("the connection to the broker is lost: {why}")),
             Some(Health::Closed) => Some("the broker was given up".into()),

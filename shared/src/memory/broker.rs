@@ -78,7 +78,7 @@ impl MemoryBroker {
         match routes.get(name) {
             Some(Route::Queue(queue)) => Ok(Arc::clone(queue)),
             Some(Route::Delayed(_, target)) => Err(TransportError::Invalid(format!(
-                "{name} has no consumers: its messages ripen (hint: consume {target})"
+                "{name} takes no consumers: its messages are delayed (hint: consume {target})"
             ))),
             None => Err(TransportError::Disconnected {
                 transport: "memory".into(),

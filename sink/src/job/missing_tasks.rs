@@ -46,7 +46,7 @@ impl ActiveJob {
     /// Ends a stall, if there is one, since outcomes have arrived.
     pub(super) fn clear_stall(&mut self) {
         if self.record.stalled_ms.take().is_some() {
-            tracing::info!(job = %self.record.opened.job, "outcomes come again: the job stalls no more");
+            tracing::info!(job = %self.record.opened.job, "outcomes arrive again: the job no longer stalls");
         }
     }
 }

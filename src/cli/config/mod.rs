@@ -124,7 +124,7 @@ impl ResolvedConfig {
             {
                 let (env, key) = (settings::env(arg), arg.get_id());
                 return Err(Failure::usage(format_args!(
-                    "a {key} on the command line is seen by everybody on this machine (hint: {env}, {env}_FILE, or \
+                    "a {key} on the command line is visible to every user of this machine (hint: {env}, {env}_FILE, or \
                      `{key}` in the configuration file)"
                 )));
             }

@@ -158,7 +158,7 @@ impl Transport for AmqpTransport {
         if let Some((_, target)) = queue.role.spec().delay {
             let target = target.of(&queue.lane);
             return Err(TransportError::Invalid(format!(
-                "{queue} has no consumers: its messages ripen (hint: consume {target})"
+                "{queue} takes no consumers: its messages are delayed (hint: consume {target})"
             )));
         }
         Ok(Box::new(AmqpConsumer::start(Arc::clone(&self.handle), queue, prefetch).await?))

@@ -69,7 +69,7 @@ impl Credentials {
             }
             if self.password.is_some() {
                 return refused(
-                    "there is a password, but the client certificate says who we are, since the broker's URL names no \
+                    "there is a password, but the client certificate authenticates, since the broker's URL names no \
                      user (hint: amqps://USER@HOST, or no password)",
                 );
             }

@@ -353,13 +353,13 @@ async fn watch_events(connection: Arc<Connection>, end: Termination, blocked: wa
         match event {
             Some(Event::ConnectionBlocked(why)) => {
                 tracing::warn!(
-                    "broker blocked: {why}; nothing is lost, publishing to {} goes on when it recovers",
+                    "broker blocked: {why}; nothing is lost, publishing to {} continues when it recovers",
                     end.transport()
                 );
                 blocked.send_replace(Some(why.to_string()));
             }
             Some(Event::ConnectionUnblocked) => {
-                tracing::info!("{} takes messages again", end.transport());
+                tracing::info!("{} accepts messages again", end.transport());
                 blocked.send_replace(None);
             }
             // A channel's error arrives here too, and ends only that channel.

@@ -19,7 +19,7 @@ const CA_HINT: &str =
     "--tls-ca FILE names the CA that signed the broker's certificate; without it the system's CAs count";
 const CLIENT_CERTIFICATE_HINT: &str =
     "see --tls-cert, and which CA the broker trusts (`cacertfile` in its configuration)";
-const CLOCK_HINT: &str = "renew it on the broker; or is a clock wrong?";
+const CLOCK_HINT: &str = "renew it on the broker, or correct a wrong clock";
 const PORT_HINT: &str = "without TLS it is amqp://; RabbitMQ's port for TLS is 5671";
 
 /// Files of trusted CAs and of the client's identity. They are read for each connection, so that
@@ -70,7 +70,7 @@ impl TlsSettings {
         let text = match (&self.identity, inner_error::<rustls::Error>(why)) {
             (Some((cert, key)), Some(rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch))) => {
                 format!(
-                    "the key in {} is not that of the certificate in {} (hint: our own certificate comes first in the file, its \
+                    "the key in {} does not match the certificate in {} (hint: our own certificate comes first in the file, its \
                  issuers after it)",
                     key.display(),
                     cert.display()
@@ -178,7 +178,7 @@ fn describe_certificate_error(why: &CertificateError) -> (String, &'static str) 
                 name => name.to_str().into_owned(),
             };
             let hint =
-                "name the broker in the URL as its certificate does, or have one made that names it so";
+                "use a name of the certificate in the URL, or a certificate with this name";
             (format!("is not for {host:?}, but for {names}"), hint)
         }
         CertificateError::ExpiredContext { time, not_after } => {

@@ -107,7 +107,7 @@ impl JournalStream {
             let Ok(entry) = timeout(REPLY_TIMEOUT, reader.next()).await else {
                 return Err(generation
                     .end
-                    .disconnect_error(&format!("no entry {} of the journal", last_given.offset)));
+                    .disconnect_error(&format!("the journal did not return its entry {}", last_given.offset)));
             };
             let entry = entry?;
             let same = EntryPosition::from_entry(&entry).is_some_and(|found| found == last_given);

@@ -112,7 +112,7 @@ impl BrokerInventory {
                 )))
             }
             (_, ProbeOutcome::Allowed) => Some(Finding::warning(&check, shown).hint(format!(
-                "`{}`, or the first sink or worker on this lane makes it",
+                "`{}`, or the first sink or worker on this lane creates it",
                 self.setup_command()
             ))),
             _ => Some(
@@ -206,15 +206,15 @@ impl BrokerInventory {
         let setup = self.setup_command();
         let (when, else_use) = match entity {
             BrokerEntity::Queue { name, .. } if name == JOURNAL_QUEUE => {
-                ("all lanes have it in common, so when no job runs on any", "virtual host")
+                ("all lanes share it, so when no job runs on any", "virtual host")
             }
             BrokerEntity::Queue { .. } => ("when it is empty", "--lane"),
             BrokerEntity::Exchange(..) => {
-                ("all lanes have it in common, so when no program runs", "virtual host")
+                ("all lanes share it, so when no program runs", "virtual host")
             }
         };
         format!(
-            "somebody or another version made it; {when}, delete it there and run `{setup}`, or use another {else_use}"
+            "another user or version created it; {when}, delete it there and run `{setup}`, or use another {else_use}"
         )
     }
 }

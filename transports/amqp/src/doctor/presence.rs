@@ -150,8 +150,8 @@ impl LanePresence {
         } else if left.is_empty() {
             Finding::ok(CHECK_NAME, found)
         } else {
-            Finding::problem(CHECK_NAME, format_args!("{found}; nobody takes from {}", left.join(", "))).hint(
-                "start the workers again: each takes from the tasks queues that are there when it starts",
+            Finding::problem(CHECK_NAME, format_args!("{found}; no consumer on {}", left.join(", "))).hint(
+                "restart the workers: each consumes the tasks queues that exist when it starts",
             )
         })
     }

@@ -34,7 +34,7 @@ pub(super) enum ProbeOutcome {
 impl ProbeOutcome {
     /// The result for an entity that does not exist.
     pub(super) fn missing() -> Self {
-        Self::Untested("what is missing was not tried".into())
+        Self::Untested("missing entities were not tested".into())
     }
 }
 
@@ -72,10 +72,10 @@ impl RightsProbe {
         }
         match reply {
             ProbeReply::Accepted | ProbeReply::Missing => {
-                Finding::ok(CHECK_NAME, "none; the broker takes messages")
+                Finding::ok(CHECK_NAME, "none; the broker accepts messages")
             }
             ProbeReply::Blocked(why) => {
-                Finding::problem(CHECK_NAME, format_args!("the broker takes no messages: {why}")).hint(
+                Finding::problem(CHECK_NAME, format_args!("the broker accepts no messages: {why}")).hint(
                     "free memory or disk there, or raise vm_memory_high_watermark or lower disk_free_limit; \
                  `rabbitmq-diagnostics alarms` tells more",
                 )
@@ -99,11 +99,11 @@ impl RightsProbe {
             ProbeReply::Accepted => ProbeOutcome::Allowed,
             ProbeReply::Denied(lacks) => ProbeOutcome::Denied(lacks),
             ProbeReply::Blocked(_) => {
-                ProbeOutcome::Untested("publishing was not tried: the broker takes no messages".into())
+                ProbeOutcome::Untested("publishing was not tested: the broker accepts no messages".into())
             }
             ProbeReply::Missing => ProbeOutcome::missing(),
             ProbeReply::Lost(why) | ProbeReply::TooLarge(why) => {
-                ProbeOutcome::Untested(format!("publishing was not tried: {why}"))
+                ProbeOutcome::Untested(format!("publishing was not tested: {why}"))
             }
         };
         self.published.push((exchange, outcome.clone()));
@@ -134,7 +134,7 @@ impl RightsProbe {
         let outcome = match session.request(Operation::Read, queue, asked).await {
             Err(_) if refused => ProbeOutcome::Allowed,
             Err(TransportError::PermissionDenied { lacks, .. }) => ProbeOutcome::Denied(lacks),
-            Err(error) => ProbeOutcome::Untested(format!("consuming was not tried: {error}")),
+            Err(error) => ProbeOutcome::Untested(format!("consuming was not tested: {error}")),
             // Unexpected. Closing the channel requeues any delivery.
             Ok(_) => {
                 crate::connection::close_channel(&channel).await;
@@ -162,7 +162,7 @@ impl RightsProbe {
             Err(TransportError::Mismatch { .. } | TransportError::Invalid(_)) | Ok(()) => {
                 Ok(ProbeOutcome::Allowed)
             }
-            Err(error) => Ok(ProbeOutcome::Untested(format!("declaring was not tried: {error}"))),
+            Err(error) => Ok(ProbeOutcome::Untested(format!("declaring was not tested: {error}"))),
         }
     }
 
@@ -187,7 +187,7 @@ impl RightsProbe {
             Ok(()) => ProbeOutcome::Allowed,
             Err(_) if refused => ProbeOutcome::Allowed,
             Err(TransportError::PermissionDenied { lacks, .. }) => ProbeOutcome::Denied(lacks),
-            Err(error) => ProbeOutcome::Untested(format!("binding was not tried: {error}")),
+            Err(error) => ProbeOutcome::Untested(format!("binding was not tested: {error}")),
         })
     }
 
@@ -203,12 +203,12 @@ impl RightsProbe {
         let Some((exchange, _)) = open else {
             return Finding::unseen(
                 CHECK_NAME,
-                "no exchange was found that takes messages from this user now",
+                "no exchange was found that accepts messages from this user now",
             );
         };
         match self.send(exchange, &vec![0; wanted], LARGE_MESSAGE_TIMEOUT).await {
             ProbeReply::Accepted => {
-                Finding::ok(CHECK_NAME, format_args!("a message of {wanted} bytes is taken"))
+                Finding::ok(CHECK_NAME, format_args!("a message of {wanted} bytes is accepted"))
             }
             ProbeReply::TooLarge(why) => {
                 let limit = failure::size_limit(&why).unwrap_or_default();
