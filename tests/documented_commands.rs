@@ -58,7 +58,8 @@ fn documented_commands(page: &str) -> Vec<DocumentedCommand> {
 }
 
 fn reason_to_skip(line: &str) -> Option<&'static str> {
-    let is_its = |start: &str| if start.ends_with([' ', '=']) { line.starts_with(start) } else { line == start };
+    let is_its =
+        |start: &str| if start.ends_with([' ', '=']) { line.starts_with(start) } else { line == start };
     RUN_ELSEWHERE.iter().find(|(start, _)| is_its(start)).map(|(_, reason)| *reason)
 }
 

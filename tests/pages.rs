@@ -65,7 +65,11 @@ async fn every_command_has_a_man_page() {
     assert!(pages.contains("gristmill-producer-submit.1"), "{pages:?}");
     // A page explains what `-h` only names, under the headings of `--help`, and has no list of it.
     let page = fs::read_to_string(dir.join("gristmill-run-crack.1")).unwrap();
-    for text in ["JOB OPTIONS", "BROKER OPTIONS", "The number of attempts after which a failing task counts as failed"] {
+    for text in [
+        "JOB OPTIONS",
+        "BROKER OPTIONS",
+        "The number of attempts after which a failing task counts as failed",
+    ] {
         assert!(page.contains(text), "{text}: {page}");
     }
     assert!(!page.contains("More options") && !page.contains(".SH EXTRA"), "{page}");

@@ -70,7 +70,8 @@ async fn doctor_findings_are_as_shown() {
     // The node, its machine and other tests decide the other findings.
     let findings = report["findings"].as_array().unwrap().iter();
     let of_lane = findings.filter(|it| ["lane", "sink", "workers"].contains(&it["check"].as_str().unwrap()));
-    let lines: Vec<_> =
-        of_lane.map(|it| format!("{} {} {} {}", it["verdict"], it["check"], it["found"], it["hint"])).collect();
+    let lines: Vec<_> = of_lane
+        .map(|it| format!("{} {} {} {}", it["verdict"], it["check"], it["found"], it["hint"]))
+        .collect();
     assert_text("doctor_of_an_empty_lane", &lines.join("\n"));
 }

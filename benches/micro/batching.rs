@@ -3,13 +3,12 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput};
-use gristmill_jobs::Spin;
-use gristmill_shared::{
-    BatchLimit, BatchRun, Chunk, Policy, SplitDigest, StopSignal, TaskContext, TaskIndex, erase,
-    wire::{BATCH_MAX_BYTES, PackedTasks},
-};
+use gristmill_shared::{BatchRun, Chunk, Policy, StopSignal, TaskContext, TaskIndex, erase};
 
-use crate::{BATCH_SIZES, wire::batch};
+use crate::{
+    BATCH_SIZES,
+    fixtures::{batch, packed, spin},
+};
 
 /// Measures packing of tasks without work into one batch, and into the digest.
 pub(crate) fn split(criterion: &mut Criterion) {
@@ -48,19 +47,4 @@ pub(crate) fn process(criterion: &mut Criterion) {
             });
         });
     }
-}
-
-/// Returns `count` tasks of a spin, packed as a producer packs them.
-pub(crate) fn packed(count: u32) -> PackedTasks {
-    let job = erase(spin(count));
-    let mut split = job.split_from(TaskIndex(0)).expect("a spin can be split");
-    let limit = BatchLimit { tasks: count, bytes: BATCH_MAX_BYTES };
-    let mut tasks = PackedTasks::default();
-    split.split_into(&mut tasks, &mut SplitDigest::default(), limit).expect("a spin gives tasks");
-    assert_eq!(tasks.count(), count, "a batch of tasks without payload has room for all");
-    tasks
-}
-
-fn spin(count: u32) -> Spin {
-    Spin { tasks: count.into(), ..Spin::default() }
 }

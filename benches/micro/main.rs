@@ -2,6 +2,7 @@
 //! -- wire`. The parts of the sink have their own: `cargo bench -p gristmill-sink`.
 
 mod batching;
+mod fixtures;
 mod pipeline;
 mod wire;
 

@@ -5,12 +5,15 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use gristmill_jobs::Spin;
 use gristmill_shared::{
-    Headers, Job as _, JobId, Kind, Message, Policy, Round, TaskIndex, WorkerId, erase,
+    Headers, JobId, Message, TaskIndex, WorkerId, erase,
     wire::{Batch, OutputRun, Results, SinkMessage, WireMessage as _, decode},
 };
 use serde_json::value::RawValue;
 
-use crate::{BATCH_SIZES, batching::packed};
+use crate::{
+    BATCH_SIZES,
+    fixtures::{batch, packed},
+};
 
 /// Measures encoding and decoding of a batch.
 pub(crate) fn batches(criterion: &mut Criterion) {
@@ -49,23 +52,6 @@ pub(crate) fn results(criterion: &mut Criterion) {
 fn spec(count: u32) -> Box<RawValue> {
     let job = erase(Spin { tasks: count.into(), ..Spin::default() });
     job.spec().expect("a spin's parameters are small")
-}
-
-pub(crate) fn batch<'a>(spec: &'a RawValue, tasks: &'a RawValue, count: u32) -> Batch<'a> {
-    Batch {
-        job: JobId::generate(),
-        kind: Kind::new(Spin::KIND).expect("a kind that is registered"),
-        spec,
-        policy: Policy::default(),
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(0),
-        count,
-        tasks,
-    }
 }
 
 fn message(outputs: &RawValue, count: u32) -> Message {

@@ -11,6 +11,7 @@
 
 mod account;
 mod drill_broker;
+mod drill_job;
 mod drill_role;
 mod error;
 mod fleet;

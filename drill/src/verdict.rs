@@ -7,9 +7,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     account::{DrillAccount, JobAudit, LedgerFindings},
+    drill_job::DrillJob,
     plan::{DrillFault, DrillPlan},
     supervised_process::StartupSign,
-    workload::DrillJob,
     workspace::Workspace,
 };
 use gristmill_shared::Exit;

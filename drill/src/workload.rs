@@ -4,12 +4,11 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use gristmill_jobs::{Spin, SpinReport};
 use gristmill_shared::JobId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::workspace::Workspace;
+use super::{drill_job::DrillJob, workspace::Workspace};
 
 /// Processor time of a task, in µs.
 const TASK_MICROS: u32 = 1_000;
@@ -25,23 +24,6 @@ const BUSY_RANGE: (Duration, Duration) = (Duration::from_secs(2), Duration::from
 const TASKS_MAX: u64 = 100_000;
 /// Number of tasks of a message: few, since faults hit messages.
 const BATCH_TASKS: std::ops::RangeInclusive<u32> = 1..=4;
-
-/// A job that was submitted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DrillJob {
-    pub(crate) job: JobId,
-    pub(crate) tasks: u64,
-    /// The seed of its outputs' floats, if they have any.
-    pub(crate) float_seed: Option<u32>,
-}
-
-impl DrillJob {
-    /// Returns the report of a run without faults.
-    pub(crate) fn expected(&self) -> SpinReport {
-        let (tasks, seed) = (self.tasks, self.float_seed.unwrap_or_default().into());
-        Spin { tasks, floats: self.float_seed.is_some(), seed, ..Spin::default() }.expected()
-    }
-}
 
 /// The sequence of jobs, and its end.
 #[derive(Debug)]

@@ -16,11 +16,11 @@ use tokio::{process::Command, time::Instant};
 use super::{
     account::{FaultAttempt, UnplannedExit},
     drill_broker::DrillBroker,
+    drill_job::DrillJob,
     error::{DrillError, system_error},
     plan::DrillFault,
     process_group::ProcessGroup,
     supervised_process::{StartupSign, SupervisedProcess},
-    workload::DrillJob,
 };
 
 /// The state that all parts of a drill share.

@@ -11,6 +11,7 @@ mod index_set;
 mod job;
 mod lane_lock;
 mod ledger;
+mod outbox;
 mod outbox_publisher;
 mod sink;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use crate::{Lane, Message, Published, Queue, QueueRole, Shards, TransportError};
 
 pub(super) struct MemoryBroker {
     routes: RwLock<HashMap<Queue, Route>>,
-    pub(super) journal: StoredJournal,
+    pub(super) journal: Arc<StoredJournal>,
     pub(super) events: EventChannel,
     last_id: AtomicU64,
 }
@@ -31,7 +31,7 @@ impl MemoryBroker {
     pub(super) fn new() -> Self {
         Self {
             routes: RwLock::default(),
-            journal: StoredJournal::new(),
+            journal: Arc::new(StoredJournal::new()),
             events: EventChannel::new(),
             last_id: AtomicU64::new(0),
         }

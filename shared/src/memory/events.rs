@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::broadcast::{self, error::RecvError};
 
-use super::{MemoryConnection, broker::MemoryBroker, disconnected};
+use super::{MemoryConnection, disconnected};
 use crate::{EventFilter, EventReader, Message, Published, Topic, TransportError};
 
 /// The number of events that may wait for the slowest reader. Beyond that it misses the oldest.
@@ -35,11 +35,11 @@ pub(super) struct MemoryEventReader {
 
 impl MemoryEventReader {
     pub(super) fn subscribe(
-        broker: &MemoryBroker,
+        channel: &EventChannel,
         connection: MemoryConnection,
         filter: EventFilter,
     ) -> Self {
-        Self { events: broker.events.0.subscribe(), connection, filter }
+        Self { events: channel.0.subscribe(), connection, filter }
     }
 }
 

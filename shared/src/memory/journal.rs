@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{sync::watch, task::coop::consume_budget};
 
-use super::{MemoryConnection, broker::MemoryBroker, lock};
+use super::{MemoryConnection, lock};
 use crate::{JournalEntry, JournalReader, Message, Published, TransportError};
 
 /// The number of facts that the journal keeps. Beyond that it drops the oldest.
@@ -60,7 +60,7 @@ impl StoredJournal {
 }
 
 pub(super) struct MemoryJournalReader {
-    broker: Arc<MemoryBroker>,
+    journal: Arc<StoredJournal>,
     connection: MemoryConnection,
     end: watch::Receiver<u64>,
     next: u64,
@@ -69,10 +69,10 @@ pub(super) struct MemoryJournalReader {
 }
 
 impl MemoryJournalReader {
-    pub(super) fn open(broker: Arc<MemoryBroker>, connection: MemoryConnection) -> Self {
-        let end = broker.journal.end.subscribe();
+    pub(super) fn open(journal: Arc<StoredJournal>, connection: MemoryConnection) -> Self {
+        let end = journal.end.subscribe();
         let catch_up = Some(*end.borrow());
-        Self { broker, connection, end, next: 0, catch_up }
+        Self { journal, connection, end, next: 0, catch_up }
     }
 }
 
@@ -85,12 +85,12 @@ impl JournalReader for MemoryJournalReader {
             if self.catch_up.take_if(|end| self.next >= *end).is_some() {
                 return Ok(JournalEntry::CaughtUp);
             }
-            if let Some((number, fact)) = self.broker.journal.read(self.next) {
+            if let Some((number, fact)) = self.journal.read(self.next) {
                 self.next = number + 1;
                 return Ok(JournalEntry::Fact(fact));
             }
             let grows = self.end.wait_for(|end| *end > self.next);
-            // Fails only if the journal is gone, and the broker holds it.
+            // Fails only if the journal is gone, and this reader holds it.
             let _ = self.connection.cancel_on_close(grows).await?;
         }
     }

@@ -141,12 +141,12 @@ impl Transport for MemoryTransport {
 
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
         self.connection.check_open()?;
-        Ok(Box::new(MemoryJournalReader::open(Arc::clone(&self.broker), self.connection.clone())))
+        Ok(Box::new(MemoryJournalReader::open(Arc::clone(&self.broker.journal), self.connection.clone())))
     }
 
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.connection.check_open()?;
-        Ok(Box::new(MemoryEventReader::subscribe(&self.broker, self.connection.clone(), filter)))
+        Ok(Box::new(MemoryEventReader::subscribe(&self.broker.events, self.connection.clone(), filter)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -1,11 +1,10 @@
 //! The single writer of the ledger: folds messages and commits them in groups. Runs on one thread
 //! and does not use the broker.
 
-mod commit_schedule;
+pub(crate) mod commit_schedule;
 mod dead_recorder;
 pub(crate) mod ledger_thread;
-mod log_limiter;
-mod outbox;
+pub(crate) mod log_limiter;
 mod parking;
 mod progress;
 mod stalls;
@@ -28,8 +27,6 @@ use gristmill_shared::{
     },
 };
 
-pub(crate) use outbox::Outbox;
-
 use crate::{
     LedgerLocation, SinkError, SinkReport,
     job::ActiveJob,
@@ -37,6 +34,7 @@ use crate::{
         JobRecord, Ledger,
         outbox_rows::{OutboxAnswer, OutboxBatch},
     },
+    outbox::Outbox,
 };
 use commit_schedule::Urgency;
 use dead_recorder::DeadRecorder;

@@ -11,8 +11,8 @@ use rusqlite::Transaction;
 
 use super::{ActiveJob, JobPhase, end_details::EndDetails, fold_state::UserCodeError};
 use crate::{
-    engine::Outbox,
     ledger::{JobEnd, JobState},
+    outbox::Outbox,
 };
 
 /// The longest conclusion that the journal carries, in bytes. A longer one is in the ledger only.

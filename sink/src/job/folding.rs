@@ -10,7 +10,7 @@ use super::{
     ActiveJob, JobPhase,
     fold_state::{FoldedSpan, UserCodeError},
 };
-use crate::{engine::Outbox, ledger::outcome_rows::StoredFailure};
+use crate::{ledger::outcome_rows::StoredFailure, outbox::Outbox};
 
 /// The round, worker and code that outcomes come from.
 #[derive(Clone, Copy)]

@@ -13,8 +13,8 @@ use super::{
     fold_state::{FoldState, UserCodeError, catch_panic},
 };
 use crate::{
-    engine::Outbox,
     ledger::{JobRecord, NUMBER_MAX, OutcomeCounts, Seal, builds::Builds},
+    outbox::Outbox,
 };
 
 impl ActiveJob {

@@ -6,7 +6,7 @@ use gristmill_shared::{
 };
 
 use super::{ActiveJob, JobPhase};
-use crate::engine::Outbox;
+use crate::outbox::Outbox;
 
 impl ActiveJob {
     /// Returns the known tasks from `from` on that have no outcome: those below the total, or below

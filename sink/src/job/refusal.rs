@@ -13,7 +13,7 @@ use super::{
     ActiveJob, JobPhase,
     folding::{OutcomeSource, check_range},
 };
-use crate::{engine::Outbox, index_set::push_range};
+use crate::{index_set::push_range, outbox::Outbox};
 
 /// Tasks that were refused since the last commit.
 #[derive(Debug, Default)]

@@ -11,8 +11,8 @@ use serde_json::value::RawValue;
 use super::{ActiveJob, JobPhase, fold_state::UserCodeError};
 use crate::{
     SinkError,
-    engine::Outbox,
     ledger::{JobState, Ledger, outcome_rows},
+    outbox::Outbox,
 };
 
 /// Tasks sent again at a time. The others stay failed; another request sends more.

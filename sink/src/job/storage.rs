@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     SinkError,
-    engine::Outbox,
     ledger::{JobRecord, Ledger, builds::Builds, outcome_rows},
+    outbox::Outbox,
 };
 
 impl ActiveJob {

@@ -1,4 +1,4 @@
-//! The lease of a slot on the batch that it runs, with the start of its current task.
+//! The lease of a slot on its batch, which a task loses that exceeds its time limit.
 //!
 //! A thread cannot be ended from outside. When a task runs on long after its time limit or after
 //! its job's stop, and when the grace of a leaving worker ends, the lease and the batch are revoked

@@ -1,4 +1,4 @@
-//! A guard that keeps a batch unacked until one of its messages is stored.
+//! The ack of a batch, held back until the broker has confirmed all that follows from it.
 
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     Flaw,
+    flaw_memory::FlawMemory,
     readers::{FlawedEvents, FlawedJournal},
     receipts::{FlawedConsumer, ReceiptSlot},
 };
@@ -30,20 +31,6 @@ pub(super) struct FlawedTransport {
     flaw: Flaw,
     memory: Arc<FlawMemory>,
     closed: AtomicBool,
-}
-
-/// The shared state of all flawed connections to one broker.
-#[derive(Debug, Default)]
-pub(super) struct FlawMemory {
-    connections: Mutex<Vec<Arc<dyn Transport>>>,
-    /// The lane that was opened first.
-    lane: OnceLock<Lane>,
-    last_answers: Mutex<Vec<Published>>,
-    rejected: Mutex<Option<Outgoing>>,
-    pub(super) events: Mutex<VecDeque<Message>>,
-    pub(super) newest: Mutex<HashMap<String, ReceiptSlot>>,
-    pub(super) in_order: Mutex<VecDeque<(u64, Option<Receipt>)>>,
-    pub(super) held_back: Mutex<Vec<Receipt>>,
 }
 
 impl FlawedTransport {

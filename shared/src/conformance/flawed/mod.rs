@@ -1,5 +1,6 @@
 //! Transports with one flaw each, which prove that the suite detects every broken promise.
 
+mod flaw_memory;
 mod flawed_transport;
 mod readers;
 mod receipts;
@@ -8,7 +9,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{ALL_PROMISES, Connect, connect};
 use crate::memory::MemoryTransport;
-use flawed_transport::{FlawMemory, FlawedTransport};
+use flaw_memory::FlawMemory;
+use flawed_transport::FlawedTransport;
 
 /// A single defect of a transport.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

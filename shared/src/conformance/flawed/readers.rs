@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use futures::{FutureExt, future::pending};
 use tokio::task::yield_now;
 
-use super::{Flaw, flawed_transport::FlawMemory};
+use super::{Flaw, flaw_memory::FlawMemory};
 use crate::{EventReader, JournalEntry, JournalReader, Message, TransportError};
 
 #[derive(Debug)]

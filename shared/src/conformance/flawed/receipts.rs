@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{Flaw, flawed_transport::FlawMemory, readers::await_flawed};
+use super::{Flaw, flaw_memory::FlawMemory, readers::await_flawed};
 use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
 
 /// A delivery's receipt of the inner transport, until it is settled.

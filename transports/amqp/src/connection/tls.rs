@@ -177,8 +177,7 @@ fn describe_certificate_error(why: &CertificateError) -> (String, &'static str) 
                 ServerName::IpAddress(address) => std::net::IpAddr::from(*address).to_string(),
                 name => name.to_str().into_owned(),
             };
-            let hint =
-                "use a name of the certificate in the URL, or a certificate with this name";
+            let hint = "use a name of the certificate in the URL, or a certificate with this name";
             (format!("is not for {host:?}, but for {names}"), hint)
         }
         CertificateError::ExpiredContext { time, not_after } => {

@@ -105,9 +105,10 @@ impl JournalStream {
             let mut reader =
                 open_stream(AMQPValue::LongLongInt(last_given.offset), Arc::clone(&generation)).await?;
             let Ok(entry) = timeout(REPLY_TIMEOUT, reader.next()).await else {
-                return Err(generation
-                    .end
-                    .disconnect_error(&format!("the journal did not return its entry {}", last_given.offset)));
+                return Err(generation.end.disconnect_error(&format!(
+                    "the journal did not return its entry {}",
+                    last_given.offset
+                )));
             };
             let entry = entry?;
             let same = EntryPosition::from_entry(&entry).is_some_and(|found| found == last_given);

@@ -209,9 +209,7 @@ impl BrokerInventory {
                 ("all lanes share it, so when no job runs on any", "virtual host")
             }
             BrokerEntity::Queue { .. } => ("when it is empty", "--lane"),
-            BrokerEntity::Exchange(..) => {
-                ("all lanes share it, so when no program runs", "virtual host")
-            }
+            BrokerEntity::Exchange(..) => ("all lanes share it, so when no program runs", "virtual host"),
         };
         format!(
             "another user or version created it; {when}, delete it there and run `{setup}`, or use another {else_use}"

@@ -150,9 +150,8 @@ impl LanePresence {
         } else if left.is_empty() {
             Finding::ok(CHECK_NAME, found)
         } else {
-            Finding::problem(CHECK_NAME, format_args!("{found}; no consumer on {}", left.join(", "))).hint(
-                "restart the workers: each consumes the tasks queues that exist when it starts",
-            )
+            Finding::problem(CHECK_NAME, format_args!("{found}; no consumer on {}", left.join(", ")))
+                .hint("restart the workers: each consumes the tasks queues that exist when it starts")
         })
     }
 

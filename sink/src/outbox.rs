@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use gristmill_shared::{Lane, Message, WorkerId, metrics::SINK_OUTBOX_ROWS, wire::WireMessage};
 use rusqlite::Transaction;
 
-use super::{commit_schedule::Urgency, log_limiter::LogLimiter};
+use crate::engine::{commit_schedule::Urgency, log_limiter::LogLimiter};
 use crate::{
     SinkError,
     ledger::{
