@@ -38,9 +38,11 @@ mod cli;
 mod connect;
 mod exit;
 mod library;
+mod program;
+mod role;
 pub mod testing;
 
-pub use app::{App, Role};
+pub use app::App;
 pub use connect::connect;
 pub use gristmill_amqp::Credentials;
 pub use gristmill_producer::{
@@ -54,6 +56,7 @@ pub use gristmill_shared::{
 pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
 pub use library::{Client, Error, JobHandle, RunOptions, run};
+pub use role::Role;
 
 /// The names that a job's code needs.
 pub mod prelude {

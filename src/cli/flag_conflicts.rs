@@ -62,7 +62,7 @@ fn flag_names(arg: &Arg) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{App, Role, app::KindArgs};
+    use crate::{App, Role, cli::kinds::KindArgs};
 
     fn refused(kinds: Vec<Command>) -> Option<String> {
         let kind =

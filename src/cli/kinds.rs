@@ -9,10 +9,17 @@ use clap::{
 use gristmill_jobs::{Crack, Primes, Spin};
 use gristmill_shared::{AnyJob, Job as _};
 
-use crate::{app::KindArgs, exit::Failure};
+use crate::exit::Failure;
 
 /// The placeholder of a kind in usage lines.
 pub(super) const VALUE_NAME: &str = "KIND";
+
+/// The command line of a kind of job.
+#[derive(Debug, Clone)]
+pub(crate) struct KindArgs {
+    pub(crate) command: Command,
+    pub(crate) parse: fn(&ArgMatches) -> Result<Arc<dyn AnyJob>, clap::Error>,
+}
 
 /// The kinds that a program knows.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ mod flags;
 mod generate;
 mod help;
 mod isolated;
-mod kinds;
+pub(crate) mod kinds;
 mod ledger_commands;
 mod log;
 mod metrics;
@@ -46,7 +46,7 @@ use self::{
     progress_bar::ProgressDisplay,
     signals::Signals,
 };
-use crate::{App, Exit, Role, build_id::name_build, exit::Failure};
+use crate::{Exit, Role, build_id::name_build, exit::Failure, program::Program};
 
 /// The state that every command is given.
 pub(crate) struct Context {
@@ -71,8 +71,8 @@ impl Context {
 }
 
 /// Parses the command line, runs the command, and returns the exit code. A panic is [`Exit::Bug`].
-pub(crate) fn main(app: App, role: Role) -> Exit {
-    match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(app, role))) {
+pub(crate) fn main(program: Program, role: Role) -> Exit {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| try_main(program, role))) {
         Ok(Ok(exit)) => exit,
         Ok(Err(failure)) => report_failure(failure.exit, &failure),
         Err(_) => report_failure(Exit::Bug, &"this is a defect: the panic above"), // the hook has logged it
@@ -84,13 +84,13 @@ fn report_failure(exit: Exit, why: &dyn Display) -> Exit {
     exit
 }
 
-fn try_main(app: App, role: Role) -> CommandResult {
+fn try_main(program: Program, role: Role) -> CommandResult {
     gristmill_shared::fail_point::arm(|variable| std::env::var(variable).ok()); // only in our own tests
-    let version = app.version;
-    if let Some(build) = app.build {
+    let version = program.version;
+    if let Some(build) = program.build {
         name_build(build).map_err(|error| Failure::new(Exit::Bug, error))?;
     }
-    let (kinds, registry) = app.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
+    let (kinds, registry) = program.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     if let Some(args) = isolated::child_args() {
         return isolated::serve_child(registry, &args);
     }

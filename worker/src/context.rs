@@ -19,7 +19,7 @@ use gristmill_shared::wire::{Batch, clip_reason, now_ms};
 use tokio::sync::watch;
 
 use crate::{
-    consumer::PrefetchController,
+    consumer::prefetch::PrefetchController,
     executor::JobCache,
     isolate::Isolation,
     log_sampler::FailureLogSampler,

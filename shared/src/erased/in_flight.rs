@@ -15,8 +15,8 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use serde_json::value::RawValue;
 
 use super::{
+    batch_run::{BatchRun, RawTasks},
     catch, panic_text,
-    process::{BatchRun, RawTasks},
     running_index::RunningIndex,
 };
 use crate::{

@@ -3,6 +3,7 @@
 //! The type is erased per **batch**, never per task: one virtual call, then a typed loop over the
 //! tasks.
 
+mod batch_run;
 mod fold;
 mod in_flight;
 mod prepare;
@@ -12,9 +13,9 @@ mod split;
 
 use std::{any::Any, fmt, sync::Arc};
 
+pub use batch_run::{BatchRun, Chunk, DoneTasks, PreparedHook, TaskFailure, TaskStartHook};
 pub use fold::{AnyFold, CollectError, Collected};
 use prepare::{PrepareError, StateCell};
-pub use process::{BatchRun, Chunk, DoneTasks, PreparedHook, TaskFailure, TaskStartHook};
 pub use running_index::RunningIndex;
 use serde::Serialize;
 use serde_json::value::RawValue;

@@ -1,9 +1,9 @@
 //! The consumer of one of the lane's queues: takes deliveries, within a prefetch that follows the
 //! length of batches, and pushes them to the slots.
 
-mod prefetch;
+pub(crate) mod prefetch;
 
-pub(crate) use prefetch::{BATCHES_PER_SLOT, LOWEST_LEVEL, PrefetchController};
+pub(crate) use prefetch::{BATCHES_PER_SLOT, LOWEST_LEVEL};
 
 use std::{sync::Arc, time::Duration};
 

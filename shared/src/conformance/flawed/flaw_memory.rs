@@ -5,8 +5,10 @@ use std::{
     sync::{Arc, Mutex, OnceLock},
 };
 
-use super::receipts::ReceiptSlot;
 use crate::{Lane, Message, Outgoing, Published, Receipt, Transport};
+
+/// A delivery's receipt of the inner transport, until it is settled.
+pub(super) type ReceiptSlot = Arc<Mutex<Option<Receipt>>>;
 
 /// The shared state of all flawed connections to one broker.
 #[derive(Debug, Default)]

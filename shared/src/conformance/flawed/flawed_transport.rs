@@ -17,7 +17,7 @@ use super::{
     Flaw,
     flaw_memory::FlawMemory,
     readers::{FlawedEvents, FlawedJournal},
-    receipts::{FlawedConsumer, ReceiptSlot},
+    receipts::FlawedConsumer,
 };
 use crate::{
     Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane, Message,

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 
-use super::{Flaw, flaw_memory::FlawMemory, readers::await_flawed};
+use super::{
+    Flaw,
+    flaw_memory::{FlawMemory, ReceiptSlot},
+    readers::await_flawed,
+};
 use crate::{Consumer, Delivery, Receipt, Settlement, Settler, Token, TransportError};
-
-/// A delivery's receipt of the inner transport, until it is settled.
-pub(super) type ReceiptSlot = Arc<Mutex<Option<Receipt>>>;
 
 #[derive(Debug)]
 pub(super) struct FlawedConsumer {

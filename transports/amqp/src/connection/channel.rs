@@ -1,13 +1,14 @@
 //! Channels that are closed in an order that lapin tolerates.
 
-use std::{future::Future, ops::Deref};
+use std::{future::Future, ops::Deref, time::Duration};
 
 use futures::StreamExt;
 use lapin::{Channel, ConnectionStatus, Consumer, message::Delivery};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::generation::REPLY_TIMEOUT;
+/// Time limit for one reply of the broker.
+pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Closes a channel. The broker confirms this only after it has handled everything sent before.
 pub(crate) async fn close_channel(channel: &Channel) {

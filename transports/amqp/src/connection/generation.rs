@@ -18,7 +18,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{channel::OwnedChannel, runtime::DedicatedRuntime, termination::Termination};
+use super::{
+    channel::{OwnedChannel, REPLY_TIMEOUT},
+    runtime::DedicatedRuntime,
+    termination::Termination,
+};
 use crate::{
     config::AmqpConfig,
     failure::{self, NOT_FOUND, Operation},
@@ -28,8 +32,6 @@ use crate::{
 /// Threads that only talk to the broker, so that no task's work delays a heartbeat; a second one
 /// would mostly wake the first.
 const IO_THREADS: usize = 1;
-/// Time limit for one reply of the broker.
-pub(crate) const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between messages on the publishing connection that show if the broker accepts any.
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
 /// The same interval at most, after repeated refusals.

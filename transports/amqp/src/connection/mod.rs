@@ -3,6 +3,7 @@
 mod backoff;
 mod channel;
 mod credentials;
+mod current;
 mod degraded;
 mod generation;
 mod handle;
@@ -14,9 +15,10 @@ mod tls;
 pub use self::credentials::Credentials;
 pub(crate) use self::{
     backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
-    channel::{OwnedChannel, close_channel},
+    channel::{OwnedChannel, REPLY_TIMEOUT, close_channel},
+    current::CurrentConnection,
     degraded::DegradedGuard,
-    generation::{ConnectError, Generation, PROBE_ROUTING_KEY, REPLY_TIMEOUT},
-    handle::{ConnectionHandle, CurrentConnection},
+    generation::{ConnectError, Generation, PROBE_ROUTING_KEY},
+    handle::ConnectionHandle,
     tls::{TlsFailure, TlsSettings, classify_tls_error},
 };

@@ -10,8 +10,8 @@ use tokio::{
 
 use super::{
     backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
+    current::CurrentConnection,
     generation::{ConnectError, Generation},
-    handle::CurrentConnection,
 };
 
 /// Delay before failed attempts to reconnect are logged as a warning, and the interval after that.
