@@ -14,7 +14,7 @@ use crate::{
 
 /// A program that knows some kinds of job and can take every role.
 #[derive(Debug)]
-pub struct App(Program);
+pub struct App(pub(crate) Program);
 
 impl Default for App {
     fn default() -> Self {

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn built_in_kinds_do_not_conflict() {
-        let (kinds, _) = App::with_built_in_jobs().into_parts().unwrap();
+        let (kinds, _) = App::with_built_in_jobs().0.into_parts().unwrap();
         assert_eq!(refused(kinds.into_iter().map(|kind| kind.command).collect()), None);
     }
 }
