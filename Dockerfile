@@ -1,13 +1,16 @@
-# One image for every role: `docker run gristmill worker --slots 2`. It is built by BuildKit (Docker 23, or DOCKER_BUILDKIT=1).
+# One image for every role: `docker run gristmill worker --slots 2`. It needs BuildKit (Docker 23,
+# or DOCKER_BUILDKIT=1).
 #
-# No init is needed: the programs take SIGTERM and SIGINT as process 1 too, and wait for every process that they start. What a
-# task's command leaves behind is killed, but nothing waits for it: give workers of such jobs an init (`init: true`).
-# Nothing is written but to /var/lib/gristmill (a sink's ledger, a producer's cursors), so the rest may be read-only.
+# No init is needed: the programs handle SIGTERM and SIGINT as process 1 too, and wait for each
+# process that they start. Processes that a task's command leaves behind are killed, but not reaped.
+# Give workers of such jobs an init (`init: true`).
+# The programs write only to /var/lib/gristmill (a sink's ledger, a producer's cursors), so the rest
+# may be read-only.
 
 ARG RUST_IMAGE=rust:1.95-bookworm
 ARG BASE_IMAGE=debian:bookworm-slim
 
-# The manifests, with empty crates: as long as they stay the same, so does the layer of the dependencies.
+# The manifests, with empty crates. The layer of the dependencies is rebuilt only if they change.
 FROM ${RUST_IMAGE} AS manifests
 WORKDIR /build
 COPY . .
@@ -21,12 +24,13 @@ COPY --from=manifests /build .
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     cargo build --release --locked --features otlp --bin gristmill
 COPY . .
-# Touched, since cargo goes by times, and the empty crates were built after these files were written. What dependencies have
-# generated in target/ is not, or they would be built again.
+# The sources are touched, because cargo compares times, and the empty crates were built after these
+# files were written. Files that dependencies generated in target/ are not touched, because that
+# would rebuild the dependencies.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     find . -path ./target -prune -o -name '*.rs' -exec touch '{}' + \
     && cargo build --release --locked --features otlp --bin gristmill
-# `worker` is `gristmill worker`, so one program is enough; the shell becomes it, and signals reach it.
+# `worker` is `gristmill worker`, so one program is enough. The shell execs it, so signals reach it.
 RUN mkdir /programs && cp target/release/gristmill /programs/ \
     && for role in producer worker sink; do \
         printf '#!/bin/sh\nexec /usr/local/bin/gristmill %s "$@"\n' "$role" >"/programs/$role" \
@@ -44,12 +48,12 @@ LABEL org.opencontainers.image.title="Gristmill" \
 RUN groupadd --system --gid 10001 gristmill \
     && useradd --system --uid 10001 --gid 10001 --home-dir /var/lib/gristmill --shell /usr/sbin/nologin gristmill \
     && install -d -o gristmill -g gristmill -m 0750 /var/lib/gristmill
-# For amqps:// with certificates that the public authorities have signed.
+# For amqps:// with certificates of public authorities.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /programs/ /usr/local/bin/
 ENV GRISTMILL_STATE=/var/lib/gristmill
 WORKDIR /var/lib/gristmill
-# By number, so that Kubernetes sees that it is not root.
+# A number, so that Kubernetes can check that it is not root.
 USER 10001:10001
 STOPSIGNAL SIGTERM
 CMD ["gristmill", "--help"]

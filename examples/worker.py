@@ -2,30 +2,35 @@
 """A Gristmill worker in Python, by docs/protocol.md: the other half of examples/collatz.rs.
 
     pip install pika
-    export GRISTMILL_BROKER=amqp://guest@localhost:5672    # with another user: GRISTMILL_PASSWORD, or GRISTMILL_PASSWORD_FILE
+    # For another user, also set GRISTMILL_PASSWORD or GRISTMILL_PASSWORD_FILE.
+    export GRISTMILL_BROKER=amqp://guest@localhost:5672
     cargo run --example collatz -- sink &
     python3 examples/worker.py &
     cargo run --example collatz -- producer submit collatz --limit 300000 --wait
 
-It runs one task at a time, in the thread that talks to the broker. Start as many as there are cores.
+It runs one task at a time, in the thread of the broker's connection. Start one for each core.
 """
 
 import collections, json, math, os, random, re, secrets, signal, socket, sys, time, urllib.parse, uuid
 import pika
 from pika.exceptions import AuthenticationError, NackError, ProbableAuthenticationError
 
-HEARTBEAT = 600  # seconds; longer than any task, because nothing is heard or said while a task runs
-PREFETCH = 4  # messages held of `tasks`, and as many of `again`
-REPORT_AFTER = 1.0  # seconds after which a long batch reports what it has
+HEARTBEAT = 600  # seconds; longer than any task, because no heartbeats are sent while a task runs
+PREFETCH = 4  # unacked messages of `tasks`, and as many of `again`
+REPORT_AFTER = 1.0  # seconds after which a long batch reports its outcomes
 RESULTS_BYTES, OUTPUT_BYTES, REASON_BYTES = 256 << 10, 1 << 20, 4 << 10
-STOPPED_MAX = 100_000  # stopped jobs that are remembered
-STEPS = [(600_000, "10m"), (60_000, "1m"), (10_000, "10s"), (1_000, "1s")]  # of the retry ladder, in milliseconds
-DELAY_MAX = 86_400_000  # milliseconds a task waits at most before its next try
+STOPPED_MAX = 100_000  # number of stopped jobs that are remembered
+# The retry ladder, in milliseconds.
+STEPS = [(600_000, "10m"), (60_000, "1m"), (10_000, "10s"), (1_000, "1s")]
+DELAY_MAX = 86_400_000  # the longest wait of a task before its next try, in milliseconds
 PAUSE_MAX = 1.0  # seconds between two tries to publish to a full queue
 
 
 class Collatz:
-    """A kind: made of a spec, called with a task. Whatever it raises is a failed try; Reject is a failure for good."""
+    """A kind: made of a spec, called with a task.
+
+    An exception is a failed try; Reject is a failure for good.
+    """
 
     def __init__(self, spec):
         self.limit = int(spec["limit"])
@@ -52,7 +57,7 @@ class Reject(Exception):
 
 
 class Malformed(Exception):
-    """Nobody can work with this message."""
+    """No program can process this message."""
 
 
 class Worker:
@@ -61,11 +66,11 @@ class Worker:
         self.lane, self.leaving, self.sent = lane, False, 0
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:63]
         self.id = f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.stopped = {}  # job -> the last round that nobody needs any more
-        self.waiting = collections.deque()  # deliveries that are not begun; the prefetch bounds them
+        self.stopped = {}  # job -> the last round that is no longer needed
+        self.waiting = collections.deque()  # deliveries not begun; bounded by the prefetch
         self.connection = pika.BlockingConnection(parameters)
         self.outlet = self.connection.channel()
-        self.outlet.confirm_delivery()  # from here on basic_publish waits for the broker's answer
+        self.outlet.confirm_delivery()  # basic_publish now waits for the broker's answer
 
     def run(self):
         journal = self.connection.channel()
@@ -86,13 +91,14 @@ class Worker:
                 channel.basic_ack(method.delivery_tag)  # all that follows from it is confirmed
         for consumer in consumers:
             inlet.basic_cancel(consumer)
-        for role, channel, method, properties, body in self.waiting:  # not begun: to others, at no cost
+        # Batches that have not begun go to other workers, at no cost.
+        for role, channel, method, properties, body in self.waiting:
             self.pass_on("work", "again", properties, body)
             channel.basic_ack(method.delivery_tag)
         self.connection.close()
 
     def learn(self, channel, method, properties, body):
-        """Takes in a fact of the journal."""
+        """Records a fact of the journal."""
         channel.basic_ack(method.delivery_tag)
         if properties.type not in ("gristmill.stopped.v1", "gristmill.finished.v1"):
             return
@@ -100,7 +106,7 @@ class Worker:
             fact = json.loads(body)
             job, ended = fact["job"], int(fact["round"])
         except (ValueError, KeyError, TypeError):
-            return  # readers of the journal pass over what they do not understand
+            return  # readers of the journal skip unknown messages
         self.stopped[job] = max(ended, self.stopped.get(job, 0))
         if len(self.stopped) > STOPPED_MAX:
             self.stopped.pop(next(iter(self.stopped)))
@@ -109,7 +115,7 @@ class Worker:
         return batch["round"] <= self.stopped.get(batch["job"], -1)
 
     def work(self, role, properties, body):
-        """Does what a message asks for. When this returns, all that follows from it is confirmed."""
+        """Processes a message. When this returns, all messages that follow from it are confirmed."""
         try:
             batch = read_batch(properties, body)
             if self.is_stopped(batch):
@@ -117,7 +123,7 @@ class Worker:
             if batch["kind"] not in KINDS:
                 return self.pass_on("work", "retry.10s", properties, body)
             delay = count(properties, "gm-delay")
-            if role == "again" and delay >= 1000:  # it has still to wait
+            if role == "again" and delay >= 1000:  # it must still wait
                 step, rest = first_step(delay)
                 return self.pass_on("work", f"retry.{step}", properties, body, {"gm-delay": rest})
             try:
@@ -134,7 +140,7 @@ class Worker:
         report = Report(self, batch)
         timeout = (batch["policy"].get("task_timeout_ms") or math.inf) / 1000
         for index, task in enumerate(batch["tasks"], batch["first"]):
-            self.connection.process_data_events(time_limit=0)  # news of the journal
+            self.connection.process_data_events(time_limit=0)  # facts of the journal
             if self.is_stopped(batch):
                 return
             if self.leaving:
@@ -166,7 +172,7 @@ class Worker:
         report.send()
 
     def send_batch(self, queue, batch, first, tasks, failures, losses, delay=0):
-        """Tasks of a batch as a batch of their own."""
+        """Publishes tasks of a batch as a batch of their own."""
         part = batch | {"first": first, "count": len(tasks), "tasks": tasks}
         name = f"{batch['job']}/{first}+{len(tasks)}@{batch['round']}.{failures}"
         headers = {"gm-attempt": failures, "gm-loss": losses, "gm-delay": delay}
@@ -181,7 +187,7 @@ class Worker:
         self.publish(exchange, queue, properties, json.dumps(body, allow_nan=False))
 
     def pass_on(self, exchange, queue, properties, body, more={}):
-        """Publishes a message as it is, but for the headers and properties that are the broker's."""
+        """Publishes a message unchanged, without the headers and properties of the broker."""
         headers = properties.headers or {}
         headers = {name: headers[name] for name in headers if name.startswith("gm-") or name == "traceparent"}
         names = "type message_id correlation_id app_id timestamp content_type content_encoding".split()
@@ -189,7 +195,7 @@ class Worker:
         self.publish(exchange, queue, pika.BasicProperties(**kept, headers=headers | more), body)
 
     def publish(self, exchange, queue, properties, body):
-        """Returns when the message is stored; a full queue is tried again. A missing one ends the worker."""
+        """Returns when the message is stored. Retries a full queue. A missing queue ends the worker."""
         properties.delivery_mode = 2
         key, pause = f"gristmill.{self.lane}.{queue}", 0.01
         while True:
@@ -202,7 +208,7 @@ class Worker:
 
 
 class Report:
-    """Outcomes on their way to one results message."""
+    """Outcomes for one results message."""
 
     def __init__(self, worker, batch):
         self.worker, self.batch = worker, batch
@@ -214,7 +220,7 @@ class Report:
         self.spans[-1]["count"] += 1
         self.spans[-1]["outputs"].append(output)
         self.bytes += size
-        if self.batch["policy"].get("keep") == "tasks":  # it travels with its output
+        if self.batch["policy"].get("keep") == "tasks":  # the task travels with its output
             self.spans[-1].setdefault("tasks", []).append(task)
             self.bytes += len(json.dumps(task))
 
@@ -265,7 +271,7 @@ def finite(text):
 
 
 def first_step(delay):
-    """The longest step within `delay` milliseconds, or else the shortest; and what is left then."""
+    """Returns the longest step within `delay` milliseconds, or else the shortest, and the rest."""
     delay = min(delay, DELAY_MAX)
     wait, step = next((wait, step) for wait, step in STEPS if wait <= delay)
     return step, delay - wait
@@ -273,7 +279,7 @@ def first_step(delay):
 
 def count(properties, header):
     value = (properties.headers or {}).get(header)
-    # pika has a type of its own for numbers of 64 bits, which is one of integers.
+    # pika has a type of its own for 64-bit numbers, which is a subclass of int.
     return max(0, int(value)) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
@@ -282,14 +288,15 @@ def clip(reason):
 
 
 def access(url):
-    """Where the broker is and who we are there, as Gristmill's own programs take it; and whether somebody gave a password."""
+    """Returns the connection parameters, as Gristmill's own programs read them, and whether a
+    password was given."""
     password = password_beside_the_url()
     place = urllib.parse.urlsplit(url)
     user, _, host = place.netloc.rpartition("@")
     name, in_the_url, _ = user.partition(":")
     if in_the_url and password:
         sys.exit("there are two passwords, one of them in GRISTMILL_BROKER (hint: leave that one out, amqp://USER@HOST)")
-    if not in_the_url:  # without any it is RabbitMQ's first
+    if not in_the_url:  # without any password, the default of RabbitMQ's first user
         user = f"{name or 'guest'}:{urllib.parse.quote(password or 'guest', safe='')}"
     return pika.URLParameters(place._replace(netloc=f"{user}@{host}").geturl()), bool(in_the_url or password)
 
