@@ -12,10 +12,10 @@ use std::{
 use async_trait::async_trait;
 use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Health, Job, JobError, JournalReader, Lane,
-    Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry, Shards, TaskContext, TaskError,
-    TaskIndex, Transport, TransportError, WorkerId, erase,
+    Address, Job, JobError, Lane, Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry,
+    TaskContext, TaskError, TaskIndex, Transport, TransportError, WorkerId, erase,
     memory::MemoryTransport,
+    testing::TransportDecorator,
     wire::{Batch, Progress, decode},
 };
 use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
@@ -65,34 +65,13 @@ type BatchSizes = Arc<Mutex<Vec<u64>>>;
 struct BatchSizeRecorder(Arc<MemoryTransport>, BatchSizes);
 
 #[async_trait]
-impl Transport for BatchSizeRecorder {
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.0.open_lane(lane).await
+impl TransportDecorator for BatchSizeRecorder {
+    fn inner(&self) -> &dyn Transport {
+        &*self.0
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.0.open_shards(lane, at_least).await
-    }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         Ok(Arc::new(BatchSizePublisher(self.0.publisher().await?, Arc::clone(&self.1))))
-    }
-    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        self.0.consume(queue, prefetch).await
-    }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.0.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.0.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.0.health()
-    }
-    async fn close(&self) {
-        self.0.close().await;
     }
 }
 

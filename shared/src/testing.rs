@@ -1,6 +1,7 @@
 //! Tools for tests: runs of a job without a broker, with random batches and orders, and transports
 //! that inject faults or repeat every message.
 
+mod decorator;
 mod faulty;
 mod repeating;
 
@@ -22,6 +23,7 @@ use crate::{
     wire::{BATCH_MAX_BYTES, Batch, OutputRun, PackedTasks},
 };
 
+pub use decorator::TransportDecorator;
 pub use faulty::{FaultCounts, FaultRates, Faults, FaultyTransport};
 pub use repeating::RepeatingTransport;
 

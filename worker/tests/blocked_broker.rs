@@ -12,11 +12,11 @@ use std::{
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
-    JournalReader, Kind, Lane, Outgoing, Policy, Published, Publisher, Queue, QueueRole, Registry, Round,
-    Shards, TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Address, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Published, Publisher, Queue,
+    QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
+    testing::TransportDecorator,
     wire::{self, Batch, Results},
 };
 use gristmill_worker::Worker;
@@ -91,34 +91,13 @@ impl fmt::Display for Gate {
 }
 
 #[async_trait]
-impl Transport for Gate {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.inner.open_lane(lane).await
+impl TransportDecorator for Gate {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.inner.open_shards(lane, at_least).await
-    }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         Ok(Arc::new(GatedPublisher { inner: self.inner.publisher().await?, open: self.open.subscribe() }))
-    }
-    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        self.inner.consume(queue, prefetch).await
-    }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.inner.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.inner.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
-    }
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 

@@ -13,11 +13,11 @@ use std::{
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, Job, JobError, JobId,
-    JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, Shards,
-    TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Address, Consumer, Headers, Health, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Queue, QueueRole,
+    Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
+    testing::TransportDecorator,
     wire::{self, Batch, Results},
 };
 use gristmill_worker::{Worker, WorkerError, WorkerReport};
@@ -264,36 +264,19 @@ impl fmt::Display for ReconnectedTransport {
 }
 
 #[async_trait]
-impl Transport for ReconnectedTransport {
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.0.open_lane(lane).await
+impl TransportDecorator for ReconnectedTransport {
+    fn inner(&self) -> &dyn Transport {
+        &*self.0
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.0.open_shards(lane, at_least).await
-    }
-    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.0.publisher().await
-    }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         for health in [Health::Reconnecting("a test".into()), Health::Ready] {
             self.1.send_replace(health);
         }
         self.0.consume(queue, prefetch).await
     }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.0.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.0.events(filter).await
-    }
+
     fn health(&self) -> watch::Receiver<Health> {
         self.1.subscribe()
-    }
-    async fn close(&self) {
-        self.0.close().await;
     }
 }

@@ -4,11 +4,11 @@ use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, tim
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Headers, Health, Job, JobError,
-    JobId, JournalReader, Kind, Lane, Outgoing, Policy, Publisher, Queue, QueueRole, Registry, Round, Shards,
-    TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Address, Consumer, Delivery, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Queue,
+    QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
+    testing::TransportDecorator,
     wire::{self, Batch, Results},
 };
 use gristmill_worker::Worker;
@@ -71,20 +71,11 @@ impl Consumer for RecordedConsumer {
 }
 
 #[async_trait]
-impl Transport for PrefetchRecorder {
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.0.open_lane(lane).await
+impl TransportDecorator for PrefetchRecorder {
+    fn inner(&self) -> &dyn Transport {
+        &*self.0
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.0.open_shards(lane, at_least).await
-    }
-    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.0.publisher().await
-    }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         let consumer = self.0.consume(queue, prefetch).await?;
         if queue.role != QueueRole::Tasks {
@@ -92,18 +83,6 @@ impl Transport for PrefetchRecorder {
         }
         self.1.send_modify(|recorded| recorded.push(recorded.last().unwrap_or(&0) + prefetch));
         Ok(Box::new(RecordedConsumer { consumer, prefetch, recorded: self.1.clone() }))
-    }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.0.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.0.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.0.health()
-    }
-    async fn close(&self) {
-        self.0.close().await;
     }
 }
 

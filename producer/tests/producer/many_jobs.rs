@@ -12,11 +12,12 @@ use std::{
 use async_trait::async_trait;
 use gristmill_producer::{JobUpdate, JobWatcher, Producer, Submission, SubmitOptions};
 use gristmill_shared::{
-    Account, Address, Capabilities, Conclusion, Consumer, EventFilter, EventReader, FACTS_MAX_WAITING,
-    Health, Job, JobError, JobId, JournalReader, Kind, Lane, Outgoing, Plan, Publisher, Queue, Round, Shards,
-    TaskContext, TaskError, TaskIndex, Topic, Transport, TransportError, erase,
+    Account, Address, Conclusion, EventFilter, EventReader, FACTS_MAX_WAITING, Job, JobError, JobId,
+    JournalReader, Kind, Lane, Outgoing, Plan, Round, TaskContext, TaskError, TaskIndex, Topic, Transport,
+    TransportError, erase,
     memory::MemoryTransport,
     publish_until_stored,
+    testing::TransportDecorator,
     wire::{Finished, Reopened, WireMessage},
 };
 use serde::{Deserialize, Serialize};
@@ -82,28 +83,21 @@ impl fmt::Display for CountingTransport {
 }
 
 #[async_trait]
-impl Transport for CountingTransport {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+impl TransportDecorator for CountingTransport {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
     }
+
     async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
         self.lanes.fetch_add(1, Ordering::Relaxed);
         self.inner.open_lane(lane).await
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.inner.open_shards(lane, at_least).await
-    }
-    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.inner.publisher().await
-    }
-    async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
-        self.inner.consume(queue, prefetch).await
-    }
     async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
         self.journals.fetch_add(1, Ordering::Relaxed);
         self.inner.journal().await
     }
+
     async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
         self.events.fetch_add(1, Ordering::Relaxed);
         if self.events_forbidden {
@@ -111,12 +105,6 @@ impl Transport for CountingTransport {
             return Err(TransportError::PermissionDenied { transport, lacks });
         }
         self.inner.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
-    }
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 

@@ -10,12 +10,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 
-use super::SeededRng;
+use super::{SeededRng, decorator::TransportDecorator};
 use crate::{
-    Address, Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane,
-    Outgoing, Published, Publisher, Queue, Shards, Transport, TransportError,
+    Address, Consumer, Delivery, Lane, Outgoing, Published, Publisher, Queue, Transport, TransportError,
 };
 
 /// The rates of faults, in thousandths of the published messages and of the calls to `recv`.
@@ -163,21 +161,16 @@ impl FaultyTransport {
 }
 
 #[async_trait]
-impl Transport for FaultyTransport {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.inner.open_lane(lane).await
+impl TransportDecorator for FaultyTransport {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.inner.open_shards(lane, at_least).await
-    }
     async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
         let inner = self.inner.publisher().await?;
         Ok(Arc::new(FaultyPublisher { inner, faults: Arc::clone(&self.faults) }))
     }
+
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         Ok(Box::new(FaultyConsumer {
             inner: Some(self.inner.consume(queue, prefetch).await?),
@@ -187,18 +180,6 @@ impl Transport for FaultyTransport {
             faults: Arc::clone(&self.faults),
             state: FaultyState::Consuming,
         }))
-    }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.inner.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.inner.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
-    }
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 

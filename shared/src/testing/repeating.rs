@@ -10,12 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
-use super::SeededRng;
+use super::{SeededRng, decorator::TransportDecorator};
 use crate::{
-    Capabilities, Consumer, Delivery, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
-    Queue, Receipt, Settlement, Settler, Shards, Token, Transport, TransportError,
+    Consumer, Delivery, Lane, Queue, Receipt, Settlement, Settler, Token, Transport, TransportError,
 };
 
 /// A wrapper around any transport that delivers every message of a work queue several times, in
@@ -60,20 +59,11 @@ impl RepeatingTransport {
 }
 
 #[async_trait]
-impl Transport for RepeatingTransport {
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-    async fn open_lane(&self, lane: &Lane) -> Result<(), TransportError> {
-        self.inner.open_lane(lane).await
+impl TransportDecorator for RepeatingTransport {
+    fn inner(&self) -> &dyn Transport {
+        &*self.inner
     }
 
-    async fn open_shards(&self, lane: &Lane, at_least: Shards) -> Result<Shards, TransportError> {
-        self.inner.open_shards(lane, at_least).await
-    }
-    async fn publisher(&self) -> Result<Arc<dyn Publisher>, TransportError> {
-        self.inner.publisher().await
-    }
     async fn consume(&self, queue: &Queue, prefetch: u16) -> Result<Box<dyn Consumer>, TransportError> {
         Ok(Box::new(RepeatingConsumer {
             inner: self.inner.consume(queue, prefetch).await?,
@@ -84,18 +74,6 @@ impl Transport for RepeatingTransport {
             waiting: Vec::new(),
             ended: false,
         }))
-    }
-    async fn journal(&self) -> Result<Box<dyn JournalReader>, TransportError> {
-        self.inner.journal().await
-    }
-    async fn events(&self, filter: EventFilter) -> Result<Box<dyn EventReader>, TransportError> {
-        self.inner.events(filter).await
-    }
-    fn health(&self) -> watch::Receiver<Health> {
-        self.inner.health()
-    }
-    async fn close(&self) {
-        self.inner.close().await;
     }
 }
 
