@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::role::FleetRole;
+use super::fleet_role::FleetRole;
 
 /// Result of one check.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ mod handshake;
 mod inventory;
 mod presence;
 mod probe;
-mod role;
+mod fleet_role;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -21,14 +21,14 @@ use lapin::options::BasicQosOptions;
 use tokio::time::Instant;
 
 pub use finding::{Finding, Severity};
-pub use role::FleetRole;
+pub use fleet_role::FleetRole;
 
 use self::{
     handshake::ServerIdentity,
     inventory::BrokerInventory,
     presence::PresenceListener,
     probe::{ProbeOutcome, RightsProbe},
-    role::RequiredRight,
+    fleet_role::RequiredRight,
 };
 use crate::{
     MAX_MESSAGE,
