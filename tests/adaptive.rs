@@ -12,8 +12,8 @@ use std::{
 use async_trait::async_trait;
 use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
-    Address, Job, JobError, Lane, Outgoing, Plan, Published, Publisher, Queue, QueueRole, Registry,
-    TaskContext, TaskError, TaskIndex, Transport, TransportError, WorkerId, erase,
+    Address, Job, JobError, Lane, Outgoing, Plan, Published, Publisher, QueueRole, Registry, TaskContext,
+    TaskError, TaskIndex, Transport, TransportError, WorkerId, erase,
     memory::MemoryTransport,
     testing::TransportDecorator,
     wire::{Batch, Progress, decode},
@@ -21,7 +21,6 @@ use gristmill_shared::{
 use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
 use gristmill_worker::Worker;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::within;

@@ -38,7 +38,9 @@ pub struct FleetConfig {
     /// A given broker, which is not harmed, with the environment variables for access; or `None`
     /// for a private one, which is.
     pub broker: Option<(String, Vec<(&'static str, OsString)>)>,
+    /// The number of workers.
     pub workers: u16,
+    /// The number of slots of each worker.
     pub slots: u16,
 }
 

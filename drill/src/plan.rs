@@ -8,17 +8,29 @@ use fastrand::Rng;
 /// A type of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DrillFault {
+    /// SIGKILL to a worker.
     WorkerKilled,
+    /// SIGSTOP to a worker for longer than the heartbeat.
     WorkerPaused,
+    /// SIGTERM to a worker, which starts again.
     WorkerDrained,
+    /// One more worker for a while.
     WorkerAdded,
+    /// SIGKILL to the sink.
     SinkKilled,
+    /// SIGSTOP to the sink for longer than the heartbeat.
     SinkPaused,
+    /// SIGTERM to the sink, which starts again.
     SinkDrained,
+    /// SIGKILL to the producer, whose job is resumed.
     ProducerKilled,
+    /// SIGINT to the producer, whose job is resumed.
     ProducerInterrupted,
+    /// SIGKILL to the broker.
     BrokerKilled,
+    /// SIGSTOP to the broker for longer than the heartbeat.
     BrokerPaused,
+    /// The broker closes every connection.
     ConnectionsClosed,
 }
 
@@ -141,6 +153,7 @@ pub struct PlannedFault {
 pub struct DrillPlan {
     pub(crate) seed: u64,
     pub(crate) length: Duration,
+    /// The faults, in the order of their times.
     pub faults: Vec<PlannedFault>,
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use gristmill_jobs::{Crack, CrackReport, Primes, Spin, Work};
+use gristmill_jobs::{Crack, CrackReport, Primes, Spin, SpinWork};
 use gristmill_shared::{
     Job, TaskIndex,
     testing::{LocalOutcome, LocalRun, run_local},
@@ -110,7 +110,7 @@ proptest! {
         how in local_runs(),
         enter in any::<Index>(),
     ) {
-        let job = Spin { tasks, work: Work::default(), payload, fail_rate, seed, floats, ..Spin::default() };
+        let job = Spin { tasks, work: SpinWork::default(), payload, fail_rate, seed, floats, ..Spin::default() };
         let outcome = run(&job, how, enter);
         let sum = (0..u128::from(tasks)).sum();
         let expected = job.expected();

@@ -245,7 +245,7 @@ impl BuildId {
     ///
     /// # Errors
     /// If the executable cannot be read.
-    pub fn of(mut executable: impl io::Read) -> io::Result<Self> {
+    pub fn from_executable(mut executable: impl io::Read) -> io::Result<Self> {
         let mut hash = Xxh3::new();
         let mut buffer = vec![0; 1 << 20];
         loop {

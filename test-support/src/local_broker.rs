@@ -115,7 +115,7 @@ impl LocalBroker {
         let node_dir = NodeDir::create(ports).map_err(cannot("make the node's directory"))?;
         let mut watchdog = Watchdog::spawn(&node_dir.dir).map_err(cannot("start the watchdog"))?;
         node_dir.write_config(tls).map_err(cannot("fill the node's directory"))?;
-        let epmd = spawn_epmd(&place, &mut watchdog).map_err(cannot("start epmd"))?;
+        let epmd = spawn_epmd(&node_dir, &mut watchdog).map_err(cannot("start epmd"))?;
         let mut broker = Self {
             installation: installation.clone(),
             node_dir,

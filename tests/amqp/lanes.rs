@@ -21,7 +21,8 @@ async fn publish_recreates_a_deleted_queue() {
     for role in [QueueRole::Suspect, QueueRole::Results, QueueRole::Retry(RetryDelay::Second)] {
         let gone = role.of(&lane);
         raw_client.delete(&gone).await;
-        let batch = (0..99).map(|number| to(if number % 3 == 0 { &gone } else { &there }, message(number)));
+        let batch =
+            (0..99).map(|number| outgoing(if number % 3 == 0 { &gone } else { &there }, message(number)));
         store(&transport, batch.collect()).await;
         let ripens = matches!(role, QueueRole::Retry(_));
         let (count, others) = if ripens { (99, &there) } else { (66, &gone) };

@@ -57,7 +57,7 @@ fn outgoing(queue: &Queue, message: Message) -> Outgoing {
 }
 
 fn numbered(queue: &Queue, numbers: std::ops::Range<usize>) -> Vec<Outgoing> {
-    numbers.map(|number| to(queue, message(number))).collect()
+    numbers.map(|number| outgoing(queue, message(number))).collect()
 }
 
 async fn publish(transport: &AmqpTransport, batch: Vec<Outgoing>) -> Vec<Published> {

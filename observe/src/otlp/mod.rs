@@ -49,7 +49,9 @@ const TRACES_PATH: &str = "/v1/traces";
 pub struct Service<'a> {
     /// Its name, unless `OTEL_SERVICE_NAME` overrides it.
     pub name: String,
+    /// Its version.
     pub version: &'static str,
+    /// The name of its host.
     pub host: &'a str,
 }
 

@@ -21,7 +21,6 @@ use gristmill_shared::{
     wire::{Finished, Reopened, WireMessage},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 use crate::harness::within;
 

@@ -177,11 +177,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn memory_keeps_every_promise() {
-        all(memory()).await;
+        check_all(memory()).await;
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn memory_keeps_promises_in_threads() {
-        all(memory()).await;
+        check_all(memory()).await;
     }
 }

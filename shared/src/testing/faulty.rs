@@ -12,9 +12,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{SeededRng, decorator::TransportDecorator};
-use crate::{
-    Address, Consumer, Delivery, Lane, Outgoing, Published, Publisher, Queue, Transport, TransportError,
-};
+use crate::{Address, Consumer, Delivery, Outgoing, Published, Publisher, Queue, Transport, TransportError};
 
 /// The rates of faults, in thousandths of the published messages and of the calls to `recv`.
 ///

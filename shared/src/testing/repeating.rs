@@ -13,9 +13,7 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use super::{SeededRng, decorator::TransportDecorator};
-use crate::{
-    Consumer, Delivery, Lane, Queue, Receipt, Settlement, Settler, Token, Transport, TransportError,
-};
+use crate::{Consumer, Delivery, Queue, Receipt, Settlement, Settler, Token, Transport, TransportError};
 
 /// A wrapper around any transport that delivers every message of a work queue several times, in
 /// another order.
@@ -199,7 +197,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Address, Message, Outgoing, QueueRole,
+        Address, Lane, Message, Outgoing, QueueRole,
         conformance::{self, ALL_PROMISES},
         memory::MemoryTransport,
     };
@@ -219,7 +217,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_message_repeats_within_prefetch() {
         let (memory, queue) = numbered(100).await;
-        let mut consumer = RepeatingTransport::new(memory.connect(), 3, 7).consume(&queue, 10).await.unwrap();
+        let transport: Arc<dyn Transport> = RepeatingTransport::new(memory.connect(), 3, 7);
+        let mut consumer = transport.consume(&queue, 10).await.unwrap();
         let (mut times, mut order) = (BTreeMap::<String, u32>::new(), Vec::new());
         while order.len() < 300 {
             let copies = consumer.recv(50).await.unwrap();
@@ -240,7 +239,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn last_copy_settles_message() {
         let (memory, queue) = numbered(1).await;
-        let mut consumer = RepeatingTransport::new(memory.connect(), 2, 0).consume(&queue, 5).await.unwrap();
+        let transport: Arc<dyn Transport> = RepeatingTransport::new(memory.connect(), 2, 0);
+        let mut consumer = transport.consume(&queue, 5).await.unwrap();
         let mut copies = consumer.recv(5).await.unwrap();
         assert_eq!(copies.len(), 2);
         copies.remove(0).receipt.requeue();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, ser::Error as _};
 use serde_json::value::RawValue;
 
-use super::{Malformed, Opened, WireMessage, form, is_zero};
+use super::{Malformed, Opened, WireMessage, is_zero, wire_message};
 use crate::{BuildId, Headers, JobId, Kind, Message, Policy, Round, TaskIndex, TraceParent, finite};
 
 /// `gristmill.batch.v1`: everything a worker needs to run `count` tasks of a job, from index

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Finished, Malformed, Missing, WireMessage, decode, form};
+use super::{Finished, Malformed, Missing, WireMessage, decode, wire_message};
 use crate::{Account, JobId, Kind, Lane, Message, TaskIndex, WorkerId};
 
 /// `gristmill.progress.v1`: the progress of a job, from the sink, a few times a second while

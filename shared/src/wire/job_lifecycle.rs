@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{form, is_zero};
+use super::{is_zero, wire_message};
 use crate::{BuildId, JobId, Kind, Lane, Plan, Policy, TaskIndex};
 
 /// `gristmill.opened.v1`: a job begins. Sent before its first task. The sink repeats it in the

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Malformed, Opened, WireMessage, decode, form, is_zero};
+use super::{Malformed, Opened, WireMessage, decode, is_zero, wire_message};
 use crate::{Account, BuildId, Conclusion, JobId, Kind, Lane, LedgerId, Message, Round, TaskIndex, WorkerId};
 
 /// `gristmill.finished.v1`: the job has ended, with this result.

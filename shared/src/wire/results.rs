@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    Aborted, Audit, Cancelled, Malformed, Opened, Reopen, Sealed, WireMessage, decode, form, is_zero,
+    Aborted, Audit, Cancelled, Malformed, Opened, Reopen, Sealed, WireMessage, decode, is_zero, wire_message,
 };
 use crate::{BuildId, JobId, Message, Round, TaskIndex, WorkerId};
 

@@ -13,7 +13,7 @@ const KEYS_MAX: usize = 1_000;
 
 /// The time of the last log line of each key.
 #[derive(Debug)]
-pub(super) struct LogLimiter<K>(HashMap<K, Instant>);
+pub(crate) struct LogLimiter<K>(HashMap<K, Instant>);
 
 impl<K> Default for LogLimiter<K> {
     fn default() -> Self {
@@ -23,7 +23,7 @@ impl<K> Default for LogLimiter<K> {
 
 impl<K: Eq + Hash> LogLimiter<K> {
     /// True if a line of this key should be logged now; counts it as logged.
-    pub(super) fn should_log(&mut self, kind: K) -> bool {
+    pub(crate) fn should_log(&mut self, kind: K) -> bool {
         let now = Instant::now();
         if self.0.get(&kind).is_some_and(|told| now.duration_since(*told) < LOG_INTERVAL) {
             return false;

@@ -212,7 +212,7 @@ mod tests {
     use crate::{App, Role, cli::kinds::Kinds};
 
     fn whole() -> Command {
-        let (kinds, _) = App::with_built_in_jobs().into_parts().unwrap();
+        let (kinds, _) = App::with_built_in_jobs().0.into_parts().unwrap();
         crate::cli::command(Role::All, &Kinds(kinds), "1")
     }
 

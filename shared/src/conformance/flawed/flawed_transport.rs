@@ -1,10 +1,9 @@
 //! A transport with one flaw: its queues and its publishing.
 
 use std::{
-    collections::{HashMap, VecDeque},
     fmt,
     sync::{
-        Arc, Mutex, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -20,9 +19,8 @@ use super::{
     receipts::FlawedConsumer,
 };
 use crate::{
-    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane, Message,
-    Outgoing, Published, Publisher, Queue, QueueRole, Receipt, RetryDelay, Shards, Topic, Transport,
-    TransportError,
+    Address, Capabilities, Consumer, EventFilter, EventReader, Headers, Health, JournalReader, Lane,
+    Outgoing, Published, Publisher, Queue, QueueRole, RetryDelay, Shards, Topic, Transport, TransportError,
 };
 
 #[derive(Debug)]

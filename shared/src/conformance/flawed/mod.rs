@@ -141,7 +141,7 @@ async fn flaw_breaks_its_promise() {
 
 #[tokio::test(start_paused = true)]
 async fn flawless_transport_passes() {
-    super::all(connect_flawed(Flaw::None)).await;
+    super::check_all(connect_flawed(Flaw::None)).await;
 }
 
 #[test]

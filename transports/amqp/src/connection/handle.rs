@@ -1,9 +1,8 @@
 //! The connection that survives a loss: the current generation, or the next one.
 
 use std::{
-    collections::BTreeMap,
     ops::Deref,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 

@@ -5,11 +5,11 @@
 //! reason after it has checked the permissions.
 
 mod finding;
+mod fleet_role;
 mod handshake;
 mod inventory;
 mod presence;
 mod probe;
-mod fleet_role;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -24,11 +24,11 @@ pub use finding::{Finding, Severity};
 pub use fleet_role::FleetRole;
 
 use self::{
+    fleet_role::RequiredRight,
     handshake::ServerIdentity,
     inventory::BrokerInventory,
     presence::PresenceListener,
     probe::{ProbeOutcome, RightsProbe},
-    fleet_role::RequiredRight,
 };
 use crate::{
     MAX_MESSAGE,
