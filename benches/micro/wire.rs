@@ -5,7 +5,7 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput};
 use gristmill_jobs::Spin;
 use gristmill_shared::{
-    Headers, JobId, Message, TaskIndex, WorkerId, erase,
+    Headers, JobId, Message, Round, TaskIndex, WorkerId, erase,
     wire::{Batch, OutputRun, Results, SinkMessage, WireMessage as _, decode},
 };
 use serde_json::value::RawValue;

@@ -1,7 +1,7 @@
 //! Tests of the jobs as subcommands, named by their kind, as the command line offers them.
 
 use clap::{Args, Command};
-use gristmill_jobs::{Algorithm, Crack, Primes, Spin, Work};
+use gristmill_jobs::{Algorithm, Crack, Primes, Spin, SpinWork};
 use gristmill_shared::Job;
 
 fn parse<J: Job + Args>(arguments: &str) -> Result<J, clap::Error> {
@@ -36,7 +36,7 @@ fn given_flags_arrive() {
     let spin = "spin --tasks 1000000 --micros 0 --payload 5 --fail-rate 0.5 --seed 3";
     let wanted = Spin {
         tasks: 1_000_000,
-        work: Work::default(),
+        work: SpinWork::default(),
         payload: 5,
         fail_rate: 0.5,
         seed: 3,

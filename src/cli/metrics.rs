@@ -38,7 +38,7 @@ impl MetricsFlags {
                 "cannot listen on {address} for --metrics: {error} (hint: expected HOST:PORT, as 127.0.0.1:9400, of this \
                  machine and not in use)"
             )),
-            error => Failure::new(Exit::Bug, error),
+            error @ MetricsError::RecorderInstalled => Failure::new(Exit::Bug, error),
         })
     }
 }

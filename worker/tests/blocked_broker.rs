@@ -12,8 +12,8 @@ use std::{
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Published, Publisher, Queue,
-    QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Address, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Published, Publisher, QueueRole,
+    Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     testing::TransportDecorator,

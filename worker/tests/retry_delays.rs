@@ -14,8 +14,7 @@ use std::{
 use async_trait::async_trait;
 use gristmill_shared::{
     Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, Published, Publisher,
-    Queue, QueueRole, Registry, RetryDelay, Round, TaskContext, TaskError, TaskIndex, Transport,
-    TransportError,
+    QueueRole, Registry, RetryDelay, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
     publish_until_stored,
     testing::TransportDecorator,
@@ -25,7 +24,7 @@ use gristmill_worker::{Worker, WorkerReport};
 use serde::{Deserialize, Serialize};
 use serde_json::value::to_raw_value;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
 };

@@ -181,7 +181,7 @@ fn progress_event(job: JobId, outcomes: u64) -> Event {
 /// While sizes grow, the tasks sent ahead are bounded by the number of outcomes.
 #[test]
 fn lookahead_follows_outcomes() {
-    let (sizer, job) = (BatchSizer::measured(Duration::MAX_TASKS, 1), JobId::generate());
+    let (sizer, job) = (BatchSizer::measured(Duration::MAX, 1), JobId::generate());
     let next = || {
         let size = sizer.next_size(None);
         sizer.record_sent(size);
