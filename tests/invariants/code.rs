@@ -30,7 +30,10 @@ pub(super) fn code_only(source: &str) -> String {
 pub(super) fn without_tests(code: &str) -> &str {
     let starts_tests = |after: &str| {
         let module = after.lines().find(|line| !line.starts_with("#["));
-        module.is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+        module.is_some_and(|line| {
+            let declared = line.strip_prefix("pub(crate) ").unwrap_or(line);
+            declared.starts_with("mod ") && line.ends_with('{')
+        })
     };
     let marks = code.match_indices("#[cfg(test)]\n");
     let end =

@@ -61,11 +61,10 @@ fn broken_links(path: &str, text: &str, documents: &[(String, String)]) -> Vec<S
     let is_broken = |target: &&str| {
         let (file, heading) = target.split_once('#').unwrap_or((target, ""));
         let file = if file.is_empty() { path.to_owned() } else { normal(&folder.join(file)) };
-        if !Path::new(WORKSPACE_ROOT).join(&file).exists() {
-            return true;
+        match documents.iter().find(|(path, _)| *path == file) {
+            Some((_, text)) => !heading.is_empty() && anchors(text).all(|it| it != heading),
+            None => !heading.is_empty() || !Path::new(WORKSPACE_ROOT).join(&file).exists(),
         }
-        let document = documents.iter().find(|(path, _)| *path == file);
-        !heading.is_empty() && document.is_none_or(|(_, text)| anchors(text).all(|it| it != heading))
     };
     let prose = text.split("```").step_by(2).collect::<String>();
     link_targets(&prose).filter(is_broken).map(|target| format!("{path}: {target}")).collect()

@@ -37,6 +37,8 @@ const WORD_RULES: [WordRule; 5] = [
         why: "only the front door reads arguments, environment and signals, and only mains exit",
         except: &[
             ("src/", "the front door"),
+            ("drill/", "a drill runs its own program in a directory of its own"),
+            ("observe/src/otlp/mod.rs", "the variables of OpenTelemetry"),
             ("test-support/", "a node's environment comes from this process's"),
             ("shared/src/exit_code.rs", "the codes of every program"),
             ("examples/", "mains"),
@@ -96,7 +98,7 @@ const WORD_RULES: [WordRule; 5] = [
             ("sink/src/ledger/", "the sink's own file"),
             ("shared/src/erased/fold.rs", "a report, which the wire carries as it is"),
             ("shared/src/erased/mod.rs", "a spec, which the wire carries as it is"),
-            ("shared/src/erased/process.rs", "outputs, which the wire carries as they are"),
+            ("shared/src/erased/batch_run.rs", "outputs, which the wire carries as they are"),
             ("shared/src/finite.rs", "the key of a map in an error's text"),
             ("shared/src/job.rs", "the report as a person reads it"),
             ("worker/src/isolate/protocol.rs", "lines to and from a child process"),

@@ -290,7 +290,10 @@ mod tests {
             has_line(&text, "gristmill_worker_slots 8")
                 && has_line(&text, "# TYPE gristmill_worker_slots gauge")
         );
-        assert!(has_line(&text, "# HELP gristmill_worker_slots How many tasks the worker runs at a time"));
+        assert!(has_line(
+            &text,
+            "# HELP gristmill_worker_slots Number of tasks that the worker runs at a time"
+        ));
         assert!(has_line(&text, "gristmill_worker_handed_back_total 0"), "what was never counted is there");
         assert!(!text.contains("gristmill_sink_"), "{text}");
     }
