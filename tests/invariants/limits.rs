@@ -89,12 +89,13 @@ fn written(constant: &str, (value, micros): ConstantValue) -> String {
     let (value, unit) = match micros {
         Some(micros) if value * micros % 1_000_000 == 0 => (value * micros / 1_000_000, " s"),
         Some(micros) => (value * micros / 1_000, " ms"),
-        None if ["BYTES", "MAX_MESSAGE", "PAYLOAD"].iter().any(|word| constant.contains(word)) => match value
-        {
-            mib if mib % (1 << 20) == 0 => (mib >> 20, " MiB"),
-            kib if kib % (1 << 10) == 0 => (kib >> 10, " KiB"),
-            bytes => (bytes, " bytes"),
-        },
+        None if constant.contains("BYTES") || ["MAX_MESSAGE", "MAX_PAYLOAD"].contains(&constant) => {
+            match value {
+                mib if mib % (1 << 20) == 0 => (mib >> 20, " MiB"),
+                kib if kib % (1 << 10) == 0 => (kib >> 10, " KiB"),
+                bytes => (bytes, " bytes"),
+            }
+        }
         None => (value, ""),
     };
     let digits = value.to_string();
