@@ -86,7 +86,7 @@ async fn time_limit_leaves_no_command() {
     wait_gone("4242.2").await;
     let left = worker.stop().await;
     assert!(left.code == 0 && left.stderr.contains("longer than the job's task timeout"), "{left:?}");
-    assert!(!left.stderr.contains("leaving its thread behind"), "the slot's thread was lost: {left:?}");
+    assert!(!left.stderr.contains("abandoning its thread"), "the slot's thread was lost: {left:?}");
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn exceed_time_limit(how: &str, number: u32) {
     let left = worker.stop().await;
     // No neighbour paid an attempt, and no thread was lost.
     assert!(left.code == 0 && left.stderr.contains(" 2 errors"), "{how}: {left:?}");
-    assert!(!left.stderr.contains("leaving its thread behind"), "{how}: {left:?}");
+    assert!(!left.stderr.contains("abandoning its thread"), "{how}: {left:?}");
     drop(sink);
 }
 

@@ -22,7 +22,7 @@ async fn hanging_task_fails_alone() {
     let verified = site.verify(job).await;
     assert_eq!((verified["done"].as_u64(), verified["failed"].as_u64()), (Some(39), Some(1)));
 
-    let warning = worker.wait_for("a task runs on long after its time limit").await;
+    let warning = worker.wait_for("a task exceeded its time limit").await;
     assert!(warning.contains("index=7") && warning.contains("age="), "{warning}");
     let left = worker.stop().await; // its thread still hangs
     assert_eq!(left.code, 0, "{left:?}");

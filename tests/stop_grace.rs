@@ -112,7 +112,7 @@ async fn time_limit_frees_a_busy_slot() {
     let limit = "--task-timeout 500ms --max-attempts 1 --wait";
     let ended = site.run(&format!("producer submit spin --tasks 3 --batch 3 --hang-busy 1 {limit}")).await;
     assert!(ended.code == 1 && ended.stderr.contains("2 of 3 tasks done, 1 failed"), "{ended:?}");
-    let warning = worker.wait_for("a task runs on long after its time limit").await;
+    let warning = worker.wait_for("a task exceeded its time limit").await;
     assert!(warning.contains("index=1"), "{warning}");
     scraped.wait_for_samples("a stuck thread", has_stuck(1.0)).await;
     run_next_job(&site).await;

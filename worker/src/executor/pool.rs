@@ -180,7 +180,7 @@ impl SlotPool {
             tracing::warn!(
                 job = %builder.batch.job, index = %running.index, age = ?running.began.elapsed(),
                 limit = ?builder.batch.policy.task_timeout().unwrap_or_default(), stuck,
-                "a task runs on long after its time limit without a call of cx.check(); leaving its thread behind \
+                "a task exceeded its time limit and does not call cx.check(); abandoning its thread \
                  (hint: call cx.check() now and then)"
             );
             let messages = builder.fail_overdue(running.index, current.emitted_up_to)?;
