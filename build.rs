@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The sources of the programs, and the versions of the crates that they use.
-const SOURCE_PATHS: [&str; 10] = [
+const SOURCE_PATHS: [&str; 13] = [
     "Cargo.lock",
     "Cargo.toml",
     "src",
@@ -22,6 +22,9 @@ const SOURCE_PATHS: [&str; 10] = [
     "sink/src",
     "transports/amqp/src",
     "jobs/src",
+    "observe/src",
+    "drill/src",
+    "test-support/src",
 ];
 
 fn main() -> io::Result<()> {

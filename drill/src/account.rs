@@ -404,7 +404,7 @@ mod tests {
     fn too_few_faults_prove_nothing() {
         let mut attempts = all_done();
         for attempt in &mut attempts[..4] {
-            attempt.result = Err("nobody was there".into());
+            attempt.result = Err("no process was up".into());
         }
         let too_few = account(&attempts, |_| ());
         assert!(too_few.exact && !too_few.is_passed(), "{too_few}");

@@ -28,7 +28,7 @@ pub enum DrillFault {
     ProducerInterrupted,
     /// SIGKILL to the broker.
     BrokerKilled,
-    /// SIGSTOP to the broker for longer than the heartbeat.
+    /// SIGSTOP to the broker, by turns for longer than the heartbeat and too short for it.
     BrokerPaused,
     /// The broker closes every connection.
     ConnectionsClosed,

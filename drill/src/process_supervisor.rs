@@ -136,7 +136,7 @@ impl ProcessSupervisor {
                 return Ok(SupervisedEnd::Final);
             };
             if order.until < Instant::now() || order.done.is_closed() {
-                let _ = order.done.send(Err("nobody was there in time".into()));
+                let _ = order.done.send(Err("no process was up in time".into()));
                 continue;
             }
             let (result, ended) = self.inject(&mut process, order.what).await?;

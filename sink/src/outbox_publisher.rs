@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::ledger::outbox_rows::OutboxTarget;
 
-    /// Answers call by call from a script, then always `Stored`; records the ids of every call.
+    /// Answers call by call from a script, then always `Confirmed`; records the ids of every call.
     #[derive(Debug, Default)]
     struct ScriptedPublisher {
         answers: Mutex<Vec<Vec<Published>>>,

@@ -117,6 +117,20 @@ fn dependencies_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// The build id changes with the sources of every package.
+#[test]
+fn build_id_covers_every_package() {
+    let script = std::fs::read_to_string(format!("{WORKSPACE_ROOT}/build.rs")).unwrap();
+    let manifest = std::fs::read_to_string(format!("{WORKSPACE_ROOT}/Cargo.toml")).unwrap();
+    let (_, members) = manifest.split_once("members = [").unwrap();
+    let (members, _) = members.split_once(']').unwrap();
+    let members: Vec<_> = members.split('"').skip(1).step_by(2).collect();
+    assert!(members.len() > 5, "{members:?}");
+    let missing: Vec<_> =
+        members.iter().filter(|member| !script.contains(&format!("\"{member}/src\""))).collect();
+    assert!(missing.is_empty(), "build.rs does not hash the sources of {missing:?}");
+}
+
 /// A user's build has no fail points, and nothing else that only tests need. (Cargo turns on a
 /// feature for all if a dependency or a test that is built with it asks for it; `cargo build`
 /// builds no tests.)

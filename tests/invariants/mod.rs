@@ -62,7 +62,7 @@ const WORD_RULES: [WordRule; 5] = [
     },
     WordRule {
         words: &["TcpListener", "TcpStream", "UdpSocket", "UnixListener", "UnixStream"],
-        why: "only the front door listens, and only transports connect",
+        why: "only the metrics endpoint listens, and only transports connect",
         except: &[
             ("observe/", "the metrics endpoint"),
             ("test-support/", "free ports are found by binding them"),

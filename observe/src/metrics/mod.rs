@@ -38,8 +38,8 @@ const PLAIN_MEDIA_TYPE: &str = "text/plain; charset=utf-8";
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The address cannot be bound.
-    #[error(transparent)]
-    Listen(io::Error),
+    #[error("cannot listen for metrics")]
+    Listen(#[source] io::Error),
     /// The process has a recorder already.
     #[error("a metrics recorder is installed already")]
     RecorderInstalled,

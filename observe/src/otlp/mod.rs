@@ -1,4 +1,4 @@
-//! SpanExport of spans of batches and results to a collector, by OTLP over HTTP, for `--otlp`.
+//! Export of spans of batches and results to a collector, by OTLP over HTTP, for `--otlp`.
 //!
 //! A span takes a place in a bounded queue, and is dropped if the queue is full. A thread of its
 //! own exports. While the collector is unreachable only spans are lost, and one warning is logged.
