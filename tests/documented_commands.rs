@@ -113,6 +113,11 @@ async fn documented_commands_print_what_is_shown() {
         }
     }
     assert!(ran >= 9, "only {ran} commands were found");
+    let lines: Vec<_> =
+        ["README.md", "docs/guide.md"].into_iter().flat_map(documented_commands).map(|it| it.line).collect();
+    for (start, reason) in RUN_ELSEWHERE {
+        assert!(lines.iter().any(|line| line.starts_with(start)), "no page has {start:?} ({reason})");
+    }
 }
 
 #[tokio::test]

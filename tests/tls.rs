@@ -113,7 +113,7 @@ async fn tls_needs_the_right_certificate() {
     assert_error(
         &ended,
         3,
-        &["its certificate is not for \"127.0.0.1\", but for localhost", "(hint: name the broker"],
+        &["its certificate is not for \"127.0.0.1\", but for localhost", "(hint: use a name"],
     );
 
     let plain_port = plain.rsplit(':').next().unwrap();

@@ -152,7 +152,7 @@ async fn wrong_output_type_runs_again() {
     let old = fleet.worker("changed_old").await;
     let mut submitted = fleet.submit("other-output", "--wait");
     fleet.sink.wait_for("outcomes are refused: the output does not decode").await;
-    submitted.wait_for("sending these again").await;
+    submitted.wait_for("sending these tasks again").await;
     let new = fleet.worker("changed_new").await;
     old.signal("-TERM").await;
     assert_eq!(submitted.output().await.answer(), NEW_ANSWER.to_string());

@@ -32,6 +32,7 @@ type ConstantValue = (i128, Option<i128>);
 fn evaluate(sources: &[(String, String)], path: &str, constant: &str) -> Option<ConstantValue> {
     let folder = Path::new(path).parent();
     let own = sources.iter().filter(|(file, _)| file == path);
+    own.clone().next()?;
     let others = sources.iter().filter(|(file, _)| Path::new(file).parent() == folder);
     own.chain(others).find_map(|(file, text)| {
         let (_, declared) = text.split_once(&format!("const {constant}: "))?;

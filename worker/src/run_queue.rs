@@ -90,7 +90,7 @@ impl RunQueueSender {
         }
     }
 
-    /// Waits until no delivery has been taken for `time`; returns after at most twice `time`.
+    /// Waits until no delivery has been taken for `time`, or for up to twice that.
     pub(crate) async fn wait_stalled(&self, time: Duration) {
         let mut taken = self.0.state().taken;
         loop {

@@ -51,8 +51,8 @@ pub struct MemoryTransport {
 }
 
 impl MemoryTransport {
-    /// Returns a connection to a new, empty broker. The broker lives as long as its connections and
-    /// everything that they made.
+    /// Returns a connection to a new, empty broker. The broker lives as long as its connections,
+    /// publishers and consumers.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Self::with_broker(Arc::new(MemoryBroker::new()))

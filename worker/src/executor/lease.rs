@@ -1,4 +1,4 @@
-//! The lease of a slot on its batch, which a task loses that exceeds its time limit.
+//! The lease of a slot on its batch, and its revocation after the time limit of a task.
 //!
 //! A thread cannot be ended from outside. When a task runs on long after its time limit or after
 //! its job's stop, and when the grace of a leaving worker ends, the lease and the batch are revoked
@@ -265,7 +265,7 @@ impl LeaseHolder {
         let watched = current.running.replace(running).is_some();
         drop(state);
         if !watched {
-            self.lease.wake.notify_one(); // a watched lease is checked anyway
+            self.lease.wake.notify_one(); // a watched lease is checked when its task before was due
         }
         true
     }
