@@ -76,11 +76,14 @@ async fn read_job_id(submit: &mut Process) -> String {
 async fn cancel(how: &str, number: u32) {
     let mut scene = MisbehavingFleet::start(how, number, "--stop-grace 2s", "").await;
     let job = read_job_id(&mut scene.submit).await;
+    // Sent before the clock starts, since a producer needs time to start as well.
+    let mut next = scene.site.start("producer submit spin --tasks 10 --wait");
+    read_job_id(&mut next).await;
     assert_eq!(scene.site.run(&format!("producer cancel {job}")).await.code, 0);
     let cancelled = Instant::now();
     scene.wait_until_gone().await;
     assert_in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("cancelled {how}"));
-    let next = scene.site.run("producer submit spin --tasks 10 --wait").await;
+    let next = next.output().await;
     assert!(next.answer().contains("sum 45"), "{how}: {next:?}");
     assert_in_time(cancelled, STOP_GRACE + KILL_DELAY, &format!("the next job after {how}"));
     scene.worker.wait_for("a task runs on after its job was stopped; ending its process").await;
