@@ -2,7 +2,7 @@
 //! stock programs.
 //!
 //! [`MetricsServer`] serves Prometheus metrics, liveness and readiness over HTTP. With the feature
-//! `otlp`, [`SpanExport`] sends the spans of batches and results to an OpenTelemetry collector.
+//! `otlp`, `SpanExport` sends the spans of batches and results to an OpenTelemetry collector.
 
 mod metrics;
 #[cfg(feature = "otlp")]
