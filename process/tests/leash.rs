@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use find::{children_of, wait_gone, wait_running};
+use find::{children_of, wait_for, wait_gone, wait_running};
 use gristmill_process::{Command, RunCommand};
 use gristmill_shared::{JobId, StopSignal, TaskContext, TaskIndex};
 
@@ -35,6 +35,15 @@ fn start(test: &str, script: &str) -> Child {
 fn kill(mut process: Child) {
     process.kill().unwrap();
     assert_eq!(process.wait().unwrap().signal(), Some(9));
+}
+
+/// Waits until a process has ended. It may be a zombie that its parent has not reaped.
+fn wait_ended(pid: u32) {
+    let is_ended = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, fields)| fields.starts_with('Z'))
+    };
+    wait_for(format!("the end of {pid}"), is_ended);
 }
 
 #[test]
@@ -72,6 +81,8 @@ fn killed_leash_is_replaced() {
         };
         let leash = children.into_iter().find(shell).unwrap();
         assert!(Std::new("kill").args(["-9", &leash.to_string()]).status().unwrap().success());
+        // Until then a line that is written to it is lost with it.
+        wait_ended(leash);
         let cx = TaskContext::new(JobId::generate(), TaskIndex(0), 0, StopSignal::new());
         drop(cx.run(Command::new("sleep").arg("60.4215")));
         first.join().unwrap();

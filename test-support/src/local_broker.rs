@@ -39,8 +39,8 @@ const LOG_TAIL_LINES: usize = 20;
 /// without dropping it, also by `kill -9`, a watchdog process does the same within moments.
 ///
 /// ```no_run
-/// # fn main() -> Result<(), gristmill::testing::LocalBrokerError> {
-/// let mut broker = gristmill::testing::LocalBroker::start()?;
+/// # fn main() -> Result<(), gristmill_test_support::LocalBrokerError> {
+/// let mut broker = gristmill_test_support::LocalBroker::start()?;
 /// println!("RabbitMQ {} at {}", broker.version(), broker.url());
 /// broker.kill()?; // as if its machine had lost power
 /// broker.restart()?; // the same address, the same data

@@ -39,7 +39,7 @@ fn processes() -> impl Iterator<Item = u32> {
 }
 
 /// Waits until the condition holds. Polls, since processes that are not children send no signal.
-fn wait_for(what: String, condition: impl Fn() -> bool) {
+pub(crate) fn wait_for(what: String, condition: impl Fn() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < WAIT_MAX, "waited {WAIT_MAX:?} for {what}");
