@@ -27,7 +27,7 @@ impl CursorFile {
     /// Acquires a new job's cursor, saves it at once, and removes the oldest of the others.
     ///
     /// # Errors
-    /// Those of [`Self::acquire`], or if the cursor cannot be saved.
+    /// The errors of [`Self::acquire`], or if the cursor cannot be saved.
     pub(crate) async fn create(cursor: Cursor, dir: Option<CursorDir>) -> Result<Self, ProducerError> {
         let file = Self::acquire(cursor, dir)?;
         file.with_dir(|dir, cursor| dir.save(cursor).and_then(|()| dir.prune())).await?;

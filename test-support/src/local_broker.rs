@@ -32,7 +32,7 @@ const LOG_TAIL_LINES: usize = 20;
 /// A private RabbitMQ node: own name, own directory, own ports on 127.0.0.1, own port mapper, no
 /// plugins.
 ///
-/// It neither disturbs nor uses any other node on the machine. All methods block; none may be
+/// The node neither disturbs nor uses another one on the machine. All methods block; none may be
 /// called on a thread that runs async code.
 ///
 /// Dropping it kills the node and removes its directory, also in a panic. If this process ends

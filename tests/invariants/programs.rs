@@ -1,4 +1,4 @@
-//! What only tests need is in no program: faulty transports, the conformance suite, fail points.
+//! Programs contain no code that only tests need: faulty transports, the conformance suite.
 //!
 //! Texts of that code are searched for in the programs. The tests' own binary, which has them, is
 //! the control.

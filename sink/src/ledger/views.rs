@@ -171,7 +171,7 @@ pub type OutputPass<'a> = &'a mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>;
 /// Everything about a job: first the job, then its failures by index, then its kept outputs by
 /// index, and finally the numbers of both, by which a reader detects a truncated export.
 ///
-/// As JSON, each row is an object with one field, named after the variant:
+/// Each row, as JSON, is an object with one field, named after the variant:
 /// `{"failure":{"index":7,…}}`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "lowercase")]

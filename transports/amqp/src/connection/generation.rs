@@ -45,7 +45,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One lifetime of the connections, and of everything that came from them.
 ///
-/// It has a runtime of its own; dropping that ends lapin's tasks, threads and sockets in any state.
+/// Its own runtime serves it; dropping that ends lapin's tasks, threads and sockets in any state.
 #[derive(Debug)]
 pub(crate) struct Generation {
     /// Number of the generation. Deliveries carry it, so that one of an older generation is never
