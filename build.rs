@@ -20,6 +20,8 @@ const SOURCE_PATHS: [&str; 13] = [
     "producer/src",
     "worker/src",
     "sink/src",
+    "ledgers/contract/src",
+    "ledgers/sqlite/src",
     "transports/amqp/src",
     "jobs/src",
     "observe/src",

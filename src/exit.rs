@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use gristmill_ledger::LedgerError;
 use gristmill_producer::{CursorError, ProducerError};
 use gristmill_shared::{Exit, PublishError, TransportError, error_chain};
 use gristmill_sink::SinkError;
@@ -110,6 +111,12 @@ impl From<PipelineError> for Failure {
             PipelineError::Worker(error) => error.into(),
             PipelineError::EndedEarly => Self::new(Exit::Bug, error),
         }
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::usage(error_chain(&error))
     }
 }
 

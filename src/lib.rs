@@ -37,6 +37,7 @@ mod build_id;
 mod cli;
 mod connect;
 mod exit;
+mod ledger_store;
 mod library;
 mod program;
 mod role;
@@ -53,7 +54,9 @@ pub use gristmill_shared::{
     Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
     TransportError, WorkerId, memory::MemoryTransport,
 };
-pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
+pub use gristmill_ledger::{Ledger, LedgerError, LedgerLocation};
+pub use gristmill_sink::{Sink, SinkConfig, SinkError, SinkReport};
+pub use ledger_store::open_ledger;
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
 pub use library::{Client, Error, JobHandle, RunOptions, run};
 pub use role::Role;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
     Address, Job, JobError, Lane, Outgoing, Plan, Published, Publisher, QueueRole, Registry, TaskContext,
@@ -18,7 +19,7 @@ use gristmill_shared::{
     testing::TransportDecorator,
     wire::{Batch, Progress, decode},
 };
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
+use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -109,14 +110,8 @@ async fn run(job: Naps, batch: Option<u32>, workers: usize) -> JobRun {
     let mut registry = Registry::default();
     registry.register::<Naps>().unwrap();
     let (ended, tasks) = (CancellationToken::new(), job.tasks);
-    let sink = Sink::open(SinkConfig {
-        registry: registry.clone(),
-        lane: Lane::default(),
-        ledger: LedgerLocation::Memory,
-        adopt: false,
-        app: "sink".parse().unwrap(),
-        stall_after: None,
-    });
+    let config = SinkConfig::new(registry.clone(), Lane::default(), "sink".parse().unwrap());
+    let sink = Sink::open(config, gristmill::open_ledger(LedgerLocation::Memory).unwrap());
     let sinking = async { sink.unwrap().run_until(broker.connect(), ended.cancelled()).await.unwrap() };
     let working = futures::future::join_all((0..workers).map(|number| {
         let id = WorkerId::generate(&format!("worker-{number}"));

@@ -4,13 +4,15 @@
 use std::{future::pending, num::NonZeroU16, sync::Arc};
 
 use criterion::{Criterion, Throughput};
+use gristmill::open_ledger;
 use gristmill_jobs::{Spin, SpinTask, SpinWork};
+use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{JobUpdate, JobWatcher, Producer, SubmitOptions};
 use gristmill_shared::{
     Job as _, JobId, Lane, Registry, StopSignal, TaskContext, TaskIndex, Transport, WorkerId, erase,
     memory::MemoryTransport,
 };
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
+use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use rayon::iter::{IntoParallelIterator as _, ParallelIterator as _};
 use tokio::runtime::Runtime;
@@ -56,15 +58,9 @@ impl MemoryPipeline {
         registry.register::<Spin>().expect("it is the first");
         let transport: Arc<dyn Transport> = MemoryTransport::new();
         let app = WorkerId::new("bench").expect("a name of the right characters");
-        let sink = Sink::open(SinkConfig {
-            registry: registry.clone(),
-            lane: Lane::default(),
-            ledger: LedgerLocation::Memory,
-            adopt: false,
-            app: app.clone(),
-            stall_after: None,
-        });
-        let sink = sink.expect("a ledger in memory can be made");
+        let ledger = open_ledger(LedgerLocation::Memory).expect("a ledger in memory can be made");
+        let config = SinkConfig::new(registry.clone(), Lane::default(), app.clone());
+        let sink = Sink::open(config, ledger).expect("it has no jobs");
         let claimed = sink.claim(Arc::clone(&transport)).await.expect("the lane is free");
         tokio::spawn(claimed.run_until(pending()));
         let worker = Worker::new(registry, app).slots(SLOT_COUNT);

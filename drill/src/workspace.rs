@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use gristmill_sink::LedgerReader;
+use gristmill_ledger::{LedgerError, LedgerReader};
+use gristmill_sqlite::SqliteAccess;
 use tokio::{process::Command, time::Instant};
 
 use super::{
@@ -105,10 +106,10 @@ impl Workspace {
     /// Reads the ledger, off the runtime's threads.
     pub(super) async fn read_ledger<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&LedgerReader) -> Result<T, gristmill_sink::SinkError> + Send + 'static,
+        look: impl FnOnce(&mut LedgerReader) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, String> {
         let ledger = self.ledger();
-        let read = move || LedgerReader::open(&ledger).and_then(|reader| look(&reader));
+        let read = move || look(&mut LedgerReader::new(Box::new(SqliteAccess::open(&ledger)?)));
         let done = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
         done.map_err(|error| gristmill_shared::error_chain(&error))
     }

@@ -1,14 +1,10 @@
 //! The sink alone: telling fresh tasks from known ones, and folding, committing and acknowledging
 //! results. `cargo bench -p gristmill-sink`.
 
-// The set is private to the sink, so it is compiled into this program.
-#[path = "../src/index_set.rs"]
-#[expect(dead_code, unused_imports, reason = "the sink uses more of it, and its tests run there")]
-mod index_set;
-
 use std::{future::pending, ops::ControlFlow, ops::Range, sync::Arc};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gristmill_ledger::{IndexSet, LedgerLocation};
 use gristmill_shared::{
     Address, AnyJob, Job, JobError, JobId, JournalEntry, Kind, Lane, Message, Outgoing, Plan, Policy,
     QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, WorkerId, erase,
@@ -16,8 +12,8 @@ use gristmill_shared::{
     publish_until_stored,
     wire::{Fact, Opened, OutputRun, Results, Sealed, WireMessage as _, now_ms},
 };
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
-use index_set::IndexSet;
+use gristmill_sink::{Sink, SinkConfig};
+use gristmill_sqlite::SqliteLedger;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::runtime::Runtime;
@@ -90,14 +86,9 @@ impl BenchSink {
         let mut registry = Registry::default();
         registry.register::<SumJob>().expect("it is the first");
         let transport: Arc<dyn Transport> = MemoryTransport::new();
-        let sink = Sink::open(SinkConfig {
-            registry,
-            lane: Lane::default(),
-            ledger: LedgerLocation::File(dir.path().join("ledger")),
-            adopt: false,
-            app: bench(),
-            stall_after: None,
-        });
+        let ledger = SqliteLedger::open(LedgerLocation::File(dir.path().join("ledger")));
+        let config = SinkConfig::new(registry, Lane::default(), bench());
+        let sink = Sink::open(config, Box::new(ledger.expect("there is room for a ledger")));
         let sink = sink.expect("a ledger can be made");
         let claimed = sink.claim(Arc::clone(&transport)).await.expect("nobody else has the lane");
         tokio::spawn(claimed.run_until(pending()));

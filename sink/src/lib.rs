@@ -1,5 +1,7 @@
 //! The sink: folds results into reports, each task once, and keeps the ledger.
 //!
+//! The ledger is a store behind [`gristmill_ledger::Ledger`], which the caller opens.
+//!
 //! Results arrive on the broker's side ([`Sink::run_until`]) and pass to one thread, which folds
 //! them and commits them in groups. Only committed results are acknowledged, and their consequences
 //! are published from the ledger, repeatedly until the broker confirms them. A sink can therefore
@@ -7,10 +9,8 @@
 
 mod engine;
 mod error;
-mod index_set;
 mod job;
 mod lane_lock;
-mod ledger;
 mod outbox;
 mod outbox_publisher;
 mod sink;
@@ -18,9 +18,4 @@ mod sink;
 mod tests;
 
 pub use error::SinkError;
-pub use ledger::{
-    DeadMessages, DeadRow, ExportRow, FailureRow, JobState, JobSummary, JobView, LedgerLocation,
-    LedgerReader, MissingTasks, OutputPass, OutputRow, ParkedJob, ParkedMessages, PruneReport, PruneRule,
-    Verification, prune,
-};
 pub use sink::{ClaimedSink, Sink, SinkConfig, SinkReport};

@@ -3,23 +3,56 @@
 
 use std::time::{Duration, Instant};
 
-use gristmill_shared::{Lane, Message, WorkerId, metrics::SINK_OUTBOX_ROWS, wire::WireMessage};
-use rusqlite::Transaction;
+use gristmill_ledger::{Changes, Ledger, OutboxRow, OutboxTarget, PageBound};
+use gristmill_shared::{
+    Address, Lane, LedgerId, Message, Outgoing, QueueRole, Topic, WorkerId,
+    metrics::SINK_OUTBOX_ROWS,
+    wire::{Finished, WireMessage},
+};
 
 use crate::engine::{commit_schedule::Urgency, log_limiter::LogLimiter};
-use crate::{
-    SinkError,
-    ledger::{
-        Ledger,
-        outbox_rows::{self, OutboxAnswer, OutboxBatch, OutboxTarget, RefusedRow},
-    },
-};
+use crate::SinkError;
+
+/// Rows that are published at a time, for each target, and the size of the bodies at which a batch
+/// ends.
+const BATCH_BOUND: PageBound = PageBound { rows: 64, bytes: 4 << 20 };
+/// Size of a job's end up to which it is also published as an event. For a slow subscriber only the
+/// number of waiting events is bounded: 10,000 of this size take 40 MiB of the broker's memory.
+const LIVE_MAX_BYTES: usize = 4 << 10;
 
 /// The first pause before refused rows are sent again, and the longest. Each pause is twice the one
 /// before: the broker accepts such rows only after a change of its configuration, and each attempt
 /// may cost it channels.
 const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Rows on their way to the broker.
+#[derive(Debug)]
+pub(crate) struct OutboxBatch {
+    pub(crate) target: OutboxTarget,
+    pub(crate) rows: Vec<(i64, Outgoing)>,
+    /// Job ends among the rows, as events, which arrive earlier than the journal's. They are best
+    /// effort.
+    pub(crate) live: Vec<Outgoing>,
+}
+
+/// The broker's answer to a batch.
+#[derive(Debug)]
+pub(crate) struct OutboxAnswer {
+    pub(crate) target: OutboxTarget,
+    /// Rows that the broker confirmed.
+    pub(crate) stored: Vec<i64>,
+    /// Rows that the broker does not accept as it is configured now.
+    pub(crate) refused: Vec<RefusedRow>,
+}
+
+/// A row that the broker refused.
+#[derive(Debug)]
+pub(crate) struct RefusedRow {
+    pub(crate) row: i64,
+    pub(crate) message: Message,
+    pub(crate) why: String,
+}
 
 /// Messages of the sink, on their way through the ledger to the broker.
 #[derive(Debug)]
@@ -179,31 +212,28 @@ impl Outbox {
     }
 
     /// Counts the rows that an earlier sink left.
-    pub(crate) fn load_row_count(&mut self, ledger: &Ledger) -> Result<(), SinkError> {
-        self.rows = ledger.read("the outbox is read", outbox_rows::count_rows)?;
+    pub(crate) fn load_row_count(&mut self, ledger: &mut dyn Ledger) -> Result<(), SinkError> {
+        self.rows = ledger.outbox_state()?.rows;
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
         Ok(())
     }
 
-    /// Writes the changes.
-    pub(crate) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    /// Moves the changes into a commit.
+    pub(crate) fn stage_changes(&mut self, changes: &mut Changes<'_>) {
         self.rows = (self.rows + self.staged.len() as u64).saturating_sub(self.settled.len() as u64);
         SINK_OUTBOX_ROWS.set([], self.rows as f64);
-        for row in self.settled.drain(..) {
-            outbox_rows::remove(transaction, row)?;
-        }
+        changes.settled.append(&mut self.settled);
         for (target, message) in self.staged.drain(..) {
-            outbox_rows::insert(transaction, target, &self.lane, &message)?;
             self.targets[target as usize].has_more = true;
+            changes.outbox.push((target, self.lane.clone(), message));
         }
         self.urgency = Urgency::Lazy;
-        Ok(())
     }
 
     /// Returns the batches that can be published now, at most one for each target.
     pub(crate) fn next_batches(
         &mut self,
-        ledger: &Ledger,
+        ledger: &mut dyn Ledger,
         now: Instant,
     ) -> Result<Vec<OutboxBatch>, SinkError> {
         let mut batches = Vec::new();
@@ -219,9 +249,8 @@ impl Outbox {
             if state.in_flight || !state.has_more {
                 continue;
             }
-            let batch = ledger.read("the outbox is read", |connection| {
-                outbox_rows::load_batch(connection, ledger.id(), target, state.last_row)
-            })?;
+            let rows = ledger.outbox(target, state.last_row, BATCH_BOUND)?;
+            let batch = OutboxBatch::new(ledger.id(), target, rows);
             match batch.rows.last() {
                 None => {
                     state.has_more = false;
@@ -239,21 +268,55 @@ impl Outbox {
     }
 }
 
+impl OutboxBatch {
+    /// Addresses rows. A message without an id gets one that is stable when it is published again,
+    /// so that readers detect repetitions.
+    fn new(ledger: &LedgerId, target: OutboxTarget, stored: Vec<OutboxRow>) -> Self {
+        let (mut rows, mut live) = (Vec::new(), Vec::new());
+        for OutboxRow { row, lane, mut message } in stored {
+            if message.id.is_empty() {
+                message.id = format!("{ledger}/{row}");
+            }
+            if target == OutboxTarget::Journal
+                && message.form == Finished::TYPE
+                && message.body.len() <= LIVE_MAX_BYTES
+                && let Some(job) = message.job
+            {
+                let to = Address::Events(Topic::Job(lane.clone(), job));
+                live.push(Outgoing { to, message: message.clone() });
+            }
+            rows.push((row, Outgoing { to: address(target, &lane), message }));
+        }
+        Self { target, rows, live }
+    }
+}
+
+fn address(target: OutboxTarget, lane: &Lane) -> Address {
+    match target {
+        OutboxTarget::Journal => Address::Journal,
+        OutboxTarget::Tasks => Address::Queue(QueueRole::Tasks.of(lane)),
+        OutboxTarget::Dead => Address::Queue(QueueRole::Dead.of(lane)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use gristmill_ledger::LedgerLocation;
+    use gristmill_sqlite::SqliteLedger;
+
     use super::*;
-    use crate::{LedgerLocation, tests::toy_jobs};
+    use crate::tests::toy_jobs;
 
     /// An outbox with facts in its ledger, and a clock.
     struct OutboxFixture {
-        ledger: Ledger,
+        ledger: SqliteLedger,
         outbox: Outbox,
         now: Instant,
     }
 
     impl OutboxFixture {
         fn new(facts: usize) -> Self {
-            let ledger = Ledger::open(LedgerLocation::Memory).unwrap();
+            let ledger = SqliteLedger::open(LedgerLocation::Memory).unwrap();
             let outbox = Outbox::new(Lane::default(), toy_jobs::app(), usize::MAX);
             let mut fixture = Self { ledger, outbox, now: Instant::now() };
             fixture.add(facts);
@@ -267,7 +330,9 @@ mod tests {
         }
 
         fn save(&mut self) {
-            self.ledger.write(|transaction| self.outbox.save(transaction)).unwrap();
+            let mut changes = Changes::default();
+            self.outbox.stage_changes(&mut changes);
+            self.ledger.commit(&changes).unwrap();
         }
 
         /// Sends all that is due now to a broker that refuses some rows.
@@ -275,7 +340,7 @@ mod tests {
             let mut sent = Vec::new();
             loop {
                 self.save();
-                let Some(batch) = self.outbox.next_batches(&self.ledger, self.now).unwrap().pop() else {
+                let Some(batch) = self.outbox.next_batches(&mut self.ledger, self.now).unwrap().pop() else {
                     return sent;
                 };
                 let mut answered =
@@ -321,7 +386,7 @@ mod tests {
         fixture.pause();
         assert_eq!(fixture.send(|_| false), [2]);
         assert_eq!(
-            (fixture.pause(), fixture.ledger.read("rows are counted", outbox_rows::count_rows).unwrap()),
+            (fixture.pause(), fixture.ledger.outbox_state().unwrap().rows),
             (None, 0)
         );
         fixture.add(1);
@@ -346,15 +411,15 @@ mod tests {
     #[test]
     fn settled_rows_are_deleted_first() {
         let mut fixture = OutboxFixture::new(2);
-        let batch = fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap().remove(0);
+        let batch = fixture.outbox.next_batches(&mut fixture.ledger, fixture.now).unwrap().remove(0);
         let (row, outgoing) = &batch.rows[1];
         let refused = RefusedRow { row: *row, message: outgoing.message.clone(), why: "too large".into() };
         let answered = OutboxAnswer { target: batch.target, stored: vec![1], refused: vec![refused] };
         fixture.outbox.apply_answer(answered, fixture.now);
-        fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap();
+        fixture.outbox.next_batches(&mut fixture.ledger, fixture.now).unwrap();
         assert_eq!(fixture.outbox.due(), None);
         fixture.now += RESEND_PAUSE_MAX;
-        assert!(fixture.outbox.next_batches(&fixture.ledger, fixture.now).unwrap().is_empty());
+        assert!(fixture.outbox.next_batches(&mut fixture.ledger, fixture.now).unwrap().is_empty());
         assert_eq!(fixture.send(|_| false), [2]);
     }
 }

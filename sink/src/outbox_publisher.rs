@@ -14,7 +14,7 @@ use gristmill_shared::{
 use crate::{
     SinkError,
     engine::ledger_thread::LedgerCommand,
-    ledger::outbox_rows::{OutboxAnswer, OutboxBatch, RefusedRow},
+    outbox::{OutboxAnswer, OutboxBatch, RefusedRow},
 };
 
 /// Groups of job ends that may be in flight as events. Further ends are in the journal only.
@@ -112,7 +112,7 @@ mod tests {
     use gristmill_shared::{Lane, Message, QueueRole};
 
     use super::*;
-    use crate::ledger::outbox_rows::OutboxTarget;
+    use gristmill_ledger::OutboxTarget;
 
     /// Answers call by call from a script, then always `Confirmed`; records the ids of every call.
     #[derive(Debug, Default)]

@@ -4,7 +4,6 @@ use std::{
     convert::Infallible,
     fmt,
     future::{Future, pending},
-    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -12,6 +11,7 @@ use std::{
 
 use flume::Sender;
 use futures::{FutureExt, future::FusedFuture};
+use gristmill_ledger::{JobRecord, Ledger};
 use gristmill_shared::{
     Consumer, Delivery, Health, Lane, LedgerId, OpenError, Publisher, QueueRole, Registry, Transport,
     WorkerId, wire::Serving,
@@ -19,13 +19,12 @@ use gristmill_shared::{
 use tokio::{sync::watch, time::timeout};
 
 use crate::{
-    LedgerLocation, SinkError,
+    SinkError,
     engine::{
         LedgerEngine,
         ledger_thread::{self, DEAD_PREFETCH, LedgerCommand, LedgerHandle, RESULTS_PREFETCH},
     },
     lane_lock::LaneLock,
-    ledger::{JobRecord, Ledger, outbox_rows},
     outbox_publisher,
 };
 
@@ -37,13 +36,12 @@ const OUTBOX_GRACE: Duration = Duration::from_secs(5);
 
 /// Settings of a [`Sink`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct SinkConfig {
     /// The kinds of job that the sink can fold. A job of another kind ends at once, visibly.
     pub registry: Registry,
     /// The lane that the sink serves. It has no other sink.
     pub lane: Lane,
-    /// The location of the ledger.
-    pub ledger: LedgerLocation,
     /// True if the sink may take the lane over from a sink with another ledger.
     pub adopt: bool,
     /// The sender that the sink's messages name.
@@ -53,6 +51,14 @@ pub struct SinkConfig {
     pub stall_after: Option<Duration>,
 }
 
+impl SinkConfig {
+    /// Creates the usual settings.
+    #[must_use]
+    pub fn new(registry: Registry, lane: Lane, app: WorkerId) -> Self {
+        Self { registry, lane, adopt: false, app, stall_after: None }
+    }
+}
+
 /// A sink with an open ledger: folds the results of a lane's jobs and concludes the jobs.
 #[derive(Debug)]
 pub struct Sink {
@@ -60,7 +66,7 @@ pub struct Sink {
     lane: Lane,
     adopt: bool,
     app: WorkerId,
-    ledger: Ledger,
+    ledger: Box<dyn Ledger>,
     stall_after: Option<Duration>,
     /// The lanes that rows of the ledger's outbox, left by an earlier sink, are addressed to.
     outbox_lanes: Vec<Lane>,
@@ -96,17 +102,15 @@ impl fmt::Display for SinkReport {
 }
 
 impl Sink {
-    /// Opens or creates the ledger, and locks it until the sink is dropped or ends. Blocking.
+    /// Takes an open ledger, which it keeps until it is dropped or ends. Blocking.
     ///
     /// # Errors
-    /// If the file is not a ledger, is not writable, or is held by another sink, or if it has a
-    /// running job of the lane whose code is registered in another version, or whose parameters do
-    /// not decode. Nothing has changed then.
-    pub fn open(config: SinkConfig) -> Result<Self, SinkError> {
-        let SinkConfig { registry, lane, ledger, adopt, app, stall_after } = config;
-        let ledger = Ledger::open(ledger)?;
-        check_running_jobs(&ledger, &registry, &lane)?;
-        let outbox_lanes = ledger.read("the outbox is read", outbox_rows::load_lanes)?;
+    /// If the ledger cannot be read, or has a running job of the lane whose code is registered in
+    /// another version, or whose parameters do not decode. Nothing has changed then.
+    pub fn open(config: SinkConfig, mut ledger: Box<dyn Ledger>) -> Result<Self, SinkError> {
+        let SinkConfig { registry, lane, adopt, app, stall_after } = config;
+        check_running_jobs(&mut *ledger, &registry, &lane)?;
+        let outbox_lanes = ledger.outbox_state()?.lanes;
         Ok(Self { registry, lane, adopt, app, ledger, stall_after, outbox_lanes })
     }
 
@@ -158,18 +162,17 @@ impl Sink {
 }
 
 /// Checks that this program can fold the running jobs of known kinds.
-fn check_running_jobs(ledger: &Ledger, registry: &Registry, lane: &Lane) -> Result<(), SinkError> {
-    let running = ledger.read("jobs are read", |connection| JobRecord::load_running(connection, lane))?;
-    for JobRecord { opened, version, .. } in running {
+fn check_running_jobs(
+    ledger: &mut dyn Ledger,
+    registry: &Registry,
+    lane: &Lane,
+) -> Result<(), SinkError> {
+    for JobRecord { opened, version, .. } in ledger.running(lane)? {
         let why = match registry.open(&opened.kind, version, &opened.spec) {
             Ok(_) | Err(OpenError::UnknownKind) => continue,
             Err(error) => error.to_string(),
         };
-        let path = match ledger.place() {
-            LedgerLocation::File(path) => path.clone(),
-            LedgerLocation::Memory => PathBuf::from("in memory"),
-        };
-        return Err(SinkError::IncompatibleJob { path, job: opened.job, why });
+        return Err(SinkError::IncompatibleJob { place: ledger.place().clone(), job: opened.job, why });
     }
     Ok(())
 }

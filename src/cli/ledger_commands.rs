@@ -7,11 +7,11 @@ use std::{
 };
 
 use clap::Subcommand;
+use gristmill_ledger::{FailureRow, JobState, JobSummary, JobView, LedgerReader, PruneRule};
 use gristmill_shared::{
     Account, JobId,
     wire::{BuildShare, now_ms},
 };
-use gristmill_sink::{FailureRow, JobState, JobSummary, JobView, LedgerReader, PruneRule, prune};
 use indicatif::HumanCount;
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
     wait::builds_text,
     warn,
 };
-use crate::{Exit, exit::Failure};
+use crate::{Exit, exit::Failure, ledger_store::read_ledger};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LedgerSubcommand {
@@ -76,10 +76,11 @@ pub(crate) enum LedgerSubcommand {
     },
     /// Print everything about a job as JSON, one object a line
     ///
-    /// Shows one moment. First {"job":…}, as `sink show --json` prints it; then {"failure":…} for
-    /// each failed task, as `sink failures --json` prints it, by index; then
-    /// {"output":{"index":0,"output":…}} for each output, by index, of kinds that keep them;
-    /// finally {"end":{"failures":1,"outputs":9}}: without this line the export is incomplete.
+    /// First {"job":…}, as `sink show --json` prints it; then {"failure":…} for each failed task, as
+    /// `sink failures --json` prints it, by index; then {"output":{"index":0,"output":…}} for each
+    /// output, by index, of kinds that keep them; finally {"end":{"failures":1,"outputs":9}}: without
+    /// this line the export is incomplete. The outputs are those of the moment of the first line;
+    /// of a running job, failures may come or go until their lines are printed.
     Export {
         /// The job's id
         job: JobId,
@@ -118,19 +119,10 @@ pub(crate) enum LedgerSubcommand {
 
 /// Runs a command on the ledger file. Blocking: the process has no other work.
 pub(crate) fn main(ledger: &Path, command: &LedgerSubcommand) -> CommandResult {
-    if let LedgerSubcommand::Prune { older_than, keep, json } = command {
-        let report = prune(ledger, PruneRule { older_than: *older_than, keep: *keep })?;
-        if *json {
-            print_json(&report)?;
-        } else {
-            print_status(format_args!("{} jobs forgotten, {} left", report.pruned, report.left));
-        }
-        return Ok(Exit::Ok);
-    }
     let ledger_name = ledger;
-    let ledger = LedgerReader::open(ledger)?;
+    let ledger = &mut read_ledger(ledger)?;
     match command {
-        LedgerSubcommand::Jobs { json } => list_jobs(&ledger, *json),
+        LedgerSubcommand::Jobs { json } => list_jobs(ledger, *json),
         LedgerSubcommand::Show { job, json } => match ledger.job(*job)? {
             Some(view) => show_job(&view, *json),
             None => Err(Failure::usage(format_args!(
@@ -138,7 +130,7 @@ pub(crate) fn main(ledger: &Path, command: &LedgerSubcommand) -> CommandResult {
                 ledger_name.display()
             ))),
         },
-        LedgerSubcommand::Failures { job, json } => list_failures(&ledger, *job, *json),
+        LedgerSubcommand::Failures { job, json } => list_failures(ledger, *job, *json),
         LedgerSubcommand::Outputs { job, ordered, with_tasks, json, csv } => {
             let format = match (json, csv) {
                 (true, _) => output_rows::OutputFormat::Json,
@@ -147,16 +139,24 @@ pub(crate) fn main(ledger: &Path, command: &LedgerSubcommand) -> CommandResult {
             };
             let selection =
                 output_rows::OutputSelection { job: *job, ordered: *ordered, with_tasks: *with_tasks };
-            output_rows::print_outputs(&ledger, selection, format)
+            output_rows::print_outputs(ledger, selection, format)
         }
-        LedgerSubcommand::Export { job } => export_job(&ledger, *job),
-        LedgerSubcommand::Verify { job, json } => verify_job(&ledger, *job, *json),
-        LedgerSubcommand::Dead { json } => list_dead(&ledger, *json),
-        LedgerSubcommand::Prune { .. } => Ok(Exit::Ok),
+        LedgerSubcommand::Export { job } => export_job(ledger, *job),
+        LedgerSubcommand::Verify { job, json } => verify_job(ledger, *job, *json),
+        LedgerSubcommand::Dead { json } => list_dead(ledger, *json),
+        LedgerSubcommand::Prune { older_than, keep, json } => {
+            let report = ledger.prune(PruneRule { older_than: *older_than, keep: *keep })?;
+            if *json {
+                print_json(&report)?;
+            } else {
+                print_status(format_args!("{} jobs forgotten, {} left", report.pruned, report.left));
+            }
+            Ok(Exit::Ok)
+        }
     }
 }
 
-fn list_jobs(ledger: &LedgerReader, json: bool) -> CommandResult {
+fn list_jobs(ledger: &mut LedgerReader, json: bool) -> CommandResult {
     let jobs = ledger.jobs()?;
     if json {
         print_json(&jobs)?;
@@ -308,7 +308,7 @@ fn print_stall(view: &JobView, since_ms: u64) -> CommandResult {
     Ok(Exit::Ok)
 }
 
-fn list_failures(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult {
+fn list_failures(ledger: &mut LedgerReader, job: JobId, json: bool) -> CommandResult {
     let mut any = false;
     let mut out = StdoutLines::new();
     ledger.failures(job, &mut |failure| {
@@ -327,14 +327,14 @@ fn list_failures(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult
     Ok(Exit::Ok)
 }
 
-fn export_job(ledger: &LedgerReader, job: JobId) -> CommandResult {
+fn export_job(ledger: &mut LedgerReader, job: JobId) -> CommandResult {
     let mut out = StdoutLines::new();
     ledger.export(job, &mut |row| out.write_json(&row))?;
     out.finish()?;
     Ok(Exit::Ok)
 }
 
-fn verify_job(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult {
+fn verify_job(ledger: &mut LedgerReader, job: JobId, json: bool) -> CommandResult {
     let verification = ledger.verify(job)?;
     if json {
         print_json(&verification)?;
@@ -363,7 +363,7 @@ fn verify_job(ledger: &LedgerReader, job: JobId, json: bool) -> CommandResult {
     Ok(if verification.ok { Exit::Ok } else { Exit::Incomplete })
 }
 
-fn list_dead(ledger: &LedgerReader, json: bool) -> CommandResult {
+fn list_dead(ledger: &mut LedgerReader, json: bool) -> CommandResult {
     let dead = ledger.dead()?;
     if json {
         print_json(&dead)?;

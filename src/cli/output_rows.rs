@@ -2,8 +2,8 @@
 
 use std::{cell::RefCell, ops::ControlFlow};
 
+use gristmill_ledger::{LedgerError, LedgerReader, OutputRow};
 use gristmill_shared::JobId;
-use gristmill_sink::{LedgerReader, OutputRow, SinkError};
 
 use super::{CommandResult, csv::CsvColumns, stdout::StdoutLines};
 use crate::{Exit, exit::Failure};
@@ -30,7 +30,7 @@ pub(crate) struct OutputSelection {
 }
 
 pub(crate) fn print_outputs(
-    ledger: &LedgerReader,
+    ledger: &mut LedgerReader,
     selection: OutputSelection,
     format: OutputFormat,
 ) -> CommandResult {
@@ -65,10 +65,10 @@ pub(crate) fn print_outputs(
 }
 
 fn write_text(
-    ledger: &LedgerReader,
+    ledger: &mut LedgerReader,
     selection: OutputSelection,
     out: &mut StdoutLines,
-) -> Result<(), SinkError> {
+) -> Result<(), LedgerError> {
     let mut each = |OutputRow { index, task, output }: OutputRow<'_>| {
         if selection.with_tasks {
             let task = task.map_or("null", |task| task.get());
@@ -82,10 +82,10 @@ fn write_text(
 
 /// Prints CSV. Reads all rows twice: the columns must be known before the first line.
 fn write_csv(
-    ledger: &LedgerReader,
+    ledger: &mut LedgerReader,
     selection: OutputSelection,
     out: &mut StdoutLines,
-) -> Result<(), SinkError> {
+) -> Result<(), LedgerError> {
     let columns = RefCell::new((CsvColumns::new("task"), CsvColumns::new("output")));
     let mut learn = |row: OutputRow<'_>| {
         let (tasks, outputs) = &mut *columns.borrow_mut();

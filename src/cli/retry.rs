@@ -3,12 +3,12 @@
 use std::{collections::BTreeSet, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
 
 use clap::Args;
+use gristmill_ledger::{JobState, LedgerReader};
 use gristmill_producer::{JobUpdate, JobWatcher};
 use gristmill_shared::{
     Address, JobId, Outgoing, QueueRole, TaskIndex, TransportError, publish_until_stored,
     wire::{Reopen, WireMessage},
 };
-use gristmill_sink::{JobState, LedgerReader};
 
 use super::{
     CommandResult, Context,
@@ -17,7 +17,7 @@ use super::{
     wait::{self, JobOrigin},
     warn,
 };
-use crate::{Exit, exit::Failure};
+use crate::{Exit, exit::Failure, ledger_store::read_ledger};
 
 /// The time after which a status message says that no sink has taken the retry up.
 const TAKE_UP_TIME: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ pub(crate) async fn main(
     retry: &RetryFlags,
 ) -> CommandResult {
     let RetryFlags { job, indices, adopt_version, wait, json } = retry;
-    let reader = LedgerReader::open(ledger)?;
+    let mut reader = read_ledger(ledger)?;
     let Some(view) = reader.job(*job)? else {
         let ledger = ledger.display();
         return Err(Failure::usage(format_args!(
@@ -84,7 +84,7 @@ pub(crate) async fn main(
     }
     let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
-    check_all_failed(&reader, *job, &indices)?;
+    check_all_failed(&mut reader, *job, &indices)?;
     let (transport, app) = context.or_interrupted(broker.connect("sink")).await?;
     let what = if indices.is_empty() { "all that failed".into() } else { format!("{} tasks", indices.len()) };
     let asked = async {
@@ -136,7 +136,7 @@ async fn wait_reopened(watch: &mut JobWatcher) -> Result<(), TransportError> {
 }
 
 /// Refuses tasks that did not fail or are not kept: the sink would skip them and only log it.
-fn check_all_failed(reader: &LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
+fn check_all_failed(reader: &mut LedgerReader, job: JobId, indices: &[TaskIndex]) -> Result<(), Failure> {
     let mut some = false;
     let mut others: BTreeSet<_> = indices.iter().copied().collect();
     reader.failures(job, &mut |failure| {

@@ -6,9 +6,10 @@ use std::{
 };
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
+use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{JobWatcher, Producer, SubmitOptions, cancel};
 use gristmill_shared::{Lane, Transport, memory::MemoryTransport};
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
+use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +29,7 @@ use crate::{
     build_id::build_id,
     connect::connect_with,
     exit::Failure,
+    ledger_store::open_ledger,
     library::{Pipeline, PipelineShutdown, RUN_RETRY_DELAYS_MS},
 };
 
@@ -96,14 +98,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
         }
     };
     metrics.watch_transport(&*transport);
-    let sink = Sink::open(SinkConfig {
-        registry: context.registry.clone(),
-        lane: lane.clone(),
-        ledger,
-        adopt: false,
-        app: app.clone(),
-        stall_after: None,
-    })?;
+    let config = SinkConfig::new(context.registry.clone(), lane.clone(), app.clone());
+    let sink = Sink::open(config, open_ledger(ledger)?)?;
     // Before a job is opened: a failed claim would leave it on a lane of another ledger.
     let claim = async { Ok(sink.claim(Arc::clone(&transport)).await?) };
     let sink = context.or_interrupted(claim).await?;

@@ -3,7 +3,8 @@
 use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, Subcommand as _};
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
+use gristmill_ledger::LedgerLocation;
+use gristmill_sink::{Sink, SinkConfig, SinkError, SinkReport};
 
 use super::{
     CommandResult, Context,
@@ -14,7 +15,7 @@ use super::{
     retry::{self, RetryFlags},
     state_dir::StateFlags,
 };
-use crate::{Exit, exit::Failure};
+use crate::{Exit, exit::Failure, ledger_store::open_ledger};
 
 /// Fold the results of a lane, each task once; or read the ledger
 ///
@@ -81,21 +82,15 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     // The broker first: a sink that cannot serve leaves no new ledger behind.
     let (transport, app) = context.or_interrupted(flags.broker.connect("sink")).await?;
     metrics.watch_transport(&*transport);
-    let config = SinkConfig {
-        registry: context.registry.clone(),
-        lane,
-        ledger: LedgerLocation::File(ledger),
-        adopt: flags.adopt,
-        app,
-        stall_after: flags.stall_after,
-    };
+    let mut config = SinkConfig::new(context.registry.clone(), lane, app);
+    (config.adopt, config.stall_after) = (flags.adopt, flags.stall_after);
     let leave = async {
         context.signals.wait_first().await;
         print_status("leaving: committing what is here (once more to stop at once)");
     };
     let serving = async {
         let mut leave = pin!(leave);
-        let sink = Sink::open(config)?;
+        let sink = Sink::open(config, open_ledger(LedgerLocation::File(ledger))?)?;
         let claimed = tokio::select! {
             () = &mut leave => return Ok(SinkReport::default()),
             claimed = sink.claim(Arc::clone(&transport)) => claimed?,

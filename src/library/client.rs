@@ -2,11 +2,12 @@
 
 use std::{fmt, future::pending, marker::PhantomData, sync::Arc};
 
+use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{
     CancelOutcome, JobWatcher, Producer, ProducerError, SplitReport, SubmitOptions, cancel,
 };
 use gristmill_shared::{Job, JobId, Lane, Outcome, Registry, Transport, WorkerId, erase_shared};
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
+use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::task::JoinHandle;
 
@@ -14,6 +15,7 @@ use super::{Error, processor_count};
 use crate::{
     build_id::build_id,
     connect::{Credentials, connect_with},
+    ledger_store::open_ledger,
 };
 
 /// A connection to a broker, for a service that submits jobs and may be a worker and the sink of
@@ -194,15 +196,8 @@ impl Client {
     /// # Errors
     /// [`Error::Sink`] if the file is no ledger, cannot be written, or is held by another sink.
     pub fn sink(&self, registry: Registry, ledger: LedgerLocation) -> Result<Sink, Error> {
-        let config = SinkConfig {
-            registry,
-            lane: self.lane.clone(),
-            ledger,
-            adopt: false,
-            app: self.app.clone(),
-            stall_after: None,
-        };
-        Ok(Sink::open(config)?)
+        let config = SinkConfig::new(registry, self.lane.clone(), self.app.clone());
+        Ok(Sink::open(config, open_ledger(ledger)?)?)
     }
 
     /// Closes the connection for all clones, and for its workers and sinks, which should have ended

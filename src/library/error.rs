@@ -2,6 +2,7 @@
 
 use std::io;
 
+use gristmill_ledger::LedgerError;
 use gristmill_producer::{OutcomeError, ProducerError};
 use gristmill_shared::{NoReport, RegisterError, TransportError};
 use gristmill_sink::SinkError;
@@ -40,6 +41,12 @@ pub enum Error {
     /// A defect of Gristmill.
     #[error("{0}; this is a defect of Gristmill, not of the job")]
     Defect(String),
+}
+
+impl From<LedgerError> for Error {
+    fn from(error: LedgerError) -> Self {
+        Self::Sink(error.into())
+    }
 }
 
 impl From<OutcomeError> for Error {

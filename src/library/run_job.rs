@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroU16, sync::Arc, thread, time::Duration};
 
+use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{Producer, SubmitOptions};
 use gristmill_shared::{
     AnyJob, FailFast, Job, Lane, Outcome, Policy, Registry, Transport, WorkerId, erase_shared,
@@ -9,12 +10,12 @@ use gristmill_shared::{
     panic_text,
     wire::{BATCH_MAX_TASKS, Finished},
 };
-use gristmill_sink::{LedgerLocation, Sink, SinkConfig};
+use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::runtime::Builder;
 
 use super::{Error, Pipeline, pipeline::PipelineShutdown};
-use crate::build_id::build_id;
+use crate::{build_id::build_id, ledger_store::open_ledger};
 
 /// The number of threads that move messages. Tasks, `split` and `collect` have threads of their
 /// own.
@@ -170,14 +171,8 @@ async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Fini
     let transport: Arc<dyn Transport> = MemoryTransport::new();
     let registry = Registry::with_job(Arc::clone(&job))?;
     let app = WorkerId::generate("run");
-    let sink = Sink::open(SinkConfig {
-        registry: registry.clone(),
-        lane: Lane::default(),
-        ledger: LedgerLocation::Memory,
-        adopt: false,
-        app: app.clone(),
-        stall_after: None,
-    })?;
+    let config = SinkConfig::new(registry.clone(), Lane::default(), app.clone());
+    let sink = Sink::open(config, open_ledger(LedgerLocation::Memory)?)?;
     let sink = sink.claim(Arc::clone(&transport)).await?;
     let slots = options.slots.unwrap_or_else(processor_count);
     let worker = Worker::new(registry, app.clone())

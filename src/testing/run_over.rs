@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
+use gristmill_ledger::{LedgerError, LedgerLocation};
 use gristmill_producer::{
     CursorDir, CursorError, JobUpdate, JobWatcher, Producer, ProducerError, SubmitOptions,
 };
@@ -20,9 +21,11 @@ use gristmill_shared::{
     Account, Conclusion, Job, JobId, Lane, RegisterError, Registry, Transport, TransportError, WorkerId,
     erase,
 };
-use gristmill_sink::{LedgerLocation, LedgerReader, Sink, SinkConfig, SinkError};
+use gristmill_sink::{Sink, SinkConfig, SinkError};
 use gristmill_worker::{Worker, WorkerError};
 use tokio_util::sync::CancellationToken;
+
+use crate::ledger_store::{open_ledger, read_ledger};
 
 /// The most restarts in one run, of all roles together. After that the transport counts as
 /// unusable.
@@ -76,13 +79,19 @@ pub enum FleetError {
     Unknown(JobId),
 }
 
+impl From<LedgerError> for FleetError {
+    fn from(error: LedgerError) -> Self {
+        Self::Sink(error.into())
+    }
+}
+
 impl FleetError {
     /// True if the files of the role before are still locked. A process that another thread is just
     /// starting holds all our locks until it executes its own program.
     fn is_held(&self) -> bool {
         matches!(
             self,
-            Self::Sink(SinkError::Locked { .. })
+            Self::Sink(SinkError::Ledger(LedgerError::Locked { .. }))
                 | Self::Cursor(CursorError::Held { .. })
                 | Self::Producer(ProducerError::Cursor(CursorError::Held { .. }))
         )
@@ -172,14 +181,9 @@ where
 
     let sinking = restarter.run_restarting(|transport| {
         async move {
-            let sink = Sink::open(SinkConfig {
-                registry: registry.clone(),
-                lane: lane.clone(),
-                ledger: LedgerLocation::File(ledger.clone()),
-                adopt: false,
-                stall_after: None,
-                app: app.clone(),
-            })?;
+            let config = SinkConfig::new(registry.clone(), lane.clone(), app.clone());
+            let ledger = open_ledger(LedgerLocation::File(ledger.clone()))?;
+            let sink = Sink::open(config, ledger)?;
             sink.run_until(transport, ended.cancelled()).await?;
             Ok(())
         }
@@ -227,7 +231,7 @@ where
     };
     let ((), (), id) = futures::try_join!(sinking, working, submitting)?;
 
-    let reader = LedgerReader::open(ledger)?;
+    let mut reader = read_ledger(ledger)?;
     let view = reader.job(id)?.ok_or(FleetError::Unknown(id))?;
     Ok(FleetEnd {
         job: id,

@@ -8,17 +8,28 @@ use std::process::Command;
 use super::WORKSPACE_ROOT;
 
 /// Every package of ours, and the others of ours that it may reach.
-const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 11] = [
+const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 13] = [
     ("gristmill-shared", &[]),
     ("gristmill-process", &["gristmill-shared"]),
     ("gristmill-producer", &["gristmill-shared"]),
     ("gristmill-worker", &["gristmill-shared", "gristmill-process"]),
-    ("gristmill-sink", &["gristmill-shared"]),
+    ("gristmill-ledger", &["gristmill-shared"]),
+    ("gristmill-sqlite", &["gristmill-shared", "gristmill-ledger"]),
+    ("gristmill-sink", &["gristmill-shared", "gristmill-ledger"]),
     ("gristmill-amqp", &["gristmill-shared"]),
     ("gristmill-jobs", &["gristmill-shared"]),
     ("gristmill-observe", &["gristmill-shared"]),
     ("gristmill-test-support", &[]),
-    ("gristmill-drill", &["gristmill-shared", "gristmill-sink", "gristmill-jobs", "gristmill-test-support"]),
+    (
+        "gristmill-drill",
+        &[
+            "gristmill-shared",
+            "gristmill-ledger",
+            "gristmill-sqlite",
+            "gristmill-jobs",
+            "gristmill-test-support",
+        ],
+    ),
     (
         "gristmill",
         &[
@@ -30,6 +41,8 @@ const ALLOWED_DEPENDENCIES: [(&str, &[&str]); 11] = [
             "gristmill-producer",
             "gristmill-worker",
             "gristmill-sink",
+            "gristmill-ledger",
+            "gristmill-sqlite",
             "gristmill-amqp",
             "gristmill-jobs",
         ],
@@ -41,7 +54,7 @@ const CRATE_OWNERS: [(&str, &[&str]); 9] = [
     ("lapin", &["gristmill-amqp", "gristmill"]),
     ("rustls", &["gristmill-amqp", "gristmill"]),
     ("toml", &["gristmill"]),
-    ("rusqlite", &["gristmill-sink", "gristmill-drill", "gristmill"]),
+    ("rusqlite", &["gristmill-sqlite", "gristmill-drill", "gristmill"]),
     ("clap", &["gristmill-jobs", "gristmill-drill", "gristmill"]),
     ("indicatif", &["gristmill"]),
     ("tracing-subscriber", &["gristmill-observe", "gristmill"]),

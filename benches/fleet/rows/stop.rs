@@ -3,7 +3,8 @@
 use std::{fs::File, path::PathBuf, time::Duration};
 
 use gristmill_jobs::{Spin, SpinWork};
-use gristmill_sink::LedgerReader;
+use gristmill_ledger::LedgerReader;
+use gristmill_sqlite::SqliteAccess;
 use tokio::time::sleep;
 
 use crate::{
@@ -49,8 +50,8 @@ impl Bench {
             if done.finished.conclusion.text != target || done.finished.account.skipped == 0 {
                 return Err(format!("the search for {target} ended so: {:?}", done.finished).into());
             }
-            let view =
-                LedgerReader::open(&fleet.ledger())?.job(done.job)?.ok_or("the ledger lost the job")?;
+            let mut ledger = LedgerReader::new(Box::new(SqliteAccess::open(&fleet.ledger())?));
+            let view = ledger.job(done.job)?.ok_or("the ledger lost the job")?;
             let committed_us = view.summary.finished_ms.ok_or("the job has not ended")? * 1_000;
             waits.push(last_us.saturating_sub(committed_us) as f64 / 1e3);
         }

@@ -17,7 +17,7 @@ const LAST_PLACE: u32 = (1 << CONTAINER_BITS) - 1;
 /// A set of task indices in containers of 65,536 that tracks which of them changed since they were
 /// saved.
 #[derive(Debug, Default, PartialEq)]
-pub(crate) struct IndexSet {
+pub struct IndexSet {
     containers: BTreeMap<u64, RoaringBitmap>,
     len: u64,
     changed: BTreeSet<u64>,
@@ -25,24 +25,26 @@ pub(crate) struct IndexSet {
 
 impl IndexSet {
     /// Returns the number of indices in the set.
-    pub(crate) fn len(&self) -> u64 {
+    #[must_use]
+    pub fn len(&self) -> u64 {
         self.len
     }
 
     /// Returns one past the highest index.
-    pub(crate) fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         let highest = self.containers.iter().next_back().and_then(|(key, bits)| Some((key, bits.max()?)));
         highest.map_or(0, |(key, place)| (key << CONTAINER_BITS) + u64::from(place) + 1)
     }
 
-    pub(crate) fn contains(&self, index: u64) -> bool {
+    /// True if the index is in the set.
+    pub fn contains(&self, index: u64) -> bool {
         let (key, place) = locate(index);
         self.containers.get(&key).is_some_and(|bits| bits.contains(place))
     }
 
     /// Returns the parts of `range` that are not in the set, ascending and maximal. The cost
     /// depends on the size of the set there, not on the length of the range.
-    pub(crate) fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    pub fn missing(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let mut missing = Vec::new();
         if range.is_empty() {
             return missing;
@@ -64,7 +66,7 @@ impl IndexSet {
     }
 
     /// Returns the indices as ascending ranges; two of different containers may touch.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.containers.iter().flat_map(|(key, bits)| {
             let base = key << CONTAINER_BITS;
             let mut places = bits.iter();
@@ -76,7 +78,7 @@ impl IndexSet {
     }
 
     /// Adds all of `range`.
-    pub(crate) fn insert(&mut self, range: Range<u64>) {
+    pub fn insert(&mut self, range: Range<u64>) {
         for (key, places) in pieces(range) {
             let added = self.containers.entry(key).or_default().insert_range(places);
             if added > 0 {
@@ -90,7 +92,7 @@ impl IndexSet {
     ///
     /// # Errors
     /// If the bytes are no bitmap.
-    pub(crate) fn load(&mut self, key: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn load(&mut self, key: u64, bytes: &[u8]) -> io::Result<()> {
         let bits = RoaringBitmap::deserialize_from(bytes)?;
         if bits.is_empty() || bits.max().is_some_and(|place| place > LAST_PLACE) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a container of this set"));
@@ -101,7 +103,7 @@ impl IndexSet {
     }
 
     /// Takes the containers that changed since the last call, to be saved under their keys.
-    pub(crate) fn take_changed(&mut self) -> impl Iterator<Item = (u64, Vec<u8>)> {
+    pub fn take_changed(&mut self) -> impl Iterator<Item = (u64, Vec<u8>)> {
         std::mem::take(&mut self.changed).into_iter().filter_map(|key| {
             let bits = self.containers.get_mut(&key)?;
             bits.optimize();
@@ -113,7 +115,7 @@ impl IndexSet {
 }
 
 /// Appends a range, joined to the last one if it is adjacent. Empty ranges are skipped.
-pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+pub fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
     match ranges.last_mut() {
         _ if range.is_empty() => {}
         Some(last) if last.end == range.start => last.end = range.end,
@@ -123,7 +125,7 @@ pub(crate) fn push_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
 
 /// Returns the parts of `range` that are in neither set, ascending: the first `most` of them, and
 /// the number of indices in all.
-pub(crate) fn gaps(
+pub fn gaps(
     done: &IndexSet,
     failed: &BTreeSet<u64>,
     range: Range<u64>,

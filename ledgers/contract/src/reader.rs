@@ -1,137 +1,143 @@
-//! Read access to a ledger, also while a sink uses it.
+//! The questions of the `sink` commands, answered page by page.
 
-use std::{
-    collections::BTreeSet,
-    ops::ControlFlow,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeSet, ops::ControlFlow};
 
-use gristmill_shared::{JobId, Keep, TaskIndex, wire::MISSING_MAX_RANGES};
-use rusqlite::{Connection, OpenFlags};
+use gristmill_shared::{JobId, Keep, Round, TaskIndex, wire::MISSING_MAX_RANGES};
 use serde_json::value::RawValue;
 
-use super::{
-    DeadMessages, DeadRow, ExportRow, FailureRow, JobRecord, JobSummary, JobView, LedgerLocation,
-    MissingTasks, OutputPass, ParkedJob, ParkedMessages, Verification,
-    builds::Builds,
-    columns::{parse_json, parse_text},
-    connect, ledger_error, listing, location,
-    message_columns::MessageProperties,
-    outcome_rows, schema, verify,
-};
 use crate::{
-    SinkError,
-    index_set::{IndexSet, gaps},
+    DeadMessages, ExportRow, FailureRow, IndexSet, JobKey, JobParts, JobRecord, JobSnapshot, JobSummary, JobView, JobsAfter,
+    LedgerAccess, LedgerError, MissingTasks, OutputOrder, OutputPass, OutputRow, OutputsPage, PageBound,
+    ParkedMessages, PruneReport, PruneRule, StoredOutputs, Verification, gaps, verify,
 };
 
-/// Reads a ledger, also while a sink uses it: every answer is as of one commit. All methods block.
+/// Jobs or failures of one page.
+const PAGE_MAX_ROWS: usize = 1_000;
+/// The size of a page of outputs. A row has the outputs of one span of a message.
+const OUTPUTS_BOUND: PageBound = PageBound { rows: 256, bytes: 4 << 20 };
+
+/// Reads a ledger, also while a sink uses it. All methods block.
+///
+/// A job is read as of one commit. Lists of failures and outputs are read in pages, so that a slow
+/// reader holds nothing that the sink needs: outputs are those of the moment at which the list
+/// began, failures those of the moment of their page. A job that is pruned, or whose failed tasks
+/// are sent again, meanwhile is an error.
 #[derive(Debug)]
 pub struct LedgerReader {
-    connection: Connection,
-    path: PathBuf,
+    access: Box<dyn LedgerAccess>,
 }
 
 impl LedgerReader {
-    /// Opens a ledger. Creates and changes nothing.
-    ///
-    /// # Errors
-    /// If there is none, or the file is something else.
-    pub fn open(path: &Path) -> Result<Self, SinkError> {
-        location::check_file(path)?;
-        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        match schema::identify(&connection, path)? {
-            schema::DatabaseKind::Ledger => Ok(Self { connection, path: path.into() }),
-            schema::DatabaseKind::Empty => {
-                Err(SinkError::NotALedger { path: path.into(), why: "it is an empty file".into() })
-            }
-        }
+    /// Creates a reader.
+    #[must_use]
+    pub fn new(access: Box<dyn LedgerAccess>) -> Self {
+        Self { access }
     }
 
     /// Returns all jobs, the newest first.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub fn jobs(&self) -> Result<Vec<JobSummary>, SinkError> {
-        let records = self.read(JobRecord::load_all)?;
-        Ok(records.iter().map(|(_, record)| JobSummary::from(record)).collect())
+    pub fn jobs(&mut self) -> Result<Vec<JobSummary>, LedgerError> {
+        let (mut jobs, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.access.jobs(after, PAGE_MAX_ROWS)?;
+            let Some(JobRecord { opened, .. }) = page.last() else { return Ok(jobs) };
+            after = Some(JobsAfter { submitted_ms: opened.submitted_ms, job: opened.job });
+            jobs.extend(page.iter().map(JobSummary::from));
+        }
     }
 
     /// Returns one job, if the ledger has it.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub fn job(&self, job: JobId) -> Result<Option<JobView>, SinkError> {
-        self.read(|connection| match JobRecord::load(connection, job)? {
-            Some((seq, record)) => load_view(connection, seq, record).map(Some),
-            None => Ok(None),
-        })
+    pub fn job(&mut self, job: JobId) -> Result<Option<JobView>, LedgerError> {
+        Ok(self.access.job(job, JobParts::View)?.map(view))
     }
 
-    /// Visits the failed tasks of a job by index, one by one. A slow `each` does not block a sink,
-    /// but its write-ahead log beside the ledger grows.
+    /// Visits the failed tasks of a job by index, one by one.
     ///
     /// # Errors
-    /// If the ledger does not have the job, or cannot be read.
+    /// If the ledger does not have the job, or cannot be read, or if the job changes meanwhile.
     pub fn failures(
-        &self,
+        &mut self,
         job: JobId,
         each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
-    ) -> Result<(), SinkError> {
-        let (seq, _) = self.find_job(job)?;
-        self.read(|connection| listing::visit_failures(connection, seq, each).map(drop))
+    ) -> Result<(), LedgerError> {
+        let list = JobList::of(&self.snapshot(job, JobParts::Record)?);
+        match self.visit_failures(list, each)? {
+            ControlFlow::Break(()) => Ok(()),
+            ControlFlow::Continue(()) => self.check_unchanged(list),
+        }
     }
 
     /// Visits the kept outputs of a job, one by one: in the order of the tasks, or in the order of
-    /// their arrival. There are none if the job keeps none. `each` may be slow, as in
-    /// [`LedgerReader::failures`].
+    /// their arrival. There are none if the job keeps none.
     ///
     /// # Errors
-    /// If the ledger does not have the job, or cannot be read.
+    /// If the ledger does not have the job, or cannot be read, or if the job changes meanwhile.
     pub fn outputs(
-        &self,
+        &mut self,
         job: JobId,
         ordered: bool,
         each: &mut dyn FnMut(TaskIndex, &RawValue) -> ControlFlow<()>,
-    ) -> Result<(), SinkError> {
+    ) -> Result<(), LedgerError> {
         self.output_rows(job, ordered, &mut [&mut |row| each(row.index, row.output)])
     }
 
     /// Visits the kept outputs of a job with their tasks, as [`LedgerReader::outputs`] does, once
-    /// for each of `passes` in turn. All passes see the same commit. The task is `None` if only its
+    /// for each of `passes` in turn. All passes see the same outputs. The task is `None` if only its
     /// output is kept.
     ///
     /// # Errors
-    /// If the ledger does not have the job, or cannot be read.
+    /// If the ledger does not have the job, or cannot be read, or if the job changes meanwhile.
     pub fn output_rows(
-        &self,
+        &mut self,
         job: JobId,
         ordered: bool,
         passes: &mut [OutputPass<'_>],
-    ) -> Result<(), SinkError> {
-        let (seq, _) = self.find_job(job)?;
-        self.read(|connection| {
-            passes
-                .iter_mut()
-                .try_for_each(|each| listing::visit_outputs(connection, seq, ordered, *each).map(drop))
-        })
+    ) -> Result<(), LedgerError> {
+        let list = JobList::of(&self.snapshot(job, JobParts::Record)?);
+        let order = if ordered { OutputOrder::Split } else { OutputOrder::Arrival };
+        let mut went_on = true;
+        for each in passes {
+            went_on &= self.visit_outputs(list, order, *each)?.is_continue();
+        }
+        if went_on { self.check_unchanged(list) } else { Ok(()) }
     }
 
-    /// Visits everything about a job as of one commit, in the order of [`ExportRow`]. `each` may be
-    /// slow, as in [`LedgerReader::failures`].
+    /// Visits everything about a job, in the order of [`ExportRow`].
     ///
     /// # Errors
-    /// If the ledger does not have the job, or cannot be read.
+    /// If the ledger does not have the job, or cannot be read, or if the job changes meanwhile. The
+    /// last row is left out then.
     pub fn export(
-        &self,
+        &mut self,
         job: JobId,
         each: &mut dyn FnMut(ExportRow<'_>) -> ControlFlow<()>,
-    ) -> Result<(), SinkError> {
-        let found = self.read(|connection| {
-            let Some((seq, record)) = JobRecord::load(connection, job)? else { return Ok(None) };
-            let view = load_view(connection, seq, record)?;
-            listing::export(connection, seq, view, each).map(Some)
-        })?;
-        found.ok_or_else(|| self.no_such_job(job))
+    ) -> Result<(), LedgerError> {
+        let whole = self.snapshot(job, JobParts::View)?;
+        let list = JobList::of(&whole);
+        let (mut failures, mut outputs) = (0, 0);
+        let mut flow = each(ExportRow::Job(Box::new(view(whole))));
+        if flow.is_continue() {
+            flow = self.visit_failures(list, &mut |failure| {
+                failures += 1;
+                each(ExportRow::Failure(failure))
+            })?;
+        }
+        if flow.is_continue() {
+            flow = self.visit_outputs(list, OutputOrder::Split, &mut |row| {
+                outputs += 1;
+                each(ExportRow::Output(row))
+            })?;
+        }
+        if flow.is_continue() {
+            self.check_unchanged(list)?;
+            let _ = each(ExportRow::End { failures, outputs }); // the last row
+        }
+        Ok(())
     }
 
     /// Proves from the stored rows that every task of the job has exactly one outcome, or reports
@@ -139,88 +145,138 @@ impl LedgerReader {
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read.
-    pub fn verify(&self, job: JobId) -> Result<Verification, SinkError> {
-        let verification = self.read(|connection| verify::verify(connection, job))?;
-        verification.ok_or_else(|| self.no_such_job(job))
+    pub fn verify(&mut self, job: JobId) -> Result<Verification, LedgerError> {
+        Ok(verify::verify(self.snapshot(job, JobParts::Proof)?))
     }
 
     /// Returns the parked messages: those about jobs that the ledger does not know.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub fn parked(&self) -> Result<ParkedMessages, SinkError> {
-        self.read(|connection| {
-            let mut rows = connection.prepare(
-                "SELECT job, count(*), sum(length(body)) FROM parked GROUP BY job ORDER BY min(seq)",
-            )?;
-            let row = |row: &rusqlite::Row<'_>| {
-                Ok(ParkedJob { job: parse_text(row, 0)?, messages: row.get(1)?, bytes: row.get(2)? })
-            };
-            let jobs = rows.query_map([], row)?.collect::<Result<_, _>>()?;
-            let dropped = connection.query_row("SELECT parked_dropped FROM ledger", [], |row| row.get(0))?;
-            Ok(ParkedMessages { jobs, dropped })
-        })
+    pub fn parked(&mut self) -> Result<ParkedMessages, LedgerError> {
+        self.access.parked()
     }
 
     /// Returns the recorded dead messages.
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    pub fn dead(&self) -> Result<DeadMessages, SinkError> {
-        self.read(|connection| {
-            let mut rows = connection
-                .prepare("SELECT received_ms, reason, properties, bytes, body FROM dead ORDER BY seq DESC")?;
-            let row = |row: &rusqlite::Row<'_>| {
-                let MessageProperties { id, form, job, app, origin, .. } = parse_json(row, 2)?;
-                let (received_ms, reason, bytes) = (row.get(0)?, row.get(1)?, row.get(3)?);
-                let body = String::from_utf8_lossy(row.get_ref(4)?.as_blob()?).into_owned();
-                Ok(DeadRow { received_ms, reason, origin, id, form, app, job, bytes, body })
-            };
-            let messages = rows.query_map([], row)?.collect::<Result<_, _>>()?;
-            let dropped = connection.query_row("SELECT dead_dropped FROM ledger", [], |row| row.get(0))?;
-            Ok(DeadMessages { messages, dropped })
-        })
+    pub fn dead(&mut self) -> Result<DeadMessages, LedgerError> {
+        self.access.dead()
     }
 
-    fn find_job(&self, job: JobId) -> Result<(i64, JobRecord), SinkError> {
-        self.read(|connection| JobRecord::load(connection, job))?.ok_or_else(|| self.no_such_job(job))
+    /// Deletes jobs that have ended, with all their rows. A sink may use the ledger meanwhile.
+    ///
+    /// # Errors
+    /// If the ledger cannot be written.
+    pub fn prune(&mut self, rule: PruneRule) -> Result<PruneReport, LedgerError> {
+        self.access.prune(rule)
     }
 
-    fn no_such_job(&self, job: JobId) -> SinkError {
-        SinkError::NoSuchJob { path: self.path.clone(), job }
+    fn snapshot(&mut self, job: JobId, parts: JobParts) -> Result<JobSnapshot, LedgerError> {
+        let place = self.access.place().clone();
+        self.access.job(job, parts)?.ok_or(LedgerError::NoSuchJob { place, job })
     }
 
-    /// Reads within one transaction, so that all of it is as of the same commit.
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, SinkError> {
-        let read = || {
-            let transaction = self.connection.unchecked_transaction()?;
-            read(&transaction)
+    /// Checks, after the last page, that all pages were of one round of the job.
+    fn check_unchanged(&mut self, list: JobList) -> Result<(), LedgerError> {
+        let JobList { key, job, round, .. } = list;
+        let now = self.access.job(job, JobParts::Record)?;
+        let same = now.is_some_and(|now| (now.key, now.record.round) == (key, round));
+        if same { Ok(()) } else { Err(LedgerError::Changed { place: self.access.place().clone(), job }) }
+    }
+
+    fn visit_failures(
+        &mut self,
+        list: JobList,
+        each: &mut dyn FnMut(FailureRow) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LedgerError> {
+        let mut after = None;
+        loop {
+            let page = self.access.failures(list.key, after, PAGE_MAX_ROWS)?;
+            let Some(last) = page.last() else { return Ok(ControlFlow::Continue(())) };
+            after = Some(last.index.0);
+            if page.into_iter().try_for_each(&mut *each).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+
+    fn visit_outputs(
+        &mut self,
+        list: JobList,
+        order: OutputOrder,
+        each: &mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LedgerError> {
+        let (last_output, bound) = (list.last_output, OUTPUTS_BOUND);
+        let mut after = None;
+        loop {
+            let page = self.access.outputs(list.key, OutputsPage { order, after, last_output, bound })?;
+            let Some(last) = page.last() else { return Ok(ControlFlow::Continue(())) };
+            after = Some(match order {
+                OutputOrder::Split => i64::try_from(last.first).unwrap_or(i64::MAX),
+                OutputOrder::Arrival => last.row,
+            });
+            for row in &page {
+                if self.visit_row(list.job, row, each)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+    }
+
+    fn visit_row(
+        &self,
+        job: JobId,
+        row: &StoredOutputs,
+        each: &mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, LedgerError> {
+        let damaged = |error: serde_json::Error| LedgerError::Storage {
+            place: self.access.place().clone(),
+            doing: "being read",
+            source: format!("the outputs of job {job} from task {} on: {error}", row.first).into(),
         };
-        read().map_err(|source| ledger_error(&LedgerLocation::File(self.path.clone()), "being read", source))
+        let outputs: Vec<&RawValue> = serde_json::from_str(&row.outputs).map_err(damaged)?;
+        let tasks: Vec<&RawValue> =
+            serde_json::from_str(row.tasks.as_deref().unwrap_or("[]")).map_err(damaged)?;
+        let mut tasks = tasks.into_iter();
+        for (index, output) in (row.first..).zip(outputs) {
+            let task = tasks.next();
+            if each(OutputRow { index: TaskIndex(index), task, output }).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 }
 
-fn load_view(connection: &Connection, seq: i64, record: JobRecord) -> rusqlite::Result<JobView> {
-    let report = outcome_rows::load_report(connection, seq)?;
-    let end = record.total().unwrap_or(record.counts.reached);
-    let refused = outcome_rows::load_refused(connection, seq)?;
-    let (mut missing, mut refused_tasks) = (None, MissingTasks::default());
-    if record.stalled_ms.is_some() || refused.len() > 0 {
-        let (done, failed) =
-            (outcome_rows::load_done(connection, seq)?, outcome_rows::load_failed(connection, seq)?);
-        refused_tasks = unresolved_tasks(&refused, &done, &failed);
-        missing = record.stalled_ms.map(|_| {
-            let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);
-            MissingTasks { tasks, ranges }
-        });
+/// A job whose lists are read, page by page.
+#[derive(Debug, Clone, Copy)]
+struct JobList {
+    key: JobKey,
+    job: JobId,
+    round: Round,
+    /// The number of the last row of outputs at the beginning.
+    last_output: i64,
+}
+
+impl JobList {
+    fn of(snapshot: &JobSnapshot) -> Self {
+        let JobSnapshot { key, record, last_output, .. } = snapshot;
+        Self { key: *key, job: record.opened.job, round: record.round, last_output: *last_output }
     }
-    let builds = Builds::load(connection, seq)?.shares();
-    let dead = "SELECT (SELECT count(*) FROM dead) + (SELECT dead_dropped FROM ledger)";
-    let dead = connection.query_row(dead, [], |row| row.get(0))?;
-    let has_tasks = "SELECT EXISTS (SELECT 1 FROM tasks WHERE job = ?1)";
-    let keeps_tasks = record.opened.policy.keep == Some(Keep::Tasks)
-        || connection.query_row(has_tasks, [seq], |row| row.get(0))?; // by its kind
-    Ok(JobView::new(record, report, missing, refused_tasks, builds, keeps_tasks, dead))
+}
+
+fn view(snapshot: JobSnapshot) -> JobView {
+    let JobSnapshot { record, builds, report, done, failed, refused, has_kept_tasks, dead_messages, .. } = snapshot;
+    let end = record.total().unwrap_or(record.counts.reached);
+    let refused_tasks = unresolved_tasks(&refused, &done, &failed);
+    let missing = record.stalled_ms.map(|_| {
+        let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);
+        MissingTasks { tasks, ranges }
+    });
+    let keeps_tasks = record.opened.policy.keep == Some(Keep::Tasks) || has_kept_tasks; // by its kind
+    JobView::new(record, report, missing, refused_tasks, builds, keeps_tasks, dead_messages)
 }
 
 /// Returns the refused tasks that have no outcome: their first ranges, and their number.

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, fmt, ops::Range};
 
 use gristmill_shared::{BuildId, JobId, wire::BuildShare};
-use rusqlite::Connection;
 use serde::Serialize;
 
-use super::{JobRecord, JobState, builds::Builds, outcome_rows};
-use crate::index_set::{IndexSet, gaps};
+use crate::{
+    IndexSet, JobRecord, JobSnapshot, JobState,
+    index_set::gaps,
+};
 
 /// Gaps that a verification lists; all are counted.
 const GAPS_MAX: usize = 1_000;
@@ -62,24 +63,11 @@ impl fmt::Display for Verification {
     }
 }
 
-/// Checks one job, if the ledger has it.
-pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Option<Verification>> {
-    let Some((seq, record)) = JobRecord::load(connection, job)? else { return Ok(None) };
-    let done = outcome_rows::load_done(connection, seq)?;
-    let failed = outcome_rows::load_failed(connection, seq)?;
-    let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
-    let builds = Builds::load(connection, seq)?.shares();
-    Ok(Some(Verification { builds, ..check(&record, &done, &failed, kept.as_deref()) }))
-}
-
-/// Loads the index ranges of the kept outputs.
-fn load_kept(connection: &Connection, job: i64) -> rusqlite::Result<Vec<Range<u64>>> {
-    let mut rows = connection.prepare("SELECT first, count FROM outputs WHERE job = ?1 ORDER BY first")?;
-    rows.query_map([job], |row| {
-        let (first, count): (u64, u64) = (row.get(0)?, row.get(1)?);
-        Ok(first..first + count)
-    })?
-    .collect()
+/// Checks one job by its stored rows.
+pub(crate) fn verify(snapshot: JobSnapshot) -> Verification {
+    let JobSnapshot { record, builds, done, failed, kept, .. } = snapshot;
+    let kept = record.keeps_outputs.then_some(&kept[..]);
+    Verification { builds, ..check(&record, &done, &failed, kept) }
 }
 
 fn check(
@@ -141,76 +129,5 @@ fn check(
         stopped: account.stopped,
         build: record.opened.build.clone(),
         builds: Vec::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use gristmill_shared::Lane;
-
-    use super::*;
-    use crate::{
-        LedgerLocation, LedgerReader,
-        engine::LedgerEngine,
-        ledger::Ledger,
-        tests::toy_jobs::{KeeperJob, SubmittedJob, app, delivery, registry},
-    };
-
-    /// A finished job of ten tasks, of which task 7 failed, in a ledger that is then tampered with.
-    fn tampered(sql: &str) -> Verification {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
-        let mut engine = LedgerEngine::new(ledger, registry(), Lane::default(), app());
-        let job = SubmittedJob::new(&KeeperJob {});
-        let spans = [(0, 7, r#"["","","","","","",""]"#), (8, 2, r#"["",""]"#)];
-        for message in [job.opened(), job.spans(&spans, &[7], 0), job.sealed(10)] {
-            engine.accept_result(delivery(message)).unwrap();
-        }
-        drop(engine.commit().unwrap());
-        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-        LedgerReader::open(&path).unwrap().verify(job.id).unwrap()
-    }
-
-    #[test]
-    fn verified_job_has_summary() {
-        let verification = tampered("");
-        assert!(verification.ok && verification.problems.is_empty(), "{verification:?}");
-        assert_eq!(
-            verification.to_string(),
-            "10 tasks: 9 done, 1 failed, 0 skipped, 0 without an outcome; 0 duplicates and 0 late outcomes ignored"
-        );
-    }
-
-    #[test]
-    fn verify_finds_contradictions() {
-        let cases = [
-            ("DELETE FROM done", "counts 9 tasks done, but has 0"),
-            ("DELETE FROM failures", "counts 1 failures, but has 0"),
-            ("UPDATE jobs SET done = 8", "counts 8 tasks done, but has 9"),
-            ("UPDATE failures SET task = 3", "1 tasks are both done and failed"),
-            ("UPDATE jobs SET sealed_total = 9", "there are 9 tasks, but task 9 has an outcome"),
-            ("DELETE FROM outputs WHERE first = 8", "counts 9 outputs to keep, but has 7"),
-            (
-                "UPDATE outputs SET first = 7 WHERE first = 8",
-                "the kept outputs are not those of the tasks done",
-            ),
-            ("UPDATE jobs SET state = 'stopped', skipped = 3", "counts 3 tasks skipped, but 0 are"),
-        ];
-        for (sql, problem) in cases {
-            let verification = tampered(sql);
-            let found = verification.problems.join("; ");
-            assert!(!verification.ok && found.contains(problem), "{sql}: {found:?}");
-        }
-    }
-
-    #[test]
-    fn gaps_are_listed_as_ranges() {
-        let verification =
-            tampered("UPDATE jobs SET sealed_total = 20; DELETE FROM failures; UPDATE jobs SET failed = 0");
-        assert_eq!((verification.gaps, verification.missing), (vec![7..8, 10..20], 11));
-        assert!(!verification.ok);
-        let running = tampered("UPDATE jobs SET state = 'running'");
-        assert!(!running.ok && running.missing == 0, "a running job is not proven, whatever it has");
     }
 }

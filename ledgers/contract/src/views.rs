@@ -9,7 +9,7 @@ use gristmill_shared::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{JobRecord, JobState};
+use crate::{JobRecord, JobState};
 
 /// One job, as a list shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -103,7 +103,7 @@ pub struct MissingTasks {
 }
 
 impl JobView {
-    pub(super) fn new(
+    pub(crate) fn new(
         record: JobRecord,
         report: Option<Box<RawValue>>,
         missing: Option<MissingTasks>,

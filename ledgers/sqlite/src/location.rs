@@ -1,31 +1,12 @@
-//! The location of a ledger, and the checks before it is opened there.
+//! The checks before a ledger file is opened, and its lock.
 
 use std::{
-    fmt,
     fs::{self, File, TryLockError},
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
-use crate::SinkError;
-
-/// The location of a ledger.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum LedgerLocation {
-    /// A file, which is created if it does not exist, together with its folders.
-    File(PathBuf),
-    /// Memory only: the ledger is lost when the process ends.
-    Memory,
-}
-
-impl fmt::Display for LedgerLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => path.display().fmt(f),
-            Self::Memory => f.write_str("(in memory)"),
-        }
-    }
-}
+use gristmill_ledger::LedgerError;
 
 /// The first bytes of every SQLite file.
 const SQLITE_MAGIC: &[u8] = b"SQLite format 3\0";
@@ -34,13 +15,13 @@ const HOLDER_MAX_BYTES: u64 = 200;
 
 /// Checks, before anything is created or changed, that the file is a database, is empty, or does
 /// not exist.
-pub(super) fn check_file(path: &Path) -> Result<(), SinkError> {
-    let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
-    let access = |source| SinkError::Access { path: path.into(), doing: "read", source };
+pub(crate) fn check_file(path: &Path) -> Result<(), LedgerError> {
+    let not = |why: &str| LedgerError::NotALedger { path: path.into(), why: why.into() };
+    let access = |source| LedgerError::Access { path: path.into(), doing: "read", source };
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::symlink_metadata(path) {
             Ok(_) => Err(not("it is a link to a file that is not there")),
-            Err(_) => Err(SinkError::Missing { path: path.into() }),
+            Err(_) => Err(LedgerError::Missing { path: path.into() }),
         },
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
             Err(not("a part of its path is a file"))
@@ -58,33 +39,33 @@ pub(super) fn check_file(path: &Path) -> Result<(), SinkError> {
 }
 
 /// Returns the canonical name of a checked or new file, following all links. Creates its folders.
-pub(super) fn resolve(path: &Path) -> Result<PathBuf, SinkError> {
+pub(crate) fn resolve(path: &Path) -> Result<PathBuf, LedgerError> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let access = |doing| move |source| SinkError::Access { path: folder.into(), doing, source };
+    let access = |doing| move |source| LedgerError::Access { path: folder.into(), doing, source };
     fs::create_dir_all(folder).map_err(access("make the folder"))?;
     match fs::canonicalize(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let folder = fs::canonicalize(folder).map_err(access("find the folder"))?;
             Ok(folder.join(path.file_name().unwrap_or_default())) // a path without a name is a folder
         }
-        real => real.map_err(|source| SinkError::Access { path: path.into(), doing: "find", source }),
+        real => real.map_err(|source| LedgerError::Access { path: path.into(), doing: "find", source }),
     }
 }
 
 /// The exclusive right to write a ledger; the operating system releases it when the process ends.
 #[derive(Debug)]
-pub(super) struct LedgerLock {
+pub(crate) struct LedgerLock {
     _file: File,
 }
 
 impl LedgerLock {
     /// Checks that the file with this [resolved](resolve) name is writable, and locks it. The lock
     /// is a file beside it, `NAME.lock`, since SQLite locks the database in its own way.
-    pub(super) fn acquire(path: &Path) -> Result<Self, SinkError> {
-        let read_only = |what: &Path, why: &str| SinkError::ReadOnly {
+    pub(crate) fn acquire(path: &Path) -> Result<Self, LedgerError> {
+        let read_only = |what: &Path, why: &str| LedgerError::ReadOnly {
             path: path.into(),
             why: format!("{} {why}", what.display()),
         };
@@ -105,25 +86,27 @@ impl LedgerLock {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 let _ = file.take(HOLDER_MAX_BYTES).read_to_string(&mut holder); // only for the message
-                return Err(SinkError::Locked { path: path.into(), holder: holder.trim().into() });
+                return Err(LedgerError::Locked { path: path.into(), holder: holder.trim().into() });
             }
             Err(TryLockError::Error(source)) => {
-                return Err(SinkError::Access { path: lock, doing: "lock", source });
+                return Err(LedgerError::Access { path: lock, doing: "lock", source });
             }
         }
         let noted = file
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "process {}", std::process::id()));
-        noted.map_err(|source| SinkError::Access { path: lock, doing: "write", source })?;
+        noted.map_err(|source| LedgerError::Access { path: lock, doing: "write", source })?;
         Ok(Self { _file: file })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use gristmill_ledger::LedgerLocation;
+
     use super::*;
-    use crate::ledger::Ledger;
+    use crate::SqliteLedger;
 
     #[test]
     fn lock_is_exclusive_and_names_holder() {
@@ -144,14 +127,14 @@ mod tests {
         mark(&path, true);
         let error = LedgerLock::acquire(&path).unwrap_err();
         assert!(
-            matches!(&error, SinkError::ReadOnly { why, .. } if why.ends_with("ledger is read-only")),
+            matches!(&error, LedgerError::ReadOnly { why, .. } if why.ends_with("ledger is read-only")),
             "{error}"
         );
         mark(&path, false);
         mark(dir.path(), true);
         let error = LedgerLock::acquire(&path).unwrap_err();
         mark(dir.path(), false);
-        assert!(matches!(error, SinkError::ReadOnly { .. }), "{error}");
+        assert!(matches!(error, LedgerError::ReadOnly { .. }), "{error}");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left behind");
     }
 
@@ -163,13 +146,13 @@ mod tests {
         let other_folder = dir.path().join("folder");
         std::os::unix::fs::symlink(dir.path(), &other_folder).unwrap();
         std::os::unix::fs::symlink("ledger", &link).unwrap();
-        let open = |path: &Path| Ledger::open(LedgerLocation::File(path.into()));
+        let open = |path: &Path| SqliteLedger::open(LedgerLocation::File(path.into()));
         let error = open(&link).unwrap_err();
         assert!(error.to_string().contains("a link to a file that is not there"), "{error}");
         let held = open(&path).unwrap();
         for name in [&link, &other_folder.join("ledger"), &other_folder.join("link")] {
             let error = open(name).unwrap_err();
-            assert!(matches!(error, SinkError::Locked { .. }), "{}: {error}", name.display());
+            assert!(matches!(error, LedgerError::Locked { .. }), "{}: {error}", name.display());
         }
         drop(held);
         open(&link).unwrap();

@@ -4,16 +4,16 @@ use gristmill_shared::{Headers, JobId, Message};
 use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
-use super::columns::{parse_json, to_json};
+use crate::columns::{parse_json, to_json};
 
 /// A message without its body.
 #[derive(Serialize, Deserialize, Default)]
 #[serde(default)]
-pub(super) struct MessageProperties {
-    pub(super) id: String,
-    pub(super) form: String,
-    pub(super) job: Option<JobId>,
-    pub(super) app: String,
+pub(crate) struct MessageProperties {
+    pub(crate) id: String,
+    pub(crate) form: String,
+    pub(crate) job: Option<JobId>,
+    pub(crate) app: String,
     timestamp_ms: u64,
     content_type: String,
     content_encoding: String,
@@ -23,12 +23,12 @@ pub(super) struct MessageProperties {
     undecodable: Option<String>,
     delay_ms: u32,
     reason: Option<String>,
-    pub(super) origin: Option<String>,
+    pub(crate) origin: Option<String>,
     traceparent: Option<String>,
 }
 
 /// Returns the value of the column `properties`.
-pub(super) fn encode_properties(message: &Message) -> String {
+pub(crate) fn encode_properties(message: &Message) -> String {
     let Message { id, form, job, app, timestamp_ms, content_type, content_encoding, headers, body: _ } =
         message.clone();
     let Headers { attempt, loss, released, undecodable, delay_ms, reason, origin, traceparent } = headers;
@@ -52,7 +52,7 @@ pub(super) fn encode_properties(message: &Message) -> String {
 }
 
 /// Reads the message from these two columns.
-pub(super) fn read_message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite::Result<Message> {
+pub(crate) fn read_message(row: &Row<'_>, properties: usize, body: usize) -> rusqlite::Result<Message> {
     let MessageProperties {
         id,
         form,

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
+use gristmill_ledger::{LedgerError, LedgerLocation};
 use rusqlite::Connection;
 
-use crate::SinkError;
+use crate::store::storage_error;
 
 /// The mark of a ledger among SQLite files: `GRML`.
 const APPLICATION_ID: i64 = 0x4752_4d4c;
 /// The version of the tables below. Other versions are not read: none was ever released.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 
 /// The statements that create a new ledger.
 const TABLES_SQL: &str = "
@@ -98,8 +99,9 @@ const TABLES_SQL: &str = "
     ) STRICT, WITHOUT ROWID;
 
     -- Outputs of consecutive tasks, as a JSON array; only of jobs that keep them. Rows of a job do not overlap.
+    -- Later rows have higher numbers, which a reader tells them by.
     CREATE TABLE outputs (
-        seq INTEGER PRIMARY KEY,
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
         job INTEGER NOT NULL,
         first INTEGER NOT NULL,
         count INTEGER NOT NULL,
@@ -148,14 +150,14 @@ const TABLES_SQL: &str = "
 ";
 
 /// Creates the tables in an empty database.
-pub(super) fn create(connection: &Connection) -> rusqlite::Result<()> {
+pub(crate) fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(&format!(
         "{TABLES_SQL} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
     ))
 }
 
 /// The kind of a database.
-pub(super) enum DatabaseKind {
+pub(crate) enum DatabaseKind {
     /// An empty database.
     Empty,
     /// A ledger of this version.
@@ -163,29 +165,25 @@ pub(super) enum DatabaseKind {
 }
 
 /// Checks that a database is a ledger that this program knows, or empty.
-pub(super) fn identify(connection: &Connection, path: &Path) -> Result<DatabaseKind, SinkError> {
+pub(crate) fn identify(connection: &Connection, path: &Path) -> Result<DatabaseKind, LedgerError> {
     let number = |pragma: &str| connection.query_row(pragma, [], |row| row.get::<_, i64>(0));
-    let not = |why: &str| SinkError::NotALedger { path: path.into(), why: why.into() };
+    let not = |why: &str| LedgerError::NotALedger { path: path.into(), why: why.into() };
     // The first statement that reads the file detects that it is damaged.
     let tables = match number("SELECT count(*) FROM sqlite_schema") {
         Ok(tables) => tables,
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) => {
             return Err(not("it is no SQLite file"));
         }
-        Err(error) => return Err(open_error(path, error)),
+        Err(error) => return Err(storage_error(&LedgerLocation::File(path.into()), "being opened", error)),
     };
     if tables == 0 {
         return Ok(DatabaseKind::Empty);
     }
-    if number("PRAGMA application_id").map_err(|error| open_error(path, error))? != APPLICATION_ID {
+    if number("PRAGMA application_id").map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))? != APPLICATION_ID {
         return Err(not("it is the SQLite database of another program"));
     }
-    match number("PRAGMA user_version").map_err(|error| open_error(path, error))? {
+    match number("PRAGMA user_version").map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))? {
         SCHEMA_VERSION => Ok(DatabaseKind::Ledger),
-        found => Err(SinkError::UnsupportedVersion { path: path.into(), found, known: SCHEMA_VERSION }),
+        found => Err(LedgerError::UnsupportedVersion { path: path.into(), found, known: SCHEMA_VERSION }),
     }
-}
-
-fn open_error(path: &Path, source: rusqlite::Error) -> SinkError {
-    SinkError::Ledger { place: path.display().to_string(), doing: "being opened", source }
 }

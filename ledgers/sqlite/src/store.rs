@@ -1,58 +1,45 @@
-//! The ledger: the sink's durable record in one SQLite file. All SQL is in this folder.
+//! The sink's side of the ledger: one connection, one transaction a commit.
 
-mod columns;
-mod listing;
-mod location;
-mod message_columns;
-mod prune;
-mod reader;
-mod schema;
-mod tables;
-mod verify;
-mod views;
+use std::{collections::BTreeSet, fmt, path::Path, time::Duration};
 
-use std::{fmt, path::Path, time::Duration};
-
-use gristmill_shared::{LedgerId, wire::now_ms};
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
-
-pub(crate) use columns::NUMBER_MAX;
-pub use location::LedgerLocation;
-pub use prune::{PruneReport, PruneRule, prune};
-pub use reader::LedgerReader;
-pub use tables::job_record::JobState;
-pub(crate) use tables::job_record::{JobEnd, JobRecord, OutcomeCounts, Seal};
-pub(crate) use tables::{builds, dead_rows, ordered_outputs, outbox_rows, outcome_rows, parked_rows};
-pub use verify::Verification;
-pub use views::{
-    DeadMessages, DeadRow, ExportRow, FailureRow, JobSummary, JobView, MissingTasks, OutputPass, OutputRow,
-    ParkedJob, ParkedMessages,
+use gristmill_ledger::{
+    Changes, Committed, JobChange, JobKey, JobRecord, KeptOutputs, Ledger, LedgerError, LedgerLocation,
+    OutboxRow, OutboxState, OutboxTarget, PageBound, RetryTask, SavedOutcomes, StoredJob,
 };
+use gristmill_shared::{JobId, Lane, LedgerId, Message, wire::now_ms};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use serde_json::value::RawValue;
 
-use crate::SinkError;
-use location::LedgerLock;
-use schema::DatabaseKind;
+use crate::{
+    columns,
+    location::{self, LedgerLock},
+    schema::{self, DatabaseKind},
+    tables::{build_rows, dead_rows, job_rows, kept_rows, outbox_rows, outcome_rows, parked_rows},
+};
 
 /// Time that a statement waits for another process (a `prune`) to end its transaction.
 const BUSY_MAX: Duration = Duration::from_secs(30);
 /// Size that the write-ahead log is cut to after a checkpoint.
 const WAL_MAX_BYTES: u64 = 64 << 20;
 
-/// An open ledger, with the exclusive right to write it.
-pub(crate) struct Ledger {
-    connection: Connection,
+/// A ledger in one SQLite file, or in memory, with the exclusive right to write it.
+pub struct SqliteLedger {
+    pub(crate) connection: Connection,
     place: LedgerLocation,
     id: LedgerId,
     _lock: Option<LedgerLock>,
 }
 
-impl Ledger {
+impl SqliteLedger {
     /// Opens or creates a ledger. A failure leaves nothing behind, except possibly the lock's file.
-    pub(crate) fn open(place: LedgerLocation) -> Result<Self, SinkError> {
+    ///
+    /// # Errors
+    /// If the file is not a ledger, is not writable, or is held by another sink.
+    pub fn open(place: LedgerLocation) -> Result<Self, LedgerError> {
         let (connection, lock) = match &place {
             LedgerLocation::File(path) => {
                 match location::check_file(path) {
-                    Ok(()) | Err(SinkError::Missing { .. }) => {}
+                    Ok(()) | Err(LedgerError::Missing { .. }) => {}
                     Err(error) => return Err(error),
                 }
                 let path = location::resolve(path)?;
@@ -63,62 +50,178 @@ impl Ledger {
                 let connection = Connection::open_in_memory();
                 let connection =
                     connection.and_then(|connection| schema::create(&connection).map(|()| connection));
-                (connection.map_err(|source| ledger_error(&place, "being made", source))?, None)
+                (connection.map_err(|source| storage_error(&place, "being made", source))?, None)
             }
         };
         let id =
-            load_or_create_id(&connection).map_err(|source| ledger_error(&place, "being opened", source))?;
+            load_or_create_id(&connection).map_err(|source| storage_error(&place, "being opened", source))?;
         Ok(Self { connection, place, id, _lock: lock })
     }
 
-    /// Returns the unique id of the ledger.
-    pub(crate) fn id(&self) -> &LedgerId {
-        &self.id
+    /// Bounds the size of the database to what it has now, as a full disk does. For tests.
+    ///
+    /// # Errors
+    /// If the ledger cannot be read.
+    #[doc(hidden)]
+    pub fn fill(&mut self) -> Result<(), LedgerError> {
+        self.read("being filled", |connection| {
+            let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+        })
     }
 
-    /// Returns the location of the ledger.
-    pub(crate) fn place(&self) -> &LedgerLocation {
-        &self.place
-    }
-
-    /// Reads from the ledger. `doing` describes the read in an error.
-    pub(crate) fn read<T>(
+    fn read<T>(
         &self,
         doing: &'static str,
         read: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, SinkError> {
-        read(&self.connection).map_err(|source| ledger_error(&self.place, doing, source))
+    ) -> Result<T, LedgerError> {
+        read(&self.connection).map_err(|source| storage_error(&self.place, doing, source))
+    }
+}
+
+impl fmt::Debug for SqliteLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SqliteLedger({})", self.place)
+    }
+}
+
+impl Ledger for SqliteLedger {
+    fn id(&self) -> &LedgerId {
+        &self.id
     }
 
-    /// Writes all or nothing, in one transaction.
-    pub(crate) fn write<T>(
-        &mut self,
-        write: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, SinkError> {
-        let write = || -> rusqlite::Result<T> {
+    fn place(&self) -> &LedgerLocation {
+        &self.place
+    }
+
+    fn commit(&mut self, changes: &Changes<'_>) -> Result<Committed, LedgerError> {
+        let mut write = || -> rusqlite::Result<Committed> {
             // Immediate: waits here for another writer, where nothing can be lost by it.
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let written = write(&transaction)?;
+            let committed = write_changes(&transaction, changes)?;
             transaction.commit()?;
-            Ok(written)
+            Ok(committed)
         };
-        write().map_err(|source| ledger_error(&self.place, "results are written", source))
+        let written = write();
+        if written.is_err() && !self.connection.is_autocommit() {
+            // BEGIN itself failed after it had begun. The caller drops the ledger anyway.
+            let _ = self.connection.execute_batch("ROLLBACK");
+        }
+        written.map_err(|source| storage_error(&self.place, "results are written", source))
+    }
+
+    fn job(&mut self, job: JobId) -> Result<Option<StoredJob>, LedgerError> {
+        self.read("a job is read", |connection| {
+            let Some((key, record)) = job_rows::load(connection, job)? else { return Ok(None) };
+            Ok(Some(StoredJob { key, record, builds: build_rows::load(connection, key)? }))
+        })
+    }
+
+    fn running(&mut self, lane: &Lane) -> Result<Vec<JobRecord>, LedgerError> {
+        self.read("jobs are read", |connection| job_rows::load_running(connection, lane))
+    }
+
+    fn outcomes(&mut self, job: JobKey) -> Result<SavedOutcomes, LedgerError> {
+        self.read("a job is read", |connection| outcome_rows::load(connection, job))
+    }
+
+    fn report(&mut self, job: JobKey) -> Result<Option<Box<RawValue>>, LedgerError> {
+        self.read("a report is read", |connection| outcome_rows::load_report(connection, job))
+    }
+
+    fn reasons(&mut self, job: JobKey, most: usize) -> Result<Vec<(u64, String)>, LedgerError> {
+        self.read("failures are read", |connection| outcome_rows::load_reasons(connection, job, most))
+    }
+
+    fn failed_tasks(
+        &mut self,
+        job: JobKey,
+        wanted: &BTreeSet<u64>,
+        bound: PageBound,
+    ) -> Result<Vec<RetryTask>, LedgerError> {
+        self.read("failed tasks are read", |connection| {
+            outcome_rows::load_retry_tasks(connection, job, wanted, bound)
+        })
+    }
+
+    fn kept_outputs(
+        &mut self,
+        job: JobKey,
+        from: u64,
+        bound: PageBound,
+    ) -> Result<Vec<KeptOutputs>, LedgerError> {
+        self.read("outputs are read", |connection| kept_rows::load_outputs(connection, job, from, bound))
+    }
+
+    fn outbox(
+        &mut self,
+        target: OutboxTarget,
+        after: i64,
+        bound: PageBound,
+    ) -> Result<Vec<OutboxRow>, LedgerError> {
+        self.read("the outbox is read", |connection| outbox_rows::load_page(connection, target, after, bound))
+    }
+
+    fn outbox_state(&mut self) -> Result<OutboxState, LedgerError> {
+        self.read("the outbox is read", outbox_rows::load_state)
+    }
+
+    fn parked(&mut self, job: JobId) -> Result<Vec<Message>, LedgerError> {
+        self.read("parked messages are read", |connection| parked_rows::load(connection, job))
     }
 }
 
-impl fmt::Debug for Ledger {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ledger({})", self.place)
+fn write_changes(transaction: &Transaction<'_>, changes: &Changes<'_>) -> rusqlite::Result<Committed> {
+    let Changes { jobs, unparked, parked, dead, settled, outbox } = changes;
+    let mut committed = Committed::default();
+    for change in jobs {
+        committed.keys.push(write_job(transaction, change)?);
     }
+    for job in unparked {
+        parked_rows::remove(transaction, *job)?;
+    }
+    for (job, message) in parked {
+        parked_rows::insert(transaction, *job, message)?;
+    }
+    if !parked.is_empty() {
+        committed.parked_dropped = parked_rows::drop_oldest(transaction)?;
+    }
+    for message in dead {
+        dead_rows::insert(transaction, message)?;
+    }
+    if !dead.is_empty() {
+        dead_rows::drop_oldest(transaction)?;
+    }
+    for row in settled {
+        outbox_rows::remove(transaction, *row)?;
+    }
+    for (target, lane, message) in outbox {
+        outbox_rows::insert(transaction, *target, lane, message)?;
+    }
+    Ok(committed)
 }
 
-fn open_file(path: &Path) -> Result<Connection, SinkError> {
-    let failed = |source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source);
+fn write_job(transaction: &Transaction<'_>, change: &JobChange<'_>) -> rusqlite::Result<JobKey> {
+    let JobChange { key, record, done, refused, failures, outputs, report, builds } = change;
+    let key = job_rows::save(transaction, *key, record)?;
+    outcome_rows::save_done(transaction, key, done)?;
+    outcome_rows::save_refused(transaction, key, refused)?;
+    outcome_rows::save_failures(transaction, key, failures)?;
+    kept_rows::insert(transaction, key, outputs)?;
+    if let Some(report) = report {
+        outcome_rows::save_report(transaction, key, report)?;
+    }
+    build_rows::add(transaction, key, builds)?;
+    Ok(key)
+}
+
+fn open_file(path: &Path) -> Result<Connection, LedgerError> {
+    let failed = |source| storage_error(&LedgerLocation::File(path.into()), "being opened", source);
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
     let found = schema::identify(&connection, path)?;
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(failed)? {
         let why = "the operating system opens it for reading only".into();
-        return Err(SinkError::ReadOnly { path: path.into(), why });
+        return Err(LedgerError::ReadOnly { path: path.into(), why });
     }
     enable_wal(&connection, path)?;
     connection
@@ -136,20 +239,20 @@ fn open_file(path: &Path) -> Result<Connection, SinkError> {
 }
 
 /// Enables SQLite's write-ahead log, without which readers and the sink would block each other.
-fn enable_wal(connection: &Connection, path: &Path) -> Result<(), SinkError> {
+fn enable_wal(connection: &Connection, path: &Path) -> Result<(), LedgerError> {
     let mode = connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get::<_, String>(0));
-    match mode.map_err(|source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source))? {
+    match mode.map_err(|source| storage_error(&LedgerLocation::File(path.into()), "being opened", source))? {
         mode if mode == "wal" => Ok(()),
-        mode => Err(SinkError::NoWriteAheadLog { path: path.into(), mode }),
+        mode => Err(LedgerError::NoWriteAheadLog { path: path.into(), mode }),
     }
 }
 
 /// Opens a connection that waits for other processes.
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, SinkError> {
+pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, LedgerError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)
         .and_then(|connection| connection.busy_timeout(BUSY_MAX).map(|()| connection));
-    connection.map_err(|source| ledger_error(&LedgerLocation::File(path.into()), "being opened", source))
+    connection.map_err(|source| storage_error(&LedgerLocation::File(path.into()), "being opened", source))
 }
 
 /// Returns the ledger's id. A new ledger gets one.
@@ -166,8 +269,12 @@ fn load_or_create_id(connection: &Connection) -> rusqlite::Result<LedgerId> {
     }
 }
 
-fn ledger_error(place: &LedgerLocation, doing: &'static str, source: rusqlite::Error) -> SinkError {
-    SinkError::Ledger { place: place.to_string(), doing, source }
+pub(crate) fn storage_error(
+    place: &LedgerLocation,
+    doing: &'static str,
+    source: rusqlite::Error,
+) -> LedgerError {
+    LedgerError::Storage { place: place.clone(), doing, source: Box::new(source) }
 }
 
 #[cfg(test)]

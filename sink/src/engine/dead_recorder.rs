@@ -1,16 +1,15 @@
 //! Dead messages: recorded in the ledger for people, and logged.
 
-use gristmill_shared::{Message, metrics::SINK_DEAD};
-use rusqlite::Transaction;
+use gristmill_ledger::{Changes, DeadMessage};
+use gristmill_shared::{Message, metrics::SINK_DEAD, wire::now_ms};
 
 use super::log_limiter::LogLimiter;
-use crate::ledger::dead_rows;
 
 /// Dead messages on their way into the ledger.
 #[derive(Debug, Default)]
 pub(super) struct DeadRecorder {
-    /// Messages since the last commit, each with its reason.
-    staged: Vec<(String, Message)>,
+    /// Messages since the last commit.
+    staged: Vec<DeadMessage>,
     /// Keyed by origin and message type.
     log_limiter: LogLimiter<(Option<String>, String)>,
 }
@@ -25,7 +24,7 @@ impl DeadRecorder {
             tracing::warn!(origin, id, form, bytes, reason, "recorded a dead message");
         }
         SINK_DEAD.add([], 1);
-        self.staged.push((reason, message.clone()));
+        self.staged.push(DeadMessage { received_ms: now_ms(), reason, message: message.clone() });
     }
 
     /// True if there is something to save.
@@ -33,14 +32,8 @@ impl DeadRecorder {
         !self.staged.is_empty()
     }
 
-    /// Writes the changes, within the bounds.
-    pub(super) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-        if self.staged.is_empty() {
-            return Ok(());
-        }
-        for (reason, message) in self.staged.drain(..) {
-            dead_rows::insert(transaction, &reason, &message)?;
-        }
-        dead_rows::drop_oldest(transaction).map(drop)
+    /// Moves the messages into a commit.
+    pub(super) fn stage(&mut self, changes: &mut Changes<'_>) {
+        changes.dead.append(&mut self.staged);
     }
 }

@@ -8,13 +8,14 @@ use std::{
 };
 
 use flume::{Receiver, RecvTimeoutError, Sender};
+use gristmill_ledger::OutboxTarget;
 use gristmill_shared::{Delivery, Topic, panic_text, wire::Event};
 use tokio::sync::oneshot;
 
 use super::{CommitResult, LedgerEngine, commit_schedule::CommitSchedule};
 use crate::{
     SinkError, SinkReport,
-    ledger::outbox_rows::{OutboxAnswer, OutboxBatch, OutboxTarget},
+    outbox::{OutboxAnswer, OutboxBatch},
 };
 
 /// Result messages that the sink holds unacknowledged. A commit comes every 20 to 50 ms under load,
@@ -174,10 +175,8 @@ mod tests {
     use gristmill_shared::Lane;
 
     use super::*;
-    use crate::{
-        LedgerLocation, LedgerReader,
-        ledger::Ledger,
-        tests::toy_jobs::{SubmittedJob, all_refused, app, delivery, garbage, registry},
+    use crate::tests::toy_jobs::{
+        SubmittedJob, all_refused, app, delivery, garbage, open_ledger, read_ledger, registry,
     };
 
     /// Refused facts are sent again, and refused dead messages are recorded, without any other
@@ -186,8 +185,7 @@ mod tests {
     fn refused_rows_are_resent_when_idle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let ledger = Ledger::open(LedgerLocation::File(path.clone())).unwrap();
-        let handle = spawn(LedgerEngine::new(ledger, registry(), Lane::default(), app())).unwrap();
+        let handle = spawn(LedgerEngine::new(open_ledger(&path), registry(), Lane::default(), app())).unwrap();
         let messages = [SubmittedJob::toy().opened(), garbage()];
         handle.commands.send(LedgerCommand::Results(messages.map(delivery).into())).unwrap();
         let handed_out = || handle.outbox.recv_timeout(Duration::from_secs(20)).expect("nothing goes out");
@@ -198,6 +196,6 @@ mod tests {
         }
         let again = handed_out();
         assert_eq!((again.target, again.rows[0].0), (OutboxTarget::Journal, first[0].rows[0].0));
-        assert_eq!(LedgerReader::open(&path).unwrap().dead().unwrap().messages.len(), 1);
+        assert_eq!(read_ledger(&path).dead().unwrap().messages.len(), 1);
     }
 }

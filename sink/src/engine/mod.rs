@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gristmill_ledger::{Changes, Committed, JobRecord, Ledger, LedgerLocation};
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
@@ -28,13 +29,9 @@ use gristmill_shared::{
 };
 
 use crate::{
-    LedgerLocation, SinkError, SinkReport,
+    SinkError, SinkReport,
     job::ActiveJob,
-    ledger::{
-        JobRecord, Ledger,
-        outbox_rows::{OutboxAnswer, OutboxBatch},
-    },
-    outbox::Outbox,
+    outbox::{Outbox, OutboxAnswer, OutboxBatch},
 };
 use commit_schedule::Urgency;
 use dead_recorder::DeadRecorder;
@@ -52,7 +49,7 @@ const JOBS_MAX_IN_MEMORY: usize = 1_000;
 const UNKEPT_REPORT_MAX_BYTES: usize = 8 << 20;
 
 /// Returns the largest report that a job's end carries, in bytes.
-fn report_max_bytes(ledger: &Ledger) -> usize {
+fn report_max_bytes(ledger: &dyn Ledger) -> usize {
     match ledger.place() {
         LedgerLocation::File(_) => FINISHED_REPORT_MAX_BYTES,
         LedgerLocation::Memory => UNKEPT_REPORT_MAX_BYTES,
@@ -65,7 +62,7 @@ fn report_max_bytes(ledger: &Ledger) -> usize {
 /// acknowledged, are redelivered.
 #[derive(Debug)]
 pub(crate) struct LedgerEngine {
-    ledger: Ledger,
+    ledger: Box<dyn Ledger>,
     registry: Registry,
     lane: Lane,
     app: WorkerId,
@@ -94,10 +91,10 @@ pub(crate) struct CommitResult {
 }
 
 impl LedgerEngine {
-    pub(crate) fn new(ledger: Ledger, registry: Registry, lane: Lane, app: WorkerId) -> Self {
+    pub(crate) fn new(ledger: Box<dyn Ledger>, registry: Registry, lane: Lane, app: WorkerId) -> Self {
         Self {
             registry,
-            outbox: Outbox::new(lane.clone(), app.clone(), report_max_bytes(&ledger)),
+            outbox: Outbox::new(lane.clone(), app.clone(), report_max_bytes(&*ledger)),
             ledger,
             lane,
             app,
@@ -120,15 +117,13 @@ impl LedgerEngine {
 
     /// Watches the jobs that an earlier sink left running. Called before the first message.
     pub(crate) fn watch_running(&mut self) -> Result<(), SinkError> {
-        let lane = &self.lane;
-        let running =
-            self.ledger.read("jobs are read", |connection| JobRecord::load_running(connection, lane))?;
+        let running = self.ledger.running(&self.lane)?;
         let now = Instant::now();
         for JobRecord { opened, counts, stalled_ms, .. } in running {
             self.stalls.watch(opened.job, counts.mean_time(), stalled_ms.is_some(), now);
         }
         self.stalls.update_gauges();
-        self.outbox.load_row_count(&self.ledger)
+        self.outbox.load_row_count(&mut *self.ledger)
     }
 
     /// Notes whether the broker works. While it does not, no job counts as stalled.
@@ -209,7 +204,7 @@ impl LedgerEngine {
 
     /// Returns the committed batches that can be published now.
     pub(crate) fn next_outbox(&mut self) -> Result<Vec<OutboxBatch>, SinkError> {
-        self.outbox.next_batches(&self.ledger, Instant::now())
+        self.outbox.next_batches(&mut *self.ledger, Instant::now())
     }
 
     /// Returns when refused rows may be sent again.
@@ -284,7 +279,7 @@ impl LedgerEngine {
             }
             SinkMessage::Sealed(sealed) => return Ok(job.apply_seal(sealed.into(), outbox)),
             SinkMessage::Opened(opened) => {
-                let details = job.end_details(&self.ledger, outbox.report_max_bytes())?;
+                let details = job.end_details(&mut *self.ledger, outbox.report_max_bytes())?;
                 job.open_again(&opened, details, outbox);
             }
             SinkMessage::Aborted(aborted) => job.abort(&aborted.reason, outbox),
@@ -299,7 +294,7 @@ impl LedgerEngine {
         if self.jobs.contains_key(&id) {
             return Ok(true);
         }
-        let job = ActiveJob::load(&self.ledger, id, &self.registry, &mut self.outbox)?;
+        let job = ActiveJob::load(&mut *self.ledger, id, &self.registry, &mut self.outbox)?;
         Ok(job.is_some_and(|job| self.jobs.insert(id, job).is_none()))
     }
 
@@ -309,7 +304,7 @@ impl LedgerEngine {
             Ok(job) => drop(self.jobs.insert(id, job)),
             Err(malformed) => return Ok(Err(malformed)),
         }
-        for message in self.parking.take_parked(id, &self.ledger)? {
+        for message in self.parking.take_parked(id, &mut *self.ledger)? {
             if decode::<Batch<'_>>(&message).is_ok() {
                 self.process_dead(&message)?;
             } else {
@@ -351,7 +346,7 @@ impl LedgerEngine {
             return Ok(());
         };
         let outbox = (&self.app, &mut self.outbox);
-        match job.reopen(reopen, &self.ledger, &self.registry, outbox)? {
+        match job.reopen(reopen, &mut *self.ledger, &self.registry, outbox)? {
             Ok(tasks) => tracing::info!(job = %id, tasks, "failed tasks are sent again"),
             Err(why) => tracing::warn!(job = %id, why, "no tasks are sent again"),
         }
@@ -374,19 +369,23 @@ impl LedgerEngine {
         let Self { ledger, registry, jobs, outbox, parking, dead, progress, stalls, stalled, report, .. } =
             self;
         let mut changed: Vec<&mut ActiveJob> = jobs.values_mut().filter(|job| job.has_changed()).collect();
-        changed.iter_mut().for_each(|job| job.prepare(outbox));
+        for job in &mut changed {
+            job.prepare(&mut **ledger, outbox)?;
+        }
         if changed.is_empty() && !outbox.has_changed() && !parking.has_changed() && !dead.has_changed() {
             return Ok(());
         }
-        let (mut moved, began) = (vec![0; changed.len()], Instant::now());
-        ledger.write(|transaction| {
-            for (job, moved) in changed.iter_mut().zip(&mut moved) {
-                *moved = job.save(transaction, outbox)?;
-            }
-            parking.save(transaction)?;
-            dead.save(transaction)?;
-            outbox.save(transaction)
-        })?;
+        let began = Instant::now();
+        let mut changes = Changes::default();
+        parking.stage(&mut changes);
+        dead.stage(&mut changes);
+        outbox.stage_changes(&mut changes);
+        changes.jobs = changed.iter_mut().map(|job| job.stage()).collect();
+        let Committed { keys, parked_dropped } = ledger.commit(&changes)?;
+        drop(changes);
+        Parking::record_dropped(parked_dropped);
+        let moved: Vec<u64> =
+            changed.iter_mut().zip(keys).map(|(job, key)| job.record_commit(key)).collect();
         SINK_COMMIT_SECONDS.record([], began.elapsed().as_secs_f64());
         let tasks = moved.iter().sum::<u64>();
         if tasks > 0 {

@@ -1,16 +1,13 @@
 //! Messages about unknown jobs, parked in the ledger until their job is opened.
 
+use gristmill_ledger::{Changes, Ledger};
 use gristmill_shared::{
     JobId, Message,
     metrics::{SINK_PARKED, SINK_PARKED_DROPPED},
 };
-use rusqlite::Transaction;
 
 use super::log_limiter::LogLimiter;
-use crate::{
-    SinkError,
-    ledger::{Ledger, parked_rows},
-};
+use crate::SinkError;
 
 /// Parked messages on their way into the ledger and out of it.
 #[derive(Debug, Default)]
@@ -33,9 +30,12 @@ impl Parking {
     }
 
     /// Takes all messages about a job, in the order of their arrival.
-    pub(super) fn take_parked(&mut self, job: JobId, ledger: &Ledger) -> Result<Vec<Message>, SinkError> {
-        let mut messages =
-            ledger.read("parked messages are read", |connection| parked_rows::load(connection, job))?;
+    pub(super) fn take_parked(
+        &mut self,
+        job: JobId,
+        ledger: &mut dyn Ledger,
+    ) -> Result<Vec<Message>, SinkError> {
+        let mut messages = ledger.parked(job)?;
         if !messages.is_empty() {
             self.removed.push(job);
         }
@@ -48,18 +48,14 @@ impl Parking {
         !self.staged.is_empty() || !self.removed.is_empty()
     }
 
-    /// Writes the changes, within the bounds.
-    pub(super) fn save(&mut self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-        for job in self.removed.drain(..) {
-            parked_rows::remove(transaction, job)?;
-        }
-        if self.staged.is_empty() {
-            return Ok(());
-        }
-        for (job, message) in self.staged.drain(..) {
-            parked_rows::insert(transaction, job, &message)?;
-        }
-        let dropped = parked_rows::drop_oldest(transaction)?;
+    /// Moves the changes into a commit.
+    pub(super) fn stage(&mut self, changes: &mut Changes<'_>) {
+        changes.unparked.append(&mut self.removed);
+        changes.parked.append(&mut self.staged);
+    }
+
+    /// Counts the messages that the commit dropped, since too many were parked.
+    pub(super) fn record_dropped(dropped: u64) {
         SINK_PARKED_DROPPED.add([], dropped);
         if dropped > 0 {
             tracing::warn!(
@@ -67,6 +63,5 @@ impl Parking {
                 "too much is parked: the oldest messages about unknown jobs were dropped"
             );
         }
-        Ok(())
     }
 }

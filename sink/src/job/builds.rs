@@ -3,9 +3,6 @@
 use std::collections::BTreeMap;
 
 use gristmill_shared::{BuildId, wire::BuildShare};
-use rusqlite::{Connection, Transaction, params};
-
-use crate::ledger::columns::{clamp_int, conversion_error};
 
 /// Builds of a job that are counted separately, each in one version.
 const BUILDS_MAX: usize = 64;
@@ -61,45 +58,33 @@ impl Builds {
             counts.counted += fresh.counted;
             counts.refused += fresh.refused;
         }
-        let share = |((version, build), BuildCounts { counted, refused })| BuildShare {
-            version,
-            build,
-            counted,
-            refused,
-        };
         all.into_iter().map(share).collect()
     }
 
-    /// Loads the builds of a job.
-    pub(crate) fn load(connection: &Connection, job: i64) -> rusqlite::Result<Self> {
-        let mut rows = connection
-            .prepare_cached("SELECT version, build, counted, refused FROM builds WHERE job = ?1")?;
-        let saved = rows.query_map([job], |row| {
-            let build = match row.get_ref(1)?.as_str()? {
-                "" => None,
-                text => Some(BuildId::new(text).map_err(|error| conversion_error(1, error))?),
-            };
-            Ok(((row.get(0)?, build), BuildCounts { counted: row.get(2)?, refused: row.get(3)? }))
-        })?;
-        Ok(Self { saved: saved.collect::<Result<_, _>>()?, fresh: BTreeMap::new() })
-    }
-
-    /// Writes the counts since the last commit.
-    pub(crate) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
-        let mut save = transaction.prepare_cached(
-            "INSERT INTO builds (job, version, build, counted, refused) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (job, version, build)
-             DO UPDATE SET counted = counted + excluded.counted, refused = refused + excluded.refused",
-        )?;
-        for (key, BuildCounts { counted, refused }) in std::mem::take(&mut self.fresh) {
-            let build = key.1.as_ref().map_or("", BuildId::as_str);
-            save.execute(params![job, key.0, build, clamp_int(counted), clamp_int(refused)])?;
-            let counts = self.saved.entry(key).or_default();
+    /// Takes the counts since the last commit, to be added in the ledger.
+    pub(crate) fn take_fresh(&mut self) -> Vec<BuildShare> {
+        let fresh = std::mem::take(&mut self.fresh);
+        for (key, BuildCounts { counted, refused }) in &fresh {
+            let counts = self.saved.entry(key.clone()).or_default();
             counts.counted += counted;
             counts.refused += refused;
         }
-        Ok(())
+        fresh.into_iter().map(share).collect()
     }
+}
+
+impl From<Vec<BuildShare>> for Builds {
+    /// Restores the builds of a job from the ledger.
+    fn from(shares: Vec<BuildShare>) -> Self {
+        let saved = shares.into_iter().map(|BuildShare { version, build, counted, refused }| {
+            ((version, build), BuildCounts { counted, refused })
+        });
+        Self { saved: saved.collect(), fresh: BTreeMap::new() }
+    }
+}
+
+fn share(((version, build), BuildCounts { counted, refused }): (BuildKey, BuildCounts)) -> BuildShare {
+    BuildShare { version, build, counted, refused }
 }
 
 #[cfg(test)]

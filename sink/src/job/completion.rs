@@ -2,18 +2,14 @@
 
 use std::mem;
 
+use gristmill_ledger::{JobEnd, JobState, Ledger};
 use gristmill_shared::{
     Conclusion, FailFast, Round,
     wire::{BuildShare, Finished, Opened, Stopped, now_ms},
 };
 
-use rusqlite::Transaction;
-
 use super::{ActiveJob, JobPhase, end_details::EndDetails, fold_state::UserCodeError};
-use crate::{
-    ledger::{JobEnd, JobState},
-    outbox::Outbox,
-};
+use crate::{SinkError, outbox::Outbox};
 
 /// The longest conclusion that the journal carries, in bytes. A longer one is in the ledger only.
 const CONCLUSION_MAX_BYTES: usize = 1 << 20;
@@ -149,23 +145,22 @@ impl ActiveJob {
         (self.record.end, self.record.stalled_ms) = (Some(end), None);
         self.changed = true;
         if matches!(&self.phase, JobPhase::Ended(Some(fold_state)) if fold_state.folds_in_order()) {
-            self.pending_end = Some(ending); // the ledger does not have its last outputs yet
+            self.pending_end = Some(ending); // further outputs may still come before the commit
         } else {
             self.conclude(&ending, outbox);
         }
     }
 
-    /// Builds the report of a job that folds its outputs in order, and concludes it, in the
-    /// transaction that saves its last outputs.
+    /// Builds the report of a job that folds its outputs in order, and concludes it. The commit that
+    /// follows saves its last outputs and its end together.
     pub(super) fn conclude_in_order(
         &mut self,
-        transaction: &Transaction<'_>,
-        seq: i64,
+        ledger: &mut dyn Ledger,
         mut ending: EndReason,
         outbox: &mut Outbox,
-    ) -> rusqlite::Result<()> {
+    ) -> Result<(), SinkError> {
         if let JobPhase::Ended(Some(fold_state)) = &mut self.phase
-            && let Err(UserCodeError(why)) = fold_state.fold_in_order(transaction, seq)?
+            && let Err(UserCodeError(why)) = fold_state.fold_in_order(ledger, self.key)?
         {
             ending = EndReason::Failed(why);
             if let Some(end) = &mut self.record.end {

@@ -1,5 +1,6 @@
 //! The part of a job's end beside its account: the report, and some of the failures.
 
+use gristmill_ledger::Ledger;
 use gristmill_shared::{
     TaskIndex,
     wire::{FAILURE_NOTE_MAX_BYTES, FINISHED_MAX_FAILURES, FailureNote, clip_text},
@@ -7,10 +8,7 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 
 use super::{ActiveJob, JobPhase};
-use crate::{
-    SinkError,
-    ledger::{Ledger, outcome_rows},
-};
+use crate::SinkError;
 
 /// The report of a job that has ended, and some of its failures, as the journal carries them.
 #[derive(Debug, Default)]
@@ -40,18 +38,19 @@ impl EndDetails {
 impl ActiveJob {
     /// Returns the details of a job that has ended, from memory or from the ledger. A running job
     /// has none.
-    pub(crate) fn end_details(&self, ledger: &Ledger, max_bytes: usize) -> Result<EndDetails, SinkError> {
-        let seq = match (&self.phase, self.seq) {
+    pub(crate) fn end_details(
+        &self,
+        ledger: &mut dyn Ledger,
+        max_bytes: usize,
+    ) -> Result<EndDetails, SinkError> {
+        let key = match (&self.phase, self.key) {
             (JobPhase::Ended(Some(fold_state)), _) => return Ok(fold_state.end_details(max_bytes)),
-            (JobPhase::Ended(None), Some(seq)) => seq,
+            (JobPhase::Ended(None), Some(key)) => key,
             (JobPhase::Ended(None), None) | (JobPhase::Running(_), _) => return Ok(EndDetails::default()),
         };
-        let (report, failures) = ledger.read("the end of a job is read", |connection| {
-            let failures = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
-            Ok((outcome_rows::load_report(connection, seq)?, failures))
-        })?;
+        let failures = ledger.reasons(key, FINISHED_MAX_FAILURES)?;
         let failures = failures.into_iter().map(|(index, reason)| failure_note(index, &reason));
-        Ok(EndDetails::new(report.as_deref(), max_bytes, failures.collect()))
+        Ok(EndDetails::new(ledger.report(key)?.as_deref(), max_bytes, failures.collect()))
     }
 }
 

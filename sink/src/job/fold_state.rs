@@ -3,25 +3,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
+use gristmill_ledger::{
+    IndexSet, JobChange, JobKey, KeptOutputs, Ledger, LedgerError, SavedOutcomes, StoredFailure, gaps,
+};
 use gristmill_shared::{
     Account, AnyFold, AnyJob, CollectError, Collected, Conclusion, Keep, panic_text,
     wire::{FINISHED_MAX_FAILURES, Malformed, OutputRun},
 };
-use rusqlite::Transaction;
 use serde_json::value::RawValue;
 
-use super::end_details::{EndDetails, failure_note};
-use crate::{
-    index_set::{IndexSet, gaps},
-    ledger::{
-        ordered_outputs,
-        outcome_rows::{self, KeptOutputs, StoredFailure},
-    },
+use super::{
+    end_details::{EndDetails, failure_note},
+    ordered_outputs::OrderedOutputs,
 };
 
 /// The outcomes of a running job, and its report.
@@ -45,14 +44,6 @@ pub(super) struct FoldState {
     /// Reasons of failed tasks: those of the lowest known indices, at most
     /// [`FINISHED_MAX_FAILURES`].
     reasons: BTreeMap<u64, String>,
-}
-
-/// The outcomes of a job in the ledger.
-#[derive(Debug, Default)]
-pub(super) struct SavedOutcomes {
-    pub(super) done: IndexSet,
-    pub(super) failed: BTreeSet<u64>,
-    pub(super) refused: IndexSet,
 }
 
 /// An error or panic of the job's own code. Outcomes folded since the last commit cannot be
@@ -247,10 +238,9 @@ impl FoldState {
         }
     }
 
-    /// Encodes the report if it changed. Called before the transaction, since it runs the job's
-    /// code.
+    /// Encodes the report if it changed. Called before a commit, since it runs the job's code.
     pub(super) fn encode_report(&mut self) -> Result<(), UserCodeError> {
-        if !std::mem::take(&mut self.folded) {
+        if !mem::take(&mut self.folded) {
             return Ok(());
         }
         let report = catch_panic("the report", || self.fold.report())?;
@@ -266,24 +256,22 @@ impl FoldState {
         self.folds_in_order
     }
 
-    /// Builds the report from the kept outputs, after they were saved in this transaction, and
-    /// saves it.
+    /// Builds the report from the kept outputs: those of the job in the ledger, if it is there, and
+    /// those of the next commit.
     ///
     /// # Errors
     /// The outer one if the ledger fails; the inner one if the job's own code fails, which leaves
     /// the report unchanged.
     pub(super) fn fold_in_order(
         &mut self,
-        transaction: &Transaction<'_>,
-        job: i64,
-    ) -> rusqlite::Result<Result<(), UserCodeError>> {
-        let fold = &mut self.fold;
-        let folded = ordered_outputs::fold_outputs(transaction, job, |outputs| fold.fold_in_order(outputs))?;
+        ledger: &mut dyn Ledger,
+        stored: Option<JobKey>,
+    ) -> Result<Result<(), UserCodeError>, LedgerError> {
+        let mut outputs = OrderedOutputs::new(ledger, stored, &self.outputs);
+        let folded = self.fold.fold_in_order(&mut outputs);
+        outputs.finish()?;
         self.folded = true;
-        if let Err(broken) = folded.map_err(UserCodeError).and_then(|()| self.encode_report()) {
-            return Ok(Err(broken));
-        }
-        self.save(transaction, job).map(Ok)
+        Ok(folded.map_err(UserCodeError).and_then(|()| self.encode_report()))
     }
 
     /// Returns the report and the first failures. Called after [`FoldState::encode_report`]; a
@@ -304,17 +292,19 @@ impl FoldState {
         self.fold.conclude(account)
     }
 
-    /// Writes the changes. If the transaction fails, the state must not be used any more.
-    pub(super) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
-        outcome_rows::save_done(transaction, job, self.done.take_changed())?;
-        outcome_rows::save_refused(transaction, job, self.refused.take_changed())?;
-        outcome_rows::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
-        outcome_rows::save_outputs(transaction, job, self.outputs.drain(..))?;
-        if let Some(report) = self.report.take() {
-            outcome_rows::save_report(transaction, job, &report)?;
-            self.saved_report = Some(report);
+    /// Moves the changes into a commit. If that fails, the state must not be used any more.
+    pub(super) fn stage<'a>(&'a mut self, change: JobChange<'a>) -> JobChange<'a> {
+        let report = self.report.take();
+        let has_report = report.is_some();
+        self.saved_report = report.or(self.saved_report.take());
+        JobChange {
+            done: self.done.take_changed().collect(),
+            refused: self.refused.take_changed().collect(),
+            failures: mem::take(&mut self.failures).into_iter().collect(),
+            outputs: mem::take(&mut self.outputs),
+            report: self.saved_report.as_deref().filter(|_| has_report),
+            ..change
         }
-        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Folding of outcomes into a job.
 
+use gristmill_ledger::StoredFailure;
 use gristmill_shared::{
     BuildId, Headers, Round, TaskIndex, WorkerId,
     wire::{Batch, FailedTask, Malformed, OutputRun, Results, clip_reason},
@@ -10,7 +11,7 @@ use super::{
     ActiveJob, JobPhase,
     fold_state::{FoldedSpan, UserCodeError},
 };
-use crate::{ledger::outcome_rows::StoredFailure, outbox::Outbox};
+use crate::outbox::Outbox;
 
 /// The round, worker and code that outcomes come from.
 #[derive(Clone, Copy)]

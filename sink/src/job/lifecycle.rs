@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
+use gristmill_ledger::{JobRecord, NUMBER_MAX, OutcomeCounts, Seal};
 use gristmill_shared::{
     AnyJob, Keep, OpenError, Registry,
     wire::{Malformed, Opened},
@@ -9,13 +10,11 @@ use gristmill_shared::{
 
 use super::{
     ActiveJob, JobPhase,
+    builds::Builds,
     end_details::EndDetails,
     fold_state::{FoldState, UserCodeError, catch_panic},
 };
-use crate::{
-    ledger::{JobRecord, NUMBER_MAX, OutcomeCounts, Seal, builds::Builds},
-    outbox::Outbox,
-};
+use crate::outbox::Outbox;
 
 impl ActiveJob {
     /// Opens a job. One that cannot run here ends at once, visibly.
@@ -37,7 +36,7 @@ impl ActiveJob {
             refused: None,
             saved: OutcomeCounts::default(),
             reported: OutcomeCounts::default(),
-            seq: None,
+            key: None,
             changed: true,
             pending_end: None,
             was_running: true,

@@ -1,12 +1,14 @@
 //! One job in the sink's memory. Every change is made here first, and is in the ledger after the
 //! next commit.
 
+mod builds;
 mod completion;
 mod end_details;
 mod fold_state;
 mod folding;
 mod lifecycle;
 mod missing_tasks;
+mod ordered_outputs;
 mod refusal;
 mod reopen;
 mod storage;
@@ -16,13 +18,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gristmill_ledger::{JobKey, JobRecord, JobState, OutcomeCounts};
 use gristmill_shared::{
     JobId, Kind, Registry, Topic,
     metrics::{SINK_IGNORED, SINK_OUTCOMES},
     wire::Progress,
 };
 
-use crate::ledger::{JobRecord, JobState, OutcomeCounts, builds::Builds};
+use builds::Builds;
 use completion::EndReason;
 use fold_state::FoldState;
 use refusal::PendingRefusal;
@@ -40,11 +43,10 @@ pub(crate) struct ActiveJob {
     saved: OutcomeCounts,
     /// The counts that the metrics include.
     reported: OutcomeCounts,
-    /// The job's row number in the ledger, once it is there.
-    seq: Option<i64>,
+    /// The job's key in the ledger, once it is there.
+    key: Option<JobKey>,
     changed: bool,
-    /// The end of the job, pending until the transaction that saves its last outputs folds them in
-    /// order and concludes it.
+    /// The end of the job, pending until all outputs are folded in order before the next commit.
     pending_end: Option<EndReason>,
     /// True if the job was running when it was opened or loaded, so that its progress is published.
     was_running: bool,

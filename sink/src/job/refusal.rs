@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use gristmill_ledger::push_range;
 use gristmill_shared::{
     BuildId, TaskIndex, WorkerId,
     wire::{MISSING_MAX_RANGES, Malformed, OutputRun, Refused, Results},
@@ -13,7 +14,7 @@ use super::{
     ActiveJob, JobPhase,
     folding::{OutcomeSource, check_range},
 };
-use crate::{index_set::push_range, outbox::Outbox};
+use crate::outbox::Outbox;
 
 /// Tasks that were refused since the last commit.
 #[derive(Debug, Default)]

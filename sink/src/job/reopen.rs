@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use gristmill_ledger::{JobState, Ledger, PageBound, RetryTask};
 use gristmill_shared::{
     Headers, Message, Registry, Round, TaskIndex, WorkerId,
     wire::{BATCH_MAX_BYTES, BATCH_MAX_TASKS, Batch, Reopen, Reopened},
@@ -9,24 +10,11 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 
 use super::{ActiveJob, JobPhase, fold_state::UserCodeError};
-use crate::{
-    SinkError,
-    ledger::{JobState, Ledger, outcome_rows},
-    outbox::Outbox,
-};
+use crate::{SinkError, outbox::Outbox};
 
-/// Tasks sent again at a time. The others stay failed; another request sends more.
-const REOPEN_MAX_TASKS: usize = 100_000;
-/// Payload bytes at which no more tasks are added.
-const REOPEN_MAX_BYTES: usize = 64 << 20;
-
-/// A failed task with the data that a worker needs to run it.
-#[derive(Debug, Clone)]
-struct RetryTask {
-    index: u64,
-    attempts: u32,
-    payload: String,
-}
+/// Tasks sent again at a time, and the payload bytes at which no more are added. The others stay
+/// failed; another request sends more.
+const REOPEN_BOUND: PageBound = PageBound { rows: 100_000, bytes: 64 << 20 };
 
 impl ActiveJob {
     /// Sends failed tasks again: those given, or all. The job must be as the ledger has it. Only a
@@ -36,14 +24,15 @@ impl ActiveJob {
     pub(crate) fn reopen(
         &mut self,
         reopen: &Reopen,
-        ledger: &Ledger,
+        ledger: &mut dyn Ledger,
         registry: &Registry,
         (app, outbox): (&WorkerId, &mut Outbox),
     ) -> Result<Result<usize, String>, SinkError> {
-        let Some(seq) = self.seq.filter(|_| self.record.state() == JobState::Finished) else {
+        let Some(key) = self.key.filter(|_| self.record.state() == JobState::Finished) else {
             return Ok(Err(format!("it is {}; only a finished job can be reopened", self.record.state())));
         };
-        let tasks = load_failed_tasks(ledger, seq, &reopen.indices)?;
+        let wanted: BTreeSet<u64> = reopen.indices.iter().map(|index| index.0).collect();
+        let tasks = ledger.failed_tasks(key, &wanted, REOPEN_BOUND)?;
         if tasks.is_empty() {
             return Ok(Err("none of these tasks has failed and is known in full".into()));
         }
@@ -57,7 +46,7 @@ impl ActiveJob {
             }
             here => self.record.version = here.unwrap_or(before),
         }
-        let mut fold_state = match self.load_fold_state(ledger, seq, registry)? {
+        let mut fold_state = match self.load_fold_state(ledger, key, registry)? {
             Ok(fold_state) => fold_state,
             Err(UserCodeError(why)) => {
                 self.record.version = before;
@@ -98,21 +87,6 @@ impl ActiveJob {
         tracing::debug_span!("send", trace_id = headers.trace_id(), span_id = headers.span_id(), job = %opened.job);
         message
     }
-}
-
-fn load_failed_tasks(ledger: &Ledger, job: i64, indices: &[TaskIndex]) -> Result<Vec<RetryTask>, SinkError> {
-    let wanted: BTreeSet<u64> = indices.iter().map(|index| index.0).collect();
-    let (mut tasks, mut bytes) = (Vec::new(), 0);
-    ledger.read("failed tasks are read", |connection| {
-        outcome_rows::load_payloads(connection, job, &mut |index, attempts, payload| {
-            if let Some(payload) = payload.filter(|_| wanted.is_empty() || wanted.contains(&index)) {
-                bytes += payload.len();
-                tasks.push(RetryTask { index, attempts, payload: payload.to_owned() });
-            }
-            tasks.len() < REOPEN_MAX_TASKS && bytes < REOPEN_MAX_BYTES
-        })
-    })?;
-    Ok(tasks)
 }
 
 /// Splits tasks into runs of consecutive indices and equal attempts that fit into one batch.

@@ -2,49 +2,44 @@
 
 use std::{mem, sync::Arc, time::Instant};
 
+use gristmill_ledger::{JobChange, JobKey, Ledger, StoredJob};
 use gristmill_shared::{AnyJob, JobId, Registry, wire::FINISHED_MAX_FAILURES};
-use rusqlite::Transaction;
 
 use super::{
     ActiveJob, JobPhase,
-    fold_state::{FoldState, SavedOutcomes, UserCodeError},
+    builds::Builds,
+    fold_state::{FoldState, UserCodeError},
     lifecycle::{effective_keep, read_job},
 };
-use crate::{
-    SinkError,
-    ledger::{JobRecord, Ledger, builds::Builds, outcome_rows},
-    outbox::Outbox,
-};
+use crate::{SinkError, outbox::Outbox};
 
 impl ActiveJob {
     /// Loads a job from the ledger, if it has it. A running job that this program cannot read ends,
     /// visibly.
     pub(crate) fn load(
-        ledger: &Ledger,
+        ledger: &mut dyn Ledger,
         job: JobId,
         registry: &Registry,
         outbox: &mut Outbox,
     ) -> Result<Option<Self>, SinkError> {
-        let found = ledger.read("a job is read", |connection| JobRecord::load(connection, job))?;
-        let Some((seq, record)) = found else { return Ok(None) };
-        let builds = ledger.read("a job is read", |connection| Builds::load(connection, seq))?;
+        let Some(StoredJob { key, record, builds }) = ledger.job(job)? else { return Ok(None) };
         let saved = record.counts;
         let was_running = record.end.is_none();
         let mut job = Self {
             record,
             phase: JobPhase::Ended(None),
-            builds,
+            builds: Builds::from(builds),
             refused: None,
             saved,
             reported: saved,
-            seq: Some(seq),
+            key: Some(key),
             changed: false,
             pending_end: None,
             was_running,
             since: Instant::now(),
         };
         if was_running {
-            match job.load_fold_state(ledger, seq, registry)? {
+            match job.load_fold_state(ledger, key, registry)? {
                 Ok(fold_state) => job.phase = JobPhase::Running(Box::new(fold_state)),
                 Err(UserCodeError(why)) => job.discard_and_fail(&why, outbox),
             }
@@ -55,19 +50,12 @@ impl ActiveJob {
     /// Loads the outcomes and the report of a job.
     pub(super) fn load_fold_state(
         &self,
-        ledger: &Ledger,
-        seq: i64,
+        ledger: &mut dyn Ledger,
+        key: JobKey,
         registry: &Registry,
     ) -> Result<Result<FoldState, UserCodeError>, SinkError> {
-        let (saved, reasons, report) = ledger.read("a job is read", |connection| {
-            let saved = SavedOutcomes {
-                done: outcome_rows::load_done(connection, seq)?,
-                failed: outcome_rows::load_failed(connection, seq)?,
-                refused: outcome_rows::load_refused(connection, seq)?,
-            };
-            let reasons = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
-            Ok((saved, reasons, outcome_rows::load_report(connection, seq)?))
-        })?;
+        let (saved, report) = (ledger.outcomes(key)?, ledger.report(key)?);
+        let reasons = ledger.reasons(key, FINISHED_MAX_FAILURES)?;
         let opened = &self.record.opened;
         let resume = |job: Arc<dyn AnyJob>| {
             let keep = effective_keep(opened, &*job);
@@ -77,35 +65,34 @@ impl ActiveJob {
         Ok(fold_state.map(|fold_state| fold_state.with_reasons(reasons)))
     }
 
-    /// Runs the job's own code that is needed before a transaction. May end the job.
-    pub(crate) fn prepare(&mut self, outbox: &mut Outbox) {
+    /// Runs the job's own code that is needed before a commit: encodes the report, or folds the
+    /// outputs in order if the job has just ended. May end the job.
+    pub(crate) fn prepare(&mut self, ledger: &mut dyn Ledger, outbox: &mut Outbox) -> Result<(), SinkError> {
         self.publish_refused(outbox);
         if let JobPhase::Running(fold_state) = &mut self.phase
             && let Err(UserCodeError(why)) = fold_state.encode_report()
         {
             self.discard_and_fail(&why, outbox);
         }
+        match self.pending_end.take() {
+            Some(ending) => self.conclude_in_order(ledger, ending, outbox),
+            None => Ok(()),
+        }
     }
 
-    /// Writes the changes, and returns the number of new outcomes. If the transaction fails, the
-    /// job must not be used any more.
-    pub(crate) fn save(
-        &mut self,
-        transaction: &Transaction<'_>,
-        outbox: &mut Outbox,
-    ) -> rusqlite::Result<u64> {
-        let seq = self.record.save(transaction, self.seq)?;
-        self.seq = Some(seq);
-        if let JobPhase::Running(fold_state) | JobPhase::Ended(Some(fold_state)) = &mut self.phase {
-            fold_state.save(transaction, seq)?;
+    /// Moves the changes into a commit. If that fails, the job must not be used any more.
+    pub(crate) fn stage(&mut self) -> JobChange<'_> {
+        let change = JobChange { builds: self.builds.take_fresh(), ..JobChange::new(self.key, &self.record) };
+        match &mut self.phase {
+            JobPhase::Running(fold_state) | JobPhase::Ended(Some(fold_state)) => fold_state.stage(change),
+            JobPhase::Ended(None) => change,
         }
-        self.builds.save(transaction, seq)?;
-        if let Some(ending) = self.pending_end.take() {
-            self.conclude_in_order(transaction, seq, ending, outbox)?;
-            self.record.save(transaction, self.seq)?;
-        }
+    }
+
+    /// Notes that the changes are committed, and returns the number of new outcomes.
+    pub(crate) fn record_commit(&mut self, key: JobKey) -> u64 {
+        (self.key, self.changed) = (Some(key), false);
         let saved = mem::replace(&mut self.saved, self.record.counts);
-        self.changed = false;
-        Ok((self.saved.done + self.saved.failed).saturating_sub(saved.done + saved.failed))
+        (self.saved.done + self.saved.failed).saturating_sub(saved.done + saved.failed)
     }
 }

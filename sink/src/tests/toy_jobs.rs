@@ -2,9 +2,11 @@
 
 use std::{
     ops::ControlFlow,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
+use gristmill_ledger::{Ledger, LedgerLocation, LedgerReader};
 use gristmill_shared::{
     Account, Conclusion, Delivery, Headers, Job, JobError, JobId, Keep, Kind, Lane, Message, Plan, Policy,
     Receipt, Registry, Round, Settlement, Settler, TaskContext, TaskError, TaskIndex, Token, WorkerId,
@@ -13,10 +15,21 @@ use gristmill_shared::{
         WireMessage, now_ms,
     },
 };
+use gristmill_sqlite::{SqliteAccess, SqliteLedger};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::ledger::outbox_rows::{OutboxAnswer, OutboxBatch, RefusedRow};
+use crate::outbox::{OutboxAnswer, OutboxBatch, RefusedRow};
+
+/// Opens a ledger file.
+pub(crate) fn open_ledger(path: &Path) -> Box<dyn Ledger> {
+    Box::new(SqliteLedger::open(LedgerLocation::File(path.into())).unwrap())
+}
+
+/// Opens a ledger file for reading.
+pub(crate) fn read_ledger(path: &Path) -> LedgerReader {
+    LedgerReader::new(Box::new(SqliteAccess::open(path).unwrap()))
+}
 
 /// Adds up outputs.
 #[derive(Serialize, Deserialize, Default, Clone)]

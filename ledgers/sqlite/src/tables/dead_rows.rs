@@ -1,24 +1,23 @@
 //! Dead messages, recorded for people to look at.
 
-use gristmill_shared::{Message, wire::now_ms};
-use rusqlite::{Transaction, params};
+use gristmill_ledger::{DEAD_BODY_MAX_BYTES, DEAD_MAX_MESSAGES, DeadMessage, DeadMessages, DeadRow};
+use rusqlite::{Connection, Row, Transaction, params};
 
-use crate::ledger::{columns::clamp_int, message_columns::encode_properties};
-
-/// Dead messages that are kept. Beyond that the oldest are dropped, and counted.
-pub(crate) const DEAD_MAX_MESSAGES: u64 = 10_000;
-/// Bytes that are kept of a dead message's body.
-pub(crate) const DEAD_BODY_MAX_BYTES: usize = 16 << 10;
+use crate::{
+    columns::{clamp_int, parse_json},
+    message_columns::{MessageProperties, encode_properties},
+};
 
 /// Inserts a message.
-pub(crate) fn insert(transaction: &Transaction<'_>, reason: &str, message: &Message) -> rusqlite::Result<()> {
+pub(crate) fn insert(transaction: &Transaction<'_>, dead: &DeadMessage) -> rusqlite::Result<()> {
+    let DeadMessage { received_ms, reason, message } = dead;
     let shown = &message.body[..message.body.len().min(DEAD_BODY_MAX_BYTES)];
     transaction
         .prepare_cached(
             "INSERT INTO dead (received_ms, reason, properties, bytes, body) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
         .execute(params![
-            clamp_int(now_ms()),
+            clamp_int(*received_ms),
             reason,
             encode_properties(message),
             message.body.len(),
@@ -27,8 +26,8 @@ pub(crate) fn insert(transaction: &Transaction<'_>, reason: &str, message: &Mess
     Ok(())
 }
 
-/// Drops the oldest messages beyond the bound. Returns their number.
-pub(crate) fn drop_oldest(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+/// Drops the oldest messages beyond the bound, and counts them.
+pub(crate) fn drop_oldest(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     let messages: u64 =
         transaction.prepare_cached("SELECT count(*) FROM dead")?.query_row([], |row| row.get(0))?;
     let dropped = messages.saturating_sub(DEAD_MAX_MESSAGES);
@@ -39,5 +38,27 @@ pub(crate) fn drop_oldest(transaction: &Transaction<'_>) -> rusqlite::Result<u64
         )?;
         transaction.execute("UPDATE ledger SET dead_dropped = dead_dropped + ?1", [dropped])?;
     }
-    Ok(dropped)
+    Ok(())
+}
+
+/// Counts the messages, including those that were dropped.
+pub(crate) fn count_all(connection: &Connection) -> rusqlite::Result<u64> {
+    let sql = "SELECT (SELECT count(*) FROM dead) + (SELECT dead_dropped FROM ledger)";
+    connection.query_row(sql, [], |row| row.get(0))
+}
+
+/// Loads all messages, the newest first.
+pub(crate) fn load_all(connection: &Connection) -> rusqlite::Result<DeadMessages> {
+    let mut rows = connection
+        .prepare("SELECT received_ms, reason, properties, bytes, body FROM dead ORDER BY seq DESC")?;
+    let messages = rows.query_map([], read_row)?.collect::<Result<_, _>>()?;
+    let dropped = connection.query_row("SELECT dead_dropped FROM ledger", [], |row| row.get(0))?;
+    Ok(DeadMessages { messages, dropped })
+}
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<DeadRow> {
+    let MessageProperties { id, form, job, app, origin, .. } = parse_json(row, 2)?;
+    let (received_ms, reason, bytes) = (row.get(0)?, row.get(1)?, row.get(3)?);
+    let body = String::from_utf8_lossy(row.get_ref(4)?.as_blob()?).into_owned();
+    Ok(DeadRow { received_ms, reason, origin, id, form, app, job, bytes, body })
 }

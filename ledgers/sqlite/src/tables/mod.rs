@@ -1,10 +1,9 @@
-//! The tables of the ledger: modules that read and write their rows within the caller's
-//! transaction.
+//! The statements of each table.
 
-pub(crate) mod builds;
+pub(crate) mod build_rows;
 pub(crate) mod dead_rows;
-pub(crate) mod job_record;
-pub(crate) mod ordered_outputs;
+pub(crate) mod job_rows;
+pub(crate) mod kept_rows;
 pub(crate) mod outbox_rows;
 pub(crate) mod outcome_rows;
 pub(crate) mod parked_rows;

@@ -1,55 +1,32 @@
-//! Outcomes in the ledger: the tasks done, the failures with their reasons, the report, and the
-//! kept outputs.
+//! Outcomes of a job: the tasks done, the failures with their reasons, and the report.
 
 use std::collections::BTreeSet;
 
-use gristmill_shared::{Round, WorkerId};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use gristmill_ledger::{FailureRow, IndexSet, JobKey, PageBound, RetryTask, SavedOutcomes, StoredFailure};
+use gristmill_shared::{Round, TaskIndex, WorkerId};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::value::RawValue;
 
-use crate::{
-    index_set::IndexSet,
-    ledger::columns::{conversion_error, parse_json},
-};
+use crate::columns::{conversion_error, parse_json, parse_text};
 
-/// A task that failed for good.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StoredFailure {
-    pub(crate) round: Round,
-    pub(crate) reason: String,
-    pub(crate) attempts: u32,
-    pub(crate) losses: u32,
-    /// The last worker that ran it, if known.
-    pub(crate) worker: Option<WorkerId>,
-    /// The task itself, if known.
-    pub(crate) payload: Option<String>,
+/// Loads the outcomes of a job.
+pub(crate) fn load(connection: &Connection, job: JobKey) -> rusqlite::Result<SavedOutcomes> {
+    Ok(SavedOutcomes {
+        done: load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)?,
+        failed: load_failed(connection, job)?,
+        refused: load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)?,
+    })
 }
 
-/// Outputs of consecutive tasks, to be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct KeptOutputs {
-    pub(crate) first: u64,
-    pub(crate) count: u64,
-    /// A JSON array.
-    pub(crate) outputs: String,
-    /// The tasks themselves as a JSON array, if they are kept.
-    pub(crate) tasks: Option<String>,
+/// True if an outcome of any task was refused.
+pub(crate) fn has_refused(connection: &Connection, job: JobKey) -> rusqlite::Result<bool> {
+    connection.query_row("SELECT EXISTS (SELECT 1 FROM refused WHERE job = ?1)", [job.0], |row| row.get(0))
 }
 
-/// Loads the set of tasks with an output.
-pub(crate) fn load_done(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
-    load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)
-}
-
-/// Loads the set of tasks of which an outcome was refused.
-pub(crate) fn load_refused(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
-    load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)
-}
-
-fn load_set(connection: &Connection, sql: &str, job: i64) -> rusqlite::Result<IndexSet> {
+fn load_set(connection: &Connection, sql: &str, job: JobKey) -> rusqlite::Result<IndexSet> {
     let mut set = IndexSet::default();
     let mut rows = connection.prepare_cached(sql)?;
-    let mut rows = rows.query([job])?;
+    let mut rows = rows.query([job.0])?;
     while let Some(row) = rows.next()? {
         set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion_error(1, error))?;
     }
@@ -57,51 +34,87 @@ fn load_set(connection: &Connection, sql: &str, job: i64) -> rusqlite::Result<In
 }
 
 /// Loads the indices of the failed tasks.
-pub(crate) fn load_failed(connection: &Connection, job: i64) -> rusqlite::Result<BTreeSet<u64>> {
+fn load_failed(connection: &Connection, job: JobKey) -> rusqlite::Result<BTreeSet<u64>> {
     let mut rows = connection.prepare_cached("SELECT task FROM failures WHERE job = ?1")?;
-    rows.query_map([job], |row| row.get(0))?.collect()
+    rows.query_map([job.0], |row| row.get(0))?.collect()
 }
 
 /// Loads the report so far; `None` before the first output.
-pub(crate) fn load_report(connection: &Connection, job: i64) -> rusqlite::Result<Option<Box<RawValue>>> {
+pub(crate) fn load_report(connection: &Connection, job: JobKey) -> rusqlite::Result<Option<Box<RawValue>>> {
     let mut rows = connection.prepare_cached("SELECT report FROM reports WHERE job = ?1")?;
-    rows.query_row([job], |row| parse_json(row, 0)).optional()
+    rows.query_row([job.0], |row| parse_json(row, 0)).optional()
 }
 
 /// Loads the first `most` failed tasks with their reasons, in the order of the split.
 pub(crate) fn load_reasons(
     connection: &Connection,
-    job: i64,
+    job: JobKey,
     most: usize,
 ) -> rusqlite::Result<Vec<(u64, String)>> {
     let mut rows = connection
         .prepare_cached("SELECT task, reason FROM failures WHERE job = ?1 ORDER BY task LIMIT ?2")?;
-    rows.query_map(params![job, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    rows.query_map(params![job.0, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Visits the data of the failed tasks that is needed to send them again: index, attempts and
-/// payload, in the order of the split, until `each` returns false.
-pub(crate) fn load_payloads(
+/// Loads failed tasks whose payload is known, in the order of the split: those that are `wanted`, or
+/// all if that is empty.
+pub(crate) fn load_retry_tasks(
     connection: &Connection,
-    job: i64,
-    each: &mut dyn FnMut(u64, u32, Option<&str>) -> bool,
-) -> rusqlite::Result<()> {
+    job: JobKey,
+    wanted: &BTreeSet<u64>,
+    bound: PageBound,
+) -> rusqlite::Result<Vec<RetryTask>> {
     let mut rows = connection
         .prepare_cached("SELECT task, attempts, payload FROM failures WHERE job = ?1 ORDER BY task")?;
-    let mut rows = rows.query([job])?;
+    let mut rows = rows.query([job.0])?;
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
     while let Some(row) = rows.next()? {
-        if !each(row.get(0)?, row.get(1)?, row.get_ref(2)?.as_str_or_null()?) {
-            break;
+        let index = row.get(0)?;
+        let Some(payload) = row.get_ref(2)?.as_str_or_null()? else { continue };
+        if wanted.is_empty() || wanted.contains(&index) {
+            bytes += payload.len();
+            tasks.push(RetryTask { index, attempts: row.get(1)?, payload: payload.to_owned() });
+            if tasks.len() >= bound.rows || bytes >= bound.bytes {
+                break;
+            }
         }
     }
-    Ok(())
+    Ok(tasks)
+}
+
+/// Loads the `most` failed tasks that follow the index `after`, ascending.
+pub(crate) fn load_page(
+    connection: &Connection,
+    job: JobKey,
+    after: Option<u64>,
+    most: usize,
+) -> rusqlite::Result<Vec<FailureRow>> {
+    let mut rows = connection.prepare_cached(
+        "SELECT task, reason, attempts, losses, worker, round, payload FROM failures
+         WHERE job = ?1 AND (?2 IS NULL OR task > ?2) ORDER BY task LIMIT ?3",
+    )?;
+    rows.query_map(params![job.0, after, most], read_failure)?.collect()
+}
+
+fn read_failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
+    let worker = row.get_ref(4)?.as_str_or_null()?.map(|_| parse_text(row, 4)).transpose()?;
+    let payload: Option<String> = row.get(6)?;
+    Ok(FailureRow {
+        index: TaskIndex(row.get(0)?),
+        reason: row.get(1)?,
+        attempts: row.get(2)?,
+        losses: row.get(3)?,
+        worker,
+        round: Round(row.get(5)?),
+        task: payload.map(RawValue::from_string).transpose().map_err(|error| conversion_error(6, error))?,
+    })
 }
 
 /// Writes containers of the set of done tasks.
 pub(crate) fn save_done(
     transaction: &Transaction<'_>,
-    job: i64,
-    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+    job: JobKey,
+    containers: &[(u64, Vec<u8>)],
 ) -> rusqlite::Result<()> {
     save_set(
         transaction,
@@ -115,8 +128,8 @@ pub(crate) fn save_done(
 /// Writes containers of the set of tasks of which an outcome was refused.
 pub(crate) fn save_refused(
     transaction: &Transaction<'_>,
-    job: i64,
-    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+    job: JobKey,
+    containers: &[(u64, Vec<u8>)],
 ) -> rusqlite::Result<()> {
     save_set(
         transaction,
@@ -130,12 +143,12 @@ pub(crate) fn save_refused(
 fn save_set(
     transaction: &Transaction<'_>,
     sql: &str,
-    job: i64,
-    containers: impl Iterator<Item = (u64, Vec<u8>)>,
+    job: JobKey,
+    containers: &[(u64, Vec<u8>)],
 ) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(sql)?;
     for (container, bits) in containers {
-        save.execute(params![job, container, bits])?;
+        save.execute(params![job.0, container, bits])?;
     }
     Ok(())
 }
@@ -143,8 +156,8 @@ fn save_set(
 /// Writes failures, and deletes those that an outcome or a new round replaced.
 pub(crate) fn save_failures(
     transaction: &Transaction<'_>,
-    job: i64,
-    changes: impl Iterator<Item = (u64, Option<StoredFailure>)>,
+    job: JobKey,
+    changes: &[(u64, Option<StoredFailure>)],
 ) -> rusqlite::Result<()> {
     let mut save = transaction.prepare_cached(
         "INSERT OR REPLACE INTO failures (job, task, round, reason, attempts, losses, worker, payload)
@@ -153,31 +166,12 @@ pub(crate) fn save_failures(
     let mut remove = transaction.prepare_cached("DELETE FROM failures WHERE job = ?1 AND task = ?2")?;
     for (task, failure) in changes {
         match failure {
-            None => remove.execute(params![job, task])?,
+            None => remove.execute(params![job.0, task])?,
             Some(StoredFailure { round, reason, attempts, losses, worker, payload }) => {
                 let worker = worker.as_ref().map(WorkerId::as_str);
-                save.execute(params![job, task, round.0, reason, attempts, losses, worker, payload])?
+                save.execute(params![job.0, task, round.0, reason, attempts, losses, worker, payload])?
             }
         };
-    }
-    Ok(())
-}
-
-/// Inserts outputs to be kept.
-pub(crate) fn save_outputs(
-    transaction: &Transaction<'_>,
-    job: i64,
-    outputs: impl Iterator<Item = KeptOutputs>,
-) -> rusqlite::Result<()> {
-    let mut save = transaction
-        .prepare_cached("INSERT INTO outputs (job, first, count, outputs) VALUES (?1, ?2, ?3, ?4)")?;
-    let mut save_tasks =
-        transaction.prepare_cached("INSERT INTO tasks (job, first, tasks) VALUES (?1, ?2, ?3)")?;
-    for KeptOutputs { first, count, outputs, tasks } in outputs {
-        save.execute(params![job, first, count, outputs])?;
-        if let Some(tasks) = tasks {
-            save_tasks.execute(params![job, first, tasks])?;
-        }
     }
     Ok(())
 }
@@ -185,11 +179,11 @@ pub(crate) fn save_outputs(
 /// Replaces the report.
 pub(crate) fn save_report(
     transaction: &Transaction<'_>,
-    job: i64,
+    job: JobKey,
     report: &RawValue,
 ) -> rusqlite::Result<()> {
     transaction
         .prepare_cached("INSERT OR REPLACE INTO reports (job, report) VALUES (?1, ?2)")?
-        .execute(params![job, report.get()])?;
+        .execute(params![job.0, report.get()])?;
     Ok(())
 }

@@ -1,14 +1,13 @@
 //! Messages about jobs that this ledger does not know yet.
 
+use gristmill_ledger::{PARKED_MAX_BYTES, PARKED_MAX_MESSAGES, ParkedJob, ParkedMessages};
 use gristmill_shared::{JobId, Message};
 use rusqlite::{Connection, Transaction, params};
 
-use crate::ledger::message_columns::{encode_properties, read_message};
-
-/// Messages that may be parked. Beyond that the oldest are dropped, and counted.
-pub(crate) const PARKED_MAX_MESSAGES: u64 = 10_000;
-/// Bytes of bodies that may be parked. Beyond that the oldest messages are dropped, and counted.
-pub(crate) const PARKED_MAX_BYTES: u64 = 64 << 20;
+use crate::{
+    columns::parse_text,
+    message_columns::{encode_properties, read_message},
+};
 
 /// Loads the messages about a job, in the order of their arrival.
 pub(crate) fn load(connection: &Connection, job: JobId) -> rusqlite::Result<Vec<Message>> {
@@ -47,4 +46,16 @@ pub(crate) fn drop_oldest(transaction: &Transaction<'_>) -> rusqlite::Result<u64
         transaction.execute("UPDATE ledger SET parked_dropped = parked_dropped + ?1", [dropped])?;
     }
     Ok(dropped)
+}
+
+/// Counts the messages by job.
+pub(crate) fn count_by_job(connection: &Connection) -> rusqlite::Result<ParkedMessages> {
+    let mut rows = connection
+        .prepare("SELECT job, count(*), sum(length(body)) FROM parked GROUP BY job ORDER BY min(seq)")?;
+    let row = |row: &rusqlite::Row<'_>| {
+        Ok(ParkedJob { job: parse_text(row, 0)?, messages: row.get(1)?, bytes: row.get(2)? })
+    };
+    let jobs = rows.query_map([], row)?.collect::<Result<_, _>>()?;
+    let dropped = connection.query_row("SELECT parked_dropped FROM ledger", [], |row| row.get(0))?;
+    Ok(ParkedMessages { jobs, dropped })
 }

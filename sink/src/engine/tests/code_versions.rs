@@ -1,6 +1,7 @@
 //! Outcomes of other code than the job's: they do not count, and their tasks are published to be
 //! sent again.
 
+use gristmill_ledger::MissingTasks;
 use gristmill_shared::{
     BuildId, Job, JobError, Keep, Policy, TaskContext, TaskError, TaskIndex,
     wire::{Opened, OutputRun, Refused, Reopen, Results, WireMessage},
@@ -8,10 +9,7 @@ use gristmill_shared::{
 use serde::{Deserialize, Serialize};
 
 use super::*;
-use crate::{
-    ledger::MissingTasks,
-    tests::toy_jobs::{message, raw},
-};
+use crate::tests::toy_jobs::{message, raw};
 
 /// The toy job after a change: it adds twice each output.
 #[derive(Serialize, Deserialize, Default)]

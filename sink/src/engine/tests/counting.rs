@@ -1,5 +1,7 @@
 //! Counting and storing of outcomes.
 
+use gristmill_sqlite::SqliteLedger;
+
 use super::*;
 
 #[test]
@@ -75,15 +77,12 @@ fn failed_commit_changes_nothing() {
     let outputs = vec!["\"a long output\""; 1000].join(",");
     let keeper = SubmittedJob::new(&KeeperJob {});
     fixture.commit([job.opened(), job.done(0..3), keeper.opened()]);
-    let engine = fixture.engine();
-    let full = engine.ledger.read("", |connection| {
-        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
-        connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
-    });
-    full.unwrap();
+    let mut ledger = SqliteLedger::open(LedgerLocation::File(fixture.path.clone())).unwrap();
+    ledger.fill().unwrap();
+    let engine = LedgerEngine::new(Box::new(ledger), registry(), Lane::default(), app());
     let large = keeper.spans(&[(0, 1000, &format!("[{outputs}]"))], &[], 0);
     let error = accept_all(engine, [job.done(3..9), large.clone()]).commit().unwrap_err();
-    assert!(matches!(error, SinkError::Ledger { .. }), "{error}");
+    assert!(matches!(error, SinkError::Ledger(LedgerError::Storage { .. })), "{error}");
     assert!(gristmill_shared::error_chain(&error).contains("full"), "{error}");
     assert_eq!(fixture.report(&job), sum(0..3));
     fixture.commit([job.done(3..9), large]);
@@ -140,12 +139,12 @@ fn each_output_is_kept_once() {
 fn ledger_is_readable_during_writes() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     let (engine, _) = accept_all(fixture.engine(), [job.opened()]).commit().unwrap();
-    let reader = fixture.reader();
+    let mut reader = fixture.reader();
     let (engine, _) = accept_all(engine, [job.done(0..5)]).commit().unwrap();
     assert_eq!(reader.jobs().unwrap()[0].account.done, 5);
     assert!(matches!(
-        Ledger::open(LedgerLocation::File(fixture.path.clone())),
-        Err(SinkError::Locked { .. })
+        SqliteLedger::open(LedgerLocation::File(fixture.path.clone())),
+        Err(LedgerError::Locked { .. })
     ));
     let view = serde_json::to_value(reader.job(job.id).unwrap().unwrap()).unwrap();
     assert_eq!(

@@ -101,12 +101,12 @@ fn dead_batches_become_failures() {
 fn dead_record_is_bounded() {
     let fixture = EngineFixture::new();
     let mut engine = fixture.engine();
-    for _ in 0..crate::ledger::dead_rows::DEAD_MAX_MESSAGES + 3 {
+    for _ in 0..DEAD_MAX_MESSAGES + 3 {
         engine.accept_dead(delivery(garbage())).unwrap();
     }
     engine.commit().unwrap();
     let dead = fixture.reader().dead().unwrap();
-    assert_eq!((dead.messages.len() as u64, dead.dropped), (crate::ledger::dead_rows::DEAD_MAX_MESSAGES, 3));
+    assert_eq!((dead.messages.len() as u64, dead.dropped), (DEAD_MAX_MESSAGES, 3));
 }
 
 #[test]
@@ -130,14 +130,14 @@ fn early_results_are_parked() {
 #[test]
 fn parking_is_bounded_in_messages() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
-    fixture.commit((0..parked_rows::PARKED_MAX_MESSAGES + 2).map(|index| job.done(index..index + 1)));
+    fixture.commit((0..PARKED_MAX_MESSAGES + 2).map(|index| job.done(index..index + 1)));
     let parked = fixture.reader().parked().unwrap();
-    assert_eq!((parked.jobs[0].messages, parked.dropped), (parked_rows::PARKED_MAX_MESSAGES, 2));
+    assert_eq!((parked.jobs[0].messages, parked.dropped), (PARKED_MAX_MESSAGES, 2));
     fixture.commit([job.opened()]);
     let verification = fixture.reader().verify(job.id).unwrap();
     assert_eq!(
         (verification.done, &verification.gaps[0]),
-        (parked_rows::PARKED_MAX_MESSAGES, &(0..2)),
+        (PARKED_MAX_MESSAGES, &(0..2)),
         "the oldest went"
     );
 }
@@ -146,14 +146,14 @@ fn parking_is_bounded_in_messages() {
 fn parking_is_bounded_in_bytes() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     let large =
-        Message { body: vec![b' '; parked_rows::PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
+        Message { body: vec![b' '; PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
     let mut engine = fixture.engine();
     // As if they had been decoded: a parked message is not read again until its job is opened.
     (0..5_000).for_each(|index| engine.parking.park(job.id, &job.done(index..index + 1)));
     (0..9).for_each(|_| engine.parking.park(job.id, &large));
     engine.commit().unwrap();
     let parked = fixture.reader().parked().unwrap();
-    assert_eq!((parked.jobs[0].bytes, parked.dropped), (parked_rows::PARKED_MAX_BYTES, 5_001));
+    assert_eq!((parked.jobs[0].bytes, parked.dropped), (PARKED_MAX_BYTES, 5_001));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use gristmill_shared::{
     Job, JobError, TaskContext, TaskError, TaskIndex,
     wire::{FAILURE_NOTE_MAX_BYTES, FINISHED_MAX_FAILURES, FINISHED_REPORT_MAX_BYTES},
 };
+use gristmill_sqlite::SqliteLedger;
 use serde::{Deserialize, Serialize};
 
 use super::*;
@@ -117,7 +118,7 @@ fn long_report_stays_in_ledger() {
         assert!(finished.conclusion.answered, "the conclusion is not concerned");
     }
     // A ledger in memory is no other place to read it.
-    let ledger = Ledger::open(LedgerLocation::Memory).unwrap();
+    let ledger = Box::new(SqliteLedger::open(LedgerLocation::Memory).unwrap());
     let engine = LedgerEngine::new(ledger, long_registry(), Lane::default(), app());
     let finished = end(&end_of_long(engine, FINISHED_REPORT_MAX_BYTES + 1));
     assert_eq!(finished.report.unwrap().get().len(), FINISHED_REPORT_MAX_BYTES + 1);

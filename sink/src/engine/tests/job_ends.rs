@@ -3,7 +3,7 @@
 use gristmill_shared::{Address, Kind, Outgoing, wire::Cancelled};
 
 use super::*;
-use crate::{PruneRule, prune, tests::toy_jobs::message};
+use crate::tests::toy_jobs::message;
 
 /// A break ends the job, and no later outcome is folded.
 #[test]
@@ -272,7 +272,7 @@ fn prune_during_reopen_is_error() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
     fixture.commit([job.opened(), job.failed(&[0]), job.sealed(1)]);
     let engine = accept_all(fixture.engine(), [job.reopen(&[])]);
-    prune(&fixture.path, PruneRule { older_than: None, keep: Some(0) }).unwrap();
+    fixture.reader().prune(PruneRule { older_than: None, keep: Some(0) }).unwrap();
     let error = gristmill_shared::error_chain(&engine.commit().unwrap_err());
     assert!(error.contains(&format!("job {} no longer exists (hint: `sink prune`", job.id)), "{error}");
     let left = fixture.commit([job.reopen(&[])]);

@@ -15,17 +15,18 @@ use std::{
     path::PathBuf,
 };
 
+use gristmill_ledger::{
+    DEAD_MAX_MESSAGES, FailureRow, JobState, LedgerError, LedgerReader, OutboxTarget, PARKED_MAX_BYTES,
+    PARKED_MAX_MESSAGES, PruneRule, Verification,
+};
 use gristmill_shared::wire::{Fact, Finished, Progress, REASON_MAX_BYTES, Stopped};
 use gristmill_shared::{Account, Conclusion, FailFast, Message, Round};
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    FailureRow, JobState, LedgerLocation, LedgerReader, Verification,
-    ledger::{outbox_rows::OutboxTarget, parked_rows},
-    tests::toy_jobs::{
-        KeeperJob, SubmittedJob, ToyJob, all_refused, all_stored, app, delivery, garbage, registry,
-    },
+use crate::tests::toy_jobs::{
+    KeeperJob, SubmittedJob, ToyJob, all_refused, all_stored, app, delivery, garbage, open_ledger,
+    read_ledger, registry,
 };
 
 /// A ledger in a file, and engines that use it one after another.
@@ -46,12 +47,11 @@ impl EngineFixture {
     }
 
     fn engine_with(&self, registry: Registry) -> LedgerEngine {
-        let ledger = Ledger::open(LedgerLocation::File(self.path.clone())).unwrap();
-        LedgerEngine::new(ledger, registry, Lane::default(), app())
+        LedgerEngine::new(open_ledger(&self.path), registry, Lane::default(), app())
     }
 
     fn reader(&self) -> LedgerReader {
-        LedgerReader::open(&self.path).unwrap()
+        read_ledger(&self.path)
     }
 
     /// Commits messages in one group.

@@ -12,7 +12,7 @@ use crate::tests::toy_jobs::{SubmittedJob, ToyJob};
 async fn progress_and_early_end_are_sent() {
     let (transport, job) =
         (MemoryTransport::new(), SubmittedJob::new(&ToyJob { stop_at: Some(4), ..ToyJob::default() }));
-    let config = SinkConfig { ledger: LedgerLocation::Memory, ..config(Path::new("")) };
+    let config = in_memory();
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
     let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..5)]).await;
@@ -34,7 +34,7 @@ async fn progress_and_early_end_are_sent() {
 #[tokio::test]
 async fn end_event_equals_fact() {
     let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
-    let config = SinkConfig { ledger: LedgerLocation::Memory, ..config(Path::new("")) };
+    let config = in_memory();
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
     let mut journal = transport.journal().await.unwrap();
     let sink = RunningSink::start(config, &transport);
@@ -63,7 +63,7 @@ async fn end_event_equals_fact() {
 async fn stall_is_published_when_idle() {
     let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
     let after = Some(Duration::from_millis(30));
-    let config = SinkConfig { ledger: LedgerLocation::Memory, stall_after: after, ..config(Path::new("")) };
+    let config = TestConfig { stall_after: after, ..in_memory() };
     let mut events = transport.events(EventFilter::Job(job.id)).await.unwrap();
     let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..5), job.sealed(8)]).await;

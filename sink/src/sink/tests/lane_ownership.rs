@@ -56,7 +56,7 @@ async fn claims(transport: &MemoryTransport) -> usize {
 #[tokio::test]
 async fn claimed_lane_keeps_messages() {
     let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
-    let [ours, theirs] = ["ours", "theirs"].map(|name| Sink::open(config(&dir.path().join(name))).unwrap());
+    let [ours, theirs] = ["ours", "theirs"].map(|name| config(&dir.path().join(name)).open().unwrap());
     let claimed = ours.claim(Arc::clone(&transport) as _).await.unwrap();
     let error = theirs.claim(Arc::clone(&transport) as _).await.unwrap_err();
     assert!(matches!(error, SinkError::LaneClaimed { .. }), "{error}");
@@ -74,8 +74,8 @@ async fn claimed_lane_keeps_messages() {
 async fn outbox_rows_keep_their_lane() {
     let (dir, night) = (tempfile::tempdir().unwrap(), Lane::new("night").unwrap());
     let ledger = dir.path().join("ledger");
-    let on_night = SinkConfig { lane: night.clone(), ..config(&ledger) };
-    let sink = Sink::open(on_night.clone()).unwrap();
+    let on_night = TestConfig { lane: night.clone(), ..config(&ledger) };
+    let sink = on_night.clone().open().unwrap();
     let mut engine = LedgerEngine::new(sink.ledger, on_night.registry, night.clone(), app());
     engine.accept_result(crate::tests::toy_jobs::delivery(garbage())).unwrap();
     drop(engine.commit().unwrap());

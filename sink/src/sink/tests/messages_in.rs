@@ -1,10 +1,7 @@
 //! Messages that a sink consumes, and their results.
 
 use super::*;
-use crate::{
-    LedgerReader,
-    tests::toy_jobs::{SubmittedJob, garbage},
-};
+use crate::tests::toy_jobs::{SubmittedJob, garbage};
 
 /// A sink that starts last consumes all messages.
 #[tokio::test]
@@ -24,13 +21,13 @@ async fn late_sink_gets_everything() {
         0,
         "something was not acked"
     );
-    assert!(LedgerReader::open(&ledger).unwrap().verify(job.id).unwrap().ok);
+    assert!(read_ledger(&ledger).verify(job.id).unwrap().ok);
 }
 
 #[tokio::test]
 async fn memory_ledger_serves_lane() {
     let (transport, job) = (MemoryTransport::new(), SubmittedJob::toy());
-    let config = SinkConfig { ledger: LedgerLocation::Memory, ..config(Path::new("")) };
+    let config = in_memory();
     let sink = RunningSink::start(config, &transport);
     publish(&transport, [job.opened(), job.done(0..10), job.sealed(10)]).await;
     assert_eq!(finished(&transport, job.id).await.conclusion.text, "45 from 10 tasks");
@@ -44,7 +41,7 @@ async fn garbage_is_recorded() {
     let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [garbage(), job.opened(), garbage(), job.done(0..1), job.sealed(1)]).await;
     finished(&transport, job.id).await;
-    let reader = LedgerReader::open(&ledger).unwrap();
+    let mut reader = read_ledger(&ledger);
     until("two dead messages", || reader.dead().unwrap().messages.len() == 2).await;
     let dead = reader.dead().unwrap().messages.remove(0);
     assert_eq!(dead.origin.as_deref(), Some("gristmill.default.results"));

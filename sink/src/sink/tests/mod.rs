@@ -1,31 +1,57 @@
 //! Tests of the sink on the memory transport: its input, its output and its end.
 
 mod announcing;
+mod incompatible_jobs;
 mod lane_ownership;
-mod ledger_files;
 mod messages_in;
 mod sink_shutdown;
 mod value_bits;
 
 use std::{path::Path, time::Duration};
 
+use gristmill_ledger::{LedgerError, LedgerLocation};
 use gristmill_shared::{
     Address, JobId, JournalEntry, Message, Outgoing, Published, Queue,
     memory::MemoryTransport,
     wire::{Fact, Finished},
 };
+use gristmill_sqlite::SqliteLedger;
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 
 use super::*;
-use crate::tests::toy_jobs::{app, registry};
+use crate::tests::toy_jobs::{app, read_ledger, registry};
 
 /// Time within which an awaited event arrives, or the test fails.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
-fn config(ledger: &Path) -> SinkConfig {
+/// The settings of a sink, with the location of its ledger.
+#[derive(Clone)]
+struct TestConfig {
+    registry: Registry,
+    lane: Lane,
+    ledger: LedgerLocation,
+    stall_after: Option<Duration>,
+}
+
+impl TestConfig {
+    fn open(self) -> Result<Sink, SinkError> {
+        let ledger = SqliteLedger::open(self.ledger.clone())?;
+        self.open_on(Box::new(ledger))
+    }
+
+    fn open_on(self, ledger: Box<dyn Ledger>) -> Result<Sink, SinkError> {
+        let Self { registry, lane, stall_after, .. } = self;
+        Sink::open(SinkConfig { registry, lane, adopt: false, app: app(), stall_after }, ledger)
+    }
+}
+
+fn config(ledger: &Path) -> TestConfig {
     let ledger = LedgerLocation::File(ledger.into());
-    let (lane, stall_after) = (Lane::default(), None);
-    SinkConfig { registry: registry(), lane, ledger, adopt: false, app: app(), stall_after }
+    TestConfig { registry: registry(), lane: Lane::default(), ledger, stall_after: None }
+}
+
+fn in_memory() -> TestConfig {
+    TestConfig { ledger: LedgerLocation::Memory, ..config(Path::new("")) }
 }
 
 /// A running sink.
@@ -35,8 +61,8 @@ struct RunningSink {
 }
 
 impl RunningSink {
-    fn start(config: SinkConfig, transport: &Arc<MemoryTransport>) -> Self {
-        Self::run(Sink::open(config).unwrap(), transport)
+    fn start(config: TestConfig, transport: &Arc<MemoryTransport>) -> Self {
+        Self::run(config.open().unwrap(), transport)
     }
 
     fn run(sink: Sink, transport: &Arc<MemoryTransport>) -> Self {

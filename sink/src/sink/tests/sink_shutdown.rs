@@ -11,7 +11,7 @@ use crate::tests::toy_jobs::SubmittedJob;
 #[tokio::test]
 async fn sink_stops_while_starting() {
     let dir = tempfile::tempdir().unwrap();
-    let sink = Sink::open(config(&dir.path().join("ledger"))).unwrap();
+    let sink = config(&dir.path().join("ledger")).open().unwrap();
     let stuck: Arc<dyn Transport> = Arc::new(StuckTransport);
     let report = timeout(WAIT_MAX, sink.run_until(stuck, tokio::time::sleep(Duration::from_millis(1)))).await;
     assert_eq!(report.expect("it did not leave").unwrap(), SinkReport::default());
@@ -82,15 +82,14 @@ async fn lost_broker_loses_no_result() {
 async fn failed_ledger_acks_nothing() {
     let (transport, dir, job) = (MemoryTransport::new(), tempfile::tempdir().unwrap(), SubmittedJob::toy());
     let ledger = dir.path().join("ledger");
-    let sink = Sink::open(config(&ledger)).unwrap();
-    let full =
-        sink.ledger.read("", |connection| connection.query_row("PRAGMA max_page_count = 1", [], |_| Ok(())));
-    full.unwrap();
+    let mut full = SqliteLedger::open(LedgerLocation::File(ledger.clone())).unwrap();
+    full.fill().unwrap();
+    let sink = config(&ledger).open_on(Box::new(full)).unwrap();
     let sink = RunningSink::run(sink, &transport);
     let many = (0..300).map(|_| SubmittedJob::toy().opened());
     publish(&transport, [job.opened(), job.done(0..7), job.sealed(7)].into_iter().chain(many)).await;
     let error = RunningSink::wait(sink.end).await.unwrap_err();
-    assert!(matches!(error, SinkError::Ledger { .. }), "{error}");
+    assert!(matches!(error, SinkError::Ledger(LedgerError::Storage { .. })), "{error}");
     let sink = RunningSink::start(config(&ledger), &transport);
     assert_eq!(finished(&transport, job.id).await.account.duplicates, 0);
     assert!(sink.stop().await.unwrap().messages >= 3);
@@ -123,7 +122,9 @@ async fn dropped_sink_commits_its_input() {
     publish(&transport, [job.opened(), job.done(0..7)]).await;
     journal_until(&transport, |fact| matches!(fact, Fact::Opened(_))).await;
     sink.end.abort();
-    until("the ledger to be free", || !matches!(Sink::open(config(&ledger)), Err(SinkError::Locked { .. })))
+    until("the ledger to be free", || {
+        !matches!(config(&ledger).open(), Err(SinkError::Ledger(LedgerError::Locked { .. })))
+    })
         .await;
     let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(7)]).await;

@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::*;
 use crate::{
-    LedgerReader,
     tests::toy_jobs::{SubmittedJob, message},
 };
 
@@ -177,17 +176,17 @@ async fn report_after_restarts(job: &EchoJob, dir: &Path) -> String {
             opened.push(submitted.sealed(job.tasks.len() as u64));
         }
         let sink =
-            RunningSink::start(SinkConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
+            RunningSink::start(TestConfig { registry: registry.clone(), ..config(&ledger) }, &transport);
         publish(&transport, opened.drain(..)).await;
         let tasks = if commit == COMMIT_COUNT { job.tasks.len() } else { commit } as u64;
         let is_committed = || {
-            let view = LedgerReader::open(&ledger).unwrap().job(submitted.id).unwrap();
+            let view = read_ledger(&ledger).job(submitted.id).unwrap();
             view.is_some_and(|view| view.summary.account.done == tasks)
         };
         until("the commit", is_committed).await;
         sink.stop().await.unwrap();
     }
-    let reader = LedgerReader::open(&ledger).unwrap();
+    let mut reader = read_ledger(&ledger);
     assert!(reader.verify(submitted.id).unwrap().ok);
     let report = reader.job(submitted.id).unwrap().unwrap().report.unwrap();
     format!("{:?}", serde_json::from_str::<EchoReport>(report.get()).unwrap())
