@@ -9,7 +9,7 @@ use gristmill_shared::{
 use serde_json::{json, value::to_raw_value};
 
 use crate::{
-    example::python,
+    examples::collatz::python,
     harness::{Process, Site, within},
 };
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     harness::{OwnBroker, Site, broker::broker_url, within},
-    rights::{RestrictedFleet, USER_PREFIX},
+    security::rights::{RestrictedFleet, USER_PREFIX},
 };
 
 /// Returns the verdict on a check, and its finding with the hint.

@@ -1,6 +1,7 @@
 //! The texts that users meet first, whole: help, findings of `doctor`, errors.
 //!
-//! A change shows in `tests/snapshots/`. After a look at it, `INSTA_UPDATE=always` writes the files.
+//! A change shows in `tests/cli/snapshots/`. After a look at it, `INSTA_UPDATE=always` writes the
+//! files.
 
 use crate::harness::{ProcessOutput, Site};
 
