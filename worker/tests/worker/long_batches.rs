@@ -1,37 +1,23 @@
 //! A worker whose batches take long holds no more than it can run, on the memory transport.
 
 use std::{
-    future::Future,
-    num::NonZeroU16,
     ops::ControlFlow,
-    sync::{Arc, Condvar, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, QueueRole, Registry, Round,
-    TaskContext, TaskError, TaskIndex, Transport,
-    memory::MemoryTransport,
-    publish_until_stored,
-    wire::{self, Batch, Results},
-};
-use gristmill_worker::Worker;
+use gristmill_shared::{Job, JobError, JobId, QueueRole, TaskContext, TaskError, TaskIndex};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
+use tokio::sync::Notify;
+
+use crate::support::{
+    ReleaseFlag, RunningWorker, TestBatch, consume, open_lane, publish, take_results, test_worker, within,
 };
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const BATCH_COUNT: usize = 40;
 
 static BEGUN_NOTIFY: Notify = Notify::const_new();
-static RELEASED_FLAG: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
-
-fn wait_for_release() {
-    drop(RELEASED_FLAG.1.wait_while(RELEASED_FLAG.0.lock().unwrap(), |released| !*released).unwrap());
-}
+static RELEASED_FLAG: ReleaseFlag = ReleaseFlag::new();
 
 /// A job whose tasks wait until they are released.
 #[derive(Serialize, Deserialize)]
@@ -48,7 +34,7 @@ impl Job for HeldJob {
     }
     fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
         BEGUN_NOTIFY.notify_one();
-        wait_for_release();
+        RELEASED_FLAG.wait();
         Ok(task)
     }
     fn collect(&self, _: &mut u64, _: TaskIndex, _: u64) -> ControlFlow<()> {
@@ -56,54 +42,23 @@ impl Job for HeldJob {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
 /// Batches that the worker cannot run soon are requeued at no cost.
 #[tokio::test]
 async fn waiting_batches_return_to_the_queue() {
-    let transport = MemoryTransport::new();
-    transport.open_lane(&Lane::default()).await.unwrap();
-    let publisher = transport.publisher().await.unwrap();
+    let transport = open_lane().await;
     let job = JobId::generate();
-    let batches = (0..BATCH_COUNT as u64).map(|index| {
-        let message = Batch {
-            job,
-            kind: Kind::new("held").unwrap(),
-            spec: &to_raw_value(&json!(null)).unwrap(),
-            policy: Policy::default(),
-            round: Round(0),
-            stage: 0,
-            spent: 0,
-            version: 0,
-            build: None,
-            first: TaskIndex(index),
-            count: 1,
-            tasks: &to_raw_value(&[index]).unwrap(),
-        }
-        .to_message(Headers::default(), "test");
-        Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
-    });
-    publish_until_stored(&*publisher, batches.collect()).await.unwrap();
-
-    let mut registry = Registry::default();
-    registry.register::<HeldJob>().unwrap();
-    let (leave, left) = oneshot::channel::<()>();
-    let worker = Worker::new(registry, "test-worker".parse().unwrap())
-        .slots(NonZeroU16::new(2).unwrap())
-        .run_until(Arc::clone(&transport) as _, async {
-            let _ = left.await;
-        });
-    let worker = tokio::spawn(worker);
+    let batches = (0..BATCH_COUNT as u64)
+        .map(|first| TestBatch { job, first, ..TestBatch::of(HeldJob::KIND) }.outgoing(&[first]));
+    publish(&*transport, batches.collect()).await;
+    let worker = RunningWorker::start(test_worker::<HeldJob>(2), Arc::clone(&transport) as _);
     within(BEGUN_NOTIFY.notified()).await;
 
     // Two batches run, and four more for each slot would wait. Only one for each slot may, and one
     // retried batch.
     let began = Instant::now();
     let mut others = Vec::new();
-    let mut tasks = transport.consume(&QueueRole::Tasks.of(&Lane::default()), 100).await.unwrap();
-    let mut again = transport.consume(&QueueRole::Requeued.of(&Lane::default()), 100).await.unwrap();
+    let mut tasks = consume(&*transport, QueueRole::Tasks, 100).await;
+    let mut again = consume(&*transport, QueueRole::Requeued, 100).await;
     while others.len() < BATCH_COUNT - 5 {
         let deliveries = tokio::select! {
             deliveries = within(tasks.recv(100)) => deliveries,
@@ -114,22 +69,18 @@ async fn waiting_batches_return_to_the_queue() {
     assert!(began.elapsed() > Duration::from_millis(500), "they were never the worker's");
     assert!(others.iter().all(|delivery| !delivery.is_redelivered()), "it was not handed back but dropped");
 
-    *RELEASED_FLAG.0.lock().unwrap() = true;
-    RELEASED_FLAG.1.notify_all();
+    RELEASED_FLAG.release();
     drop((tasks, again)); // the worker has all the batches, which are short now
-    let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+    let mut results = consume(&*transport, QueueRole::Results, 10).await;
     let mut done = Vec::new();
     while done.len() < BATCH_COUNT {
-        for delivery in within(results.recv(10)).await.unwrap() {
-            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
-            done.extend(
-                results.done.iter().flat_map(|span| span.first.0..span.first.0 + u64::from(span.count)),
-            );
-            delivery.receipt.ack();
-        }
+        take_results(&mut *results, 10, |results| {
+            let spans = results.done.iter();
+            done.extend(spans.flat_map(|span| span.first.0..span.first.0 + u64::from(span.count)));
+        })
+        .await;
     }
     done.sort_unstable();
     assert!(done.iter().copied().eq(0..BATCH_COUNT as u64), "{done:?}");
-    leave.send(()).unwrap();
-    within(worker).await.unwrap().unwrap();
+    worker.stop().await;
 }

@@ -1,4 +1,5 @@
-//! The worker on the memory transport.
+//! The worker on the memory transport. `prefetch` and `retry_delays` are binaries of their own,
+//! each for the reason that it states.
 
 mod blocked_broker;
 mod deliveries;
@@ -9,4 +10,5 @@ mod poison;
 mod shared_client;
 mod shutdown;
 mod stop_grace;
+mod support;
 mod time_limits;
