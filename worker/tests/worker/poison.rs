@@ -4,32 +4,24 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    future::Future,
-    num::NonZeroU16,
     ops::{ControlFlow, Range},
     sync::Arc,
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Consumer, Headers, Health, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Queue, QueueRole,
-    Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
-    memory::MemoryTransport,
-    publish_until_stored,
-    testing::TransportDecorator,
-    wire::{self, Batch, Results},
+    Consumer, Headers, Health, Job, JobError, Policy, Queue, QueueRole, TaskContext, TaskError, TaskIndex,
+    Transport, TransportError, memory::MemoryTransport, testing::TransportDecorator,
 };
-use gristmill_worker::{Worker, WorkerError, WorkerReport};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{Notify, oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
+use serde_json::json;
+use tokio::sync::{Notify, watch};
+
+use crate::support::{
+    RunningWorker, TestBatch, consume, open_lane, publish, record_results, take_json_results, test_worker,
+    to_queue, within,
 };
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The last three digits of a poisoned task, in jobs that have poison.
 const POISON_NUMBER: u64 = 37;
 
@@ -67,133 +59,83 @@ impl Job for Fatal {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
-/// A running worker, with the sender that makes it leave.
-type RunningWorker = (oneshot::Sender<()>, JoinHandle<Result<WorkerReport, WorkerError>>);
-
 fn start(transport: Arc<dyn Transport>, slots: u16) -> RunningWorker {
-    let mut registry = Registry::default();
-    registry.register::<Fatal>().unwrap();
-    let (leave, left) = oneshot::channel::<()>();
-    let worker = Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::new(slots).unwrap());
-    let worker = worker.run_until(transport, async {
-        let _ = left.await;
-    });
-    (leave, tokio::spawn(worker))
+    RunningWorker::start(test_worker::<Fatal>(slots), transport)
 }
 
 async fn send(transport: &dyn Transport, role: QueueRole, first: u64, tasks: &[u64], headers: Headers) {
-    let message = Batch {
-        job: JobId::generate(),
-        kind: Kind::new("fatal").unwrap(),
-        spec: &to_raw_value(&json!(null)).unwrap(),
-        policy: Policy { max_attempts: 2, ..Policy::default() },
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(first),
-        count: u32::try_from(tasks.len()).unwrap(),
-        tasks: &to_raw_value(tasks).unwrap(),
-    }
-    .to_message(headers, "test");
-    let publisher = transport.publisher().await.unwrap();
-    let to = Address::Queue(role.of(&Lane::default()));
-    publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
-}
-
-async fn lane() -> Arc<MemoryTransport> {
-    let transport = MemoryTransport::new();
-    transport.open_lane(&Lane::default()).await.unwrap();
-    transport
+    let policy = Policy { max_attempts: 2, ..Policy::default() };
+    let batch = TestBatch { policy, first, headers, ..TestBatch::of(Fatal::KIND) };
+    publish(transport, vec![to_queue(role, batch.message(tasks))]).await;
 }
 
 /// Takes the only message of a queue this many times, and never settles it.
 async fn take_unsettled(transport: &dyn Transport, role: QueueRole, times: usize) {
     for _ in 0..times {
-        let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
+        let mut consumer = consume(transport, role, 1).await;
         assert_eq!(within(consumer.recv(1)).await.unwrap().len(), 1);
     }
 }
 
-async fn take(transport: &dyn Transport, role: QueueRole) -> gristmill_shared::Message {
-    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
-    let delivery = within(consumer.recv(1)).await.unwrap().remove(0);
-    delivery.receipt.ack();
-    delivery.message
-}
-
-async fn results(transport: &dyn Transport) -> serde_json::Value {
-    let message = take(transport, QueueRole::Results).await;
-    wire::decode::<Results<'_>>(&message).unwrap();
-    serde_json::from_slice(&message.body).unwrap()
-}
-
 #[tokio::test]
 async fn first_redelivery_runs_the_batch() {
-    let transport = lane().await;
+    let transport = open_lane().await;
     send(&*transport, QueueRole::Tasks, 100, &[1, 2, 3], Headers::default()).await;
     take_unsettled(&*transport, QueueRole::Tasks, 1).await;
-    let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
-    assert_eq!(results(&*transport).await["done"][0]["count"], 3);
+    let _worker = start(Arc::clone(&transport) as _, 1);
+    assert_eq!(take_json_results(&*transport).await["done"][0]["count"], 3);
 }
 
 #[tokio::test]
 async fn second_redelivery_splits_the_batch() {
-    let transport = lane().await;
+    let transport = open_lane().await;
     let tasks: Vec<u64> = (100..164).collect();
     send(&*transport, QueueRole::Tasks, 100, &tasks, Headers::default()).await;
     take_unsettled(&*transport, QueueRole::Tasks, 2).await;
-    let (_leave, _worker) = start(Arc::clone(&transport) as _, 1);
+    let _worker = start(Arc::clone(&transport) as _, 1);
     for part in 0..16 {
         let first = 100 + 4 * part;
         let outputs = [first, first + 1, first + 2, first + 3];
         let done = json!([{"first": first, "count": 4, "outputs": outputs}]);
-        assert_eq!(results(&*transport).await["done"], done);
+        assert_eq!(take_json_results(&*transport).await["done"], done);
     }
 }
 
 /// A suspect alone gains a loss before it runs, and keeps it when it is retried.
 #[tokio::test]
 async fn redelivered_suspect_gains_a_loss() {
-    let transport = lane().await;
+    let transport = open_lane().await;
     send(&*transport, QueueRole::Suspect, 5, &[0], Headers::default()).await;
     take_unsettled(&*transport, QueueRole::Suspect, 1).await;
-    let (leave, worker) = start(Arc::clone(&transport) as _, 1);
-    let results = results(&*transport).await; // after its second and last attempt
+    let worker = start(Arc::clone(&transport) as _, 1);
+    let results = take_json_results(&*transport).await; // after its second and last attempt
     assert_eq!((&results["failed"][0]["attempts"], &results["failed"][0]["losses"]), (&json!(2), &json!(1)));
-    leave.send(()).unwrap();
-    within(worker).await.unwrap().unwrap();
+    worker.stop().await;
 }
 
 #[tokio::test]
 async fn third_loss_fails_the_task_unrun() {
-    let transport = lane().await;
+    let transport = open_lane().await;
     let headers = Headers { attempt: 1, loss: 2, ..Headers::default() };
     send(&*transport, QueueRole::Suspect, 5, &[7], headers).await;
     take_unsettled(&*transport, QueueRole::Suspect, 1).await;
-    let (leave, worker) = start(Arc::clone(&transport) as _, 1);
-    let results = results(&*transport).await;
+    let worker = start(Arc::clone(&transport) as _, 1);
+    let results = take_json_results(&*transport).await;
     let failed =
         json!([{"index": 5, "reason": "its worker died 3 times", "attempts": 1, "losses": 3, "task": 7}]);
     assert_eq!((&results["failed"], &results["done"]), (&failed, &json!([])));
-    leave.send(()).unwrap();
-    assert_eq!(within(worker).await.unwrap().unwrap().batches, 0, "it was run");
+    assert_eq!(worker.stop().await.batches, 0, "it was run");
 }
 
 #[tokio::test]
 async fn reconnected_worker_finds_no_poison() {
-    let memory = lane().await;
+    let memory = open_lane().await;
     let headers = Headers { loss: 2, ..Headers::default() };
     send(&*memory, QueueRole::Suspect, 5, &[7], headers).await;
     take_unsettled(&*memory, QueueRole::Suspect, 1).await;
-    let (_leave, _worker) =
+    let _worker =
         start(Arc::new(ReconnectedTransport(Arc::clone(&memory), watch::Sender::new(Health::Ready))), 1);
-    let results = results(&*memory).await;
+    let results = take_json_results(&*memory).await;
     assert_eq!((&results["done"][0]["outputs"], results.get("failed")), (&json!([7]), None));
 }
 
@@ -212,7 +154,7 @@ async fn poison_fails_and_neighbours_succeed() {
 /// Runs the batches with workers of two slots, each of which crashes at a poisoned task. Returns
 /// the number of crashes.
 async fn run_with_crashes(batches: &[Range<u64>]) -> usize {
-    let broker = lane().await;
+    let broker = open_lane().await;
     for batch in batches {
         let tasks: Vec<u64> = batch.clone().collect();
         send(&*broker, QueueRole::Tasks, batch.start, &tasks, Headers::default()).await;
@@ -220,7 +162,7 @@ async fn run_with_crashes(batches: &[Range<u64>]) -> usize {
     let (poisoned, healthy): (BTreeSet<u64>, BTreeSet<u64>) =
         batches.iter().cloned().flatten().partition(|task| task % 1000 == POISON_NUMBER);
     let (mut done, mut failed, mut crashes) = (BTreeSet::new(), BTreeSet::new(), 0);
-    let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+    let mut results = consume(&*broker, QueueRole::Results, 10).await;
     let mut connection = broker.connect();
     let mut worker = start(Arc::clone(&connection) as _, 2);
     while done.len() + failed.len() < poisoned.len() + healthy.len() {
@@ -228,15 +170,14 @@ async fn run_with_crashes(batches: &[Range<u64>]) -> usize {
             deliveries = within(results.recv(10)) => deliveries.unwrap(),
             () = POISON_BEGUN.notified() => {
                 connection.close().await;
-                within(worker.1).await.unwrap().unwrap_err();
+                worker.ended().await.unwrap_err();
                 crashes += 1;
                 connection = broker.connect();
                 worker = start(Arc::clone(&connection) as _, 2);
                 continue;
             }
         };
-        for delivery in deliveries {
-            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+        record_results(deliveries, |results| {
             for span in results.done {
                 done.extend(serde_json::from_str::<Vec<u64>>(span.outputs.get()).unwrap());
             }
@@ -244,12 +185,10 @@ async fn run_with_crashes(batches: &[Range<u64>]) -> usize {
                 assert_eq!((&*task.reason, task.losses), ("its worker died 3 times", 3), "{}", task.index);
                 failed.insert(task.index.0);
             }
-            delivery.receipt.ack();
-        }
+        });
     }
     assert_eq!((failed, done), (poisoned, healthy));
-    worker.0.send(()).unwrap();
-    assert_eq!(within(worker.1).await.unwrap().unwrap().abandoned, 0);
+    assert_eq!(worker.stop().await.abandoned, 0);
     crashes
 }
 

@@ -1,7 +1,6 @@
 //! The handling of deliveries by a worker, on the memory transport.
 
 use std::{
-    future::Future,
     num::NonZeroU16,
     ops::ControlFlow,
     sync::{
@@ -12,18 +11,20 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry,
-    Round, Shards, TaskContext, TaskError, TaskIndex, Transport,
+    Address, Delivery, Headers, Job, JobError, JobId, Lane, Message, Outgoing, QueueRole, Registry, Shards,
+    TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
-    publish_until_stored,
-    wire::{self, Batch, Results, Stopped, WireMessage},
+    wire::{self, Batch, Results, WireMessage as _},
 };
 use gristmill_worker::{Worker, WorkerReport};
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
+use serde_json::json;
+use tokio::time::timeout;
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::support::{
+    RunningWorker, TestBatch, consume, is_empty, open_lane, publish, stopped, take, take_json_results,
+    to_queue, within,
+};
 
 /// A job that doubles numbers; some of its tasks fail or panic.
 #[derive(Serialize, Deserialize)]
@@ -69,36 +70,27 @@ impl Job for Double {
 
 /// A worker on its own transport.
 struct Bench {
-    transport: Arc<dyn Transport>,
-    leave: oneshot::Sender<()>,
-    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+    transport: Arc<MemoryTransport>,
+    worker: RunningWorker,
 }
 
 impl Bench {
     async fn start(messages: Vec<Outgoing>) -> Self {
-        let transport: Arc<dyn Transport> = MemoryTransport::new();
-        transport.open_lane(&Lane::default()).await.unwrap();
-        Self::start_on(transport, Shards::ONE, messages).await
+        Self::start_on(open_lane().await, Shards::ONE, messages).await
     }
 
-    async fn start_on(transport: Arc<dyn Transport>, shards: Shards, messages: Vec<Outgoing>) -> Self {
-        let publisher = transport.publisher().await.unwrap();
-        publish_until_stored(&*publisher, messages).await.unwrap();
+    async fn start_on(transport: Arc<MemoryTransport>, shards: Shards, messages: Vec<Outgoing>) -> Self {
+        publish(&*transport, messages).await;
         let mut registry = Registry::default();
         registry.register::<Double>().unwrap();
         registry.register::<Fragile>().unwrap();
         let worker =
             Worker::new(registry, "test-worker".parse().unwrap()).slots(NonZeroU16::MIN).shards(shards);
-        let (leave, left) = oneshot::channel::<()>();
-        let running = worker.run_until(Arc::clone(&transport), async {
-            let _ = left.await;
-        });
-        Self { worker: tokio::spawn(running), transport, leave }
+        Self { worker: RunningWorker::start(worker, Arc::clone(&transport) as _), transport }
     }
 
-    async fn stop(self) -> (WorkerReport, Arc<dyn Transport>) {
-        let _ = self.leave.send(());
-        (within(self.worker).await.unwrap().unwrap(), self.transport)
+    async fn stop(self) -> (WorkerReport, Arc<MemoryTransport>) {
+        (self.worker.stop().await, self.transport)
     }
 
     async fn take(&self, role: QueueRole) -> Message {
@@ -106,9 +98,7 @@ impl Bench {
     }
 
     async fn results(&self) -> serde_json::Value {
-        let message = self.take(QueueRole::Results).await;
-        wire::decode::<Results<'_>>(&message).unwrap();
-        serde_json::from_slice(&message.body).unwrap()
+        take_json_results(&*self.transport).await
     }
 
     /// Takes the results of this number of tasks, in one message or, on a slow machine, several.
@@ -126,21 +116,9 @@ impl Bench {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
-async fn take(transport: &dyn Transport, role: QueueRole) -> Message {
-    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
-    let delivery = within(consumer.recv(1)).await.unwrap().remove(0);
-    delivery.receipt.ack();
-    consumer.close().await;
-    delivery.message
-}
-
 /// Takes all messages of a queue, unsettled.
-async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<gristmill_shared::Delivery> {
-    let mut consumer = transport.consume(&role.of(&Lane::default()), 100).await.unwrap();
+async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<Delivery> {
+    let mut consumer = consume(transport, role, 100).await;
     let mut all = Vec::new();
     while let Ok(deliveries) = timeout(Duration::from_millis(50), consumer.recv(100)).await {
         all.extend(deliveries.unwrap());
@@ -148,32 +126,9 @@ async fn drain(transport: &dyn Transport, role: QueueRole) -> Vec<gristmill_shar
     all
 }
 
-async fn is_empty(transport: &dyn Transport, role: QueueRole) -> bool {
-    let mut consumer = transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
-    timeout(Duration::from_millis(50), consumer.recv(1)).await.is_err()
-}
-
-fn batch(job: JobId, kind: &str, spec: &serde_json::Value, tasks: &[i64], failures: u32) -> Outgoing {
-    let message = Batch {
-        job,
-        kind: Kind::new(kind).unwrap(),
-        spec: &to_raw_value(spec).unwrap(),
-        policy: Policy::default(),
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(10),
-        count: u32::try_from(tasks.len()).unwrap(),
-        tasks: &to_raw_value(tasks).unwrap(),
-    }
-    .to_message(Headers { attempt: failures, ..Headers::default() }, "test");
-    to_queue(QueueRole::Tasks, message)
-}
-
-fn to_queue(role: QueueRole, message: Message) -> Outgoing {
-    Outgoing { to: Address::Queue(role.of(&Lane::default())), message }
+fn batch(job: JobId, kind: &'static str, spec: &serde_json::Value, tasks: &[i64], failures: u32) -> Outgoing {
+    let headers = Headers { attempt: failures, ..Headers::default() };
+    TestBatch { job, spec: spec.clone(), headers, ..TestBatch::of(kind) }.outgoing(tasks)
 }
 
 #[tokio::test]
@@ -190,9 +145,7 @@ async fn batch_is_settled_after_its_outcomes() {
 #[tokio::test]
 async fn worker_takes_from_all_shards() {
     let [two, three] = [2, 3].map(|number| Shards::new(number).unwrap());
-    let transport: Arc<dyn Transport> = MemoryTransport::new();
-    let lane = Lane::default();
-    transport.open_lane(&lane).await.unwrap();
+    let (transport, lane) = (open_lane().await, Lane::default());
     transport.open_shards(&lane, two).await.unwrap();
     for (wanted, there) in [(Shards::ONE, two), (three, three), (two, three)] {
         let job = JobId::generate();
@@ -206,9 +159,7 @@ async fn worker_takes_from_all_shards() {
             }
         })
         .await;
-        let publisher = transport.publisher().await.unwrap();
-        let batches = there.queues().map(|shard| to_shard(shard.of(&lane))).collect();
-        publish_until_stored(&*publisher, batches).await.unwrap();
+        publish(&*transport, there.queues().map(|shard| to_shard(shard.of(&lane))).collect()).await;
         bench.results_of(there.get().into()).await;
         let (report, _) = bench.stop().await;
         assert_eq!(report.batches, u64::from(there.get()));
@@ -323,10 +274,8 @@ async fn malformed_batch_is_dead_lettered() {
 #[tokio::test]
 async fn stopped_job_is_skipped() {
     let job = JobId::generate();
-    let stopped = Stopped { job, round: Round(0), reason: "test".into() }.message("stop".into(), "test");
-    let journal = Outgoing { to: Address::Journal, message: stopped };
     let other = batch(JobId::generate(), "double", &json!({}), &[7], 0);
-    let bench = Bench::start(vec![journal, batch(job, "double", &json!({}), &[1, 2], 0), other]).await;
+    let bench = Bench::start(vec![stopped(job), batch(job, "double", &json!({}), &[1, 2], 0), other]).await;
     assert_eq!(bench.results().await["done"][0]["outputs"], json!([14]));
     let (report, transport) = bench.stop().await;
     assert_eq!((report.skipped, report.done), (2, 1));
@@ -341,7 +290,7 @@ async fn leaving_worker_requeues_the_rest() {
     let waiting = (0..4).map(|_| batch(JobId::generate(), "double", &json!({"hold": true}), &[9], 0));
     let bench = Bench::start([held].into_iter().chain(waiting).collect()).await;
     tokio::task::spawn_blocking(|| TASK_BEGUN.wait()).await.unwrap();
-    let Bench { transport, leave, worker } = bench;
+    let Bench { transport, worker: RunningWorker { leave, running } } = bench;
     leave.send(()).unwrap();
     // The waiting batches are requeued while the task still runs: the worker has begun to leave.
     for _ in 0..3 {
@@ -349,7 +298,7 @@ async fn leaving_worker_requeues_the_rest() {
         assert_eq!(wire::decode::<Batch<'_>>(&back).unwrap().tasks.get(), "[9]");
     }
     tokio::task::spawn_blocking(|| TASK_END.wait()).await.unwrap();
-    let report = within(worker).await.unwrap().unwrap();
+    let report = within(running).await.unwrap().unwrap();
     assert_eq!((report.done, report.abandoned), (1, 0));
     assert_eq!(HELD_COUNT.load(Ordering::SeqCst), 1, "a task began after the worker began to leave");
     // The last of the five may have been delivered before the worker stopped its consumer, or not.

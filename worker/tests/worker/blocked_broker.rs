@@ -3,8 +3,6 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    future::Future,
-    num::NonZeroU16,
     ops::ControlFlow,
     sync::{Arc, LazyLock},
     time::Duration,
@@ -12,22 +10,16 @@ use std::{
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Published, Publisher, QueueRole,
-    Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
-    memory::MemoryTransport,
-    publish_until_stored,
-    testing::TransportDecorator,
-    wire::{self, Batch, Results},
+    Job, JobError, Outgoing, Published, Publisher, QueueRole, TaskContext, TaskError, TaskIndex, Transport,
+    TransportError, memory::MemoryTransport, testing::TransportDecorator,
 };
-use gristmill_worker::Worker;
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
+use tokio::{sync::watch, time::timeout};
+
+use crate::support::{
+    RunningWorker, TEST_TIMEOUT, TestBatch, consume, open_lane, publish, record_results, test_worker, within,
 };
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 const SLOT_COUNT: u16 = 4;
 /// Tasks of the first batches, one batch a slot: more than may be queued or unconfirmed.
 const LARGE_BATCH_TASKS: u64 = 50;
@@ -101,72 +93,41 @@ impl TransportDecorator for Gate {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
 /// A batch of `count` tasks from index `first` on.
 fn batch(first: u64, count: u64) -> Outgoing {
-    let message = Batch {
-        job: JobId::generate(),
-        kind: Kind::new("large").unwrap(),
-        spec: &to_raw_value(&json!(null)).unwrap(),
-        policy: Policy::default(),
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(first),
-        count: u32::try_from(count).unwrap(),
-        tasks: &to_raw_value(&(0..count).collect::<Vec<_>>()).unwrap(),
-    }
-    .to_message(Headers::default(), "test");
-    Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
+    let tasks: Vec<u64> = (0..count).collect();
+    TestBatch { first, ..TestBatch::of(Large::KIND) }.outgoing(&tasks)
 }
 
 /// Batches that are requeued while the broker blocks publishers are not lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn blocked_broker_loses_no_requeued_batch() {
-    let broker = MemoryTransport::new();
-    broker.open_lane(&Lane::default()).await.unwrap();
+    let broker = open_lane().await;
     let gate = Arc::new(Gate { inner: broker.connect(), open: watch::Sender::new(false) });
-    let mut registry = Registry::default();
-    registry.register::<Large>().unwrap();
-    let (leave, left) = oneshot::channel::<()>();
-    let worker = Worker::new(registry, "test-worker".parse().unwrap())
-        .slots(NonZeroU16::new(SLOT_COUNT).unwrap())
-        .run_until(Arc::clone(&gate) as _, async {
-            let _ = left.await;
-        });
-    let worker = tokio::spawn(worker);
-    let publisher = broker.publisher().await.unwrap();
+    let worker = RunningWorker::start(test_worker::<Large>(SLOT_COUNT), Arc::clone(&gate) as _);
     let many = u64::from(SLOT_COUNT) * LARGE_BATCH_TASKS;
     let first = (0..many).step_by(LARGE_BATCH_TASKS as usize).map(|first| batch(first, LARGE_BATCH_TASKS));
-    publish_until_stored(&*publisher, first.collect()).await.unwrap();
+    publish(&*broker, first.collect()).await;
     within(OUTPUT_COUNT.subscribe().wait_for(|outputs| *outputs >= STALLED_OUTPUTS)).await.unwrap();
     // One more batch than slots: the last one waits for room in the run queue.
     let all = many + u64::from(SLOT_COUNT) + 1;
-    publish_until_stored(&*publisher, (many..all).map(|first| batch(first, 1)).collect()).await.unwrap();
+    publish(&*broker, (many..all).map(|first| batch(first, 1)).collect()).await;
     tokio::time::sleep(ALARM_DURATION).await; // a worker that may not publish shows no effect
     gate.open.send_replace(true);
 
-    let mut results = broker.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+    let mut results = consume(&*broker, QueueRole::Results, 10).await;
     let mut missing: BTreeSet<u64> = (0..all).collect();
     while !missing.is_empty() {
         let deliveries = timeout(TEST_TIMEOUT / 3, results.recv(10)).await;
         let deliveries = deliveries.unwrap_or_else(|_| panic!("no more results; missing: {missing:?}"));
-        for delivery in deliveries.unwrap() {
-            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+        record_results(deliveries.unwrap(), |results| {
             for span in results.done {
                 for place in 0..u64::from(span.count) {
                     assert!(missing.remove(&(span.first.0 + place)), "it was run twice");
                 }
             }
-            delivery.receipt.ack();
-        }
+        });
     }
-    leave.send(()).unwrap();
-    let report = within(worker).await.unwrap().unwrap();
+    let report = worker.stop().await;
     assert!(report.handed_back > 0, "nothing was handed back, so this test shows nothing: {report}");
 }

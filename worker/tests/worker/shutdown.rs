@@ -1,23 +1,18 @@
 //! Tasks that do not end while their worker leaves, on the memory transport.
 
-use std::{future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 use gristmill_shared::{
-    Address, Delivery, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, QueueRole, Registry,
-    Round, TaskContext, TaskError, TaskIndex, Transport,
+    Delivery, Headers, Job, JobError, QueueRole, TaskContext, TaskError, TaskIndex, Transport,
     memory::MemoryTransport,
-    publish_until_stored,
     wire::{self, Batch, Results},
 };
-use gristmill_worker::{Worker, WorkerReport};
+use gristmill_worker::WorkerReport;
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
-};
+use tokio::{sync::Notify, time::timeout};
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::support::{RunningWorker, TestBatch, consume, open_lane, publish, test_worker, to_queue, within};
+
 const TEST_GRACE: Duration = Duration::from_millis(50);
 const ENDLESS_TASK: u64 = 1;
 /// A task whose output is published at once, since it is large.
@@ -56,56 +51,26 @@ impl Job for EndlessTasks {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
 async fn lane_with(role: QueueRole, tasks: &[u64]) -> Arc<MemoryTransport> {
-    let broker = MemoryTransport::new();
-    broker.open_lane(&Lane::default()).await.unwrap();
-    let message = Batch {
-        job: JobId::generate(),
-        kind: Kind::new("endless").unwrap(),
-        spec: &to_raw_value(&json!(null)).unwrap(),
-        policy: Policy::default(),
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(10),
-        count: u32::try_from(tasks.len()).unwrap(),
-        tasks: &to_raw_value(tasks).unwrap(),
-    }
-    .to_message(Headers::default(), "test");
-    let publisher = broker.publisher().await.unwrap();
-    let to = Address::Queue(role.of(&Lane::default()));
-    publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
+    let broker = open_lane().await;
+    let message = TestBatch::of(EndlessTasks::KIND).message(tasks);
+    publish(&*broker, vec![to_queue(role, message)]).await;
     broker
 }
 
 /// Stops a worker that runs a task without an end, and waits until it has left in order.
 async fn clean_stop(broker: &Arc<MemoryTransport>) -> WorkerReport {
-    let mut registry = Registry::default();
-    registry.register::<EndlessTasks>().unwrap();
     let connection = broker.connect();
-    let (leave, left) = oneshot::channel::<()>();
-    let worker = Worker::new(registry, "test-worker".parse().unwrap())
-        .slots(NonZeroU16::MIN)
-        .grace(TEST_GRACE)
-        .run_until(Arc::clone(&connection) as _, async {
-            let _ = left.await;
-        });
-    let worker = tokio::spawn(worker);
+    let worker = test_worker::<EndlessTasks>(1).grace(TEST_GRACE);
+    let worker = RunningWorker::start(worker, Arc::clone(&connection) as _);
     within(BEGUN_NOTIFY.notified()).await;
-    leave.send(()).unwrap();
-    let report = within(worker).await.unwrap().unwrap();
+    let report = worker.stop().await;
     connection.close().await;
     report
 }
 
-async fn take(broker: &MemoryTransport, role: QueueRole) -> Delivery {
-    let mut consumer = broker.consume(&role.of(&Lane::default()), 1).await.unwrap();
+async fn take_unsettled(broker: &MemoryTransport, role: QueueRole) -> Delivery {
+    let mut consumer = consume(broker, role, 1).await;
     timeout(Duration::from_secs(5), consumer.recv(1)).await.expect("it is not there").unwrap().remove(0)
 }
 
@@ -118,7 +83,7 @@ async fn endless_task_is_requeued_at_no_cost() {
             let report = clean_stop(&broker).await;
             assert_eq!((report.abandoned, report.handed_back, report.errors), (1, 1, 0));
         }
-        let task = take(&broker, back).await;
+        let task = take_unsettled(&broker, back).await;
         let Headers { attempt, loss, .. } = task.message.headers;
         assert_eq!((task.deliveries_before, attempt, loss), (0, 0, 0), "{back:?}");
     }
@@ -126,9 +91,9 @@ async fn endless_task_is_requeued_at_no_cost() {
     let broker = lane_with(QueueRole::Tasks, &[LARGE_TASK, ENDLESS_TASK, 3]).await;
     let report = clean_stop(&broker).await;
     assert_eq!((report.done, report.abandoned, report.handed_back), (1, 1, 1));
-    let done = take(&broker, QueueRole::Results).await.message;
+    let done = take_unsettled(&broker, QueueRole::Results).await.message;
     assert_eq!(wire::decode::<Results<'_>>(&done).unwrap().done[0].count, 1);
-    let rest = take(&broker, QueueRole::Requeued).await.message;
+    let rest = take_unsettled(&broker, QueueRole::Requeued).await.message;
     let rest: Batch<'_> = wire::decode(&rest).unwrap();
     assert_eq!((rest.first, rest.tasks.get()), (TaskIndex(11), "[1,3]"), "published tasks are not run again");
 }

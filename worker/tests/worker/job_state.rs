@@ -2,30 +2,24 @@
 //! ended.
 
 use std::{
-    future::Future,
-    num::NonZeroU16,
     ops::ControlFlow,
     sync::{Arc, Barrier, LazyLock},
     time::Duration,
 };
 
 use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, QueueRole, Registry,
-    Round, State, TaskContext, TaskError, TaskIndex, Transport,
+    Job, JobError, JobId, Policy, QueueRole, State, TaskContext, TaskError, TaskIndex,
     memory::MemoryTransport,
-    publish_until_stored,
-    wire::{self, Batch, Results, Stopped, WireMessage},
 };
-use gristmill_worker::{Worker, WorkerReport};
+use gristmill_worker::WorkerReport;
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::support::{
+    RunningWorker, TestBatch, consume, open_lane, publish, stopped, take_results, test_worker, within,
 };
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time of a slow `prepare`: longer than the time limit of the tests' tasks.
 const SLOW_PREPARE: Duration = Duration::from_millis(400);
 
@@ -101,89 +95,52 @@ impl Job for Stateful {
 
 /// A worker on its own transport.
 struct Bench {
-    transport: Arc<dyn Transport>,
-    leave: oneshot::Sender<()>,
-    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+    transport: Arc<MemoryTransport>,
+    worker: RunningWorker,
 }
 
 impl Bench {
     async fn start(slots: u16) -> Self {
-        let transport: Arc<dyn Transport> = MemoryTransport::new();
-        transport.open_lane(&Lane::default()).await.unwrap();
-        let mut registry = Registry::default();
-        registry.register::<Stateful>().unwrap();
-        let worker = Worker::new(registry, "test-worker".parse().unwrap());
-        let (leave, left) = oneshot::channel::<()>();
-        let slots = NonZeroU16::new(slots).unwrap();
-        let running = worker.slots(slots).run_until(Arc::clone(&transport), async {
-            let _ = left.await;
-        });
-        Self { worker: tokio::spawn(running), transport, leave }
+        let transport = open_lane().await;
+        let worker = RunningWorker::start(test_worker::<Stateful>(slots), Arc::clone(&transport) as _);
+        Self { transport, worker }
     }
 
     /// Publishes `batches` batches of one task each.
     async fn submit(&self, job: JobId, name: &str, batches: u64) {
+        let policy = Policy { task_timeout_ms: Some(300), max_attempts: 1, ..Policy::default() };
         let batch = |first| {
-            let message = Batch {
-                job,
-                kind: Kind::new("stateful").unwrap(),
-                spec: &to_raw_value(&Stateful { name: name.into() }).unwrap(),
-                policy: Policy { task_timeout_ms: Some(300), max_attempts: 1, ..Policy::default() },
-                round: Round(0),
-                stage: 0,
-                spent: 0,
-                version: 0,
-                build: None,
-                first: TaskIndex(first),
-                count: 1,
-                tasks: &to_raw_value(&[first]).unwrap(),
-            };
-            let message = message.to_message(Headers::default(), "test");
-            Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
+            let (spec, policy) = (json!({"name": name}), policy.clone());
+            TestBatch { job, spec, policy, first, ..TestBatch::of(Stateful::KIND) }.outgoing(&[first])
         };
-        self.publish((0..batches).map(batch).collect()).await;
-    }
-
-    async fn publish(&self, messages: Vec<Outgoing>) {
-        let publisher = self.transport.publisher().await.unwrap();
-        publish_until_stored(&*publisher, messages).await.unwrap();
+        publish(&*self.transport, (0..batches).map(batch).collect()).await;
     }
 
     /// Takes results until this number of tasks has an outcome. Returns the reasons of those that
     /// failed, and the total time.
     async fn outcomes(&self, tasks: u64) -> (Vec<String>, Duration) {
         let (mut seen, mut reasons, mut busy) = (0, Vec::new(), 0);
-        let mut consumer =
-            self.transport.consume(&QueueRole::Results.of(&Lane::default()), 100).await.unwrap();
+        let mut consumer = consume(&*self.transport, QueueRole::Results, 100).await;
         while seen < tasks {
-            for delivery in within(consumer.recv(100)).await.unwrap() {
-                let message: Message = delivery.message;
-                let results: Results<'_> = wire::decode(&message).unwrap();
+            take_results(&mut *consumer, 100, |results| {
                 seen += results.done.iter().map(|span| u64::from(span.count)).sum::<u64>();
                 seen += results.failed.len() as u64;
                 busy += results.busy_us;
                 reasons.extend(results.failed.iter().map(|failed| failed.reason.to_string()));
-                delivery.receipt.ack();
-            }
+            })
+            .await;
         }
         consumer.close().await;
         (reasons, Duration::from_micros(busy))
     }
 
     async fn end_job(&self, job: JobId) {
-        let stopped = Stopped { job, round: Round(0), reason: "test".into() };
-        let message = stopped.message("stop".into(), "test");
-        self.publish(vec![Outgoing { to: Address::Journal, message }]).await;
+        publish(&*self.transport, vec![stopped(job)]).await;
     }
 
     async fn stop(self) -> WorkerReport {
-        let _ = self.leave.send(());
-        within(self.worker).await.unwrap().unwrap()
+        self.worker.stop().await
     }
-}
-
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
 }
 
 async fn wait_dropped(name: &str) -> StateEvent {

@@ -2,30 +2,26 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
-    num::NonZeroU16,
     ops::ControlFlow,
     sync::{Arc, Condvar, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
 use gristmill_shared::{
-    Address, EventFilter, EventReader, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy,
-    Publisher, QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport,
+    EventFilter, EventReader, Job, JobError, JobId, Lane, Policy, QueueRole, TaskContext, TaskError,
+    TaskIndex, Transport,
     memory::MemoryTransport,
-    publish_until_stored,
-    wire::{self, Batch, Results, RunningTask, Stopped, WireMessage as _, WorkerHeartbeat},
+    wire::{self, RunningTask, WorkerHeartbeat},
 };
-use gristmill_worker::{Worker, WorkerError, WorkerReport};
+use gristmill_worker::WorkerError;
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle,
-    time::timeout,
+use tokio::sync::watch;
+
+use crate::support::{
+    RunningWorker, TEST_TIMEOUT, TestBatch, consume, is_empty, open_lane, publish, stopped, take_results,
+    test_worker, within,
 };
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_millis(300);
 /// A time limit that no test waits for.
 const LONG_LIMIT_MS: u64 = 600_000;
@@ -100,81 +96,46 @@ impl Job for Acts {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(WAIT_MAX, future).await.expect("it takes too long")
-}
-
 /// A worker with one slot.
 struct Bench {
     transport: Arc<MemoryTransport>,
-    publisher: Arc<dyn Publisher>,
     events: Box<dyn EventReader>,
-    leave: oneshot::Sender<()>,
-    worker: JoinHandle<Result<WorkerReport, WorkerError>>,
+    worker: RunningWorker,
 }
 
 impl Bench {
     async fn start() -> Self {
-        let transport = MemoryTransport::new();
-        transport.open_lane(&Lane::default()).await.unwrap();
-        let publisher = transport.publisher().await.unwrap();
+        let transport = open_lane().await;
         let events = transport.events(EventFilter::Lane(Lane::default())).await.unwrap();
-        let mut registry = Registry::default();
-        registry.register::<Acts>().unwrap();
-        let (leave, left) = oneshot::channel::<()>();
-        let worker = Worker::new(registry, "test-worker".parse().unwrap())
-            .slots(NonZeroU16::MIN)
-            .stop_grace(STOP_GRACE)
-            .run_until(Arc::clone(&transport) as _, async {
-                let _ = left.await;
-            });
-        Self { transport, publisher, events, leave, worker: tokio::spawn(worker) }
+        let worker = test_worker::<Acts>(1).stop_grace(STOP_GRACE);
+        let worker = RunningWorker::start(worker, Arc::clone(&transport) as _);
+        Self { transport, events, worker }
     }
 
     /// Sends a batch of a new job, from index 10 on.
     async fn send(&mut self, acts: &[Act], task_timeout_ms: Option<u64>) -> JobId {
-        let job = JobId::generate();
-        let message = Batch {
-            job,
-            kind: Kind::new("acts").unwrap(),
-            spec: &to_raw_value(&json!(null)).unwrap(),
-            policy: Policy { task_timeout_ms, ..Policy::default() },
-            round: Round(0),
-            stage: 0,
-            spent: 0,
-            version: 0,
-            build: None,
-            first: TaskIndex(10),
-            count: u32::try_from(acts.len()).unwrap(),
-            tasks: &to_raw_value(acts).unwrap(),
-        }
-        .to_message(Headers::default(), "test");
-        let to = Address::Queue(QueueRole::Tasks.of(&Lane::default()));
-        publish_until_stored(&*self.publisher, vec![Outgoing { to, message }]).await.unwrap();
+        let policy = Policy { task_timeout_ms, ..Policy::default() };
+        let batch = TestBatch { policy, ..TestBatch::of(Acts::KIND) };
+        let job = batch.job;
+        publish(&*self.transport, vec![batch.outgoing(acts)]).await;
         job
     }
 
     async fn stop(&mut self, job: JobId) {
-        let stopped = Stopped { job, round: Round(0), reason: "cancelled".into() };
-        let message = stopped.message(format!("{job}/stopped"), "test");
-        publish_until_stored(&*self.publisher, vec![Outgoing { to: Address::Journal, message }])
-            .await
-            .unwrap();
+        publish(&*self.transport, vec![stopped(job)]).await;
     }
 
     /// Returns the jobs and outputs of the next results.
     async fn results(&mut self) -> Vec<(JobId, Vec<String>)> {
-        let mut consumer =
-            self.transport.consume(&QueueRole::Results.of(&Lane::default()), 10).await.unwrap();
+        let mut consumer = consume(&*self.transport, QueueRole::Results, 10).await;
         let mut outputs = Vec::new();
-        for delivery in within(consumer.recv(10)).await.unwrap() {
-            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+        take_results(&mut *consumer, 10, |results| {
             assert!(results.failed.is_empty(), "{results:?}");
             for span in results.done {
                 outputs.push((results.job, serde_json::from_str(span.outputs.get()).unwrap()));
             }
-            delivery.receipt.ack();
-        }
+        })
+        .await;
         outputs
     }
 
@@ -195,11 +156,6 @@ impl Bench {
         })
         .await
     }
-
-    async fn is_empty(&mut self, role: QueueRole) -> bool {
-        let mut consumer = self.transport.consume(&role.of(&Lane::default()), 1).await.unwrap();
-        timeout(Duration::from_millis(50), consumer.recv(1)).await.is_err()
-    }
 }
 
 #[tokio::test]
@@ -217,7 +173,7 @@ async fn stopped_task_loses_its_slot() {
         assert_eq!(results.len(), 1, "{results:?}");
         assert_eq!(results[0].0, next);
         assert_ne!(results[0].1, [old_thread], "the same thread");
-        assert!((STOP_GRACE..WAIT_MAX / 2).contains(&took), "{took:?}");
+        assert!((STOP_GRACE..TEST_TIMEOUT / 2).contains(&took), "{took:?}");
 
         let named = bench.wait_heartbeat(|running| !running.is_empty()).await;
         let [task] = named.as_slice() else { panic!("{named:?}") };
@@ -227,10 +183,9 @@ async fn stopped_task_loses_its_slot() {
         release(number);
         bench.wait_heartbeat(<[RunningTask]>::is_empty).await; // its thread has ended
         for role in [QueueRole::Results, QueueRole::Requeued] {
-            assert!(bench.is_empty(role).await, "{role:?}");
+            assert!(is_empty(&*bench.transport, role).await, "{role:?}");
         }
-        bench.leave.send(()).unwrap();
-        let report = within(bench.worker).await.unwrap().unwrap();
+        let report = bench.worker.stop().await;
         assert_eq!((report.done, report.errors, report.abandoned, report.handed_back), (1, 0, 0, 0));
     }
 }
@@ -243,8 +198,7 @@ async fn task_that_checks_keeps_its_thread() {
     let next = bench.send(&[Act::Quick], None).await;
     bench.stop(job).await;
     assert_eq!(bench.results().await, [(next, vec![thread])]);
-    bench.leave.send(()).unwrap();
-    within(bench.worker).await.unwrap().unwrap();
+    bench.worker.stop().await;
 }
 
 #[tokio::test]
@@ -258,8 +212,7 @@ async fn heartbeat_names_running_tasks() {
     release(4);
     assert_eq!(bench.results().await[0].0, job);
     bench.wait_heartbeat(<[RunningTask]>::is_empty).await;
-    bench.leave.send(()).unwrap();
-    within(bench.worker).await.unwrap().unwrap();
+    bench.worker.stop().await;
 }
 
 #[tokio::test]
@@ -270,7 +223,7 @@ async fn too_many_stopped_tasks_end_the_worker() {
         wait_begun(number).await;
         bench.stop(job).await;
     }
-    let error = within(bench.worker).await.unwrap().unwrap_err();
+    let error = bench.worker.ended().await.unwrap_err();
     assert!(matches!(error, WorkerError::Stuck { threads: 2, slots: 1 }), "{error}");
     release(5);
     release(6);
