@@ -3,6 +3,7 @@
 //! This crate names no broker client, no database and no command line. The roles (`producer`,
 //! `worker`, `sink`) and the transports depend on this crate and not on one another.
 
+mod backoff;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod erased;
@@ -33,6 +34,7 @@ mod trace;
 mod transport;
 pub mod wire;
 
+pub use backoff::Backoff;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, PreparedHook,
     RunningIndex, SplitStep, TaskFailure, TaskStartHook, erase, erase_shared, panic_text,

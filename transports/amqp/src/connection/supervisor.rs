@@ -9,9 +9,9 @@ use tokio::{
 };
 
 use super::{
-    backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
     current::CurrentConnection,
     generation::{ConnectError, Generation},
+    reconnect_backoff::ReconnectBackoff,
 };
 
 /// Delay before failed attempts to reconnect are logged as a warning, and the interval after that.
@@ -71,9 +71,7 @@ impl Supervisor {
             };
             let since = Instant::now();
             self.report_health(&generation).await;
-            if since.elapsed() >= BACKOFF_RESET_AFTER {
-                self.backoff = ReconnectBackoff::new();
-            }
+            self.backoff.reset_after(since.elapsed());
             tracing::warn!(
                 "lost the connection to {}: {}; connecting again",
                 self.connection.config,
