@@ -16,6 +16,7 @@ mod ids;
 mod job;
 mod job_tracker;
 mod lane;
+mod log_limiter;
 pub mod memory;
 mod message;
 pub mod metrics;
@@ -47,6 +48,7 @@ pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
+pub use log_limiter::{LogLimiter, LogRule};
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{

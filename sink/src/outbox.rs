@@ -3,12 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use gristmill_shared::{Backoff, Lane, Message, WorkerId, metrics::SINK_OUTBOX_ROWS, wire::WireMessage};
+use gristmill_shared::{
+    Backoff, Lane, LogLimiter, Message, WorkerId, metrics::SINK_OUTBOX_ROWS, wire::WireMessage,
+};
 use rusqlite::Transaction;
 
-use crate::engine::{commit_schedule::Urgency, log_limiter::LogLimiter};
 use crate::{
     SinkError,
+    engine::commit_schedule::Urgency,
     ledger::{
         Ledger,
         outbox_rows::{self, OutboxAnswer, OutboxBatch, OutboxTarget, RefusedRow},

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gristmill_shared::{Health, TransportError};
+use gristmill_shared::{Health, LogLimiter, LogRule, TransportError};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
@@ -119,7 +119,7 @@ impl Supervisor {
 
     async fn reconnect(&mut self) -> Result<Arc<Generation>, String> {
         let start = Instant::now();
-        let mut next_log = start + RECONNECT_LOG_DELAY;
+        let mut log_limiter = LogLimiter::new(LogRule::Interval(RECONNECT_LOG_INTERVAL), 1);
         let mut tries: u32 = 0;
         let mut refused = false;
         let mut reason = String::from("not tried");
@@ -151,14 +151,13 @@ impl Supervisor {
                 Err(ReconnectError::Transient(reason)) => reason,
             };
             let transport = &self.connection.config;
-            if Instant::now() < next_log {
-                tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
-            } else {
+            if start.elapsed() >= RECONNECT_LOG_DELAY && log_limiter.should_log(()) {
                 let seconds = start.elapsed().as_secs();
                 tracing::warn!(
                     "cannot connect to {transport} again yet, {tries} tries in {seconds} s: {reason}; still trying"
                 );
-                next_log = Instant::now() + RECONNECT_LOG_INTERVAL;
+            } else {
+                tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
             }
         }
     }
