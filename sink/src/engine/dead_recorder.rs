@@ -1,9 +1,8 @@
 //! Dead messages: recorded in the ledger for people, and logged.
 
-use gristmill_shared::{Message, metrics::SINK_DEAD};
+use gristmill_shared::{LogLimiter, Message, metrics::SINK_DEAD};
 use rusqlite::Transaction;
 
-use super::log_limiter::LogLimiter;
 use crate::ledger::dead_rows;
 
 /// Dead messages on their way into the ledger.

@@ -1,12 +1,11 @@
 //! Messages about unknown jobs, parked in the ledger until their job is opened.
 
 use gristmill_shared::{
-    JobId, Message,
+    JobId, LogLimiter, Message,
     metrics::{SINK_PARKED, SINK_PARKED_DROPPED},
 };
 use rusqlite::Transaction;
 
-use super::log_limiter::LogLimiter;
 use crate::{
     SinkError,
     ledger::{Ledger, parked_rows},

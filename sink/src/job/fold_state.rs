@@ -20,7 +20,7 @@ use crate::{
     index_set::{IndexSet, gaps},
     ledger::{
         ordered_outputs,
-        outcome_rows::{self, KeptOutputs, StoredFailure},
+        outcome_rows::{self, KeptOutputs, StoredFailure, TaskSet},
     },
 };
 
@@ -306,8 +306,8 @@ impl FoldState {
 
     /// Writes the changes. If the transaction fails, the state must not be used any more.
     pub(super) fn save(&mut self, transaction: &Transaction<'_>, job: i64) -> rusqlite::Result<()> {
-        outcome_rows::save_done(transaction, job, self.done.take_changed())?;
-        outcome_rows::save_refused(transaction, job, self.refused.take_changed())?;
+        outcome_rows::save_set(transaction, TaskSet::Done, job, self.done.take_changed())?;
+        outcome_rows::save_set(transaction, TaskSet::Refused, job, self.refused.take_changed())?;
         outcome_rows::save_failures(transaction, job, std::mem::take(&mut self.failures).into_iter())?;
         outcome_rows::save_outputs(transaction, job, self.outputs.drain(..))?;
         if let Some(report) = self.report.take() {

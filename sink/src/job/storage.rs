@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{
     SinkError,
-    ledger::{JobRecord, Ledger, builds::Builds, outcome_rows},
+    ledger::{
+        JobRecord, Ledger,
+        builds::Builds,
+        outcome_rows::{self, TaskSet},
+    },
     outbox::Outbox,
 };
 
@@ -61,9 +65,9 @@ impl ActiveJob {
     ) -> Result<Result<FoldState, UserCodeError>, SinkError> {
         let (saved, reasons, report) = ledger.read("a job is read", |connection| {
             let saved = SavedOutcomes {
-                done: outcome_rows::load_done(connection, seq)?,
+                done: outcome_rows::load_set(connection, TaskSet::Done, seq)?,
                 failed: outcome_rows::load_failed(connection, seq)?,
-                refused: outcome_rows::load_refused(connection, seq)?,
+                refused: outcome_rows::load_set(connection, TaskSet::Refused, seq)?,
             };
             let reasons = outcome_rows::load_reasons(connection, seq, FINISHED_MAX_FAILURES)?;
             Ok((saved, reasons, outcome_rows::load_report(connection, seq)?))

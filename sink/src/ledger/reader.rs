@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gristmill_shared::{JobId, Keep, TaskIndex, wire::MISSING_MAX_RANGES};
+use gristmill_shared::{JobId, Keep, Message, TaskIndex, wire::MISSING_MAX_RANGES};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::value::RawValue;
 
@@ -16,8 +16,9 @@ use super::{
     builds::Builds,
     columns::{parse_json, parse_text},
     connect, ledger_error, listing, location,
-    message_columns::MessageProperties,
-    outcome_rows, schema, verify,
+    message_columns::StoredMessage,
+    outcome_rows::{self, TaskSet},
+    schema, verify,
 };
 use crate::{
     SinkError,
@@ -171,10 +172,10 @@ impl LedgerReader {
             let mut rows = connection
                 .prepare("SELECT received_ms, reason, properties, bytes, body FROM dead ORDER BY seq DESC")?;
             let row = |row: &rusqlite::Row<'_>| {
-                let MessageProperties { id, form, job, app, origin, .. } = parse_json(row, 2)?;
+                let StoredMessage(Message { id, form, job, app, headers, .. }) = parse_json(row, 2)?;
                 let (received_ms, reason, bytes) = (row.get(0)?, row.get(1)?, row.get(3)?);
                 let body = String::from_utf8_lossy(row.get_ref(4)?.as_blob()?).into_owned();
-                Ok(DeadRow { received_ms, reason, origin, id, form, app, job, bytes, body })
+                Ok(DeadRow { received_ms, reason, origin: headers.origin, id, form, app, job, bytes, body })
             };
             let messages = rows.query_map([], row)?.collect::<Result<_, _>>()?;
             let dropped = connection.query_row("SELECT dead_dropped FROM ledger", [], |row| row.get(0))?;
@@ -203,11 +204,13 @@ impl LedgerReader {
 fn load_view(connection: &Connection, seq: i64, record: JobRecord) -> rusqlite::Result<JobView> {
     let report = outcome_rows::load_report(connection, seq)?;
     let end = record.total().unwrap_or(record.counts.reached);
-    let refused = outcome_rows::load_refused(connection, seq)?;
+    let refused = outcome_rows::load_set(connection, TaskSet::Refused, seq)?;
     let (mut missing, mut refused_tasks) = (None, MissingTasks::default());
     if record.stalled_ms.is_some() || refused.len() > 0 {
-        let (done, failed) =
-            (outcome_rows::load_done(connection, seq)?, outcome_rows::load_failed(connection, seq)?);
+        let (done, failed) = (
+            outcome_rows::load_set(connection, TaskSet::Done, seq)?,
+            outcome_rows::load_failed(connection, seq)?,
+        );
         refused_tasks = unresolved_tasks(&refused, &done, &failed);
         missing = record.stalled_ms.map(|_| {
             let (ranges, tasks) = gaps(&done, &failed, 0..end, MISSING_MAX_RANGES);

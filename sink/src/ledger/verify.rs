@@ -6,7 +6,11 @@ use gristmill_shared::{BuildId, JobId, wire::BuildShare};
 use rusqlite::Connection;
 use serde::Serialize;
 
-use super::{JobRecord, JobState, builds::Builds, outcome_rows};
+use super::{
+    JobRecord, JobState,
+    builds::Builds,
+    outcome_rows::{self, TaskSet},
+};
 use crate::index_set::{IndexSet, gaps};
 
 /// Gaps that a verification lists; all are counted.
@@ -65,7 +69,7 @@ impl fmt::Display for Verification {
 /// Checks one job, if the ledger has it.
 pub(super) fn verify(connection: &Connection, job: JobId) -> rusqlite::Result<Option<Verification>> {
     let Some((seq, record)) = JobRecord::load(connection, job)? else { return Ok(None) };
-    let done = outcome_rows::load_done(connection, seq)?;
+    let done = outcome_rows::load_set(connection, TaskSet::Done, seq)?;
     let failed = outcome_rows::load_failed(connection, seq)?;
     let kept = if record.keeps_outputs { Some(load_kept(connection, seq)?) } else { None };
     let builds = Builds::load(connection, seq)?.shares();

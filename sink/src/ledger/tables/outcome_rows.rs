@@ -36,19 +36,29 @@ pub(crate) struct KeptOutputs {
     pub(crate) tasks: Option<String>,
 }
 
-/// Loads the set of tasks with an output.
-pub(crate) fn load_done(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
-    load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)
+/// A set of tasks, in the containers of a table of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TaskSet {
+    /// The tasks with an output.
+    Done,
+    /// The tasks of which an outcome was refused.
+    Refused,
 }
 
-/// Loads the set of tasks of which an outcome was refused.
-pub(crate) fn load_refused(connection: &Connection, job: i64) -> rusqlite::Result<IndexSet> {
-    load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)
+impl TaskSet {
+    fn table(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+        }
+    }
 }
 
-fn load_set(connection: &Connection, sql: &str, job: i64) -> rusqlite::Result<IndexSet> {
+/// Loads a set of tasks.
+pub(crate) fn load_set(connection: &Connection, set: TaskSet, job: i64) -> rusqlite::Result<IndexSet> {
+    let sql = format!("SELECT container, bits FROM {} WHERE job = ?1", set.table());
     let mut set = IndexSet::default();
-    let mut rows = connection.prepare_cached(sql)?;
+    let mut rows = connection.prepare_cached(&sql)?;
     let mut rows = rows.query([job])?;
     while let Some(row) = rows.next()? {
         set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion_error(1, error))?;
@@ -97,43 +107,18 @@ pub(crate) fn load_payloads(
     Ok(())
 }
 
-/// Writes containers of the set of done tasks.
-pub(crate) fn save_done(
+/// Writes containers of a set of tasks.
+pub(crate) fn save_set(
     transaction: &Transaction<'_>,
+    set: TaskSet,
     job: i64,
     containers: impl Iterator<Item = (u64, Vec<u8>)>,
 ) -> rusqlite::Result<()> {
-    save_set(
-        transaction,
-        "INSERT INTO done (job, container, bits) VALUES (?1, ?2, ?3)
+    let mut save = transaction.prepare_cached(&format!(
+        "INSERT INTO {} (job, container, bits) VALUES (?1, ?2, ?3)
          ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
-        job,
-        containers,
-    )
-}
-
-/// Writes containers of the set of tasks of which an outcome was refused.
-pub(crate) fn save_refused(
-    transaction: &Transaction<'_>,
-    job: i64,
-    containers: impl Iterator<Item = (u64, Vec<u8>)>,
-) -> rusqlite::Result<()> {
-    save_set(
-        transaction,
-        "INSERT INTO refused (job, container, bits) VALUES (?1, ?2, ?3)
-         ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
-        job,
-        containers,
-    )
-}
-
-fn save_set(
-    transaction: &Transaction<'_>,
-    sql: &str,
-    job: i64,
-    containers: impl Iterator<Item = (u64, Vec<u8>)>,
-) -> rusqlite::Result<()> {
-    let mut save = transaction.prepare_cached(sql)?;
+        set.table()
+    ))?;
     for (container, bits) in containers {
         save.execute(params![job, container, bits])?;
     }

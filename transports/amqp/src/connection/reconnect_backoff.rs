@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use gristmill_shared::Backoff;
 
 /// The first delay. Each one doubles up to the maximum; jitter adds up to as much again.
 const DELAY_MIN: Duration = Duration::from_millis(50);
@@ -13,35 +13,41 @@ const SHORT_DELAY_COUNT: usize = 80;
 /// The longest delay later.
 const DELAY_MAX: Duration = Duration::from_millis(2_500);
 /// Uptime after which the delays start from the first one again.
-pub(crate) const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
 
 /// An endless series of delays: at most 1 s for the first minute, then up to 5 s.
 #[derive(Debug)]
 pub(crate) struct ReconnectBackoff {
-    short: std::iter::Take<ExponentialBackoff>,
-    long: ExponentialBackoff,
+    short: Backoff,
+    short_left: usize,
+    long: Backoff,
 }
 
 impl ReconnectBackoff {
     pub(crate) fn new() -> Self {
         Self {
-            short: exponential(DELAY_MIN, SHORT_DELAY_MAX).take(SHORT_DELAY_COUNT),
-            long: exponential(SHORT_DELAY_MAX, DELAY_MAX),
+            short: Backoff::jittered(DELAY_MIN, SHORT_DELAY_MAX),
+            short_left: SHORT_DELAY_COUNT,
+            long: Backoff::jittered(SHORT_DELAY_MAX, DELAY_MAX),
         }
     }
 
     pub(crate) fn next_delay(&mut self) -> Duration {
-        self.short.next().or_else(|| self.long.next()).unwrap_or(DELAY_MAX)
+        match self.short_left.checked_sub(1) {
+            Some(left) => {
+                self.short_left = left;
+                self.short.next_pause()
+            }
+            None => self.long.next_pause(),
+        }
     }
-}
 
-fn exponential(min: Duration, max: Duration) -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(min)
-        .with_max_delay(max)
-        .with_jitter()
-        .without_max_times()
-        .build()
+    /// Starts again from the first delay if a connection or subscription was up long enough.
+    pub(crate) fn reset_after(&mut self, uptime: Duration) {
+        if uptime >= BACKOFF_RESET_AFTER {
+            *self = Self::new();
+        }
+    }
 }
 
 #[cfg(test)]
