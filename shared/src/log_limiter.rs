@@ -28,12 +28,12 @@ pub enum LogRule {
 pub struct LogLimiter<K> {
     rule: LogRule,
     max_keys: usize,
-    keys: BTreeMap<K, LoggedKey>,
+    keys: BTreeMap<K, LogKey>,
 }
 
 /// The occurrences of one key.
 #[derive(Debug, Default)]
-struct LoggedKey {
+struct LogKey {
     count: u64,
     logged_at: Option<Instant>,
 }
@@ -57,7 +57,7 @@ impl<K: Ord> LogLimiter<K> {
         if self.keys.len() >= self.max_keys && !self.keys.contains_key(&key) {
             self.keys.pop_first();
         }
-        let LoggedKey { count, logged_at } = self.keys.entry(key).or_default();
+        let LogKey { count, logged_at } = self.keys.entry(key).or_default();
         *count += 1;
         let is_logged = match self.rule {
             LogRule::Once => *count == 1,
