@@ -10,8 +10,8 @@ use std::{
 use rustix::process::{Pid, WaitIdOptions};
 use tokio::sync::watch;
 
-use super::{error::DrillError, plan::DrillFault, supervised_process::is_stopped};
-use gristmill_test_support::{LocalBroker, LocalBrokerError};
+use super::{error::DrillError, plan::DrillFault};
+use gristmill_test_support::{LocalBroker, LocalBrokerError, is_stopped};
 
 /// The broker, and the time it was away.
 #[derive(Debug)]

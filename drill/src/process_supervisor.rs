@@ -15,7 +15,7 @@ use super::{
     supervised_process::{ProcessExit, SupervisedProcess},
     workspace::Workspace,
 };
-use gristmill_shared::Exit;
+use gristmill_shared::{Backoff, Exit};
 
 /// Number of orders that may wait at a supervisor. The plan leaves time between them, so more than
 /// one is rare.
@@ -78,7 +78,7 @@ enum SupervisedEnd {
 impl ProcessSupervisor {
     /// Keeps a process running until the supervisor is closed, or its role is done.
     pub(super) async fn run(mut self) {
-        let mut backoff = BACKOFF_RANGE.0;
+        let mut backoff = Backoff::exact(BACKOFF_RANGE.0, BACKOFF_RANGE.1);
         loop {
             // A process that starts while the broker is away would give up.
             self.workspace.broker.wait_up().await;
@@ -100,13 +100,12 @@ impl ProcessSupervisor {
             }
             self.record_unplanned_exit(&ended);
             if began.elapsed() > STEADY_UPTIME {
-                backoff = BACKOFF_RANGE.0;
+                backoff.reset();
             }
             tokio::select! {
-                () = tokio::time::sleep(backoff) => {}
+                () = tokio::time::sleep(backoff.next_pause()) => {}
                 () = self.close.cancelled() => return,
             }
-            backoff = (backoff * 2).min(BACKOFF_RANGE.1);
         }
     }
 

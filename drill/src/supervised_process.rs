@@ -8,7 +8,8 @@ use std::{
     sync::Arc,
 };
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use gristmill_test_support::is_stopped;
+use rustix::process::{Pid, Signal, WaitIdOptions, kill_process};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child as Process, Command},
@@ -137,13 +138,6 @@ impl SupervisedProcess {
     pub(super) fn is_frozen(&self) -> io::Result<bool> {
         is_stopped(self.pid, WaitIdOptions::NOHANG)
     }
-}
-
-/// Asks the system whether a child of ours is stopped. Its exit status stays for the task that
-/// waits for its end.
-pub(super) fn is_stopped(pid: Pid, how: WaitIdOptions) -> io::Result<bool> {
-    let status = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | how)?;
-    Ok(status.is_some_and(|status| status.stopped()))
 }
 
 /// Copies lines to the log and to `record`, until there are no more.

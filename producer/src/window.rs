@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use gristmill_shared::Backoff;
 
 /// The most unconfirmed batches. The backlog of a lane is bounded by the limits of its tasks queue
 /// plus this number for each producer.
@@ -23,12 +23,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Window {
     size: f64,
     was_refused: bool,
-    backoff: ExponentialBackoff,
+    backoff: Backoff,
 }
 
 impl Window {
     pub(crate) fn new() -> Self {
-        Self { size: WINDOW_START_BATCHES, was_refused: false, backoff: new_backoff() }
+        let backoff = Backoff::jittered(PAUSE_MIN, PAUSE_MAX);
+        Self { size: WINDOW_START_BATCHES, was_refused: false, backoff }
     }
 
     /// Returns true if a message of `bytes` may be sent while `messages` of `total` bytes are
@@ -41,24 +42,15 @@ impl Window {
     pub(crate) fn grow(&mut self) {
         let more = if self.was_refused { 1.0 / self.size } else { 1.0 };
         self.size = (self.size + more).min(WINDOW_MAX_BATCHES as f64);
-        self.backoff = new_backoff();
+        self.backoff.reset();
     }
 
     /// Records that the broker rejected batches. Returns how long to pause.
     pub(crate) fn shrink(&mut self) -> Duration {
         self.size = (self.size / 2.0).max(1.0);
         self.was_refused = true;
-        self.backoff.next().unwrap_or(PAUSE_MAX)
+        self.backoff.next_pause()
     }
-}
-
-fn new_backoff() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(PAUSE_MIN)
-        .with_max_delay(PAUSE_MAX)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! This crate names no broker client, no database and no command line. The roles (`producer`,
 //! `worker`, `sink`) and the transports depend on this crate and not on one another.
 
+mod backoff;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod erased;
@@ -15,6 +16,7 @@ mod ids;
 mod job;
 mod job_tracker;
 mod lane;
+mod log_limiter;
 pub mod memory;
 mod message;
 pub mod metrics;
@@ -33,6 +35,7 @@ mod trace;
 mod transport;
 pub mod wire;
 
+pub use backoff::Backoff;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, PreparedHook,
     RunningIndex, SplitStep, TaskFailure, TaskStartHook, erase, erase_shared, panic_text,
@@ -45,6 +48,7 @@ pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
+pub use log_limiter::{LogLimiter, LogRule};
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{

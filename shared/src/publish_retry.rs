@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-
-use crate::{Address, Outgoing, Published, Publisher};
+use crate::{Address, Backoff, Outgoing, Published, Publisher};
 
 /// The first pause after a full queue rejected a message.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -37,12 +35,7 @@ pub async fn publish_until_answered(
     publisher: &dyn Publisher,
     batch: Vec<Outgoing>,
 ) -> Result<Vec<(Outgoing, String)>, PublishError> {
-    let mut backoff = ExponentialBuilder::default()
-        .with_min_delay(RETRY_PAUSE_MIN)
-        .with_max_delay(RETRY_PAUSE_MAX)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut backoff = Backoff::jittered(RETRY_PAUSE_MIN, RETRY_PAUSE_MAX);
     let mut left = batch;
     let mut refused = Vec::new();
     loop {
@@ -65,7 +58,7 @@ pub async fn publish_until_answered(
             return Ok(refused);
         }
         left = full;
-        tokio::time::sleep(backoff.next().unwrap_or(RETRY_PAUSE_MAX)).await;
+        tokio::time::sleep(backoff.next_pause()).await;
     }
 }
 

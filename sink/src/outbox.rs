@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use gristmill_ledger::{Changes, Ledger, OutboxRow, OutboxTarget, PageBound};
 use gristmill_shared::{
-    Address, Lane, LedgerId, Message, Outgoing, QueueRole, Topic, WorkerId,
+    Address, Backoff, Lane, LedgerId, LogLimiter, Message, Outgoing, QueueRole, Topic, WorkerId,
     metrics::SINK_OUTBOX_ROWS,
     wire::{Finished, WireMessage},
 };
 
-use crate::engine::{commit_schedule::Urgency, log_limiter::LogLimiter};
-use crate::SinkError;
+use crate::{SinkError, engine::commit_schedule::Urgency};
 
 /// Rows that are published at a time, for each target, and the size of the bodies at which a batch
 /// ends.
@@ -74,7 +73,7 @@ pub(crate) struct Outbox {
 }
 
 /// The publication state of one target.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug)]
 struct TargetState {
     /// The last row that was handed out.
     last_row: i64,
@@ -85,11 +84,17 @@ struct TargetState {
     /// When refused rows are sent again, if there are any: the rows up to `last_row` that the
     /// ledger still has.
     resend_at: Option<Instant>,
-    /// The pause before the last attempt.
-    pause: Duration,
+    /// The pauses before further attempts.
+    backoff: Backoff,
 }
 
 impl TargetState {
+    /// Returns the state at the start, when there may be rows of an earlier sink.
+    fn new() -> Self {
+        let backoff = Backoff::exact(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
+        Self { last_row: 0, has_more: true, in_flight: false, resend_at: None, backoff }
+    }
+
     /// True if every row was handed out and answered.
     fn is_idle(&self) -> bool {
         !self.has_more && !self.in_flight
@@ -97,8 +102,7 @@ impl TargetState {
 
     fn schedule_resend(&mut self, now: Instant) {
         if self.resend_at.is_none() {
-            self.pause = (2 * self.pause).clamp(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
-            self.resend_at = Some(now + self.pause);
+            self.resend_at = Some(now + self.backoff.next_pause());
         }
     }
 }
@@ -106,7 +110,6 @@ impl TargetState {
 impl Outbox {
     /// Creates an outbox. Rows that an earlier sink left in the ledger go out first.
     pub(crate) fn new(lane: Lane, app: WorkerId, report_max_bytes: usize) -> Self {
-        let target = TargetState { has_more: true, ..TargetState::default() };
         Self {
             lane,
             app,
@@ -115,7 +118,7 @@ impl Outbox {
             urgency: Urgency::Lazy,
             settled: Vec::new(),
             rows: 0,
-            targets: [target; OutboxTarget::ALL.len()],
+            targets: OutboxTarget::ALL.map(|_| TargetState::new()),
             log_limiter: LogLimiter::default(),
         }
     }
@@ -255,7 +258,7 @@ impl Outbox {
                 None => {
                     state.has_more = false;
                     if state.resend_at.is_none() {
-                        state.pause = Duration::ZERO;
+                        state.backoff.reset();
                     }
                 }
                 Some((last, _)) => {

@@ -9,6 +9,7 @@ use clap::{
 use gristmill_jobs::{Crack, Primes, Spin};
 use gristmill_shared::{AnyJob, Job as _};
 
+use super::nearest_name;
 use crate::exit::Failure;
 
 /// The placeholder of a kind in usage lines.
@@ -73,12 +74,8 @@ impl Kinds {
         }
         let Some(ContextValue::String(got)) = error.get(ContextKind::InvalidSubcommand) else { return None };
         let names: Vec<_> = self.commands().map(Command::get_name).collect();
-        let near = names
-            .iter()
-            .map(|name| (strsim::damerau_levenshtein(name, got), name))
-            .filter(|(distance, name)| *distance <= 1 + name.len() / 3)
-            .min();
-        let hint = near.map(|(_, name)| format!("; did you mean {name:?}?")).unwrap_or_default();
+        let near = nearest_name(names.iter().copied(), got);
+        let hint = near.map(|name| format!("; did you mean {name:?}?")).unwrap_or_default();
         Some(Failure::usage(format_args!(
             "no job of kind {got:?} is known here (known: {}{hint})",
             names.join(", ")

@@ -241,6 +241,15 @@ fn explain(error: &clap::Error, kinds: &Kinds) -> CommandResult {
     }
 }
 
+/// Returns the known name that is most similar to the written one, if it is similar enough.
+fn nearest_name<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
+    known
+        .map(|known| (strsim::damerau_levenshtein(known, written), known))
+        .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
+        .min()
+        .map(|(_, known)| known)
+}
+
 /// Returns the message of a clap error on one line, without the usage.
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();

@@ -11,4 +11,5 @@ mod watchdog;
 
 pub use error::LocalBrokerError;
 pub use local_broker::LocalBroker;
+pub use node::is_stopped;
 pub use node_dir::TlsFiles;

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use super::error::{LocalBrokerError, cannot};
 use super::node::{Node, NodeWaitOutcome};
 use super::node_dir::{Installation, NodeDir, Ports, TlsFiles};
@@ -262,7 +264,7 @@ impl LocalBroker {
     /// If it is down.
     pub fn resume(&mut self) -> Result<(), LocalBrokerError> {
         let node = self.node.as_ref().ok_or(LocalBrokerError::NotRunning { operation: "resume" })?;
-        node.signal("CONT").map_err(cannot("resume the node"))
+        node.signal(Signal::CONT).map_err(cannot("resume the node"))
     }
 
     /// Returns the last lines of the node's output and of its log.

@@ -5,10 +5,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::node_dir::NodeDir;
 
@@ -94,7 +94,7 @@ impl Node {
 
     /// Asks the node to shut down. Returns `TimedOut` if it still runs after `timeout`.
     pub(super) fn stop(&mut self, timeout: Duration) -> io::Result<NodeWaitOutcome> {
-        self.signal("TERM")?;
+        self.signal(Signal::TERM)?;
         let outcome = self.wait_end(timeout)?;
         if outcome == NodeWaitOutcome::Exited {
             self.child.wait()?;
@@ -108,26 +108,20 @@ impl Node {
         self.child.wait().map(drop)
     }
 
-    /// Sends a signal through the shell, since our own code is free of `unsafe`. The node must not
-    /// have been waited for.
-    pub(super) fn signal(&self, name: &str) -> io::Result<()> {
-        let pid = self.child.id().to_string();
-        let status = Command::new("sh").args(["-c", "kill -s \"$1\" \"$2\"", "sh", name, &pid]).status()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("kill -s {name} {pid}: {status}")))
-        }
+    /// Sends a signal. The node must not have been waited for.
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill_process(self.handle()?, signal)?)
     }
 
     /// Stops all of its threads. When this returns they stand still, or the node has ended.
     pub(super) fn freeze(&self) -> io::Result<()> {
-        self.signal("STOP")?;
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other("a process id that is none"))?;
-        let how = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
-        waitid(WaitId::Pid(pid), how)?;
-        Ok(())
+        self.signal(Signal::STOP)?;
+        is_stopped(self.handle()?, WaitIdOptions::EXITED).map(drop)
+    }
+
+    fn handle(&self) -> io::Result<Pid> {
+        let pid = Pid::from_raw(self.child.id().cast_signed());
+        pid.ok_or_else(|| io::Error::other("a process id that is none"))
     }
 
     /// Returns its process id.
@@ -145,6 +139,17 @@ impl Node {
         let banner = self.printed.lines().find(|line| line.contains("RabbitMQ"))?;
         banner.split_whitespace().last().filter(|word| word.starts_with(|first: char| first.is_ascii_digit()))
     }
+}
+
+/// Asks the system whether a child of this process is stopped. Its exit status stays for the caller
+/// that waits for its end. With `EXITED` blocks until it is stopped or has ended; with `NOHANG`
+/// returns at once.
+///
+/// # Errors
+/// If there is no such child.
+pub fn is_stopped(child: Pid, how: WaitIdOptions) -> io::Result<bool> {
+    let status = waitid(WaitId::Pid(child), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT | how)?;
+    Ok(status.is_some_and(|status| status.stopped()))
 }
 
 fn is_timeout(error: &io::Error) -> bool {

@@ -1,6 +1,7 @@
-//! Behaviour that only RabbitMQ has, beside the promises of every transport (see the conformance
-//! suite).
+//! The transport over RabbitMQ: the promises of every transport (`conformance`), and behaviour that
+//! only RabbitMQ has.
 
+mod conformance;
 mod connecting;
 mod consuming;
 mod journal_away;

@@ -2,6 +2,8 @@
 
 use std::{os::unix::process::ExitStatusExt as _, process::Stdio};
 
+use gristmill_test_support::is_stopped;
+use rustix::process::{Pid, WaitIdOptions};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
     process::{Child, Command},
@@ -93,7 +95,7 @@ impl Process {
 
     /// Sends SIGTERM or another signal.
     pub(crate) async fn signal(&self, signal: &str) {
-        let pid = self.child.id().expect("it still runs").to_string();
+        let pid = self.id().to_string();
         let sent = Command::new("kill").args([signal, &pid]).status().await.unwrap();
         assert!(sent.success());
     }
@@ -105,10 +107,9 @@ impl Process {
 
     /// Waits until a signal has stopped it.
     pub(crate) async fn wait_frozen(&self) {
-        let stat = format!("/proc/{}/stat", self.child.id().expect("it still runs"));
+        let pid = Pid::from_raw(self.id().cast_signed()).unwrap();
         within("a frozen process", async {
-            // The state comes after the name in brackets.
-            while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {
+            while !is_stopped(pid, WaitIdOptions::NOHANG).unwrap() {
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
         })

@@ -10,8 +10,8 @@ const TEST_MARKERS: [&str; 2] = ["a fault that was asked for", " promises are br
 
 fn markers_in(path: &str) -> Vec<&'static str> {
     let program = fs::read(path).unwrap();
-    let has = |marker: &&str| program.windows(marker.len()).any(|bytes| bytes == marker.as_bytes());
-    TEST_MARKERS.into_iter().filter(has).collect()
+    let program = String::from_utf8_lossy(&program); // a search in text is fast without optimization
+    TEST_MARKERS.into_iter().filter(|marker| program.contains(marker)).collect()
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The state that all parts of a worker share.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -10,8 +9,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, BuildId, Headers, Health, JobId, JobTracker, Lane, Message, Outgoing, QueueRole, Registry,
-    StopSignal, Transport, WorkerId,
+    Address, BuildId, Headers, Health, JobId, JobTracker, Lane, LogLimiter, LogRule, Message, Outgoing,
+    QueueRole, Registry, StopSignal, Transport, WorkerId,
     metrics::{WORKER_HANDED_BACK, WORKER_SLOTS_BUSY, WORKER_THREADS_STUCK},
 };
 
@@ -22,12 +21,14 @@ use crate::{
     consumer::prefetch::PrefetchController,
     executor::JobCache,
     isolate::Isolation,
-    log_sampler::FailureLogSampler,
     release::{Release, ReleaseTracker, Unfit, release},
 };
 
 /// Jobs left to other workers that are remembered as reported; beyond it one may be reported again.
 const REPORTED_MAX_JOBS: usize = 10_000;
+
+/// Jobs whose failed tries are counted; beyond it the count of the oldest restarts.
+const COUNTED_MAX_JOBS: usize = 64;
 
 /// Bytes of a body that go to the dead queue at most: more than any batch of ours has, and less
 /// than any broker refuses.
@@ -39,7 +40,8 @@ pub(crate) struct WorkerContext {
     pub(crate) registry: Registry,
     pub(crate) tracker: Arc<JobTracker>,
     pub(crate) jobs: JobCache,
-    pub(crate) failure_log: FailureLogSampler,
+    /// The failed tries of each job.
+    failure_log: Mutex<LogLimiter<JobId>>,
     pub(crate) lane: Lane,
     pub(crate) transport: Arc<dyn Transport>,
     connection: Mutex<ConnectionHistory>,
@@ -52,7 +54,8 @@ pub(crate) struct WorkerContext {
     pub(crate) halt: StopSignal,
     pub(crate) counts: WorkerCounters,
     pub(crate) message_seq: AtomicU64,
-    pub(crate) reported_jobs: Mutex<BTreeSet<JobId>>,
+    /// The jobs left to other workers.
+    release_log: Mutex<LogLimiter<JobId>>,
     /// The child processes in which batches run; none if they run in this process.
     pub(crate) isolation: Option<Isolation>,
 }
@@ -145,7 +148,7 @@ impl WorkerContext {
             registry,
             tracker,
             jobs: JobCache::default(),
-            failure_log: FailureLogSampler::default(),
+            failure_log: Mutex::new(LogLimiter::new(LogRule::PowersOfTwo, COUNTED_MAX_JOBS)),
             lane,
             connection: Mutex::new(ConnectionHistory::new(transport.health())),
             transport,
@@ -156,7 +159,7 @@ impl WorkerContext {
             halt: StopSignal::new(),
             counts: WorkerCounters::default(),
             message_seq: AtomicU64::new(0),
-            reported_jobs: Mutex::default(),
+            release_log: Mutex::new(LogLimiter::new(LogRule::Once, REPORTED_MAX_JOBS)),
             isolation: None,
         }
     }
@@ -215,6 +218,11 @@ impl WorkerContext {
         batch.build.is_none() || batch.build == self.build
     }
 
+    /// Counts a failed try of this job. Returns the count if this try is to be logged as a warning.
+    pub(crate) fn count_failure(&self, job: JobId) -> Option<u64> {
+        self.failure_log.lock().unwrap_or_else(PoisonError::into_inner).count(job)
+    }
+
     /// Decides on a batch that is unfit for this worker, and logs the reason once for each job.
     pub(crate) fn release(
         &self,
@@ -224,14 +232,10 @@ impl WorkerContext {
         unfit: &Unfit,
     ) -> Release {
         let release = release(unfit, from, headers, &self.id, now_ms());
-        if let Release::Requeue(..) = release {
-            let mut reported_jobs = self.reported_jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            if reported_jobs.insert(batch.job) {
-                tracing::warn!(job = %batch.job, worker = %self.id, "{}", unfit.text(&batch.kind));
-            }
-            while reported_jobs.len() > REPORTED_MAX_JOBS {
-                reported_jobs.pop_first();
-            }
+        if let Release::Requeue(..) = release
+            && self.release_log.lock().unwrap_or_else(PoisonError::into_inner).should_log(batch.job)
+        {
+            tracing::warn!(job = %batch.job, worker = %self.id, "{}", unfit.text(&batch.kind));
         }
         release
     }

@@ -12,7 +12,6 @@ mod error;
 mod executor;
 mod heartbeat;
 mod isolate;
-mod log_sampler;
 mod outbound;
 mod poison;
 mod release;

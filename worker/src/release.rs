@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use gristmill_shared::{Headers, Kind, QueueRole, RetryDelay, WorkerId};
+use gristmill_shared::{Backoff, Headers, Kind, QueueRole, RetryDelay, WorkerId};
 use tokio::{sync::watch, time::Instant};
 
 /// Releases of a batch to the queue at once; another worker probably takes it there.
@@ -168,14 +168,15 @@ impl fmt::Display for Refusals {
 pub(crate) struct ReleaseTracker {
     /// Batches released since the last one that was run.
     in_a_row: AtomicU32,
-    /// The last pause; zero if a batch has been run since.
-    pause: Mutex<Duration>,
+    /// The pauses until a batch is run.
+    backoff: Mutex<Backoff>,
     paused_until: watch::Sender<Option<Instant>>,
 }
 
 impl Default for ReleaseTracker {
     fn default() -> Self {
-        Self { in_a_row: AtomicU32::new(0), pause: Mutex::default(), paused_until: watch::Sender::new(None) }
+        let backoff = Mutex::new(Backoff::exact(PAUSE_MIN, PAUSE_MAX));
+        Self { in_a_row: AtomicU32::new(0), backoff, paused_until: watch::Sender::new(None) }
     }
 }
 
@@ -183,15 +184,15 @@ impl ReleaseTracker {
     /// Counts a batch that is run.
     pub(crate) fn record_run(&self) {
         if self.in_a_row.load(Ordering::Relaxed) > 0 {
-            let mut pause = self.pause();
+            let mut backoff = self.backoff();
             self.in_a_row.store(0, Ordering::Relaxed);
-            *pause = Duration::ZERO;
+            backoff.reset();
         }
     }
 
     /// Counts a batch that was released. Begins a pause if there were many in a row.
     pub(crate) fn record_release(&self, now: Instant) {
-        let mut pause = self.pause();
+        let mut backoff = self.backoff();
         if self.paused_until.borrow().is_some_and(|until| now < until) {
             return; // taken before the pause
         }
@@ -199,9 +200,9 @@ impl ReleaseTracker {
             return;
         }
         self.in_a_row.store(PAUSE_AFTER_RELEASES - PAUSE_AGAIN_AFTER_RELEASES, Ordering::Relaxed);
-        *pause = (2 * *pause).clamp(PAUSE_MIN, PAUSE_MAX);
-        tracing::info!(pause = ?*pause, "the last batches were all for other workers; taking none for a while");
-        self.paused_until.send_replace(Some(now + *pause));
+        let pause = backoff.next_pause();
+        tracing::info!(?pause, "the last batches were all for other workers; taking none for a while");
+        self.paused_until.send_replace(Some(now + pause));
     }
 
     /// Returns a receiver that changes when a pause begins, to the end of that pause.
@@ -209,8 +210,8 @@ impl ReleaseTracker {
         self.paused_until.subscribe()
     }
 
-    fn pause(&self) -> MutexGuard<'_, Duration> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backoff(&self) -> MutexGuard<'_, Backoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

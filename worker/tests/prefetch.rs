@@ -1,25 +1,23 @@
 //! The prefetch of a worker follows the duration of its batches, on the memory transport.
+//!
+//! This test is a binary of its own, which Cargo runs alone: tests that run beside it would take
+//! its batches' processor time, and so change the durations that the prefetch follows.
 
-use std::{fmt, future::Future, num::NonZeroU16, ops::ControlFlow, sync::Arc, time::Duration};
+#[expect(dead_code, reason = "the tests of the binary `worker` use the rest")]
+#[path = "worker/support.rs"]
+mod support;
+
+use std::{fmt, ops::ControlFlow, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Consumer, Delivery, Headers, Job, JobError, JobId, Kind, Lane, Outgoing, Policy, Queue,
-    QueueRole, Registry, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
-    memory::MemoryTransport,
-    publish_until_stored,
-    testing::TransportDecorator,
-    wire::{self, Batch, Results},
+    Consumer, Delivery, Job, JobError, JobId, Queue, QueueRole, TaskContext, TaskError, TaskIndex, Transport,
+    TransportError, memory::MemoryTransport, testing::TransportDecorator,
 };
-use gristmill_worker::Worker;
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::to_raw_value};
-use tokio::{
-    sync::{oneshot, watch},
-    time::timeout,
-};
+use tokio::sync::watch;
 
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+use support::{RunningWorker, TestBatch, consume, open_lane, publish, take_results, test_worker, within};
 
 /// A job whose tasks are their durations in milliseconds.
 #[derive(Serialize, Deserialize)]
@@ -92,59 +90,27 @@ impl fmt::Display for PrefetchRecorder {
     }
 }
 
-async fn within<F: Future>(future: F) -> F::Output {
-    timeout(TEST_TIMEOUT, future).await.expect("it takes too long")
-}
-
 /// Sends this number of tasks, each alone, and waits for their outcomes.
 async fn run_tasks(transport: &dyn Transport, number: u64, millis: u64) {
     let job = JobId::generate();
-    let publisher = transport.publisher().await.unwrap();
-    let spec = to_raw_value(&json!(null)).unwrap();
-    let batch = |index: u64| {
-        let message = Batch {
-            job,
-            kind: Kind::new("nap").unwrap(),
-            spec: &spec,
-            policy: Policy::default(),
-            round: Round(0),
-            stage: 0,
-            spent: 0,
-            version: 0,
-            build: None,
-            first: TaskIndex(index),
-            count: 1,
-            tasks: &to_raw_value(&[millis]).unwrap(),
-        }
-        .to_message(Headers::default(), "test");
-        Outgoing { to: Address::Queue(QueueRole::Tasks.of(&Lane::default())), message }
-    };
-    publish_until_stored(&*publisher, (0..number).map(batch).collect()).await.unwrap();
-    let mut results = transport.consume(&QueueRole::Results.of(&Lane::default()), 100).await.unwrap();
+    let batch = |first| TestBatch { job, first, ..TestBatch::of(Nap::KIND) }.outgoing(&[millis]);
+    publish(transport, (0..number).map(batch).collect()).await;
+    let mut results = consume(transport, QueueRole::Results, 100).await;
     let mut done = 0;
     while done < number {
-        for delivery in within(results.recv(100)).await.unwrap() {
-            let results: Results<'_> = wire::decode(&delivery.message).unwrap();
+        take_results(&mut *results, 100, |results| {
             done += results.done.iter().map(|span| u64::from(span.count)).sum::<u64>();
-            delivery.receipt.ack();
-        }
+        })
+        .await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prefetch_follows_batch_duration() {
-    let broker = MemoryTransport::new();
-    broker.open_lane(&Lane::default()).await.unwrap();
-    let mut registry = Registry::default();
-    registry.register::<Nap>().unwrap();
-    let (leave, left) = oneshot::channel::<()>();
+    let broker = open_lane().await;
     let (recorded, mut prefetches) = watch::channel(Vec::new());
-    let worker = Worker::new(registry, "test-worker".parse().unwrap())
-        .slots(NonZeroU16::new(2).unwrap())
-        .run_until(Arc::new(PrefetchRecorder(broker.connect(), recorded)), async {
-            let _ = left.await;
-        });
-    let worker = tokio::spawn(worker);
+    let transport = Arc::new(PrefetchRecorder(broker.connect(), recorded));
+    let worker = RunningWorker::start(test_worker::<Nap>(2), transport);
 
     run_tasks(&*broker, 7, 0).await;
     assert_eq!(*prefetches.borrow(), [2, 8], "a few tiny batches are no load");
@@ -165,6 +131,5 @@ async fn prefetch_follows_batch_duration() {
     within(prefetches.wait_for(|prefetches| prefetches[all.len()..] == [2])).await.unwrap();
     run_tasks(&*broker, 100, 0).await;
     within(prefetches.wait_for(|prefetches| prefetches[all.len()..].starts_with(&[2, 8]))).await.unwrap();
-    leave.send(()).unwrap();
-    within(worker).await.unwrap().unwrap();
+    worker.stop().await;
 }

@@ -1,4 +1,12 @@
 //! The delays of failed tasks before their next try, on the memory transport.
+//!
+//! These tests are a binary of their own, which Cargo runs alone: a paused clock goes on while a
+//! slot works, and beside busy tests the slot might wait for a processor until the time limit has
+//! passed.
+
+#[expect(dead_code, reason = "the tests of the binary `worker` use the rest")]
+#[path = "worker/support.rs"]
+mod support;
 
 use std::{
     fmt,
@@ -13,21 +21,18 @@ use std::{
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Address, Headers, Job, JobError, JobId, Kind, Lane, Message, Outgoing, Policy, Published, Publisher,
-    QueueRole, Registry, RetryDelay, Round, TaskContext, TaskError, TaskIndex, Transport, TransportError,
+    Address, Headers, Job, JobError, Lane, Message, Outgoing, Policy, Published, Publisher, QueueRole,
+    RetryDelay, TaskContext, TaskError, TaskIndex, Transport, TransportError,
     memory::MemoryTransport,
-    publish_until_stored,
     testing::TransportDecorator,
-    wire::{self, Batch, Results},
+    wire::{self, Results},
 };
-use gristmill_worker::{Worker, WorkerReport};
+use gristmill_worker::WorkerReport;
 use serde::{Deserialize, Serialize};
-use serde_json::value::to_raw_value;
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::JoinHandle,
-    time::timeout,
-};
+use serde_json::json;
+use tokio::{sync::mpsc, time::timeout};
+
+use support::{RunningWorker, TestBatch, open_lane, publish, test_worker, to_queue};
 
 /// Time limit of a test: longer than all delays of a paused clock.
 const TEST_TIMEOUT: Duration = Duration::from_secs(3_600);
@@ -107,27 +112,16 @@ impl TransportDecorator for PublishRecorder {
 /// A worker with one slot, on its own transport.
 struct Bench {
     published: mpsc::Receiver<Outgoing>,
-    leave: oneshot::Sender<()>,
-    worker: JoinHandle<Result<WorkerReport, gristmill_worker::WorkerError>>,
+    worker: RunningWorker,
 }
 
 impl Bench {
     async fn start(from: QueueRole, message: Message) -> Self {
-        let inner = MemoryTransport::new();
-        inner.open_lane(&Lane::default()).await.unwrap();
-        let publisher = inner.publisher().await.unwrap();
-        let to = Address::Queue(from.of(&Lane::default()));
-        publish_until_stored(&*publisher, vec![Outgoing { to, message }]).await.unwrap();
-        let mut registry = Registry::default();
-        registry.register::<Flaky>().unwrap();
-        let worker = Worker::new(registry, "test-worker".parse().unwrap());
-        let (leave, left) = oneshot::channel::<()>();
+        let inner = open_lane().await;
+        publish(&*inner, vec![to_queue(from, message)]).await;
         let (sender, published) = mpsc::channel(1_000);
         let transport = Arc::new(PublishRecorder { inner, published: sender });
-        let running = worker.run_until(transport, async {
-            let _ = left.await;
-        });
-        Self { worker: tokio::spawn(running), published, leave }
+        Self { published, worker: RunningWorker::start(test_worker::<Flaky>(1), transport) }
     }
 
     /// Returns the next message that the worker publishes to this queue.
@@ -145,8 +139,8 @@ impl Bench {
     }
 
     async fn stop(self) -> WorkerReport {
-        let _ = self.leave.send(());
-        within(self.worker).await.unwrap().unwrap()
+        let _ = self.worker.leave.send(());
+        within(self.worker.running).await.unwrap().unwrap()
     }
 }
 
@@ -157,21 +151,8 @@ async fn within<F: Future>(future: F) -> F::Output {
 /// A batch of one task, of a job with these retry delays.
 fn batch(task: i64, retry_delays: &[Duration], headers: Headers) -> Message {
     let retry_delays_ms = retry_delays.iter().map(|delay| delay.as_millis() as u64).collect();
-    Batch {
-        job: JobId::generate(),
-        kind: Kind::new("flaky").unwrap(),
-        spec: &to_raw_value(&Flaky {}).unwrap(),
-        policy: Policy { retry_delays_ms, ..Policy::default() },
-        round: Round(0),
-        stage: 0,
-        spent: 0,
-        version: 0,
-        build: None,
-        first: TaskIndex(10),
-        count: 1,
-        tasks: &to_raw_value(&[task]).unwrap(),
-    }
-    .to_message(headers, "test")
+    let policy = Policy { retry_delays_ms, ..Policy::default() };
+    TestBatch { spec: json!({}), policy, headers, ..TestBatch::of(Flaky::KIND) }.message(&[task])
 }
 
 /// The delay of the policy, or of the task that asks for its own, begins on the longest step that

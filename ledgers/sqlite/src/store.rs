@@ -14,7 +14,7 @@ use crate::{
     columns,
     location::{self, LedgerLock},
     schema::{self, DatabaseKind},
-    tables::{build_rows, dead_rows, job_rows, kept_rows, outbox_rows, outcome_rows, parked_rows},
+    tables::{build_rows, dead_rows, job_rows, kept_rows, outbox_rows, outcome_rows::{self, TaskSet}, parked_rows},
 };
 
 /// Time that a statement waits for another process (a `prune`) to end its transaction.
@@ -204,8 +204,8 @@ fn write_changes(transaction: &Transaction<'_>, changes: &Changes<'_>) -> rusqli
 fn write_job(transaction: &Transaction<'_>, change: &JobChange<'_>) -> rusqlite::Result<JobKey> {
     let JobChange { key, record, done, refused, failures, outputs, report, builds } = change;
     let key = job_rows::save(transaction, *key, record)?;
-    outcome_rows::save_done(transaction, key, done)?;
-    outcome_rows::save_refused(transaction, key, refused)?;
+    outcome_rows::save_set(transaction, TaskSet::Done, key, done)?;
+    outcome_rows::save_set(transaction, TaskSet::Refused, key, refused)?;
     outcome_rows::save_failures(transaction, key, failures)?;
     kept_rows::insert(transaction, key, outputs)?;
     if let Some(report) = report {

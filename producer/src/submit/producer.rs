@@ -8,8 +8,9 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, PublishError, Publisher,
-    QueueRole, RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, TaskIndex, Transport,
+    Address, AnyJob, Backoff, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, PublishError,
+    Publisher, QueueRole, RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, TaskIndex,
+    Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Sealed, WireMessage, now_ms},
@@ -329,6 +330,7 @@ impl Submission {
         let refused = self.refused.clone();
         let follower = self.producer.shared.follower(&self.producer.transport).clone();
         let stop = follower.board.stop_signal(self.id(), Round(0));
+        let mut backoff = Backoff::exact(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
         let (mut pause, mut sent_at) = (Duration::ZERO, Instant::now());
         loop {
             let ranges = tokio::select! {
@@ -337,7 +339,10 @@ impl Submission {
                 () = &mut interrupt => return Ok(()),
                 lost = follower.connection_lost() => return Err(lost),
             };
-            pause = if sent_at.elapsed() > RESEND_PAUSE_MAX { Duration::ZERO } else { pause };
+            if sent_at.elapsed() > RESEND_PAUSE_MAX {
+                backoff.reset();
+                pause = Duration::ZERO;
+            }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = stop.stopped() => return Ok(()),
@@ -354,7 +359,7 @@ impl Submission {
                     () = &mut interrupt => return Ok(()),
                 }
             }
-            pause = (2 * pause).clamp(RESEND_PAUSE_MIN, RESEND_PAUSE_MAX);
+            pause = backoff.next_pause();
             sent_at = Instant::now();
         }
     }

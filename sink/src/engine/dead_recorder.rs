@@ -1,9 +1,7 @@
 //! Dead messages: recorded in the ledger for people, and logged.
 
 use gristmill_ledger::{Changes, DeadMessage};
-use gristmill_shared::{Message, metrics::SINK_DEAD, wire::now_ms};
-
-use super::log_limiter::LogLimiter;
+use gristmill_shared::{LogLimiter, Message, metrics::SINK_DEAD, wire::now_ms};
 
 /// Dead messages on their way into the ledger.
 #[derive(Debug, Default)]

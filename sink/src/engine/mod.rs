@@ -4,7 +4,6 @@
 pub(crate) mod commit_schedule;
 mod dead_recorder;
 pub(crate) mod ledger_thread;
-pub(crate) mod log_limiter;
 mod parking;
 mod progress;
 mod stalls;

@@ -2,11 +2,10 @@
 
 use gristmill_ledger::{Changes, Ledger};
 use gristmill_shared::{
-    JobId, Message,
+    JobId, LogLimiter, Message,
     metrics::{SINK_PARKED, SINK_PARKED_DROPPED},
 };
 
-use super::log_limiter::LogLimiter;
 use crate::SinkError;
 
 /// Parked messages on their way into the ledger and out of it.

@@ -1,10 +1,8 @@
 //! Detection of unknown `GRISTMILL_…` variables: a misspelt name would otherwise silently leave the
 //! default.
 
-use super::{
-    nearest_name,
-    settings::{FILE_SUFFIX, Settings},
-};
+use super::settings::{FILE_SUFFIX, Settings};
+use crate::cli::nearest_name;
 
 const VARIABLE_PREFIX: &str = "GRISTMILL_";
 /// Names, or patterns of names, that tests, scripts and the files for Docker Compose use in the

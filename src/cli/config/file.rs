@@ -7,11 +7,8 @@ use toml::{
     de::{DeString, DeTable, DeValue},
 };
 
-use super::{
-    nearest_name,
-    settings::{ConfigValue, Setting, Settings, read_text},
-};
-use crate::exit::Failure;
+use super::settings::{ConfigValue, Setting, Settings, read_text};
+use crate::{cli::nearest_name, exit::Failure};
 
 impl Settings {
     /// Reads the file and returns the settings that apply to `role`. Checks the whole file,

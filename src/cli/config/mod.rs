@@ -166,15 +166,6 @@ impl ResolvedConfig {
     }
 }
 
-/// Returns the known name that is most similar to the written one, if it is similar enough.
-fn nearest_name<'a>(known: impl Iterator<Item = &'a str>, written: &str) -> Option<&'a str> {
-    known
-        .map(|known| (strsim::damerau_levenshtein(known, written), known))
-        .filter(|(distance, known)| *distance <= 1 + known.len() / 3)
-        .min()
-        .map(|(_, known)| known)
-}
-
 /// Changes all flags of a command and its subcommands.
 fn map_flags(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
     command.mut_args(change).mut_subcommands(|subcommand| map_flags(subcommand, change))

@@ -8,7 +8,7 @@ use std::{
 };
 
 use gristmill_shared::{
-    BatchRun, FailureKind, StopSignal, TaskContext, TaskIndex,
+    Backoff, BatchRun, FailureKind, StopSignal, TaskContext, TaskIndex,
     wire::{Batch, Malformed},
 };
 use serde_json::value::RawValue;
@@ -29,8 +29,8 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 pub(crate) struct IsolatedSlot {
     isolation: Isolation,
     child: Option<ChildProcess>,
-    /// Failed starts since the last successful one.
-    failed_starts: u32,
+    /// The pauses after failed starts, until one succeeds.
+    restart_backoff: Backoff,
 }
 
 /// The properties of a job on which the run of its batches depends.
@@ -69,7 +69,8 @@ enum RunEvent {
 
 impl IsolatedSlot {
     pub(crate) fn new(isolation: Isolation) -> Self {
-        Self { isolation, child: None, failed_starts: 0 }
+        let restart_backoff = Backoff::exact(RESTART_DELAY, RESTART_DELAY_MAX);
+        Self { isolation, child: None, restart_backoff }
     }
 
     #[cfg(test)]
@@ -190,15 +191,13 @@ impl IsolatedSlot {
             };
             let reason = match started {
                 Ok(child) => {
-                    self.failed_starts = 0;
+                    self.restart_backoff.reset();
                     tracing::debug!(pid = child.id(), "a child process runs the batches of a slot");
                     return Some(child);
                 }
                 Err(reason) => reason,
             };
-            let doublings = self.failed_starts.min(5); // 32 s exceed the maximum
-            let again_in = (RESTART_DELAY * 2_u32.pow(doublings)).min(RESTART_DELAY_MAX);
-            self.failed_starts = self.failed_starts.saturating_add(1);
+            let again_in = self.restart_backoff.next_pause();
             tracing::warn!(reason, ?again_in, "the child process of a slot could not be started");
             tokio::select! {
                 () = signals.wait_ending() => return None,

@@ -203,7 +203,7 @@ impl OutcomeBuilder<'_> {
         let again_in = step.duration() + rest;
         let (job, index, attempt, reason) =
             (self.batch.job, failure.index, headers.attempt, self.failure_reason(failure));
-        match self.context.failure_log.count_failure(job) {
+        match self.context.count_failure(job) {
             Some(failures_of_job) => {
                 tracing::warn!(%job, %index, attempt, ?again_in, reason, failures_of_job, "a task failed");
             }
@@ -217,7 +217,7 @@ impl OutcomeBuilder<'_> {
     fn record_failure<'t>(&self, failure: &'t TaskFailure, failures: u32) -> FailedTask<'t> {
         let (job, index, attempts, reason) =
             (self.batch.job, failure.index, failures, self.failure_reason(failure));
-        match self.context.failure_log.count_failure(job) {
+        match self.context.count_failure(job) {
             Some(failures_of_job) => {
                 tracing::warn!(%job, %index, attempts, reason, failures_of_job, "a task failed for good");
             }

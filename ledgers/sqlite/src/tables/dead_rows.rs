@@ -1,11 +1,12 @@
 //! Dead messages, recorded for people to look at.
 
 use gristmill_ledger::{DEAD_BODY_MAX_BYTES, DEAD_MAX_MESSAGES, DeadMessage, DeadMessages, DeadRow};
+use gristmill_shared::Message;
 use rusqlite::{Connection, Row, Transaction, params};
 
 use crate::{
     columns::{clamp_int, parse_json},
-    message_columns::{MessageProperties, encode_properties},
+    message_columns::{StoredMessage, encode_properties},
 };
 
 /// Inserts a message.
@@ -57,8 +58,8 @@ pub(crate) fn load_all(connection: &Connection) -> rusqlite::Result<DeadMessages
 }
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<DeadRow> {
-    let MessageProperties { id, form, job, app, origin, .. } = parse_json(row, 2)?;
+    let StoredMessage(Message { id, form, job, app, headers, .. }) = parse_json(row, 2)?;
     let (received_ms, reason, bytes) = (row.get(0)?, row.get(1)?, row.get(3)?);
     let body = String::from_utf8_lossy(row.get_ref(4)?.as_blob()?).into_owned();
-    Ok(DeadRow { received_ms, reason, origin, id, form, app, job, bytes, body })
+    Ok(DeadRow { received_ms, reason, origin: headers.origin, id, form, app, job, bytes, body })
 }

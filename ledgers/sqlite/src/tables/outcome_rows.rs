@@ -9,12 +9,30 @@ use serde_json::value::RawValue;
 
 use crate::columns::{conversion_error, parse_json, parse_text};
 
+/// A set of tasks, in the containers of a table of its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TaskSet {
+    /// The tasks with an output.
+    Done,
+    /// The tasks of which an outcome was refused.
+    Refused,
+}
+
+impl TaskSet {
+    fn table(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Loads the outcomes of a job.
 pub(crate) fn load(connection: &Connection, job: JobKey) -> rusqlite::Result<SavedOutcomes> {
     Ok(SavedOutcomes {
-        done: load_set(connection, "SELECT container, bits FROM done WHERE job = ?1", job)?,
+        done: load_set(connection, TaskSet::Done, job)?,
         failed: load_failed(connection, job)?,
-        refused: load_set(connection, "SELECT container, bits FROM refused WHERE job = ?1", job)?,
+        refused: load_set(connection, TaskSet::Refused, job)?,
     })
 }
 
@@ -23,9 +41,10 @@ pub(crate) fn has_refused(connection: &Connection, job: JobKey) -> rusqlite::Res
     connection.query_row("SELECT EXISTS (SELECT 1 FROM refused WHERE job = ?1)", [job.0], |row| row.get(0))
 }
 
-fn load_set(connection: &Connection, sql: &str, job: JobKey) -> rusqlite::Result<IndexSet> {
+fn load_set(connection: &Connection, set: TaskSet, job: JobKey) -> rusqlite::Result<IndexSet> {
+    let sql = format!("SELECT container, bits FROM {} WHERE job = ?1", set.table());
     let mut set = IndexSet::default();
-    let mut rows = connection.prepare_cached(sql)?;
+    let mut rows = connection.prepare_cached(&sql)?;
     let mut rows = rows.query([job.0])?;
     while let Some(row) = rows.next()? {
         set.load(row.get(0)?, row.get_ref(1)?.as_blob()?).map_err(|error| conversion_error(1, error))?;
@@ -110,43 +129,18 @@ fn read_failure(row: &Row<'_>) -> rusqlite::Result<FailureRow> {
     })
 }
 
-/// Writes containers of the set of done tasks.
-pub(crate) fn save_done(
+/// Writes containers of a set of tasks.
+pub(crate) fn save_set(
     transaction: &Transaction<'_>,
+    set: TaskSet,
     job: JobKey,
     containers: &[(u64, Vec<u8>)],
 ) -> rusqlite::Result<()> {
-    save_set(
-        transaction,
-        "INSERT INTO done (job, container, bits) VALUES (?1, ?2, ?3)
+    let mut save = transaction.prepare_cached(&format!(
+        "INSERT INTO {} (job, container, bits) VALUES (?1, ?2, ?3)
          ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
-        job,
-        containers,
-    )
-}
-
-/// Writes containers of the set of tasks of which an outcome was refused.
-pub(crate) fn save_refused(
-    transaction: &Transaction<'_>,
-    job: JobKey,
-    containers: &[(u64, Vec<u8>)],
-) -> rusqlite::Result<()> {
-    save_set(
-        transaction,
-        "INSERT INTO refused (job, container, bits) VALUES (?1, ?2, ?3)
-         ON CONFLICT (job, container) DO UPDATE SET bits = excluded.bits",
-        job,
-        containers,
-    )
-}
-
-fn save_set(
-    transaction: &Transaction<'_>,
-    sql: &str,
-    job: JobKey,
-    containers: &[(u64, Vec<u8>)],
-) -> rusqlite::Result<()> {
-    let mut save = transaction.prepare_cached(sql)?;
+        set.table()
+    ))?;
     for (container, bits) in containers {
         save.execute(params![job.0, container, bits])?;
     }

@@ -1,12 +1,12 @@
 //! The pair of connections to the broker: opened, watched, replaced after a loss, and closed.
 
-mod backoff;
 mod channel;
 mod credentials;
 mod current;
 mod degraded;
 mod generation;
 mod handle;
+mod reconnect_backoff;
 mod runtime;
 mod supervisor;
 mod termination;
@@ -14,11 +14,11 @@ mod tls;
 
 pub use self::credentials::Credentials;
 pub(crate) use self::{
-    backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
     channel::{OwnedChannel, REPLY_TIMEOUT, close_channel},
     current::CurrentConnection,
     degraded::DegradedGuard,
     generation::{ConnectError, Generation, PROBE_ROUTING_KEY},
     handle::ConnectionHandle,
+    reconnect_backoff::ReconnectBackoff,
     tls::{TlsFailure, TlsSettings, classify_tls_error},
 };

@@ -2,16 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gristmill_shared::{Health, TransportError};
+use gristmill_shared::{Health, LogLimiter, LogRule, TransportError};
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 
 use super::{
-    backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
     current::CurrentConnection,
     generation::{ConnectError, Generation},
+    reconnect_backoff::ReconnectBackoff,
 };
 
 /// Delay before failed attempts to reconnect are logged as a warning, and the interval after that.
@@ -71,9 +71,7 @@ impl Supervisor {
             };
             let since = Instant::now();
             self.report_health(&generation).await;
-            if since.elapsed() >= BACKOFF_RESET_AFTER {
-                self.backoff = ReconnectBackoff::new();
-            }
+            self.backoff.reset_after(since.elapsed());
             tracing::warn!(
                 "lost the connection to {}: {}; connecting again",
                 self.connection.config,
@@ -121,7 +119,7 @@ impl Supervisor {
 
     async fn reconnect(&mut self) -> Result<Arc<Generation>, String> {
         let start = Instant::now();
-        let mut next_log = start + RECONNECT_LOG_DELAY;
+        let mut log_limiter = LogLimiter::new(LogRule::Interval(RECONNECT_LOG_INTERVAL), 1);
         let mut tries: u32 = 0;
         let mut refused = false;
         let mut reason = String::from("not tried");
@@ -153,14 +151,13 @@ impl Supervisor {
                 Err(ReconnectError::Transient(reason)) => reason,
             };
             let transport = &self.connection.config;
-            if Instant::now() < next_log {
-                tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
-            } else {
+            if start.elapsed() >= RECONNECT_LOG_DELAY && log_limiter.should_log(()) {
                 let seconds = start.elapsed().as_secs();
                 tracing::warn!(
                     "cannot connect to {transport} again yet, {tries} tries in {seconds} s: {reason}; still trying"
                 );
-                next_log = Instant::now() + RECONNECT_LOG_INTERVAL;
+            } else {
+                tracing::debug!(tries, "cannot connect to {transport} again yet: {reason}");
             }
         }
     }

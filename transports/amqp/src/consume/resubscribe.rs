@@ -6,9 +6,7 @@ use futures::future::BoxFuture;
 use gristmill_shared::TransportError;
 use tokio::time::{Instant, sleep};
 
-use crate::connection::{
-    BACKOFF_RESET_AFTER, ConnectionHandle, CurrentConnection, DegradedGuard, Generation, ReconnectBackoff,
-};
+use crate::connection::{ConnectionHandle, CurrentConnection, DegradedGuard, Generation, ReconnectBackoff};
 
 /// A subscription in the current or the next generation. It is opened again while a caller waits
 /// for it.
@@ -100,8 +98,8 @@ impl<T: Send + 'static> AutoRecover<T> {
         let reason = error_reason(error);
         self.state = RecoverState::Lost;
         self.lost = Some(SubscriptionLoss { generation, reason });
-        if self.since.elapsed() >= BACKOFF_RESET_AFTER {
-            self.backoff = Some(ReconnectBackoff::new());
+        if let Some(backoff) = &mut self.backoff {
+            backoff.reset_after(self.since.elapsed());
         }
     }
 

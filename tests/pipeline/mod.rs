@@ -1,0 +1,10 @@
+//! Whole jobs, from the split to the exact answer.
+
+mod adaptive;
+mod bad_transport;
+mod floats;
+mod library;
+mod shards;
+mod stall;
+mod versions;
+mod whole_jobs;
