@@ -46,6 +46,7 @@ pub mod testing;
 pub use app::App;
 pub use connect::connect;
 pub use gristmill_amqp::Credentials;
+pub use gristmill_ledger::{Ledger, LedgerError, LedgerLocation};
 pub use gristmill_producer::{
     CancelOutcome, JobUpdate, JobWatcher, OutcomeError, Producer, ProducerError, Submission, SubmitOptions,
 };
@@ -54,10 +55,9 @@ pub use gristmill_shared::{
     Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
     TransportError, WorkerId, memory::MemoryTransport,
 };
-pub use gristmill_ledger::{Ledger, LedgerError, LedgerLocation};
 pub use gristmill_sink::{Sink, SinkConfig, SinkError, SinkReport};
-pub use ledger_store::open_ledger;
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
+pub use ledger_store::open_ledger;
 pub use library::{Client, Error, JobHandle, RunOptions, run};
 pub use role::Role;
 

@@ -12,9 +12,10 @@ use gristmill_shared::{
 
 use crate::{SinkError, engine::commit_schedule::Urgency};
 
-/// Rows that are published at a time, for each target, and the size of the bodies at which a batch
-/// ends.
-const BATCH_BOUND: PageBound = PageBound { rows: 64, bytes: 4 << 20 };
+/// Rows that are published at a time, for each target.
+const BATCH_MAX_ROWS: usize = 64;
+/// Size of the bodies at which a batch ends.
+const BATCH_MAX_BYTES: usize = 4 << 20;
 /// Size of a job's end up to which it is also published as an event. For a slow subscriber only the
 /// number of waiting events is bounded: 10,000 of this size take 40 MiB of the broker's memory.
 const LIVE_MAX_BYTES: usize = 4 << 10;
@@ -239,7 +240,7 @@ impl Outbox {
         ledger: &mut dyn Ledger,
         now: Instant,
     ) -> Result<Vec<OutboxBatch>, SinkError> {
-        let mut batches = Vec::new();
+        let (mut batches, bound) = (Vec::new(), PageBound { rows: BATCH_MAX_ROWS, bytes: BATCH_MAX_BYTES });
         for target in OutboxTarget::ALL {
             let state = &mut self.targets[target as usize];
             if state.is_idle()
@@ -252,7 +253,7 @@ impl Outbox {
             if state.in_flight || !state.has_more {
                 continue;
             }
-            let rows = ledger.outbox(target, state.last_row, BATCH_BOUND)?;
+            let rows = ledger.outbox(target, state.last_row, bound)?;
             let batch = OutboxBatch::new(ledger.id(), target, rows);
             match batch.rows.last() {
                 None => {
@@ -388,10 +389,7 @@ mod tests {
         assert_eq!(fixture.send(|row| row == 2), [4], "what comes later does not wait for it either");
         fixture.pause();
         assert_eq!(fixture.send(|_| false), [2]);
-        assert_eq!(
-            (fixture.pause(), fixture.ledger.outbox_state().unwrap().rows),
-            (None, 0)
-        );
+        assert_eq!((fixture.pause(), fixture.ledger.outbox_state().unwrap().rows), (None, 0));
         fixture.add(1);
         fixture.send(|_| true);
         assert_eq!(fixture.pause(), Some(1), "the pauses begin anew");

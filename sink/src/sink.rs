@@ -162,11 +162,7 @@ impl Sink {
 }
 
 /// Checks that this program can fold the running jobs of known kinds.
-fn check_running_jobs(
-    ledger: &mut dyn Ledger,
-    registry: &Registry,
-    lane: &Lane,
-) -> Result<(), SinkError> {
+fn check_running_jobs(ledger: &mut dyn Ledger, registry: &Registry, lane: &Lane) -> Result<(), SinkError> {
     for JobRecord { opened, version, .. } in ledger.running(lane)? {
         let why = match registry.open(&opened.kind, version, &opened.spec) {
             Ok(_) | Err(OpenError::UnknownKind) => continue,

@@ -76,11 +76,12 @@ pub(crate) enum LedgerSubcommand {
     },
     /// Print everything about a job as JSON, one object a line
     ///
-    /// First {"job":…}, as `sink show --json` prints it; then {"failure":…} for each failed task, as
-    /// `sink failures --json` prints it, by index; then {"output":{"index":0,"output":…}} for each
-    /// output, by index, of kinds that keep them; finally {"end":{"failures":1,"outputs":9}}: without
-    /// this line the export is incomplete. The outputs are those of the moment of the first line;
-    /// of a running job, failures may come or go until their lines are printed.
+    /// First {"job":…}, as `sink show --json` prints it; then {"failure":…} for each failed task,
+    /// as `sink failures --json` prints it, by index; then {"output":{"index":0,"output":…}} for
+    /// each output, by index, of kinds that keep them; finally
+    /// {"end":{"failures":1,"outputs":9}}: without this line the export is incomplete. The outputs
+    /// are those of the moment of the first line; of a running job, failures may come or go until
+    /// their lines are printed.
     Export {
         /// The job's id
         job: JobId,

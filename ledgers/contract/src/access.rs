@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::{
-    DeadMessages, FailureRow, IndexSet, JobKey, JobRecord, LedgerError, LedgerLocation, PageBound, ParkedMessages,
+    DeadMessages, FailureRow, IndexSet, JobKey, JobRecord, LedgerError, LedgerLocation, PageBound,
+    ParkedMessages,
 };
 
 /// Access to a ledger beside the sink that writes it. All methods block. Each answer is as of one
@@ -33,7 +34,12 @@ pub trait LedgerAccess: fmt::Debug + Send {
     ///
     /// # Errors
     /// If the ledger cannot be read.
-    fn failures(&mut self, job: JobKey, after: Option<u64>, most: usize) -> Result<Vec<FailureRow>, LedgerError>;
+    fn failures(
+        &mut self,
+        job: JobKey,
+        after: Option<u64>,
+        most: usize,
+    ) -> Result<Vec<FailureRow>, LedgerError>;
 
     /// Reads kept outputs, as the page says. An empty answer is the end.
     ///
@@ -53,8 +59,8 @@ pub trait LedgerAccess: fmt::Debug + Send {
     /// If the ledger cannot be read.
     fn dead(&mut self) -> Result<DeadMessages, LedgerError>;
 
-    /// Deletes jobs that have ended, with all their rows, also while a sink uses the ledger. If this
-    /// is interrupted, the jobs are gone, and the next call deletes their remaining rows.
+    /// Deletes jobs that have ended, with all their rows, also while a sink uses the ledger. If
+    /// this is interrupted, the jobs are gone, and the next call deletes their remaining rows.
     ///
     /// # Errors
     /// If the ledger cannot be written.
@@ -111,9 +117,9 @@ pub struct JobSnapshot {
 /// The order of kept outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputOrder {
-    /// That of the split. A page continues after a first index.
+    /// By the index of the first task, after which the next page continues.
     Split,
-    /// That of their arrival. A page continues after a row number.
+    /// By the number of the row, after which the next page continues.
     Arrival,
 }
 

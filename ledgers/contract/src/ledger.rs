@@ -5,7 +5,9 @@ use std::{collections::BTreeSet, fmt};
 use gristmill_shared::{JobId, Lane, LedgerId, Message, wire::BuildShare};
 use serde_json::value::RawValue;
 
-use crate::{Changes, Committed, IndexSet, JobRecord, KeptOutputs, LedgerError, LedgerLocation, OutboxTarget};
+use crate::{
+    Changes, Committed, IndexSet, JobRecord, KeptOutputs, LedgerError, LedgerLocation, OutboxTarget,
+};
 
 /// An open ledger, with the exclusive right to write it. Dropping it gives the right back.
 ///
@@ -22,8 +24,8 @@ pub trait Ledger: fmt::Debug + Send {
     /// Makes all changes true and durable in one transaction, or none.
     ///
     /// # Errors
-    /// Besides those of the store: if a job with a key was pruned meanwhile. Its other rows are gone
-    /// too, so it cannot be written again.
+    /// Besides those of the store: if a job with a key was pruned meanwhile. Its other rows are
+    /// gone too, so it cannot be written again.
     fn commit(&mut self, changes: &Changes<'_>) -> Result<Committed, LedgerError>;
 
     /// Reads one job, if the ledger has it.

@@ -19,7 +19,8 @@ mod verify;
 mod views;
 
 pub use access::{
-    JobParts, JobSnapshot, JobsAfter, LedgerAccess, OutputOrder, OutputsPage, PruneReport, PruneRule, StoredOutputs,
+    JobParts, JobSnapshot, JobsAfter, LedgerAccess, OutputOrder, OutputsPage, PruneReport, PruneRule,
+    StoredOutputs,
 };
 pub use changes::{
     Changes, Committed, DEAD_BODY_MAX_BYTES, DEAD_MAX_MESSAGES, DeadMessage, JobChange, KeptOutputs,

@@ -6,15 +6,18 @@ use gristmill_shared::{JobId, Keep, Round, TaskIndex, wire::MISSING_MAX_RANGES};
 use serde_json::value::RawValue;
 
 use crate::{
-    DeadMessages, ExportRow, FailureRow, IndexSet, JobKey, JobParts, JobRecord, JobSnapshot, JobSummary, JobView, JobsAfter,
-    LedgerAccess, LedgerError, MissingTasks, OutputOrder, OutputPass, OutputRow, OutputsPage, PageBound,
-    ParkedMessages, PruneReport, PruneRule, StoredOutputs, Verification, gaps, verify,
+    DeadMessages, ExportRow, FailureRow, IndexSet, JobKey, JobParts, JobRecord, JobSnapshot, JobSummary,
+    JobView, JobsAfter, LedgerAccess, LedgerError, MissingTasks, OutputOrder, OutputPass, OutputRow,
+    OutputsPage, PageBound, ParkedMessages, PruneReport, PruneRule, StoredOutputs, Verification, gaps,
+    verify,
 };
 
 /// Jobs or failures of one page.
 const PAGE_MAX_ROWS: usize = 1_000;
-/// The size of a page of outputs. A row has the outputs of one span of a message.
-const OUTPUTS_BOUND: PageBound = PageBound { rows: 256, bytes: 4 << 20 };
+/// Rows of outputs of one page. A row has the outputs of one span of a message.
+const OUTPUTS_MAX_ROWS: usize = 256;
+/// The size of the outputs at which a page ends.
+const OUTPUTS_MAX_BYTES: usize = 4 << 20;
 
 /// Reads a ledger, also while a sink uses it. All methods block.
 ///
@@ -87,8 +90,8 @@ impl LedgerReader {
     }
 
     /// Visits the kept outputs of a job with their tasks, as [`LedgerReader::outputs`] does, once
-    /// for each of `passes` in turn. All passes see the same outputs. The task is `None` if only its
-    /// output is kept.
+    /// for each of `passes` in turn. All passes see the same outputs. The task is `None` if only
+    /// its output is kept.
     ///
     /// # Errors
     /// If the ledger does not have the job, or cannot be read, or if the job changes meanwhile.
@@ -208,7 +211,8 @@ impl LedgerReader {
         order: OutputOrder,
         each: &mut dyn FnMut(OutputRow<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, LedgerError> {
-        let (last_output, bound) = (list.last_output, OUTPUTS_BOUND);
+        let last_output = list.last_output;
+        let bound = PageBound { rows: OUTPUTS_MAX_ROWS, bytes: OUTPUTS_MAX_BYTES };
         let mut after = None;
         loop {
             let page = self.access.outputs(list.key, OutputsPage { order, after, last_output, bound })?;
@@ -268,7 +272,8 @@ impl JobList {
 }
 
 fn view(snapshot: JobSnapshot) -> JobView {
-    let JobSnapshot { record, builds, report, done, failed, refused, has_kept_tasks, dead_messages, .. } = snapshot;
+    let JobSnapshot { record, builds, report, done, failed, refused, has_kept_tasks, dead_messages, .. } =
+        snapshot;
     let end = record.total().unwrap_or(record.counts.reached);
     let refused_tasks = unresolved_tasks(&refused, &done, &failed);
     let missing = record.stalled_ms.map(|_| {

@@ -5,10 +5,7 @@ use std::{collections::BTreeSet, fmt, ops::Range};
 use gristmill_shared::{BuildId, JobId, wire::BuildShare};
 use serde::Serialize;
 
-use crate::{
-    IndexSet, JobRecord, JobSnapshot, JobState,
-    index_set::gaps,
-};
+use crate::{IndexSet, JobRecord, JobSnapshot, JobState, index_set::gaps};
 
 /// Gaps that a verification lists; all are counted.
 const GAPS_MAX: usize = 1_000;

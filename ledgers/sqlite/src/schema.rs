@@ -179,10 +179,15 @@ pub(crate) fn identify(connection: &Connection, path: &Path) -> Result<DatabaseK
     if tables == 0 {
         return Ok(DatabaseKind::Empty);
     }
-    if number("PRAGMA application_id").map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))? != APPLICATION_ID {
+    if number("PRAGMA application_id")
+        .map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))?
+        != APPLICATION_ID
+    {
         return Err(not("it is the SQLite database of another program"));
     }
-    match number("PRAGMA user_version").map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))? {
+    match number("PRAGMA user_version")
+        .map_err(|error| storage_error(&LedgerLocation::File(path.into()), "being opened", error))?
+    {
         SCHEMA_VERSION => Ok(DatabaseKind::Ledger),
         found => Err(LedgerError::UnsupportedVersion { path: path.into(), found, known: SCHEMA_VERSION }),
     }

@@ -14,7 +14,11 @@ use crate::{
     columns,
     location::{self, LedgerLock},
     schema::{self, DatabaseKind},
-    tables::{build_rows, dead_rows, job_rows, kept_rows, outbox_rows, outcome_rows::{self, TaskSet}, parked_rows},
+    tables::{
+        build_rows, dead_rows, job_rows, kept_rows, outbox_rows,
+        outcome_rows::{self, TaskSet},
+        parked_rows,
+    },
 };
 
 /// Time that a statement waits for another process (a `prune`) to end its transaction.

@@ -185,7 +185,8 @@ mod tests {
     fn refused_rows_are_resent_when_idle() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
-        let handle = spawn(LedgerEngine::new(open_ledger(&path), registry(), Lane::default(), app())).unwrap();
+        let handle =
+            spawn(LedgerEngine::new(open_ledger(&path), registry(), Lane::default(), app())).unwrap();
         let messages = [SubmittedJob::toy().opened(), garbage()];
         handle.commands.send(LedgerCommand::Results(messages.map(delivery).into())).unwrap();
         let handed_out = || handle.outbox.recv_timeout(Duration::from_secs(20)).expect("nothing goes out");

@@ -383,8 +383,7 @@ impl LedgerEngine {
         let Committed { keys, parked_dropped } = ledger.commit(&changes)?;
         drop(changes);
         Parking::record_dropped(parked_dropped);
-        let moved: Vec<u64> =
-            changed.iter_mut().zip(keys).map(|(job, key)| job.record_commit(key)).collect();
+        let moved: Vec<u64> = changed.iter_mut().zip(keys).map(|(job, key)| job.record_commit(key)).collect();
         SINK_COMMIT_SECONDS.record([], began.elapsed().as_secs_f64());
         let tasks = moved.iter().sum::<u64>();
         if tasks > 0 {

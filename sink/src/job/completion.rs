@@ -151,8 +151,8 @@ impl ActiveJob {
         }
     }
 
-    /// Builds the report of a job that folds its outputs in order, and concludes it. The commit that
-    /// follows saves its last outputs and its end together.
+    /// Builds the report of a job that folds its outputs in order, and concludes it. The commit
+    /// that follows saves its last outputs and its end together.
     pub(super) fn conclude_in_order(
         &mut self,
         ledger: &mut dyn Ledger,

@@ -6,8 +6,11 @@ use gristmill_ledger::{JobKey, KeptOutputs, Ledger, LedgerError, PageBound};
 use gristmill_shared::TaskIndex;
 use serde_json::value::RawValue;
 
-/// The stored outputs that are in memory at a time. A row has the outputs of one span of a message.
-const PAGE_BOUND: PageBound = PageBound { rows: 64, bytes: 4 << 20 };
+/// Rows of stored outputs that are in memory at a time. A row has the outputs of one span of a
+/// message.
+const FOLD_PAGE_MAX_ROWS: usize = 64;
+/// The size of the outputs at which such a page ends.
+const FOLD_PAGE_MAX_BYTES: usize = 4 << 20;
 
 /// The kept outputs in the ledger and those of the next commit, merged by index.
 pub(super) struct OrderedOutputs<'a> {
@@ -54,7 +57,8 @@ impl<'a> OrderedOutputs<'a> {
         if self.page.is_empty()
             && let Some(job) = self.stored
         {
-            self.page = self.ledger.kept_outputs(job, self.from, PAGE_BOUND)?.into();
+            let bound = PageBound { rows: FOLD_PAGE_MAX_ROWS, bytes: FOLD_PAGE_MAX_BYTES };
+            self.page = self.ledger.kept_outputs(job, self.from, bound)?.into();
             match self.page.back() {
                 Some(last) => self.from = last.first.saturating_add(last.count),
                 None => self.stored = None,

@@ -12,9 +12,10 @@ use serde_json::value::RawValue;
 use super::{ActiveJob, JobPhase, fold_state::UserCodeError};
 use crate::{SinkError, outbox::Outbox};
 
-/// Tasks sent again at a time, and the payload bytes at which no more are added. The others stay
-/// failed; another request sends more.
-const REOPEN_BOUND: PageBound = PageBound { rows: 100_000, bytes: 64 << 20 };
+/// Tasks sent again at a time. The others stay failed; another request sends more.
+const REOPEN_MAX_TASKS: usize = 100_000;
+/// Payload bytes at which no more tasks are added.
+const REOPEN_MAX_BYTES: usize = 64 << 20;
 
 impl ActiveJob {
     /// Sends failed tasks again: those given, or all. The job must be as the ledger has it. Only a
@@ -32,7 +33,11 @@ impl ActiveJob {
             return Ok(Err(format!("it is {}; only a finished job can be reopened", self.record.state())));
         };
         let wanted: BTreeSet<u64> = reopen.indices.iter().map(|index| index.0).collect();
-        let tasks = ledger.failed_tasks(key, &wanted, REOPEN_BOUND)?;
+        let tasks = ledger.failed_tasks(
+            key,
+            &wanted,
+            PageBound { rows: REOPEN_MAX_TASKS, bytes: REOPEN_MAX_BYTES },
+        )?;
         if tasks.is_empty() {
             return Ok(Err("none of these tasks has failed and is known in full".into()));
         }

@@ -4,11 +4,11 @@ use gristmill_shared::JobId;
 
 use super::{
     Store,
-    samples::{Check, SampleJob, WHOLE, dead, equal, failure, holds, kept, message},
+    samples::{Check, SampleJob, WHOLE_PAGE, dead, equal, failure, holds, kept, message},
 };
 use crate::{
-    Changes, DEAD_BODY_MAX_BYTES, DEAD_MAX_MESSAGES, JobChange, NUMBER_MAX, PARKED_MAX_BYTES, PARKED_MAX_MESSAGES,
-    Seal,
+    Changes, DEAD_BODY_MAX_BYTES, DEAD_MAX_MESSAGES, JobChange, NUMBER_MAX, PARKED_MAX_BYTES,
+    PARKED_MAX_MESSAGES, Seal,
 };
 
 /// The oldest parked messages go beyond the bounds of number and size, and are counted.
@@ -68,6 +68,6 @@ pub(super) fn extreme_values_read_back(store: &dyn Store) -> Check {
     equal("the counts", &record.counts, &job.record.counts)?;
     equal("the last task done", &ledger.outcomes(key)?.done.end(), &NUMBER_MAX)?;
     equal("the reason", &ledger.reasons(key, 9)?, &vec![(NUMBER_MAX - 2, text.into())])?;
-    let outputs = ledger.kept_outputs(key, 0, WHOLE)?;
+    let outputs = ledger.kept_outputs(key, 0, WHOLE_PAGE)?;
     holds(outputs.len() == 1 && outputs[0].outputs == format!("[{long}]"), "a long output is another one")
 }

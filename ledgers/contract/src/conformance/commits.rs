@@ -6,11 +6,9 @@ use gristmill_shared::{Conclusion, JobId, Lane, LedgerId, wire::BuildShare};
 
 use super::{
     Store,
-    samples::{Check, SampleJob, WHOLE, equal, every_part, failure, holds, kept, message, observe, raw},
+    samples::{Check, SampleJob, WHOLE_PAGE, equal, every_part, failure, holds, kept, message, observe, raw},
 };
-use crate::{
-    Changes, JobChange, JobEnd, JobKey, JobState, LedgerError, OutboxTarget, PruneRule, StoredJob,
-};
+use crate::{Changes, JobChange, JobEnd, JobKey, JobState, LedgerError, OutboxTarget, PruneRule, StoredJob};
 
 /// The most steps after which a commit is stopped. A commit of the suite takes fewer.
 const STEPS_MAX: u64 = 1 << 20;
@@ -37,21 +35,24 @@ pub(super) fn commit_stores_every_part(store: &dyn Store) -> Check {
     equal("the first reason", &reasons, &vec![(6, "it failed".into())])?;
     let found = ledger.report(key)?.map(|report| report.get().to_owned());
     equal("the report", &found, &Some("[1,2]".into()))?;
-    let payloads: Vec<_> =
-        ledger.failed_tasks(key, &BTreeSet::new(), WHOLE)?.into_iter().map(|task| task.payload).collect();
+    let payloads: Vec<_> = ledger
+        .failed_tasks(key, &BTreeSet::new(), WHOLE_PAGE)?
+        .into_iter()
+        .map(|task| task.payload)
+        .collect();
     equal("payloads", &payloads, &vec![r#"{"task":7}"#.to_owned(); 2])?;
-    let firsts: Vec<_> = ledger.kept_outputs(key, 0, WHOLE)?.into_iter().map(|kept| kept.first).collect();
+    let firsts: Vec<_> =
+        ledger.kept_outputs(key, 0, WHOLE_PAGE)?.into_iter().map(|kept| kept.first).collect();
     equal("kept outputs", &firsts, &vec![0, 70_000])?;
     equal("running jobs", &ledger.running(&Lane::default())?.len(), &1)?;
-    let bodies: Vec<_> =
-        ledger.parked(stranger)?.into_iter().map(|message| message.body.to_vec()).collect();
+    let bodies: Vec<_> = ledger.parked(stranger)?.into_iter().map(|message| message.body.to_vec()).collect();
     equal("parked messages", &bodies, &vec![b"first".to_vec(), b"second".to_vec()])?;
     let state = ledger.outbox_state()?;
     equal("outbox rows", &state.rows, &3)?;
     equal("lanes of the outbox", &state.lanes, &vec![Lane::new("night")?])?;
 
     // The second commit replaces, adds and deletes.
-    let settled = ledger.outbox(OutboxTarget::Journal, 0, WHOLE)?[0].row;
+    let settled = ledger.outbox(OutboxTarget::Journal, 0, WHOLE_PAGE)?[0].row;
     job.key = Some(key);
     job.add_done(6, 1);
     let longer = raw("[1,2,3]");
@@ -62,8 +63,12 @@ pub(super) fn commit_stores_every_part(store: &dyn Store) -> Check {
         builds: vec![BuildShare { version: 3, build: None, counted: 1, refused: 0 }],
         ..job.change()
     };
-    let changes =
-        Changes { jobs: vec![change], unparked: vec![stranger], settled: vec![settled], ..Changes::default() };
+    let changes = Changes {
+        jobs: vec![change],
+        unparked: vec![stranger],
+        settled: vec![settled],
+        ..Changes::default()
+    };
     equal("keys", &ledger.commit(&changes)?.keys, &vec![key])?;
     drop(changes);
     let mut ledger = store.reopen(ledger)?;
@@ -122,7 +127,11 @@ pub(super) fn full_store_changes_nothing(store: &dyn Store) -> Check {
     holds(ledger.commit(&changes).is_err(), "a commit succeeded for which there is no room")?;
     store.set_full(false);
     let mut ledger = store.reopen(ledger)?;
-    equal("what a restart reads", &observe(&mut *ledger, &[old.id(), changes.jobs[0].record.opened.job])?, &before)?;
+    equal(
+        "what a restart reads",
+        &observe(&mut *ledger, &[old.id(), changes.jobs[0].record.opened.job])?,
+        &before,
+    )?;
     ledger.commit(&changes)?;
     Ok(())
 }
@@ -198,7 +207,8 @@ pub(super) fn keys_and_rows_are_not_reused(store: &dyn Store) -> Check {
         let outbox = vec![(OutboxTarget::Journal, Lane::default(), message("", b"fact")); 2];
         let changes = Changes { jobs: vec![job.change()], outbox, ..Changes::default() };
         keys.extend(ledger.commit(&changes)?.keys);
-        let new: Vec<i64> = ledger.outbox(OutboxTarget::Journal, 0, WHOLE)?.iter().map(|row| row.row).collect();
+        let new: Vec<i64> =
+            ledger.outbox(OutboxTarget::Journal, 0, WHOLE_PAGE)?.iter().map(|row| row.row).collect();
         equal("rows", &new.len(), &2)?;
         rows.extend(&new);
         ledger.commit(&Changes { settled: new, ..Changes::default() })?;

@@ -14,14 +14,15 @@ use serde_json::value::RawValue;
 
 use super::Store;
 use crate::{
-    Changes, Committed, DeadMessages, FailureRow, JobChange, JobKey, JobParts, JobRecord, JobSnapshot, JobsAfter,
-    KeptOutputs, Ledger, LedgerAccess, LedgerError, LedgerLocation, OutboxRow, OutboxState, OutboxTarget, OutputsPage,
-    PageBound, ParkedMessages, PruneReport, PruneRule, RetryTask, SavedOutcomes, StoredJob, StoredOutputs,
+    Changes, Committed, DeadMessages, FailureRow, JobChange, JobKey, JobParts, JobRecord, JobSnapshot,
+    JobsAfter, KeptOutputs, Ledger, LedgerAccess, LedgerError, LedgerLocation, OutboxRow, OutboxState,
+    OutboxTarget, OutputsPage, PageBound, ParkedMessages, PruneReport, PruneRule, RetryTask, SavedOutcomes,
+    StoredJob, StoredOutputs,
 };
 
 /// The promise that a [`FlawedStore`] breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flaw {
+pub enum LedgerFlaw {
     /// Reports are not stored.
     LosesReports,
     /// A commit is two transactions: the jobs, then the rest.
@@ -54,7 +55,7 @@ pub enum Flaw {
     PrunesOneMore,
 }
 
-impl Flaw {
+impl LedgerFlaw {
     /// Every flaw, with the promise that it breaks.
     pub const ALL: [(Self, &'static str); 15] = [
         (Self::LosesReports, "commit_stores_every_part"),
@@ -81,7 +82,7 @@ pub struct FlawedStore {
     inner: Box<dyn Store>,
     /// A store for a second writer.
     other: Box<dyn Store>,
-    flaw: Flaw,
+    flaw: LedgerFlaw,
     is_open: Arc<AtomicBool>,
     /// Containers that were stored.
     seen: Arc<Mutex<BTreeSet<(JobId, u64)>>>,
@@ -90,13 +91,13 @@ pub struct FlawedStore {
 impl FlawedStore {
     /// Makes a flawed store of two that keep all promises.
     #[must_use]
-    pub fn new(inner: Box<dyn Store>, other: Box<dyn Store>, flaw: Flaw) -> Self {
+    pub fn new(inner: Box<dyn Store>, other: Box<dyn Store>, flaw: LedgerFlaw) -> Self {
         Self { inner, other, flaw, is_open: Arc::default(), seen: Arc::default() }
     }
 
     fn wrap(&self, inner: Box<dyn Ledger>) -> Box<dyn Ledger> {
         self.is_open.store(true, Ordering::Relaxed);
-        let id = if self.flaw == Flaw::ChangesId { LedgerId::generate() } else { inner.id().clone() };
+        let id = if self.flaw == LedgerFlaw::ChangesId { LedgerId::generate() } else { inner.id().clone() };
         let (is_open, seen) = (Arc::clone(&self.is_open), Arc::clone(&self.seen));
         Box::new(FlawedLedger { inner, flaw: self.flaw, id, seen, is_open })
     }
@@ -104,7 +105,7 @@ impl FlawedStore {
 
 impl Store for FlawedStore {
     fn open(&self) -> Result<Box<dyn Ledger>, LedgerError> {
-        if self.flaw == Flaw::AdmitsSecondWriter && self.is_open.load(Ordering::Relaxed) {
+        if self.flaw == LedgerFlaw::AdmitsSecondWriter && self.is_open.load(Ordering::Relaxed) {
             return self.other.open();
         }
         Ok(self.wrap(self.inner.open()?))
@@ -129,7 +130,7 @@ impl Store for FlawedStore {
 
 struct FlawedLedger {
     inner: Box<dyn Ledger>,
-    flaw: Flaw,
+    flaw: LedgerFlaw,
     id: LedgerId,
     seen: Arc<Mutex<BTreeSet<(JobId, u64)>>>,
     is_open: Arc<AtomicBool>,
@@ -151,14 +152,14 @@ impl FlawedLedger {
     /// Returns the bound of a page, as the flaw leaves it.
     fn bound(&self, bound: PageBound) -> PageBound {
         let none = PageBound { rows: 1_000_000, bytes: usize::MAX };
-        if self.flaw == Flaw::IgnoresBounds { none } else { bound }
+        if self.flaw == LedgerFlaw::IgnoresBounds { none } else { bound }
     }
 
     /// Copies the change of a job, with the flaw. `record` is its record, as the flaw leaves it.
     fn change<'a>(&self, change: &JobChange<'a>, record: &'a JobRecord) -> JobChange<'a> {
         let job = record.opened.job;
         let mut done = change.done.clone();
-        if self.flaw == Flaw::KeepsFirstContainer {
+        if self.flaw == LedgerFlaw::KeepsFirstContainer {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             done.retain(|(container, _)| seen.insert((job, *container)));
         }
@@ -169,7 +170,7 @@ impl FlawedLedger {
             refused: change.refused.clone(),
             failures: change.failures.clone(),
             outputs: change.outputs.clone(),
-            report: change.report.filter(|_| self.flaw != Flaw::LosesReports),
+            report: change.report.filter(|_| self.flaw != LedgerFlaw::LosesReports),
             builds: change.builds.clone(),
         }
     }
@@ -186,14 +187,14 @@ impl Ledger for FlawedLedger {
 
     fn commit(&mut self, changes: &Changes<'_>) -> Result<Committed, LedgerError> {
         let mut records: Vec<JobRecord> = changes.jobs.iter().map(|change| change.record.clone()).collect();
-        if self.flaw == Flaw::CutsNumbers {
+        if self.flaw == LedgerFlaw::CutsNumbers {
             for seal in records.iter_mut().filter_map(|record| record.seal.as_mut()) {
                 seal.total = seal.total.min(u32::MAX.into());
             }
         }
         let mut jobs: Vec<_> =
             changes.jobs.iter().zip(&records).map(|(change, record)| self.change(change, record)).collect();
-        if self.flaw == Flaw::RevivesPrunedJobs {
+        if self.flaw == LedgerFlaw::RevivesPrunedJobs {
             for change in &mut jobs {
                 if self.inner.job(change.record.opened.job)?.is_none() {
                     change.key = None;
@@ -209,12 +210,12 @@ impl Ledger for FlawedLedger {
             outbox: changes.outbox.clone(),
         };
         match self.flaw {
-            Flaw::DropsNewestParked => flawed.parked.truncate(10),
-            Flaw::ForgetsDropped => {
+            LedgerFlaw::DropsNewestParked => flawed.parked.truncate(10),
+            LedgerFlaw::ForgetsDropped => {
                 flawed.dead.reverse();
                 flawed.dead.truncate(10);
             }
-            Flaw::SplitsCommits => {
+            LedgerFlaw::SplitsCommits => {
                 let jobs = std::mem::take(&mut flawed.jobs);
                 let first = self.inner.commit(&Changes { jobs, ..Changes::default() })?;
                 return Ok(Committed { keys: first.keys, ..self.inner.commit(&flawed)? });
@@ -222,7 +223,7 @@ impl Ledger for FlawedLedger {
             _ => {}
         }
         match self.inner.commit(&flawed) {
-            Err(_) if self.flaw == Flaw::HidesFailures => Ok(Committed::default()),
+            Err(_) if self.flaw == LedgerFlaw::HidesFailures => Ok(Committed::default()),
             committed => committed,
         }
     }
@@ -275,7 +276,7 @@ impl Ledger for FlawedLedger {
     ) -> Result<Vec<OutboxRow>, LedgerError> {
         let bound = self.bound(bound);
         let mut rows = self.inner.outbox(target, after, bound)?;
-        if self.flaw == Flaw::RenumbersRows {
+        if self.flaw == LedgerFlaw::RenumbersRows {
             rows.iter_mut().zip(1..).for_each(|(row, number)| row.row = number);
         }
         Ok(rows)
@@ -293,7 +294,7 @@ impl Ledger for FlawedLedger {
 #[derive(Debug)]
 struct FlawedAccess {
     inner: Box<dyn LedgerAccess>,
-    flaw: Flaw,
+    flaw: LedgerFlaw,
     /// The tasks done as of the last answer but one.
     last_count: AtomicU64,
 }
@@ -309,7 +310,7 @@ impl LedgerAccess for FlawedAccess {
 
     fn job(&mut self, job: JobId, parts: JobParts) -> Result<Option<JobSnapshot>, LedgerError> {
         let mut found = self.inner.job(job, parts)?;
-        if self.flaw == Flaw::ShowsOldCounts
+        if self.flaw == LedgerFlaw::ShowsOldCounts
             && let Some(snapshot) = &mut found
         {
             let count = &mut snapshot.record.counts.done;
@@ -328,7 +329,7 @@ impl LedgerAccess for FlawedAccess {
     }
 
     fn outputs(&mut self, job: JobKey, page: OutputsPage) -> Result<Vec<StoredOutputs>, LedgerError> {
-        let is_later = page.after.is_some() && self.flaw == Flaw::SkipsRows;
+        let is_later = page.after.is_some() && self.flaw == LedgerFlaw::SkipsRows;
         let mut rows = self.inner.outputs(job, page)?;
         if is_later && !rows.is_empty() {
             rows.remove(0);
@@ -345,7 +346,8 @@ impl LedgerAccess for FlawedAccess {
     }
 
     fn prune(&mut self, rule: PruneRule) -> Result<PruneReport, LedgerError> {
-        let keep = rule.keep.map(|keep| keep.saturating_sub(usize::from(self.flaw == Flaw::PrunesOneMore)));
+        let keep =
+            rule.keep.map(|keep| keep.saturating_sub(usize::from(self.flaw == LedgerFlaw::PrunesOneMore)));
         self.inner.prune(PruneRule { keep, ..rule })
     }
 }

@@ -6,7 +6,7 @@
 mod bounds;
 mod commits;
 pub mod flawed;
-mod reading;
+mod readers;
 mod samples;
 
 use std::{fmt, panic::AssertUnwindSafe, panic::catch_unwind};
@@ -47,28 +47,28 @@ pub trait Store: fmt::Debug + Sync {
 }
 
 /// Makes one more store.
-pub type MakeStore<'a> = &'a dyn Fn() -> Box<dyn Store>;
+pub type StoreFactory<'a> = &'a dyn Fn() -> Box<dyn Store>;
 
 /// A promise of every ledger.
 #[derive(Clone, Copy)]
-pub struct Promise {
+pub struct LedgerPromise {
     /// Its name.
     pub name: &'static str,
     check: fn(&dyn Store) -> Check,
 }
 
-impl fmt::Debug for Promise {
+impl fmt::Debug for LedgerPromise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
     }
 }
 
-impl Promise {
+impl LedgerPromise {
     /// Checks the promise on a new store.
     ///
     /// # Errors
     /// The observation that breaks it.
-    pub fn check(&self, make: MakeStore<'_>) -> Result<(), String> {
+    pub fn check(&self, make: StoreFactory<'_>) -> Result<(), String> {
         let store = make();
         catch_unwind(AssertUnwindSafe(|| (self.check)(&*store)))
             .unwrap_or_else(|panic| Err(format!("it panicked: {}", panic_text(&*panic)).into()))
@@ -79,8 +79,8 @@ impl Promise {
 macro_rules! promises {
     ($($module:ident::$name:ident,)*) => {
         /// Every promise.
-        pub const ALL_PROMISES: &[Promise] =
-            &[$(Promise { name: stringify!($name), check: $module::$name },)*];
+        pub const ALL_PROMISES: &[LedgerPromise] =
+            &[$(LedgerPromise { name: stringify!($name), check: $module::$name },)*];
     };
 }
 
@@ -96,17 +96,17 @@ promises! {
     bounds::parked_messages_are_bounded,
     bounds::dead_messages_are_bounded,
     bounds::extreme_values_read_back,
-    reading::readers_see_whole_commits,
-    reading::pages_have_every_row_once,
-    reading::page_ends_at_its_bound,
-    reading::prune_spares_running_jobs,
+    readers::readers_see_whole_commits,
+    readers::pages_have_every_row_once,
+    readers::page_ends_at_its_bound,
+    readers::prune_spares_running_jobs,
 }
 
 /// Checks every promise, each on a store of its own.
 ///
 /// # Panics
 /// If promises are broken. The text names all of them, each with its observation.
-pub fn check_all(make: MakeStore<'_>) {
+pub fn check_all(make: StoreFactory<'_>) {
     let broken: Vec<String> = ALL_PROMISES
         .iter()
         .filter_map(|promise| Some(format!("- {}: {}", promise.name, promise.check(make).err()?)))

@@ -9,15 +9,15 @@ use gristmill_shared::{
 use serde_json::value::RawValue;
 
 use crate::{
-    Changes, DeadMessage, IndexSet, JobChange, JobKey, JobRecord, KeptOutputs, Ledger, OutboxTarget, PageBound,
-    StoredFailure, StoredJob,
+    Changes, DeadMessage, IndexSet, JobChange, JobKey, JobRecord, KeptOutputs, Ledger, OutboxTarget,
+    PageBound, StoredFailure, StoredJob,
 };
 
 /// The result of a check: an observation that breaks the promise, or an error of the store.
 pub(super) type Check<T = ()> = Result<T, Box<dyn Error>>;
 
 /// A page that holds everything.
-pub(super) const WHOLE: PageBound = PageBound { rows: 1_000_000, bytes: 1 << 40 };
+pub(super) const WHOLE_PAGE: PageBound = PageBound { rows: 1_000_000, bytes: 1 << 40 };
 
 /// Breaks the promise unless both are equal.
 pub(super) fn equal<T: PartialEq + Debug>(what: &str, found: &T, expected: &T) -> Check {
@@ -147,11 +147,11 @@ pub(super) fn observe(ledger: &mut dyn Ledger, jobs: &[JobId]) -> Check<String> 
         seen.push(format!("{key:?} {record:?} {builds:?}"));
         seen.push(format!("{:?}", ledger.outcomes(key)?));
         seen.push(format!("{:?} {:?}", ledger.report(key)?, ledger.reasons(key, 100)?));
-        seen.push(format!("{:?}", ledger.failed_tasks(key, &BTreeSet::new(), WHOLE)?));
-        seen.push(format!("{:?}", ledger.kept_outputs(key, 0, WHOLE)?));
+        seen.push(format!("{:?}", ledger.failed_tasks(key, &BTreeSet::new(), WHOLE_PAGE)?));
+        seen.push(format!("{:?}", ledger.kept_outputs(key, 0, WHOLE_PAGE)?));
     }
     for target in OutboxTarget::ALL {
-        seen.push(format!("{target:?}: {:?}", ledger.outbox(target, 0, WHOLE)?));
+        seen.push(format!("{target:?}: {:?}", ledger.outbox(target, 0, WHOLE_PAGE)?));
     }
     Ok(seen.join("\n"))
 }

@@ -75,8 +75,8 @@ pub(crate) fn load_reasons(
     rows.query_map(params![job.0, most], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Loads failed tasks whose payload is known, in the order of the split: those that are `wanted`, or
-/// all if that is empty.
+/// Loads failed tasks whose payload is known, in the order of the split: those that are `wanted`,
+/// or all if that is empty.
 pub(crate) fn load_retry_tasks(
     connection: &Connection,
     job: JobKey,

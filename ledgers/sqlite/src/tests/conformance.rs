@@ -10,11 +10,11 @@ use std::{
 };
 
 use gristmill_ledger::{
-    Changes, Committed, JobKey, JobRecord, KeptOutputs, Ledger, LedgerAccess, LedgerError, LedgerLocation, OutboxRow,
-    OutboxState, OutboxTarget, PageBound, RetryTask, SavedOutcomes, StoredJob,
+    Changes, Committed, JobKey, JobRecord, KeptOutputs, Ledger, LedgerAccess, LedgerError, LedgerLocation,
+    OutboxRow, OutboxState, OutboxTarget, PageBound, RetryTask, SavedOutcomes, StoredJob,
     conformance::{
         self, ALL_PROMISES, Store,
-        flawed::{Flaw, FlawedStore},
+        flawed::{FlawedStore, LedgerFlaw},
     },
 };
 use gristmill_shared::{JobId, Lane, LedgerId, Message};
@@ -217,7 +217,7 @@ fn memory_keeps_every_promise() {
 #[test]
 fn every_flaw_is_caught() {
     for promise in ALL_PROMISES {
-        let (flaw, _) = Flaw::ALL.iter().find(|(_, broken)| *broken == promise.name).unwrap();
+        let (flaw, _) = LedgerFlaw::ALL.iter().find(|(_, broken)| *broken == promise.name).unwrap();
         let make = || -> Box<dyn Store> {
             Box::new(FlawedStore::new(SqliteStore::on_disk(), SqliteStore::on_disk(), *flaw))
         };
@@ -225,5 +225,5 @@ fn every_flaw_is_caught() {
         println!("{}: {flaw:?}: {broken:?}", promise.name);
         assert!(broken.is_err(), "{} does not notice {flaw:?}", promise.name);
     }
-    assert_eq!(ALL_PROMISES.len(), Flaw::ALL.len());
+    assert_eq!(ALL_PROMISES.len(), LedgerFlaw::ALL.len());
 }

@@ -1,8 +1,8 @@
 //! The proof of a job finds rows that do not add up.
 
 use gristmill_ledger::{
-    Changes, IndexSet, JobChange, JobEnd, JobRecord, JobState, KeptOutputs, Ledger, LedgerLocation, LedgerReader, Seal,
-    StoredFailure, Verification,
+    Changes, IndexSet, JobChange, JobEnd, JobRecord, JobState, KeptOutputs, Ledger, LedgerLocation,
+    LedgerReader, Seal, StoredFailure, Verification,
 };
 use gristmill_shared::{Conclusion, JobId, Kind, Lane, Plan, Policy, Round, wire::Opened};
 use rusqlite::Connection;
@@ -87,10 +87,7 @@ fn verify_finds_contradictions() {
         ("UPDATE failures SET task = 3", "1 tasks are both done and failed"),
         ("UPDATE jobs SET sealed_total = 9", "there are 9 tasks, but task 9 has an outcome"),
         ("DELETE FROM outputs WHERE first = 8", "counts 9 outputs to keep, but has 7"),
-        (
-            "UPDATE outputs SET first = 7 WHERE first = 8",
-            "the kept outputs are not those of the tasks done",
-        ),
+        ("UPDATE outputs SET first = 7 WHERE first = 8", "the kept outputs are not those of the tasks done"),
         ("UPDATE jobs SET state = 'stopped', skipped = 3", "counts 3 tasks skipped, but 0 are"),
     ];
     for (sql, problem) in cases {

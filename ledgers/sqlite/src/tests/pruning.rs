@@ -3,8 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use gristmill_ledger::{
-    Changes, IndexSet, JobChange, JobEnd, JobRecord, KeptOutputs, Ledger, LedgerLocation, LedgerReader, PruneReport,
-    PruneRule,
+    Changes, IndexSet, JobChange, JobEnd, JobRecord, KeptOutputs, Ledger, LedgerLocation, LedgerReader,
+    PruneReport, PruneRule,
 };
 use gristmill_shared::wire::{BuildShare, now_ms};
 use rusqlite::Connection;

@@ -135,18 +135,13 @@ fn parking_is_bounded_in_messages() {
     assert_eq!((parked.jobs[0].messages, parked.dropped), (PARKED_MAX_MESSAGES, 2));
     fixture.commit([job.opened()]);
     let verification = fixture.reader().verify(job.id).unwrap();
-    assert_eq!(
-        (verification.done, &verification.gaps[0]),
-        (PARKED_MAX_MESSAGES, &(0..2)),
-        "the oldest went"
-    );
+    assert_eq!((verification.done, &verification.gaps[0]), (PARKED_MAX_MESSAGES, &(0..2)), "the oldest went");
 }
 
 #[test]
 fn parking_is_bounded_in_bytes() {
     let (fixture, job) = (EngineFixture::new(), SubmittedJob::toy());
-    let large =
-        Message { body: vec![b' '; PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
+    let large = Message { body: vec![b' '; PARKED_MAX_BYTES as usize / 8].into(), ..job.sealed(1) };
     let mut engine = fixture.engine();
     // As if they had been decoded: a parked message is not read again until its job is opened.
     (0..5_000).for_each(|index| engine.parking.park(job.id, &job.done(index..index + 1)));

@@ -58,7 +58,6 @@ fn kept_tasks_match_outputs() {
     let view = fixture.reader().job(job.id).unwrap().unwrap();
     assert!(view.keeps_outputs && view.keeps_tasks);
     assert_eq!(fixture.account(&job).failed, 1);
-
 }
 
 #[test]

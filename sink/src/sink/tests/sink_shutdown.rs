@@ -125,7 +125,7 @@ async fn dropped_sink_commits_its_input() {
     until("the ledger to be free", || {
         !matches!(config(&ledger).open(), Err(SinkError::Ledger(LedgerError::Locked { .. })))
     })
-        .await;
+    .await;
     let sink = RunningSink::start(config(&ledger), &transport);
     publish(&transport, [job.sealed(7)]).await;
     assert_eq!(finished(&transport, job.id).await.conclusion.text, "21 from 7 tasks");

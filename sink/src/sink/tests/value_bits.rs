@@ -13,9 +13,7 @@ use proptest::{prelude::*, test_runner::TestRunner};
 use serde::{Deserialize, Serialize};
 
 use super::*;
-use crate::{
-    tests::toy_jobs::{SubmittedJob, message},
-};
+use crate::tests::toy_jobs::{SubmittedJob, message};
 
 const CASE_COUNT: u32 = 256;
 /// Messages with a job's results; a separate sink commits each.

@@ -14,7 +14,8 @@ use super::{
     samples::{Check, SampleJob, equal, failure, holds, kept, message},
 };
 use crate::{
-    Changes, JobChange, JobParts, JobsAfter, LedgerAccess, OutboxTarget, OutputOrder, OutputsPage, PageBound, PruneRule,
+    Changes, JobChange, JobParts, JobsAfter, LedgerAccess, OutboxTarget, OutputOrder, OutputsPage, PageBound,
+    PruneRule,
 };
 
 /// Commits beside which a reader reads.
@@ -70,8 +71,7 @@ pub(super) fn pages_have_every_row_once(store: &dyn Store) -> Check {
         after = Some(JobsAfter { submitted_ms: last.opened.submitted_ms, job: last.opened.job });
         listed.extend(page.iter().map(|record| (record.opened.submitted_ms, record.opened.job)));
     }
-    let mut expected: Vec<_> =
-        jobs.iter().map(|job| (job.record.opened.submitted_ms, job.id())).collect();
+    let mut expected: Vec<_> = jobs.iter().map(|job| (job.record.opened.submitted_ms, job.id())).collect();
     expected.sort_by_key(|(submitted_ms, job)| (*submitted_ms, job.to_string()));
     expected.reverse();
     equal("jobs, the newest first", &listed, &expected)?;
@@ -126,7 +126,8 @@ fn all_outputs(access: &mut dyn LedgerAccess, key: crate::JobKey, mut page: Outp
 pub(super) fn page_ends_at_its_bound(store: &dyn Store) -> Check {
     let (mut ledger, mut job) = (store.open()?, SampleJob::new(true));
     let output = format!("\"{}\"", "x".repeat(1_000));
-    let outbox = (0..6).map(|_| (OutboxTarget::Tasks, Lane::default(), message("t", &[b'x'; 1_000]))).collect();
+    let outbox =
+        (0..6).map(|_| (OutboxTarget::Tasks, Lane::default(), message("t", &[b'x'; 1_000]))).collect();
     let change = JobChange {
         outputs: (0..6).map(|first| kept(first, &[&output])).collect(),
         failures: (10..16).map(|task| (task, Some(failure("it failed")))).collect(),
