@@ -6,7 +6,7 @@
 mod bounds;
 mod commits;
 pub mod flawed;
-mod readers;
+mod reader_pages;
 mod samples;
 
 use std::{fmt, panic::AssertUnwindSafe, panic::catch_unwind};
@@ -96,10 +96,10 @@ promises! {
     bounds::parked_messages_are_bounded,
     bounds::dead_messages_are_bounded,
     bounds::extreme_values_read_back,
-    readers::readers_see_whole_commits,
-    readers::pages_have_every_row_once,
-    readers::page_ends_at_its_bound,
-    readers::prune_spares_running_jobs,
+    reader_pages::readers_see_whole_commits,
+    reader_pages::pages_have_every_row_once,
+    reader_pages::page_ends_at_its_bound,
+    reader_pages::prune_spares_running_jobs,
 }
 
 /// Checks every promise, each on a store of its own.
