@@ -8,7 +8,7 @@ use gristmill_shared::{
 };
 
 use super::*;
-use crate::ExportRow;
+use gristmill_ledger::ExportRow;
 
 fn stalling(fixture: &EngineFixture, after: Duration) -> LedgerEngine {
     fixture.engine().stall_after(Some(after))

@@ -17,11 +17,11 @@ async fn lane_belongs_to_one_ledger() {
     assert!(text.contains("ours of toy") && text.contains("--adopt"), "{text}");
 
     // Another lane is no conflict.
-    let elsewhere = SinkConfig { lane: Lane::new("night").unwrap(), ..theirs.clone() };
+    let elsewhere = TestConfig { lane: Lane::new("night").unwrap(), ..theirs.clone() };
     RunningSink::start(elsewhere, &transport).stop().await.unwrap();
 
     // Adopting takes the lane over, and the other sink leaves.
-    let adopting = RunningSink::start(SinkConfig { adopt: true, ..theirs.clone() }, &transport);
+    let adopting = RunningSink::start(TestConfig { adopt: true, ..theirs.clone() }, &transport);
     let error = RunningSink::wait(sink.end).await.unwrap_err();
     assert!(matches!(error, SinkError::TakenOver { .. }), "{error}");
     adopting.stop().await.unwrap();
@@ -37,7 +37,7 @@ async fn lane_belongs_to_one_ledger() {
         }
     };
     timeout(WAIT_MAX, claimed).await.expect("it did not claim its lane");
-    let adopting = RunningSink::start(SinkConfig { adopt: true, ..ours }, &transport);
+    let adopting = RunningSink::start(TestConfig { adopt: true, ..ours }, &transport);
     let error = RunningSink::wait(again.end).await.unwrap_err();
     assert!(matches!(error, SinkError::TakenOver { .. }), "{error}");
     adopting.stop().await.unwrap();

@@ -29,6 +29,7 @@ const WAIT_MAX: Duration = Duration::from_secs(20);
 struct TestConfig {
     registry: Registry,
     lane: Lane,
+    adopt: bool,
     ledger: LedgerLocation,
     stall_after: Option<Duration>,
 }
@@ -40,14 +41,14 @@ impl TestConfig {
     }
 
     fn open_on(self, ledger: Box<dyn Ledger>) -> Result<Sink, SinkError> {
-        let Self { registry, lane, stall_after, .. } = self;
-        Sink::open(SinkConfig { registry, lane, adopt: false, app: app(), stall_after }, ledger)
+        let Self { registry, lane, adopt, stall_after, .. } = self;
+        Sink::open(SinkConfig { registry, lane, adopt, app: app(), stall_after }, ledger)
     }
 }
 
 fn config(ledger: &Path) -> TestConfig {
     let ledger = LedgerLocation::File(ledger.into());
-    TestConfig { registry: registry(), lane: Lane::default(), ledger, stall_after: None }
+    TestConfig { registry: registry(), lane: Lane::default(), adopt: false, ledger, stall_after: None }
 }
 
 fn in_memory() -> TestConfig {
