@@ -11,7 +11,7 @@ use std::{
 };
 
 /// The sources of the programs, and the versions of the crates that they use.
-const SOURCE_PATHS: [&str; 13] = [
+const SOURCE_PATHS: [&str; 15] = [
     "Cargo.lock",
     "Cargo.toml",
     "src",
