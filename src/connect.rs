@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use gristmill_amqp::Credentials;
-use gristmill_amqp::{AmqpConfig, AmqpTransport, Finding, FleetRole};
-use gristmill_shared::{Lane, Transport, TransportError};
+use gristmill_amqp::{AmqpConfig, AmqpTransport};
+pub(crate) use gristmill_shared::Credentials;
+use gristmill_shared::{Finding, FleetRole, Lane, Transport, TransportError};
 
 /// Connects to the broker at `url`. `name` identifies this process to the broker's operator. Tries
 /// for 10 s.

@@ -44,13 +44,12 @@ pub mod testing;
 
 pub use app::App;
 pub use connect::connect;
-pub use gristmill_amqp::Credentials;
 pub use gristmill_producer::{
     CancelOutcome, JobUpdate, JobWatcher, OutcomeError, Producer, ProducerError, Submission, SubmitOptions,
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
+    Credentials, Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
     TransportError, WorkerId, memory::MemoryTransport,
 };
 pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};

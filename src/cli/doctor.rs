@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, ValueEnum};
-use gristmill_amqp::{Finding, FleetRole, Severity};
+use gristmill_shared::{Finding, FleetRole, Severity};
 use serde::Serialize;
 
 use super::{

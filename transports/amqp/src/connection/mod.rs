@@ -2,17 +2,16 @@
 
 mod backoff;
 mod channel;
-mod credentials;
 mod current;
 mod degraded;
 mod generation;
 mod handle;
+mod login;
 mod runtime;
 mod supervisor;
 mod termination;
 mod tls;
 
-pub use self::credentials::Credentials;
 pub(crate) use self::{
     backoff::{BACKOFF_RESET_AFTER, ReconnectBackoff},
     channel::{OwnedChannel, REPLY_TIMEOUT, close_channel},
@@ -20,5 +19,6 @@ pub(crate) use self::{
     degraded::DegradedGuard,
     generation::{ConnectError, Generation, PROBE_ROUTING_KEY},
     handle::ConnectionHandle,
+    login::{enter_login, tls_settings},
     tls::{TlsFailure, TlsSettings, classify_tls_error},
 };
