@@ -55,3 +55,22 @@ pub(crate) async fn connect_with(options: &ConnectOptions) -> Result<Arc<dyn Tra
 pub(crate) fn example_url(user: &str) -> String {
     format!("amqp://{user}:password@broker:5672")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::App;
+
+    #[test]
+    fn default_urls_have_a_transport() {
+        for url in [DEFAULT_BROKER_URL, &example_url("me")] {
+            assert!(built_in_transports().check_url(url).is_ok(), "{url}");
+        }
+    }
+
+    #[test]
+    fn app_refuses_a_scheme_twice() {
+        let error = App::new().transport(AmqpDriver::default()).0.into_parts().unwrap_err().to_string();
+        assert!(error.starts_with("two transports take URLs of amqp://"), "{error}");
+    }
+}
