@@ -1,15 +1,16 @@
-//! The program: the kinds of job that it knows, and the roles that it can take.
+//! The program: the kinds of job and transport that it knows, and the roles that it can take.
 
 use std::process::ExitCode;
 
 use clap::Command;
 use gristmill_jobs::{Crack, Primes, Spin};
-use gristmill_shared::{Job, Registry, erase};
+use gristmill_shared::{Job, Registry, TransportDriver, erase};
 
 use crate::{
     Role,
     cli::{self, kinds::KindArgs},
     program::Program,
+    transports::built_in_transports,
 };
 
 /// A program that knows some kinds of job and can take every role.
@@ -23,13 +24,14 @@ impl Default for App {
 }
 
 impl App {
-    /// Returns a program that knows no kind yet.
+    /// Returns a program that knows no kind yet, and the built-in transports.
     #[must_use]
     pub fn new() -> Self {
         Self(Program {
             version: env!("CARGO_PKG_VERSION"),
             kinds: Vec::new(),
             registry: Registry::default(),
+            transports: built_in_transports(),
             refused: None,
             build: None,
         })
@@ -69,7 +71,24 @@ impl App {
                 command: J::augment_args(Command::new(J::KIND)),
                 parse: |matches| J::from_arg_matches(matches).map(erase),
             }),
-            Err(error) => self.0.refused = self.0.refused.or(Some(error)),
+            Err(error) => self.0.refuse(error),
+        }
+        self
+    }
+
+    /// Adds a kind of transport: `--broker` of every command then takes URLs of its schemes.
+    ///
+    /// [`App::main`] fails if another transport has one of these schemes.
+    ///
+    /// ```no_run
+    /// # fn example(driver: impl gristmill::TransportDriver) -> std::process::ExitCode {
+    /// gristmill::App::with_built_in_jobs().transport(driver).main()
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn transport(mut self, driver: impl TransportDriver) -> Self {
+        if let Err(error) = self.0.transports.register(driver) {
+            self.0.refuse(error);
         }
         self
     }

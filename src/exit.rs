@@ -46,16 +46,16 @@ impl From<TransportError> for Failure {
         };
         let hint = match &error {
             TransportError::Unreachable { .. } => {
-                "\n(hint: is a RabbitMQ running there? pass another with --broker or GRISTMILL_BROKER; \
+                "\n(hint: is a broker running there? pass another with --broker or GRISTMILL_BROKER; \
                  `gristmill run` needs none)"
             }
             TransportError::AuthenticationFailed { reason, .. } if !reason.contains("(hint: ") => {
-                "\n(hint: check the user, the password and the virtual host in --broker or GRISTMILL_BROKER, and \
+                "\n(hint: check the user, the password and the rest of the URL in --broker or GRISTMILL_BROKER, and \
                  GRISTMILL_PASSWORD)"
             }
             TransportError::PermissionDenied { lacks, .. } if !lacks.contains("(hint: ") => {
-                "\n(hint: each role has rights of its own, which deploy/rabbitmq-permissions gives; \
-                 `gristmill doctor` shows what this user may do)"
+                "\n(hint: each role has rights of its own; `gristmill doctor` shows what this user may do, and what \
+                 gives it the rights)"
             }
             TransportError::Mismatch { .. } => {
                 "\n(hint: another version made it; delete it on the broker when it is empty, or use another --lane)"

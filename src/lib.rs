@@ -31,35 +31,40 @@
 //! [`run`] runs a whole job in the calling process, like a call of rayon. [`Client`] submits jobs
 //! over a broker, for a long-running service, which may be a worker and a sink as well. Both return
 //! an [`Outcome`] with the typed report.
+//!
+//! # Transports
+//!
+//! The scheme of a URL finds its transport. [`App::transport`] and [`TransportRegistry::register`]
+//! add further kinds of broker to the built-in ones.
 
 mod app;
 mod build_id;
 mod cli;
-mod connect;
 mod exit;
 mod ledger_store;
 mod library;
 mod program;
 mod role;
 pub mod testing;
+mod transports;
 
 pub use app::App;
-pub use connect::connect;
-pub use gristmill_amqp::Credentials;
 pub use gristmill_ledger::{Ledger, LedgerError, LedgerLocation};
 pub use gristmill_producer::{
     CancelOutcome, JobUpdate, JobWatcher, OutcomeError, Producer, ProducerError, Submission, SubmitOptions,
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
-    TransportError, WorkerId, memory::MemoryTransport,
+    ConnectOptions, Credentials, Exit, FailFast, Finding, FleetRole, JobId, Lane, NoAnswer, NoReport,
+    Outcome, Policy, RegisterDriverError, Registry, Severity, Shards, Transport, TransportDriver,
+    TransportError, TransportRegistry, WorkerId, memory::MemoryTransport,
 };
 pub use gristmill_sink::{Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
 pub use ledger_store::open_ledger;
 pub use library::{Client, Error, JobHandle, RunOptions, run};
 pub use role::Role;
+pub use transports::{built_in_transports, connect};
 
 /// The names that a job's code needs.
 pub mod prelude {

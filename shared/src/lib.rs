@@ -6,11 +6,14 @@
 mod backoff;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+mod credentials;
 mod erased;
 mod error;
 mod exit_code;
 pub mod fail_point;
+mod finding;
 mod finite;
+mod fleet_role;
 pub mod fold;
 mod ids;
 mod job;
@@ -33,15 +36,20 @@ mod task_runtime;
 pub mod testing;
 mod trace;
 mod transport;
+mod transport_driver;
+mod transport_registry;
 pub mod wire;
 
 pub use backoff::Backoff;
+pub use credentials::Credentials;
 pub use erased::{
     AnyFold, AnyJob, AnySplit, BatchLimit, BatchRun, Chunk, CollectError, Collected, DoneTasks, PreparedHook,
     RunningIndex, SplitStep, TaskFailure, TaskStartHook, erase, erase_shared, panic_text,
 };
 pub use error::error_chain;
 pub use exit_code::Exit;
+pub use finding::{Finding, Severity};
+pub use fleet_role::FleetRole;
 pub use ids::{BuildId, InvalidName, JobId, Kind, Lane, LedgerId, Round, TaskIndex, WorkerId};
 pub use job::{Account, Conclusion, Job, JobError, Keep, Plan};
 pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
@@ -63,7 +71,9 @@ pub use split_digest::SplitDigest;
 pub use task::{FailureKind, StopSignal, TaskContext, TaskError};
 pub use trace::{InvalidTrace, TraceParent};
 pub use transport::{
-    Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, JournalEntry,
-    JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler, Token, Topic,
-    Transport, TransportError,
+    Address, Capabilities, Consumer, Delivery, Durability, EventFilter, EventReader, Health, HoldLimit,
+    JournalEntry, JournalReader, Outgoing, Published, Publisher, Receipt, Redelivery, Settlement, Settler,
+    Token, Topic, Transport, TransportError,
 };
+pub use transport_driver::{ConnectOptions, TransportDriver};
+pub use transport_registry::{RegisterDriverError, TransportRegistry};

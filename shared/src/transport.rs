@@ -353,17 +353,26 @@ pub struct Capabilities {
     pub redelivery: Redelivery,
     /// True if other processes can connect.
     pub shared: bool,
-    /// The longest time that a delivery may stay unsettled before the broker takes it back, if
-    /// there is such a bound.
-    pub max_hold: Option<Duration>,
+    /// The bound of the time for which a delivery may stay unsettled, if there is one.
+    pub max_hold: Option<HoldLimit>,
     /// The size of the largest accepted body in bytes.
     pub max_message: usize,
+}
+
+/// The bound of the time for which a delivery may stay unsettled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldLimit {
+    /// The time after which the broker takes the delivery back, unless it is configured otherwise.
+    pub time: Duration,
+    /// The name of the broker's setting for it.
+    pub setting: &'static str,
 }
 
 /// The failures that a stored message survives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Durability {
-    /// None: messages are stored in this process.
+    /// None: messages end with the process that stores them, which is this one unless the transport
+    /// is shared.
     Volatile,
     /// A crash of the broker's process.
     ProcessCrash,
@@ -405,8 +414,8 @@ pub enum TransportError {
         /// The error of the last attempt.
         reason: String,
     },
-    /// The broker refuses the login. The operator must correct the user, the password or the
-    /// virtual host.
+    /// The broker refuses the login. The operator must correct the user, the password or what else
+    /// the transport logs in with.
     #[error("the broker at {transport} refuses: {reason}")]
     AuthenticationFailed {
         /// The transport's name.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _, ValueEnum};
-use gristmill_amqp::{Finding, FleetRole, Severity};
+use gristmill_shared::{Finding, FleetRole, Severity};
 use serde::Serialize;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     flags::{BrokerFlags, LaneFlags, process_id},
     print, print_json,
 };
-use crate::{Exit, connect, exit::Failure};
+use crate::{Exit, exit::Failure, transports::example_url};
 
 /// Examine the broker: version, rights, queues, limits, workers
 ///
@@ -60,27 +60,19 @@ struct FindingLine<'a> {
 }
 
 pub(crate) fn command() -> Command {
-    DoctorFlags::augment_args(Command::new("doctor")).after_help(
-        "Examples:\n  gristmill doctor\n  gristmill doctor --broker amqp://worker:password@broker:5672 --role worker\n  \
-         gristmill doctor --lane night --json",
-    )
+    DoctorFlags::augment_args(Command::new("doctor")).after_help(format!(
+        "Examples:\n  gristmill doctor\n  gristmill doctor --broker {} --role worker\n  gristmill doctor --lane \
+         night --json",
+        example_url("worker")
+    ))
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = DoctorFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let part = flags.role.map(FleetRole::from);
-    let name = process_id("doctor");
-    let examined = context.or_interrupted(async {
-        Ok(connect::diagnose(
-            &flags.broker.broker,
-            &flags.broker.access(),
-            name.as_str(),
-            &flags.lane.lane,
-            part,
-        )
-        .await?)
-    });
-    let findings = examined.await?;
+    let options = flags.broker.options(&process_id("doctor"));
+    let examined = async { Ok(context.transports.diagnose(&options, &flags.lane.lane, part).await?) };
+    let findings = context.or_interrupted(examined).await?;
     let problems = findings.iter().filter(|finding| finding.verdict == Severity::Problem).count();
     let lines = findings.iter().map(FindingLine::from);
     if flags.json {

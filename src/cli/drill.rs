@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_drill::{DrillError, DrillFault, DrillPlan, FleetConfig};
+use gristmill_shared::ConnectOptions;
 
 use super::{CommandResult, Context, flags::AccessFlags, print, print_json, print_status};
-use crate::{Exit, connect::connect_with, exit::Failure};
+use crate::{Exit, exit::Failure, transports::example_url};
 
 /// Run a fault drill on a fleet, and prove that nothing was lost
 ///
@@ -52,10 +53,11 @@ struct DrillFlags {
 }
 
 pub(crate) fn command() -> Command {
-    DrillFlags::augment_args(Command::new("drill")).after_help(
-        "Examples:\n  gristmill drill\n  gristmill drill --seconds 120 --seed 7\n  \
-         gristmill drill --broker amqp://user:password@broker:5672 --json",
-    )
+    DrillFlags::augment_args(Command::new("drill")).after_help(format!(
+        "Examples:\n  gristmill drill\n  gristmill drill --seconds 120 --seed 7\n  gristmill drill --broker {} \
+         --json",
+        example_url("user")
+    ))
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
@@ -71,9 +73,9 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     }
     if let Some(url) = &flags.broker {
         // Before a fleet is started that could not reach it.
-        let reached = context
-            .or_interrupted(async { Ok(connect_with(url, &flags.access.access(), "drill", None).await?) });
-        reached.await?.close().await;
+        let options = ConnectOptions::new(url).credentials(flags.access.access()).name("drill");
+        let reached = async { Ok(context.transports.connect(&options).await?) };
+        context.or_interrupted(reached).await?.close().await;
     }
     let types = DrillFault::ALL.iter().filter(|fault| plan.count(**fault) > 0).count();
     print_status(format_args!(

@@ -61,6 +61,8 @@ fn flag_names(arg: &Arg) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::TransportRegistry;
+
     use super::*;
     use crate::{App, Role, cli::kinds::KindArgs};
 
@@ -68,7 +70,7 @@ mod tests {
         let kind =
             |command| KindArgs { command, parse: |_| Err(clap::Error::new(clap::error::ErrorKind::Io)) };
         let kinds = Kinds(kinds.into_iter().map(kind).collect());
-        let whole = super::super::command(Role::All, &kinds, "1");
+        let whole = super::super::command(Role::All, &kinds, &TransportRegistry::default(), "1");
         refuse_conflicts(&kinds, &whole).err().map(|failure| failure.to_string())
     }
 
@@ -107,7 +109,7 @@ mod tests {
 
     #[test]
     fn built_in_kinds_do_not_conflict() {
-        let (kinds, _) = App::with_built_in_jobs().0.into_parts().unwrap();
+        let (kinds, ..) = App::with_built_in_jobs().0.into_parts().unwrap();
         assert_eq!(refused(kinds.into_iter().map(|kind| kind.command).collect()), None);
     }
 }

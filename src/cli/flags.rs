@@ -2,35 +2,39 @@
 
 use std::{ffi::OsString, fmt, num::NonZeroU16, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::{ArgAction, Args};
+use clap::{Arg, ArgAction, Args};
 use gristmill_producer::SubmitOptions;
 use gristmill_shared::{
-    DEFAULT_MAX_ATTEMPTS, FailFast, Keep, Lane, Policy, Transport, WorkerId,
+    Capabilities, ConnectOptions, Credentials, DEFAULT_MAX_ATTEMPTS, Durability, FailFast, HoldLimit, Keep,
+    Lane, Policy, Transport, TransportRegistry, WorkerId,
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
-use super::{delays::RetryDelays, log::LogFormat};
-use crate::{
-    connect::{Credentials, connect_to_declare, connect_with},
-    exit::Failure,
-    library::processor_count,
+use super::{
+    Context,
+    delays::RetryDelays,
+    log::{self, LogFormat},
+    warn,
 };
+use crate::{exit::Failure, library::processor_count, transports::DEFAULT_BROKER_URL};
+
+/// The id of the flags that take the URL of a broker.
+pub(crate) const BROKER_FLAG_ID: &str = "broker";
 
 /// The connection to the broker.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BrokerFlags {
-    /// The broker, `amqp://USER@HOST:PORT/VHOST` or `amqps://…`; a password may be in the URL, but
-    /// is better kept where other users cannot read it: GRISTMILL_PASSWORD, or a file named by
-    /// GRISTMILL_PASSWORD_FILE
+    /// The broker's URL; a password may be in it, but is better kept where other users cannot read
+    /// it: GRISTMILL_PASSWORD, or a file named by GRISTMILL_PASSWORD_FILE
     #[arg(
         long,
         global = true,
         env = "GRISTMILL_BROKER",
         hide_env_values = true,
         value_name = "URL",
-        default_value = "amqp://guest@localhost:5672"
+        default_value = DEFAULT_BROKER_URL
     )]
-    pub(crate) broker: String,
+    broker: String,
 
     #[command(flatten)]
     access: AccessFlags,
@@ -48,13 +52,13 @@ pub(crate) struct AccessFlags {
     #[arg(long, global = true, env = "GRISTMILL_PASSWORD", hide_env_values = true, hide = true)]
     password: Option<SecretText>,
 
-    /// The CAs that may have signed the broker's certificate, PEM, for `amqps://` [default: those
-    /// of the system]
+    /// The CAs that may have signed the broker's certificate, PEM, for a URL with TLS [default:
+    /// those of the system]
     #[arg(long, global = true, env = "GRISTMILL_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
 
     /// The client certificate for the broker, PEM; it authenticates this program where the broker's
-    /// URL names no user (EXTERNAL)
+    /// URL names no user
     #[arg(long, global = true, env = "GRISTMILL_TLS_CERT", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
@@ -104,22 +108,82 @@ impl AccessFlags {
 }
 
 impl BrokerFlags {
-    /// Returns the credentials that are not in the URL.
-    pub(crate) fn access(&self) -> Credentials {
-        self.access.access()
+    /// Returns the options of a connection of the process `app`.
+    pub(crate) fn options(&self, app: &WorkerId) -> ConnectOptions {
+        ConnectOptions::new(&self.broker)
+            .credentials(self.access.access())
+            .name(app.as_str())
+            .give_up_after_loss(self.give_up_after)
     }
 
-    /// Connects as `role`; returns the transport and the id of this process.
-    pub(crate) async fn connect(&self, role: &str) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
+    /// Connects as `role` of a fleet; returns the transport and the id of this process.
+    ///
+    /// # Errors
+    /// If the connection fails, or no other process can share it.
+    pub(crate) async fn connect(
+        &self,
+        context: &Context,
+        role: &str,
+    ) -> Result<(Arc<dyn Transport>, WorkerId), Failure> {
         let app = process_id(role);
-        let transport =
-            connect_with(&self.broker, &self.access.access(), app.as_str(), self.give_up_after).await?;
+        let transport = connect_fleet(&context.transports, &self.options(&app)).await?;
         Ok((transport, app))
     }
 
     /// Connects as the operator, who declares lanes.
-    pub(crate) async fn connect_to_declare(&self) -> Result<Arc<dyn Transport>, Failure> {
-        Ok(connect_to_declare(&self.broker, &self.access.access(), process_id("setup").as_str()).await?)
+    ///
+    /// # Errors
+    /// The errors of [`BrokerFlags::connect`].
+    pub(crate) async fn connect_to_declare(&self, context: &Context) -> Result<Arc<dyn Transport>, Failure> {
+        let options = self.options(&process_id("setup")).must_declare(true);
+        connect_fleet(&context.transports, &options).await
+    }
+}
+
+/// Connects to a broker that a fleet shares. Warns if it keeps nothing.
+async fn connect_fleet(
+    transports: &TransportRegistry,
+    options: &ConnectOptions,
+) -> Result<Arc<dyn Transport>, Failure> {
+    let transport = transports.connect(options).await?;
+    match fleet_warning(&transport, transport.capabilities()) {
+        Ok(warning) => warning.into_iter().for_each(warn),
+        Err(failure) => {
+            transport.close().await;
+            return Err(failure);
+        }
+    }
+    Ok(transport)
+}
+
+/// Returns a warning if the broker loses its messages when it ends.
+///
+/// # Errors
+/// If other processes cannot share the transport.
+fn fleet_warning(
+    transport: impl fmt::Display,
+    capabilities: Capabilities,
+) -> Result<Option<String>, Failure> {
+    if !capabilities.shared {
+        return Err(Failure::usage(format_args!(
+            "{transport} is within this process, where no other role can reach it (hint: pass a broker with --broker \
+             or GRISTMILL_BROKER; `gristmill run` needs none)"
+        )));
+    }
+    Ok((capabilities.durability == Durability::Volatile).then(|| {
+        format!(
+            "the broker at {transport} keeps messages in memory alone: those that wait are lost when it ends (hint: \
+             `producer resume JOB --missing` sends the tasks again)"
+        )
+    }))
+}
+
+/// Adds the forms of URLs to the help of a flag that takes one.
+pub(crate) fn add_url_forms(arg: Arg, transports: &TransportRegistry) -> Arg {
+    let help = arg.get_help().filter(|_| arg.get_id() == BROKER_FLAG_ID);
+    match help.map(|help| format!("{help} [form: {}]", transports.url_forms())) {
+        Some(help) => arg.help(help),
+        None => arg,
     }
 }
 
@@ -151,11 +215,12 @@ impl LogFlags {
         self.log_format
     }
 
-    pub(crate) fn filter(&self) -> Option<String> {
+    /// Returns the filter that the flags ask for, if they do.
+    pub(crate) fn filter(&self, transports: &TransportRegistry) -> Option<String> {
         self.log.clone().or(match self.verbose {
             0 => None,
-            1 => Some("info,lapin=off".into()),
-            _ => Some("info,lapin=off,gristmill=debug,gristmill_worker=debug,gristmill_sink=debug,gristmill_producer=debug,gristmill_amqp=debug".into()),
+            1 => Some(log::add_directives("info", transports)),
+            _ => Some(log::add_directives("info,gristmill=debug", transports)),
         })
     }
 }
@@ -251,19 +316,18 @@ pub(crate) struct SubmitFlags {
     keep: Option<Keep>,
 }
 
-/// Half of RabbitMQ's default `consumer_timeout`, after which the broker takes back an unsettled
-/// message.
-const LONG_TASK_TIME: Duration = Duration::from_secs(15 * 60);
-
 impl SubmitFlags {
-    /// Returns a warning if tasks may run into the broker's `consumer_timeout`.
-    pub(crate) fn long_task_warning(&self) -> Option<String> {
-        let limit = self.task_timeout.filter(|limit| *limit > LONG_TASK_TIME)?;
+    /// Returns a warning if a worker may hold a task for longer than the broker permits. A batch
+    /// may wait for the one before it, so a task may take half of that time.
+    pub(crate) fn long_task_warning(&self, max_hold: Option<HoldLimit>) -> Option<String> {
+        let HoldLimit { time, setting } = max_hold?;
+        let limit = self.task_timeout.filter(|limit| *limit > time / 2)?;
         Some(format!(
-            "a task may take {} (--task-timeout), but by default RabbitMQ takes back a message after 30 min: the \
-             task would then run again elsewhere, and finally count as poison (hint: set consumer_timeout on the \
-             broker to at least {}, or split into shorter tasks)",
+            "a task may take {} (--task-timeout), but by default this broker takes back a message after {}: the task \
+             would then run again elsewhere, and finally count as poison (hint: set {setting} on the broker to at \
+             least {}, or split into shorter tasks)",
             humantime::format_duration(limit),
+            humantime::format_duration(time),
             humantime::format_duration(limit.saturating_mul(2)),
         ))
     }
@@ -303,5 +367,34 @@ pub(crate) fn host_name() -> String {
     match host.trim() {
         "" => format!("host-{}", now_ms() % 1_000_000),
         host => host.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gristmill_shared::{Redelivery, memory::MemoryTransport};
+
+    use super::*;
+
+    #[test]
+    fn fleet_needs_a_shared_transport() {
+        let memory = MemoryTransport::new();
+        let refused = fleet_warning(&memory, memory.capabilities()).unwrap_err();
+        assert_eq!(refused.exit, crate::Exit::Usage);
+        assert!(refused.to_string().starts_with("memory is within this process"), "{refused}");
+    }
+
+    #[test]
+    fn forgetful_broker_is_warned_about() {
+        let capabilities = |durability| Capabilities {
+            durability,
+            redelivery: Redelivery::OnDisconnect,
+            shared: true,
+            max_hold: None,
+            max_message: 1,
+        };
+        let warning = |durability| fleet_warning("hub://host", capabilities(durability)).unwrap();
+        assert!(warning(Durability::Volatile).unwrap().starts_with("the broker at hub://host keeps"));
+        assert_eq!((warning(Durability::ProcessCrash), warning(Durability::PowerLoss)), (None, None));
     }
 }

@@ -90,7 +90,8 @@ fn programs(context: &Context) -> Vec<(String, Command)> {
     let named = [(own.clone(), Role::All)].into_iter().chain(roles);
     named
         .map(|(name, role)| {
-            let program = help::show_all_flags(command(role, &context.kinds, context.version));
+            let program =
+                help::show_all_flags(command(role, &context.kinds, &context.transports, context.version));
             let program = program.name(&name).bin_name(&name);
             (name, program)
         })

@@ -10,12 +10,12 @@ use std::{
 
 use clap::{ArgMatches, FromArgMatches as _, ValueEnum as _};
 use gristmill_process::Command;
-use gristmill_shared::Registry;
+use gristmill_shared::{Registry, TransportRegistry};
 use gristmill_worker::serve_isolated;
 use rustix::{io::fcntl_dupfd_cloexec, stdio};
 
 use super::{
-    CommandResult,
+    CommandResult, Context,
     flags::LogFlags,
     log::{self, LogFormat},
     program_name,
@@ -35,11 +35,11 @@ const PIPE_FD_MIN: i32 = 3;
 
 /// Returns the command that starts this program as a child with the log settings of this process.
 /// The child gets no `GRISTMILL_…` variables.
-pub(super) fn command(matches: &ArgMatches) -> Result<Command, Failure> {
+pub(super) fn command(context: &Context, matches: &ArgMatches) -> Result<Command, Failure> {
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let format = logging.format().to_possible_value();
     let format = format.map(|value| value.get_name().to_owned()).unwrap_or_default();
-    let filter = logging.filter().unwrap_or_default();
+    let filter = logging.filter(&context.transports).unwrap_or_default();
     Ok(Command::new(OWN_PROGRAM).name(program_name()).args([CHILD_FLAG, &filter, &format]))
 }
 
@@ -49,12 +49,18 @@ pub(super) fn child_args() -> Option<Vec<OsString>> {
     (args.next()? == CHILD_FLAG).then(|| args.collect())
 }
 
-/// Runs the batches that the worker sends, until the worker closes the pipe.
-pub(super) fn serve_child(registry: Registry, args: &[OsString]) -> CommandResult {
+/// Runs the batches that the worker sends, until the worker closes the pipe. `transports` silence
+/// their libraries in the default log filter.
+pub(super) fn serve_child(
+    registry: Registry,
+    transports: &TransportRegistry,
+    args: &[OsString],
+) -> CommandResult {
     let text = |place: usize| args.get(place).and_then(|arg| arg.to_str()).unwrap_or_default();
     let format = log::fix_format(LogFormat::from_str(text(1), false).unwrap_or_default());
     let filter = Some(text(0).to_owned()).filter(|filter| !filter.is_empty());
-    log::init(filter, format, Role::Worker, &ProgressDisplay::hidden(), None);
+    let default = log::default_filter(Role::Worker, transports);
+    log::init(filter, default, format, &ProgressDisplay::hidden(), None);
     let (requests, answers) = take_pipes().map_err(|error| {
         Failure::usage(format_args!(
             "{CHILD_FLAG}: cannot take over the worker's pipes: {error} (hint: only a worker starts this)"

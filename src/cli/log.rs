@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use gristmill_shared::panic_text;
+use gristmill_shared::{TransportRegistry, panic_text};
 use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -69,12 +69,16 @@ pub(super) fn print_message(level: MessageLevel, text: &dyn Display) {
     };
 }
 
-// `lapin=off`: transports/amqp logs every connection problem itself, once.
-/// The default log filter of a worker or a sink.
-const SERVER_FILTER: &str =
-    "warn,lapin=off,gristmill=info,gristmill_worker=info,gristmill_sink=info,gristmill_amqp=info";
+/// The default log filter of a worker or a sink. A target includes those that begin with it, so
+/// `gristmill` stands for all our crates.
+const SERVER_FILTER: &str = "warn,gristmill=info";
 /// The default log filter of programs that submit or run a job: the bar shows the rest.
-const CLIENT_FILTER: &str = "warn,lapin=off";
+const CLIENT_FILTER: &str = "warn";
+
+/// Returns the filter with the directives of all transports.
+pub(super) fn add_directives(filter: &str, transports: &TransportRegistry) -> String {
+    transports.log_directives().fold(filter.into(), |filter: String, more| filter + "," + more)
+}
 
 /// Sets the format of stderr for the rest of the process, and returns it. Later calls have no
 /// effect.
@@ -85,19 +89,24 @@ pub(crate) fn fix_format(format: LogFormat) -> LogFormat {
 /// Another layer that receives events and spans.
 type ExtraLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
+/// Returns the log filter of a program with this role.
+pub(crate) fn default_filter(role: Role, transports: &TransportRegistry) -> String {
+    let filter = match role {
+        Role::Worker | Role::Sink => SERVER_FILTER,
+        Role::Producer | Role::All => CLIENT_FILTER,
+    };
+    add_directives(filter, transports)
+}
+
 /// Starts the log, and logs panics. An invalid filter is reported and replaced by the default. The
 /// filter applies to the log only, not to `extra`.
 pub(crate) fn init(
     filter: Option<String>,
+    default: String,
     format: LogFormat,
-    role: Role,
     bar: &ProgressDisplay,
     extra: Option<ExtraLayer>,
 ) {
-    let default = match role {
-        Role::Worker | Role::Sink => SERVER_FILTER,
-        Role::Producer | Role::All => CLIENT_FILTER,
-    };
     let filter = match filter.map(EnvFilter::try_new) {
         Some(Ok(filter)) => filter,
         Some(Err(error)) => {

@@ -35,7 +35,7 @@ use std::{fmt::Display, future::Future, io::Write as _, panic::AssertUnwindSafe,
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, error::ErrorKind};
 use gristmill_jobs::Spin;
-use gristmill_shared::{Job as _, Registry};
+use gristmill_shared::{Job as _, Registry, TransportRegistry};
 use tokio::runtime::Runtime;
 
 use self::{
@@ -46,12 +46,13 @@ use self::{
     progress_bar::ProgressDisplay,
     signals::Signals,
 };
-use crate::{Exit, Role, build_id::name_build, exit::Failure, program::Program};
+use crate::{Exit, Role, build_id::name_build, exit::Failure, program::Program, transports::example_url};
 
 /// The state that every command is given.
 pub(crate) struct Context {
     kinds: Kinds,
     registry: Registry,
+    transports: TransportRegistry,
     version: &'static str,
     bar: ProgressDisplay,
     signals: Signals,
@@ -90,15 +91,16 @@ fn try_main(program: Program, role: Role) -> CommandResult {
     if let Some(build) = program.build {
         name_build(build).map_err(|error| Failure::new(Exit::Bug, error))?;
     }
-    let (kinds, registry) = program.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
+    let (kinds, registry, transports) =
+        program.into_parts().map_err(|error| Failure::new(Exit::Bug, error))?;
     if let Some(args) = isolated::child_args() {
-        return isolated::serve_child(registry, &args);
+        return isolated::serve_child(registry, &transports, &args);
     }
     let kinds = Kinds(kinds);
-    let whole = command(Role::All, &kinds, version);
+    let whole = command(Role::All, &kinds, &transports, version);
     flag_conflicts::refuse_conflicts(&kinds, &whole)?;
-    let own = command(role, &kinds, version).name(program_name());
-    let configured = match config::read(own, whole, role.name()) {
+    let own = command(role, &kinds, &transports, version).name(program_name());
+    let configured = match config::read(own, whole, role.name(), &transports) {
         Ok(configured) => configured,
         Err(ConfigError::CommandLine(error)) => return explain(&error, &kinds),
         Err(ConfigError::LowerSource(failure)) => return Err(failure),
@@ -115,7 +117,9 @@ fn try_main(program: Program, role: Role) -> CommandResult {
     let logging = LogFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let format = log::fix_format(logging.format()); // before anything is printed
     let export = otlp::begin(matches, serves, version)?;
-    log::init(logging.filter(), format, serves, &bar, export.as_ref().map(otlp::SpanExport::layer));
+    let default = log::default_filter(serves, &transports);
+    let layer = export.as_ref().map(otlp::SpanExport::layer);
+    log::init(logging.filter(&transports), default, format, &bar, layer);
     if let Some(export) = &export {
         export.announce();
     }
@@ -124,7 +128,7 @@ fn try_main(program: Program, role: Role) -> CommandResult {
     let done = runtime.block_on(async {
         let signals = Signals::listen().map_err(|error| Failure::new(Exit::Bug, error))?;
         let interrupted = signals.clone();
-        let context = Context { kinds, registry, version, bar, signals };
+        let context = Context { kinds, registry, transports, version, bar, signals };
         tokio::select! {
             done = dispatch(role, &context, matches) => done,
             () = interrupted.wait_second() => Ok(Exit::Interrupted),
@@ -154,14 +158,14 @@ fn program_name() -> String {
 }
 
 /// Builds the whole command line of a program with this role.
-fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
+fn command(role: Role, kinds: &Kinds, transports: &TransportRegistry, version: &'static str) -> Command {
     let command = match role {
         Role::Producer => producer::command(kinds),
         Role::Worker => worker::command(),
         Role::Sink => sink::command(),
         Role::All => Command::new("gristmill")
             .about("Divides one big job over a fleet and counts every task exactly once")
-            .after_help(format!("{PROGRAM_EXAMPLES}\n\n{EXIT_CODES}"))
+            .after_help(format!("{}\n\n{EXIT_CODES}", program_examples()))
             .subcommand_required(true)
             .arg_required_else_help(true)
             .subcommands([run::command(kinds), producer::command(kinds), worker::command(), sink::command()])
@@ -175,6 +179,7 @@ fn command(role: Role, kinds: &Kinds, version: &'static str) -> Command {
         Role::Producer | Role::Worker | Role::Sink => without_examples(command, kinds),
     };
     let (about, long_about) = (command.get_about().cloned(), command.get_long_about().cloned());
+    let command = config::map_flags(command, &|arg| flags::add_url_forms(arg, transports));
     let command = ConfigFlags::augment_args(LogFlags::augment_args(command.version(version)));
     // The about text of the shared flags is not the program's.
     let command = command.about(about.unwrap_or_default());
@@ -192,16 +197,21 @@ fn without_examples(command: Command, kinds: &Kinds) -> Command {
     })
 }
 
-const PROGRAM_EXAMPLES: &str = "\
+fn program_examples() -> String {
+    format!(
+        "\
 Examples:
   # All in one process, with no broker:
   gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4
 
   # A fleet: on each machine a worker, on one a sink, and then jobs.
-  export GRISTMILL_BROKER=amqp://user:password@broker:5672
+  export GRISTMILL_BROKER={}
   gristmill sink
   gristmill worker --slots 8
-  gristmill producer submit primes --limit 100000000 --wait";
+  gristmill producer submit primes --limit 100000000 --wait",
+        example_url("user")
+    )
+}
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 ok, 1 failed tasks or no answer, 2 usage, 3 broker, 4 bug, 5 a worker's threads are stuck, 130 interrupted";

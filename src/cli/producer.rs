@@ -137,13 +137,14 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
             let matches = matches.subcommand_matches("submit").ok_or_else(|| Failure::usage("no kind"))?;
             let job = context.kinds.parse_job(matches)?;
             job.plan().map_err(Failure::usage)?; // before connecting
-            submit.submit_flags.long_task_warning().into_iter().for_each(warn);
             let mut metrics = flags.metrics.open(context, "producer").await?;
             let id = JobId::generate();
             let opened = context
                 .or_interrupted(async {
                     let (transport, producer) = flags.connect_producer(context).await?;
                     metrics.watch_transport(&*transport);
+                    let max_hold = transport.capabilities().max_hold;
+                    submit.submit_flags.long_task_warning(max_hold).into_iter().for_each(warn);
                     let options = submit.submit_flags.options(&flags.lane.lane);
                     let options = SubmitOptions { job: Some(id), shards: submit.shards, ..options };
                     let submission = open_or_explain(&*transport, producer.open(job, options)).await?;
@@ -189,7 +190,9 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
             flags.send(context, &*transport, submission, SendOptions { missing, wait, json }).await
         }
         ProducerAction::Wait { job, json } => flags.wait(context, job, json).await,
-        ProducerAction::Cancel { job, reason } => context.or_interrupted(flags.cancel(job, &reason)).await,
+        ProducerAction::Cancel { job, reason } => {
+            context.or_interrupted(flags.cancel(context, job, &reason)).await
+        }
     }
 }
 
@@ -211,7 +214,7 @@ async fn open_or_explain<T>(
             format!(": the connection is lost: {why} (hint: is the broker up? this program reconnects)")
         }
         Health::Ready | Health::Degraded(_) | Health::Closed => {
-            " (hint: its results queue may be full; start a sink)".into()
+            " (hint: it may hold too many results of this lane; start a sink)".into()
         }
     };
     print_status(format_args!("the broker has not taken the job yet{why}"));
@@ -221,7 +224,7 @@ async fn open_or_explain<T>(
 impl ProducerFlags {
     async fn connect_producer(&self, context: &Context) -> Result<(Arc<dyn Transport>, Producer), Failure> {
         let cursors = self.state.cursors()?;
-        let (transport, app) = self.broker.connect("producer").await?;
+        let (transport, app) = self.broker.connect(context, "producer").await?;
         let producer = Producer::new(Arc::clone(&transport), app.as_str())
             .build(build_id())
             .cursors(cursors, context.version);
@@ -283,7 +286,7 @@ impl ProducerFlags {
             Err(error) => return Err(error.into()),
         };
         let waiting = async {
-            let (transport, _) = self.broker.connect("producer").await?;
+            let (transport, _) = self.broker.connect(context, "producer").await?;
             transport.open_lane(&self.lane.lane).await?;
             let watch = JobWatcher::open(&*transport, job).await?;
             wait::wait_until_finished(context, &*transport, watch, job, known).await
@@ -298,9 +301,9 @@ impl ProducerFlags {
         }
     }
 
-    async fn cancel(&self, job: JobId, reason: &str) -> CommandResult {
+    async fn cancel(&self, context: &Context, job: JobId, reason: &str) -> CommandResult {
         let known = self.state.cursors()?.load(job).ok().map(|cursor| cursor.lane);
-        let (transport, app) = self.broker.connect("producer").await?;
+        let (transport, app) = self.broker.connect(context, "producer").await?;
         let cancelled = cancel(&*transport, &self.lane.lane, job, known, reason, app.as_str()).await?;
         transport.close().await;
         match cancelled {

@@ -85,7 +85,7 @@ pub(crate) async fn main(
     let indices = indices.iter().map(|index| TaskIndex::try_from(*index));
     let indices: Vec<_> = indices.collect::<Result<_, _>>().map_err(Failure::usage)?;
     check_all_failed(&mut reader, *job, &indices)?;
-    let (transport, app) = context.or_interrupted(broker.connect("sink")).await?;
+    let (transport, app) = context.or_interrupted(broker.connect(context, "sink")).await?;
     let what = if indices.is_empty() { "all that failed".into() } else { format!("{} tasks", indices.len()) };
     let asked = async {
         transport.open_lane(&summary.lane).await?;

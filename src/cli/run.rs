@@ -8,7 +8,7 @@ use std::{
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{JobWatcher, Producer, SubmitOptions, cancel};
-use gristmill_shared::{Lane, Transport, memory::MemoryTransport};
+use gristmill_shared::{ConnectOptions, Lane, Transport, memory::MemoryTransport};
 use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,6 @@ use super::{
 use crate::{
     Exit,
     build_id::build_id,
-    connect::connect_with,
     exit::Failure,
     ledger_store::open_ledger,
     library::{Pipeline, PipelineShutdown, RUN_RETRY_DELAYS_MS},
@@ -83,9 +82,6 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let flags = RunFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let job = context.kinds.parse_job(matches)?;
     job.plan().map_err(Failure::usage)?; // before anything is started
-    if flags.broker.is_some() {
-        flags.submit_flags.long_task_warning().into_iter().for_each(warn);
-    }
     let mut metrics = flags.metrics.open(context, "run").await?;
     metrics.set_not_ready(Some(LANE_NOT_CLAIMED));
     let app = process_id("run");
@@ -93,7 +89,10 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let (transport, ledger): (Arc<dyn Transport>, _) = match &flags.broker {
         None => (MemoryTransport::new(), LedgerLocation::Memory),
         Some(url) => {
-            let transport = connect_with(url, &flags.access.access(), app.as_str(), None).await?;
+            let options = ConnectOptions::new(url).credentials(flags.access.access()).name(app.as_str());
+            let transport = context.transports.connect(&options).await?;
+            let max_hold = transport.capabilities().max_hold;
+            flags.submit_flags.long_task_warning(max_hold).into_iter().for_each(warn);
             (transport, LedgerLocation::File(flags.state.ledger(&lane)?))
         }
     };
@@ -109,7 +108,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
         .lane(lane.clone())
         .slots(flags.slots.slots())
         .stop_grace(flags.slots.stop_grace);
-    let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
+    let worker = if flags.isolate { worker.isolate(isolated::command(context, matches)?) } else { worker };
 
     let shutdown = match flags.broker {
         None => PipelineShutdown::Immediate,

@@ -4,14 +4,13 @@ use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_shared::{Lane, Shards};
 
 use super::{CommandResult, Context, flags::BrokerFlags, print_status};
-use crate::{Exit, exit::Failure};
+use crate::{Exit, exit::Failure, transports::example_url};
 
 /// Declare the queues of lanes on the broker, and check existing ones
 ///
 /// Run this as a user with configure permission. The other programs declare missing entities too,
-/// if their user may. With a user for each role, as deploy/rabbitmq-permissions creates them, only
-/// the operator may, so run this once. Running it again is safe: it declares and binds what is
-/// missing.
+/// if their user may. Where each role has a user of its own, only the operator may, so run this
+/// once. Running it again is safe: it declares and binds what is missing.
 #[derive(Debug, Args)]
 struct SetupFlags {
     #[command(flatten)]
@@ -28,13 +27,15 @@ struct SetupFlags {
 }
 
 pub(crate) fn command() -> Command {
-    SetupFlags::augment_args(Command::new("setup"))
-        .after_help("Examples:\n  gristmill setup --broker amqp://gristmill-operator:password@broker:5672 --lane default --lane night")
+    SetupFlags::augment_args(Command::new("setup")).after_help(format!(
+        "Examples:\n  gristmill setup --broker {} --lane default --lane night",
+        example_url("gristmill-operator")
+    ))
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = SetupFlags::from_arg_matches(matches).map_err(Failure::usage)?;
-    let transport = context.or_interrupted(flags.broker.connect_to_declare()).await?;
+    let transport = context.or_interrupted(flags.broker.connect_to_declare(context)).await?;
     let made = context.or_interrupted(async {
         for lane in &flags.lane {
             transport.open_lane(lane).await?;

@@ -80,7 +80,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let mut metrics = flags.metrics.open(context, "sink").await?;
     metrics.set_not_ready(Some(LANE_NOT_CLAIMED));
     // The broker first: a sink that cannot serve leaves no new ledger behind.
-    let (transport, app) = context.or_interrupted(flags.broker.connect("sink")).await?;
+    let (transport, app) = context.or_interrupted(flags.broker.connect(context, "sink")).await?;
     metrics.watch_transport(&*transport);
     let mut config = SinkConfig::new(context.registry.clone(), lane, app);
     (config.adopt, config.stall_after) = (flags.adopt, flags.stall_after);

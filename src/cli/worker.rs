@@ -13,7 +13,7 @@ use super::{
     metrics::MetricsFlags,
     otlp, print_status,
 };
-use crate::{Exit, build_id::build_id, exit::Failure};
+use crate::{Exit, build_id::build_id, exit::Failure, transports::example_url};
 
 /// Join the fleet: take batches of a lane and run their tasks
 ///
@@ -48,15 +48,16 @@ struct WorkerFlags {
 }
 
 pub(crate) fn command() -> Command {
-    otlp::add_global_flag(WorkerFlags::augment_args(Command::new("worker"))).after_help(
-        "Examples:\n  worker --slots 8 --grace 2m\n  worker --broker amqp://user:password@broker:5672 --lane night",
-    )
+    otlp::add_global_flag(WorkerFlags::augment_args(Command::new("worker"))).after_help(format!(
+        "Examples:\n  worker --slots 8 --grace 2m\n  worker --broker {} --lane night",
+        example_url("user")
+    ))
 }
 
 pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResult {
     let flags = WorkerFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let mut metrics = flags.metrics.open(context, "worker").await?;
-    let (transport, id) = context.or_interrupted(flags.broker.connect("worker")).await?;
+    let (transport, id) = context.or_interrupted(flags.broker.connect(context, "worker")).await?;
     metrics.watch_transport(&*transport);
     let worker = Worker::new(context.registry.clone(), id)
         .build(build_id())
@@ -65,7 +66,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
         .slots(flags.slots.slots())
         .stop_grace(flags.slots.stop_grace)
         .grace(flags.grace);
-    let worker = if flags.isolate { worker.isolate(isolated::command(matches)?) } else { worker };
+    let worker = if flags.isolate { worker.isolate(isolated::command(context, matches)?) } else { worker };
     let leave = async {
         context.signals.wait_first().await;
         print_status(

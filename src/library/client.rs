@@ -6,17 +6,15 @@ use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{
     CancelOutcome, JobWatcher, Producer, ProducerError, SplitReport, SubmitOptions, cancel,
 };
-use gristmill_shared::{Job, JobId, Lane, Outcome, Registry, Transport, WorkerId, erase_shared};
+use gristmill_shared::{
+    ConnectOptions, Credentials, Job, JobId, Lane, Outcome, Registry, Transport, WorkerId, erase_shared,
+};
 use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio::task::JoinHandle;
 
 use super::{Error, processor_count};
-use crate::{
-    build_id::build_id,
-    connect::{Credentials, connect_with},
-    ledger_store::open_ledger,
-};
+use crate::{build_id::build_id, ledger_store::open_ledger, transports::connect_with};
 
 /// A connection to a broker, for a service that submits jobs and may be a worker and the sink of
 /// its lane as well.
@@ -44,7 +42,7 @@ use crate::{
 /// # }
 ///
 /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let client = Client::over(MemoryTransport::new()); // or Client::connect("amqp://…").await?
+/// let client = Client::over(MemoryTransport::new()); // or Client::connect(url).await?
 ///
 /// // This process is the lane's sink and a worker, too.
 /// let mut registry = Registry::default();
@@ -67,8 +65,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the broker at `url`, `amqp://USER:PASSWORD@HOST:PORT/VHOST` or `amqps://…`.
-    /// Tries for 10 s.
+    /// Connects to the broker at `url` by a transport of
+    /// [`built_in_transports`](crate::built_in_transports). Tries for 10 s.
     ///
     /// # Errors
     /// [`Error::Transport`]. No error shows the password.
@@ -82,11 +80,12 @@ impl Client {
     /// The errors of [`Client::connect`], or if a file cannot be read.
     pub async fn connect_with(url: &str, access: &Credentials) -> Result<Self, Error> {
         let app = WorkerId::generate("client");
-        let transport = connect_with(url, access, app.as_str(), None).await?;
+        let options = ConnectOptions::new(url).credentials(access.clone()).name(app.as_str());
+        let transport = connect_with(&options).await?;
         Ok(Self::new(transport, app))
     }
 
-    /// Returns a client that uses a connected transport.
+    /// Returns a client that uses a connected transport, of any kind.
     #[must_use]
     pub fn over(transport: Arc<dyn Transport>) -> Self {
         Self::new(transport, WorkerId::generate("client"))

@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use gristmill_amqp::{Severity, diagnose};
-use gristmill_shared::{Consumer, JournalEntry, QueueRole, TransportError};
+use gristmill_amqp::diagnose;
+use gristmill_shared::{Consumer, JournalEntry, QueueRole, Severity, TransportError};
 
 use super::{
     outages::PrivateBroker,

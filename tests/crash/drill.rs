@@ -53,7 +53,7 @@ async fn drill_spares_a_given_broker() {
 async fn drill_reports_a_missing_broker() {
     let ended = Site::new().run("gristmill drill --broker amqp://guest:guest@127.0.0.1:9").await;
     assert_eq!((ended.code, ended.stdout.as_str()), (3, ""), "{ended:?}");
-    assert!(ended.stderr.contains("is a RabbitMQ running there?"), "{ended:?}");
+    assert!(ended.stderr.contains("is a broker running there?"), "{ended:?}");
 }
 
 /// Starts a drill in the site's directory, and waits until its whole fleet is at work.

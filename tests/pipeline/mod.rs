@@ -4,6 +4,7 @@ mod adaptive;
 mod bad_transport;
 mod floats;
 mod library;
+mod new_scheme;
 mod shards;
 mod stall;
 mod versions;

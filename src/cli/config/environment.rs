@@ -77,8 +77,9 @@ mod tests {
     use crate::{App, Role, cli::kinds::Kinds};
 
     fn warnings(names: impl IntoIterator<Item = String>) -> Vec<String> {
-        let (kinds, _) = App::with_built_in_jobs().0.into_parts().unwrap();
-        let settings = Settings::from_command(&crate::cli::command(Role::All, &Kinds(kinds), "1"));
+        let (kinds, _, transports) = App::with_built_in_jobs().0.into_parts().unwrap();
+        let whole = crate::cli::command(Role::All, &Kinds(kinds), &transports, "1");
+        let settings = Settings::from_command(&whole);
         unknown_variables(&settings, names.into_iter())
     }
 

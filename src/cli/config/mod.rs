@@ -15,11 +15,12 @@ use clap::{
     Arg, ArgMatches, Args, Command, Subcommand as _, builder::Resettable, error::ErrorKind,
     parser::ValueSource,
 };
+use gristmill_shared::TransportRegistry;
 
 use self::settings::{ConfigValue, Settings};
 pub(crate) use self::show::config_text;
-use super::ledger_commands::LedgerSubcommand;
-use crate::{connect, exit::Failure};
+use super::{flags::BROKER_FLAG_ID, ledger_commands::LedgerSubcommand};
+use crate::exit::Failure;
 
 /// The flags about the configuration itself.
 #[derive(Debug, Clone, Args)]
@@ -64,11 +65,13 @@ pub(crate) struct ResolvedConfig {
 /// configuration file.
 ///
 /// `whole` is the command line of the program with every role: the file may have settings for all
-/// of them. `role` is the role of this program, or None if the subcommand gives it.
+/// of them. `role` is the role of this program, or None if the subcommand gives it. `transports`
+/// check the broker's URL.
 pub(crate) fn read(
     command: Command,
     whole: Command,
     role: Option<&str>,
+    transports: &TransportRegistry,
 ) -> Result<ResolvedConfig, ConfigError> {
     let settings = Settings::from_command(&whole);
     let words: Vec<OsString> = std::env::args_os().collect();
@@ -98,7 +101,7 @@ pub(crate) fn read(
     let warnings = environment::unknown_variables(&settings, names);
     let configured = ResolvedConfig { matches, command, lower_precedence, warnings };
     configured.refuse_exposed_passwords()?;
-    configured.refuse_broken_urls()?;
+    configured.refuse_broken_urls(transports)?;
     Ok(configured)
 }
 
@@ -134,7 +137,7 @@ impl ResolvedConfig {
 
     /// Refuses a broker URL that cannot be used, and names its source, which is unknown when the
     /// program connects later. Commands that only read a ledger do not check it.
-    fn refuse_broken_urls(&self) -> Result<(), Failure> {
+    fn refuse_broken_urls(&self, transports: &TransportRegistry) -> Result<(), Failure> {
         let mut deepest = self.matches.subcommand();
         while let Some(below) = deepest.and_then(|(_, matches)| matches.subcommand()) {
             deepest = Some(below);
@@ -142,13 +145,12 @@ impl ResolvedConfig {
         if deepest.is_some_and(|(name, _)| LedgerSubcommand::has_subcommand(name)) {
             return Ok(());
         }
-        let Some((arg, matches)) = self.settings().into_iter().find(|(arg, _)| arg.get_id() == "broker")
-        else {
-            return Ok(());
-        };
-        let url = matches.get_raw("broker").and_then(|mut values| values.next());
+        let broker = self.settings().into_iter().find(|(arg, _)| arg.get_id() == BROKER_FLAG_ID);
+        let Some((arg, matches)) = broker else { return Ok(()) };
+        let url = matches.get_raw(BROKER_FLAG_ID).and_then(|mut values| values.next());
         let Some(url) = url.map(|url| url.to_string_lossy()) else { return Ok(()) };
-        connect::check_url(&url)
+        transports
+            .check_url(&url)
             .map_err(|error| Failure::usage(format_args!("{}: {error}", self.origin(arg, matches))))
     }
 
@@ -167,7 +169,7 @@ impl ResolvedConfig {
 }
 
 /// Changes all flags of a command and its subcommands.
-fn map_flags(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
+pub(super) fn map_flags(command: Command, change: &dyn Fn(Arg) -> Arg) -> Command {
     command.mut_args(change).mut_subcommands(|subcommand| map_flags(subcommand, change))
 }
 
@@ -203,8 +205,8 @@ mod tests {
     use crate::{App, Role, cli::kinds::Kinds};
 
     fn whole() -> Command {
-        let (kinds, _) = App::with_built_in_jobs().0.into_parts().unwrap();
-        crate::cli::command(Role::All, &Kinds(kinds), "1")
+        let (kinds, _, transports) = App::with_built_in_jobs().0.into_parts().unwrap();
+        crate::cli::command(Role::All, &Kinds(kinds), &transports, "1")
     }
 
     fn all_args(command: &Command) -> Vec<&Arg> {

@@ -2,10 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use gristmill_shared::TransportError;
+use gristmill_shared::{ConnectOptions, Credentials, TransportError};
 use lapin::uri::{AMQPScheme, AMQPUri};
 
-use crate::{Credentials, connection::TlsSettings};
+use crate::connection::{TlsSettings, enter_login, tls_settings};
 
 /// Time for which [`AmqpTransport::connect`](crate::AmqpTransport::connect) tries by default.
 pub const GIVE_UP_AFTER: Duration = Duration::from_secs(10);
@@ -17,6 +17,8 @@ const FRAME_MAX_BYTES: u32 = 131_072;
 const HEARTBEAT_SECS: u16 = 6;
 /// Time limit for one attempt to connect, unless the URL sets `connection_timeout`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The form of a URL, for hints.
+pub(crate) const URL_FORM: &str = "amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…";
 /// Parameters that the URL may have after its `?`.
 const URL_PARAMETERS: [UrlParameter; 3] = [
     UrlParameter {
@@ -89,8 +91,8 @@ impl AmqpConfig {
         let mut uri = parse_url(url)?;
         uri.query.frame_max = Some(FRAME_MAX_BYTES);
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECS);
-        let tls = access.tls(&uri.scheme)?;
-        let has_password = access.identify(url, &mut uri)?;
+        let tls = tls_settings(access, &uri.scheme)?;
+        let has_password = enter_login(access, url, &mut uri)?;
         Ok(Self {
             name: "gristmill".into(),
             give_up_after: GIVE_UP_AFTER,
@@ -100,6 +102,18 @@ impl AmqpConfig {
             has_password,
             tls,
         })
+    }
+
+    /// Calls [`AmqpConfig::with_credentials`] with those of the options, and takes over the others.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn from_options(options: &ConnectOptions) -> Result<Self, TransportError> {
+        let mut config = Self::with_credentials(&options.url, &options.credentials)?;
+        config.name.clone_from(&options.name);
+        config.give_up_after_loss = options.give_up_after_loss;
+        config.must_declare = options.must_declare;
+        Ok(config)
     }
 
     /// Checks a URL without the credentials beside it: password and certificates.
@@ -164,9 +178,7 @@ fn parse_url(url: &str) -> Result<AMQPUri, TransportError> {
 }
 
 fn invalid_url(why: &str) -> TransportError {
-    TransportError::Invalid(format!(
-        "the broker's URL is not valid: {why} (hint: expected amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps://…)"
-    ))
+    TransportError::Invalid(format!("the broker's URL is not valid: {why} (hint: expected {URL_FORM})"))
 }
 
 /// Returns the parser's message, unless it quotes the URL and with it the password.

@@ -19,15 +19,16 @@ mod config;
 mod connection;
 mod consume;
 mod doctor;
+mod driver;
 mod failure;
 mod publish;
 mod topology;
 mod transport;
 
 pub use config::{AmqpConfig, GIVE_UP_AFTER};
-pub use connection::Credentials;
 pub use consume::events::EVENTS_MAX_WAITING;
-pub use doctor::{Finding, FleetRole, Severity, diagnose};
+pub use doctor::diagnose;
+pub use driver::AmqpDriver;
 pub use topology::{JOURNAL_MAX_AGE, JOURNAL_MAX_BYTES};
 pub use transport::AmqpTransport;
 

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use gristmill_shared::{
-    Capabilities, Consumer, Durability, EventFilter, EventReader, Health, JournalReader, Lane, Publisher,
-    Queue, Redelivery, Shards, Transport, TransportError,
+    Capabilities, Consumer, Durability, EventFilter, EventReader, Health, HoldLimit, JournalReader, Lane,
+    Publisher, Queue, Redelivery, Shards, Transport, TransportError,
 };
 use tokio::{
     sync::watch,
@@ -126,7 +126,7 @@ impl Transport for AmqpTransport {
             durability: Durability::PowerLoss,
             redelivery: Redelivery::OnDisconnect,
             shared: true,
-            max_hold: Some(CONSUMER_TIMEOUT),
+            max_hold: Some(HoldLimit { time: CONSUMER_TIMEOUT, setting: "consumer_timeout" }),
             max_message: MAX_MESSAGE,
         }
     }

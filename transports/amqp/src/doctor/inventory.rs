@@ -1,9 +1,9 @@
 //! The entities that a lane needs: which of them exist, and with the expected arguments.
 
-use gristmill_shared::{Lane, QueueRole, Shards, TransportError};
+use gristmill_shared::{Finding, Lane, QueueRole, Shards, TransportError};
 use lapin::ExchangeKind;
 
-use super::{finding::Finding, probe::ProbeOutcome};
+use super::probe::ProbeOutcome;
 use crate::topology::{
     self, BrokerEntity, DEAD_EXCHANGE, DeclareSession, EVENTS_EXCHANGE, Existence, FACTS_EXCHANGE,
     JOURNAL_QUEUE, RESULTS_EXCHANGE, WORK_EXCHANGE,

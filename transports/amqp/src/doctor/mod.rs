@@ -4,31 +4,29 @@
 //! unroutable messages; consuming and declaring with requests that the broker refuses for another
 //! reason after it has checked the permissions.
 
-mod finding;
-mod fleet_role;
 mod handshake;
 mod inventory;
 mod presence;
 mod probe;
+mod required_right;
+mod rights_finding;
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
-use gristmill_shared::{Lane, TransportError};
+use gristmill_shared::{Finding, FleetRole, Lane, TransportError};
 use lapin::options::BasicQosOptions;
 use tokio::time::Instant;
 
-pub use finding::{Finding, Severity};
-pub use fleet_role::FleetRole;
-
 use self::{
-    fleet_role::RequiredRight,
     handshake::ServerIdentity,
     inventory::BrokerInventory,
     presence::PresenceListener,
     probe::{ProbeOutcome, RightsProbe},
+    required_right::RequiredRight,
+    rights_finding::rights_finding,
 };
 use crate::{
     MAX_MESSAGE,
@@ -181,7 +179,7 @@ impl Diagnosis<'_> {
         let parts = self.part.map_or(FleetRole::ALL.to_vec(), |part| vec![part]);
         for part in parts {
             let mut lacks = Vec::new();
-            for need in part.needs(self.lane, inventory.shards()) {
+            for need in RequiredRight::of_role(part, self.lane, inventory.shards()) {
                 let outcome = match &need {
                     RequiredRight::DeclareAll => configure.clone(),
                     // A missing permission takes precedence over a missing exchange.
@@ -217,7 +215,7 @@ impl Diagnosis<'_> {
             }
             if lacks.is_empty() { fits.push(part) } else { lacking.push((part, lacks)) }
         }
-        Ok(finding::rights(self.part, &fits, lacking, &untested))
+        Ok(rights_finding(self.part, &fits, lacking, &untested))
     }
 }
 
@@ -240,6 +238,8 @@ fn version(server: &ServerIdentity) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::Severity;
+
     use super::*;
 
     #[test]

@@ -9,12 +9,12 @@ use std::{
 
 use bytes::Bytes;
 use gristmill_shared::{
-    EventFilter, Lane, QueueRole, TransportError,
+    EventFilter, Finding, Lane, QueueRole, TransportError,
     wire::{Event, WorkerHeartbeat},
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::{finding::Finding, inventory::BrokerInventory, probe::ProbeOutcome};
+use super::{inventory::BrokerInventory, probe::ProbeOutcome};
 use crate::{
     connection::Generation,
     consume::{StreamReader, events},
@@ -180,10 +180,9 @@ fn is_retried(role: QueueRole) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use gristmill_shared::{JobId, TaskIndex, wire::RunningTask};
+    use gristmill_shared::{JobId, Severity, TaskIndex, wire::RunningTask};
 
     use super::*;
-    use crate::doctor::Severity;
 
     #[test]
     fn long_tasks_are_named() {

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use gristmill_shared::{Lane, QueueRole, TransportError};
+use gristmill_shared::{Finding, Lane, QueueRole, TransportError};
 use lapin::{
     options::{BasicConsumeOptions, BasicQosOptions, QueueBindOptions},
     types::FieldTable,
 };
 use tokio::time::timeout;
 
-use super::finding::Finding;
 use crate::{
     connection::{Generation, PROBE_ROUTING_KEY, REPLY_TIMEOUT},
     failure::{self, NOT_FOUND, Operation, PRECONDITION_FAILED},

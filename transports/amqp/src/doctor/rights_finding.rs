@@ -1,75 +1,10 @@
-//! Findings of the doctor.
+//! The finding about the user's permissions.
 
-use std::fmt::{self, Display};
-
-use super::fleet_role::FleetRole;
-
-/// Result of one check.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Finding {
-    /// The subject of the check, in a word or two.
-    pub check: String,
-    /// The severity.
-    pub verdict: Severity,
-    /// The finding, in one line.
-    pub found: String,
-    /// The remedy, if there is one.
-    pub hint: Option<String>,
-}
-
-/// Severity of a finding.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Severity {
-    /// Expected state.
-    Ok,
-    /// Not visible from here.
-    Unseen,
-    /// Works, but not as well as it should, or not yet.
-    Warning,
-    /// Does not work.
-    Problem,
-}
-
-impl Finding {
-    fn new(verdict: Severity, check: impl Display, found: impl Display) -> Self {
-        Self { check: check.to_string(), verdict, found: found.to_string(), hint: None }
-    }
-
-    pub(super) fn ok(check: impl Display, found: impl Display) -> Self {
-        Self::new(Severity::Ok, check, found)
-    }
-
-    pub(super) fn unseen(check: impl Display, found: impl Display) -> Self {
-        Self::new(Severity::Unseen, check, found)
-    }
-
-    pub(super) fn warning(check: impl Display, found: impl Display) -> Self {
-        Self::new(Severity::Warning, check, found)
-    }
-
-    pub(super) fn problem(check: impl Display, found: impl Display) -> Self {
-        Self::new(Severity::Problem, check, found)
-    }
-
-    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
-    }
-}
-
-impl Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ok => "ok",
-            Self::Unseen => "unseen",
-            Self::Warning => "warning",
-            Self::Problem => "problem",
-        })
-    }
-}
+use gristmill_shared::{Finding, FleetRole};
 
 /// Summarizes the user's permissions. `wanted` is the role that the user must have, if one is
 /// given.
-pub(super) fn rights(
+pub(super) fn rights_finding(
     wanted: Option<FleetRole>,
     fits: &[FleetRole],
     lacking: Vec<(FleetRole, Vec<String>)>,
@@ -99,6 +34,8 @@ pub(super) fn rights(
 
 #[cfg(test)]
 mod tests {
+    use gristmill_shared::Severity;
+
     use super::*;
 
     #[test]
@@ -108,16 +45,17 @@ mod tests {
             (FleetRole::Worker, vec!["the user w lacks the read right on the queue q".into()]),
             (FleetRole::Operator, vec!["c".into()]),
         ];
-        let found = rights(None, &[], lacking.clone(), &[]);
+        let found = rights_finding(None, &[], lacking.clone(), &[]);
         assert_eq!(found.verdict, Severity::Problem);
         assert!(found.found.contains("worker") && found.found.contains("lacks the read right"), "{found:?}");
-        let found = rights(None, &[FleetRole::Producer], lacking, &[]);
+        let found = rights_finding(None, &[FleetRole::Producer], lacking, &[]);
         assert_eq!((found.verdict, found.found.as_str()), (Severity::Ok, "those of a fleet's producer"));
     }
 
     #[test]
     fn untested_right_is_unseen() {
-        let found = rights(Some(FleetRole::Worker), &[FleetRole::Worker], Vec::new(), &["not tried".into()]);
+        let found =
+            rights_finding(Some(FleetRole::Worker), &[FleetRole::Worker], Vec::new(), &["not tried".into()]);
         assert_eq!(found.verdict, Severity::Unseen);
         assert!(found.found.contains("(not tried)"), "{found:?}");
     }

@@ -1,23 +1,8 @@
 //! The permissions that each role of a fleet needs.
 
-use std::fmt;
-
-use gristmill_shared::{Lane, Queue, QueueRole, Shards};
+use gristmill_shared::{FleetRole, Lane, Queue, QueueRole, Shards};
 
 use crate::topology::{DEAD_EXCHANGE, EVENTS_EXCHANGE, FACTS_EXCHANGE, RESULTS_EXCHANGE, WORK_EXCHANGE};
-
-/// A role in a fleet, which has a user of its own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FleetRole {
-    /// Submits jobs, cancels them and waits for them.
-    Producer,
-    /// Runs tasks.
-    Worker,
-    /// Folds results, and resends failed tasks.
-    Sink,
-    /// Creates the lanes; see `deploy/rabbitmq-permissions`.
-    Operator,
-}
 
 /// A permission that a role needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,50 +21,33 @@ pub(super) enum RequiredRight {
     Bind(&'static str),
 }
 
-impl FleetRole {
-    /// All roles.
-    pub const ALL: [Self; 4] = [Self::Producer, Self::Worker, Self::Sink, Self::Operator];
-
-    /// Returns the permissions that the role needs on a lane with that number of tasks queues.
-    pub(super) fn needs(self, lane: &Lane, shards: Shards) -> Vec<RequiredRight> {
-        let (publish, consume, listen): (&[_], Vec<_>, _) = match self {
-            Self::Operator => {
-                let bind =
-                    [WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, FACTS_EXCHANGE].map(RequiredRight::Bind);
-                return [RequiredRight::DeclareAll, RequiredRight::ReadJournal]
-                    .into_iter()
-                    .chain(bind)
-                    .collect();
+impl RequiredRight {
+    /// Returns the permissions that a role needs on a lane with that number of tasks queues. They
+    /// are those that `deploy/rabbitmq-permissions` gives.
+    pub(super) fn of_role(role: FleetRole, lane: &Lane, shards: Shards) -> Vec<Self> {
+        let (publish, consume, listen): (&[_], Vec<_>, _) = match role {
+            FleetRole::Operator => {
+                let bind = [WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, FACTS_EXCHANGE].map(Self::Bind);
+                return [Self::DeclareAll, Self::ReadJournal].into_iter().chain(bind).collect();
             }
-            Self::Producer => {
+            FleetRole::Producer => {
                 (&[WORK_EXCHANGE, RESULTS_EXCHANGE, FACTS_EXCHANGE, EVENTS_EXCHANGE], Vec::new(), true)
             }
-            Self::Worker => (
+            FleetRole::Worker => (
                 &[WORK_EXCHANGE, RESULTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE],
                 shards.queues().chain([QueueRole::Requeued, QueueRole::Suspect]).collect(),
                 false,
             ),
-            Self::Sink => (
+            FleetRole::Sink => (
                 &[WORK_EXCHANGE, RESULTS_EXCHANGE, FACTS_EXCHANGE, DEAD_EXCHANGE, EVENTS_EXCHANGE],
                 vec![QueueRole::Results, QueueRole::Dead],
                 true,
             ),
         };
-        let publish = publish.iter().map(|exchange| RequiredRight::Publish(exchange));
-        let consume = consume.iter().map(|role| RequiredRight::Consume(role.of(lane)));
-        let listen = listen.then_some(RequiredRight::Listen);
-        publish.chain(consume).chain([RequiredRight::ReadJournal]).chain(listen).collect()
-    }
-}
-
-impl fmt::Display for FleetRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Operator => "operator",
-            Self::Producer => "producer",
-            Self::Worker => "worker",
-            Self::Sink => "sink",
-        })
+        let publish = publish.iter().map(|exchange| Self::Publish(exchange));
+        let consume = consume.iter().map(|role| Self::Consume(role.of(lane)));
+        let listen = listen.then_some(Self::Listen);
+        publish.chain(consume).chain([Self::ReadJournal]).chain(listen).collect()
     }
 }
 
@@ -154,7 +122,7 @@ mod tests {
             .chain([own, "gristmill.eventsx".into()])
             .collect();
         for part in FleetRole::ALL {
-            let needs = part.needs(&lane, all);
+            let needs = RequiredRight::of_role(part, &lane, all);
             let set = script_rights(part, "night").map(|set| Regex::new(&set).unwrap());
             for (right, set) in ALL_RIGHTS.into_iter().zip(set) {
                 for name in &names {
