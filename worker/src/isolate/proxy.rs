@@ -28,6 +28,8 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 /// A slot whose batches run in a child, which is started at the first one.
 pub(crate) struct IsolatedSlot {
     isolation: Isolation,
+    /// The number of the slot.
+    number: u32,
     child: Option<ChildProcess>,
     /// Failed starts since the last successful one.
     failed_starts: u32,
@@ -68,8 +70,8 @@ enum RunEvent {
 }
 
 impl IsolatedSlot {
-    pub(crate) fn new(isolation: Isolation) -> Self {
-        Self { isolation, child: None, failed_starts: 0 }
+    pub(crate) fn new(isolation: Isolation, number: u32) -> Self {
+        Self { isolation, number, child: None, failed_starts: 0 }
     }
 
     #[cfg(test)]
@@ -186,7 +188,7 @@ impl IsolatedSlot {
             let started = tokio::select! {
                 biased;
                 () = signals.wait_ending() => return None,
-                started = ChildProcess::start(&self.isolation.command) => started,
+                started = ChildProcess::start(&self.isolation.command, self.number) => started,
             };
             let reason = match started {
                 Ok(child) => {
