@@ -50,8 +50,8 @@ pub use gristmill_producer::{
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    Exit, FailFast, JobId, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards, Transport,
-    TransportError, WorkerId, memory::MemoryTransport,
+    Exit, FailFast, JobId, JobOpener, Kind, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards,
+    Transport, TransportError, WorkerId, erase, memory::MemoryTransport,
 };
 pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};

@@ -53,7 +53,7 @@ pub use policy::{
 pub use prepared_state::State;
 pub use publish_retry::{PublishError, publish_until_answered, publish_until_stored};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
-pub use registry::{OpenError, RegisterError, Registry};
+pub use registry::{JobOpener, OpenError, RegisterError, Registry};
 pub use shards::{InvalidShards, SHARDS_MAX, ShardIndex, Shards};
 pub use split_digest::SplitDigest;
 pub use task::{FailureKind, StopSignal, TaskContext, TaskError};
