@@ -50,8 +50,8 @@ pub use gristmill_producer::{
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    Exit, FailFast, JobId, JobOpener, Kind, Lane, NoAnswer, NoReport, Outcome, Policy, Registry, Shards,
-    Transport, TransportError, WorkerId, erase, memory::MemoryTransport,
+    Exit, FailFast, JobId, JobOpener, Kind, Lane, NoAnswer, NoReport, Outcome, Policy, PolicyOverrides,
+    Registry, Shards, Transport, TransportError, WorkerId, erase, memory::MemoryTransport,
 };
 pub use gristmill_sink::{LedgerLocation, Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
@@ -64,6 +64,6 @@ pub mod prelude {
 
     pub use gristmill_process::{Command, CommandOutput, RunCommand};
     pub use gristmill_shared::{
-        Account, Conclusion, Job, JobError, Keep, Plan, State, TaskContext, TaskError, TaskIndex,
+        Account, Conclusion, Job, JobError, Keep, Plan, Policy, State, TaskContext, TaskError, TaskIndex,
     };
 }

@@ -32,6 +32,7 @@ mod otlp;
 mod outputs;
 mod pages;
 mod panics;
+mod per_job;
 mod pipeline;
 mod poison;
 mod report;

@@ -4,7 +4,7 @@ use std::{fmt, future::Future, ops::ControlFlow, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
+use crate::{InvalidName, Policy, State, TaskContext, TaskError, TaskIndex};
 
 /// A divisible job: it is split into tasks, each task is processed, and the outputs are folded into
 /// a report.
@@ -64,9 +64,10 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// in `docs/guide.md`.
     const VERSION: u32 = 0;
     /// The part of the job that the ledger keeps besides the report. Defaults to none.
+    /// [`Job::keep`] chooses by the parameters.
     const KEEP: Keep = Keep::Report;
     /// True if [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
-    /// outputs regardless of [`Job::KEEP`]. Defaults to `false`: the report is that of `collect`.
+    /// outputs regardless of [`Job::keep`]. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
     /// True if the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
     /// beside its output.
@@ -91,6 +92,31 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// An error refuses the job; nothing was sent.
     fn plan(&self) -> Result<Plan, JobError> {
         Ok(Plan::unknown())
+    }
+
+    /// Returns the part of the job that the ledger keeps; `--keep` of the submitter overrides it.
+    /// Runs in the producer, in workers and in the sink, so it may depend only on parameters that
+    /// travel. A panic counts as [`Job::KEEP`], which is the default.
+    fn keep(&self) -> Keep {
+        Self::KEEP
+    }
+
+    /// Returns the policy of the job's tasks. Runs in the producer before anything is sent.
+    /// Defaults to `defaults`, the policy of the command that submits: 5 attempts and no limits.
+    ///
+    /// What the submitter states, for instance with `--max-attempts`, overrides the returned value
+    /// field by field. The returned [`Policy::keep`] is ignored, since that is [`Job::keep`]. A
+    /// panic refuses the job.
+    ///
+    /// ```
+    /// # use gristmill_shared::Policy;
+    /// fn policy(defaults: Policy) -> Policy {
+    ///     Policy { max_attempts: 1, task_timeout_ms: Some(60_000), ..defaults }
+    /// }
+    /// # assert_eq!(policy(Policy::default()).max_attempts, 1);
+    /// ```
+    fn policy(&self, defaults: Policy) -> Policy {
+        defaults
     }
 
     /// Returns the tasks as a lazy iterator. Runs in the producer, on a thread of its own. The same

@@ -48,7 +48,8 @@ pub use lane::{
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{
-    DEFAULT_MAX_ATTEMPTS, FailFast, ParseFailFastError, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX,
+    DEFAULT_MAX_ATTEMPTS, FailFast, ParseFailFastError, Policy, PolicyOverrides, RETRY_DELAY_MAX,
+    RETRY_DELAYS_MAX,
 };
 pub use prepared_state::State;
 pub use publish_retry::{PublishError, publish_until_answered, publish_until_stored};

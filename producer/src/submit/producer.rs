@@ -8,8 +8,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, PublishError, Publisher,
-    QueueRole, RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, TaskIndex, Transport,
+    Address, AnyJob, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, PublishError, Publisher,
+    QueueRole, RefusedRanges, RefusedTasks, Registry, Round, SplitDigest, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Sealed, WireMessage, now_ms},
@@ -17,6 +17,7 @@ use gristmill_shared::{
 use tokio::time::Instant;
 
 use super::{
+    options::SubmitOptions,
     send::{self, SendContext, SendOutcome, SendProgress},
     shared_state::ProducerShared,
 };
@@ -32,24 +33,6 @@ use crate::{
 /// the beginning.
 const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// Options of a submission.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SubmitOptions {
-    /// The lane that takes the tasks. Defaults to `default`.
-    pub lane: Lane,
-    /// The number of the lane's shards that take batches in turn. The lane must have as many.
-    /// Defaults to 1.
-    pub shards: Shards,
-    /// The policy for tasks that fail.
-    pub policy: Policy,
-    /// The number of tasks of a batch, 1 to 10,000. By default it follows the measured duration of
-    /// tasks: 100 ms of one slot's work, and less towards the end.
-    pub batch: Option<u32>,
-    /// The job's id, of which there must be no job yet. By default a new one. A caller that wants
-    /// to name the job before it is open generates one.
-    pub job: Option<JobId>,
-}
 
 /// A producer, which submits jobs over a transport.
 ///
@@ -148,8 +131,7 @@ impl Producer {
         options: SubmitOptions,
     ) -> Result<Submission, ProducerError> {
         let plan = job.plan().map_err(ProducerError::Plan)?;
-        // The kind's own setting need not travel.
-        let keep = options.policy.keep.filter(|keep| *keep != job.keep());
+        let policy = options.effective_policy(&*job).map_err(ProducerError::Plan)?;
         let cursor = Cursor {
             job: options.job.unwrap_or_else(JobId::generate),
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,
@@ -157,7 +139,7 @@ impl Producer {
             code: self.code.clone(),
             version: job.version(),
             build: self.build.clone(),
-            policy: Policy { keep, ..options.policy },
+            policy,
             plan,
             lane: options.lane,
             shards: options.shards,

@@ -34,8 +34,15 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Returns the version of the job's code.
     fn version(&self) -> u32;
 
-    /// Returns the part of the job that the ledger keeps.
+    /// Returns the part of the job that the ledger keeps, unless its policy says otherwise: see
+    /// [`Job::keep`]. A job that folds in order keeps its outputs at least.
     fn keep(&self) -> Keep;
+
+    /// Calls [`Job::policy`]. The result keeps nothing of its own: that is [`AnyJob::keep`].
+    ///
+    /// # Errors
+    /// If the job panics.
+    fn policy(&self, defaults: Policy) -> Result<Policy, JobError>;
 
     /// Returns [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
@@ -134,7 +141,13 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn keep(&self) -> Keep {
-        if J::FOLDS_IN_ORDER { Keep::Outputs } else { J::KEEP }
+        let keep = process::own_keep(&*self.0);
+        if J::FOLDS_IN_ORDER { keep.max(Keep::Outputs) } else { keep }
+    }
+
+    fn policy(&self, defaults: Policy) -> Result<Policy, JobError> {
+        let policy = call("policy", || Ok(self.0.policy(defaults)))?;
+        Ok(Policy { max_attempts: policy.max_attempts.max(1), keep: None, ..policy })
     }
 
     fn folds_in_order(&self) -> bool {
@@ -142,7 +155,7 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn sends_tasks(&self, policy: &Policy) -> bool {
-        process::sends_tasks::<J>(policy)
+        process::sends_tasks(&*self.0, policy)
     }
 
     fn in_flight(&self) -> u32 {
@@ -162,8 +175,7 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn plan(&self) -> Result<Plan, JobError> {
-        let plan = catch(|| self.0.plan())
-            .unwrap_or_else(|panic| Err(JobError::new(format_args!("plan panicked: {panic}"))))?;
+        let plan = call("plan", || self.0.plan())?;
         match plan.tasks {
             Some(tasks) if tasks > TaskIndex::LIMIT => Err(JobError::new(format_args!(
                 "{tasks} tasks are more than can be numbered, expected at most {} (hint: make each task larger)",
@@ -212,6 +224,11 @@ where
         Ok(tasks) => Ok(Box::new(split::TypedSplit::new(tasks, index))),
         Err(panic) => Err(JobError::new(format_args!("split failed before task {index}: panic: {panic}"))),
     }
+}
+
+/// Runs the job's method `name` and turns a panic into an error.
+fn call<T>(name: &str, code: impl FnOnce() -> Result<T, JobError>) -> Result<T, JobError> {
+    catch(code).unwrap_or_else(|panic| Err(JobError::new(format_args!("{name} panicked: {panic}"))))
 }
 
 /// Runs user code and turns a panic into its text.
