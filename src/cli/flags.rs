@@ -311,3 +311,33 @@ pub(crate) fn host_name() -> String {
         host => host.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, FromArgMatches as _};
+
+    use super::*;
+
+    fn options(words: &str) -> SubmitOptions {
+        let command = SubmitFlags::augment_args(Command::new("submit").no_binary_name(true));
+        let matches = command.get_matches_from(words.split_whitespace());
+        SubmitFlags::from_arg_matches(&matches).unwrap().options(&Lane::default(), Policy::default())
+    }
+
+    /// A flag with the value of its default is stated nevertheless.
+    #[test]
+    fn absent_flags_state_nothing() {
+        assert_eq!(options("").policy, PolicyOverrides::default());
+        let stated = options(
+            "--max-attempts 5 --task-timeout 2s --fail-fast 100% --same-build --retry-delays 1s,10s --keep report",
+        );
+        let expected = PolicyOverrides::default()
+            .max_attempts(5)
+            .task_timeout(Duration::from_secs(2))
+            .fail_fast(FailFast::Percent(100))
+            .same_build(true)
+            .retry_delays_ms(vec![1_000, 10_000])
+            .keep(Keep::Report);
+        assert_eq!(stated.policy, expected);
+    }
+}
