@@ -64,6 +64,7 @@ pub mod prelude {
 
     pub use gristmill_process::{Command, CommandOutput, RunCommand};
     pub use gristmill_shared::{
-        Account, Conclusion, Job, JobError, Keep, Plan, Policy, State, TaskContext, TaskError, TaskIndex,
+        Account, Conclusion, Job, JobError, Keep, LocalInput, Plan, Policy, State, TaskContext, TaskError,
+        TaskIndex,
     };
 }

@@ -26,6 +26,7 @@ mod invariants;
 mod isolate;
 mod library;
 mod limits;
+mod local_input;
 mod observe;
 #[cfg(feature = "otlp")]
 mod otlp;

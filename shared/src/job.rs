@@ -4,14 +4,16 @@ use std::{fmt, future::Future, ops::ControlFlow, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{InvalidName, Policy, State, TaskContext, TaskError, TaskIndex};
+use crate::{InvalidName, LocalInput, Policy, State, TaskContext, TaskError, TaskIndex};
 
 /// A divisible job: it is split into tasks, each task is processed, and the outputs are folded into
 /// a report.
 ///
 /// The value itself is the *spec*: it is serialised (at most 16 KiB) and travels with every batch,
-/// so that any worker or sink that registered the kind can take part. Mark a field that only the
-/// splitting machine needs (the path of an input file) `#[serde(skip)]`.
+/// so that any worker or sink that registered the kind can take part. A field that only the
+/// splitting machine needs, such as the path of an input file, does not travel: mark it
+/// `#[serde(skip)]`, and define [`Job::local`] and [`Job::with_local`], so that `producer resume`
+/// finds it again.
 ///
 /// A job can rely on this: `collect` sees every task that has an output exactly once, in any order,
 /// whichever processes are killed. In return `split` must be deterministic, and `process` must
@@ -119,9 +121,39 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         defaults
     }
 
+    /// Returns the values that only the splitting machine needs, such as the path of an input file.
+    /// They go into the producer's cursor, at most 64 KiB, and never to the broker. Defaults to
+    /// none.
+    ///
+    /// Runs in the producer before anything is sent. A path should be absolute
+    /// ([`std::path::absolute`]), since `producer resume` may run in another folder.
+    ///
+    /// # Errors
+    /// An error refuses the job; nothing was sent.
+    fn local(&self) -> Result<LocalInput, JobError> {
+        Ok(LocalInput::none())
+    }
+
+    /// Restores the values of [`Job::local`] in a job that was decoded from its spec. Runs in the
+    /// producer: before `split` when a job is resumed, and once at its submission, on a copy, as a
+    /// check. Opens no input: that is for `split`.
+    ///
+    /// # Errors
+    /// An error ends the resume and not the job. The default fails, since there is nothing to
+    /// restore.
+    fn with_local(&mut self, local: &LocalInput) -> Result<(), JobError> {
+        let _ = local;
+        Err(JobError::new(format_args!(
+            "kind {} defines `local` and does not define `with_local`, so the job could not be resumed",
+            Self::KIND
+        )))
+    }
+
     /// Returns the tasks as a lazy iterator. Runs in the producer, on a thread of its own. The same
-    /// spec must yield the same tasks in the same order. An error or a panic aborts the job and is
-    /// reported.
+    /// spec, and the same [`Job::local`], must yield the same tasks in the same order.
+    ///
+    /// An error or a panic aborts the job and is reported. In a resumed job, one before the first
+    /// task that was not sent yet ends only the resume: the input may be away for a while.
     fn split(&self) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send;
 
     /// Returns the tasks of [`Job::split`] from `index` on. Defaults to skipping; a job that can

@@ -15,6 +15,7 @@ mod ids;
 mod job;
 mod job_tracker;
 mod lane;
+mod local_input;
 pub mod memory;
 mod message;
 pub mod metrics;
@@ -45,6 +46,7 @@ pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
+pub use local_input::{LOCAL_INPUT_MAX_BYTES, LocalInput};
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{

@@ -95,6 +95,7 @@ const WORD_RULES: [WordRule; 5] = [
         except: &[
             ("shared/src/wire/", "the wire module"),
             ("producer/src/cursor.rs", "a file on the producer's own disk"),
+            ("shared/src/local_input.rs", "a value of that file"),
             ("sink/src/ledger/", "the sink's own file"),
             ("shared/src/erased/fold.rs", "a report, which the wire carries as it is"),
             ("shared/src/erased/mod.rs", "a spec, which the wire carries as it is"),
