@@ -78,9 +78,10 @@ impl From<ProducerError> for Failure {
             ProducerError::Transport(error) => error.into(),
             ProducerError::Store(error) => error.into(),
             ProducerError::Cursor(error) => error.into(),
-            ProducerError::Plan(_) | ProducerError::Changed(_) | ProducerError::TooFewShards { .. } => {
-                Self::usage(error)
-            }
+            ProducerError::Plan(_)
+            | ProducerError::InputUnavailable { .. }
+            | ProducerError::Changed(_)
+            | ProducerError::TooFewShards { .. } => Self::usage(error),
             ProducerError::Split(_) | ProducerError::NoAnswer { .. } => Self::new(Exit::Incomplete, error),
             error => Self::new(Exit::Bug, error_chain(&error)),
         }

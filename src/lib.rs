@@ -55,9 +55,9 @@ pub use gristmill_producer::{
 };
 pub use gristmill_shared::fold;
 pub use gristmill_shared::{
-    ConnectOptions, Credentials, Exit, FailFast, Finding, FleetRole, JobId, Lane, NoAnswer, NoReport,
-    Outcome, Policy, RegisterDriverError, Registry, Severity, Shards, Transport, TransportDriver,
-    TransportError, TransportRegistry, WorkerId, memory::MemoryTransport,
+    ConnectOptions, Credentials, Exit, FailFast, Finding, FleetRole, JobId, JobOpener, Kind, Lane, NoAnswer,
+    NoReport, Outcome, Policy, PolicyOverrides, RegisterDriverError, Registry, Severity, Shards, Transport,
+    TransportDriver, TransportError, TransportRegistry, WorkerId, erase, memory::MemoryTransport,
 };
 pub use gristmill_sink::{Sink, SinkConfig, SinkError, SinkReport};
 pub use gristmill_worker::{Worker, WorkerError, WorkerReport};
@@ -72,6 +72,7 @@ pub mod prelude {
 
     pub use gristmill_process::{Command, CommandOutput, RunCommand};
     pub use gristmill_shared::{
-        Account, Conclusion, Job, JobError, Keep, Plan, State, TaskContext, TaskError, TaskIndex,
+        Account, Conclusion, Job, JobError, Keep, LocalInput, Plan, Policy, State, TaskContext, TaskError,
+        TaskIndex,
     };
 }

@@ -25,6 +25,10 @@ pub struct Cursor {
     pub kind: Kind,
     /// Its parameters.
     pub spec: Box<RawValue>,
+    /// The values of [`Job::local`](gristmill_shared::Job::local), which do not leave this machine;
+    /// at most [`LOCAL_INPUT_MAX_BYTES`](gristmill_shared::LOCAL_INPUT_MAX_BYTES).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<Box<RawValue>>,
     /// The version of the program that splits.
     pub code: String,
     /// The [version](gristmill_shared::Job::VERSION) of the job's code.
@@ -214,6 +218,7 @@ mod tests {
             job,
             kind: "primes".parse().unwrap(),
             spec: RawValue::from_string("{}".into()).unwrap(),
+            local: None,
             code: "1".into(),
             version: 0,
             build: None,
@@ -227,6 +232,21 @@ mod tests {
             digest: SplitDigest::default(),
             sealed: None,
         }
+    }
+
+    /// Cursors of jobs without local input have the same bytes as ever.
+    #[test]
+    fn local_input_is_written_if_there() {
+        let job = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
+        let golden = r#"{"job":"01890a5d-ac96-774b-bcce-b302099a8057","kind":"primes","spec":{},"code":"1","version":0,"build":null,"policy":{"max_attempts":5},"plan":{"tasks":null,"unit":"tasks"},"lane":"default","shards":1,"submitted_ms":0,"batch":null,"confirmed":7,"digest":0,"sealed":null}"#;
+        let json = |cursor: &Cursor| serde_json::to_string(cursor).unwrap();
+        assert_eq!(json(&cursor(job)), golden);
+        assert!(serde_json::from_str::<Cursor>(golden).unwrap().local.is_none());
+        let local = Some(RawValue::from_string(r#"["a/b",7]"#.into()).unwrap());
+        let with_local = json(&Cursor { local, ..cursor(job) });
+        assert_eq!(with_local, golden.replace(r#""spec":{},"#, r#""spec":{},"local":["a/b",7],"#));
+        let read: Cursor = serde_json::from_str(&with_local).unwrap();
+        assert_eq!(read.local.unwrap().get(), r#"["a/b",7]"#);
     }
 
     #[test]

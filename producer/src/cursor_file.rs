@@ -100,6 +100,7 @@ mod tests {
             job,
             kind: "primes".parse().unwrap(),
             spec: RawValue::from_string("{}".into()).unwrap(),
+            local: None,
             code: code.into(),
             version: 0,
             build: None,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gristmill_shared::{JobError, Lane, PublishError, Shards, TaskIndex, TransportError};
+use gristmill_shared::{JobError, JobId, Lane, PublishError, Shards, TaskIndex, TransportError};
 
 use crate::CursorError;
 
@@ -16,6 +16,18 @@ pub enum ProducerError {
     /// The split failed. The job is ended, with the reason in its conclusion.
     #[error("{0}; the job was ended")]
     Split(JobError),
+    /// The tasks that were sent before cannot be split again now. The job stays as it is.
+    #[error(
+        "job {job} cannot be split again here: {error}; nothing more was sent, and the job is as it was (hint: put \
+         its input back in its place, then run `producer resume {job}`)"
+    )]
+    InputUnavailable {
+        /// The job.
+        job: JobId,
+        /// The error of the job's split or of its
+        /// [`with_local`](gristmill_shared::Job::with_local).
+        error: JobError,
+    },
     /// The connection is lost, or the broker refused access.
     #[error(transparent)]
     Transport(#[from] TransportError),

@@ -4,14 +4,16 @@ use std::{fmt, future::Future, ops::ControlFlow, str::FromStr};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{InvalidName, State, TaskContext, TaskError, TaskIndex};
+use crate::{InvalidName, LocalInput, Policy, State, TaskContext, TaskError, TaskIndex};
 
 /// A divisible job: it is split into tasks, each task is processed, and the outputs are folded into
 /// a report.
 ///
 /// The value itself is the *spec*: it is serialised (at most 16 KiB) and travels with every batch,
-/// so that any worker or sink that registered the kind can take part. Mark a field that only the
-/// splitting machine needs (the path of an input file) `#[serde(skip)]`.
+/// so that any worker or sink that registered the kind can take part. A field that only the
+/// splitting machine needs, such as the path of an input file, does not travel: mark it
+/// `#[serde(skip)]`, and define [`Job::local`] and [`Job::with_local`], so that `producer resume`
+/// finds it again.
 ///
 /// A job can rely on this: `collect` sees every task that has an output exactly once, in any order,
 /// whichever processes are killed. In return `split` must be deterministic, and `process` must
@@ -64,9 +66,10 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// in `docs/guide.md`.
     const VERSION: u32 = 0;
     /// The part of the job that the ledger keeps besides the report. Defaults to none.
+    /// [`Job::keep`] chooses by the parameters.
     const KEEP: Keep = Keep::Report;
     /// True if [`Job::fold_in_order`] makes the report at the job's end. The ledger then keeps the
-    /// outputs regardless of [`Job::KEEP`]. Defaults to `false`: the report is that of `collect`.
+    /// outputs regardless of [`Job::keep`]. Defaults to `false`: the report is that of `collect`.
     const FOLDS_IN_ORDER: bool = false;
     /// True if the sink folds with [`Job::collect_with_task`]. Each task then travels once more,
     /// beside its output.
@@ -93,9 +96,64 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
         Ok(Plan::unknown())
     }
 
+    /// Returns the part of the job that the ledger keeps; `--keep` of the submitter overrides it.
+    /// Runs in the producer, in workers and in the sink, so it may depend only on parameters that
+    /// travel. A panic counts as [`Job::KEEP`], which is the default.
+    fn keep(&self) -> Keep {
+        Self::KEEP
+    }
+
+    /// Returns the policy of the job's tasks. Runs in the producer before anything is sent.
+    /// Defaults to `defaults`, the policy of the command that submits: 5 attempts and no limits.
+    ///
+    /// What the submitter states, for instance with `--max-attempts`, overrides the returned value
+    /// field by field. The returned [`Policy::keep`] is ignored, since that is [`Job::keep`]. A
+    /// panic refuses the job.
+    ///
+    /// ```
+    /// # use gristmill_shared::Policy;
+    /// fn policy(defaults: Policy) -> Policy {
+    ///     Policy { max_attempts: 1, task_timeout_ms: Some(60_000), ..defaults }
+    /// }
+    /// # assert_eq!(policy(Policy::default()).max_attempts, 1);
+    /// ```
+    fn policy(&self, defaults: Policy) -> Policy {
+        defaults
+    }
+
+    /// Returns the values that only the splitting machine needs, such as the path of an input file.
+    /// They go into the producer's cursor, at most 64 KiB, and never to the broker. Defaults to
+    /// none.
+    ///
+    /// Runs in the producer before anything is sent. A path should be absolute
+    /// ([`std::path::absolute`]), since `producer resume` may run in another folder.
+    ///
+    /// # Errors
+    /// An error refuses the job; nothing was sent.
+    fn local(&self) -> Result<LocalInput, JobError> {
+        Ok(LocalInput::none())
+    }
+
+    /// Restores the values of [`Job::local`] in a job that was decoded from its spec. Runs in the
+    /// producer: before `split` when a job is resumed, and once at its submission, on a copy, as a
+    /// check. Opens no input: that is for `split`.
+    ///
+    /// # Errors
+    /// An error ends the resume and not the job. The default fails, since there is nothing to
+    /// restore.
+    fn with_local(&mut self, local: &LocalInput) -> Result<(), JobError> {
+        let _ = local;
+        Err(JobError::new(format_args!(
+            "kind {} defines `local` and does not define `with_local`, so the job could not be resumed",
+            Self::KIND
+        )))
+    }
+
     /// Returns the tasks as a lazy iterator. Runs in the producer, on a thread of its own. The same
-    /// spec must yield the same tasks in the same order. An error or a panic aborts the job and is
-    /// reported.
+    /// spec, and the same [`Job::local`], must yield the same tasks in the same order.
+    ///
+    /// An error or a panic aborts the job and is reported. In a resumed job, one before the first
+    /// task that was not sent yet ends only the resume: the input may be away for a while.
     fn split(&self) -> impl Iterator<Item = Result<Self::Task, JobError>> + Send;
 
     /// Returns the tasks of [`Job::split`] from `index` on. Defaults to skipping; a job that can

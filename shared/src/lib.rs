@@ -19,6 +19,7 @@ mod ids;
 mod job;
 mod job_tracker;
 mod lane;
+mod local_input;
 mod log_limiter;
 pub mod memory;
 mod message;
@@ -56,16 +57,18 @@ pub use job_tracker::{FACTS_MAX_WAITING, JobTracker, TRACKER_MAX_JOBS};
 pub use lane::{
     Queue, QueueRole, QueueSpec, RESULTS_MAX_BYTES, RetryDelay, TASKS_MAX_BYTES, TASKS_MAX_MESSAGES,
 };
+pub use local_input::{LOCAL_INPUT_MAX_BYTES, LocalInput};
 pub use log_limiter::{LogLimiter, LogRule};
 pub use message::{Headers, Message};
 pub use outcome::{NoAnswer, NoReport, Outcome};
 pub use policy::{
-    DEFAULT_MAX_ATTEMPTS, FailFast, ParseFailFastError, Policy, RETRY_DELAY_MAX, RETRY_DELAYS_MAX,
+    DEFAULT_MAX_ATTEMPTS, FailFast, ParseFailFastError, Policy, PolicyOverrides, RETRY_DELAY_MAX,
+    RETRY_DELAYS_MAX,
 };
 pub use prepared_state::State;
 pub use publish_retry::{PublishError, publish_until_answered, publish_until_stored};
 pub use refusals::{REFUSED_MAX_RANGES, RefusedRanges, RefusedTasks};
-pub use registry::{OpenError, RegisterError, Registry};
+pub use registry::{JobOpener, OpenError, RegisterError, Registry};
 pub use shards::{InvalidShards, SHARDS_MAX, ShardIndex, Shards};
 pub use split_digest::SplitDigest;
 pub use task::{FailureKind, StopSignal, TaskContext, TaskError};

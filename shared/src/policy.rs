@@ -41,7 +41,7 @@ pub struct Policy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retry_delays_ms: Vec<u64>,
     /// The part of the job that the ledger keeps. Defaults to
-    /// [`Job::KEEP`](crate::Job::KEEP).
+    /// [`Job::keep`](crate::Job::keep).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep: Option<Keep>,
 }
@@ -78,6 +78,77 @@ impl Policy {
         let place = usize::try_from(failures.saturating_sub(1)).unwrap_or(usize::MAX);
         let delay = listed.get(place).or(listed.last());
         delay.map_or_else(|| RetryDelay::after(failures).duration(), |ms| Duration::from_millis(*ms))
+    }
+}
+
+/// The fields of a [`Policy`] that a submitter states. They override what the kind chooses
+/// ([`Job::policy`](crate::Job::policy)); a field that is `None` is left to the kind.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct PolicyOverrides {
+    /// See [`Policy::max_attempts`].
+    pub max_attempts: Option<u32>,
+    /// See [`Policy::task_timeout_ms`].
+    pub task_timeout_ms: Option<u64>,
+    /// See [`Policy::fail_fast`].
+    pub fail_fast: Option<FailFast>,
+    /// See [`Policy::same_build`].
+    pub same_build: Option<bool>,
+    /// See [`Policy::retry_delays_ms`]. An empty list means the retry ladder.
+    pub retry_delays_ms: Option<Vec<u64>>,
+    /// See [`Policy::keep`].
+    pub keep: Option<Keep>,
+}
+
+impl PolicyOverrides {
+    /// Sets [`Policy::max_attempts`]; 0 counts as 1.
+    #[must_use]
+    pub fn max_attempts(self, attempts: impl Into<Option<u32>>) -> Self {
+        Self { max_attempts: attempts.into().map(|attempts| attempts.max(1)), ..self }
+    }
+
+    /// Sets [`Policy::task_timeout_ms`], of at least 1 ms.
+    #[must_use]
+    pub fn task_timeout(self, limit: impl Into<Option<Duration>>) -> Self {
+        let millis = |limit: Duration| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1);
+        Self { task_timeout_ms: limit.into().map(millis), ..self }
+    }
+
+    /// Sets [`Policy::fail_fast`].
+    #[must_use]
+    pub fn fail_fast(self, limit: impl Into<Option<FailFast>>) -> Self {
+        Self { fail_fast: limit.into(), ..self }
+    }
+
+    /// Sets [`Policy::same_build`].
+    #[must_use]
+    pub fn same_build(self, same_build: impl Into<Option<bool>>) -> Self {
+        Self { same_build: same_build.into(), ..self }
+    }
+
+    /// Sets [`Policy::retry_delays_ms`].
+    #[must_use]
+    pub fn retry_delays_ms(self, delays: impl Into<Option<Vec<u64>>>) -> Self {
+        Self { retry_delays_ms: delays.into(), ..self }
+    }
+
+    /// Sets [`Policy::keep`].
+    #[must_use]
+    pub fn keep(self, keep: impl Into<Option<Keep>>) -> Self {
+        Self { keep: keep.into(), ..self }
+    }
+
+    /// Returns `policy` with the stated fields in the place of its own.
+    #[must_use]
+    pub fn apply(self, policy: Policy) -> Policy {
+        Policy {
+            max_attempts: self.max_attempts.unwrap_or(policy.max_attempts),
+            task_timeout_ms: self.task_timeout_ms.or(policy.task_timeout_ms),
+            fail_fast: self.fail_fast.or(policy.fail_fast),
+            same_build: self.same_build.unwrap_or(policy.same_build),
+            retry_delays_ms: self.retry_delays_ms.unwrap_or(policy.retry_delays_ms),
+            keep: self.keep.or(policy.keep),
+        }
     }
 }
 
@@ -137,6 +208,34 @@ mod tests {
         assert_eq!(listed(&[1_000, 5_000]).retry_delay(0), Duration::from_secs(1));
         let too_many: Vec<u64> = (1..=100).collect();
         assert_eq!(listed(&too_many).retry_delay(90), Duration::from_millis(RETRY_DELAYS_MAX as u64));
+    }
+
+    #[test]
+    fn stated_fields_override_a_policy() {
+        let chosen = Policy {
+            max_attempts: 1,
+            task_timeout_ms: Some(500),
+            fail_fast: Some(FailFast::Tasks(1)),
+            same_build: true,
+            retry_delays_ms: vec![2_000],
+            keep: Some(Keep::Outputs),
+        };
+        assert_eq!(PolicyOverrides::default().apply(chosen.clone()), chosen);
+        // The default of a field is a statement like any other.
+        let stated = PolicyOverrides::default()
+            .max_attempts(DEFAULT_MAX_ATTEMPTS)
+            .task_timeout(Duration::from_secs(3))
+            .fail_fast(FailFast::Percent(100))
+            .same_build(false)
+            .retry_delays_ms(Vec::new())
+            .keep(Keep::Report);
+        let expected = Policy {
+            task_timeout_ms: Some(3_000),
+            fail_fast: Some(FailFast::Percent(100)),
+            keep: Some(Keep::Report),
+            ..Policy::default()
+        };
+        assert_eq!(stated.apply(chosen), expected);
     }
 
     #[test]

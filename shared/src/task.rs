@@ -28,6 +28,7 @@ pub struct TaskContext {
     /// Given when the batch of the run is revoked from its thread.
     revoked: StopSignal,
     deadline: Option<Instant>,
+    slot: u32,
     state: State,
 }
 
@@ -38,7 +39,7 @@ impl TaskContext {
     pub fn new(job: JobId, index: TaskIndex, failures: u32, stop: StopSignal) -> Self {
         let attempt = failures.saturating_add(1);
         let revoked = StopSignal::new();
-        Self { job, index, attempt, stop, revoked, deadline: None, state: State::none() }
+        Self { job, index, attempt, stop, revoked, deadline: None, slot: 0, state: State::none() }
     }
 
     /// Sets the state, for tests that call [`Job::process`](crate::Job::process) directly.
@@ -75,6 +76,12 @@ impl TaskContext {
         Self { deadline: Some(deadline), ..self }
     }
 
+    /// Sets the number of the slot.
+    #[must_use]
+    pub fn with_slot(self, slot: u32) -> Self {
+        Self { slot, ..self }
+    }
+
     /// Moves the context to another task of the batch.
     pub(crate) fn move_to(&mut self, index: TaskIndex, deadline: Option<Instant>) {
         self.index = index;
@@ -98,6 +105,17 @@ impl TaskContext {
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// Returns the number of the slot that runs the task, from 0 to one less than the slots of the
+    /// worker. With `--isolate` it is the number of the worker's slot, in each of its children.
+    ///
+    /// Tasks of [`Job::process_async`](crate::Job::process_async) share a slot while they are in
+    /// flight. A task that has lost its slot, because it went on after its time limit or its job's
+    /// stop, keeps the number beside the slot's next task.
+    #[must_use]
+    pub fn slot(&self) -> u32 {
+        self.slot
     }
 
     /// Fails if the job is stopped or the deadline has passed. Long tasks call it regularly, so

@@ -5,8 +5,8 @@ use std::{ffi::OsString, fmt, num::NonZeroU16, path::PathBuf, sync::Arc, time::D
 use clap::{Arg, ArgAction, Args};
 use gristmill_producer::SubmitOptions;
 use gristmill_shared::{
-    Capabilities, ConnectOptions, Credentials, DEFAULT_MAX_ATTEMPTS, Durability, FailFast, HoldLimit, Keep,
-    Lane, Policy, Transport, TransportRegistry, WorkerId,
+    Capabilities, ConnectOptions, Credentials, Durability, FailFast, HoldLimit, Keep, Lane, Policy,
+    PolicyOverrides, Transport, TransportRegistry, WorkerId,
     wire::{BATCH_MAX_TASKS, now_ms},
 };
 
@@ -278,34 +278,35 @@ pub(crate) struct SubmitFlags {
     )]
     batch: Option<u32>,
 
-    /// The number of attempts after which a failing task counts as failed
+    /// The number of attempts after which a failing task counts as failed [default: the kind's
+    /// choice, usually 5]
     #[arg(
         long,
         global = true,
         env = "GRISTMILL_MAX_ATTEMPTS",
         value_name = "N",
-        default_value_t = DEFAULT_MAX_ATTEMPTS,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
-    max_attempts: u32,
+    max_attempts: Option<u32>,
 
     /// The time limit of one task, such as 30s or 5m; a task that takes longer has failed, and is
-    /// retried [default: no limit]
+    /// retried [default: the kind's choice, usually no limit]
     #[arg(long, global = true, env = "GRISTMILL_TASK_TIMEOUT", value_name = "DURATION", value_parser = parse_time_limit)]
     task_timeout: Option<Duration>,
 
     /// End the job when this number of tasks have failed for good: a number, 10, or a share of all,
-    /// 5% [default: never]
+    /// 5% [default: the kind's choice, usually never]
     #[arg(long, global = true, env = "GRISTMILL_FAIL_FAST", value_name = "N|P%")]
     fail_fast: Option<FailFast>,
 
-    /// Let only workers of exactly this build run the tasks [default: every build with the kind's
-    /// version]
+    /// Let only workers of exactly this build run the tasks [default: the kind's choice, usually
+    /// every build with the kind's version]
     #[arg(long, global = true)]
     same_build: bool,
 
     /// The delays before a failed task's second, third, ... attempt, from 1s to 24h each, at most
-    /// 16; the last one repeats [default: 1s,10s,1m,10m; of `gristmill run`: 1s,1s,5s,10s]
+    /// 16; the last one repeats [default: the kind's choice, usually 1s,10s,1m,10m; of `gristmill
+    /// run`: 1s,1s,5s,10s]
     #[arg(long, global = true, env = "GRISTMILL_RETRY_DELAYS", value_name = "DURATIONS")]
     retry_delays: Option<RetryDelays>,
 
@@ -317,34 +318,39 @@ pub(crate) struct SubmitFlags {
 }
 
 impl SubmitFlags {
-    /// Returns a warning if a worker may hold a task for longer than the broker permits. A batch
-    /// may wait for the one before it, so a task may take half of that time.
-    pub(crate) fn long_task_warning(&self, max_hold: Option<HoldLimit>) -> Option<String> {
-        let HoldLimit { time, setting } = max_hold?;
-        let limit = self.task_timeout.filter(|limit| *limit > time / 2)?;
-        Some(format!(
-            "a task may take {} (--task-timeout), but by default this broker takes back a message after {}: the task \
-             would then run again elsewhere, and finally count as poison (hint: set {setting} on the broker to at \
-             least {}, or split into shorter tasks)",
-            humantime::format_duration(limit),
-            humantime::format_duration(time),
-            humantime::format_duration(limit.saturating_mul(2)),
-        ))
+    /// Returns the options of a job, stated as far as its flags are. `default_policy` is that of a
+    /// kind that chooses nothing.
+    pub(crate) fn options(&self, lane: &Lane, default_policy: Policy) -> SubmitOptions {
+        let policy = PolicyOverrides::default()
+            .max_attempts(self.max_attempts)
+            .task_timeout(self.task_timeout)
+            .fail_fast(self.fail_fast)
+            .same_build(self.same_build.then_some(true))
+            .retry_delays_ms(self.retry_delays.as_ref().map(|delays| delays.millis.clone()))
+            .keep(self.keep);
+        SubmitOptions {
+            lane: lane.clone(),
+            policy,
+            default_policy,
+            batch: self.batch,
+            ..SubmitOptions::default()
+        }
     }
+}
 
-    pub(crate) fn options(&self, lane: &Lane) -> SubmitOptions {
-        let policy = Policy {
-            max_attempts: self.max_attempts,
-            task_timeout_ms: self
-                .task_timeout
-                .map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX)),
-            fail_fast: self.fail_fast,
-            same_build: self.same_build,
-            keep: self.keep,
-            retry_delays_ms: self.retry_delays.as_ref().map_or(Vec::new(), |delays| delays.millis.clone()),
-        };
-        SubmitOptions { lane: lane.clone(), policy, batch: self.batch, ..SubmitOptions::default() }
-    }
+/// Returns a warning if a worker may hold a task for longer than the broker permits. A batch may
+/// wait for the one before it, so a task may take half of that time.
+pub(crate) fn long_task_warning(policy: &Policy, max_hold: Option<HoldLimit>) -> Option<String> {
+    let HoldLimit { time, setting } = max_hold?;
+    let limit = policy.task_timeout().filter(|limit| *limit > time / 2)?;
+    Some(format!(
+        "a task may take {} (--task-timeout), but by default this broker takes back a message after {}: the task \
+         would then run again elsewhere, and finally count as poison (hint: set {setting} on the broker to at \
+         least {}, or split into shorter tasks)",
+        humantime::format_duration(limit),
+        humantime::format_duration(time),
+        humantime::format_duration(limit.saturating_mul(2)),
+    ))
 }
 
 /// Parses a time limit of at least 1 ms.
@@ -372,6 +378,7 @@ pub(crate) fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Command, FromArgMatches as _};
     use gristmill_shared::{Redelivery, memory::MemoryTransport};
 
     use super::*;
@@ -396,5 +403,28 @@ mod tests {
         let warning = |durability| fleet_warning("hub://host", capabilities(durability)).unwrap();
         assert!(warning(Durability::Volatile).unwrap().starts_with("the broker at hub://host keeps"));
         assert_eq!((warning(Durability::ProcessCrash), warning(Durability::PowerLoss)), (None, None));
+    }
+
+    fn options(words: &str) -> SubmitOptions {
+        let command = SubmitFlags::augment_args(Command::new("submit").no_binary_name(true));
+        let matches = command.get_matches_from(words.split_whitespace());
+        SubmitFlags::from_arg_matches(&matches).unwrap().options(&Lane::default(), Policy::default())
+    }
+
+    /// A flag with the value of its default is stated nevertheless.
+    #[test]
+    fn absent_flags_state_nothing() {
+        assert_eq!(options("").policy, PolicyOverrides::default());
+        let stated = options(
+            "--max-attempts 5 --task-timeout 2s --fail-fast 100% --same-build --retry-delays 1s,10s --keep report",
+        );
+        let expected = PolicyOverrides::default()
+            .max_attempts(5)
+            .task_timeout(Duration::from_secs(2))
+            .fail_fast(FailFast::Percent(100))
+            .same_build(true)
+            .retry_delays_ms(vec![1_000, 10_000])
+            .keep(Keep::Report);
+        assert_eq!(stated.policy, expected);
     }
 }

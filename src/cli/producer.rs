@@ -7,13 +7,13 @@ use gristmill_producer::{
     CancelOutcome, CursorError, JobWatcher, MissingReport, Producer, SplitEnd, SplitReport, Submission,
     SubmitOptions, cancel,
 };
-use gristmill_shared::{Health, JobId, Lane, Shards, Transport};
+use gristmill_shared::{Health, JobId, Lane, Policy, Shards, Transport};
 use indicatif::HumanCount;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CommandResult, Context,
-    flags::{BrokerFlags, LaneFlags, SubmitFlags},
+    flags::{BrokerFlags, LaneFlags, SubmitFlags, long_task_warning},
     kinds::Kinds,
     metrics::MetricsFlags,
     otlp, print, print_status,
@@ -137,6 +137,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
             let matches = matches.subcommand_matches("submit").ok_or_else(|| Failure::usage("no kind"))?;
             let job = context.kinds.parse_job(matches)?;
             job.plan().map_err(Failure::usage)?; // before connecting
+            let options = submit.submit_flags.options(&flags.lane.lane, Policy::default());
+            let policy = options.effective_policy(&*job).map_err(Failure::usage)?;
             let mut metrics = flags.metrics.open(context, "producer").await?;
             let id = JobId::generate();
             let opened = context
@@ -144,8 +146,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
                     let (transport, producer) = flags.connect_producer(context).await?;
                     metrics.watch_transport(&*transport);
                     let max_hold = transport.capabilities().max_hold;
-                    submit.submit_flags.long_task_warning(max_hold).into_iter().for_each(warn);
-                    let options = submit.submit_flags.options(&flags.lane.lane);
+                    long_task_warning(&policy, max_hold).into_iter().for_each(warn);
                     let options = SubmitOptions { job: Some(id), shards: submit.shards, ..options };
                     let submission = open_or_explain(&*transport, producer.open(job, options)).await?;
                     Ok((transport, producer, submission))

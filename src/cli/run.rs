@@ -7,15 +7,15 @@ use std::{
 
 use clap::{ArgMatches, Args, Command, FromArgMatches as _};
 use gristmill_ledger::LedgerLocation;
-use gristmill_producer::{JobWatcher, Producer, SubmitOptions, cancel};
-use gristmill_shared::{ConnectOptions, Lane, Transport, memory::MemoryTransport};
+use gristmill_producer::{JobWatcher, Producer, cancel};
+use gristmill_shared::{ConnectOptions, Transport, memory::MemoryTransport};
 use gristmill_sink::{Sink, SinkConfig};
 use gristmill_worker::Worker;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     CommandResult, Context,
-    flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, process_id},
+    flags::{AccessFlags, LaneFlags, SlotFlags, SubmitFlags, long_task_warning, process_id},
     isolated,
     kinds::Kinds,
     metrics::{LANE_NOT_CLAIMED, MetricsFlags},
@@ -29,7 +29,7 @@ use crate::{
     build_id::build_id,
     exit::Failure,
     ledger_store::open_ledger,
-    library::{Pipeline, PipelineShutdown, RUN_RETRY_DELAYS_MS},
+    library::{Pipeline, PipelineShutdown, run_policy},
 };
 
 /// Run a whole job in this process: producer, workers and sink
@@ -61,16 +61,6 @@ struct RunFlags {
     isolate: bool,
 }
 
-impl RunFlags {
-    fn options(&self, lane: &Lane) -> SubmitOptions {
-        let mut options = self.submit_flags.options(lane);
-        if options.policy.retry_delays_ms.is_empty() {
-            options.policy.retry_delays_ms = RUN_RETRY_DELAYS_MS.to_vec();
-        }
-        options
-    }
-}
-
 pub(crate) fn command(kinds: &Kinds) -> Command {
     kinds.add_to(otlp::add_global_flag(RunFlags::augment_args(Command::new("run")))).after_help(
         "Examples:\n  gristmill run crack --hash f8e966d1e207d02c44511a58dccff2f5429e9a3b --max-length 4\n  \
@@ -82,6 +72,8 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let flags = RunFlags::from_arg_matches(matches).map_err(Failure::usage)?;
     let job = context.kinds.parse_job(matches)?;
     job.plan().map_err(Failure::usage)?; // before anything is started
+    let options = flags.submit_flags.options(&flags.lane.lane, run_policy());
+    let policy = options.effective_policy(&*job).map_err(Failure::usage)?;
     let mut metrics = flags.metrics.open(context, "run").await?;
     metrics.set_not_ready(Some(LANE_NOT_CLAIMED));
     let app = process_id("run");
@@ -92,7 +84,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
             let options = ConnectOptions::new(url).credentials(flags.access.access()).name(app.as_str());
             let transport = context.transports.connect(&options).await?;
             let max_hold = transport.capabilities().max_hold;
-            flags.submit_flags.long_task_warning(max_hold).into_iter().for_each(warn);
+            long_task_warning(&policy, max_hold).into_iter().for_each(warn);
             (transport, LedgerLocation::File(flags.state.ledger(&lane)?))
         }
     };
@@ -117,7 +109,7 @@ pub(crate) async fn main(context: &Context, matches: &ArgMatches) -> CommandResu
     let opened = OnceLock::new();
     let submitting = async {
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
-        let mut submission = producer.open(job, flags.options(&lane)).await?;
+        let mut submission = producer.open(job, options).await?;
         let (id, plan) = (submission.id(), submission.plan().clone());
         let _ = opened.set(id); // set only once: there is one job
         if flags.broker.is_some() {

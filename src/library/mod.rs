@@ -8,5 +8,5 @@ mod run_job;
 pub use client::{Client, JobHandle};
 pub use error::Error;
 pub(crate) use pipeline::{Pipeline, PipelineError, PipelineShutdown};
-pub(crate) use run_job::{RUN_RETRY_DELAYS_MS, processor_count};
 pub use run_job::{RunOptions, run};
+pub(crate) use run_job::{processor_count, run_policy};

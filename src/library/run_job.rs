@@ -5,7 +5,8 @@ use std::{num::NonZeroU16, sync::Arc, thread, time::Duration};
 use gristmill_ledger::LedgerLocation;
 use gristmill_producer::{Producer, SubmitOptions};
 use gristmill_shared::{
-    AnyJob, FailFast, Job, Lane, Outcome, Policy, Registry, Transport, WorkerId, erase_shared,
+    AnyJob, FailFast, Job, Lane, Outcome, Policy, PolicyOverrides, Registry, Transport, WorkerId,
+    erase_shared,
     memory::MemoryTransport,
     panic_text,
     wire::{BATCH_MAX_TASKS, Finished},
@@ -26,7 +27,12 @@ const RUN_STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// The delays before retries in one process, in milliseconds: a server that is down is given up
 /// after 17 s, instead of the 11 minutes that a fleet allows.
-pub(crate) const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
+const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
+
+/// Returns the policy of a job in one process whose kind chooses nothing.
+pub(crate) fn run_policy() -> Policy {
+    Policy { retry_delays_ms: RUN_RETRY_DELAYS_MS.to_vec(), ..Policy::default() }
+}
 
 /// Options of [`run`].
 ///
@@ -36,24 +42,18 @@ pub(crate) const RUN_RETRY_DELAYS_MS: [u64; 4] = [1_000, 1_000, 5_000, 10_000];
 /// let options = gristmill::RunOptions::default().slots(4).max_attempts(1);
 /// let options = options.task_timeout(Duration::from_secs(30));
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RunOptions {
     /// The number of tasks that run at a time, each on a thread of its own. Defaults to one per
     /// processor.
     pub slots: Option<NonZeroU16>,
-    /// The retry policy and limits of tasks. Defaults to the policy of `gristmill run`.
-    pub policy: Policy,
+    /// The stated retry policy and limits of tasks. The rest is the kind's choice
+    /// ([`Job::policy`]), or else that of `gristmill run`.
+    pub policy: PolicyOverrides,
     /// The number of tasks in a batch, 1 to 10,000. By default it follows from the measured
     /// duration of tasks.
     pub batch: Option<u32>,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        let policy = Policy { retry_delays_ms: RUN_RETRY_DELAYS_MS.to_vec(), ..Policy::default() };
-        Self { slots: None, policy, batch: None }
-    }
 }
 
 impl RunOptions {
@@ -66,7 +66,7 @@ impl RunOptions {
     /// Sets the number of failed attempts after which a task has failed for good; 0 counts as 1.
     #[must_use]
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
-        self.policy.max_attempts = max_attempts.max(1);
+        self.policy = self.policy.max_attempts(max_attempts);
         self
     }
 
@@ -75,21 +75,21 @@ impl RunOptions {
     #[must_use]
     pub fn retry_delays(mut self, delays: &[Duration]) -> Self {
         let millis = |delay: &Duration| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        self.policy.retry_delays_ms = delays.iter().map(millis).collect();
+        self.policy = self.policy.retry_delays_ms(delays.iter().map(millis).collect::<Vec<_>>());
         self
     }
 
     /// Sets the time limit of an attempt, in milliseconds and at least one. A longer attempt fails.
     #[must_use]
     pub fn task_timeout(mut self, limit: Duration) -> Self {
-        self.policy.task_timeout_ms = Some(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1));
+        self.policy = self.policy.task_timeout(limit);
         self
     }
 
     /// Ends the job when `limit` tasks, or that share of all, have failed for good.
     #[must_use]
     pub fn fail_fast(mut self, limit: FailFast) -> Self {
-        self.policy.fail_fast = Some(limit);
+        self.policy = self.policy.fail_fast(limit);
         self
     }
 
@@ -182,8 +182,12 @@ async fn run_in_memory(job: Arc<dyn AnyJob>, options: RunOptions) -> Result<Fini
         .stop_grace(RUN_STOP_GRACE);
     let pipeline = Pipeline { transport: Arc::clone(&transport), sink, worker };
     let submitting = async {
-        let submit =
-            SubmitOptions { policy: options.policy, batch: options.batch, ..SubmitOptions::default() };
+        let submit = SubmitOptions {
+            policy: options.policy,
+            default_policy: run_policy(),
+            batch: options.batch,
+            ..SubmitOptions::default()
+        };
         let producer = Producer::new(Arc::clone(&transport), app.as_str()).build(build_id());
         let (submission, mut watch) = producer.open_watched(job, submit).await?;
         let sending = async { submission.send().await.map_err(Error::from) };
@@ -208,7 +212,8 @@ mod tests {
 
     /// Returns the waits of a task that fails its first four tries, in seconds.
     fn waits(options: &RunOptions) -> [u64; 4] {
-        [1, 2, 3, 4].map(|failures| options.policy.retry_delay(failures).as_secs())
+        let policy = options.policy.clone().apply(run_policy());
+        [1, 2, 3, 4].map(|failures| policy.retry_delay(failures).as_secs())
     }
 
     #[test]
@@ -216,5 +221,6 @@ mod tests {
         assert_eq!(waits(&RunOptions::default()), [1, 1, 5, 10]);
         let options = RunOptions::default().retry_delays(&[Duration::from_secs(2)]);
         assert_eq!(waits(&options), [2, 2, 2, 2]);
+        assert_eq!(waits(&RunOptions::default().retry_delays(&[])), [1, 10, 60, 600]);
     }
 }

@@ -103,6 +103,7 @@ const WORD_RULES: [WordRule; 6] = [
             ("shared/src/wire/", "the wire module"),
             ("producer/src/cursor.rs", "a file on the producer's own disk"),
             ("ledgers/sqlite/", "the sink's own file"),
+            ("shared/src/local_input.rs", "a value of that file"),
             ("shared/src/erased/fold.rs", "a report, which the wire carries as it is"),
             ("shared/src/erased/mod.rs", "a spec, which the wire carries as it is"),
             ("shared/src/erased/batch_run.rs", "outputs, which the wire carries as they are"),

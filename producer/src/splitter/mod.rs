@@ -47,6 +47,8 @@ pub(crate) enum SplitEvent {
     End(u64, SplitDigest),
     /// An error of the job's split.
     Failed(JobError),
+    /// An error of a resumed split before it gave a task that was not sent.
+    Unavailable(JobError),
     /// A mismatch: the tasks before the start position are not those that were sent.
     Changed,
 }
@@ -62,7 +64,12 @@ pub(crate) struct SplitPosition {
 #[derive(Debug, Clone)]
 pub(crate) enum SplitSelection {
     /// All after this position. The tasks before it must match its digest.
-    After(SplitPosition),
+    After {
+        /// The position.
+        position: SplitPosition,
+        /// True if an earlier producer has split the job up to there.
+        is_resumed: bool,
+    },
     /// The tasks in these ranges, which ascend. The other tasks are not checked.
     Ranges(Vec<Range<u64>>),
 }

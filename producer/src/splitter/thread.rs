@@ -18,10 +18,17 @@ pub(crate) fn start(
 ) -> std::io::Result<flume::Receiver<SplitEvent>> {
     let (sender, receiver) = flume::bounded(BATCHES_AHEAD);
     std::thread::Builder::new().name("split".into()).spawn(move || {
-        let mut send = |packed| sender.send(SplitEvent::Batch(Box::new(packed))).is_ok();
+        let mut has_new = false;
+        let mut send = |packed| {
+            has_new = true;
+            sender.send(SplitEvent::Batch(Box::new(packed))).is_ok()
+        };
         let last = match selection {
-            SplitSelection::After(position) => {
-                split(&*job, &template, position, (planned, &sizer), &mut send)
+            SplitSelection::After { position, is_resumed } => {
+                match split(&*job, &template, position, (planned, &sizer), &mut send) {
+                    Err(error) if is_resumed && !has_new => Ok(Some(SplitEvent::Unavailable(error))),
+                    last => last,
+                }
             }
             SplitSelection::Ranges(ranges) => split_ranges(&*job, &template, &ranges, &sizer, &mut send),
         };

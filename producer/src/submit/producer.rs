@@ -8,9 +8,8 @@ use std::{
 };
 
 use gristmill_shared::{
-    Address, AnyJob, Backoff, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, Policy, PublishError,
-    Publisher, QueueRole, RefusedRanges, RefusedTasks, Registry, Round, Shards, SplitDigest, TaskIndex,
-    Transport,
+    Address, AnyJob, Backoff, BuildId, JobError, JobId, Kind, Lane, Outgoing, Plan, PublishError, Publisher,
+    QueueRole, RefusedRanges, RefusedTasks, Registry, Round, SplitDigest, TaskIndex, Transport,
     fail_point::{FailPoint, reached},
     publish_until_stored,
     wire::{Aborted, Sealed, WireMessage, now_ms},
@@ -18,6 +17,7 @@ use gristmill_shared::{
 use tokio::time::Instant;
 
 use super::{
+    options::SubmitOptions,
     send::{self, SendContext, SendOutcome, SendProgress},
     shared_state::ProducerShared,
 };
@@ -33,24 +33,6 @@ use crate::{
 /// the beginning.
 const RESEND_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RESEND_PAUSE_MAX: Duration = Duration::from_secs(60);
-
-/// Options of a submission.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SubmitOptions {
-    /// The lane that takes the tasks. Defaults to `default`.
-    pub lane: Lane,
-    /// The number of the lane's shards that take batches in turn. The lane must have as many.
-    /// Defaults to 1.
-    pub shards: Shards,
-    /// The policy for tasks that fail.
-    pub policy: Policy,
-    /// The number of tasks of a batch, 1 to 10,000. By default it follows the measured duration of
-    /// tasks: 100 ms of one slot's work, and less towards the end.
-    pub batch: Option<u32>,
-    /// The job's id, of which there must be no job yet. By default a new one. A caller that wants
-    /// to name the job before it is open generates one.
-    pub job: Option<JobId>,
-}
 
 /// A producer, which submits jobs over a transport.
 ///
@@ -149,16 +131,16 @@ impl Producer {
         options: SubmitOptions,
     ) -> Result<Submission, ProducerError> {
         let plan = job.plan().map_err(ProducerError::Plan)?;
-        // The kind's own setting need not travel.
-        let keep = options.policy.keep.filter(|keep| *keep != job.keep());
+        let policy = options.effective_policy(&*job).map_err(ProducerError::Plan)?;
         let cursor = Cursor {
             job: options.job.unwrap_or_else(JobId::generate),
             kind: Kind::new(job.kind()).map_err(|error| ProducerError::Plan(error.into()))?,
             spec: job.spec().map_err(ProducerError::Plan)?,
+            local: job.local().map_err(ProducerError::Plan)?,
             code: self.code.clone(),
             version: job.version(),
             build: self.build.clone(),
-            policy: Policy { keep, ..options.policy },
+            policy,
             plan,
             lane: options.lane,
             shards: options.shards,
@@ -175,8 +157,9 @@ impl Producer {
     ///
     /// # Errors
     /// [`ProducerError::Changed`] if the program is of another version, or the cursor's job is not
-    /// known to `registry`; [`CursorError::Held`](crate::CursorError::Held) if another producer is
-    /// sending the job; otherwise the errors of [`Producer::open`].
+    /// known to `registry`; [`ProducerError::InputUnavailable`] if the job does not take its local
+    /// input; [`CursorError::Held`](crate::CursorError::Held) if another producer is sending the
+    /// job; otherwise the errors of [`Producer::open`].
     pub async fn resume(&self, registry: &Registry, cursor: Cursor) -> Result<Submission, ProducerError> {
         if cursor.code != self.code {
             return Err(ProducerError::Changed(format!(
@@ -197,8 +180,15 @@ impl Producer {
                 cursor.job
             ))
         })?;
+        let job = match &cursor.local {
+            None => job,
+            Some(local) => job
+                .with_local(local)
+                .map_err(|error| ProducerError::InputUnavailable { job: cursor.job, error })?,
+        };
         let cursor_file = CursorFile::acquire(cursor, self.cursors.clone())?;
         let mut submission = self.prepare(job, cursor_file).await?;
+        submission.is_resumed = true;
         submission.announce_opened().await?;
         Ok(submission)
     }
@@ -222,6 +212,7 @@ impl Producer {
             cursor_file,
             subscription,
             refused,
+            is_resumed: false,
             is_checked: false,
         })
     }
@@ -237,6 +228,8 @@ pub struct Submission {
     subscription: SizerSubscription,
     /// The tasks whose outcomes the sink refused since the job was opened here.
     refused: RefusedTasks,
+    /// True if another producer opened the job and split a part of it.
+    is_resumed: bool,
     /// True once the split was compared with what was sent, before any of it was sent again.
     is_checked: bool,
 }
@@ -266,7 +259,9 @@ impl Submission {
     /// cursor that is being saved stays [`Held`](crate::CursorError::Held) until that is done.
     ///
     /// # Errors
-    /// [`ProducerError`]; the job can be resumed unless the split itself failed.
+    /// [`ProducerError`]; the job can be resumed unless the split itself failed. In a resumed job a
+    /// split that fails before its first new task gives
+    /// [`ProducerError::InputUnavailable`] and ends nothing.
     pub async fn send(mut self) -> Result<SplitReport, ProducerError> {
         self.send_until(pending()).await
     }
@@ -289,7 +284,8 @@ impl Submission {
                 sent: sealed.total,
             });
         }
-        let selection = SplitSelection::After(self.cursor_file.position());
+        let (position, is_resumed) = (self.cursor_file.position(), self.is_resumed);
+        let selection = SplitSelection::After { position, is_resumed };
         let mut sent = self.send_selection(selection, Round(0), &mut interrupt).await;
         // Once only: tasks that are refused again wait for the seal, and are sent with pauses then.
         if let Ok(SendOutcome::All(total, digest)) = sent
@@ -385,7 +381,7 @@ impl Submission {
             Ok(SendOutcome::Stopped(_)) => Ok(Some(SendOutcome::Stopped(self.cursor().confirmed.0))),
             Ok(SendOutcome::Interrupted(_)) => Ok(Some(SendOutcome::Interrupted(self.cursor().confirmed.0))),
             // The split did not fail before: the job is unchanged, and is not ended for that.
-            Err(ProducerError::Split(error)) => Err(ProducerError::Changed(error.to_string())),
+            Err(ProducerError::Split(error)) => Err(self.input_unavailable(error)),
             Err(error) => Err(error),
         }
     }
@@ -400,14 +396,15 @@ impl Submission {
         let follower = self.producer.shared.follower(&self.producer.transport);
         follower.wait_caught_up().await?;
         let stop = follower.board.stop_signal(self.id(), round);
-        let moves_cursor = matches!(selection, SplitSelection::After(_));
+        let moves_cursor = matches!(selection, SplitSelection::After { .. });
         let (job, planned) = (Arc::clone(&self.job), self.plan().tasks);
         let sizer = Arc::clone(&self.subscription.sizer);
         let events = splitter::start(job, self.batch_template(round), selection, planned, sizer)
             .map_err(ProducerError::Thread)?;
         let Cursor { lane, shards, .. } = self.cursor();
         let to: Vec<_> = shards.queues().map(|shard| Address::Queue(shard.of(lane))).collect();
-        let context = SendContext { to: &to, publisher: &*self.publisher, stop: &stop, interrupt };
+        let context =
+            SendContext { job: self.id(), to: &to, publisher: &*self.publisher, stop: &stop, interrupt };
         let progress = if moves_cursor {
             SendProgress::in_cursor(&mut self.cursor_file)
         } else {

@@ -3,7 +3,7 @@
 use std::{future::pending, ops::Range, sync::Arc, time::Duration};
 
 use gristmill_shared::{
-    JournalEntry, JournalReader, TaskIndex,
+    JobError, JournalEntry, JournalReader, TaskIndex,
     wire::{Audit, Fact, Missing},
 };
 use tokio::time::timeout;
@@ -69,9 +69,7 @@ impl Submission {
                         Ok(SendOutcome::Stopped(sent) | SendOutcome::Interrupted(sent)) => sent,
                         // The split did not fail before: the job is unchanged, and is not ended for
                         // that.
-                        Err(ProducerError::Split(error)) => {
-                            return Err(ProducerError::Changed(error.to_string()));
-                        }
+                        Err(ProducerError::Split(error)) => return Err(self.input_unavailable(error)),
                         Err(ProducerError::Changed(_)) => return Err(ProducerError::split_changed(known)),
                         Err(error) => return Err(error),
                     };
@@ -132,8 +130,13 @@ impl Submission {
         match checked.map_err(|_| ProducerError::ThreadDied)? {
             Ok(true) => Ok(()),
             Ok(false) => Err(ProducerError::split_changed(self.cursor().confirmed)),
-            Err(error) => Err(ProducerError::Changed(error.to_string())),
+            Err(error) => Err(self.input_unavailable(error)),
         }
+    }
+
+    /// Returns the error for tasks that were sent and do not split again.
+    pub(crate) fn input_unavailable(&self, error: JobError) -> ProducerError {
+        ProducerError::InputUnavailable { job: self.id(), error }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use gristmill_shared::{
-    Address, Outgoing, PublishError, Published, Publisher, SplitDigest, StopSignal, TaskIndex,
+    Address, JobId, Outgoing, PublishError, Published, Publisher, SplitDigest, StopSignal, TaskIndex,
     fail_point::{FailPoint, reached},
     metrics::{PRODUCER_BATCHES, PRODUCER_TASKS, PRODUCER_UNCONFIRMED, PRODUCER_UNCONFIRMED_BYTES},
 };
@@ -63,6 +63,7 @@ pub(crate) enum SendOutcome {
 /// The destination of batches, and the signals that end the sending.
 #[derive(Debug)]
 pub(crate) struct SendContext<'a, L> {
+    pub(crate) job: JobId,
     /// The queues that take batches in turn; at least one.
     pub(crate) to: &'a [Address],
     pub(crate) publisher: &'a dyn Publisher,
@@ -112,7 +113,7 @@ impl<'a> SendProgress<'a> {
 /// producer waits at most [`INTERRUPT_GRACE`] for outstanding confirms.
 pub(crate) async fn send_all(
     events: flume::Receiver<SplitEvent>,
-    SendContext { to, publisher, stop, interrupt }: SendContext<'_, impl Future<Output = ()>>,
+    SendContext { job, to, publisher, stop, interrupt }: SendContext<'_, impl Future<Output = ()>>,
     mut progress: SendProgress<'_>,
 ) -> Result<SendOutcome, ProducerError> {
     let start = TaskIndex(progress.tasks());
@@ -204,6 +205,9 @@ pub(crate) async fn send_all(
                     match split {
                         SplitEvent::Batch(packed) => ready.push_back(*packed),
                         SplitEvent::Failed(error) => return Err(ProducerError::Split(error)),
+                        SplitEvent::Unavailable(error) => {
+                            return Err(ProducerError::InputUnavailable { job, error });
+                        }
                         SplitEvent::Changed => return Err(ProducerError::split_changed(start)),
                         last @ SplitEvent::End(..) => end = Some(last),
                     }

@@ -1,6 +1,7 @@
 //! The producer on the memory transport.
 
 mod harness;
+mod local_input;
 mod many_jobs;
 mod resend_missing;
 mod resume;

@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 pub use split::{AnySplit, BatchLimit, SplitStep};
 
 use crate::{
-    Job, JobError, Keep, Plan, Policy, TaskIndex, finite,
+    Job, JobError, Keep, LocalInput, Plan, Policy, TaskIndex, finite,
     wire::{Batch, Malformed, SPEC_MAX_BYTES},
 };
 
@@ -34,8 +34,28 @@ pub trait AnyJob: fmt::Debug + Send + Sync {
     /// Returns the version of the job's code.
     fn version(&self) -> u32;
 
-    /// Returns the part of the job that the ledger keeps.
+    /// Returns the part of the job that the ledger keeps, unless its policy says otherwise: see
+    /// [`Job::keep`]. A job that folds in order keeps its outputs at least.
     fn keep(&self) -> Keep;
+
+    /// Calls [`Job::policy`]. The result keeps nothing of its own: that is [`AnyJob::keep`].
+    ///
+    /// # Errors
+    /// If the job panics.
+    fn policy(&self, defaults: Policy) -> Result<Policy, JobError>;
+
+    /// Calls [`Job::local`] and checks on a copy that [`Job::with_local`] takes the values. Returns
+    /// `None` if there are none.
+    ///
+    /// # Errors
+    /// If either fails or panics, or the parameters do not decode.
+    fn local(&self) -> Result<Option<Box<RawValue>>, JobError>;
+
+    /// Returns the job with these values of [`Job::local`], as [`Job::with_local`] restores them.
+    ///
+    /// # Errors
+    /// If the job refuses or panics, or if it is shared and has other values.
+    fn with_local(self: Arc<Self>, local: &RawValue) -> Result<Arc<dyn AnyJob>, JobError>;
 
     /// Returns [`Job::FOLDS_IN_ORDER`].
     fn folds_in_order(&self) -> bool;
@@ -107,8 +127,12 @@ pub(crate) fn encode_spec<J: Job>(job: &J) -> Result<Box<RawValue>, JobError> {
 
 /// Decodes a job from its parameters as they travel.
 pub(crate) fn open<J: Job>(spec: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
+    decode_spec::<J>(spec).map(erase)
+}
+
+fn decode_spec<J: Job>(spec: &RawValue) -> Result<J, JobError> {
     let why = match catch(|| serde_json::from_str::<J>(spec.get())) {
-        Ok(Ok(job)) => return Ok(erase(job)),
+        Ok(Ok(job)) => return Ok(job),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => format!("panic: {panic}"),
     };
@@ -134,7 +158,42 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn keep(&self) -> Keep {
-        if J::FOLDS_IN_ORDER { Keep::Outputs } else { J::KEEP }
+        let keep = process::own_keep(&*self.0);
+        if J::FOLDS_IN_ORDER { keep.max(Keep::Outputs) } else { keep }
+    }
+
+    fn policy(&self, defaults: Policy) -> Result<Policy, JobError> {
+        let policy = call("policy", || Ok(self.0.policy(defaults)))?;
+        Ok(Policy { max_attempts: policy.max_attempts.max(1), keep: None, ..policy })
+    }
+
+    fn local(&self) -> Result<Option<Box<RawValue>>, JobError> {
+        let Some(local) = call("local", || self.0.local())?.into_json() else { return Ok(None) };
+        restore_local(&mut decode_spec::<J>(&encode_spec(&*self.0)?)?, &local)?;
+        Ok(Some(local))
+    }
+
+    fn with_local(self: Arc<Self>, local: &RawValue) -> Result<Arc<dyn AnyJob>, JobError> {
+        let shared = match Arc::try_unwrap(self) {
+            Ok(Self(job, state)) => match Arc::try_unwrap(job) {
+                Ok(mut job) => {
+                    restore_local(&mut job, local)?;
+                    return Ok(Arc::new(Self(Arc::new(job), state)));
+                }
+                Err(job) => Arc::new(Self(job, state)),
+            },
+            Err(shared) => shared,
+        };
+        // Others hold the job, so it cannot change. It may be the very value that was submitted.
+        match shared.local()? {
+            Some(own) if own.get() == local.get() => Ok(shared),
+            _ => Err(JobError::new(format_args!(
+                "a job of kind {} is shared, and its local input is not {} (hint: an opener must return a new job for \
+                 each spec)",
+                J::KIND,
+                clip(local.get())
+            ))),
+        }
     }
 
     fn folds_in_order(&self) -> bool {
@@ -142,7 +201,7 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn sends_tasks(&self, policy: &Policy) -> bool {
-        process::sends_tasks::<J>(policy)
+        process::sends_tasks(&*self.0, policy)
     }
 
     fn in_flight(&self) -> u32 {
@@ -162,8 +221,7 @@ impl<J: Job> AnyJob for ErasedJob<J> {
     }
 
     fn plan(&self) -> Result<Plan, JobError> {
-        let plan = catch(|| self.0.plan())
-            .unwrap_or_else(|panic| Err(JobError::new(format_args!("plan panicked: {panic}"))))?;
+        let plan = call("plan", || self.0.plan())?;
         match plan.tasks {
             Some(tasks) if tasks > TaskIndex::LIMIT => Err(JobError::new(format_args!(
                 "{tasks} tasks are more than can be numbered, expected at most {} (hint: make each task larger)",
@@ -212,6 +270,16 @@ where
         Ok(tasks) => Ok(Box::new(split::TypedSplit::new(tasks, index))),
         Err(panic) => Err(JobError::new(format_args!("split failed before task {index}: panic: {panic}"))),
     }
+}
+
+fn restore_local<J: Job>(job: &mut J, local: &RawValue) -> Result<(), JobError> {
+    let local = LocalInput::from_json(local);
+    call("with_local", || job.with_local(&local))
+}
+
+/// Runs the job's method `name` and turns a panic into an error.
+fn call<T>(name: &str, code: impl FnOnce() -> Result<T, JobError>) -> Result<T, JobError> {
+    catch(code).unwrap_or_else(|panic| Err(JobError::new(format_args!("{name} panicked: {panic}"))))
 }
 
 /// Runs user code and turns a panic into its text.

@@ -13,8 +13,13 @@ use crate::{
     wire::{Batch, Malformed},
 };
 
-pub(super) fn sends_tasks<J: Job>(policy: &Policy) -> bool {
-    J::WITH_TASKS || policy.keep.unwrap_or(J::KEEP) == Keep::Tasks
+pub(super) fn sends_tasks<J: Job>(job: &J, policy: &Policy) -> bool {
+    J::WITH_TASKS || policy.keep.unwrap_or_else(|| own_keep(job)) == Keep::Tasks
+}
+
+/// Calls [`Job::keep`].
+pub(super) fn own_keep<J: Job>(job: &J) -> Keep {
+    catch(|| job.keep()).unwrap_or(J::KEEP)
 }
 
 pub(super) fn process_batch<J: Job>(
@@ -34,7 +39,7 @@ pub(super) fn process_batch<J: Job>(
     if typed.len() != batch.count as usize {
         return Err(batch.wrong_count(typed.len()));
     }
-    let travelling = if sends_tasks::<J>(&batch.policy) { Some(raw.tasks()?.to_vec()) } else { None };
+    let travelling = if sends_tasks(job, &batch.policy) { Some(raw.tasks()?.to_vec()) } else { None };
     let Some(prepared) = run.prepare(job, state) else { return Ok(0) };
     if J::IN_FLIGHT > 0 {
         let typed = match prepared {

@@ -38,6 +38,9 @@ pub(crate) struct ToyJob {
     pub(crate) stop_at: Option<u64>,
     /// `collect` panics at this index.
     pub(crate) panic_at: Option<u64>,
+    /// What the ledger keeps; by default the report.
+    #[serde(default)]
+    pub(crate) keep: Option<Keep>,
 }
 
 impl Job for ToyJob {
@@ -46,6 +49,9 @@ impl Job for ToyJob {
     type Output = u64;
     type Report = u64;
 
+    fn keep(&self) -> Keep {
+        self.keep.unwrap_or(Self::KEEP)
+    }
     fn split(&self) -> impl Iterator<Item = Result<u64, JobError>> + Send {
         (0..=u64::MAX).map(Ok)
     }

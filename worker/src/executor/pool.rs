@@ -70,17 +70,17 @@ impl SlotPool {
             stop_grace,
             stuck_limit_reached,
         };
-        pool.leases.iter().enumerate().try_for_each(|(number, lease)| pool.spawn_slot(number, lease))?;
+        pool.leases.iter().zip(0..).try_for_each(|(lease, number)| pool.spawn_slot(number, lease))?;
         Ok(pool)
     }
 
-    fn spawn_slot(&self, number: usize, lease: &Arc<SlotLease>) -> Result<(), WorkerError> {
+    fn spawn_slot(&self, number: u32, lease: &Arc<SlotLease>) -> Result<(), WorkerError> {
         let holder = lease.acquire(Arc::clone(&self.context), self.exits.0.clone());
         let (context, run_receiver, outbound_queue) =
             (Arc::clone(&self.context), self.run_receiver.clone(), self.outbound_queue.clone());
         std::thread::Builder::new()
             .name(format!("slot-{number}"))
-            .spawn(move || slot::run(&context, &holder, &run_receiver, &outbound_queue))
+            .spawn(move || slot::run(number, &context, &holder, &run_receiver, &outbound_queue))
             .map(drop)
             .map_err(WorkerError::Threads)
     }
@@ -139,7 +139,7 @@ impl SlotPool {
         let mut stops = self.context.tracker.subscribe_ends();
         loop {
             let mut next: Option<Instant> = None;
-            for (number, lease) in self.leases.iter().enumerate() {
+            for (lease, number) in self.leases.iter().zip(0..) {
                 match lease.check_deadlines(Instant::now(), self.stop_grace, &self.context) {
                     DeadlineCheck::NoDeadline => {}
                     DeadlineCheck::Pending(end) => next = Some(next.map_or(end, |next| next.min(end))),

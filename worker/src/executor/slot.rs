@@ -26,15 +26,17 @@ use crate::{
     run_queue::RunQueueReceiver,
 };
 
-/// Runs batches until the run queue is closed and empty, or until the thread has lost its lease.
-/// Blocks while the broker takes no outcomes.
+/// Runs batches on slot `number` until the run queue is closed and empty, or until the thread has
+/// lost its lease. Blocks while the broker takes no outcomes.
 pub(crate) fn run(
+    number: u32,
     context: &WorkerContext,
     holder: &LeaseHolder,
     run_receiver: &RunQueueReceiver,
     outbound_queue: &OutboundQueue,
 ) {
-    let isolated = context.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation)));
+    let isolated =
+        context.isolation.clone().map(|isolation| Mutex::new(IsolatedSlot::new(isolation, number)));
     let forget_ended = || {
         context.jobs.forget_ended();
         if let Some(isolated) = &isolated {
@@ -47,6 +49,7 @@ pub(crate) fn run(
         let delivery = Arc::new(delivery);
         let revoked = holder.begin_batch(&delivery);
         let run = BatchExecution {
+            slot: number,
             context,
             holder,
             delivery: &delivery,
@@ -73,6 +76,7 @@ pub(crate) fn run(
 
 /// The execution of one batch on a slot.
 struct BatchExecution<'a> {
+    slot: u32,
     context: &'a WorkerContext,
     holder: &'a LeaseHolder,
     delivery: &'a BatchDelivery,
@@ -205,7 +209,8 @@ impl BatchExecution<'_> {
         let OutcomeBuilder { batch, headers, .. } = builder;
         self.context.counts.batches.fetch_add(1, Ordering::Relaxed);
         let cx = TaskContext::new(batch.job, batch.first, headers.attempt, stop.clone())
-            .with_revoked(self.revoked.clone());
+            .with_revoked(self.revoked.clone())
+            .with_slot(self.slot);
         let mut emit_chunk = |chunk| self.emit_chunk(builder, chunk);
         let begins = |index, deadline| self.holder.begin_task(index, deadline);
         let run = BatchRun::new(cx, &batch.policy, self.context.halt.clone(), &mut emit_chunk);

@@ -49,11 +49,12 @@ struct SentJob {
 }
 
 impl ChildProcess {
-    /// Starts a child and waits until it is ready. Call it in the runtime of child processes.
+    /// Starts a child for the slot of this number and waits until it is ready. Call it in the
+    /// runtime of child processes.
     ///
     /// # Errors
     /// The reason, if the child is not ready within 30 s.
-    pub(super) async fn start(command: &Command) -> Result<Self, String> {
+    pub(super) async fn start(command: &Command, slot: u32) -> Result<Self, String> {
         let mut group = ChildGroup::spawn(command, true).map_err(|error| error.to_string())?;
         let streams = group.take_streams().ok_or("it has no pipes")?;
         let mut child = Self {
@@ -65,7 +66,8 @@ impl ChildProcess {
             jobs: VecDeque::new(),
         };
         let greeted = async {
-            child.send(&ChildRequest::<&RawValue>::Hello { protocol: PROTOCOL_VERSION }).await?;
+            let hello = ChildRequest::<&RawValue>::Hello { protocol: PROTOCOL_VERSION, slot };
+            child.send(&hello).await?;
             child.read_answer().await?;
             let ready = matches!(child.parse_answer(), Ok(Answer::Ready { protocol: PROTOCOL_VERSION }));
             if ready { Ok(()) } else { Err(child.invalid_answer()) }

@@ -28,6 +28,8 @@ pub(super) enum ChildRequest<R> {
     Hello {
         /// See [`PROTOCOL_VERSION`].
         protocol: u32,
+        /// The number of the slot that the child serves.
+        slot: u32,
     },
     /// A job, before its first batch.
     Job {

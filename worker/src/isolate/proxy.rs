@@ -28,6 +28,8 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(30);
 /// A slot whose batches run in a child, which is started at the first one.
 pub(crate) struct IsolatedSlot {
     isolation: Isolation,
+    /// The number of the slot.
+    number: u32,
     child: Option<ChildProcess>,
     /// The pauses after failed starts, until one succeeds.
     restart_backoff: Backoff,
@@ -68,9 +70,9 @@ enum RunEvent {
 }
 
 impl IsolatedSlot {
-    pub(crate) fn new(isolation: Isolation) -> Self {
+    pub(crate) fn new(isolation: Isolation, number: u32) -> Self {
         let restart_backoff = Backoff::exact(RESTART_DELAY, RESTART_DELAY_MAX);
-        Self { isolation, child: None, restart_backoff }
+        Self { isolation, number, child: None, restart_backoff }
     }
 
     #[cfg(test)]
@@ -187,7 +189,7 @@ impl IsolatedSlot {
             let started = tokio::select! {
                 biased;
                 () = signals.wait_ending() => return None,
-                started = ChildProcess::start(&self.isolation.command) => started,
+                started = ChildProcess::start(&self.isolation.command, self.number) => started,
             };
             let reason = match started {
                 Ok(child) => {

@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io::{self, BufReader},
     mem,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -35,19 +38,20 @@ const QUEUED_REQUESTS_MAX: usize = OPEN_JOBS_MAX + 2;
 pub fn serve_isolated(registry: Registry, requests: File, answers: File) -> io::Result<()> {
     let answers = AnswerWriter::start(answers)?;
     let halt = StopSignal::new();
-    let current = Arc::new(Mutex::new(None));
+    let (current, slot) = (Arc::new(Mutex::new(None)), Arc::new(AtomicU32::new(0)));
     let (sender, queued) = flume::bounded::<ChildRequest<Box<RawValue>>>(QUEUED_REQUESTS_MAX);
     let reading = {
-        let (answers, halt, current) = (Arc::clone(&answers), halt.clone(), Arc::clone(&current));
+        let (answers, halt) = (Arc::clone(&answers), halt.clone());
+        let (current, slot) = (Arc::clone(&current), Arc::clone(&slot));
         let read = move || {
-            let result = read_requests(requests, &answers, &current, &sender);
+            let result = read_requests(requests, &answers, &slot, &current, &sender);
             halt.stop();
             result
         };
         thread::Builder::new().name("requests".into()).spawn(read)?
     };
-    let slot = ChildSlot { registry, answers, halt, current, jobs: VecDeque::new() };
-    let working = thread::Builder::new().name("slot".into()).spawn(move || slot.serve_requests(&queued))?;
+    let child = ChildSlot { registry, answers, halt, number: slot, current, jobs: VecDeque::new() };
+    let working = thread::Builder::new().name("slot".into()).spawn(move || child.serve_requests(&queued))?;
     let worked = working.join().map_err(|_| io::Error::other("the slot's thread panicked"))?;
     worked?;
     reading.join().map_err(|_| io::Error::other("the reading thread panicked"))?
@@ -59,6 +63,7 @@ type CurrentJob = Mutex<Option<(JobId, Round, StopSignal)>>;
 fn read_requests(
     requests: File,
     answers: &AnswerWriter,
+    slot: &AtomicU32,
     current: &CurrentJob,
     queue: &flume::Sender<ChildRequest<Box<RawValue>>>,
 ) -> io::Result<()> {
@@ -67,7 +72,8 @@ fn read_requests(
     while read_line(&mut requests, &mut line)? {
         let request: ChildRequest<Box<RawValue>> = serde_json::from_slice(&line)?;
         match &request {
-            ChildRequest::Hello { .. } => {
+            ChildRequest::Hello { slot: number, .. } => {
+                slot.store(*number, Ordering::Relaxed); // no batch comes before the answer
                 answers.write_answer(&Answer::Ready { protocol: PROTOCOL_VERSION })?;
             }
             ChildRequest::Stop { job, round } => {
@@ -101,6 +107,8 @@ struct ChildSlot {
     registry: Registry,
     answers: Arc<AnswerWriter>,
     halt: StopSignal,
+    /// The number of the worker's slot.
+    number: Arc<AtomicU32>,
     current: Arc<CurrentJob>,
     jobs: VecDeque<ServedJob>,
 }
@@ -201,7 +209,8 @@ impl ChildSlot {
             tasks: &tasks.json,
         };
         let stop = self.stop_signal(open.id, open.round);
-        let cx = TaskContext::new(open.id, tasks.first, tasks.failures, stop);
+        let cx = TaskContext::new(open.id, tasks.first, tasks.failures, stop)
+            .with_slot(self.number.load(Ordering::Relaxed));
         let mut written = Ok(());
         let is_prepared = |took: Duration| {
             let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);

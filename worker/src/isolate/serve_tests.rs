@@ -18,6 +18,11 @@ use super::serve_isolated;
 /// Time for which a task waits for the test.
 const TASK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A task that gives the number of its slot.
+const SLOT_TASK: u64 = 77;
+/// The number of the worker's slot in these tests.
+const SLOT_NUMBER: u32 = 3;
+
 /// A job whose tasks wait for the file `go` in a folder of the test, and whose state leaves the
 /// file `dropped` there when it is dropped. With the file `down` it cannot open its state.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,7 +63,10 @@ impl Job for WaitsForFile {
         Ok(State::new(DropMarker(self.dir.clone())))
     }
 
-    fn process(&self, task: u64, _: &TaskContext) -> Result<u64, TaskError> {
+    fn process(&self, task: u64, cx: &TaskContext) -> Result<u64, TaskError> {
+        if task == SLOT_TASK {
+            return Ok(cx.slot().into());
+        }
         if wait_for(&self.dir.join("go")) { Ok(task) } else { Err("the test gave up")? }
     }
 
@@ -89,7 +97,7 @@ impl ServedChild {
         let serving = thread::spawn(move || serve_isolated(registry, theirs, to));
         let job = JobId::generate();
         let mut child = Self { requests, answers: BufReader::new(answers).lines(), serving, job };
-        child.send(r#"{"hello":{"protocol":1}}"#);
+        child.send(&format!(r#"{{"hello":{{"protocol":1,"slot":{SLOT_NUMBER}}}}}"#));
         assert_eq!(child.answer(), r#"{"ready":{"protocol":1}}"#);
         child.send(&format!(
             r#"{{"job":{{"id":"{job}","round":0,"kind":"waits","version":0,"spec":{{"dir":{dir:?}}},"timeout_ms":60000}}}}"#
@@ -159,5 +167,16 @@ fn failed_prepare_fails_one_run() {
     assert_eq!(child.answer(), r#""end""#);
     assert_eq!(child.answer(), format!(r#"{{"unprepared":{{"reason":"{reason}"}}}}"#));
     assert_eq!(child.answer(), r#""end""#);
+    child.end();
+}
+
+#[test]
+fn child_has_the_slot_of_its_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = ServedChild::start(dir.path());
+    child.run(SLOT_TASK);
+    assert!(child.answer().starts_with(r#"{"prepared":"#));
+    let done = format!(r#"{{"done":{{"first":{SLOT_TASK},"outputs":[{SLOT_NUMBER}]}}}}"#);
+    assert_eq!(child.answer(), done);
     child.end();
 }

@@ -44,7 +44,7 @@ impl IsolatedBench {
         let dir = tempfile::tempdir().unwrap();
         let command = Command::new("sh").args(["-c", &format!("{READY_SCRIPT}{script}")]).dir(dir.path());
         let stop_grace = Duration::from_millis(100);
-        let slot = IsolatedSlot::new(Isolation { command, stop_grace });
+        let slot = IsolatedSlot::new(Isolation { command, stop_grace }, 3);
         let [stop, revoked, halt] = [(); 3].map(|()| StopSignal::new());
         let (policy, prepare_time) = (Policy::default(), Duration::ZERO);
         Self { dir, slot, stop, revoked, halt, policy, in_flight: 1, prepare_time, unprepared: None }
@@ -106,7 +106,7 @@ fn signal_when_present(file: &Path, signal: &StopSignal) -> thread::JoinHandle<(
 
 #[test]
 fn child_outcomes_reach_the_batch() {
-    let script = r#"read -r job; run; echo "$job$run" >seen
+    let script = r#"read -r job; run; echo "$hello$job$run" >seen
         echo '{"done":{"first":5,"outputs":[1]}}'; echo '{"failed":{"index":6,"rejected":"no"}}'
         echo '{"done":{"first":7,"outputs":[{"b": 2}]}}'; echo '"end"'
         run; echo '{"done":{"first":5,"outputs":[1,2,3]}}'; echo '"end"'; read -r eof"#;
@@ -115,7 +115,9 @@ fn child_outcomes_reach_the_batch() {
     assert_eq!((ran, done), (3, outputs(&[(5, "1"), (7, r#"{"b": 2}"#)])));
     assert_eq!(failed, [(6, FailureKind::Rejected("no".into()))]);
     let seen = std::fs::read_to_string(bench.dir.path().join("seen")).unwrap();
-    for part in [r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"tasks":[10,11,12]"#] {
+    for part in
+        [r#""slot":3}"#, r#""spec":{"a":1}"#, r#""first":5,"count":3,"failures":0,"tasks":[10,11,12]"#]
+    {
         assert!(seen.contains(part), "{seen}");
     }
 }
@@ -326,7 +328,7 @@ fn halt_lets_the_running_task_end() {
 fn child_start_is_retried() {
     let mut bench = IsolatedBench::new("");
     let command = Command::new("sh").args(["-c", "touch tried; exit 1"]).dir(bench.dir.path());
-    bench.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO });
+    bench.slot = IsolatedSlot::new(Isolation { command, stop_grace: Duration::ZERO }, 0);
     let halting = signal_when_present(&bench.dir.path().join("tried"), &bench.halt);
     assert_eq!(bench.run(), (0, vec![], vec![]));
     halting.join().unwrap();

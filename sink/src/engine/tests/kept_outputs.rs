@@ -63,8 +63,12 @@ fn kept_tasks_match_outputs() {
 #[test]
 fn policy_decides_what_is_kept() {
     let fixture = EngineFixture::new();
+    let choosing = |keep| SubmittedJob::new(&ToyJob { keep: Some(keep), ..ToyJob::default() });
     for (job, outputs, tasks) in [
         (SubmittedJob::toy(), 0, false),
+        (choosing(Keep::Outputs), 2, false), // by its parameters
+        (choosing(Keep::Tasks), 2, true),
+        (keeping(choosing(Keep::Tasks), Keep::Report), 0, false),
         (keeping(SubmittedJob::toy(), Keep::Outputs), 2, false),
         (keeping(SubmittedJob::toy(), Keep::Tasks), 2, true),
     ] {
