@@ -10,7 +10,7 @@ use gristmill_shared::{
     BuildId, JobId, Kind, Lane, Plan, Policy, Shards, SplitDigest, TaskIndex,
     wire::{Opened, Sealed},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 /// The number of cursors that a directory keeps; the oldest are removed first.
@@ -27,7 +27,7 @@ pub struct Cursor {
     pub spec: Box<RawValue>,
     /// The values of [`Job::local`](gristmill_shared::Job::local), which do not leave this machine;
     /// at most [`LOCAL_INPUT_MAX_BYTES`](gristmill_shared::LOCAL_INPUT_MAX_BYTES).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "present_value", skip_serializing_if = "Option::is_none")]
     pub local: Option<Box<RawValue>>,
     /// The version of the program that splits.
     pub code: String,
@@ -57,6 +57,11 @@ pub struct Cursor {
     pub digest: SplitDigest,
     /// The seal, once the split is complete.
     pub sealed: Option<Sealed>,
+}
+
+/// Reads a value that is there, also if it is `null`.
+fn present_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
 impl Cursor {

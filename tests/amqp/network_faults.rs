@@ -161,7 +161,7 @@ async fn bar_reports_a_memory_alarm() {
     let start = |words: &str| site.start_with(words, |command| command.env("GRISTMILL_BROKER", &url));
     let (_sink, _worker) = (start("sink"), start("worker --slots 1"));
     let mut submitted = start("producer submit spin --tasks 10000 --micros 500 --batch 10 --wait");
-    let line = submitted.wait_for("job ").await;
+    let line = submitted.wait_for("job 01").await;
     let job = line.strip_prefix("job ").unwrap();
     site.wait_for_outcomes(job).await;
     broker.set_memory_alarm(true).await;

@@ -274,7 +274,7 @@ async fn roles_survive_broker_restarts() {
     let mut roles = [start("sink"), start("worker --slots 1"), start("worker --slots 1")];
     roles[1].wait_for("taking tasks").await;
     let mut submitted = start("producer submit spin --tasks 40000 --micros 500 --batch 10 --wait -v");
-    submitted.wait_for("job ").await;
+    submitted.wait_for("job 01").await;
     for outage in 1..=OUTAGE_COUNT {
         tokio::time::sleep(Duration::from_secs(1)).await; // of work
         broker.with(|broker| broker.kill().unwrap()).await;

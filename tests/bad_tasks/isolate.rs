@@ -70,7 +70,7 @@ impl MisbehavingFleet {
 }
 
 async fn read_job_id(submit: &mut Process) -> String {
-    submit.wait_for("job ").await.trim_start_matches("job ").to_owned()
+    submit.wait_for("job 01").await.trim_start_matches("job ").to_owned()
 }
 
 async fn cancel(how: &str, number: u32) {

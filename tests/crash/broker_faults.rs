@@ -33,7 +33,7 @@ impl BusyFleet {
         assert!(connections.lines().count() > roles.len(), "{connections}");
         let words = format!("producer submit spin --tasks {TASK_COUNT} --micros 3000 --batch 5 --wait");
         let mut producer = site.start(&words);
-        let job = producer.wait_for("job ").await.trim_start_matches("job ").to_owned();
+        let job = producer.wait_for("job 01").await.trim_start_matches("job ").to_owned();
         site.wait_for_outcomes(&job).await;
         Self { broker, site, roles, producer, job, connections }
     }

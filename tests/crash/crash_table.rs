@@ -186,7 +186,7 @@ async fn crash_producer(tasks: u64, fault: Fault) -> (serde_json::Value, Site, S
     let sink = site.start("sink");
     let mut producer =
         start_with_fault(&site, &format!("producer submit spin --tasks {tasks} --batch 2 --wait"), fault);
-    let job = producer.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    let job = producer.wait_for("job 01").await.trim_start_matches("job ").to_owned();
     expect_abort(producer, fault).await;
     let left = site.wait_shown(&job, |_| true).await;
     assert_eq!(left["sealed"], false, "{left}");

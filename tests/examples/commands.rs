@@ -35,7 +35,7 @@ async fn start_fleet(site: &Site, worker: &str, submit: &str, script: &str) -> [
 }
 
 async fn read_job_id(submit: &mut Process) -> String {
-    submit.wait_for("job ").await.trim_start_matches("job ").to_owned()
+    submit.wait_for("job 01").await.trim_start_matches("job ").to_owned()
 }
 
 #[tokio::test]

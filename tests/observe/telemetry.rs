@@ -32,7 +32,7 @@ async fn metrics_agree_with_the_ledger() {
         assert_eq!(scraped.get("/").await.0, 404);
         assert!(scraped.metrics().await.sum("gristmill_broker_state", "state=\"well\"") > 0.5);
     }
-    let job = producer.wait_for("job ").await.split("job ").nth(1).unwrap().to_owned();
+    let job = producer.wait_for("job 01").await.split("job ").nth(1).unwrap().to_owned();
     producer.output().await;
 
     let verified = site.verify(&job).await;

@@ -82,7 +82,7 @@ async fn ep_bits_survive_ten_kills() {
     let sink = ep("sink", None);
     let fault = abort_at(FailPoint::Sent, 3);
     let mut producer = ep(&format!("producer submit ep --class {class} --batch {batch} --wait"), Some(fault));
-    let job = producer.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    let job = producer.wait_for("job 01").await.trim_start_matches("job ").to_owned();
     expect_abort(producer, fault).await;
     kills += 1;
     for point in [FailPoint::ProducerSplit, FailPoint::ProducerSealed] {

@@ -49,7 +49,7 @@ fn cursor(site: &Site, job: &str) -> Value {
 /// the job.
 async fn kill_in_mid_split(site: &Site) -> String {
     let mut submit = start(site, &format!("producer submit lines {INPUT_NAME} --batch 1 --wait"), None);
-    let job = submit.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    let job = submit.wait_for("job 01").await.trim_start_matches("job ").to_owned();
     within("a saved cursor", async {
         while cursor(site, &job)["confirmed"].as_u64() == Some(0) {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -94,7 +94,7 @@ async fn broker_kill_keeps_shards_exact() {
     let mut producer = site.start(&format!(
         "producer submit spin --tasks {TASK_COUNT} --micros 2000 --batch 5 --shards 3 --wait"
     ));
-    let job = producer.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    let job = producer.wait_for("job 01").await.trim_start_matches("job ").to_owned();
     site.wait_for_outcomes(&job).await;
     broker.with(|broker| broker.kill().unwrap()).await;
     let shown = site.json(&format!("sink show {job} --json")).await;

@@ -15,7 +15,7 @@ use crate::{
 
 /// Returns the id in the line `job ID` that a waiting producer prints.
 async fn read_job_id(producer: &mut Process) -> String {
-    producer.wait_for("job ").await.trim_start_matches("job ").to_owned()
+    producer.wait_for("job 01").await.trim_start_matches("job ").to_owned()
 }
 
 /// Purges the site's `tasks` without our own code, and returns the number of messages.

@@ -10,7 +10,7 @@ use crate::harness::{NODE_DIGEST, Process, Site};
 
 /// Returns the id in the line `job ID` that a waiting producer prints.
 async fn read_job_id(producer: &mut Process) -> String {
-    producer.wait_for("job ").await.trim_start_matches("job ").to_owned()
+    producer.wait_for("job 01").await.trim_start_matches("job ").to_owned()
 }
 
 /// Ctrl-C leaves the job as it is, and prints the command that resumes it.

@@ -8,7 +8,7 @@ use crate::harness::{Process, Site, within};
 
 /// Returns the id in the line `job ID` that a waiting producer prints.
 async fn read_job_id(producer: &mut Process) -> String {
-    producer.wait_for("job ").await.trim_start_matches("job ").to_owned()
+    producer.wait_for("job 01").await.trim_start_matches("job ").to_owned()
 }
 
 /// Waits until the producer's cursor has at least `tasks` stored tasks, and returns their number.

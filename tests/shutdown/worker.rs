@@ -32,7 +32,7 @@ async fn wait_busy(mut events: Box<dyn EventReader>, slots: u32) {
 
 async fn submit(site: &Site, spin: &str) -> (Process, String) {
     let mut submit = site.start(&format!("producer submit spin {spin} --wait"));
-    let job = submit.wait_for("job ").await.trim_start_matches("job ").to_owned();
+    let job = submit.wait_for("job 01").await.trim_start_matches("job ").to_owned();
     (submit, job)
 }
 

@@ -30,6 +30,12 @@ impl IndexSet {
         self.len
     }
 
+    /// True if no index is in the set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Returns one past the highest index.
     pub fn end(&self) -> u64 {
         let highest = self.containers.iter().next_back().and_then(|(key, bits)| Some((key, bits.max()?)));

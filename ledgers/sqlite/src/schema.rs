@@ -56,6 +56,8 @@ const TABLES_SQL: &str = "
         round_version INTEGER NOT NULL
     ) STRICT;
 
+    CREATE INDEX jobs_by_time ON jobs (submitted_ms, id);
+
     -- Outcomes by the build that made them, '' where the worker did not say.
     CREATE TABLE builds (
         job INTEGER NOT NULL,
@@ -108,6 +110,8 @@ const TABLES_SQL: &str = "
         outputs TEXT NOT NULL,
         UNIQUE (job, first)
     ) STRICT;
+
+    CREATE INDEX outputs_by_job ON outputs (job);
 
     -- The tasks that outputs came of, as a JSON array beside the row of `outputs` with the same `first`; only of jobs that
     -- keep them.

@@ -284,7 +284,8 @@ impl Submission {
                 sent: sealed.total,
             });
         }
-        let (position, is_resumed) = (self.cursor_file.position(), self.is_resumed);
+        let position = self.cursor_file.position();
+        let (start, is_resumed) = (position.index.0, self.is_resumed || position.index.0 > 0);
         let selection = SplitSelection::After { position, is_resumed };
         let mut sent = self.send_selection(selection, Round(0), &mut interrupt).await;
         // Once only: tasks that are refused again wait for the seal, and are sent with pauses then.
@@ -301,6 +302,10 @@ impl Submission {
                 Some(planned) if planned != total => {
                     let unit = &self.cursor().plan.unit;
                     let why = format!("the job planned {planned} {unit}, but its split gave {total}");
+                    if is_resumed && total <= start {
+                        // Nothing new was split: the input may be back in part only.
+                        return Err(self.input_unavailable(JobError::new(why)));
+                    }
                     self.abort(JobError::new(why), interrupt).await
                 }
                 _ => self.seal(total, digest, interrupt).await,

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gristmill_ledger::{Changes, Committed, JobRecord, Ledger, LedgerLocation};
+use gristmill_ledger::{Changes, Committed, JobRecord, Ledger, LedgerError, LedgerLocation};
 use gristmill_shared::{
     Delivery, JobId, Lane, Message, QueueRole, Receipt, Registry, Topic, WorkerId,
     fail_point::{FailPoint, reached},
@@ -382,6 +382,11 @@ impl LedgerEngine {
         changes.jobs = changed.iter_mut().map(|job| job.stage()).collect();
         let Committed { keys, parked_dropped } = ledger.commit(&changes)?;
         drop(changes);
+        if keys.len() != changed.len() {
+            let why = format!("it returned {} keys for {} jobs", keys.len(), changed.len());
+            let (place, doing) = (ledger.place().clone(), "results are written");
+            return Err(LedgerError::Storage { place, doing, source: why.into() }.into());
+        }
         Parking::record_dropped(parked_dropped);
         let moved: Vec<u64> = changed.iter_mut().zip(keys).map(|(job, key)| job.record_commit(key)).collect();
         SINK_COMMIT_SECONDS.record([], began.elapsed().as_secs_f64());

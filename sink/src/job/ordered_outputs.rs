@@ -19,7 +19,7 @@ pub(super) struct OrderedOutputs<'a> {
     stored: Option<JobKey>,
     /// The rows that were read last.
     page: VecDeque<KeptOutputs>,
-    /// The index after the last row that was read.
+    /// One more than the first index of the last row that was read.
     from: u64,
     /// The rows of the next commit, by their first index.
     staged: iter::Peekable<vec::IntoIter<&'a KeptOutputs>>,
@@ -60,7 +60,7 @@ impl<'a> OrderedOutputs<'a> {
             let bound = PageBound { rows: FOLD_PAGE_MAX_ROWS, bytes: FOLD_PAGE_MAX_BYTES };
             self.page = self.ledger.kept_outputs(job, self.from, bound)?.into();
             match self.page.back() {
-                Some(last) => self.from = last.first.saturating_add(last.count),
+                Some(last) => self.from = last.first.saturating_add(1),
                 None => self.stored = None,
             }
         }

@@ -1,6 +1,6 @@
 //! The row of one job, without its outcomes.
 
-use gristmill_ledger::{JobEnd, JobKey, JobRecord, JobState, JobsAfter, OutcomeCounts, Seal};
+use gristmill_ledger::{JobEnd, JobKey, JobRecord, JobState, JobsAfter, NUMBER_MAX, OutcomeCounts, Seal};
 use gristmill_shared::{BuildId, Conclusion, JobId, Lane, Round, wire::Opened};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, named_params, params};
 
@@ -27,10 +27,12 @@ pub(crate) fn load_page(
     most: usize,
 ) -> rusqlite::Result<Vec<JobRecord>> {
     let sql = format!(
-        "SELECT {JOB_COLUMNS} FROM jobs WHERE ?1 IS NULL OR (submitted_ms, id) < (?1, ?2)
+        "SELECT {JOB_COLUMNS} FROM jobs WHERE (submitted_ms, id) < (?1, ?2)
          ORDER BY submitted_ms DESC, id DESC LIMIT ?3"
     );
-    let (submitted_ms, id) = after.map(|after| (after.submitted_ms, after.job.to_string())).unzip();
+    // Every id is less than `~`.
+    let (submitted_ms, id) =
+        after.map_or((NUMBER_MAX, "~".into()), |after| (after.submitted_ms, after.job.to_string()));
     let values = params![submitted_ms, id, most];
     connection.prepare(&sql)?.query_map(values, |row| Ok(from_row(row)?.1))?.collect()
 }

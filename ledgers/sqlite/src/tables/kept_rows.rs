@@ -59,11 +59,12 @@ pub(crate) fn load_page(
     };
     let sql = format!(
         "SELECT outputs.seq, outputs.first, outputs, tasks FROM outputs LEFT JOIN tasks USING (job, first)
-         WHERE job = ?1 AND (?2 IS NULL OR outputs.{key} > ?2) AND outputs.seq <= ?3
+         WHERE job = ?1 AND outputs.{key} > ?2 AND outputs.seq <= ?3
          ORDER BY outputs.{key} LIMIT ?4"
     );
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut found = statement.query(params![job.0, page.after, page.last_output, page.bound.rows])?;
+    let mut found =
+        statement.query(params![job.0, page.after.unwrap_or(-1), page.last_output, page.bound.rows])?;
     let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(row) = found.next()? {
         let (outputs, tasks): (String, Option<String>) = (row.get(2)?, row.get(3)?);

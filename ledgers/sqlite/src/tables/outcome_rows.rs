@@ -110,8 +110,9 @@ pub(crate) fn load_page(
 ) -> rusqlite::Result<Vec<FailureRow>> {
     let mut rows = connection.prepare_cached(
         "SELECT task, reason, attempts, losses, worker, round, payload FROM failures
-         WHERE job = ?1 AND (?2 IS NULL OR task > ?2) ORDER BY task LIMIT ?3",
+         WHERE job = ?1 AND task > ?2 ORDER BY task LIMIT ?3",
     )?;
+    let after = after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
     rows.query_map(params![job.0, after, most], read_failure)?.collect()
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -21,7 +21,7 @@ use gristmill_shared::{JobId, Lane, LedgerId, Message};
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
-use crate::{SqliteAccess, SqliteLedger};
+use crate::{SqliteAccess, SqliteLedger, store::storage_error};
 
 /// A ledger file in a directory of its own, or a ledger in memory.
 struct SqliteStore {
@@ -84,7 +84,8 @@ impl Store for SqliteStore {
             let count_down = |left: u64| left.checked_sub(1);
             steps_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count_down) == Ok(1)
         };
-        ledger.connection.progress_handler(1, Some(is_over)).unwrap();
+        let handled = ledger.connection.progress_handler(1, Some(is_over));
+        handled.map_err(|source| storage_error(ledger.place(), "being opened", source))?;
         let (id, place) = (ledger.id().clone(), ledger.place().clone());
         state.ledger = Some(ledger);
         state.apply_bound();
@@ -128,7 +129,8 @@ impl SharedLedger {
         &self,
         call: impl FnOnce(&mut SqliteLedger) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
-        call(self.state.lock().unwrap().ledger.as_mut().unwrap())
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        call(state.ledger.as_mut().expect("the store keeps it until this handle is dropped"))
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use gristmill_ledger::{
-    DEAD_MAX_MESSAGES, FailureRow, JobState, LedgerError, LedgerReader, OutboxTarget, PARKED_MAX_BYTES,
+    DEAD_MAX_MESSAGES, FailureRow, JobState, LedgerReader, OutboxTarget, PARKED_MAX_BYTES,
     PARKED_MAX_MESSAGES, PruneRule, Verification,
 };
 use gristmill_shared::wire::{Fact, Finished, Progress, REASON_MAX_BYTES, Stopped};

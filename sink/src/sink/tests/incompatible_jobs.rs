@@ -12,11 +12,9 @@ fn other_version_does_not_start() {
     let other_version = |record: &mut JobRecord| record.version = 7;
     let other_spec =
         |record: &mut JobRecord| record.opened.spec = RawValue::from_string("[1]".into()).unwrap();
-    let cases: [(fn(&mut JobRecord), &str); 2] = [
-        (other_version, "has version 0 of the kind toy, and version 7 is needed"),
-        (other_spec, "does not fit kind toy"),
-    ];
-    for (change, expected) in cases {
+    let changes: [fn(&mut JobRecord); 2] = [other_version, other_spec];
+    let errors = ["has version 0 of the kind toy, and version 7 is needed", "does not fit kind toy"];
+    for (change, expected) in changes.into_iter().zip(errors) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ledger");
         let mut record = JobRecord::new(SubmittedJob::toy().opened, false);
