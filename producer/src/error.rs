@@ -18,8 +18,8 @@ pub enum ProducerError {
     Split(JobError),
     /// The tasks that were sent before cannot be split again now. The job stays as it is.
     #[error(
-        "job {job} cannot be split again here: {error}; nothing more was sent, and the job is as it was (hint: put \
-         its input back in its place, then run `producer resume {job}`)"
+        "job {job} cannot be split again here: {error}; the job is as it was (hint: put its input back in its place, \
+         then run `producer resume {job}`, with --missing if it had been sent whole)"
     )]
     InputUnavailable {
         /// The job.

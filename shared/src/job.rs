@@ -106,8 +106,8 @@ pub trait Job: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Returns the policy of the job's tasks. Runs in the producer before anything is sent.
     /// Defaults to `defaults`, the policy of the command that submits: 5 attempts and no limits.
     ///
-    /// What the submitter states, for instance with `--max-attempts`, overrides the returned value
-    /// field by field. The returned [`Policy::keep`] is ignored, since that is [`Job::keep`]. A
+    /// Settings of the submitter, for instance `--max-attempts`, override the returned value field
+    /// by field. The returned [`Policy::keep`] is ignored, since that is [`Job::keep`]. A
     /// panic refuses the job.
     ///
     /// ```

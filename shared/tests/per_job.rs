@@ -1,5 +1,4 @@
-//! What a job chooses by its parameters, without its type: what is kept, its policy, its local
-//! input.
+//! Choices of a job by its parameters and not by its type: outputs to keep, policy, local input.
 
 use std::{ops::ControlFlow, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What a job chooses by its parameters, in a run without a broker: its policy and its slots.
+//! Choices of a job by its parameters, in a run without a broker: its policy and its slots.
 
 use std::{
     collections::BTreeSet,

@@ -6,8 +6,8 @@ use gristmill_shared::JobId;
 
 use crate::LedgerLocation;
 
-/// The error of a ledger. What a failed call was to write is not in the ledger, or nobody can tell:
-/// the caller drops the ledger, opens it again, and reads what it has.
+/// The error of a ledger. The ledger has all of a failed commit or nothing of it, and the caller
+/// cannot tell which: it drops the ledger, opens it again, and reads what is there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LedgerError {

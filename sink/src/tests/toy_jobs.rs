@@ -38,7 +38,7 @@ pub(crate) struct ToyJob {
     pub(crate) stop_at: Option<u64>,
     /// `collect` panics at this index.
     pub(crate) panic_at: Option<u64>,
-    /// What the ledger keeps; by default the report.
+    /// The part that the ledger keeps; by default the report.
     #[serde(default)]
     pub(crate) keep: Option<Keep>,
 }

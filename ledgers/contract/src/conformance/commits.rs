@@ -93,6 +93,7 @@ pub(super) fn stopped_commit_changes_nothing(store: &dyn Store) -> Check {
     let stranger = JobId::generate();
     ledger.commit(&every_part(&mut old, &report, stranger))?;
     let mut ledger = store.reopen(ledger)?;
+    let settled = ledger.outbox(OutboxTarget::Journal, 0, WHOLE_PAGE)?[0].row;
     let (mut steps, mut stops) = (1, 0);
     loop {
         let mut job = SampleJob::new(true);
@@ -100,7 +101,7 @@ pub(super) fn stopped_commit_changes_nothing(store: &dyn Store) -> Check {
         let before = observe(&mut *ledger, &ids)?;
         store.fail_after(Some(steps));
         let mut changes = every_part(&mut job, &report, stranger);
-        changes.settled = vec![1];
+        changes.settled = vec![settled];
         let committed = ledger.commit(&changes);
         store.fail_after(None);
         drop(changes);
@@ -219,7 +220,8 @@ pub(super) fn keys_and_rows_are_not_reused(store: &dyn Store) -> Check {
         access.prune(PruneRule { older_than: None, keep: Some(0) })?;
         ledger = store.reopen(ledger)?;
     }
-    holds(keys.windows(2).all(|pair| pair[0] != pair[1]), format!("keys of different jobs: {keys:?}"))?;
+    let distinct: BTreeSet<_> = keys.iter().collect();
+    holds(distinct.len() == keys.len(), format!("keys of different jobs: {keys:?}"))?;
     holds(rows.windows(2).all(|pair| pair[0] < pair[1]), format!("rows of one target: {rows:?}"))
 }
 
@@ -244,8 +246,7 @@ pub(super) fn id_is_kept(store: &dyn Store) -> Check {
     let ledger = store.open()?;
     let id: LedgerId = ledger.id().clone();
     let ledger = store.reopen(ledger)?;
-    equal("the id after a restart", ledger.id(), &id)?;
-    holds(id != LedgerId::generate(), "the id is not unique")
+    equal("the id after a restart", ledger.id(), &id)
 }
 
 pub(super) fn ended() -> JobEnd {

@@ -51,7 +51,9 @@ pub(super) fn readers_see_whole_commits(store: &dyn Store) -> Check {
     });
     written?;
     let reads = reads.map_err(|_| "the reader panicked")??;
-    holds(reads > 0, "the reader read nothing")
+    holds(reads > 0, "the reader read nothing")?;
+    let seen = access.job(id, JobParts::Proof)?.ok_or("the job is gone")?;
+    equal("tasks done at the end", &seen.done.len(), &(2 * CONCURRENT_COMMITS))
 }
 
 /// Pages have every row once, in order, and none that came later.

@@ -149,3 +149,23 @@ fn infinite_report_fails_job() {
     let why = "the report cannot be encoded: report is infinite, but only finite floats travel";
     assert!(!told.answered && told.text.starts_with(why), "{told:?}");
 }
+
+/// More rows than a page, in the ledger and in the commit that ends the job, fold in one order.
+#[test]
+fn pages_and_commit_fold_in_one_order() {
+    const ROW_COUNT: u64 = 200;
+    let (fixture, job) = (EngineFixture::new(), SubmittedJob::new(&PlainSumJob::default()));
+    let rows = |parity: u64| (0..ROW_COUNT).map(move |row| row * 2 + parity);
+    commit(&fixture, [job.opened()].into_iter().chain(rows(0).map(|index| done(&job, index..index + 1))));
+    let last = rows(1).rev().map(|index| done(&job, index..index + 1));
+    commit(&fixture, last.chain([job.sealed(2 * ROW_COUNT)]));
+    assert_eq!(report(&fixture, &job), plain_sum(0..2 * ROW_COUNT).to_bits());
+    let mut outputs = 0;
+    let mut each = |index: TaskIndex, _: &serde_json::value::RawValue| {
+        assert_eq!(index.0, outputs);
+        outputs += 1;
+        ControlFlow::Continue(())
+    };
+    fixture.reader().outputs(job.id, true, &mut each).unwrap();
+    assert_eq!(outputs, 2 * ROW_COUNT, "a reader takes two pages of them");
+}
